@@ -1,0 +1,7 @@
+//! calotype turns prompts into pictures with latent diffusion on the device at hand.
+//!
+//! ONNX graphs (text encoder, U-Net, VAE) run in ONNX Runtime; everything between them is Rust.
+
+pub mod error;
+
+pub use error::{Error, ErrorKind};
