@@ -1,0 +1,243 @@
+"""Trains the built-in model on two CPU cores, in three phases that each resume from what is in the work folder.
+
+    python train.py vae PICTURES WORK MINUTES       autoencoder on drawn scenes
+    python train.py latents PICTURES WORK SCENES    scenes per picture -> latents and token ids
+    python train.py unet PICTURES WORK MINUTES      U-Net and text encoder on those latents
+    python train.py decoder PICTURES WORK MINUTES   decoder alone, the latents' meaning fixed
+
+The learning rate rises over the first steps and falls to zero over the second half of MINUTES: most of the
+quality comes with that fall, so a run is worth judging only at its end.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import random
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+import model
+from scenes import COLOURS, Scenes
+
+CAPTIONS_PER_SCENE = 4
+NULL_CAPTION_SHARE = 0.1
+CROP_SHARE = 0.5
+
+
+class Clock:
+    """The share of the allotted minutes that is over, and the learning rate that goes with it."""
+
+    def __init__(self, minutes: float, peak_rate: float) -> None:
+        self.start, self.seconds, self.peak_rate = time.time(), minutes * 60, peak_rate
+
+    def share(self) -> float:
+        return (time.time() - self.start) / self.seconds
+
+    def rate(self, step: int) -> float:
+        fall = min(1.0, (1 - self.share()) / 0.5)
+        return self.peak_rate * min(1.0, (step + 1) / 100) * max(0.0, fall)
+
+
+class Ema:
+    """Exponential moving average of parameters; the average is what ships."""
+
+    def __init__(self, parameters: Iterable[Tensor], decay: float) -> None:
+        self.live = list(parameters)
+        self.mean = [p.detach().clone() for p in self.live]
+        self.decay, self.steps = decay, 0
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.steps += 1
+        weight = 1 - min(self.decay, self.steps / (self.steps + 20))
+        torch._foreach_lerp_(self.mean, [p.detach() for p in self.live], weight)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        held = [p.detach().clone() for p in self.live]
+        torch._foreach_copy_(self.live, self.mean)
+        torch._foreach_copy_(self.mean, held)
+
+
+def save(state: object, file: Path) -> None:
+    part = file.with_suffix(".part")
+    torch.save(state, part)
+    os.replace(part, file)
+
+
+def step_optimizer(optimizer: torch.optim.Optimizer, parameters: list[Tensor], loss: Tensor, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+
+
+def train_vae(pictures: Path, work: Path, minutes: float, decoder_only: bool) -> None:
+    scenes, rng = Scenes(pictures), random.Random(int(time.time()))
+    vae = model.vae().to(memory_format=torch.channels_last)
+    if (work / "vae.pt").exists():
+        vae.load_state_dict(torch.load(work / "vae.pt"))
+    if decoder_only:
+        vae.encoder.requires_grad_(False)
+    parameters = [p for p in vae.parameters() if p.requires_grad]
+    ema, clock = Ema(parameters, 0.995), Clock(minutes, 1e-3 if decoder_only else 2e-3)
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=1e-4)
+    step, seen, total, last_save = 0, 0, 0.0, time.time()
+    while clock.share() < 1:
+        # Steps are what an untrained autoencoder lacks: small crops first, whole pictures once it draws edges.
+        crops = not decoder_only and clock.share() < CROP_SHARE
+        plans = [scenes.plan(rng.randrange(len(scenes)), rng) for _ in range(8 if crops else 4)]
+        x = scenes.draw(plans, rng)[0]
+        if crops:
+            top, left = rng.randrange(16, 49), rng.randrange(16, 49)
+            x = x[..., top : top + 64, left : left + 64]
+        x = x.contiguous(memory_format=torch.channels_last)
+        posterior = vae.encode(x).latent_dist
+        z = posterior.sample()
+        if decoder_only:
+            # The U-Net's latents are a little wrong: teach the decoder to draw the nearest clean picture.
+            z = posterior.mode() + torch.randn_like(z) * torch.rand(len(x), 1, 1, 1) * 0.25
+        y = vae.decode(z).sample
+        error = y - x
+        edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+        squared = error.square().mean()
+        loss = error.abs().mean() + 2 * squared + 0.5 * edges + 6e-4 * posterior.kl().mean() / z[0].numel()
+        step_optimizer(optimizer, parameters, loss, clock.rate(step))
+        ema.update()
+        step, seen, total = step + 1, seen + len(x), total + float(squared.detach()) / 4
+        if step % 100 == 0:
+            spread = posterior.mean.std().item()
+            blur = posterior.std.mean().item()
+            psnr = -10 * math.log10(total / 100)
+            print(f"vae {step} pictures {seen} minutes {clock.share() * minutes:.1f} psnr {psnr:.2f}", end=" ")
+            print(f"mean.std {spread:.2f} posterior.std {blur:.2f}", flush=True)
+            total = 0.0
+        if time.time() - last_save > 60 or clock.share() >= 1:
+            ema.swap()
+            save(vae.state_dict(), work / "vae.pt")
+            ema.swap()
+            last_save = time.time()
+
+
+@torch.no_grad()
+def make_latents(pictures: Path, work: Path, per_picture: int) -> None:
+    scenes, rng = Scenes(pictures), random.Random(1)
+    tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
+    vae = model.vae().to(memory_format=torch.channels_last)
+    vae.load_state_dict(torch.load(work / "vae.pt"))
+    order = [i for i in range(len(scenes)) for _ in range(per_picture)]
+    rng.shuffle(order)
+    latents, ids = [], []
+    for start in range(0, len(order), 64):
+        plans = [scenes.plan(i, rng) for i in order[start : start + 64]]
+        x, shares = scenes.draw(plans, rng)
+        top = shares.argmax(1).tolist()
+        # A turned object whose main colour came out as another one would make the caption a lie.
+        true = [k for k, p in enumerate(plans) if not p.turned or COLOURS[top[k]] == p.colour]
+        mode = vae.encode(x[true].contiguous(memory_format=torch.channels_last)).latent_dist.mode()
+        latents.append(mode.half())
+        for k in true:
+            captions = [scenes.caption(plans[k], rng) for _ in range(CAPTIONS_PER_SCENE)]
+            ids.append([e.ids for e in tokenizer.encode_batch(captions)])
+        if start % 6400 == 0:
+            print("latents", start, "of", len(order), flush=True)
+    z = torch.cat(latents)
+    scale = 1 / float(z.float().std())
+    null = torch.tensor(tokenizer.encode("").ids)
+    save({"z": z, "ids": torch.tensor(ids, dtype=torch.int16), "scale": scale, "null": null}, work / "latents.pt")
+    print("latents", len(z), "scale", scale, "channel std", [round(s, 2) for s in z.float().std((0, 2, 3)).tolist()])
+
+
+def train_unet(work: Path, minutes: float) -> None:
+    torch.manual_seed(int(time.time()))
+    pool = torch.load(work / "latents.pt")
+    z = (pool["z"].float() * pool["scale"]).contiguous(memory_format=torch.channels_last)
+    alphas = DDIMScheduler(**model.CURVE).alphas_cumprod
+    table = torch.load(work / "token_table.pt")
+    text = model.text_encoder(len(table))
+    text.text_model.embeddings.token_embedding.weight.data.copy_(table)
+    text.text_model.embeddings.token_embedding.requires_grad_(False)
+    unet = model.unet()
+    for name, parameter in unet.named_parameters():
+        # Residual branches and the output start at zero (the usual start of diffusion U-Nets).
+        if name.endswith(("conv2.weight", "proj_out.weight")) or name == "conv_out.weight":
+            nn.init.zeros_(parameter)
+    unet.to(memory_format=torch.channels_last)
+    both = nn.ModuleDict({"unet": unet, "text": text})
+    parameters = [p for p in both.parameters() if p.requires_grad]
+    ema = Ema(parameters, 0.999)
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.01)
+    step, done_minutes = 0, 0.0
+    if (work / "unet.pt").exists():
+        kept = torch.load(work / "unet.pt")
+        both.load_state_dict(kept["live"])
+        for mean, value in zip(ema.mean, kept["mean"], strict=True):
+            mean.copy_(value)
+        optimizer.load_state_dict(kept["optimizer"])
+        ema.steps, step, done_minutes = kept["step"], kept["step"], kept["minutes"]
+
+    def keep(share: float) -> None:
+        state = {"live": both.state_dict(), "mean": ema.mean, "optimizer": optimizer.state_dict(), "step": step}
+        save(state | {"minutes": done_minutes + share * minutes}, work / "unet.pt")
+        ema.swap()
+        averaged = {k: v.half() for k, v in copy.deepcopy(both.state_dict()).items()}
+        ema.swap()
+        save(averaged | {"scale": pool["scale"]}, work / "unet_ema.pt")
+
+    batch = int(os.environ.get("BATCH", "48"))
+    clock, total, last_save = Clock(minutes, 1e-3), 0.0, time.time()
+    while clock.share() < 1:
+        pick = torch.randint(0, len(z), (batch,))
+        ids = pool["ids"][pick, torch.randint(0, CAPTIONS_PER_SCENE, (batch,))].long()
+        ids = torch.where(torch.rand(batch, 1) < NULL_CAPTION_SHARE, pool["null"][None], ids)
+        x0 = z[pick]
+        # More samples where the shape is decided than at either end (logit-normal, Esser et al. 2024).
+        t = (torch.sigmoid(torch.randn(batch) * 1.1) * 1000).long().clamp(0, 999)
+        t = torch.where(torch.rand(batch) < 0.3, torch.randint(0, 1000, (batch,)), t)
+        a = alphas[t][:, None, None, None]
+        noise = torch.randn_like(x0)
+        noisy = a.sqrt() * x0 + (1 - a).sqrt() * noise
+        v = a.sqrt() * noise - (1 - a).sqrt() * x0
+        loss = F.mse_loss(unet(noisy, t, text(ids).last_hidden_state).sample, v)
+        step_optimizer(optimizer, parameters, loss, clock.rate(step))
+        ema.update()
+        step, total = step + 1, total + float(loss.detach())
+        if step % 50 == 0:
+            elapsed = done_minutes + clock.share() * minutes
+            print(f"unet {step} samples {step * batch} minutes {elapsed:.1f} loss {total / 50:.4f}", flush=True)
+            total = 0.0
+        if time.time() - last_save > 120 or clock.share() >= 1:
+            keep(clock.share())
+            last_save = time.time()
+
+
+def main() -> None:
+    phase, pictures, work, amount = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), float(sys.argv[4])
+    torch.set_num_threads(2)
+    match phase:
+        case "vae":
+            train_vae(pictures, work, amount, decoder_only=False)
+        case "decoder":
+            train_vae(pictures, work, amount, decoder_only=True)
+        case "latents":
+            make_latents(pictures, work, int(amount))
+        case "unet":
+            train_unet(work, amount)
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main()
