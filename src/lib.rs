@@ -3,5 +3,6 @@
 //! ONNX graphs (text encoder, U-Net, VAE) run in ONNX Runtime; everything between them is Rust.
 
 pub mod error;
+pub mod noise;
 
 pub use error::{Error, ErrorKind};
