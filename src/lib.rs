@@ -3,6 +3,11 @@
 //! ONNX graphs (text encoder, U-Net, VAE) run in ONNX Runtime; everything between them is Rust.
 
 pub mod error;
+pub mod guidance;
 pub mod noise;
+pub mod prediction;
+pub mod sampler;
+pub mod schedule;
+pub mod tensor;
 
 pub use error::{Error, ErrorKind};
