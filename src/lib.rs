@@ -9,5 +9,6 @@ pub mod prediction;
 pub mod sampler;
 pub mod schedule;
 pub mod tensor;
+pub mod tokenizer;
 
 pub use error::{Error, ErrorKind};

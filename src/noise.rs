@@ -19,10 +19,9 @@ pub trait NoiseSource {
 ///
 /// Torch transforms tensors of 16 values or more in blocks of 16, and smaller ones value by value; both
 /// transforms are Box-Muller, on different uniforms and in different precision.
-/// - Blocks: what x86-64 builds run with AVX2 and with AVX-512, found equal bit for bit with torch 2.15
-///   (`tests/noise.rs`). Torch elsewhere (aarch64, or `ATEN_CPU_CAPABILITY=default`) calls the C library
-///   instead, and differs from this in the last bits of about 4 in 10 values (by at most 2e-6). This type gives
-///   the AVX2 values on every processor.
+/// - Blocks: what torch 2.15 runs on x86-64 processors with AVX2 (it has no AVX-512 variant), bit for bit. Torch
+///   elsewhere (aarch64, or `ATEN_CPU_CAPABILITY=default`) calls the C library's functions instead, and differs in
+///   the last bits of about 4 in 10 values (by at most 2e-6). This type gives the AVX2 values on every processor.
 /// - Single values: double precision through the platform's `sin`, `cos` and `log1p`, then rounded to float, so
 ///   that differences between C libraries vanish but for about one value in a hundred million.
 ///

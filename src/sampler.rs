@@ -81,7 +81,11 @@ impl SamplerKind {
         match self {
             Self::Euler | Self::EulerAncestral => {
                 let schedule = Schedule::at_timesteps(curve, &spacing.timesteps(len, steps))?;
-                Ok(if let Spacing::Leading { .. } = spacing { schedule } else { schedule.from_noise_alone() })
+                Ok(if let Spacing::Leading { .. } = spacing {
+                    schedule
+                } else {
+                    schedule.started_from_noise_alone()
+                })
             }
             Self::Ddim => Schedule::at_timesteps(curve, &rounded(spacing.timesteps(len, steps))),
             Self::DpmPp2m => Schedule::at_timesteps(curve, &rounded(dpmpp::timesteps(spacing, len, steps))),

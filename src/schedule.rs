@@ -144,19 +144,25 @@ pub enum Spacing {
 
 impl Spacing {
     /// `steps` falling timesteps of a curve of `len` timesteps; those of `Linspace` may be fractions.
+    ///
+    /// The order of operations is that of numpy's `linspace` and `arange`, which diffusers uses: where timesteps
+    /// are rounded it decides which way halves go (in 30 steps of DPM++ 2M, for one).
     pub(crate) fn timesteps(self, len: usize, steps: usize) -> Vec<f64> {
-        let (last, parts) = ((len - 1) as f64, steps as f64);
-        let falling = 0..steps;
+        let (last, end, parts) = ((len - 1) as f64, len as f64, steps as f64);
         match self {
             Self::Leading { offset } => {
                 let stride = len / steps;
-                falling.rev().map(|i| (i * stride) as f64 + f64::from(offset)).collect()
+                (0..steps).rev().map(|i| (i * stride) as f64 + f64::from(offset)).collect()
             }
             Self::Linspace if steps == 1 => vec![0.0],
-            Self::Linspace => falling.rev().map(|i| last * i as f64 / (parts - 1.0)).collect(),
+            Self::Linspace => {
+                let stride = last / (parts - 1.0);
+                let rest = (0..steps - 1).rev().map(|i| stride * i as f64);
+                std::iter::once(last).chain(rest).collect()
+            }
             Self::Trailing => {
-                let stride = len as f64 / parts;
-                falling.map(|i| (len as f64 - stride * i as f64).round_ties_even() - 1.0).collect()
+                let stride = (end - end / parts) - end;
+                (0..steps).map(|i| (end + stride * i as f64).round_ties_even() - 1.0).collect()
             }
         }
     }
@@ -208,7 +214,7 @@ impl Schedule {
 
     /// The same schedule, begun as if the latents at the first level were noise alone: see
     /// [`Schedule::initial_scale`].
-    pub(crate) fn from_noise_alone(self) -> Self {
+    pub(crate) fn started_from_noise_alone(self) -> Self {
         Self { initial_scale: self.steps[0].from, ..self }
     }
 
