@@ -2,7 +2,9 @@
 //!
 //! ONNX graphs (text encoder, U-Net, VAE) run in ONNX Runtime; everything between them is Rust.
 
+pub mod engine;
 pub mod error;
+pub mod graph;
 pub mod guidance;
 pub mod noise;
 pub mod prediction;
@@ -10,5 +12,6 @@ pub mod sampler;
 pub mod schedule;
 pub mod tensor;
 pub mod tokenizer;
+pub mod weights;
 
 pub use error::{Error, ErrorKind};

@@ -1,0 +1,191 @@
+//! Sessions: bound graphs, opened in ONNX Runtime and run by checked names.
+//! It knows nothing of what the graphs compute.
+
+mod library;
+mod sys;
+
+use std::num::NonZeroUsize;
+
+use half::f16;
+
+pub use self::library::Library;
+use crate::graph::{BoundGraph, Dim, Port};
+use crate::weights::Dtype;
+use crate::{Error, ErrorKind};
+
+/// How a session is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionOptions {
+    /// How many threads work on one operator.
+    pub threads: NonZeroUsize,
+}
+
+/// A graph that is ready to run, with its weights.
+pub struct Session {
+    name: String,
+    inputs: Vec<Port>,
+    outputs: Vec<Port>,
+    session: sys::Session,
+}
+
+impl Session {
+    /// Opens a graph in the process's [`Library`], which is loaded by the default rules if none is loaded yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] when ONNX Runtime does not accept the graph; [`ErrorKind::Runtime`] when there is no
+    /// library, or it lacks an operator of the graph.
+    pub fn open(bound: BoundGraph, options: &SessionOptions) -> Result<Self, Error> {
+        let library = Library::load(None)?;
+        let BoundGraph { name, inputs, outputs, onnx, weights } = bound;
+        let session = sys::Session::open(library.runtime(), &onnx, weights, options.threads.get())
+            .map_err(|error| named(&name, error))?;
+        Ok(Self { name, inputs, outputs, session })
+    }
+
+    /// What [`Session::run`] must be fed.
+    pub fn inputs(&self) -> &[Port] {
+        &self.inputs
+    }
+
+    /// What [`Session::run`] can give.
+    pub fn outputs(&self) -> &[Port] {
+        &self.outputs
+    }
+
+    /// Runs the graph once: reads every input in place, and copies the outputs that are asked for into the slices
+    /// given with their names, as 32-bit floats in row-major order.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] when the graph's inputs and outputs are not those named here, with these types and sizes;
+    /// [`ErrorKind::Runtime`] when the run fails.
+    pub fn run(
+        &mut self,
+        inputs: &[(&str, TensorRef<'_>)],
+        outputs: &mut [(&str, &mut [f32])],
+    ) -> Result<(), Error> {
+        self.check(inputs, outputs).map_err(|error| named(&self.name, error))?;
+        self.session.run(inputs, outputs).map_err(|error| named(&self.name, error))
+    }
+
+    fn check(&self, inputs: &[(&str, TensorRef<'_>)], outputs: &[(&str, &mut [f32])]) -> Result<(), Error> {
+        for (name, tensor) in inputs {
+            let port = find(&self.inputs, name).ok_or_else(|| unknown("input", name, &self.inputs))?;
+            if !tensor.is_whole() {
+                return Err(Error::new(
+                    ErrorKind::Internal,
+                    format!(
+                        "input {name}: expected data of shape {:?}, got {} elements",
+                        tensor.shape,
+                        tensor.data.len()
+                    ),
+                ));
+            }
+            if !tensor.fits(port) {
+                return Err(Error::new(
+                    ErrorKind::Model,
+                    format!("input {port}: expected that, got {}{:?}", tensor.data.dtype(), tensor.shape),
+                ));
+            }
+        }
+        for port in &self.inputs {
+            let times = inputs.iter().filter(|(name, _)| *name == port.name).count();
+            if times != 1 {
+                return Err(Error::new(
+                    ErrorKind::Model,
+                    format!("input {port}: expected once, got {times} times"),
+                ));
+            }
+        }
+        for (name, _) in outputs {
+            find(&self.outputs, name).ok_or_else(|| unknown("output", name, &self.outputs))?;
+        }
+        Ok(())
+    }
+}
+
+/// A tensor that is borrowed as an input.
+#[derive(Clone, Copy, Debug)]
+pub struct TensorRef<'a> {
+    shape: &'a [usize],
+    data: Data<'a>,
+}
+
+impl<'a> TensorRef<'a> {
+    /// `data` in row-major order, `shape` with the outermost dimension first; [`Session::run`] checks that they agree.
+    pub fn new(shape: &'a [usize], data: impl Into<Data<'a>>) -> Self {
+        Self { shape, data: data.into() }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.shape.iter().try_fold(1usize, |elements, &dim| elements.checked_mul(dim))
+            == Some(self.data.len())
+    }
+
+    fn fits(&self, port: &Port) -> bool {
+        self.data.dtype() == port.dtype
+            && self.shape.len() == port.dims.len()
+            && self.shape.iter().zip(&port.dims).all(|(size, dim)| match dim {
+                Dim::Fixed(fixed) => size == fixed,
+                Dim::Free(_) => true,
+            })
+    }
+}
+
+/// The elements of a [`TensorRef`].
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)] // Each is what its type says.
+pub enum Data<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    I64(&'a [i64]),
+    I32(&'a [i32]),
+    Bool(&'a [bool]),
+}
+
+impl Data<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::F32(data) => data.len(),
+            Self::F16(data) => data.len(),
+            Self::I64(data) => data.len(),
+            Self::I32(data) => data.len(),
+            Self::Bool(data) => data.len(),
+        }
+    }
+
+    fn dtype(&self) -> Dtype {
+        match self {
+            Self::F32(_) => Dtype::F32,
+            Self::F16(_) => Dtype::F16,
+            Self::I64(_) => Dtype::I64,
+            Self::I32(_) => Dtype::I32,
+            Self::Bool(_) => Dtype::Bool,
+        }
+    }
+}
+
+macro_rules! data_from_slice {
+    ($($element:ty => $variant:ident),*) => {$(
+        impl<'a> From<&'a [$element]> for Data<'a> {
+            fn from(data: &'a [$element]) -> Self {
+                Self::$variant(data)
+            }
+        }
+    )*};
+}
+
+data_from_slice!(f32 => F32, f16 => F16, i64 => I64, i32 => I32, bool => Bool);
+
+fn find<'a>(ports: &'a [Port], name: &str) -> Option<&'a Port> {
+    ports.iter().find(|port| port.name == name)
+}
+
+fn unknown(what: &str, name: &str, ports: &[Port]) -> Error {
+    let names: Vec<&str> = ports.iter().map(|port| port.name.as_str()).collect();
+    Error::new(ErrorKind::Model, format!("{what} {name}: expected one of {}, got that", names.join(", ")))
+}
+
+/// Says in which graph an error occurred.
+fn named(name: &str, error: Error) -> Error {
+    Error::new(error.kind(), name).source(error)
+}

@@ -1,0 +1,157 @@
+//! Finds the ONNX Runtime library and loads it, once in a process. The only place that reads the environment for it.
+//! It knows nothing of sessions.
+
+use std::env;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use super::sys::{self, Runtime};
+use crate::{Error, ErrorKind};
+
+/// The ONNX Runtime library that this process uses.
+pub struct Library {
+    path: PathBuf,
+    runtime: Runtime,
+}
+
+static LOADED: Mutex<Option<&'static Library>> = Mutex::new(None);
+
+impl Library {
+    /// Loads the library that `explicit` names, else that `ORT_DYLIB_PATH` names, else the first that can be loaded of:
+    /// beside the executable, shipped by the build, the system's.
+    ///
+    /// A process has one library: once one is loaded, it is what further calls give.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Runtime`] when no candidate can be loaded, naming each with the reason; when `explicit` names
+    /// another library than the loaded one.
+    pub fn load(explicit: Option<&Path>) -> Result<&'static Self, Error> {
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(library) = *loaded {
+            return match explicit {
+                Some(path) if absolute(path) != library.path => Err(Error::new(
+                    ErrorKind::Runtime,
+                    format!(
+                        "ONNX Runtime: expected {}, got {} already loaded",
+                        path.display(),
+                        library.path.display()
+                    ),
+                )),
+                _ => Ok(library),
+            };
+        }
+        let mut refusals = Vec::new();
+        for Candidate { place, path } in candidates(explicit) {
+            match check(&path).and_then(|()| Runtime::load(&path)) {
+                Ok(runtime) => return Ok(loaded.insert(Box::leak(Box::new(Self { path, runtime })))),
+                Err(reason) => refusals.push(format!("{place} ({}): {reason}", path.display())),
+            }
+        }
+        Err(Error::new(
+            ErrorKind::Runtime,
+            format!("no ONNX Runtime library could be loaded: {}", refusals.join("; ")),
+        )
+        .help(format!(
+            "name a library of version 1.{} or newer with --ort FILE or ORT_DYLIB_PATH, put one beside the \
+                 executable, or build without CALOTYPE_ORT=system",
+            sys::LOWEST_MINOR
+        )))
+    }
+
+    /// Where it was found; a plain name when the system found it.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its version, as it says itself: `1.31.1`.
+    pub fn version(&self) -> &str {
+        self.runtime.version()
+    }
+
+    /// The names of the execution providers that it was built with, best first: `CPUExecutionProvider`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Runtime`] when the library cannot say.
+    pub fn providers(&self) -> Result<Vec<String>, Error> {
+        self.runtime.providers()
+    }
+
+    pub(super) fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+}
+
+struct Candidate {
+    /// How messages call it.
+    place: &'static str,
+    path: PathBuf,
+}
+
+fn candidates(explicit: Option<&Path>) -> Vec<Candidate> {
+    if let Some(path) = explicit {
+        return vec![Candidate { place: "the one named", path: absolute(path) }];
+    }
+    if let Some(path) = env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()) {
+        return vec![Candidate { place: "ORT_DYLIB_PATH", path: absolute(Path::new(&path)) }];
+    }
+    let name = format!("{}onnxruntime{}", env::consts::DLL_PREFIX, env::consts::DLL_SUFFIX);
+    let mut found = Vec::new();
+    if let Some(folder) = env::current_exe().ok().as_deref().and_then(Path::parent) {
+        found.push(Candidate { place: "beside the executable", path: folder.join(&name) });
+    }
+    if let Some(path) = option_env!("CALOTYPE_ORT_SHIPPED") {
+        found.push(Candidate { place: "shipped by the build", path: path.into() });
+    }
+    found.push(Candidate { place: "the system's", path: name.into() });
+    found
+}
+
+/// So that the dynamic linker does not take `libx.so` in the working folder for the name of a system library.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// Refuses what the dynamic linker would answer in a misleading way, or by crashing. Plain names are left to it.
+fn check(path: &Path) -> Result<(), String> {
+    if path.is_relative() {
+        return Ok(());
+    }
+    let is_cut_short = File::open(path).and_then(|file| {
+        let len_bytes = file.metadata()?.len();
+        is_cut_short(file, len_bytes)
+    });
+    if is_cut_short.map_err(|error| error.to_string())? {
+        Err("the file is cut short".into())
+    } else {
+        Ok(())
+    }
+}
+
+/// Whether this is a 64-bit little-endian ELF file that ends before its segments do. The dynamic linker would map the
+/// segments nevertheless, and the process would die of SIGBUS when it touches what is not there.
+fn is_cut_short(mut file: impl Read + Seek, len_bytes: u64) -> io::Result<bool> {
+    const FILE_HEADER_BYTES: usize = 64;
+    const SEGMENT_HEADER_BYTES: usize = 56;
+    let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte));
+
+    let mut header = Vec::new();
+    file.by_ref().take(FILE_HEADER_BYTES as u64).read_to_end(&mut header)?;
+    if !header.starts_with(b"\x7fELF\x02\x01") {
+        return Ok(false);
+    }
+    if header.len() < FILE_HEADER_BYTES {
+        return Ok(true);
+    }
+    let (table_offset, segment_count) = (number(&header[32..40]), number(&header[56..58]));
+    let table_len = segment_count * SEGMENT_HEADER_BYTES as u64;
+    let mut table = Vec::new();
+    file.seek(SeekFrom::Start(table_offset))?;
+    file.take(table_len).read_to_end(&mut table)?;
+    let ends_after_file = |segment: &[u8]| {
+        let (offset, len) = (number(&segment[8..16]), number(&segment[32..40]));
+        offset.saturating_add(len) > len_bytes
+    };
+    Ok((table.len() as u64) < table_len || table.chunks_exact(SEGMENT_HEADER_BYTES).any(ends_after_file))
+}

@@ -1,0 +1,259 @@
+//! ONNX Runtime's API, by way of `ort`: the library's entry point, sessions, runs. The only file that names `ort`.
+//! It knows nothing of where libraries are found, and checks nothing that [`super::Session`] has checked.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_char};
+use std::fmt::Debug;
+use std::path::Path;
+use std::ptr;
+use std::sync::Arc;
+
+use ort::AsPointer;
+use ort::environment::Environment;
+use ort::logging::LogLevel;
+use ort::ortsys;
+use ort::session::SessionInputValue;
+use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
+use ort::sys::{OrtApiBase, os_char};
+use ort::value::{DynValue, PrimitiveTensorElementType, TensorElementType};
+
+use super::{Data, TensorRef};
+use crate::weights::Weights;
+use crate::{Error, ErrorKind};
+
+/// The lowest minor version of ONNX Runtime 1 that has all we call.
+pub(super) const LOWEST_MINOR: u32 = ort::MINOR_VERSION;
+
+/// ONNX Runtime, loaded. There is one in a process, and it is never unloaded.
+pub(super) struct Runtime {
+    environment: Environment,
+    version: String,
+}
+
+impl Runtime {
+    /// Loads the library at `path`, or by name as the dynamic linker does when `path` has no folder.
+    ///
+    /// `ort` could do this itself, but it keeps the reason of a failure to itself, does not tell the version, and
+    /// panics where a library that is not what it says gives null.
+    pub(super) fn load(path: &Path) -> Result<Self, String> {
+        type GetApiBase = unsafe extern "C" fn() -> *const OrtApiBase;
+        // SAFETY: opening a library runs its constructors. The user chose the file, or the administrator, or our build.
+        let library = unsafe { libloading::Library::new(path) }.map_err(|error| cause(&error))?;
+        // SAFETY: ONNX Runtime's C API declares the symbol with this type.
+        let get_base = unsafe { library.get::<GetApiBase>(b"OrtGetApiBase\0") }
+            .map_err(|_| "not an ONNX Runtime library: it has no OrtGetApiBase".to_owned())?;
+        // SAFETY: takes nothing; gives null or a table that lives as long as the library.
+        let base = unsafe { get_base().as_ref() }.ok_or("OrtGetApiBase gave nothing")?;
+        // SAFETY: takes nothing; gives a NUL-terminated string that lives as long as the library.
+        let version = unsafe { CStr::from_ptr((base.GetVersionString)()) }.to_string_lossy().into_owned();
+        if !is_supported(&version) {
+            return Err(format!("expected ONNX Runtime 1.{LOWEST_MINOR} or newer, got {version}"));
+        }
+        // SAFETY: gives null, or a table that begins with the fields of the version asked for, which are the fields of
+        // `OrtApi` in this build, and lives as long as the library.
+        let api = unsafe { (base.GetApi)(LOWEST_MINOR).as_ref() }
+            .ok_or_else(|| format!("version {version}: has no API of version {LOWEST_MINOR}"))?
+            .clone();
+
+        // From here on the functions in `api` can be called at any time.
+        std::mem::forget(library);
+        if !ort::set_api(api) {
+            return Err("another ONNX Runtime library is in use already".into());
+        }
+        let environment = ort::init()
+            .with_name("calotype")
+            .with_telemetry(false)
+            .with_logger(Arc::new(log))
+            .build()
+            .map_err(|error| error.to_string())?;
+        environment.set_log_level(LogLevel::Warning);
+        Ok(Self { environment, version })
+    }
+
+    pub(super) fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// The names of the execution providers that the library was built with, best first.
+    pub(super) fn providers(&self) -> Result<Vec<String>, Error> {
+        let failed = |error: ort::Error| Error::new(ErrorKind::Runtime, "providers").source(error);
+        let mut names: *mut *mut c_char = ptr::null_mut();
+        let mut count = 0;
+        // SAFETY: writes an array of `count` NUL-terminated strings that is ours until it is released below.
+        unsafe { ort::Error::result_from_status((ort::api().GetAvailableProviders)(&mut names, &mut count)) }
+            .map_err(failed)?;
+        let listed = (0..usize::try_from(count).unwrap_or(0))
+            // SAFETY: the index is below `count`.
+            .map(|index| unsafe { CStr::from_ptr(*names.add(index)) }.to_string_lossy().into_owned())
+            .collect();
+        // SAFETY: the array and its size are those that were given; nothing refers to it any more.
+        unsafe { ort::Error::result_from_status((ort::api().ReleaseAvailableProviders)(names, count)) }
+            .map_err(failed)?;
+        Ok(listed)
+    }
+}
+
+/// An open session; it owns the memory in which ONNX Runtime reads its weights.
+pub(super) struct Session {
+    // Dropped in this order: the session reads the weights until it is gone.
+    session: ort::session::Session,
+    _weights: Arc<Weights>,
+}
+
+impl Session {
+    /// Opens a session on `model`, whose external data lies in the files of `weights`.
+    pub(super) fn open(
+        runtime: &Runtime,
+        model: &[u8],
+        weights: Arc<Weights>,
+        threads: usize,
+    ) -> Result<Self, Error> {
+        let failed = |error: ort::Error| {
+            let kind = match error.code() {
+                // An operator or provider that this library was built without.
+                ort::ErrorCode::NotImplemented | ort::ErrorCode::ExecutionProviderFailure => {
+                    ErrorKind::Runtime
+                }
+                _ => ErrorKind::Model,
+            };
+            Error::new(kind, "ONNX Runtime cannot open the graph").source(error)
+        };
+        let mut builder = options(runtime, threads).map_err(failed)?;
+        lend_weights(&mut builder, &weights).map_err(failed)?;
+        let session = builder.commit_from_memory(model).map_err(failed)?;
+        Ok(Self { session, _weights: weights })
+    }
+
+    /// Runs the graph once and copies the outputs that `outputs` names into its slices as 32-bit floats.
+    pub(super) fn run(
+        &mut self,
+        inputs: &[(&str, TensorRef<'_>)],
+        outputs: &mut [(&str, &mut [f32])],
+    ) -> Result<(), Error> {
+        let failed = |error: ort::Error| Error::new(ErrorKind::Runtime, "run").source(error);
+        let values = inputs.iter().map(|(name, tensor)| Ok((*name, input_value(tensor)?)));
+        let values = values.collect::<ort::Result<Vec<_>>>().map_err(failed)?;
+        let results = self.session.run(values).map_err(failed)?;
+        for (name, out) in outputs {
+            let value = results.get(*name).ok_or_else(|| {
+                Error::new(ErrorKind::Internal, format!("output {name}: the run did not give it"))
+            })?;
+            copy_out(value, out)
+                .map_err(|problem| Error::new(ErrorKind::Model, format!("output {name}: {problem}")))?;
+        }
+        Ok(())
+    }
+}
+
+/// How sessions are opened: fast kernels, weights repacked for them.
+fn options(runtime: &Runtime, threads: usize) -> ort::Result<SessionBuilder> {
+    let builder = SessionBuilder::new(&runtime.environment)?
+        .with_optimization_level(GraphOptimizationLevel::All)?
+        .with_intra_threads(threads)?
+        // Threads that wait in a loop are no faster, and take a third more processor time.
+        .with_intra_op_spinning(false)?
+        // `ort` would let a provider that was plugged in take over unasked.
+        .with_auto_device(AutoDevicePolicy::PreferCPU)?
+        // Read the weights where they lie, instead of copying the files' contents first.
+        .with_config_entry("session.use_external_initializer_file_buffers_directly", "1")?;
+    Ok(builder)
+}
+
+/// Tells the session-to-be where in memory the files lie that the model's external data names.
+fn lend_weights(builder: &mut SessionBuilder, weights: &Weights) -> ort::Result<()> {
+    let mut names: Vec<Vec<os_char>> = Vec::new();
+    let mut addresses: Vec<*mut c_char> = Vec::new();
+    let mut lens_bytes: Vec<usize> = Vec::new();
+    for (name, address, len_bytes) in weights.files() {
+        // The names are ASCII; `os_char` is a wide character on Windows.
+        names.push(name.bytes().chain([0]).map(|byte| byte as os_char).collect());
+        addresses.push(address.cast_mut().cast());
+        lens_bytes.push(len_bytes);
+    }
+    if names.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<*const os_char> = names.iter().map(|name| name.as_ptr()).collect();
+    // SAFETY: three arrays of `names.len()` elements; each name ends in 0, each address has as many bytes as its length
+    // says. ONNX Runtime copies the arrays, and reads (never writes) the bytes for as long as the session lives, which
+    // is as long as `Session` keeps `weights`.
+    ortsys![unsafe AddExternalInitializersFromMemory(
+        builder.ptr_mut(), names.as_ptr(), addresses.as_ptr(), lens_bytes.as_ptr(), names.len()
+    )?];
+    Ok(())
+}
+
+/// A value that borrows the tensor's data.
+fn input_value<'a>(tensor: &TensorRef<'a>) -> ort::Result<SessionInputValue<'a>> {
+    fn view<'a, T: PrimitiveTensorElementType + Clone + Debug + 'static>(
+        shape: &[usize],
+        data: &'a [T],
+    ) -> ort::Result<SessionInputValue<'a>> {
+        Ok(ort::value::TensorRef::from_array_view((shape.to_vec(), data))?.into())
+    }
+    match tensor.data {
+        Data::F32(data) => view(tensor.shape, data),
+        Data::F16(data) => view(tensor.shape, data),
+        Data::I64(data) => view(tensor.shape, data),
+        Data::I32(data) => view(tensor.shape, data),
+        Data::Bool(data) => view(tensor.shape, data),
+    }
+}
+
+fn copy_out(value: &DynValue, out: &mut [f32]) -> Result<(), String> {
+    let (Some(dtype), Some(shape)) = (value.dtype().tensor_type(), value.dtype().tensor_shape()) else {
+        return Err("expected a tensor, got another type".into());
+    };
+    if shape.num_elements() != out.len() {
+        return Err(format!("expected {} numbers, got shape {shape}", out.len()));
+    }
+    if out.is_empty() {
+        return Ok(()); // An empty tensor may have no address.
+    }
+    match dtype {
+        TensorElementType::Float32 => {
+            out.copy_from_slice(value.try_extract_tensor::<f32>().map_err(|error| error.to_string())?.1);
+        }
+        TensorElementType::Float16 => {
+            let (_, numbers) = value.try_extract_tensor::<half::f16>().map_err(|error| error.to_string())?;
+            out.iter_mut().zip(numbers).for_each(|(out, number)| *out = number.to_f32());
+        }
+        other => return Err(format!("expected f32 or f16, got {other}")),
+    }
+    Ok(())
+}
+
+fn is_supported(version: &str) -> bool {
+    let mut parts = version.split('.').map(|part| part.parse::<u32>().ok());
+    matches!((parts.next(), parts.next()), (Some(Some(1)), Some(Some(minor))) if minor >= LOWEST_MINOR)
+}
+
+/// The text of an error whose reason is in its source.
+fn cause(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+/// Passes ONNX Runtime's messages on.
+fn log(level: LogLevel, category: &str, _id: &str, location: &str, message: &str) {
+    match level {
+        LogLevel::Verbose => tracing::trace!(category, location, "{message}"),
+        LogLevel::Info => tracing::debug!(category, location, "{message}"),
+        LogLevel::Warning => tracing::warn!(category, location, "{message}"),
+        LogLevel::Error | LogLevel::Fatal => tracing::error!(category, location, "{message}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_below_the_api_are_too_old() {
+        assert!(is_supported("1.22.0"));
+        assert!(is_supported("1.31.1"));
+        assert!(!is_supported("1.21.1"));
+        assert!(!is_supported("1.3.0"));
+        assert!(!is_supported("2.30.0"));
+        assert!(!is_supported(""));
+    }
+}

@@ -1,0 +1,578 @@
+//! Graphs: ONNX models whose parameters are declared but stored without data, and their binding to weights by name.
+//! It knows nothing of sessions.
+
+pub mod proto;
+
+use std::cmp::Reverse;
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::Arc;
+
+use prost::Message;
+
+use self::proto::{
+    AttributeProto, DimensionValue, GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto,
+    TypeValue, ValueInfoProto,
+};
+use crate::weights::{Dtype, Weights};
+use crate::{Error, ErrorKind};
+
+/// The `location` of a parameter that has no data yet.
+const OPEN_LOCATION: &str = "weights";
+/// How many missing parameters an error names.
+const NAMED_MISSING: usize = 3;
+
+/// An input or an output of a graph.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// The name by which it is fed or fetched.
+    pub name: String,
+    /// The type of its elements.
+    pub dtype: Dtype,
+    /// Its dimensions, outermost first.
+    pub dims: Vec<Dim>,
+}
+
+/// One dimension of a [`Port`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dim {
+    /// Always this many elements.
+    Fixed(usize),
+    /// Any number; dimensions of the same name (which may be empty) are meant to have the same number.
+    Free(String),
+}
+
+impl fmt::Display for Port {
+    /// Name, type and dimensions: `sample: F32[batch, 4, 32, 32]`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dims: Vec<String> = self.dims.iter().map(Dim::to_string).collect();
+        write!(f, "{}: {}[{}]", self.name, self.dtype, dims.join(", "))
+    }
+}
+
+impl fmt::Display for Dim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(size) => write!(f, "{size}"),
+            Self::Free(name) if name.is_empty() => f.write_str("?"),
+            Self::Free(name) => f.write_str(name),
+        }
+    }
+}
+
+/// A parameter that a graph declares without data, for weights to fill.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parameter {
+    /// Its name in the reference implementation, and so in the weights.
+    pub name: String,
+    /// The type in which the graph computes with it.
+    pub dtype: Dtype,
+    /// Its size in elements, outermost dimension first.
+    pub shape: Vec<usize>,
+    /// Index into the initializers.
+    initializer: usize,
+}
+
+/// A decoded ONNX model with its signature.
+#[derive(Clone)]
+pub struct Graph {
+    name: String,
+    model: ModelProto,
+    graph: GraphProto,
+    inputs: Vec<Port>,
+    outputs: Vec<Port>,
+    parameters: Vec<Parameter>,
+}
+
+impl Graph {
+    /// Reads an ONNX model; `name` ("unet") says in messages which one it is.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] when the bytes are not an ONNX model, or its inputs, outputs or parameters are not tensors
+    /// of a known type and rank.
+    pub fn decode(name: impl Into<String>, bytes: &[u8]) -> Result<Self, Error> {
+        let name = name.into();
+        let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{name}: {problem}"));
+        let mut model = ModelProto::decode(bytes).map_err(|error| {
+            refuse(format!("expected an ONNX model, got {} other bytes", bytes.len())).source(error)
+        })?;
+        let graph = model
+            .graph
+            .take()
+            .ok_or_else(|| refuse("expected an ONNX model, got one without a graph".into()))?;
+
+        let initialized: HashSet<&str> = graph.initializer.iter().map(TensorProto::name).collect();
+        // Before IR version 4 a model listed its initializers among its inputs.
+        let fed = graph.input.iter().filter(|input| !initialized.contains(input.name()));
+        let inputs: Vec<Port> =
+            fed.map(port).collect::<Result<_, _>>().map_err(|p| refuse(format!("input {p}")))?;
+        let outputs: Vec<Port> = graph
+            .output
+            .iter()
+            .map(port)
+            .collect::<Result<_, _>>()
+            .map_err(|p| refuse(format!("output {p}")))?;
+        if outputs.is_empty() {
+            return Err(refuse("expected outputs, got none".into()));
+        }
+        let open = graph.initializer.iter().enumerate().filter(|(_, tensor)| is_open(tensor));
+        let parameters =
+            open.map(parameter).collect::<Result<_, _>>().map_err(|p| refuse(format!("parameter {p}")))?;
+        Ok(Self { name, model, graph, inputs, outputs, parameters })
+    }
+
+    /// What the graph is fed.
+    pub fn inputs(&self) -> &[Port] {
+        &self.inputs
+    }
+
+    /// What the graph gives.
+    pub fn outputs(&self) -> &[Port] {
+        &self.outputs
+    }
+
+    /// What weights must provide.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    /// Points every parameter at the weight of the same name; no data is copied.
+    ///
+    /// A weight of 16-bit floats may fill a parameter of 32-bit floats: it is declared as it is stored, and converted
+    /// at the very front of the graph, where conversions of constants cost the least memory.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] when a weight is missing or has another shape or type.
+    pub fn bind(self, weights: Arc<Weights>) -> Result<BoundGraph, Error> {
+        let Self { name, mut model, mut graph, inputs, outputs, parameters } = self;
+        let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{name}: {problem}"));
+
+        let missing: Vec<&str> = parameters
+            .iter()
+            .map(|wanted| wanted.name.as_str())
+            .filter(|wanted| weights.get(wanted).is_none())
+            .collect();
+        if !missing.is_empty() {
+            return Err(refuse(describe_missing(&missing, parameters.len(), &weights)));
+        }
+
+        let mut casts = Vec::new();
+        for parameter in parameters {
+            let wanted = &parameter.name;
+            let Some(weight) = weights.get(wanted) else { unreachable!("none is missing") };
+            if weight.shape() != parameter.shape {
+                return Err(refuse(format!(
+                    "weight {wanted}: expected shape {:?}, got {:?}",
+                    parameter.shape,
+                    weight.shape()
+                )));
+            }
+            let initializer = &mut graph.initializer[parameter.initializer];
+            match (weight.dtype(), parameter.dtype) {
+                (got, expected) if got == expected => {}
+                (Dtype::F16 | Dtype::Bf16, Dtype::F32) => {
+                    let stored = format!("{wanted}/stored");
+                    casts.push(cast(&stored, wanted, parameter.dtype));
+                    initializer.name = Some(stored);
+                    initializer.data_type = Some(onnx_code(weight.dtype()));
+                }
+                (got, expected) => {
+                    return Err(refuse(format!("weight {wanted}: expected type {expected}, got {got}")));
+                }
+            }
+            let (file, offset_bytes) = weight.location();
+            initializer.external_data = vec![
+                entry("location", file),
+                entry("offset", offset_bytes.to_string()),
+                entry("length", weight.len_bytes().to_string()),
+            ];
+        }
+        graph.node.splice(0..0, casts);
+        model.graph = Some(graph);
+        Ok(BoundGraph { onnx: model.encode_to_vec(), name, inputs, outputs, weights })
+    }
+}
+
+/// A graph all of whose parameters have data.
+pub struct BoundGraph {
+    pub(crate) name: String,
+    pub(crate) inputs: Vec<Port>,
+    pub(crate) outputs: Vec<Port>,
+    /// The model; parameters refer to `weights` by [`Weights::files`].
+    pub(crate) onnx: Vec<u8>,
+    pub(crate) weights: Arc<Weights>,
+}
+
+fn port(info: &ValueInfoProto) -> Result<Port, String> {
+    let name = checked_name(info.name())?;
+    let Some(TypeValue::TensorType(tensor)) = info.r#type.as_ref().and_then(|kind| kind.value.as_ref())
+    else {
+        return Err(format!("{name}: expected a tensor, got another type"));
+    };
+    let dtype = dtype(tensor.elem_type()).map_err(|problem| format!("{name}: {problem}"))?;
+    let shape = tensor.shape.as_ref().ok_or_else(|| format!("{name}: expected a shape, got none"))?;
+    let dims = shape.dim.iter().map(|dim| match &dim.value {
+        Some(DimensionValue::DimValue(size)) => usize::try_from(*size)
+            .map(Dim::Fixed)
+            .map_err(|_| format!("{name}: dimension: expected a size, got {size}")),
+        Some(DimensionValue::DimParam(symbol)) => Ok(Dim::Free(symbol.clone())),
+        None => Ok(Dim::Free(String::new())),
+    });
+    Ok(Port { dims: dims.collect::<Result<_, _>>()?, name, dtype })
+}
+
+fn parameter((initializer, tensor): (usize, &TensorProto)) -> Result<Parameter, String> {
+    let name = checked_name(tensor.name())?;
+    let dtype = dtype(tensor.data_type()).map_err(|problem| format!("{name}: {problem}"))?;
+    let sizes = tensor.dims.iter().map(|&size| {
+        usize::try_from(size).map_err(|_| format!("{name}: dimension: expected a size, got {size}"))
+    });
+    Ok(Parameter { shape: sizes.collect::<Result<_, _>>()?, name, dtype, initializer })
+}
+
+/// Names end up in C strings.
+fn checked_name(name: &str) -> Result<String, String> {
+    if name.is_empty() || name.contains('\0') {
+        return Err(format!("{name:?}: expected a name"));
+    }
+    Ok(name.to_owned())
+}
+
+fn is_open(tensor: &TensorProto) -> bool {
+    tensor.data_location() == proto::EXTERNAL
+        && tensor
+            .external_data
+            .iter()
+            .any(|entry| entry.key() == "location" && entry.value() == OPEN_LOCATION)
+}
+
+fn dtype(code: i32) -> Result<Dtype, String> {
+    Dtype::ALL
+        .into_iter()
+        .find(|&dtype| onnx_code(dtype) == code)
+        .ok_or_else(|| format!("expected a number or truth value as element type, got ONNX type {code}"))
+}
+
+/// `TensorProto.DataType`
+fn onnx_code(dtype: Dtype) -> i32 {
+    match dtype {
+        Dtype::F32 => 1,
+        Dtype::U8 => 2,
+        Dtype::I8 => 3,
+        Dtype::U16 => 4,
+        Dtype::I16 => 5,
+        Dtype::I32 => 6,
+        Dtype::I64 => 7,
+        Dtype::Bool => 9,
+        Dtype::F16 => 10,
+        Dtype::F64 => 11,
+        Dtype::U32 => 12,
+        Dtype::U64 => 13,
+        Dtype::Bf16 => 16,
+    }
+}
+
+fn cast(from: &str, to: &str, dtype: Dtype) -> NodeProto {
+    NodeProto {
+        name: Some(format!("{to}/cast")),
+        op_type: Some("Cast".into()),
+        input: vec![from.into()],
+        output: vec![to.into()],
+        attribute: vec![AttributeProto {
+            name: Some("to".into()),
+            r#type: Some(proto::INT),
+            i: Some(onnx_code(dtype).into()),
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
+}
+
+fn entry(key: &str, value: String) -> StringStringEntryProto {
+    StringStringEntryProto { key: Some(key.into()), value: Some(value) }
+}
+
+/// Says which weights are missing, and for each the name that resembles it most.
+fn describe_missing(missing: &[&str], parameters: usize, weights: &Weights) -> String {
+    let named = missing.iter().take(NAMED_MISSING).map(|wanted| {
+        match weights.iter().map(|(name, _)| name).min_by_key(|name| Reverse(shared_ends(wanted, name))) {
+            Some(nearest) => format!("{wanted} (nearest: {nearest})"),
+            None => (*wanted).to_owned(),
+        }
+    });
+    let named = named.collect::<Vec<_>>().join(", ");
+    let others = missing.len().saturating_sub(NAMED_MISSING);
+    let more = if others > 0 { format!(" and {others} more") } else { String::new() };
+    format!("expected {parameters} weights, got {}: missing are {named}{more}", parameters - missing.len())
+}
+
+/// How many bytes two names have in common at the front and at the back; parameter names differ in the middle.
+fn shared_ends(a: &str, b: &str) -> usize {
+    let front = a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
+    let back = a.bytes().rev().zip(b.bytes().rev()).take_while(|(a, b)| a == b).count();
+    front + back.min(a.len().min(b.len()) - front)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::proto::{Dimension, TensorShapeProto, TensorType, TypeProto};
+    use super::*;
+
+    fn value(name: &str, elem_type: i32, dims: &[i64]) -> ValueInfoProto {
+        let dim = dims.iter().map(|&size| Dimension {
+            value: (size >= 0).then_some(DimensionValue::DimValue(size)),
+            ..Default::default()
+        });
+        let shape = Some(TensorShapeProto { dim: dim.collect() });
+        let tensor = TensorType { elem_type: Some(elem_type), shape };
+        let kind = TypeProto { value: Some(TypeValue::TensorType(tensor)), ..Default::default() };
+        ValueInfoProto { name: Some(name.into()), r#type: Some(kind), ..Default::default() }
+    }
+
+    fn open_initializer(name: &str, dims: &[i64]) -> TensorProto {
+        TensorProto {
+            name: Some(name.into()),
+            dims: dims.to_vec(),
+            data_type: Some(1),
+            data_location: Some(proto::EXTERNAL),
+            external_data: vec![entry("location", OPEN_LOCATION.into())],
+            ..Default::default()
+        }
+    }
+
+    /// A graph of two parameters and one node.
+    fn model() -> ModelProto {
+        let graph = GraphProto {
+            node: vec![NodeProto { op_type: Some("Gemm".into()), ..Default::default() }],
+            initializer: vec![
+                TensorProto { name: Some("constant".into()), raw_data: Some(vec![1]), ..Default::default() },
+                open_initializer("block.0.weight", &[2, 3]),
+                open_initializer("block.0.bias", &[2]),
+            ],
+            input: vec![value("x", 1, &[-1, 3]), value("block.0.bias", 1, &[2])],
+            output: vec![value("y", 10, &[1, 2])],
+            ..Default::default()
+        };
+        ModelProto { graph: Some(graph), ..Default::default() }
+    }
+
+    fn decode(model: &ModelProto) -> Result<Graph, Error> {
+        Graph::decode("unet", &model.encode_to_vec())
+    }
+
+    /// The message with which a model is refused.
+    fn refusal(model: &ModelProto) -> String {
+        let error = decode(model).err().expect("the graph is hostile");
+        assert_eq!(error.kind(), ErrorKind::Model);
+        error.to_string()
+    }
+
+    /// Weights of these names, types and shapes, full of zeros.
+    fn weights(tensors: &[(&str, Dtype, &[usize])]) -> Arc<Weights> {
+        let mut end = 0;
+        let declared: Vec<String> = tensors
+            .iter()
+            .map(|(name, dtype, shape)| {
+                let begin = end;
+                end += shape.iter().product::<usize>() * dtype.size_bytes();
+                format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{begin},{end}]}}"#)
+            })
+            .collect();
+        let header = format!("{{{}}}", declared.join(","));
+        let header = format!("{header:width$}", width = header.len().next_multiple_of(8));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w");
+        std::fs::write(
+            &path,
+            [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &vec![0; end]].concat(),
+        )
+        .unwrap();
+        Arc::new(Weights::open(&[path]).unwrap())
+    }
+
+    /// The message with which weights are refused.
+    fn bind_refusal(tensors: &[(&str, Dtype, &[usize])]) -> String {
+        let error = decode(&model()).unwrap().bind(weights(tensors)).err().expect("the weights do not fit");
+        assert_eq!(error.kind(), ErrorKind::Model);
+        error.to_string()
+    }
+
+    #[test]
+    fn nothing_is_lost_by_reading_and_writing() {
+        let bytes = include_bytes!("../tests/golden/onnx/every_field.onnx");
+        let written = ModelProto::decode(&bytes[..]).unwrap().encode_to_vec();
+        // The order of fields within a message is not part of the format, and the reference has another one.
+        let sorted = |bytes: &[u8]| {
+            let mut bytes = bytes.to_vec();
+            bytes.sort_unstable();
+            bytes
+        };
+        assert_eq!(sorted(&written), sorted(bytes));
+    }
+
+    #[test]
+    fn signature() {
+        let graph = decode(&model()).unwrap();
+        let ports = |ports: &[Port]| ports.iter().map(Port::to_string).collect::<Vec<_>>();
+        assert_eq!(ports(graph.inputs()), ["x: F32[?, 3]"]);
+        assert_eq!(ports(graph.outputs()), ["y: F16[1, 2]"]);
+        let parameters: Vec<_> =
+            graph.parameters().iter().map(|p| (p.name.as_str(), p.dtype, &p.shape[..])).collect();
+        assert_eq!(
+            parameters,
+            [("block.0.weight", Dtype::F32, &[2, 3][..]), ("block.0.bias", Dtype::F32, &[2][..])]
+        );
+    }
+
+    #[test]
+    fn weights_are_bound_where_they_lie() {
+        let weights = weights(&[("block.0.bias", Dtype::F32, &[2]), ("block.0.weight", Dtype::F16, &[2, 3])]);
+        let offset = |name: &str| weights.get(name).unwrap().location().1.to_string();
+        let bound = decode(&model()).unwrap().bind(weights.clone()).unwrap();
+        let graph = ModelProto::decode(&bound.onnx[..]).unwrap().graph.unwrap();
+
+        let external = |tensor: &TensorProto| {
+            let entries =
+                tensor.external_data.iter().map(|entry| format!("{}={}", entry.key(), entry.value()));
+            entries.collect::<Vec<_>>().join(" ")
+        };
+        let [constant, weight, bias] = &graph.initializer[..] else { panic!("there are three initializers") };
+        assert_eq!(*constant, model().graph.unwrap().initializer[0]);
+        assert_eq!((bias.name(), bias.data_type()), ("block.0.bias", 1));
+        assert_eq!(external(bias), format!("location=weights-0 offset={} length=8", offset("block.0.bias")));
+        assert_eq!((weight.name(), weight.data_type()), ("block.0.weight/stored", 10));
+        assert_eq!(
+            external(weight),
+            format!("location=weights-0 offset={} length=12", offset("block.0.weight"))
+        );
+
+        let operators: Vec<&str> = graph.node.iter().map(NodeProto::op_type).collect();
+        assert_eq!(operators, ["Cast", "Gemm"]);
+        assert_eq!(graph.node[0].input, ["block.0.weight/stored"]);
+        assert_eq!(graph.node[0].output, ["block.0.weight"]);
+        assert_eq!(graph.node[0].attribute[0].i(), 1);
+    }
+
+    #[test]
+    fn missing_weight() {
+        assert_eq!(
+            bind_refusal(&[("block.1.weight", Dtype::F32, &[2, 3]), ("block.0.bias", Dtype::F32, &[2])]),
+            "unet: expected 2 weights, got 1: missing are block.0.weight (nearest: block.1.weight)"
+        );
+        assert_eq!(
+            bind_refusal(&[]),
+            "unet: expected 2 weights, got 0: missing are block.0.weight, block.0.bias"
+        );
+    }
+
+    #[test]
+    fn many_missing_weights() {
+        let mut model = model();
+        let graph = model.graph.as_mut().unwrap();
+        graph.initializer = (0..9).map(|index| open_initializer(&format!("w{index}"), &[1])).collect();
+        let error = decode(&model).unwrap().bind(weights(&[("w8", Dtype::F32, &[1])])).err().unwrap();
+        assert_eq!(
+            error.to_string(),
+            "unet: expected 9 weights, got 1: missing are w0 (nearest: w8), w1 (nearest: w8), w2 (nearest: w8) and 5 more"
+        );
+    }
+
+    #[test]
+    fn wrong_shape() {
+        assert_eq!(
+            bind_refusal(&[("block.0.weight", Dtype::F32, &[3, 2]), ("block.0.bias", Dtype::F32, &[2])]),
+            "unet: weight block.0.weight: expected shape [2, 3], got [3, 2]"
+        );
+    }
+
+    #[test]
+    fn wrong_dtype() {
+        assert_eq!(
+            bind_refusal(&[("block.0.weight", Dtype::I32, &[2, 3]), ("block.0.bias", Dtype::F32, &[2])]),
+            "unet: weight block.0.weight: expected type F32, got I32"
+        );
+    }
+
+    #[test]
+    fn nearest_name_does_not_count_a_byte_twice() {
+        assert_eq!(shared_ends("aa", "aaa"), 2);
+        assert_eq!(shared_ends("a.b.c", "a.x.c"), 4);
+        assert_eq!(shared_ends("abc", "xyz"), 0);
+    }
+
+    #[test]
+    fn garbage() {
+        let error = Graph::decode("unet", b"this is not a graph").err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Model);
+        assert!(
+            error.to_string().starts_with("unet: expected an ONNX model, got 19 other bytes: "),
+            "{error}"
+        );
+        assert_eq!(
+            Graph::decode("unet", b"").err().unwrap().to_string(),
+            "unet: expected an ONNX model, got one without a graph"
+        );
+    }
+
+    #[test]
+    fn truncated_graph() {
+        let bytes = model().encode_to_vec();
+        for len in 0..bytes.len() {
+            let error = Graph::decode("unet", &bytes[..len]).err().expect("a part is no graph");
+            assert_eq!(error.kind(), ErrorKind::Model);
+        }
+    }
+
+    #[test]
+    fn graph_nested_without_end() {
+        // Each layer is a node whose attribute is a graph.
+        let mut graph = GraphProto::default();
+        for _ in 0..1000 {
+            let attribute = AttributeProto { g: Some(graph), ..Default::default() };
+            let node = NodeProto { attribute: vec![attribute], ..Default::default() };
+            graph = GraphProto { node: vec![node], ..Default::default() };
+        }
+        assert!(
+            refusal(&ModelProto { graph: Some(graph), ..Default::default() }).contains("recursion limit")
+        );
+    }
+
+    #[test]
+    fn no_outputs() {
+        let mut model = model();
+        model.graph.as_mut().unwrap().output.clear();
+        assert_eq!(refusal(&model), "unet: expected outputs, got none");
+    }
+
+    #[test]
+    fn unusable_ports() {
+        let refusal_of = |port: ValueInfoProto| {
+            let mut model = model();
+            model.graph.as_mut().unwrap().input[0] = port;
+            refusal(&model)
+        };
+        assert_eq!(refusal_of(value("", 1, &[1])), "unet: input \"\": expected a name");
+        assert_eq!(refusal_of(value("a\0b", 1, &[1])), "unet: input \"a\\0b\": expected a name");
+        assert!(refusal_of(value("x", 8, &[1])).ends_with("got ONNX type 8"));
+        let mut sequence = value("x", 1, &[1]);
+        sequence.r#type = None;
+        assert_eq!(refusal_of(sequence), "unet: input x: expected a tensor, got another type");
+        let mut unranked = value("x", 1, &[1]);
+        unranked.r#type.as_mut().unwrap().value =
+            Some(TypeValue::TensorType(TensorType { elem_type: Some(1), shape: None }));
+        assert_eq!(refusal_of(unranked), "unet: input x: expected a shape, got none");
+        let mut negative = value("x", 1, &[1]);
+        let Some(TypeValue::TensorType(tensor)) = &mut negative.r#type.as_mut().unwrap().value else {
+            unreachable!()
+        };
+        tensor.shape.as_mut().unwrap().dim[0].value = Some(DimensionValue::DimValue(-5));
+        assert_eq!(refusal_of(negative), "unet: input x: dimension: expected a size, got -5");
+    }
+
+    #[test]
+    fn unusable_parameter() {
+        let mut model = model();
+        model.graph.as_mut().unwrap().initializer[1].dims = vec![2, -3];
+        assert_eq!(refusal(&model), "unet: parameter block.0.weight: dimension: expected a size, got -3");
+    }
+}

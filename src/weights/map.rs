@@ -1,0 +1,51 @@
+//! The bytes of a weight file: mapped from disk, or embedded in the program. It knows nothing of their format.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+
+use memmap2::Mmap;
+
+/// Read-only bytes at an address that does not change while this value lives.
+///
+/// A mapped file is shared with the rest of the machine. If another program overwrites it in place, the bytes change;
+/// if another program makes it shorter, touching the lost pages kills the process (SIGBUS). So mapped bytes are copied
+/// out or handed to ONNX Runtime by address, and are never lent as a `&[u8]`, whose bytes Rust assumes to be constant.
+/// Replacing the file by a rename, as downloads do, is harmless.
+pub(super) enum Bytes {
+    Mapped(Mmap),
+    Static(&'static [u8]),
+}
+
+impl Bytes {
+    /// Maps the whole file.
+    pub(super) fn map(file: &File) -> io::Result<Self> {
+        // SAFETY: the map is private to this type, which dereferences it only to copy bytes out, so that no reference
+        // outlives a single copy. What remains, another program changing the file during that copy or shortening it,
+        // is the hazard that the type's documentation names.
+        unsafe { Mmap::map(file) }.map(Self::Mapped)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Mapped(map) => map.len(),
+            Self::Static(bytes) => bytes.len(),
+        }
+    }
+
+    pub(super) fn as_ptr(&self) -> *const u8 {
+        match self {
+            Self::Mapped(map) => map.as_ptr(),
+            Self::Static(bytes) => bytes.as_ptr(),
+        }
+    }
+
+    /// A copy of the bytes in `range`, which must lie inside.
+    pub(super) fn copy(&self, range: Range<usize>) -> Vec<u8> {
+        match self {
+            Self::Mapped(map) => map[range].to_vec(),
+            Self::Static(bytes) => bytes[range].to_vec(),
+        }
+    }
+}
