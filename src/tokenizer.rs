@@ -71,14 +71,13 @@ impl Tokenizer {
                 format!("prompt: expected text, got NUL at byte {place}"),
             ));
         }
-        let tokens = self.inner.encode(prompt, false).map_err(|error| {
+        let tokens = self.inner.encode_char_offsets(prompt, false).map_err(|error| {
             Error::new(ErrorKind::Model, "tokenizer: the prompt cannot be encoded").source(error)
         })?;
         let room = self.context - 2;
-        // A token may begin within a character: byte-level vocabularies split those they do not know.
-        let cut = tokens.get_offsets().get(room).map(|&(start_byte, _)| {
-            let start_byte = (0..=start_byte).rev().find(|&byte| prompt.is_char_boundary(byte)).unwrap_or(0);
-            prompt[start_byte..].trim().to_owned()
+        let cut = tokens.get_offsets().get(room).map(|&(start_chars, _)| {
+            let rest: String = prompt.chars().skip(start_chars).collect();
+            rest.trim().to_owned()
         });
         let kept = tokens.get_ids().iter().take(room).copied();
         let ends = std::iter::once(self.special.eos).chain(std::iter::repeat(self.special.pad));
@@ -157,6 +156,24 @@ mod tests {
         // Within a word: what is left of it.
         assert_eq!(encode("blueish apple", 3), (vec![0, 8, 1], Some("ish apple".into())));
         assert_eq!(encode("red", 2), (vec![0, 1], Some("red".into())));
+    }
+
+    /// A byte-level vocabulary makes two tokens of "é", and the cut falls between them.
+    #[test]
+    fn a_cut_within_a_character_keeps_the_character() {
+        let file = serde_json::to_vec(&serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true},
+            "post_processor": null, "decoder": null,
+            "model": {
+                "type": "BPE", "merges": [],
+                "vocab": {"<s>": 0, "</s>": 1, "<pad>": 2, "a": 3, "\u{c3}": 4, "\u{a9}": 5},
+            },
+        }))
+        .unwrap();
+        let tokenizer = Tokenizer::from_bytes(&file, 4, SPECIAL).unwrap();
+        let encoded = tokenizer.encode("aéa").unwrap();
+        assert_eq!(encoded, Encoded { ids: vec![0, 3, 4, 1], cut: Some("éa".into()) });
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //!
 //! Torch uses `avx_mathfun.h` (Pommier 2007, Garberoglio 2012, after Cephes' `logf.c` and `sinf.c`), and its
 //! compiler fuses each product that is added to something into one rounding. Here every such place is a `mul_add`,
-//! and every other product is not: the golden values of `tests/noise.rs` hold for this grouping alone.
+//! and no other is: the golden values of `tests/noise.rs` tell.
 
 // The coefficients are quoted as Cephes prints them, beyond what f32 holds.
 #![allow(clippy::excessive_precision)]

@@ -59,3 +59,30 @@ pub(super) fn timesteps(len: usize, steps: usize) -> Vec<f64> {
     let stride = len / trained;
     (0..steps).map(|i| ((trained - i * trained / steps) * stride - 1) as f64).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::noise::TorchCpu;
+
+    struct Three;
+
+    impl Denoise for Three {
+        fn denoise(&mut self, _: &[f32], _: f64, _: f64, out: &mut [f32]) -> Result<(), Error> {
+            out.fill(3.0);
+            Ok(())
+        }
+    }
+
+    /// At real timesteps `c_skip` is below 1e-5, out of sight of the golden latents.
+    #[test]
+    fn the_leap_keeps_its_part_of_the_latents() {
+        // 10 t is sigma_data, so that c_skip is 1/2 and c_out the root of 1/2.
+        for (timestep, expected) in [(0.05, (3.0 + 1.0) * 0.5f64.sqrt()), (0.0, 2.0 * 0.5f64.sqrt())] {
+            let step = Step { index: 0, from: 1.0, to: 0.0, timestep };
+            let mut x = [2.0];
+            Lcm::new(1).step(&mut x, &step, &mut Three, &mut TorchCpu::new(0)).unwrap();
+            assert!((f64::from(x[0]) - expected).abs() < 1e-6, "{x:?}, expected {expected}");
+        }
+    }
+}
