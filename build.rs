@@ -63,7 +63,7 @@ fn ship() -> Result<(), String> {
         "aarch64-unknown-linux-gnu" => AARCH64_LINUX,
         _ => {
             println!(
-                "cargo:warning=no ONNX Runtime library is shipped for {target}: give the program one of version 1.22 or newer \
+                "cargo:warning=no ONNX Runtime library is shipped for {target}: give the program one of version 1.23 or newer \
                  (--ort FILE, ORT_DYLIB_PATH, or beside the executable)"
             );
             return Ok(());

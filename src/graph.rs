@@ -77,6 +77,7 @@ pub struct Parameter {
 #[derive(Clone)]
 pub struct Graph {
     name: String,
+    /// The model but for its graph, which is the next field.
     model: ModelProto,
     graph: GraphProto,
     inputs: Vec<Port>,
@@ -104,20 +105,22 @@ impl Graph {
         let initialized: HashSet<&str> = graph.initializer.iter().map(TensorProto::name).collect();
         // Before IR version 4 a model listed its initializers among its inputs.
         let fed = graph.input.iter().filter(|input| !initialized.contains(input.name()));
-        let inputs: Vec<Port> =
-            fed.map(port).collect::<Result<_, _>>().map_err(|p| refuse(format!("input {p}")))?;
-        let outputs: Vec<Port> = graph
-            .output
-            .iter()
-            .map(port)
-            .collect::<Result<_, _>>()
-            .map_err(|p| refuse(format!("output {p}")))?;
+        let inputs = fed.map(|input| port(input).map_err(|problem| refuse(format!("input {problem}"))));
+        let inputs = inputs.collect::<Result<Vec<Port>, Error>>()?;
+        let outputs = graph.output.iter();
+        let outputs =
+            outputs.map(|output| port(output).map_err(|problem| refuse(format!("output {problem}"))));
+        let outputs = outputs.collect::<Result<Vec<Port>, Error>>()?;
         if outputs.is_empty() {
             return Err(refuse("expected outputs, got none".into()));
         }
-        let open = graph.initializer.iter().enumerate().filter(|(_, tensor)| is_open(tensor));
-        let parameters =
-            open.map(parameter).collect::<Result<_, _>>().map_err(|p| refuse(format!("parameter {p}")))?;
+        let mut parameters = Vec::new();
+        for (index, tensor) in graph.initializer.iter().enumerate() {
+            if tensor.data_location() == proto::EXTERNAL {
+                let parameter = parameter(index, tensor);
+                parameters.push(parameter.map_err(|problem| refuse(format!("parameter {problem}")))?);
+            }
+        }
         Ok(Self { name, model, graph, inputs, outputs, parameters })
     }
 
@@ -147,19 +150,21 @@ impl Graph {
         let Self { name, mut model, mut graph, inputs, outputs, parameters } = self;
         let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{name}: {problem}"));
 
-        let missing: Vec<&str> = parameters
-            .iter()
-            .map(|wanted| wanted.name.as_str())
-            .filter(|wanted| weights.get(wanted).is_none())
-            .collect();
+        let count = parameters.len();
+        let (mut found, mut missing) = (Vec::new(), Vec::new());
+        for parameter in parameters {
+            match weights.get(&parameter.name) {
+                Some(weight) => found.push((parameter, weight)),
+                None => missing.push(parameter.name),
+            }
+        }
         if !missing.is_empty() {
-            return Err(refuse(describe_missing(&missing, parameters.len(), &weights)));
+            return Err(refuse(describe_missing(&missing, count, &weights)));
         }
 
         let mut casts = Vec::new();
-        for parameter in parameters {
+        for (parameter, weight) in found {
             let wanted = &parameter.name;
-            let Some(weight) = weights.get(wanted) else { unreachable!("none is missing") };
             if weight.shape() != parameter.shape {
                 return Err(refuse(format!(
                     "weight {wanted}: expected shape {:?}, got {:?}",
@@ -221,8 +226,14 @@ fn port(info: &ValueInfoProto) -> Result<Port, String> {
     Ok(Port { dims: dims.collect::<Result<_, _>>()?, name, dtype })
 }
 
-fn parameter((initializer, tensor): (usize, &TensorProto)) -> Result<Parameter, String> {
+fn parameter(initializer: usize, tensor: &TensorProto) -> Result<Parameter, String> {
     let name = checked_name(tensor.name())?;
+    // A graph could name any file, and any place in it.
+    let location =
+        tensor.external_data.iter().find(|entry| entry.key() == "location").map_or("", |entry| entry.value());
+    if location != OPEN_LOCATION {
+        return Err(format!("{name}: expected no data ({OPEN_LOCATION:?}), got data in file {location:?}"));
+    }
     let dtype = dtype(tensor.data_type()).map_err(|problem| format!("{name}: {problem}"))?;
     let sizes = tensor.dims.iter().map(|&size| {
         usize::try_from(size).map_err(|_| format!("{name}: dimension: expected a size, got {size}"))
@@ -236,14 +247,6 @@ fn checked_name(name: &str) -> Result<String, String> {
         return Err(format!("{name:?}: expected a name"));
     }
     Ok(name.to_owned())
-}
-
-fn is_open(tensor: &TensorProto) -> bool {
-    tensor.data_location() == proto::EXTERNAL
-        && tensor
-            .external_data
-            .iter()
-            .any(|entry| entry.key() == "location" && entry.value() == OPEN_LOCATION)
 }
 
 fn dtype(code: i32) -> Result<Dtype, String> {
@@ -293,11 +296,11 @@ fn entry(key: &str, value: String) -> StringStringEntryProto {
 }
 
 /// Says which weights are missing, and for each the name that resembles it most.
-fn describe_missing(missing: &[&str], parameters: usize, weights: &Weights) -> String {
+fn describe_missing(missing: &[String], parameters: usize, weights: &Weights) -> String {
     let named = missing.iter().take(NAMED_MISSING).map(|wanted| {
         match weights.iter().map(|(name, _)| name).min_by_key(|name| Reverse(shared_ends(wanted, name))) {
             Some(nearest) => format!("{wanted} (nearest: {nearest})"),
-            None => (*wanted).to_owned(),
+            None => wanted.clone(),
         }
     });
     let named = named.collect::<Vec<_>>().join(", ");
@@ -574,5 +577,15 @@ mod tests {
         let mut model = model();
         model.graph.as_mut().unwrap().initializer[1].dims = vec![2, -3];
         assert_eq!(refusal(&model), "unet: parameter block.0.weight: dimension: expected a size, got -3");
+    }
+
+    #[test]
+    fn data_in_another_file() {
+        let mut model = model();
+        model.graph.as_mut().unwrap().initializer[1].external_data[0].value = Some("../secret".into());
+        assert_eq!(
+            refusal(&model),
+            "unet: parameter block.0.weight: expected no data (\"weights\"), got data in file \"../secret\""
+        );
     }
 }

@@ -426,7 +426,7 @@ fn load_refusal(test: &str, file: impl FnOnce(&Path) -> PathBuf) -> String {
     let message = String::from_utf8(child.stderr).unwrap();
     assert_eq!(child.status.code(), Some(6), "{message}");
     assert!(message.starts_with("no ONNX Runtime library could be loaded: ORT_DYLIB_PATH ("), "{message}");
-    assert!(message.contains("; name a library of version 1.22 or newer with --ort FILE"), "{message}");
+    assert!(message.contains("; name a library of version 1.23 or newer with --ort FILE"), "{message}");
     message
 }
 
@@ -462,6 +462,17 @@ fn library_is_truncated() {
         written(folder, &whole[..whole.len() / 2])
     });
     assert!(message.contains("the file is cut short"), "{message}");
+}
+
+#[test]
+fn library_for_another_processor() {
+    let message = load_refusal("library_for_another_processor", |folder| {
+        let mut library = std::fs::read(Library::load(None).unwrap().path()).unwrap();
+        // The machine's number in the ELF header: x86-64 or aarch64, whichever it is not.
+        library[18] = if library[18] == 62 { 183 } else { 62 };
+        written(folder, &library)
+    });
+    assert!(message.contains("the library is for another processor"), "{message}");
 }
 
 #[test]

@@ -118,31 +118,38 @@ fn check(path: &Path) -> Result<(), String> {
     if path.is_relative() {
         return Ok(());
     }
-    let is_cut_short = File::open(path).and_then(|file| {
+    let problem = File::open(path).and_then(|file| {
         let len_bytes = file.metadata()?.len();
-        is_cut_short(file, len_bytes)
+        elf_problem(file, len_bytes)
     });
-    if is_cut_short.map_err(|error| error.to_string())? {
-        Err("the file is cut short".into())
-    } else {
-        Ok(())
+    match problem {
+        Ok(None) => Ok(()),
+        Ok(Some(problem)) => Err(problem.into()),
+        Err(error) => Err(error.to_string()),
     }
 }
 
-/// Whether this is a 64-bit little-endian ELF file that ends before its segments do. The dynamic linker would map the
-/// segments nevertheless, and the process would die of SIGBUS when it touches what is not there.
-fn is_cut_short(mut file: impl Read + Seek, len_bytes: u64) -> io::Result<bool> {
+/// What is wrong with a 64-bit little-endian ELF file; nothing, if it is another kind of file.
+///
+/// Of a library for another processor the dynamic linker says that it does not exist. One that ends before its segments
+/// do it would map nevertheless, and the process would die of SIGBUS when it touches what is not there.
+fn elf_problem(mut file: impl Read + Seek, len_bytes: u64) -> io::Result<Option<&'static str>> {
     const FILE_HEADER_BYTES: usize = 64;
     const SEGMENT_HEADER_BYTES: usize = 56;
+    const CUT_SHORT: Option<&str> = Some("the file is cut short");
     let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte));
 
     let mut header = Vec::new();
     file.by_ref().take(FILE_HEADER_BYTES as u64).read_to_end(&mut header)?;
     if !header.starts_with(b"\x7fELF\x02\x01") {
-        return Ok(false);
+        return Ok(None);
     }
     if header.len() < FILE_HEADER_BYTES {
-        return Ok(true);
+        return Ok(CUT_SHORT);
+    }
+    let machine = number(&header[18..20]);
+    if matches!((machine, env::consts::ARCH), (62, "aarch64") | (183, "x86_64")) {
+        return Ok(Some("the library is for another processor"));
     }
     let (table_offset, segment_count) = (number(&header[32..40]), number(&header[56..58]));
     let table_len = segment_count * SEGMENT_HEADER_BYTES as u64;
@@ -153,5 +160,7 @@ fn is_cut_short(mut file: impl Read + Seek, len_bytes: u64) -> io::Result<bool> 
         let (offset, len) = (number(&segment[8..16]), number(&segment[32..40]));
         offset.saturating_add(len) > len_bytes
     };
-    Ok((table.len() as u64) < table_len || table.chunks_exact(SEGMENT_HEADER_BYTES).any(ends_after_file))
+    let is_cut =
+        (table.len() as u64) < table_len || table.chunks_exact(SEGMENT_HEADER_BYTES).any(ends_after_file);
+    Ok(if is_cut { CUT_SHORT } else { None })
 }
