@@ -174,7 +174,7 @@ class Scenes:
             hue, saturation, value = hsv(rgb[turned])
             rgb = rgb.clone()
             rgb[turned] = rgb_of((hue + torch.tensor(by)[:, None, None]) % 360, saturation, value).clamp(0, 1)
-        shares = colour_shares(rgb, alpha[:, 0] > 0.5)
+        shares = colour_shares(rgb[..., ::4, ::4], alpha[:, 0, ::4, ::4] > 0.5)
         place, ground = [], []
         for p in plans:
             place.append([rng.uniform(0.78, 0.86), rng.uniform(-0.02, 0.02), rng.uniform(-0.02, 0.02)])

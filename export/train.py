@@ -1,6 +1,7 @@
-"""Trains the built-in model on two CPU cores, in three phases that each resume from what is in the work folder.
+"""Trains the built-in model on two CPU cores, in phases that each resume from what is in the work folder.
 
-    python train.py vae PICTURES WORK MINUTES       autoencoder on drawn scenes
+    python train.py vae64 PICTURES WORK MINUTES     autoencoder on drawn scenes at half size: many cheap steps
+    python train.py vae PICTURES WORK MINUTES       the same grown by one stage to full size
     python train.py latents PICTURES WORK SCENES    scenes per picture -> latents and token ids
     python train.py unet PICTURES WORK MINUTES      U-Net and text encoder on those latents
     python train.py decoder PICTURES WORK MINUTES   decoder alone, the latents' meaning fixed
@@ -31,7 +32,6 @@ from scenes import COLOURS, Scenes
 
 CAPTIONS_PER_SCENE = 4
 NULL_CAPTION_SHARE = 0.1
-CROP_SHARE = 0.5
 
 
 class Clock:
@@ -84,49 +84,80 @@ def step_optimizer(optimizer: torch.optim.Optimizer, parameters: list[Tensor], l
     optimizer.step()
 
 
-def train_vae(pictures: Path, work: Path, minutes: float, decoder_only: bool) -> None:
-    scenes, rng = Scenes(pictures), random.Random(int(time.time()))
-    vae = model.vae().to(memory_format=torch.channels_last)
-    if (work / "vae.pt").exists():
-        vae.load_state_dict(torch.load(work / "vae.pt"))
+def drawn(scenes: Scenes, rng: random.Random, count: int) -> Tensor:
+    """Scenes as bytes, drawn once so that the training loop touches nothing else."""
+    out = []
+    for _ in range(count // 50):
+        x, _ = scenes.draw([scenes.plan(rng.randrange(len(scenes)), rng) for _ in range(50)], rng)
+        out.append(((x + 1) * 127.5).round().byte())
+    return torch.cat(out)
+
+
+def grow(small: nn.Module, pool: Tensor) -> nn.Module:
+    """The autoencoder for 128 px that starts where the one for 64 px stopped."""
+    large = model.vae()
+    encoder, decoder = large.encoder.layers, large.decoder.layers
+    for k in range(1, len(small.encoder.layers)):
+        encoder[k + 1].load_state_dict(small.encoder.layers[k].state_dict())
+    for k in range(len(small.decoder.layers) - 1):
+        decoder[k].load_state_dict(small.decoder.layers[k].state_dict())
+    decoder[-1].load_state_dict(small.decoder.layers[-1].state_dict())
+    nn.init.dirac_(decoder[-2].weight)
+    decoder[-2].weight.data.add_(torch.randn_like(decoder[-2].weight) * 0.01)
+    # The two new convolutions learn to see what the old one saw of the halved picture.
+    stem = list(encoder[0].parameters()) + list(encoder[1].parameters())
+    optimizer = torch.optim.Adam(stem, lr=3e-3)
+    for step in range(300):
+        x = pool[torch.randint(0, len(pool), (4,))].float() / 255
+        with torch.no_grad():
+            want = small.encoder.layers[0](F.avg_pool2d(x, 2))
+        loss = F.mse_loss(encoder[1](encoder[0](x)), want)
+        step_optimizer(optimizer, stem, loss, 3e-3 * (1 - step / 300))
+    print(f"grown: the new stem explains {1 - float(loss.detach() / want.var()):.3f} of the old one's variance", flush=True)
+    return large
+
+
+def train_vae(phase: str, pictures: Path, work: Path, minutes: float) -> None:
+    pool = drawn(Scenes(pictures), random.Random(int(time.time())), 3000)
+    small, decoder_only = phase == "vae64", phase == "decoder"
+    file = work / ("vae64.pt" if small else "vae.pt")
+    vae = model.vae(grown=not small)
+    if file.exists():
+        vae.load_state_dict(torch.load(file))
+    elif not small:
+        half = model.vae(grown=False)
+        half.load_state_dict(torch.load(work / "vae64.pt"))
+        vae = grow(half, pool)
     if decoder_only:
         vae.encoder.requires_grad_(False)
+    vae.to(memory_format=torch.channels_last)
     parameters = [p for p in vae.parameters() if p.requires_grad]
-    ema, clock = Ema(parameters, 0.995), Clock(minutes, 1e-3 if decoder_only else 2e-3)
+    ema, clock = Ema(parameters, 0.995), Clock(minutes, 1.2e-3 if small else 6e-4)
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=1e-4)
-    step, seen, total, last_save = 0, 0, 0.0, time.time()
+    step, total, last_save = 0, 0.0, time.time()
     while clock.share() < 1:
-        # Steps are what an untrained autoencoder lacks: small crops first, whole pictures once it draws edges.
-        crops = not decoder_only and clock.share() < CROP_SHARE
-        plans = [scenes.plan(rng.randrange(len(scenes)), rng) for _ in range(8 if crops else 4)]
-        x = scenes.draw(plans, rng)[0]
-        if crops:
-            top, left = rng.randrange(16, 49), rng.randrange(16, 49)
-            x = x[..., top : top + 64, left : left + 64]
-        x = x.contiguous(memory_format=torch.channels_last)
-        posterior = vae.encode(x).latent_dist
-        z = posterior.sample()
-        if decoder_only:
-            # The U-Net's latents are a little wrong: teach the decoder to draw the nearest clean picture.
-            z = posterior.mode() + torch.randn_like(z) * torch.rand(len(x), 1, 1, 1) * 0.25
-        y = vae.decode(z).sample
-        error = y - x
+        x = pool[torch.randint(0, len(pool), (8 if small else 4,))].float() / 127.5 - 1
+        x = (F.avg_pool2d(x, 2) if small else x).contiguous(memory_format=torch.channels_last)
+        z = vae.encode(x).latents
+        # The U-Net's latents are a little wrong: the decoder learns to draw the nearest clean picture.
+        noise = torch.randn_like(z) * (torch.rand(len(x), 1, 1, 1) * 0.3 if decoder_only else 0.06)
+        error = vae.decode(z + noise).sample - x
         edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
         squared = error.square().mean()
-        loss = error.abs().mean() + 2 * squared + 0.5 * edges + 6e-4 * posterior.kl().mean() / z[0].numel()
+        loss = error.abs().mean() + 2 * squared + 0.5 * edges
+        if not decoder_only:
+            spread = (z.std((0, 2, 3)) - 1).square().mean() + z.mean((0, 2, 3)).square().mean()
+            loss = loss + 0.1 * spread + 0.01 * F.relu(z.abs() - 2.5).square().mean()
         step_optimizer(optimizer, parameters, loss, clock.rate(step))
         ema.update()
-        step, seen, total = step + 1, seen + len(x), total + float(squared.detach()) / 4
+        step, total = step + 1, total + float(squared.detach()) / 4
         if step % 100 == 0:
-            spread = posterior.mean.std().item()
-            blur = posterior.std.mean().item()
             psnr = -10 * math.log10(total / 100)
-            print(f"vae {step} pictures {seen} minutes {clock.share() * minutes:.1f} psnr {psnr:.2f}", end=" ")
-            print(f"mean.std {spread:.2f} posterior.std {blur:.2f}", flush=True)
+            print(f"{phase} {step} minutes {clock.share() * minutes:.1f} psnr {psnr:.2f}", flush=True)
             total = 0.0
         if time.time() - last_save > 60 or clock.share() >= 1:
             ema.swap()
-            save(vae.state_dict(), work / "vae.pt")
+            save(vae.state_dict(), file)
             ema.swap()
             last_save = time.time()
 
@@ -146,8 +177,8 @@ def make_latents(pictures: Path, work: Path, per_picture: int) -> None:
         top = shares.argmax(1).tolist()
         # A turned object whose main colour came out as another one would make the caption a lie.
         true = [k for k, p in enumerate(plans) if not p.turned or COLOURS[top[k]] == p.colour]
-        mode = vae.encode(x[true].contiguous(memory_format=torch.channels_last)).latent_dist.mode()
-        latents.append(mode.half())
+        z = vae.encode(x[true].contiguous(memory_format=torch.channels_last)).latents
+        latents.append(z.half())
         for k in true:
             captions = [scenes.caption(plans[k], rng) for _ in range(CAPTIONS_PER_SCENE)]
             ids.append([e.ids for e in tokenizer.encode_batch(captions)])
@@ -167,8 +198,8 @@ def train_unet(work: Path, minutes: float) -> None:
     alphas = DDIMScheduler(**model.CURVE).alphas_cumprod
     table = torch.load(work / "token_table.pt")
     text = model.text_encoder(len(table))
-    text.text_model.embeddings.token_embedding.weight.data.copy_(table)
-    text.text_model.embeddings.token_embedding.requires_grad_(False)
+    text.embeddings.token_embedding.weight.data.copy_(table)
+    text.embeddings.token_embedding.requires_grad_(False)
     unet = model.unet()
     for name, parameter in unet.named_parameters():
         # Residual branches and the output start at zero (the usual start of diffusion U-Nets).
@@ -227,10 +258,8 @@ def main() -> None:
     phase, pictures, work, amount = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), float(sys.argv[4])
     torch.set_num_threads(2)
     match phase:
-        case "vae":
-            train_vae(pictures, work, amount, decoder_only=False)
-        case "decoder":
-            train_vae(pictures, work, amount, decoder_only=True)
+        case "vae64" | "vae" | "decoder":
+            train_vae(phase, pictures, work, amount)
         case "latents":
             make_latents(pictures, work, int(amount))
         case "unet":

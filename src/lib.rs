@@ -2,14 +2,19 @@
 //!
 //! ONNX graphs (text encoder, U-Net, VAE) run in ONNX Runtime; everything between them is Rust.
 
+pub mod bundle;
 pub mod engine;
 pub mod error;
 pub mod graph;
 pub mod guidance;
+pub mod manifest;
 pub mod noise;
+pub mod pipeline;
 pub mod prediction;
+pub mod request;
 pub mod sampler;
 pub mod schedule;
+mod stage;
 pub mod tensor;
 pub mod tokenizer;
 pub mod weights;

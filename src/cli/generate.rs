@@ -1,0 +1,185 @@
+//! `calotype generate`: a prompt becomes pictures in files.
+
+use std::io::{self, IsTerminal, Read};
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use calotype::pipeline::{Options, Picture, Pipeline, Progress};
+use calotype::request::{Draft, Request};
+use calotype::sampler::SamplerKind;
+use calotype::tensor::PixelSize;
+use calotype::{Error, ErrorKind};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
+
+use super::output::Destination;
+use super::receipt::Receipt;
+use super::{Common, Report, open_bundle};
+
+/// The longest prompt that is read from standard input.
+const MAX_PROMPT_BYTES: u64 = 1 << 20;
+
+#[derive(clap::Args)]
+pub(super) struct Flags {
+    /// What to draw; `-` reads it from standard input.
+    prompt: String,
+    /// A bundle; the built-in model when absent.
+    #[arg(short, long, value_name = "FOLDER")]
+    model: Option<PathBuf>,
+    /// What to steer away from.
+    #[arg(short, long, value_name = "PROMPT")]
+    negative: Option<String>,
+    /// Where to write the picture.
+    #[arg(short, long, value_name = "OUT.png", default_value = "calotype.png")]
+    output: PathBuf,
+    /// Its size in pixels.
+    #[arg(long, value_name = "WxH")]
+    size: Option<String>,
+    /// How many denoising steps.
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    /// How strongly the prompt pulls; 1 is no guidance.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    guidance: Option<f64>,
+    /// The sampling method.
+    #[arg(long, value_name = "S")]
+    sampler: Option<String>,
+    /// The seed of the noise; random when absent, and always reported.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// How many pictures, with consecutive seeds.
+    #[arg(long, value_name = "N", default_value = "1")]
+    count: NonZeroUsize,
+    /// How many threads work on one operator.
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub(super) common: Common,
+}
+
+pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
+    let started = Instant::now();
+    let draft = Draft {
+        prompt: if flags.prompt == "-" { prompt_from_stdin()? } else { flags.prompt.clone() },
+        negative: flags.negative.clone(),
+        size: flags.size.as_deref().map(str::parse::<PixelSize>).transpose()?,
+        steps: flags.steps,
+        guidance: flags.guidance,
+        sampler: flags.sampler.as_deref().map(str::parse::<SamplerKind>).transpose()?,
+        seed: flags.seed,
+    };
+    let destinations = destinations(&flags.output, flags.count.get())?;
+    let bundle = open_bundle(flags.model.as_ref())?;
+    let first = Request::new(draft, bundle.manifest())?;
+    let last_seed = first.seed().checked_add(flags.count.get() as u64 - 1);
+    if last_seed.is_none() {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("seed: expected room for {} consecutive seeds, got {}", flags.count, first.seed()),
+        ));
+    }
+    let stop = stop_on_interrupt()?;
+    let library = flags.common.library()?;
+    let options = flags.threads.map_or_else(Options::default, |threads| Options { threads });
+    let mut pipeline = Pipeline::open(&bundle, &options)?;
+    let opened = started.elapsed();
+
+    let (mut text, mut pictures) = (String::new(), Vec::new());
+    for (index, destination) in destinations.iter().enumerate() {
+        let request = first.with_seed(first.seed() + index as u64);
+        let bar = progress_bar(request.steps());
+        let picture = pipeline.generate(&request, |Progress { done, .. }| {
+            bar.set_position(done as u64);
+            if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        bar.finish_and_clear();
+        let picture = picture?;
+        let receipt = Receipt::new(&request, bundle.manifest(), library);
+        report_cut(&picture);
+        destination.write(&picture.image, &receipt)?;
+        text += &format!("{} (seed {})\n", destination.path().display(), request.seed());
+        pictures.push(json!({
+            "file": destination.path(),
+            "cut_prompt": picture.cut_prompt,
+            "cut_negative": picture.cut_negative,
+            "seconds": {
+                "text_encoder": seconds(picture.times.text_encoder),
+                "unet": seconds(picture.times.unet),
+                "denoising": seconds(picture.times.denoising),
+                "vae_decoder": seconds(picture.times.vae_decoder),
+            },
+            "receipt": receipt,
+        }));
+    }
+    let json = json!({
+        "pictures": pictures,
+        "seconds": { "open": seconds(opened), "all": seconds(started.elapsed()) },
+    });
+    Ok(Report { text, json })
+}
+
+/// One file per picture: the name as given, or with a number before its extension.
+fn destinations(output: &Path, count: usize) -> Result<Vec<Destination>, Error> {
+    if count == 1 {
+        return Ok(vec![Destination::open(output.to_owned())?]);
+    }
+    let digits = count.to_string().len();
+    (1..=count)
+        .map(|number| {
+            let mut name = output.file_stem().unwrap_or_default().to_owned();
+            name.push(format!("-{number:0digits$}"));
+            if let Some(extension) = output.extension() {
+                name.push(".");
+                name.push(extension);
+            }
+            Destination::open(output.with_file_name(name))
+        })
+        .collect()
+}
+
+fn prompt_from_stdin() -> Result<String, Error> {
+    let mut bytes = Vec::new();
+    let read = io::stdin().take(MAX_PROMPT_BYTES + 1).read_to_end(&mut bytes);
+    let read = read.map_err(|error| Error::new(ErrorKind::Input, "standard input").source(error))?;
+    if read as u64 > MAX_PROMPT_BYTES {
+        return Err(Error::new(
+            ErrorKind::Input,
+            format!("standard input: expected a prompt of at most {MAX_PROMPT_BYTES} bytes, got more"),
+        ));
+    }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        Error::new(ErrorKind::Input, "standard input: expected a prompt in UTF-8").source(error.utf8_error())
+    })?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// Raised by the first Ctrl-C, which the denoising loop then obeys.
+fn stop_on_interrupt() -> Result<&'static AtomicBool, Error> {
+    static STOP: AtomicBool = AtomicBool::new(false);
+    ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed))
+        .map_err(|error| Error::new(ErrorKind::Internal, "interrupt handler").source(error))?;
+    Ok(&STOP)
+}
+
+fn progress_bar(steps: usize) -> ProgressBar {
+    let target =
+        if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let style = ProgressStyle::with_template("drawing {bar:30} {pos}/{len} steps, {eta} left")
+        .expect("the template is right");
+    ProgressBar::with_draw_target(Some(steps as u64), target).with_style(style)
+}
+
+fn report_cut(picture: &Picture) {
+    for (which, cut) in [("prompt", &picture.cut_prompt), ("negative prompt", &picture.cut_negative)] {
+        if let Some(cut) = cut {
+            eprintln!("calotype: {which}: longer than the model reads; not used: {cut:?}");
+        }
+    }
+}
+
+fn seconds(duration: Duration) -> f64 {
+    duration.as_secs_f64()
+}

@@ -1,0 +1,83 @@
+//! `calotype inspect`: what a model is made of.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use calotype::Error;
+use calotype::graph::Port;
+use serde_json::json;
+
+use super::{Common, Report, open_bundle};
+
+#[derive(clap::Args)]
+pub(super) struct Flags {
+    /// A bundle; the built-in model when absent.
+    model: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) common: Common,
+}
+
+pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
+    let bundle = open_bundle(flags.model.as_ref())?;
+    let manifest = bundle.manifest();
+    let defaults = &manifest.defaults;
+    let mut text = format!(
+        "{} ({})\n  prediction {:?}, latents {} channels, 1 cell = {} px, scale {}\n  defaults {}, {} steps, guidance {}, {}\n",
+        manifest.name,
+        manifest.licence,
+        manifest.prediction,
+        manifest.latents.channels,
+        manifest.latents.factor_px,
+        manifest.latents.scale,
+        defaults.size,
+        defaults.steps,
+        defaults.guidance,
+        defaults.sampler,
+    );
+    let mut components = serde_json::Map::new();
+    for (name, component) in manifest.components.iter() {
+        let (graph, weights) = (bundle.graph(name, component)?, bundle.weights(component)?);
+        let bytes: usize =
+            graph.parameters().iter().filter_map(|p| weights.get(&p.name)).map(|w| w.len_bytes()).sum();
+        let count: usize = graph.parameters().iter().map(|p| p.shape.iter().product::<usize>()).sum();
+        // Binding is what a run would do: a model that does not fit is found here too.
+        let ports = |ports: &[Port]| ports.iter().map(Port::to_string).collect::<Vec<_>>();
+        let (inputs, outputs) = (ports(graph.inputs()), ports(graph.outputs()));
+        graph.bind(weights)?;
+        writeln!(text, "{name}: {} + {}", component.graph, component.weights.join(", "))
+            .expect("a String takes all text");
+        writeln!(text, "  {count} parameters in {bytes} bytes").expect("a String takes all text");
+        for port in &inputs {
+            writeln!(text, "  in  {port}").expect("a String takes all text");
+        }
+        for port in &outputs {
+            writeln!(text, "  out {port}").expect("a String takes all text");
+        }
+        components.insert(
+            name.into(),
+            json!({
+                "graph": component.graph,
+                "weights": component.weights,
+                "parameters": count,
+                "weights_bytes": bytes,
+                "inputs": inputs,
+                "outputs": outputs,
+            }),
+        );
+    }
+    let json = json!({
+        "name": manifest.name,
+        "licence": manifest.licence,
+        "prediction": format!("{:?}", manifest.prediction),
+        "latents": manifest.latents,
+        "defaults": {
+            "size": defaults.size.to_string(),
+            "steps": defaults.steps,
+            "guidance": defaults.guidance,
+            "sampler": defaults.sampler.to_string(),
+        },
+        "components": components,
+        "files": manifest.files,
+    });
+    Ok(Report { text, json })
+}

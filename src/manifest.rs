@@ -1,0 +1,381 @@
+//! The manifest of a bundle, `calotype.json`: everything that a model says of itself.
+//! It knows the form of each number, and nothing of the files behind the names.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Component as PathPart, Path};
+
+use serde::{Deserialize, Serialize};
+
+use crate::graph::{Dim, Graph, Port};
+use crate::prediction::Prediction;
+use crate::sampler::SamplerKind;
+use crate::schedule::{Betas, NoiseCurve, Spacing};
+use crate::tensor::PixelSize;
+use crate::tokenizer::SpecialTokens;
+use crate::weights::Dtype;
+use crate::{Error, ErrorKind};
+
+/// The name of the manifest's file in its bundle.
+pub const FILE_NAME: &str = "calotype.json";
+/// The only layout of the manifest so far.
+const FORMAT: u32 = 1;
+
+/// A checked manifest.
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    /// What the model is called.
+    pub name: String,
+    /// Its licence, as an SPDX expression.
+    pub licence: String,
+    /// The three graphs and their weights.
+    pub components: Components,
+    /// The tokenizer and its marks.
+    pub tokenizer: TokenizerFile,
+    /// The noise levels that the model was trained on.
+    pub curve: NoiseCurve,
+    /// Which timesteps a run visits unless the sampler has its own.
+    pub spacing: Spacing,
+    /// What the U-Net predicts.
+    pub prediction: Prediction,
+    /// How latents relate to pictures.
+    pub latents: LatentSpace,
+    /// What a request gets where it does not say.
+    pub defaults: Defaults,
+    /// Size and hash of every file of the bundle but the manifest.
+    pub files: BTreeMap<String, FileRecord>,
+}
+
+/// The graphs of a latent diffusion model.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Components {
+    /// Token ids -> states.
+    pub text_encoder: Component,
+    /// Noisy latents, time and states -> prediction.
+    pub unet: Component,
+    /// Latents -> picture.
+    pub vae_decoder: Component,
+}
+
+impl Components {
+    /// Every component with its name.
+    pub fn iter(&self) -> [(&'static str, &Component); 3] {
+        [("text_encoder", &self.text_encoder), ("unet", &self.unet), ("vae_decoder", &self.vae_decoder)]
+    }
+}
+
+/// One graph, its weights, and the signature that it promises.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Component {
+    /// The graph's file: ONNX without weights, gzipped.
+    pub graph: String,
+    /// The safetensors files that fill it.
+    pub weights: Vec<String>,
+    /// What it is fed, by name.
+    pub inputs: BTreeMap<String, PortContract>,
+    /// What it gives, by name.
+    pub outputs: BTreeMap<String, PortContract>,
+}
+
+impl Component {
+    /// Compares a graph with the signature promised here; `name` says in messages which one it is.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] naming the first input or output that is missing, unexpected or different.
+    pub fn check(&self, name: &str, graph: &Graph) -> Result<(), Error> {
+        for (side, promised, got) in
+            [("input", &self.inputs, graph.inputs()), ("output", &self.outputs, graph.outputs())]
+        {
+            for (port_name, contract) in promised {
+                let found = got.iter().find(|port| port.name == *port_name).map(PortContract::of);
+                if found.as_ref() != Some(contract) {
+                    let found = found.map_or("none of that name".to_owned(), |found| found.to_string());
+                    return Err(Error::new(
+                        ErrorKind::Model,
+                        format!("{name}: {side} {port_name}: expected {contract}, got {found}"),
+                    )
+                    .help("manifest and graph are not of one model"));
+                }
+            }
+            if let Some(extra) = got.iter().find(|port| !promised.contains_key(&port.name)) {
+                return Err(Error::new(
+                    ErrorKind::Model,
+                    format!("{name}: {side} {extra}: expected only what the manifest lists, got this too"),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Type and dimensions of an input or output.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortContract {
+    /// The element type, `F32`.
+    #[serde(with = "dtype_name")]
+    pub dtype: Dtype,
+    /// Numbers for fixed dimensions, names for free ones.
+    pub dims: Vec<DimContract>,
+}
+
+impl PortContract {
+    fn of(port: &Port) -> Self {
+        let dims = port.dims.iter().map(|dim| match dim {
+            Dim::Fixed(size) => DimContract::Fixed(*size),
+            Dim::Free(name) => DimContract::Free(name.clone()),
+        });
+        Self { dtype: port.dtype, dims: dims.collect() }
+    }
+}
+
+impl fmt::Display for PortContract {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dims = self.dims.iter().map(|dim| match dim {
+            DimContract::Fixed(size) => size.to_string(),
+            DimContract::Free(name) => name.clone(),
+        });
+        write!(f, "{}[{}]", self.dtype, dims.collect::<Vec<_>>().join(", "))
+    }
+}
+
+/// One dimension of a [`PortContract`].
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(untagged)]
+pub enum DimContract {
+    /// Always this many.
+    Fixed(usize),
+    /// Any number, by this name.
+    Free(String),
+}
+
+/// The tokenizer's file and what a token sequence is made of.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenizerFile {
+    /// A `tokenizer.json`.
+    pub file: String,
+    /// Tokens per prompt, marks included.
+    pub context: usize,
+    /// The token before the prompt.
+    pub bos: u32,
+    /// The token after it.
+    pub eos: u32,
+    /// The token that fills the rest.
+    pub pad: u32,
+}
+
+impl TokenizerFile {
+    /// The marks, as the tokenizer takes them.
+    pub fn special_tokens(&self) -> SpecialTokens {
+        SpecialTokens { bos: self.bos, eos: self.eos, pad: self.pad }
+    }
+}
+
+/// How latents relate to pictures.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct LatentSpace {
+    /// Values per cell.
+    pub channels: usize,
+    /// Pixels per cell, along each side.
+    pub factor_px: u32,
+    /// What the VAE's latents are multiplied by for the U-Net.
+    pub scale: f64,
+}
+
+/// What a request gets where it does not say.
+#[derive(Clone, Copy, Debug)]
+pub struct Defaults {
+    /// The size that the model was trained on.
+    pub size: PixelSize,
+    /// How many steps.
+    pub steps: usize,
+    /// The guidance scale.
+    pub guidance: f64,
+    /// The sampling method.
+    pub sampler: SamplerKind,
+}
+
+/// What is known of a file.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileRecord {
+    /// Its length.
+    pub len_bytes: u64,
+    /// The SHA-256 of its bytes, in lower-case hexadecimal digits.
+    pub sha256: String,
+}
+
+impl Manifest {
+    /// Reads a manifest; `origin` says in messages where it came from.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] for JSON that is not a manifest, naming the field, and for numbers no model can have.
+    pub fn parse(origin: &str, json: &[u8]) -> Result<Self, Error> {
+        let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{origin}: {problem}"));
+        let mut deserializer = serde_json::Deserializer::from_slice(json);
+        let file: File = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+            refuse(format!("expected a manifest, got a mistake at {}", error.path()))
+                .source(error.into_inner())
+        })?;
+        if file.format != FORMAT {
+            return Err(refuse(format!("format: expected {FORMAT}, got {}", file.format))
+                .help("a newer calotype may read it"));
+        }
+        let at = |place: &str, error: Error| refuse(place.to_owned()).source(error);
+        let curve =
+            NoiseCurve::new(file.curve.betas(), file.curve.train_timesteps).map_err(|e| at("curve", e))?;
+        let [width_px, height_px] = file.defaults.size;
+        let defaults = Defaults {
+            size: PixelSize::new(width_px, height_px).map_err(|e| at("defaults.size", e))?,
+            steps: file.defaults.steps,
+            guidance: file.defaults.guidance,
+            sampler: file.defaults.sampler.parse().map_err(|e| at("defaults.sampler", e))?,
+        };
+        let LatentSpace { channels, factor_px, scale } = file.latents;
+        if channels == 0 || factor_px == 0 || !scale.is_finite() || scale <= 0.0 {
+            return Err(refuse(format!(
+                "latents: expected positive numbers, got {channels} channels, {factor_px} pixels, scale {scale}"
+            )));
+        }
+        if file.tokenizer.context < 3 {
+            return Err(refuse(format!(
+                "tokenizer.context: expected room for a word between two marks, got {}",
+                file.tokenizer.context
+            )));
+        }
+        let named = file.components.iter().into_iter().flat_map(|(_, c)| c.weights.iter().chain([&c.graph]));
+        for name in named.chain([&file.tokenizer.file]) {
+            if !stays_inside(name) {
+                return Err(refuse(format!("files: expected names inside the bundle, got {name:?}")));
+            }
+            if !file.files.contains_key(name) {
+                return Err(refuse(format!("files: expected a record of {name:?}, got none")));
+            }
+        }
+        Ok(Self {
+            name: file.name,
+            licence: file.licence,
+            components: file.components,
+            tokenizer: file.tokenizer,
+            curve,
+            spacing: file.curve.spacing(),
+            prediction: file.prediction.into(),
+            latents: file.latents,
+            defaults,
+            files: file.files,
+        })
+    }
+}
+
+/// The manifest as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    format: u32,
+    name: String,
+    licence: String,
+    components: Components,
+    tokenizer: TokenizerFile,
+    curve: CurveFields,
+    prediction: PredictionName,
+    latents: LatentSpace,
+    defaults: DefaultFields,
+    files: BTreeMap<String, FileRecord>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CurveFields {
+    betas: BetasName,
+    start: f64,
+    end: f64,
+    train_timesteps: usize,
+    spacing: SpacingName,
+    /// Added to every timestep; leading spacing only.
+    steps_offset: u32,
+}
+
+impl CurveFields {
+    fn betas(&self) -> Betas {
+        match self.betas {
+            BetasName::Linear => Betas::Linear { start: self.start, end: self.end },
+            BetasName::ScaledLinear => Betas::ScaledLinear { start: self.start, end: self.end },
+        }
+    }
+
+    fn spacing(&self) -> Spacing {
+        match self.spacing {
+            SpacingName::Leading => Spacing::Leading { offset: self.steps_offset },
+            SpacingName::Linspace => Spacing::Linspace,
+            SpacingName::Trailing => Spacing::Trailing,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum BetasName {
+    Linear,
+    ScaledLinear,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum SpacingName {
+    Leading,
+    Linspace,
+    Trailing,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum PredictionName {
+    Epsilon,
+    VPrediction,
+    Sample,
+}
+
+impl From<PredictionName> for Prediction {
+    fn from(name: PredictionName) -> Self {
+        match name {
+            PredictionName::Epsilon => Self::Epsilon,
+            PredictionName::VPrediction => Self::V,
+            PredictionName::Sample => Self::Sample,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DefaultFields {
+    size: [u32; 2],
+    steps: usize,
+    guidance: f64,
+    sampler: String,
+}
+
+/// Whether a file's name leads nowhere but into the bundle.
+fn stays_inside(name: &str) -> bool {
+    !name.is_empty() && Path::new(name).components().all(|part| matches!(part, PathPart::Normal(_)))
+}
+
+mod dtype_name {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::weights::Dtype;
+
+    pub fn serialize<S: Serializer>(dtype: &Dtype, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(dtype)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Dtype, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Dtype::ALL.into_iter().find(|dtype| dtype.name() == name).ok_or_else(|| {
+            serde::de::Error::custom(format!("expected an element type like F32, got {name:?}"))
+        })
+    }
+}

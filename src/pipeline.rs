@@ -1,0 +1,192 @@
+//! The pipeline: one request becomes one picture, through the only denoising loop there is.
+//! It knows the order of the stages, and nothing of ONNX Runtime or of where pictures go.
+
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use image::RgbImage;
+
+use crate::bundle::Bundle;
+use crate::engine::SessionOptions;
+use crate::guidance::Guidance;
+use crate::manifest::Manifest;
+use crate::noise::{NoiseSource, TorchCpu};
+use crate::request::Request;
+use crate::stage::denoiser::Denoiser;
+use crate::stage::text_encoder::{Conditioning, TextEncoder};
+use crate::stage::vae::VaeDecoder;
+use crate::{Error, ErrorKind};
+
+/// An opened model, ready to draw.
+///
+/// ```no_run
+/// use std::ops::ControlFlow;
+/// use calotype::bundle::Bundle;
+/// use calotype::pipeline::{Options, Pipeline};
+/// use calotype::request::{Draft, Request};
+///
+/// let mut pipeline = Pipeline::open(&Bundle::built_in()?, &Options::default())?;
+/// let draft = Draft { prompt: "a red apple on a blue background".into(), ..Draft::default() };
+/// let request = Request::new(draft, pipeline.manifest())?;
+/// let picture = pipeline.generate(&request, |_| ControlFlow::Continue(()))?;
+/// assert_eq!(picture.image.dimensions(), (128, 128));
+/// # Ok::<(), calotype::Error>(())
+/// ```
+pub struct Pipeline {
+    manifest: Manifest,
+    text_encoder: TextEncoder,
+    denoiser: Denoiser,
+    vae: VaeDecoder,
+}
+
+/// How a pipeline runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How many threads work on one operator.
+    pub threads: NonZeroUsize,
+}
+
+impl Default for Options {
+    /// As many threads as the process may use cores.
+    fn default() -> Self {
+        Self { threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN) }
+    }
+}
+
+/// How far a run has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Steps that are done.
+    pub done: usize,
+    /// Steps in all.
+    pub steps: usize,
+}
+
+/// A finished picture.
+#[derive(Clone, Debug)]
+pub struct Picture {
+    /// Its pixels.
+    pub image: RgbImage,
+    /// What of the prompt was too long to be read.
+    pub cut_prompt: Option<String>,
+    /// What of the negative prompt was too long to be read.
+    pub cut_negative: Option<String>,
+    /// Where the time went.
+    pub times: Times,
+}
+
+/// Where the time of one picture went.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// From tokens to states.
+    pub text_encoder: Duration,
+    /// In the U-Net.
+    pub unet: Duration,
+    /// In the denoising loop, the U-Net included.
+    pub denoising: Duration,
+    /// From latents to pixels.
+    pub vae_decoder: Duration,
+}
+
+/// The latents that the loop ended with, `[channels, height_cells, width_cells]`, and what came of the prompts.
+struct Denoised {
+    latents: Vec<f32>,
+    conditioning: Conditioning,
+    times: Times,
+}
+
+impl Pipeline {
+    /// Opens every component of a model.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] when a component is damaged or unfit; [`ErrorKind::Runtime`] without ONNX Runtime.
+    pub fn open(bundle: &Bundle, options: &Options) -> Result<Self, Error> {
+        let options = SessionOptions { threads: options.threads };
+        Ok(Self {
+            text_encoder: TextEncoder::open(bundle, &options)?,
+            denoiser: Denoiser::open(bundle, &options)?,
+            vae: VaeDecoder::open(bundle, &options)?,
+            manifest: bundle.manifest().clone(),
+        })
+    }
+
+    /// What the model says of itself.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Draws one picture. `on_step` is called after every step and may break off.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Cancelled`] when `on_step` breaks; [`ErrorKind::Numeric`] when a value stops being finite;
+    /// [`ErrorKind::Usage`] for a prompt that cannot be read.
+    pub fn generate(
+        &mut self,
+        request: &Request,
+        on_step: impl FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Picture, Error> {
+        let Denoised { latents, conditioning, mut times } = self.run(request, on_step)?;
+        let started = Instant::now();
+        let image = self.vae.decode(&latents, request.shape, request.size)?;
+        times.vae_decoder = started.elapsed();
+        let mut cut = conditioning.cut.into_iter().rev();
+        Ok(Picture { image, cut_prompt: cut.next().flatten(), cut_negative: cut.next().flatten(), times })
+    }
+
+    /// The latents of one picture, `[channels, height_cells, width_cells]` in row-major order, before they are decoded.
+    ///
+    /// # Errors
+    /// As [`Pipeline::generate`].
+    pub fn denoise(
+        &mut self,
+        request: &Request,
+        on_step: impl FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Vec<f32>, Error> {
+        Ok(self.run(request, on_step)?.latents)
+    }
+
+    fn run(
+        &mut self,
+        request: &Request,
+        mut on_step: impl FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Denoised, Error> {
+        let started = Instant::now();
+        let conditioning = match request.guidance {
+            Guidance::Off => self.text_encoder.encode(&[&request.prompt])?,
+            Guidance::Cfg { .. } => self.text_encoder.encode(&[&request.negative, &request.prompt])?,
+        };
+        let text_encoder = started.elapsed();
+
+        let started = Instant::now();
+        let mut noise = TorchCpu::new(request.seed);
+        let mut latents = vec![0.0; request.shape.len()];
+        noise.fill_normal(&mut latents);
+        let initial_scale = request.schedule.initial_scale();
+        for value in &mut latents {
+            *value = (f64::from(*value) * initial_scale) as f32;
+        }
+        let mut sampler = request.sampler.build(latents.len());
+        let mut denoiser = self.denoiser.guided(&conditioning, request.guidance, request.shape);
+        let steps = request.schedule.steps();
+        for step in steps {
+            sampler.step(&mut latents, step, &mut denoiser, &mut noise)?;
+            let done = step.index + 1;
+            if !latents.iter().all(|value| value.is_finite()) {
+                return Err(Error::new(
+                    ErrorKind::Numeric,
+                    format!("unet: expected finite latents, got others after step {done} of {}", steps.len()),
+                ));
+            }
+            if on_step(Progress { done, steps: steps.len() }).is_break() {
+                return Err(Error::new(
+                    ErrorKind::Cancelled,
+                    format!("stopped after step {done} of {}", steps.len()),
+                ));
+            }
+        }
+        let (unet, denoising) = (denoiser.spent(), started.elapsed());
+        let times = Times { text_encoder, unet, denoising, vae_decoder: Duration::ZERO };
+        Ok(Denoised { latents, conditioning, times })
+    }
+}
