@@ -91,8 +91,9 @@ fn ship() -> Result<(), String> {
     Ok(())
 }
 
+/// An absolute path: the program is told it, and runs in other folders.
 fn cache_folder(out: &Path) -> PathBuf {
-    let under = |name: &str, rest: &str| variable(name).map(|folder| Path::new(&folder).join(rest));
+    let under = |name: &str, rest: &str| std::path::absolute(Path::new(&variable(name)?).join(rest)).ok();
     under("CALOTYPE_CACHE", "")
         .or_else(|| under("XDG_CACHE_HOME", "calotype"))
         .or_else(|| under("HOME", ".cache/calotype"))

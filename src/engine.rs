@@ -83,7 +83,12 @@ impl Session {
             if !tensor.fits(port) {
                 return Err(Error::new(
                     ErrorKind::Model,
-                    format!("input {port}: expected that, got {}{:?}", tensor.data.dtype(), tensor.shape),
+                    format!(
+                        "input {name}: expected {}, got {}{:?}",
+                        port.signature(),
+                        tensor.data.dtype(),
+                        tensor.shape
+                    ),
                 ));
             }
         }
@@ -92,7 +97,7 @@ impl Session {
             if times != 1 {
                 return Err(Error::new(
                     ErrorKind::Model,
-                    format!("input {port}: expected once, got {times} times"),
+                    format!("input {}: expected once, got {times} times", port.name),
                 ));
             }
         }
@@ -182,7 +187,7 @@ fn find<'a>(ports: &'a [Port], name: &str) -> Option<&'a Port> {
 
 fn unknown(what: &str, name: &str, ports: &[Port]) -> Error {
     let names: Vec<&str> = ports.iter().map(|port| port.name.as_str()).collect();
-    Error::new(ErrorKind::Model, format!("{what} {name}: expected one of {}, got that", names.join(", ")))
+    Error::new(ErrorKind::Model, format!("{what}: expected one of {}, got {name}", names.join(", ")))
 }
 
 /// Says in which graph an error occurred.

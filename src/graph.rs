@@ -42,11 +42,18 @@ pub enum Dim {
     Free(String),
 }
 
+impl Port {
+    /// Its type and dimensions: `F32[batch, 4, 32, 32]`.
+    pub(crate) fn signature(&self) -> String {
+        let dims: Vec<String> = self.dims.iter().map(Dim::to_string).collect();
+        format!("{}[{}]", self.dtype, dims.join(", "))
+    }
+}
+
 impl fmt::Display for Port {
     /// Name, type and dimensions: `sample: F32[batch, 4, 32, 32]`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let dims: Vec<String> = self.dims.iter().map(Dim::to_string).collect();
-        write!(f, "{}: {}[{}]", self.name, self.dtype, dims.join(", "))
+        write!(f, "{}: {}", self.name, self.signature())
     }
 }
 

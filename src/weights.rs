@@ -537,6 +537,16 @@ mod tests {
     }
 
     #[test]
+    fn truncated_anywhere() {
+        let whole = file(r#"{"a":{"dtype":"U8","shape":[9],"data_offsets":[0,9]}}"#, &[0; 9]);
+        assert!(open(&[&whole]).is_ok());
+        for len in 8..whole.len() {
+            let message = refusal(&whole[..len]);
+            assert!(message.contains("the file is cut short"), "{len}: {message}");
+        }
+    }
+
+    #[test]
     fn truncated_data() {
         let whole = file(r#"{"a":{"dtype":"U8","shape":[9],"data_offsets":[0,9]}}"#, &[0; 9]);
         let message = refusal(&whole[..whole.len() - 1]);

@@ -294,6 +294,42 @@ fn inputs_and_outputs_of_other_types() {
     assert_eq!(run(9, F32, TensorRef::new(&[3], &[true, false, true][..])), [1.0, 0.0, 1.0]);
 }
 
+#[test]
+fn parameters_of_every_type() {
+    // ONNX's number of the type, safetensors' name of it, and the number 1 in it.
+    let ones: [(i32, &str, &[u8]); 13] = [
+        (1, "F32", &1f32.to_le_bytes()),
+        (2, "U8", &[1]),
+        (3, "I8", &[1]),
+        (4, "U16", &1u16.to_le_bytes()),
+        (5, "I16", &1i16.to_le_bytes()),
+        (6, "I32", &1i32.to_le_bytes()),
+        (7, "I64", &1i64.to_le_bytes()),
+        (9, "BOOL", &[1]),
+        (10, "F16", &f16::ONE.to_le_bytes()),
+        (11, "F64", &1f64.to_le_bytes()),
+        (12, "U32", &1u32.to_le_bytes()),
+        (13, "U64", &1u64.to_le_bytes()),
+        (16, "BF16", &bf16::ONE.to_le_bytes()),
+    ];
+    for (elem_type, dtype, one) in ones {
+        let onnx = encode(GraphProto {
+            node: vec![node("Cast", &["one"], "y", vec![attribute("to", &[F32.into()])])],
+            initializer: vec![TensorProto { data_type: Some(elem_type), ..parameter("one", &[1]) }],
+            output: vec![value("y", F32, &[1])],
+            ..Default::default()
+        });
+        let header =
+            format!(r#"{{"one":{{"dtype":"{dtype}","shape":[1],"data_offsets":[0,{}]}}}}"#, one.len());
+        let header = format!("{header:width$}", width = header.len().next_multiple_of(8));
+        let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), one].concat();
+        let mut y = [f32::NAN];
+        let mut session = Session::open(bind(&onnx, mapped(&file)), &options(1)).unwrap();
+        session.run(&[], &mut [("y", &mut y)]).unwrap();
+        assert_eq!(y, [1.0], "{dtype}");
+    }
+}
+
 /// The kind and message with which a run is refused.
 fn refusal(result: Result<(), Error>) -> (ErrorKind, String) {
     let error = result.expect_err("the call is wrong");
@@ -310,21 +346,22 @@ fn wrong_inputs() {
         message
     };
     let good = TensorRef::new(&[1, FEATURES], &x[..]);
-    assert_eq!(run(&[]), "dense: input x: F32[n, 24]: expected once, got 0 times");
-    assert_eq!(run(&[("x", good), ("x", good)]), "dense: input x: F32[n, 24]: expected once, got 2 times");
-    assert_eq!(run(&[("x", good), ("z", good)]), "dense: input z: expected one of x, got that");
+    assert_eq!(run(&[]), "dense: input x: expected once, got 0 times");
+    assert_eq!(run(&[("x", good), ("x", good)]), "dense: input x: expected once, got 2 times");
+    assert_eq!(run(&[("x", good), ("z", good)]), "dense: input: expected one of x, got z");
     let flat = TensorRef::new(&[FEATURES], &x[..]);
-    assert_eq!(run(&[("x", flat)]), "dense: input x: F32[n, 24]: expected that, got F32[24]");
+    assert_eq!(run(&[("x", flat)]), "dense: input x: expected F32[n, 24], got F32[24]");
     let narrow = TensorRef::new(&[2, FEATURES / 2], &x[..]);
-    assert_eq!(run(&[("x", narrow)]), "dense: input x: F32[n, 24]: expected that, got F32[2, 12]");
+    assert_eq!(run(&[("x", narrow)]), "dense: input x: expected F32[n, 24], got F32[2, 12]");
     let integers = TensorRef::new(&[1, FEATURES], &[0i64; FEATURES][..]);
-    assert_eq!(run(&[("x", integers)]), "dense: input x: F32[n, 24]: expected that, got I64[1, 24]");
+    assert_eq!(run(&[("x", integers)]), "dense: input x: expected F32[n, 24], got I64[1, 24]");
 }
 
 #[test]
 fn input_shape_disagrees_with_its_data() {
     let mut session = dense_session(Stored::F32, 1);
-    for shape in [[2, FEATURES], [usize::MAX, FEATURES]] {
+    // The last has 24 elements, if one forgets that sizes do not wrap around.
+    for shape in [[2, FEATURES], [0, FEATURES], [usize::MAX / 8 + 2, FEATURES]] {
         let x = TensorRef::new(&shape, &[0.0f32; FEATURES][..]);
         let (kind, message) = refusal(session.run(&[("x", x)], &mut []));
         assert_eq!(kind, ErrorKind::Internal);
@@ -337,12 +374,12 @@ fn wrong_outputs() {
     let mut session = dense_session(Stored::F32, 1);
     let inputs = [("x", TensorRef::new(&[1, FEATURES], &[0.0f32; FEATURES][..]))];
     let (kind, message) = refusal(session.run(&inputs, &mut [("z", &mut [0.0; OUT])]));
-    assert_eq!((kind, &message[..]), (ErrorKind::Model, "dense: output z: expected one of y, got that"));
-    let (kind, message) = refusal(session.run(&inputs, &mut [("y", &mut [0.0; OUT + 1])]));
-    assert_eq!(
-        (kind, &message[..]),
-        (ErrorKind::Model, "dense: output y: expected 8 numbers, got shape [1, 7]")
-    );
+    assert_eq!((kind, &message[..]), (ErrorKind::Model, "dense: output: expected one of y, got z"));
+    for len in [0, OUT - 1, OUT + 1] {
+        let (kind, message) = refusal(session.run(&inputs, &mut [("y", &mut vec![0.0; len])]));
+        assert_eq!(kind, ErrorKind::Model);
+        assert_eq!(message, format!("dense: output y: expected {len} numbers, got shape [1, 7]"));
+    }
     let mut numbers = conversion(F32, I64, 1);
     let inputs = [("x", TensorRef::new(&[1], &[0.0f32][..]))];
     let (kind, message) = refusal(numbers.run(&inputs, &mut [("y", &mut [0.0])]));

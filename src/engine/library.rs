@@ -46,7 +46,10 @@ impl Library {
         for Candidate { place, path } in candidates(explicit) {
             match check(&path).and_then(|()| Runtime::load(&path)) {
                 Ok(runtime) => return Ok(loaded.insert(Box::leak(Box::new(Self { path, runtime })))),
-                Err(reason) => refusals.push(format!("{place} ({}): {reason}", path.display())),
+                Err(reason) => {
+                    tracing::debug!(place, path = %path.display(), reason, "not the ONNX Runtime library");
+                    refusals.push(format!("{place} ({}): {reason}", path.display()));
+                }
             }
         }
         Err(Error::new(
