@@ -239,6 +239,13 @@ def export(module: nn.Module, file: Path) -> dict[str, dict[str, dict[str, objec
         if opset.domain == "":
             opset.version = OPSET
     model.ir_version = 10
+    # The exporter loses track of some fixed sizes: state the output's signature outright.
+    for value, axes in zip(model.graph.output, wrapped.outputs.values(), strict=True):
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if axis in axes:
+                dim.dim_param = axes[axis]
+            else:
+                dim.dim_value = want.shape[axis]
 
     got = onnxruntime.InferenceSession(model.SerializeToString()).run(
         None, {name: np.asarray(x) for name, x in zip(wrapped.inputs, examples, strict=True)}

@@ -8,6 +8,7 @@ pub mod error;
 pub mod graph;
 pub mod guidance;
 pub mod manifest;
+pub mod manual;
 pub mod noise;
 pub mod pipeline;
 pub mod prediction;

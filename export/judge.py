@@ -1,0 +1,133 @@
+"""Names the object in a picture: nearest neighbour, in a fixed feature space, among drawn scenes of every object.
+
+    python judge.py PICTURES        how well it names scenes that it has not seen
+
+Nothing is learned, so nothing can be learned from the model that is judged. Three judges see less and less: `colour`
+all of a picture, `grey` its brightness, `edges` nothing but where and in which direction brightness changes. All of
+them see a picture less its background; the gallery holds every object on the same backgrounds and, where its hues can
+be turned, in the same colours, so that neither can do the naming.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scenes import HUES, Plan, Scenes, hsv, rgb_of
+
+JUDGES = ("colour", "grey", "edges")
+GALLERY_BACKGROUNDS = ("white", "black", "grey", "yellow", "blue", "pink")
+BORDER_PX = 6
+ORIENTATIONS = 9
+LUMA = (0.299, 0.587, 0.114)
+
+
+def border_colour(x: Tensor) -> Tensor:
+    """The median colour of the outermost pixels, (B, C, H, W) -> (B, C)."""
+    inside = torch.zeros(x.shape[-2:], dtype=torch.bool)
+    inside[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX] = True
+    return x[..., ~inside].median(-1).values
+
+
+def unit(features: Tensor) -> Tensor:
+    """Each row centred and of length 1, so that a product of two rows is their correlation."""
+    rows = features.flatten(1)
+    return F.normalize(rows - rows.mean(1, keepdim=True), dim=1)
+
+
+def pixels(x: Tensor) -> Tensor:
+    """What differs from the background, at 16 x 16, (B, C, H, W) -> (B, C * 256)."""
+    return unit(F.adaptive_avg_pool2d(x - border_colour(x)[..., None, None], 16))
+
+
+def edges(x: Tensor) -> Tensor:
+    """Histograms of oriented gradients (Dalal & Triggs 2005), (B, C, H, W) -> (B, 81 * 64).
+
+    At 64 x 64, of the channel that changes most, direction without sign, so that light on dark is dark on light;
+    8 x 8 cells, each weighed by its own strength and its neighbours' only.
+    """
+    x = F.adaptive_avg_pool2d(x, 64)
+    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    dx, dy = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2], padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
+    strength, channel = (dx.square() + dy.square()).sqrt().max(1, keepdim=True)
+    angle = torch.atan2(dy.gather(1, channel), dx.gather(1, channel)) / torch.pi % 1 * ORIENTATIONS
+    low = angle.floor()
+    share = angle - low
+    bins = torch.zeros(len(x), ORIENTATIONS, 64, 64)
+    bins.scatter_add_(1, low.long() % ORIENTATIONS, strength * (1 - share))
+    bins.scatter_add_(1, (low.long() + 1) % ORIENTATIONS, strength * share)
+    cells = F.avg_pool2d(bins, 8)
+    # The floor keeps flat cells from shouting their noise.
+    around = F.avg_pool2d(cells.square().sum(1, keepdim=True), 3, 1, 1, count_include_pad=False).sqrt()
+    return unit(cells / (around + 0.02))
+
+
+def features(x: Tensor, judge: str) -> Tensor:
+    """Pictures (B, 3, H, W) in 0..1 -> one row each, as this judge sees them."""
+    if judge != "colour":
+        x = (x * torch.tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+    return edges(x) if judge == "edges" else torch.cat([edges(x), pixels(x)], 1)
+
+
+@dataclass
+class Verdict:
+    """What a judge makes of one picture that should show `label`."""
+
+    label: str
+    named: str
+    rank: int
+    """Of the right object among all; 1 is the best."""
+
+
+class Judge:
+    def __init__(self, scenes: Scenes) -> None:
+        self.labels = scenes.labels
+        rng = random.Random(11)
+        plans = []
+        for picture, label in enumerate(scenes.label):
+            for background in GALLERY_BACKGROUNDS:
+                for colour in (None, *HUES):
+                    turned = colour is not None
+                    if not turned or scenes.hue[picture] is not None:
+                        plans.append(Plan(picture, label, scenes.style[picture], colour, turned, background))
+        self.owner = torch.tensor([self.labels.index(plan.label) for plan in plans])
+        rows: dict[str, list[Tensor]] = {judge: [] for judge in JUDGES}
+        for start in range(0, len(plans), 64):
+            x = scenes.draw(plans[start : start + 64], rng)[0] / 2 + 0.5
+            for judge in JUDGES:
+                rows[judge].append(features(x, judge).half())
+        self.gallery = {judge: torch.cat(rows[judge]) for judge in JUDGES}
+
+    def scores(self, x: Tensor, judge: str) -> Tensor:
+        """Pictures (B, 3, H, W) in 0..1 -> likeness to the nearest drawing of each object (B, objects)."""
+        likeness = features(x, judge) @ self.gallery[judge].float().T
+        best = torch.full((len(x), len(self.labels)), -torch.inf)
+        return best.scatter_reduce(1, self.owner.expand(len(x), -1), likeness, "amax")
+
+    def judge(self, x: Tensor, labels: list[str], judge: str) -> list[Verdict]:
+        verdicts = []
+        for scores, label in zip(self.scores(x, judge), labels, strict=True):
+            rank = int((scores > scores[self.labels.index(label)]).sum()) + 1
+            verdicts.append(Verdict(label, self.labels[int(scores.argmax())], rank))
+        return verdicts
+
+
+def share_within(verdicts: list[Verdict], best: int) -> float:
+    """The share of pictures whose object is among the `best` that come to the judge's mind."""
+    return sum(v.rank <= best for v in verdicts) / len(verdicts)
+
+
+def unseen(scenes: Scenes, count: int, rng: random.Random) -> tuple[Tensor, list[str]]:
+    """Scenes on backgrounds of any colour, all their hues turned by any angle: what no gallery and no palette holds."""
+    plans = [scenes.plan(rng.randrange(len(scenes)), rng) for _ in range(count)]
+    plans = [dataclasses.replace(plan, turned=False, background="white") for plan in plans]
+    on_white = scenes.draw(plans, state := random.Random(rng.random()))[0] / 2 + 0.5
+    state = random.Random()
+    return on_white, [plan.label for plan in plans]
