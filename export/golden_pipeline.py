@@ -39,7 +39,7 @@ PROMPTS = [
     "ROCKET , black background",
     "two puppies & a naïve café: ½ price!",
     # Longer than the context: both must cut it at the same place.
-    "a small yellow star and a big purple heart and a blue fish and a brown bear and an orange balloon and a white ghost",
+    "a small yellow star and a big purple heart and a blue fish and a brown bear and a red balloon and a white ghost",
 ]
 NAMES = ["euler", "euler-a", "ddim", "dpm++2m-karras"]
 SCALES = [1, 5]

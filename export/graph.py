@@ -11,6 +11,7 @@ import gzip
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -36,7 +37,7 @@ class LinearOp(torch.autograd.Function):
         return F.linear(x, weight)
 
     @staticmethod
-    def symbolic(g: torch.Graph, x: torch.Value, weight: torch.Value) -> torch.Value:
+    def symbolic(g: Any, x: Any, weight: Any) -> torch.Value:
         y, sizes = g.op("com.microsoft::FusedMatMul", x, weight, transB_i=1), x.type().sizes()
         return y if sizes is None else y.setType(x.type().with_sizes([*sizes[:-1], weight.type().sizes()[0]]))
 
@@ -50,9 +51,7 @@ class AttentionOp(torch.autograd.Function):
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
 
     @staticmethod
-    def symbolic(
-        g: torch.Graph, q: torch.Value, k: torch.Value, v: torch.Value, heads: int, causal: bool
-    ) -> torch.Value:
+    def symbolic(g: Any, q: torch.Value, k: torch.Value, v: torch.Value, heads: int, causal: bool) -> torch.Value:
         name = "com.microsoft::MultiHeadAttention"
         return g.op(name, q, k, v, num_heads_i=heads, unidirectional_i=int(causal)).setType(q.type())
 
@@ -65,7 +64,7 @@ class QuickGeluOp(torch.autograd.Function):
         return x * torch.sigmoid(alpha * x)
 
     @staticmethod
-    def symbolic(g: torch.Graph, x: torch.Value, alpha: float) -> torch.Value:
+    def symbolic(g: Any, x: torch.Value, alpha: float) -> torch.Value:
         return g.op("com.microsoft::QuickGelu", x, alpha_f=alpha).setType(x.type())
 
 
@@ -76,7 +75,7 @@ class GroupNormOp(torch.autograd.Function):
 
     @staticmethod
     def symbolic(
-        g: torch.Graph, x: torch.Value, weight: torch.Value, bias: torch.Value, groups: int, epsilon: float
+        g: Any, x: torch.Value, weight: torch.Value, bias: torch.Value, groups: int, epsilon: float
     ) -> torch.Value:
         return g.op("GroupNormalization", x, weight, bias, num_groups_i=groups, epsilon_f=epsilon).setType(x.type())
 
@@ -206,7 +205,7 @@ def forward_of(module: nn.Module) -> UnetForward | DecoderForward | TextForward:
 
 
 def stored_name(module: nn.Module, name: str) -> str:
-    """The name of a parameter in the files that people have: those of CLIP keep a prefix that transformers 5 dropped."""
+    """The name of a parameter in the files that people have: CLIP keeps a prefix that transformers 5 dropped."""
     return f"text_model.{name}" if isinstance(module, CLIPTextModel) else name
 
 
@@ -220,7 +219,7 @@ def export(module: nn.Module, file: Path) -> dict[str, dict[str, dict[str, objec
     examples = wrapped.examples()
     want = wrapped(*examples)
     rewrite(wrapped)
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()
     torch.onnx.export(
         wrapped,
         tuple(examples),

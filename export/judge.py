@@ -10,7 +10,6 @@ be turned, in the same colours, so that neither can do the naming.
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import sys
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scenes import HUES, Plan, Scenes, hsv, rgb_of
+from scenes import HUES, SIZE_PX, Plan, Scenes, hsv, rgb_of
 
 JUDGES = ("colour", "grey", "edges")
 GALLERY_BACKGROUNDS = ("white", "black", "grey", "yellow", "blue", "pink")
@@ -83,7 +82,7 @@ class Verdict:
     label: str
     named: str
     rank: int
-    """Of the right object among all; 1 is the best."""
+    """Of the right object among all; 1 is the best, and a tie is lost."""
 
 
 class Judge:
@@ -114,7 +113,7 @@ class Judge:
     def judge(self, x: Tensor, labels: list[str], judge: str) -> list[Verdict]:
         verdicts = []
         for scores, label in zip(self.scores(x, judge), labels, strict=True):
-            rank = int((scores > scores[self.labels.index(label)]).sum()) + 1
+            rank = int((scores >= scores[self.labels.index(label)]).sum())
             verdicts.append(Verdict(label, self.labels[int(scores.argmax())], rank))
         return verdicts
 
@@ -124,10 +123,64 @@ def share_within(verdicts: list[Verdict], best: int) -> float:
     return sum(v.rank <= best for v in verdicts) / len(verdicts)
 
 
-def unseen(scenes: Scenes, count: int, rng: random.Random) -> tuple[Tensor, list[str]]:
-    """Scenes on backgrounds of any colour, all their hues turned by any angle: what no gallery and no palette holds."""
-    plans = [scenes.plan(rng.randrange(len(scenes)), rng) for _ in range(count)]
-    plans = [dataclasses.replace(plan, turned=False, background="white") for plan in plans]
-    on_white = scenes.draw(plans, state := random.Random(rng.random()))[0] / 2 + 0.5
-    state = random.Random()
-    return on_white, [plan.label for plan in plans]
+def unseen(scenes: Scenes, picture: int, rng: random.Random) -> Tensor:
+    """One picture on a background of any colour, its hues turned by any angle, as no gallery or palette holds it."""
+    x = scenes.image[picture][None].float() / 255
+    hue, saturation, value = hsv(x[:, :3])
+    rgb, alpha = rgb_of((hue + rng.uniform(0, 360)) % 360, saturation, value), x[:, 3:]
+    edge_px, right_px, down_px = rng.randint(10, 18), rng.randint(-1, 1), rng.randint(-1, 1)
+    margins = [edge_px + right_px, edge_px - right_px, edge_px + down_px, edge_px - down_px]
+    layer = F.pad(torch.cat([rgb * alpha, alpha], 1), margins)
+    layer = F.interpolate(layer, SIZE_PX, mode="bilinear", antialias=True)
+    ground = torch.tensor([rng.random() for _ in range(3)])[:, None, None]
+    return layer[:, :3] + (1 - layer[:, 3:]) * ground
+
+
+def blurred(x: Tensor) -> Tensor:
+    """As soft as a small autoencoder draws: a quarter of the resolution."""
+    return F.interpolate(F.avg_pool2d(x, 4), SIZE_PX, mode="bilinear")
+
+
+def disc(x: Tensor) -> Tensor:
+    """A disc of the object's mean colour where the object was: all that colours alone can say."""
+    ground = border_colour(x)[..., None, None]
+    object_part = ((x - ground).abs().amax(1, keepdim=True) > 0.12).float()
+    mean = (x * object_part).sum((2, 3), keepdim=True) / object_part.sum((2, 3), keepdim=True).clamp_min(1)
+    line = torch.linspace(-1, 1, SIZE_PX)
+    inside = (line[:, None] ** 2 + line**2 < 0.8**2).float()
+    return inside * mean + (1 - inside) * ground
+
+
+def ceiling(scenes: Scenes, judge: Judge) -> dict[str, dict[str, list[float]]]:
+    """Top-1 and top-5 shares of each judge on pictures whose object is known for certain."""
+    rng = random.Random(12)
+    plans = [scenes.plan(picture, rng) for picture in list(range(len(scenes))) * 2]
+    drawn = torch.cat([scenes.draw(plans[k : k + 72], rng)[0] / 2 + 0.5 for k in range(0, len(plans), 72)])
+    strange = torch.cat([unseen(scenes, plan.picture, rng) for plan in plans])
+    sets = {
+        "drawn anew": drawn,
+        "drawn anew, soft": blurred(drawn),
+        "any background and hue": strange,
+        "any background and hue, soft": blurred(strange),
+        "a disc of the object's colour": disc(drawn),
+    }
+    labels = [plan.label for plan in plans]
+    measured: dict[str, dict[str, list[float]]] = {}
+    for name, x in sets.items():
+        measured[name] = {}
+        for which in JUDGES:
+            verdicts = judge.judge(x, labels, which)
+            measured[name][which] = [share_within(verdicts, best) for best in (1, 5)]
+    chance = [best / len(scenes.labels) for best in (1, 5)]
+    return measured | {"chance": dict.fromkeys(JUDGES, chance)}
+
+
+def main() -> None:
+    scenes = Scenes(Path(sys.argv[1]))
+    print("| top-1 / top-5 | " + " | ".join(JUDGES) + " |\n|---|" + "---|" * len(JUDGES))
+    for name, by_judge in ceiling(scenes, Judge(scenes)).items():
+        print(f"| {name} | " + " | ".join(f"{one:.1%} / {five:.1%}" for one, five in by_judge.values()) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -22,7 +22,8 @@ def vae(grown: bool = True) -> AutoencoderTiny:
 
     No blocks where the picture is large: that is where the time goes.
     """
-    encoder, decoder = (0, 1, 2, 3), (3, 2, 1, 0)
+    encoder: tuple[int, ...] = (0, 1, 2, 3)
+    decoder: tuple[int, ...] = (3, 2, 1, 0)
     if grown:
         encoder, decoder = (0, *encoder), (*decoder, 0)
     vae = AutoencoderTiny(

@@ -179,7 +179,9 @@ class Scenes:
         for p in plans:
             place.append([rng.uniform(0.78, 0.86), rng.uniform(-0.02, 0.02), rng.uniform(-0.02, 0.02)])
             jitter = 0.0 if p.background == "white" else 0.035
-            ground.append([min(1.0, max(0.0, c / 255 + rng.uniform(-jitter, jitter))) for c in BACKGROUNDS[p.background]])
+            ground.append(
+                [min(1.0, max(0.0, c / 255 + rng.uniform(-jitter, jitter))) for c in BACKGROUNDS[p.background]]
+            )
         scale, dx, dy = torch.tensor(place).unbind(1)
         zero = torch.zeros_like(scale)
         theta = torch.stack(
@@ -220,7 +222,9 @@ def main() -> None:
     Image.fromarray(rows.transpose(0, 2, 1, 3, 4).reshape(8 * SIZE_PX, 12 * SIZE_PX, 3)).save(sys.argv[2])
     for plan in plans[:24]:
         print(scenes.caption(plan, rng))
-    print(len(scenes), "pictures;", sum(map(scenes.turnable, scenes.labels)), "of", len(scenes.labels), "objects turnable")
+    print(
+        len(scenes), "pictures;", sum(map(scenes.turnable, scenes.labels)), "of", len(scenes.labels), "objects turnable"
+    )
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ def main() -> None:
 
     objects: dict[str, list[str]] = json.loads((EMOJI / "objects.json").read_text())
     said = " ".join([*objects, *sum(objects.values(), []), *BACKGROUNDS, *COLOURS])
-    said += " a an the on in at background style flat 3d , . and with of picture icon drawing emoji light dark small big"
+    said += " a an the on in at background style flat 3d , . and with of picture icon drawing emoji light dark"
+    said += " small big"
     needed = set(word_piece(row).encode(said).tokens)
     common = {w for w in words[1000:] if re.fullmatch("[a-z]{2,}", w)}
     common = set(sorted(common, key=row.__getitem__)[:COMMON_WORDS])

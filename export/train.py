@@ -18,12 +18,12 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler
+from diffusers import AutoencoderTiny, DDIMScheduler
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -81,7 +81,7 @@ def save(state: object, file: Path) -> None:
     os.replace(part, file)
 
 
-def step_optimizer(optimizer: torch.optim.Optimizer, parameters: list[Tensor], loss: Tensor, rate: float) -> None:
+def step_optimizer(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], loss: Tensor, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad()
@@ -99,7 +99,7 @@ def drawn(scenes: Scenes, rng: random.Random, count: int) -> Tensor:
     return torch.cat(out)
 
 
-def grow(small: nn.Module, pool: Tensor) -> nn.Module:
+def grow(small: AutoencoderTiny, pool: Tensor) -> AutoencoderTiny:
     """The autoencoder for 128 px that starts where the one for 64 px stopped."""
     large = model.vae()
     encoder, decoder = large.encoder.layers, large.decoder.layers
@@ -119,7 +119,10 @@ def grow(small: nn.Module, pool: Tensor) -> nn.Module:
             want = small.encoder.layers[0](F.avg_pool2d(x, 2))
         loss = F.mse_loss(encoder[1](encoder[0](x)), want)
         step_optimizer(optimizer, stem, loss, 3e-3 * (1 - step / 300))
-    print(f"grown: the new stem explains {1 - float(loss.detach() / want.var()):.3f} of the old one's variance", flush=True)
+    print(
+        f"grown: the new stem explains {1 - float(loss.detach() / want.var()):.3f} of the old one's variance",
+        flush=True,
+    )
     return large
 
 
