@@ -8,10 +8,11 @@ use std::path::{Component as PathPart, Path};
 use serde::{Deserialize, Serialize};
 
 use crate::graph::{Dim, Graph, Port};
+use crate::guidance::Guidance;
 use crate::prediction::Prediction;
 use crate::sampler::SamplerKind;
 use crate::schedule::{Betas, NoiseCurve, Spacing};
-use crate::tensor::PixelSize;
+use crate::tensor::{LatentShape, PixelSize};
 use crate::tokenizer::SpecialTokens;
 use crate::weights::Dtype;
 use crate::{Error, ErrorKind};
@@ -20,6 +21,8 @@ use crate::{Error, ErrorKind};
 pub const FILE_NAME: &str = "calotype.json";
 /// The only layout of the manifest so far.
 const FORMAT: u32 = 1;
+/// The most latent channels that are believed; published models have 4 to 128.
+const MAX_CHANNELS: usize = 1024;
 
 /// A checked manifest.
 #[derive(Clone, Debug)]
@@ -186,6 +189,33 @@ pub struct LatentSpace {
     pub scale: f64,
 }
 
+impl LatentSpace {
+    /// The latents of a picture; [`ErrorKind::Usage`] for a size that is not made of whole cells, naming the nearest.
+    pub fn shape(&self, size: PixelSize) -> Result<LatentShape, Error> {
+        let factor_px = self.factor_px;
+        if !size.width_px().is_multiple_of(factor_px) || !size.height_px().is_multiple_of(factor_px) {
+            let near = |side_px: u32, up: bool| {
+                let cells = if up { side_px.div_ceil(factor_px) } else { side_px / factor_px };
+                cells.max(1) * factor_px
+            };
+            let nearest = |up| format!("{}x{}", near(size.width_px(), up), near(size.height_px(), up));
+            let (below, above) = (nearest(false), nearest(true));
+            let help =
+                if below == above { format!("try {above}") } else { format!("try {below} or {above}") };
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("size: expected multiples of {factor_px} pixels, got {size}"),
+            )
+            .help(help));
+        }
+        Ok(LatentShape {
+            channels: self.channels,
+            height_cells: (size.height_px() / factor_px) as usize,
+            width_cells: (size.width_px() / factor_px) as usize,
+        })
+    }
+}
+
 /// What a request gets where it does not say.
 #[derive(Clone, Copy, Debug)]
 pub struct Defaults {
@@ -221,24 +251,23 @@ impl Manifest {
             refuse(format!("expected a manifest, got a mistake at {}", error.path()))
                 .source(error.into_inner())
         })?;
+        deserializer
+            .end()
+            .map_err(|error| refuse("expected a manifest, got something behind it".into()).source(error))?;
         if file.format != FORMAT {
             return Err(refuse(format!("format: expected {FORMAT}, got {}", file.format))
                 .help("a newer calotype may read it"));
         }
+
         let at = |place: &str, error: Error| refuse(place.to_owned()).source(error);
         let curve =
             NoiseCurve::new(file.curve.betas(), file.curve.train_timesteps).map_err(|e| at("curve", e))?;
-        let [width_px, height_px] = file.defaults.size;
-        let defaults = Defaults {
-            size: PixelSize::new(width_px, height_px).map_err(|e| at("defaults.size", e))?,
-            steps: file.defaults.steps,
-            guidance: file.defaults.guidance,
-            sampler: file.defaults.sampler.parse().map_err(|e| at("defaults.sampler", e))?,
-        };
+        let spacing = file.curve.spacing();
         let LatentSpace { channels, factor_px, scale } = file.latents;
-        if channels == 0 || factor_px == 0 || !scale.is_finite() || scale <= 0.0 {
+        if !(1..=MAX_CHANNELS).contains(&channels) || factor_px == 0 || !scale.is_finite() || scale <= 0.0 {
             return Err(refuse(format!(
-                "latents: expected positive numbers, got {channels} channels, {factor_px} pixels, scale {scale}"
+                "latents: expected 1 to {MAX_CHANNELS} channels and positive numbers, got {channels} channels, \
+                 {factor_px} pixels, scale {scale}"
             )));
         }
         if file.tokenizer.context < 3 {
@@ -247,14 +276,29 @@ impl Manifest {
                 file.tokenizer.context
             )));
         }
+        let [width_px, height_px] = file.defaults.size;
+        let defaults = Defaults {
+            size: PixelSize::new(width_px, height_px).map_err(|e| at("defaults.size", e))?,
+            steps: file.defaults.steps,
+            guidance: file.defaults.guidance,
+            sampler: file.defaults.sampler.parse().map_err(|e| at("defaults.sampler", e))?,
+        };
+        // What a user does not type must not be what is wrong with it.
+        file.latents.shape(defaults.size).map_err(|e| at("defaults.size", e))?;
+        defaults.sampler.schedule(&curve, spacing, defaults.steps).map_err(|e| at("defaults.steps", e))?;
+        Guidance::new(defaults.guidance).map_err(|e| at("defaults.guidance", e))?;
+
+        if let Some(name) = file.files.keys().find(|name| !stays_inside(name)) {
+            return Err(refuse(format!("files: expected names inside the bundle, got {name:?}")));
+        }
+        for (component, Component { weights, .. }) in file.components.iter() {
+            if weights.is_empty() {
+                return Err(refuse(format!("components.{component}.weights: expected files, got none")));
+            }
+        }
         let named = file.components.iter().into_iter().flat_map(|(_, c)| c.weights.iter().chain([&c.graph]));
-        for name in named.chain([&file.tokenizer.file]) {
-            if !stays_inside(name) {
-                return Err(refuse(format!("files: expected names inside the bundle, got {name:?}")));
-            }
-            if !file.files.contains_key(name) {
-                return Err(refuse(format!("files: expected a record of {name:?}, got none")));
-            }
+        if let Some(name) = named.chain([&file.tokenizer.file]).find(|name| !file.files.contains_key(*name)) {
+            return Err(refuse(format!("files: expected a record of {name:?}, got none")));
         }
         Ok(Self {
             name: file.name,
@@ -262,7 +306,7 @@ impl Manifest {
             components: file.components,
             tokenizer: file.tokenizer,
             curve,
-            spacing: file.curve.spacing(),
+            spacing,
             prediction: file.prediction.into(),
             latents: file.latents,
             defaults,

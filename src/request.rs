@@ -62,7 +62,7 @@ impl Request {
             .help("at guidance 1 only the prompt is used"));
         }
         Ok(Self {
-            shape: latent_shape(size, manifest)?,
+            shape: manifest.latents.shape(size)?,
             schedule: sampler.schedule(&manifest.curve, manifest.spacing, steps)?,
             seed: draft.seed.unwrap_or_else(random_seed),
             prompt: draft.prompt,
@@ -122,29 +122,6 @@ impl Request {
     pub fn steps(&self) -> usize {
         self.schedule.steps().len()
     }
-}
-
-fn latent_shape(size: PixelSize, manifest: &Manifest) -> Result<LatentShape, Error> {
-    let factor_px = manifest.latents.factor_px;
-    if !size.width_px().is_multiple_of(factor_px) || !size.height_px().is_multiple_of(factor_px) {
-        let near = |side_px: u32, up: bool| {
-            let cells = if up { side_px.div_ceil(factor_px) } else { side_px / factor_px };
-            cells.max(1) * factor_px
-        };
-        let nearest = |up| format!("{}x{}", near(size.width_px(), up), near(size.height_px(), up));
-        let (below, above) = (nearest(false), nearest(true));
-        let help = if below == above { format!("try {above}") } else { format!("try {below} or {above}") };
-        return Err(Error::new(
-            ErrorKind::Usage,
-            format!("size: expected multiples of {factor_px} pixels, got {size}"),
-        )
-        .help(help));
-    }
-    Ok(LatentShape {
-        channels: manifest.latents.channels,
-        height_cells: (size.height_px() / factor_px) as usize,
-        width_cells: (size.width_px() / factor_px) as usize,
-    })
 }
 
 /// 32 random bits, which are easier to read and to type again than 64.
