@@ -88,11 +88,17 @@ impl Bundle {
     pub fn graph(&self, name: &'static str, component: &Component) -> Result<Graph, Error> {
         let packed = self.read(&component.graph)?;
         let mut onnx = Vec::new();
-        let mut unpacked = GzDecoder::new(&packed[..]).take(MAX_GRAPH_BYTES);
-        unpacked.read_to_end(&mut onnx).map_err(|error| {
+        let mut unpacked = GzDecoder::new(&packed[..]).take(MAX_GRAPH_BYTES + 1);
+        let read = unpacked.read_to_end(&mut onnx).map_err(|error| {
             Error::new(ErrorKind::Model, format!("{}: expected a gzipped graph", component.graph))
                 .source(error)
         })?;
+        if read as u64 > MAX_GRAPH_BYTES {
+            return Err(Error::new(
+                ErrorKind::Model,
+                format!("{}: expected a graph of at most {MAX_GRAPH_BYTES} bytes, got more", component.graph),
+            ));
+        }
         let graph = Graph::decode(name, &onnx)?;
         component.check(name, &graph)?;
         Ok(graph)
@@ -156,13 +162,17 @@ fn verify(path: &Path, record: &FileRecord) -> Result<(), Error> {
         Error::new(ErrorKind::Model, format!("{shown}: {what}"))
             .help("the file is damaged or was replaced: copy the bundle again")
     };
-    let mut file = File::open(path).map_err(refuse)?;
-    let len_bytes = file.metadata().map_err(refuse)?.len();
+    // Looked at before it is opened: opening a named pipe would wait for ever.
+    let metadata = fs::metadata(path).map_err(refuse)?;
+    if !metadata.is_file() {
+        return Err(damaged("expected a file, got something else".into()));
+    }
+    let len_bytes = metadata.len();
     if len_bytes != record.len_bytes {
         return Err(damaged(format!("expected {} bytes, got {len_bytes}", record.len_bytes)));
     }
     let mut hash = Sha256::new();
-    io::copy(&mut file, &mut hash).map_err(refuse)?;
+    File::open(path).and_then(|mut file| io::copy(&mut file, &mut hash)).map_err(refuse)?;
     let sha256 = hex(&hash.finalize());
     if sha256 != record.sha256 {
         return Err(damaged(format!("expected SHA-256 {}, got {sha256}", record.sha256)));
