@@ -40,7 +40,7 @@ impl TextEncoder {
         Ok(Self { tokenizer, session, context, width })
     }
 
-    /// Encodes prompts in one run.
+    /// Encodes prompts in one run. [`ErrorKind::Numeric`] for a state that is not a number.
     pub(crate) fn encode(&mut self, prompts: &[&str]) -> Result<Conditioning, Error> {
         let (mut ids, mut cut) = (Vec::new(), Vec::new());
         for prompt in prompts {
@@ -52,6 +52,12 @@ impl TextEncoder {
         let mut states = vec![0.0; shape.iter().product()];
         let input = [("input_ids", TensorRef::new(&shape[..2], &ids[..]))];
         self.session.run(&input, &mut [("last_hidden_state", &mut states)])?;
+        if let Some(state) = states.iter().find(|state| !state.is_finite()) {
+            return Err(Error::new(
+                ErrorKind::Numeric,
+                format!("text_encoder: expected finite states, got {state}"),
+            ));
+        }
         Ok(Conditioning { states, shape, cut })
     }
 }
