@@ -12,6 +12,7 @@ use calotype::request::{Draft, Request};
 use calotype::sampler::SamplerKind;
 use calotype::tensor::PixelSize;
 use calotype::{Error, ErrorKind};
+use clap::value_parser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
@@ -21,6 +22,8 @@ use super::{Common, Report, open_bundle};
 
 /// The longest prompt that is read from standard input.
 const MAX_PROMPT_BYTES: u64 = 1 << 20;
+/// The most pictures that one command draws.
+const MAX_COUNT: i64 = 10_000;
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
@@ -51,8 +54,8 @@ pub(super) struct Flags {
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// How many pictures, with consecutive seeds.
-    #[arg(long, value_name = "N", default_value = "1")]
-    count: NonZeroUsize,
+    #[arg(long, value_name = "N", default_value = "1", value_parser = value_parser!(u16).range(1..=MAX_COUNT))]
+    count: u16,
     /// How many threads work on one operator.
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
@@ -71,10 +74,10 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         sampler: flags.sampler.as_deref().map(str::parse::<SamplerKind>).transpose()?,
         seed: flags.seed,
     };
-    let destinations = destinations(&flags.output, flags.count.get())?;
+    let destinations = destinations(&flags.output, flags.count)?;
     let bundle = open_bundle(flags.model.as_ref())?;
     let first = Request::new(draft, bundle.manifest())?;
-    let last_seed = first.seed().checked_add(flags.count.get() as u64 - 1);
+    let last_seed = first.seed().checked_add(u64::from(flags.count) - 1);
     if last_seed.is_none() {
         return Err(Error::new(
             ErrorKind::Usage,
@@ -97,6 +100,10 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         });
         bar.finish_and_clear();
         let picture = picture?;
+        // A picture whose last step was done when Ctrl-C came is not wanted either.
+        if stop.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Cancelled, "stopped before the picture was written"));
+        }
         let receipt = Receipt::new(&request, bundle.manifest(), library);
         report_cut(&picture);
         destination.write(&picture.image, &receipt)?;
@@ -122,9 +129,11 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
 }
 
 /// One file per picture: the name as given, or with a number before its extension.
-fn destinations(output: &Path, count: usize) -> Result<Vec<Destination>, Error> {
+fn destinations(output: &Path, count: u16) -> Result<Vec<Destination>, Error> {
+    // Also where numbers follow: a folder is refused by the name that was typed.
+    let typed = Destination::open(output.to_owned())?;
     if count == 1 {
-        return Ok(vec![Destination::open(output.to_owned())?]);
+        return Ok(vec![typed]);
     }
     let digits = count.to_string().len();
     (1..=count)

@@ -22,10 +22,11 @@ impl Destination {
     pub(super) fn open(path: PathBuf) -> Result<Self, Error> {
         let refuse =
             |problem: String| Error::new(ErrorKind::Output, format!("{}: {problem}", path.display()));
+        let folder = || refuse("expected a file, got a folder".into()).help("add a file name: OUT.png");
         let special = match fs::metadata(&path) {
-            Ok(found) if found.is_dir() => {
-                return Err(refuse("expected a file, got a folder".into()).help("add a file name: OUT.png"));
-            }
+            Ok(found) if found.is_dir() => return Err(folder()),
+            // The system finds no such folder, and would say so when the picture is done.
+            Err(_) if path.as_os_str().as_encoded_bytes().ends_with(b"/") => return Err(folder()),
             Ok(found) => !found.is_file(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
             Err(error) => return Err(refuse("expected a place for a file".into()).source(error)),

@@ -14,6 +14,9 @@ pub(super) struct Receipt {
     model: String,
     /// SHA-256 per file of the model.
     model_files: BTreeMap<String, String>,
+    /// The file of the U-Net's weights, by whose hash A1111's form names the model.
+    #[serde(skip)]
+    unet_file: String,
     prompt: String,
     negative: String,
     size: String,
@@ -34,6 +37,7 @@ impl Receipt {
             calotype: env!("CARGO_PKG_VERSION"),
             model: manifest.name.clone(),
             model_files: hashes.collect(),
+            unet_file: manifest.components.unet.weights[0].clone(),
             prompt: request.prompt().to_owned(),
             negative: request.negative().to_owned(),
             size: request.size().to_string(),
@@ -57,7 +61,8 @@ impl Receipt {
             "" => String::new(),
             text => format!("Negative prompt: {text}\n"),
         };
-        let hash = self.model_files.get("weights/unet.safetensors").map_or("", |hash| &hash[..10]);
+        // A1111's short form of a hash.
+        let hash = &self.model_files[&self.unet_file][..10];
         format!(
             "{}\n{negative}Steps: {}, Sampler: {}, CFG scale: {}, Seed: {}, Size: {}, Model hash: {hash}, Model: {}, \
              Version: calotype {}",
