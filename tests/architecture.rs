@@ -1,0 +1,275 @@
+//! The rules of the house that can be checked by reading the source as text: layers, homes of the unsafe, heads of files.
+//! Each rule is shown a line that breaks it, too, because a rule that cannot fail is none.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+/// The layers from the top down, and in them the modules: each may name those after it, and none before it.
+const LAYERS: [(&str, &[&str]); 5] = [
+    ("faces", &["main", "cli"]),
+    ("diffusion", &["pipeline", "stage", "request"]),
+    ("runtime", &["engine"]),
+    ("untrusted bytes", &["bundle", "manifest", "graph", "weights"]),
+    ("pure", &PURE),
+];
+const PURE: [&str; 8] =
+    ["tokenizer", "sampler", "guidance", "prediction", "schedule", "noise", "tensor", "error"];
+
+/// The crate's table of contents, and its prose.
+const OUTSIDE_THE_LAYERS: [&str; 2] = ["lib", "manual"];
+
+/// What `lib.rs` lends the whole crate under its own name.
+const ROOT_ITEMS: [(&str, &str); 2] = [("Error", "error"), ("ErrorKind", "error")];
+
+/// The only files with unsafe code.
+const UNSAFE_HOMES: [&str; 2] = ["weights/map.rs", "engine/sys.rs"];
+/// The only file that knows the `ort` crate.
+const ORT_HOME: &str = "engine/sys.rs";
+/// The only file of the library that reads the environment.
+const ENVIRONMENT_HOME: &str = "engine/library.rs";
+
+#[test]
+fn every_module_has_its_place_in_the_layers() {
+    let listed: BTreeSet<String> =
+        LAYERS.iter().flat_map(|(_, modules)| *modules).map(ToString::to_string).collect();
+    let is_code = |module: &String| !OUTSIDE_THE_LAYERS.contains(&module.as_str());
+    let found = sources().iter().map(Source::module).filter(is_code).collect();
+    assert_eq!(listed, found, "the table of layers and the modules in src differ");
+}
+
+#[test]
+fn imports_point_down() {
+    none_breaks(upward_import);
+    breaks(upward_import, "sampler/euler.rs", "use crate::pipeline::Pipeline;");
+    breaks(upward_import, "graph.rs", "use crate::{Error, manifest::Manifest};");
+    breaks(upward_import, "graph.rs", "use crate::{\n    Error,\n    manifest::Manifest,\n};");
+    breaks(upward_import, "schedule.rs", "fn f() -> crate::sampler::SamplerKind {");
+    breaks(upward_import, "schedule.rs", "use super::sampler::SamplerKind;");
+    breaks(upward_import, "engine/sys.rs", "use super::super::request::Request;");
+}
+
+#[test]
+fn pure_modules_touch_nothing_outside() {
+    none_breaks(impurity);
+    breaks(impurity, "tokenizer.rs", "use std::fs;");
+    breaks(impurity, "noise/mersenne.rs", "use std::{env, fmt};");
+}
+
+#[test]
+fn unsafe_code_stays_in_its_homes() {
+    none_breaks(homeless_unsafe);
+    breaks(homeless_unsafe, "weights.rs", "#![allow(unsafe_code)]");
+    breaks(homeless_unsafe, "engine.rs", "    let x = unsafe { *p };");
+    let manifest = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).unwrap();
+    assert!(manifest.contains("\nunsafe_code = \"deny\"\n"), "Cargo.toml no longer denies unsafe code");
+}
+
+#[test]
+fn one_file_knows_ort() {
+    none_breaks(homeless_ort);
+    breaks(homeless_ort, "engine.rs", "use ort::session::Session;");
+    breaks(homeless_ort, "engine/library.rs", "    Err(error) => ::ort::Error::from(error),");
+}
+
+#[test]
+fn the_library_never_prints() {
+    none_breaks(printing);
+    for line in ["println!();", "eprintln!(\"x\");", "print!(\"x\");", "dbg!(x);", "io::stderr().write(b)"] {
+        breaks(printing, "pipeline.rs", line);
+    }
+}
+
+#[test]
+fn one_file_reads_the_environment() {
+    none_breaks(reading_the_environment);
+    breaks(reading_the_environment, "pipeline.rs", "let home = std::env::var(\"HOME\");");
+    breaks(reading_the_environment, "stage/vae.rs", "use std::{env, fs};");
+}
+
+#[test]
+fn there_is_one_denoising_loop() {
+    none_breaks(second_loop);
+    breaks(second_loop, "stage/denoiser.rs", "    sampler.step(&mut x, step, denoiser, noise)?;");
+}
+
+#[test]
+fn every_file_says_what_it_owns() {
+    none_breaks(headless);
+    breaks(headless, "tensor.rs", "use std::fmt;");
+    breaks(headless, "tensor.rs", "//! Tensors");
+    breaks(headless, "tensor.rs", "// Sizes of pictures and latents, in units that cannot be confused.");
+}
+
+#[test]
+fn there_are_no_cupboards() {
+    none_breaks(cupboard);
+    breaks(cupboard, "sampler/utils.rs", "");
+    breaks(cupboard, "common/mod.rs", "");
+    breaks(cupboard, "graph.rs", "mod helpers {");
+}
+
+#[test]
+fn nothing_is_left_undone() {
+    none_breaks(undone);
+    breaks(undone, "graph.rs", "    todo!()");
+    breaks(undone, "graph.rs", "        _ => unimplemented!(\"later\"),");
+}
+
+type Rule = fn(&Source) -> Option<String>;
+
+fn upward_import(source: &Source) -> Option<String> {
+    let order: Vec<&str> = LAYERS.iter().flat_map(|(_, modules)| *modules).copied().collect();
+    let place = |module: &str| order.iter().position(|listed| *listed == module);
+    let here = place(&source.module())?;
+    let is_top = !source.path.contains('/');
+    source.code().find_map(|line| {
+        let line = line.as_str();
+        // These would be other ways to the root; `super::*` in a file's own test module is none.
+        if line.contains("super::super") || is_top && line.starts_with("use super::") {
+            return Some(format!("{line} (say crate:: instead)"));
+        }
+        let above = first_names(line, "crate::").into_iter().find(|name| {
+            let lent = ROOT_ITEMS.iter().find(|(item, _)| item == name).map(|(_, module)| *module);
+            place(lent.unwrap_or(name)).is_none_or(|there| there < here)
+        });
+        above.map(|name| format!("{line} (names {name}, which is above it)"))
+    })
+}
+
+fn impurity(source: &Source) -> Option<String> {
+    let outside = ["env", "fs", "io", "net", "process", "thread", "time"];
+    let is_pure = PURE.contains(&source.module().as_str());
+    source.code().find(|line| is_pure && first_names(line, "std::").iter().any(|name| outside.contains(name)))
+}
+
+fn homeless_unsafe(source: &Source) -> Option<String> {
+    let is_home = UNSAFE_HOMES.contains(&source.path.as_str());
+    source.code().find(|line| !is_home && line.contains("unsafe"))
+}
+
+fn homeless_ort(source: &Source) -> Option<String> {
+    let is_home = source.path == ORT_HOME;
+    source.code().find(|line| !is_home && !first_names(line, "ort::").is_empty())
+}
+
+fn printing(source: &Source) -> Option<String> {
+    let prints = ["print!", "println!", "eprint!", "eprintln!", "dbg!", "stdout()", "stderr()"];
+    let is_face = LAYERS[0].1.contains(&source.module().as_str());
+    source.code().find(|line| !is_face && prints.iter().any(|print| line.contains(print)))
+}
+
+fn reading_the_environment(source: &Source) -> Option<String> {
+    let is_free = source.path == ENVIRONMENT_HOME || LAYERS[0].1.contains(&source.module().as_str());
+    source.code().find(|line| !is_free && first_names(line, "std::").contains(&"env"))
+}
+
+fn second_loop(source: &Source) -> Option<String> {
+    let mut code = source.code().take_while(|line| line != "#[cfg(test)]");
+    code.find(|line| source.path != "pipeline.rs" && line.contains(".step("))
+}
+
+fn headless(source: &Source) -> Option<String> {
+    let head: Vec<&str> = source.text.lines().map_while(|line| line.strip_prefix("//! ")).collect();
+    let is_sentence = head.join(" ").split_once('.').is_some_and(|(sentence, _)| sentence.contains(' '));
+    (!is_sentence).then(|| "expected a `//!` head of a sentence or two".into())
+}
+
+fn cupboard(source: &Source) -> Option<String> {
+    let names = ["util", "utils", "common", "helper", "helpers", "misc"];
+    let in_path = source.path.split(['/', '.']).find(|part| names.contains(part)).map(Into::into);
+    let named = |line: &str| first_names(line, "mod ").iter().any(|name| names.contains(name));
+    in_path.or_else(|| source.code().find(|line| named(line)))
+}
+
+fn undone(source: &Source) -> Option<String> {
+    let marks = ["todo!", "unimplemented!"];
+    source.code().find(|line| marks.iter().any(|mark| line.contains(mark)))
+}
+
+#[track_caller]
+fn none_breaks(rule: Rule) {
+    let broken: Vec<String> = sources()
+        .iter()
+        .filter_map(|source| rule(source).map(|what| format!("src/{}: {}", source.path, what.trim())))
+        .collect();
+    assert!(broken.is_empty(), "\n{}", broken.join("\n"));
+}
+
+/// Checks that a rule sees that this line breaks it.
+#[track_caller]
+fn breaks(rule: Rule, path: &str, line: &str) {
+    let source = Source { path: path.into(), text: line.into() };
+    assert!(rule(&source).is_some(), "the rule does not see what is wrong with {line:?} in {path}");
+}
+
+/// A file of `src`.
+struct Source {
+    /// From `src` on, with `/` between the parts.
+    path: String,
+    text: String,
+}
+
+impl Source {
+    /// The top-level module that the file belongs to.
+    fn module(&self) -> String {
+        self.path.split('/').next().unwrap().trim_end_matches(".rs").to_owned()
+    }
+
+    /// The lines that are not comments; an import that is spread over several is one of them.
+    fn code(&self) -> impl Iterator<Item = String> {
+        let mut lines: Vec<String> = Vec::new();
+        for line in self.text.lines().filter(|line| !line.trim_start().starts_with("//")) {
+            match lines.last_mut() {
+                Some(import)
+                    if import.contains("use ") && import.contains("::{") && !import.ends_with(';') =>
+                {
+                    import.push_str(line.trim());
+                }
+                _ => lines.push(line.into()),
+            }
+        }
+        lines.into_iter()
+    }
+}
+
+fn sources() -> Vec<Source> {
+    fn collect(folder: &Path, prefix: &str, into: &mut Vec<Source>) {
+        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            let path = format!("{prefix}{}", entry.file_name().into_string().unwrap());
+            if entry.file_type().unwrap().is_dir() {
+                collect(&entry.path(), &format!("{path}/"), into);
+            } else if path.ends_with(".rs") {
+                into.push(Source { path, text: fs::read_to_string(entry.path()).unwrap() });
+            }
+        }
+    }
+    let mut sources = Vec::new();
+    collect(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")), "", &mut sources);
+    assert!(sources.len() > 20, "only {} files were found", sources.len());
+    sources
+}
+
+/// The names that follow a word on a line: `a` and `b` after `crate::` in `use crate::{a::A, b};`.
+fn first_names<'a>(line: &'a str, word: &str) -> Vec<&'a str> {
+    let is_part = |c: char| c.is_alphanumeric() || c == '_';
+    let name = |text: &'a str| &text[..text.find(|c| !is_part(c)).unwrap_or(text.len())];
+    let mut names = Vec::new();
+    for (at, _) in line.match_indices(word) {
+        if line[..at].ends_with(is_part) {
+            continue; // The end of a longer word.
+        }
+        let rest = &line[at + word.len()..];
+        let Some(group) = rest.strip_prefix('{') else {
+            names.push(name(rest));
+            continue;
+        };
+        let mut depth = 0;
+        let items = group.split(|c| {
+            depth += i32::from(c == '{') - i32::from(c == '}');
+            c == ',' && depth == 0
+        });
+        names.extend(items.map(|item| name(item.trim_start())).filter(|name| !name.is_empty()));
+    }
+    names
+}

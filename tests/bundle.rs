@@ -1,0 +1,247 @@
+//! Manifests that lie, contradict themselves or ask for the impossible: each is refused when it is read, by name.
+
+use calotype::ErrorKind;
+use calotype::bundle::Bundle;
+use calotype::manifest::Manifest;
+use calotype::request::{Draft, Request};
+use serde_json::{Value, json};
+
+fn built_in() -> Value {
+    serde_json::from_str(include_str!("../models/builtin/calotype.json")).unwrap()
+}
+
+/// Puts a value at a JSON pointer into an otherwise good manifest, and gives the reason why that is refused.
+#[track_caller]
+fn refusal(pointer: &str, value: Value) -> String {
+    let mut manifest = built_in();
+    *manifest.pointer_mut(pointer).expect("a field of the manifest") = value;
+    refusal_of(&serde_json::to_vec(&manifest).unwrap())
+}
+
+#[track_caller]
+fn refusal_of(json: &[u8]) -> String {
+    let error = Manifest::parse("origin", json).expect_err("a manifest that must be refused");
+    assert_eq!(error.kind(), ErrorKind::Model, "{error}");
+    error.to_string().strip_prefix("origin: ").expect("the origin first").to_owned()
+}
+
+#[test]
+fn a_good_manifest_is_taken() {
+    let manifest = Manifest::parse("origin", &serde_json::to_vec(&built_in()).unwrap()).unwrap();
+    let request = Request::new(Draft::default(), &manifest).unwrap();
+    assert_eq!(request.size(), manifest.defaults.size);
+    assert_eq!(request.steps(), manifest.defaults.steps);
+}
+
+#[test]
+fn no_json() {
+    for bytes in [&b""[..], b"\xff\xfe", b"{", b"[]", b"null", &b"[".repeat(100_000)] {
+        assert!(refusal_of(bytes).starts_with("expected a manifest, got a mistake at "));
+    }
+}
+
+#[test]
+fn something_behind_the_manifest() {
+    let mut json = serde_json::to_vec(&built_in()).unwrap();
+    json.extend(b" {}");
+    assert!(
+        refusal_of(&json).starts_with("expected a manifest, got something behind it: trailing characters")
+    );
+}
+
+#[test]
+fn format_of_the_future() {
+    assert_eq!(refusal("/format", 2.into()), "format: expected 1, got 2; a newer calotype may read it");
+    assert_eq!(refusal("/format", 0.into()), "format: expected 1, got 0; a newer calotype may read it");
+}
+
+#[test]
+fn every_field_is_needed() {
+    let whole = built_in();
+    let mut fields = 0;
+    for parent in ["", "/components", "/components/unet", "/tokenizer", "/curve", "/latents", "/defaults"] {
+        for field in whole.pointer(parent).unwrap().as_object().unwrap().keys() {
+            let mut manifest = whole.clone();
+            manifest.pointer_mut(parent).unwrap().as_object_mut().unwrap().remove(field);
+            let message = refusal_of(&serde_json::to_vec(&manifest).unwrap());
+            assert!(message.contains(&format!("missing field `{field}`")), "{parent}/{field}: {message}");
+            fields += 1;
+        }
+    }
+    assert!(fields > 30, "{fields}");
+}
+
+#[test]
+fn every_unknown_field_is_refused() {
+    let whole = built_in();
+    for parent in [
+        "",
+        "/components",
+        "/components/unet",
+        "/components/unet/inputs/sample",
+        "/tokenizer",
+        "/curve",
+        "/latents",
+        "/defaults",
+    ] {
+        let mut manifest = whole.clone();
+        manifest.pointer_mut(parent).unwrap()["colour"] = 1.into();
+        let message = refusal_of(&serde_json::to_vec(&manifest).unwrap());
+        assert!(message.contains("unknown field `colour`"), "{parent}: {message}");
+    }
+}
+
+#[test]
+fn numbers_that_are_none() {
+    // JSON has no NaN and no infinity, but digits enough for more than any float holds.
+    let mut manifest = built_in();
+    manifest["latents"]["scale"] = "SCALE".into();
+    let json = serde_json::to_string(&manifest).unwrap().replace("\"SCALE\"", "1e999");
+    assert!(refusal_of(json.as_bytes()).contains("latents.scale: number out of range"));
+    assert!(refusal("/latents/scale", Value::Null).contains("latents.scale: invalid type: null"));
+}
+
+#[test]
+fn components_missing() {
+    assert!(refusal("/components", json!({})).contains("missing field `text_encoder`"));
+    assert_eq!(
+        refusal("/components/unet/weights", json!([])),
+        "components.unet.weights: expected files, got none"
+    );
+}
+
+#[test]
+fn port_of_an_unknown_type() {
+    let message = refusal("/components/unet/inputs/sample/dtype", "F8".into());
+    assert!(
+        message
+            .contains("components.unet.inputs.sample.dtype: expected an element type like F32, got \"F8\"")
+    );
+}
+
+#[test]
+fn context_without_room() {
+    for context in [0, 1, 2] {
+        let message = format!("tokenizer.context: expected room for a word between two marks, got {context}");
+        assert_eq!(refusal("/tokenizer/context", context.into()), message);
+    }
+}
+
+#[test]
+fn latents_that_are_none() {
+    for (pointer, value, got) in [
+        ("/latents/scale", json!(0.0), "scale 0"),
+        ("/latents/scale", json!(-0.5), "scale -0.5"),
+        ("/latents/channels", json!(0), "got 0 channels"),
+        ("/latents/channels", json!(1u64 << 60), "got 1152921504606846976 channels"),
+        ("/latents/factor_px", json!(0), " 0 pixels"),
+    ] {
+        let message = refusal(pointer, value);
+        assert!(
+            message.starts_with("latents: expected 1 to 1024 channels and positive numbers, got "),
+            "{message}"
+        );
+        assert!(message.contains(got), "{message}");
+    }
+    assert!(
+        refusal("/latents/channels", json!(-1)).contains("latents.channels: invalid value: integer `-1`")
+    );
+    assert!(refusal("/latents/factor_px", json!(1u64 << 32)).contains("latents.factor_px: invalid value"));
+}
+
+#[test]
+fn curve_that_is_none() {
+    for (pointer, value) in [
+        ("/curve/start", json!(0.0)),
+        ("/curve/start", json!(-0.1)),
+        ("/curve/end", json!(1.0)),
+        ("/curve/end", json!(2.0)),
+    ] {
+        let message = refusal(pointer, value);
+        assert!(message.starts_with("curve: noise curve: "), "{message}");
+        assert!(message.contains("expected a number "), "{message}");
+    }
+    for timesteps in [0, 1, 100_001, u64::MAX] {
+        let message = refusal("/curve/train_timesteps", timesteps.into());
+        assert!(message.starts_with("curve: noise curve: expected 2 to 100000 timesteps, got "), "{message}");
+    }
+    assert!(refusal("/curve/betas", "cosine".into()).contains("curve.betas: unknown variant `cosine`"));
+    assert!(refusal("/curve/spacing", "random".into()).contains("curve.spacing: unknown variant `random`"));
+    assert!(refusal("/prediction", "score".into()).contains("prediction: unknown variant `score`"));
+}
+
+#[test]
+fn offset_beyond_the_curve() {
+    let mut manifest = built_in();
+    manifest["curve"]["spacing"] = "leading".into();
+    manifest["curve"]["steps_offset"] = u32::MAX.into();
+    manifest["defaults"]["sampler"] = "euler".into();
+    let message = refusal_of(&serde_json::to_vec(&manifest).unwrap());
+    assert!(message.starts_with("defaults.steps: steps: "), "{message}");
+}
+
+#[test]
+fn defaults_that_the_model_cannot_draw() {
+    for (pointer, value, expected) in [
+        (
+            "/defaults/size",
+            json!([0, 128]),
+            "defaults.size: size: expected sides of 1 to 8192 pixels, got 0x128",
+        ),
+        (
+            "/defaults/size",
+            json!([128, 4_000_000_000u32]),
+            "defaults.size: size: expected sides of 1 to 8192",
+        ),
+        ("/defaults/size", json!([128, 127]), "defaults.size: size: expected multiples of "),
+        ("/defaults/steps", json!(0), "defaults.steps: steps: expected 1 to 1000, got 0"),
+        ("/defaults/steps", json!(1001), "defaults.steps: steps: expected 1 to 1000, got 1001"),
+        (
+            "/defaults/guidance",
+            json!(-1.0),
+            "defaults.guidance: guidance: expected a number from 0 up, got -1",
+        ),
+        ("/defaults/sampler", json!("eluer"), "defaults.sampler: sampler: expected one of euler, "),
+    ] {
+        let message = refusal(pointer, value);
+        assert!(message.starts_with(expected), "{pointer}: {message}");
+    }
+}
+
+#[test]
+fn files_outside_the_bundle() {
+    // Whether a component refers to them or not.
+    for name in ["../outside", "/etc/passwd", "weights/../../outside", "", ".", "..", "weights/.."] {
+        let mut manifest = built_in();
+        manifest["files"][name] = json!({ "len_bytes": 0, "sha256": "00" });
+        let message = refusal_of(&serde_json::to_vec(&manifest).unwrap());
+        assert_eq!(message, format!("files: expected names inside the bundle, got {name:?}"));
+    }
+}
+
+#[test]
+fn files_without_a_record() {
+    for pointer in ["/tokenizer/file", "/components/unet/graph", "/components/vae_decoder/weights/0"] {
+        let message = refusal(pointer, "elsewhere".into());
+        assert_eq!(message, "files: expected a record of \"elsewhere\", got none", "{pointer}");
+    }
+}
+
+#[test]
+fn hashes_that_are_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut manifest = built_in();
+    let name = manifest["tokenizer"]["file"].as_str().unwrap().to_owned();
+    manifest["files"] = json!({ &name: { "len_bytes": 2, "sha256": "no hash" } });
+    for component in ["text_encoder", "unet", "vae_decoder"] {
+        manifest["components"][component]["graph"] = name.as_str().into();
+        manifest["components"][component]["weights"][0] = name.as_str().into();
+    }
+    std::fs::write(folder.path().join("calotype.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
+    std::fs::write(folder.path().join(&name), "{}").unwrap();
+    let error = Bundle::open(folder.path()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Model);
+    // The SHA-256 of the two bytes, from coreutils' sha256sum.
+    let got = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
+    assert!(error.to_string().contains(&format!("{name}: expected SHA-256 no hash, got {got}")), "{error}");
+}

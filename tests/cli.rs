@@ -1,0 +1,1016 @@
+//! The command line from outside: the real program, its exit codes, its messages, and the files it leaves or does not.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+const BUILT_IN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/builtin");
+
+/// An empty folder to draw in.
+struct Desk(TempDir);
+
+impl Desk {
+    fn new() -> Self {
+        Self(TempDir::new().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// `calotype generate` with two steps, into `out.png`, unless `args` say otherwise.
+    fn command(&self, args: &[impl AsRef<OsStr>]) -> Command {
+        let typed = |flag: &str| args.iter().any(|arg| arg.as_ref() == flag);
+        let mut command = calotype(&["generate"]);
+        if !typed("-o") {
+            command.arg("-o").arg(self.path("out.png"));
+        }
+        if !typed("--steps") {
+            command.args(["--steps", "2"]);
+        }
+        command.args(args);
+        command
+    }
+
+    fn generate(&self, args: &[impl AsRef<OsStr>]) -> Said {
+        Said::of(self.command(args).stdin(Stdio::null()).output().unwrap())
+    }
+
+    fn generate_from_stdin(&self, prompt: &[u8]) -> Said {
+        let mut command = self.command(&["-"]);
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // A program that refuses early closes its end.
+        let _ = child.stdin.take().unwrap().write_all(prompt);
+        Said::of(child.wait_with_output().unwrap())
+    }
+
+    /// Runs what must fail, and checks that it leaves nothing behind.
+    #[track_caller]
+    fn refuses(&self, args: &[impl AsRef<OsStr>], code: i32, messages: &[&str]) {
+        self.generate(args).is_refusal(code, messages);
+        assert_eq!(self.files(), [""; 0], "a failed run left files");
+    }
+
+    /// Runs what must work, with `--json`, and gives the object.
+    #[track_caller]
+    fn draws(&self, args: &[&str]) -> Value {
+        let said = self.generate(&[args, &["--json"]].concat());
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        said.json()
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap()
+    }
+
+    fn files(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.0.path()).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+/// What a run said when it ended.
+struct Said {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Said {
+    fn of(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    #[track_caller]
+    fn is_refusal(&self, code: i32, messages: &[&str]) {
+        assert_eq!(self.code, Some(code), "{}", self.stderr);
+        for message in messages {
+            assert!(self.stderr.contains(message), "expected {message:?} in {:?}", self.stderr);
+        }
+        assert_eq!(self.stdout, "");
+    }
+
+    #[track_caller]
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).expect("one JSON object")
+    }
+}
+
+/// A copy of the built-in model in a folder, to be damaged.
+struct Bundle(TempDir);
+
+impl Bundle {
+    fn new() -> Self {
+        let folder = TempDir::new().unwrap();
+        for name in ["", "graphs", "weights"] {
+            let to = folder.path().join(name);
+            fs::create_dir_all(&to).unwrap();
+            for entry in fs::read_dir(Path::new(BUILT_IN).join(name)).unwrap().map(Result::unwrap) {
+                if entry.file_type().unwrap().is_file() {
+                    fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+                }
+            }
+        }
+        Self(folder)
+    }
+
+    fn path(&self) -> &str {
+        self.0.path().to_str().unwrap()
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Changes a file and says nothing to the manifest.
+    fn damage(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut bytes = fs::read(self.file(name)).unwrap();
+        change(&mut bytes);
+        fs::write(self.file(name), bytes).unwrap();
+    }
+
+    fn edit_manifest(&self, change: impl FnOnce(&mut Value)) {
+        self.damage("calotype.json", |json| {
+            let mut manifest = serde_json::from_slice(json).unwrap();
+            change(&mut manifest);
+            *json = serde_json::to_vec(&manifest).unwrap();
+        });
+    }
+
+    /// Changes a file and its record in the manifest.
+    fn edit(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        self.damage(name, change);
+        let bytes = fs::read(self.file(name)).unwrap();
+        self.edit_manifest(|manifest| {
+            manifest["files"][name] = serde_json::json!({
+                "len_bytes": bytes.len(),
+                "sha256": format!("{:x}", Sha256::digest(&bytes)),
+            });
+        });
+    }
+
+    /// Makes the first element of a weight a NaN.
+    fn poison(&self, file: &str, weight: &str) {
+        self.edit(file, |bytes| {
+            let data_start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+            let header: Value = serde_json::from_slice(&bytes[8..data_start]).unwrap();
+            let found = &header[weight];
+            let at = data_start + found["data_offsets"][0].as_u64().unwrap() as usize;
+            let nan: &[u8] = match found["dtype"].as_str().unwrap() {
+                "F16" => &[0x00, 0x7e],
+                "F32" => &[0x00, 0x00, 0xc0, 0x7f],
+                other => panic!("no NaN of type {other} is known here"),
+            };
+            bytes[at..at + nan.len()].copy_from_slice(nan);
+        });
+    }
+}
+
+const UNET: &str = "weights/unet.safetensors";
+const TEXT_ENCODER_GRAPH: &str = "graphs/text_encoder.onnx.gz";
+
+fn calotype(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_calotype"));
+    command.args(args);
+    command
+}
+
+fn manifest() -> Value {
+    serde_json::from_slice(&fs::read(Path::new(BUILT_IN).join("calotype.json")).unwrap()).unwrap()
+}
+
+fn receipts(report: &Value) -> Vec<&Value> {
+    report["pictures"].as_array().unwrap().iter().map(|picture| &picture["receipt"]).collect()
+}
+
+mod prompt {
+    use super::*;
+
+    #[test]
+    fn empty() {
+        let desk = Desk::new();
+        assert_eq!(receipts(&desk.draws(&["", "--steps", "1"]))[0]["prompt"], "");
+        assert_eq!(desk.files(), ["out.png"]);
+    }
+
+    #[test]
+    fn with_nul() {
+        let desk = Desk::new();
+        desk.generate_from_stdin(b"an\0apple")
+            .is_refusal(2, &["calotype: prompt: expected text, got NUL at byte 2"]);
+        assert_eq!(desk.files(), [""; 0]);
+    }
+
+    #[test]
+    fn in_invalid_utf8_on_standard_input() {
+        let desk = Desk::new();
+        desk.generate_from_stdin(b"ap\xffple").is_refusal(
+            3,
+            &["standard input: expected a prompt in UTF-8: invalid utf-8 sequence of 1 bytes from index 2"],
+        );
+        assert_eq!(desk.files(), [""; 0]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn in_invalid_utf8_as_an_argument() {
+        use std::os::unix::ffi::OsStrExt;
+        Desk::new().refuses(&[OsStr::from_bytes(b"ap\xffple")], 2, &["invalid UTF-8"]);
+    }
+
+    #[test]
+    fn endless() {
+        let desk = Desk::new();
+        desk.generate_from_stdin(&vec![b'a'; (1 << 20) + 1])
+            .is_refusal(3, &["standard input: expected a prompt of at most 1048576 bytes, got more"]);
+        assert_eq!(desk.files(), [""; 0]);
+    }
+
+    #[test]
+    fn missing() {
+        Desk::new().refuses(&["--seed", "1"], 2, &["<PROMPT>"]);
+    }
+
+    #[test]
+    fn on_standard_input_is_the_prompt_without_its_line_end() {
+        let desk = Desk::new();
+        let said = desk.generate_from_stdin(b"an apple\r\n");
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        assert_eq!(texts(&desk.read("out.png")).receipt()["prompt"], "an apple");
+    }
+
+    #[test]
+    fn longer_than_the_context_is_reported() {
+        let desk = Desk::new();
+        let context = manifest()["tokenizer"]["context"].as_u64().unwrap() as usize;
+        let prompt = format!("{}zebra", "apple ".repeat(context));
+        let said = desk.generate(&[&prompt, "-n", &prompt, "--json"]);
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        let report = said.json();
+        for (which, key) in [("prompt", "cut_prompt"), ("negative prompt", "cut_negative")] {
+            let cut = report["pictures"][0][key].as_str().unwrap();
+            assert!(cut.ends_with("apple zebra") && prompt.ends_with(cut) && cut != prompt, "{cut}");
+            let line = format!("calotype: {which}: longer than the model reads; not used: {cut:?}\n");
+            assert!(said.stderr.contains(&line), "{}", said.stderr);
+        }
+        assert_eq!(desk.files(), ["out.png"]);
+    }
+
+    #[test]
+    fn that_fits_is_not_reported() {
+        let desk = Desk::new();
+        let said = desk.generate(&["a red apple", "--json"]);
+        assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
+        assert_eq!(said.json()["pictures"][0]["cut_prompt"], Value::Null);
+    }
+}
+
+mod number {
+    use super::*;
+
+    #[test]
+    fn size_not_a_multiple_of_the_factor() {
+        let factor_px = manifest()["latents"]["factor_px"].as_u64().unwrap();
+        let (width, below, above) = (5 * factor_px + 1, 5 * factor_px, 6 * factor_px);
+        Desk::new().refuses(
+            &["x", "--size", &format!("{width}x{below}")],
+            2,
+            &[&format!(
+                "size: expected multiples of {factor_px} pixels, got {width}x{below}; try {below}x{below} or {above}x{below}"
+            )],
+        );
+        Desk::new().refuses(&["x", "--size", "1x1"], 2, &[&format!("; try {factor_px}x{factor_px}\n")]);
+    }
+
+    #[test]
+    fn size_zero() {
+        for size in ["0x128", "128x0"] {
+            let message = format!("size: expected sides of 1 to 8192 pixels, got {size}");
+            Desk::new().refuses(&["x", "--size", size], 2, &[&message]);
+        }
+    }
+
+    #[test]
+    fn size_absurd() {
+        let message = "size: expected sides of 1 to 8192 pixels, got 1000000x16";
+        Desk::new().refuses(&["x", "--size", "1000000x16"], 2, &[message]);
+        let message = "size: expected WIDTHxHEIGHT in pixels, like 512x512, got \"99999999999x16\"";
+        Desk::new().refuses(&["x", "--size", "99999999999x16"], 2, &[message]);
+    }
+
+    #[test]
+    fn size_not_a_size() {
+        let message = "size: expected WIDTHxHEIGHT in pixels, like 512x512, got \"big\"";
+        Desk::new().refuses(&["x", "--size", "big"], 2, &[message]);
+    }
+
+    #[test]
+    fn steps_zero() {
+        Desk::new().refuses(&["x", "--steps", "0"], 2, &["steps: expected 1 to 1000, got 0"]);
+    }
+
+    #[test]
+    fn steps_over_the_curve() {
+        let most = manifest()["curve"]["train_timesteps"].as_u64().unwrap();
+        let over = (most + 1).to_string();
+        let message = format!("steps: expected 1 to {most}, got {over}");
+        Desk::new().refuses(&["x", "--steps", &over], 2, &[&message]);
+        Desk::new().refuses(
+            &["x", "--steps", "51", "--sampler", "lcm"],
+            2,
+            &["steps: expected 1 to 50, got 51"],
+        );
+    }
+
+    #[test]
+    fn steps_not_a_number() {
+        Desk::new().refuses(&["x", "--steps", "many"], 2, &["invalid value 'many' for '--steps <N>'"]);
+    }
+
+    #[test]
+    fn guidance_not_a_number() {
+        Desk::new().refuses(
+            &["x", "--guidance", "NaN"],
+            2,
+            &["guidance: expected a number from 0 up, got NaN"],
+        );
+    }
+
+    #[test]
+    fn guidance_infinite() {
+        Desk::new().refuses(
+            &["x", "--guidance", "inf"],
+            2,
+            &["guidance: expected a number from 0 up, got inf"],
+        );
+    }
+
+    #[test]
+    fn guidance_negative() {
+        Desk::new().refuses(
+            &["x", "--guidance", "-1"],
+            2,
+            &["guidance: expected a number from 0 up, got -1"],
+        );
+    }
+
+    #[test]
+    fn guidance_beyond_all_numbers_stops_at_the_step() {
+        let message = "unet: expected finite latents, got others after step 1 of 2";
+        Desk::new().refuses(&["x", "--guidance", "1e300"], 8, &[message]);
+    }
+
+    #[test]
+    fn negative_prompt_without_guidance() {
+        let message =
+            "negative prompt: expected guidance other than 1, got 1; at guidance 1 only the prompt is used";
+        Desk::new().refuses(&["x", "-n", "a dog", "--guidance", "1"], 2, &[message]);
+    }
+
+    #[test]
+    fn sampler_unknown() {
+        Desk::new().refuses(
+            &["x", "--sampler", "eluer"],
+            2,
+            &["sampler: expected one of euler, ", "got \"eluer\"; did you mean euler?"],
+        );
+    }
+
+    #[test]
+    fn seeds_that_do_not_exist() {
+        let message = "seed: expected room for 3 consecutive seeds, got 18446744073709551614";
+        Desk::new().refuses(&["x", "--seed", "18446744073709551614", "--count", "3"], 2, &[message]);
+        Desk::new().refuses(&["x", "--seed", "18446744073709551616"], 2, &["for '--seed <N>'"]);
+    }
+
+    #[test]
+    fn the_last_seeds_are_seeds() {
+        let desk = Desk::new();
+        let report = desk.draws(&["x", "--seed", "18446744073709551614", "--count", "2", "--steps", "1"]);
+        let seeds: Vec<&Value> = receipts(&report).iter().map(|receipt| &receipt["seed"]).collect();
+        assert_eq!(seeds, [u64::MAX - 1, u64::MAX]);
+    }
+
+    #[test]
+    fn count_out_of_range() {
+        for count in ["0", "10001", "18446744073709551616"] {
+            Desk::new().refuses(&["x", "--count", count], 2, &["for '--count <N>'"]);
+        }
+    }
+
+    #[test]
+    fn threads_zero() {
+        Desk::new().refuses(&["x", "--threads", "0"], 2, &["for '--threads <N>'"]);
+    }
+}
+
+mod output {
+    use super::*;
+
+    #[test]
+    fn folder_missing() {
+        let desk = Desk::new();
+        let out = desk.path("none/out.png");
+        let message = format!("{}: expected a folder that can be written to: No such file", out.display());
+        desk.refuses(&["x", "-o", out.to_str().unwrap()], 9, &[&message]);
+    }
+
+    /// Not even root can make a file in `/proc`.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn folder_read_only() {
+        let message = "/proc/out.png: expected a folder that can be written to: ";
+        Desk::new().refuses(&["x", "-o", "/proc/out.png"], 9, &[message]);
+    }
+
+    #[test]
+    fn is_a_folder() {
+        let (desk, folder) = (Desk::new(), TempDir::new().unwrap());
+        for path in [folder.path().to_owned(), folder.path().join("none/"), folder.path().join("..")] {
+            let path = path.to_str().unwrap();
+            let message = format!("{path}: expected a file, got a folder; add a file name: OUT.png");
+            desk.refuses(&["x", "-o", path], 9, &[&message]);
+            desk.refuses(&["x", "-o", path, "--count", "3"], 9, &[&message]);
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn is_inside_a_file() {
+        let out = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml/out.png");
+        Desk::new().refuses(&["x", "-o", out], 9, &["Cargo.toml/out.png: expected a place for a file: "]);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn disk_full() {
+        use std::os::unix::fs::FileTypeExt;
+        let message = "/dev/full: the picture could not be written: No space left on device";
+        Desk::new().refuses(&["x", "-o", "/dev/full"], 9, &[message]);
+        let found = fs::symlink_metadata("/dev/full").unwrap();
+        assert!(found.file_type().is_char_device(), "the device was replaced");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn standard_output_full() {
+        let desk = Desk::new();
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let said = desk.command(&["x"]).stdout(full).output().unwrap();
+        Said::of(said).is_refusal(9, &["calotype: standard output: No space left on device"]);
+        assert_eq!(desk.files(), ["out.png"]);
+    }
+
+    #[test]
+    fn existing_file_survives_a_failing_run() {
+        let (desk, bundle) = (Desk::new(), Bundle::new());
+        bundle.poison(UNET, "conv_out.weight");
+        fs::write(desk.path("out.png"), "precious").unwrap();
+        desk.generate(&["x", "-m", bundle.path()]).is_refusal(8, &[]);
+        desk.generate(&["x", "--steps", "0"]).is_refusal(2, &[]);
+        assert_eq!(desk.read("out.png"), b"precious");
+        assert_eq!(desk.files(), ["out.png"]);
+    }
+
+    #[test]
+    fn existing_file_is_replaced_by_the_picture() {
+        let desk = Desk::new();
+        fs::write(desk.path("out.png"), "precious").unwrap();
+        desk.draws(&["x"]);
+        assert!(desk.read("out.png").starts_with(b"\x89PNG"));
+        assert_eq!(desk.files(), ["out.png"]);
+    }
+}
+
+mod model {
+    use std::io::Read;
+
+    use calotype::graph::proto::{GraphProto, ModelProto};
+    use flate2::Compression;
+    use flate2::read::GzDecoder;
+    use flate2::write::GzEncoder;
+    use prost::Message;
+
+    use super::*;
+
+    #[track_caller]
+    fn is_refused(bundle: &Bundle, messages: &[&str]) {
+        Desk::new().refuses(&["x", "-m", bundle.path()], 4, messages);
+    }
+
+    #[test]
+    fn missing() {
+        let message = "calotype: model no/such/model: No such file or directory";
+        Desk::new().refuses(&["x", "-m", "no/such/model"], 4, &[message]);
+    }
+
+    #[test]
+    fn is_a_file() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        let message = "Cargo.toml: expected a folder with a calotype.json, got a file";
+        Desk::new().refuses(&["x", "-m", file], 4, &[message]);
+    }
+
+    #[test]
+    fn folder_without_a_manifest() {
+        let bundle = Bundle(TempDir::new().unwrap());
+        is_refused(&bundle, &["calotype.json: No such file or directory"]);
+    }
+
+    #[test]
+    fn weights_missing() {
+        let bundle = Bundle::new();
+        fs::remove_file(bundle.file(UNET)).unwrap();
+        is_refused(&bundle, &["weights/unet.safetensors: No such file or directory"]);
+    }
+
+    #[test]
+    fn weights_truncated() {
+        let bundle = Bundle::new();
+        bundle.damage(UNET, |bytes| {
+            bytes.pop();
+        });
+        let len = fs::metadata(bundle.file(UNET)).unwrap().len();
+        let message =
+            format!("weights/unet.safetensors: expected {} bytes, got {len}; the file is damaged", len + 1);
+        is_refused(&bundle, &[&message]);
+    }
+
+    #[test]
+    fn weights_with_a_flipped_bit() {
+        let bundle = Bundle::new();
+        bundle.damage(UNET, |bytes| *bytes.last_mut().unwrap() ^= 1);
+        is_refused(&bundle, &["weights/unet.safetensors: expected SHA-256 ", "; the file is damaged"]);
+    }
+
+    #[test]
+    fn weights_of_another_graph() {
+        let bundle = Bundle::new();
+        let vae = fs::read(bundle.file("weights/vae.safetensors")).unwrap();
+        bundle.edit(UNET, |bytes| *bytes = vae);
+        is_refused(&bundle, &["unet: expected ", " weights, got ", "missing are "]);
+    }
+
+    #[test]
+    fn weights_with_a_nan() {
+        let bundle = Bundle::new();
+        bundle.poison(UNET, "conv_out.weight");
+        let message = "unet: expected finite latents, got others after step 1 of 2";
+        Desk::new().refuses(&["x", "-m", bundle.path()], 8, &[message]);
+    }
+
+    #[test]
+    fn text_encoder_with_a_nan() {
+        let bundle = Bundle::new();
+        bundle.poison("weights/text_encoder.safetensors", "text_model.encoder.layers.1.mlp.fc2.weight");
+        let message = "text_encoder: expected finite states, got NaN";
+        Desk::new().refuses(&["x", "-m", bundle.path()], 8, &[message]);
+    }
+
+    #[test]
+    fn vae_decoder_with_a_nan() {
+        let bundle = Bundle::new();
+        bundle.poison("weights/vae.safetensors", "decoder.layers.16.bias");
+        let message = "vae_decoder: expected finite pixels, got NaN at (0, 0)";
+        Desk::new().refuses(&["x", "-m", bundle.path()], 8, &[message]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn weights_that_are_a_pipe() {
+        let bundle = Bundle::new();
+        fs::remove_file(bundle.file(UNET)).unwrap();
+        assert!(Command::new("mkfifo").arg(bundle.file(UNET)).status().unwrap().success());
+        is_refused(&bundle, &["weights/unet.safetensors: expected a file, got something else"]);
+    }
+
+    #[test]
+    fn manifest_that_is_no_json() {
+        let bundle = Bundle::new();
+        bundle.damage("calotype.json", Vec::clear);
+        is_refused(&bundle, &["calotype.json: expected a manifest, got a mistake at", "EOF while parsing"]);
+    }
+
+    #[test]
+    fn manifest_without_a_field() {
+        let bundle = Bundle::new();
+        bundle.edit_manifest(|manifest| {
+            manifest["latents"].as_object_mut().unwrap().remove("scale");
+        });
+        is_refused(&bundle, &["calotype.json: ", "a mistake at latents: missing field `scale`"]);
+    }
+
+    #[test]
+    fn manifest_with_a_field_of_the_wrong_type() {
+        let bundle = Bundle::new();
+        bundle.edit_manifest(|manifest| manifest["defaults"]["steps"] = "twenty".into());
+        is_refused(&bundle, &["a mistake at defaults.steps: invalid type: string \"twenty\""]);
+    }
+
+    #[test]
+    fn manifest_with_an_unknown_field() {
+        let bundle = Bundle::new();
+        bundle.edit_manifest(|manifest| manifest["curve"]["colour"] = 1.into());
+        is_refused(&bundle, &["a mistake at curve.colour: unknown field `colour`"]);
+    }
+
+    #[test]
+    fn manifest_that_leads_outside() {
+        let bundle = Bundle::new();
+        bundle.edit_manifest(|manifest| {
+            let record = manifest["files"][UNET].clone();
+            manifest["files"]["../outside"] = record;
+            manifest["components"]["unet"]["weights"][0] = "../outside".into();
+        });
+        is_refused(&bundle, &["files: expected names inside the bundle, got \"../outside\""]);
+    }
+
+    /// The text encoder's graph under another input name, as the model's other graphs would be broken.
+    #[test]
+    fn graph_with_a_renamed_input() {
+        let bundle = Bundle::new();
+        bundle
+            .edit(TEXT_ENCODER_GRAPH, |bytes| edit_graph(bytes, |graph| rename(graph, "input_ids", "words")));
+        is_refused(
+            &bundle,
+            &[
+                "text_encoder: input input_ids: expected I64[batch, ",
+                "got none of that name",
+                "not of one model",
+            ],
+        );
+    }
+
+    #[test]
+    fn graph_whose_input_is_missing() {
+        let bundle = Bundle::new();
+        bundle.edit(TEXT_ENCODER_GRAPH, |bytes| edit_graph(bytes, |graph| graph.input.clear()));
+        is_refused(&bundle, &["text_encoder: input input_ids: expected ", "got none of that name"]);
+    }
+
+    /// A manifest that agrees with such a graph: the pipeline has no words to feed it.
+    #[test]
+    fn graph_and_manifest_with_a_renamed_input() {
+        let bundle = Bundle::new();
+        bundle
+            .edit(TEXT_ENCODER_GRAPH, |bytes| edit_graph(bytes, |graph| rename(graph, "input_ids", "words")));
+        bundle.edit_manifest(|manifest| {
+            let inputs = manifest["components"]["text_encoder"]["inputs"].as_object_mut().unwrap();
+            let port = inputs.remove("input_ids").unwrap();
+            inputs.insert("words".into(), port);
+        });
+        is_refused(&bundle, &["text_encoder: input: expected one of words, got input_ids"]);
+    }
+
+    #[test]
+    fn graph_that_is_not_gzipped() {
+        let bundle = Bundle::new();
+        bundle.edit(TEXT_ENCODER_GRAPH, |bytes| *bytes = b"not a graph".to_vec());
+        is_refused(&bundle, &["graphs/text_encoder.onnx.gz: expected a gzipped graph"]);
+    }
+
+    #[test]
+    fn a_whole_copy_draws_what_the_built_in_model_draws() {
+        let (desk, bundle) = (Desk::new(), Bundle::new());
+        desk.draws(&["a red apple", "--seed", "1", "-m", bundle.path()]);
+        let copied = desk.read("out.png");
+        desk.draws(&["a red apple", "--seed", "1"]);
+        assert!(copied == desk.read("out.png"));
+    }
+
+    fn rename(graph: &mut GraphProto, from: &str, to: &str) {
+        let names = graph.node.iter_mut().flat_map(|node| &mut node.input);
+        names.filter(|name| *name == from).for_each(|name| *name = to.into());
+        let mut ports = graph.input.iter_mut().filter(|port| port.name.as_deref() == Some(from));
+        ports.next().unwrap().name = Some(to.into());
+    }
+
+    fn edit_graph(packed: &mut Vec<u8>, change: impl FnOnce(&mut GraphProto)) {
+        let mut onnx = Vec::new();
+        GzDecoder::new(&packed[..]).read_to_end(&mut onnx).unwrap();
+        let mut model = ModelProto::decode(&onnx[..]).unwrap();
+        change(model.graph.as_mut().unwrap());
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(&model.encode_to_vec()).unwrap();
+        *packed = encoder.finish().unwrap();
+    }
+}
+
+mod runtime {
+    use super::*;
+
+    #[test]
+    fn library_missing() {
+        Desk::new().refuses(
+            &["x", "--ort", "no/such/library.so"],
+            6,
+            &[
+                "no ONNX Runtime library could be loaded: the one named (",
+                "no/such/library.so): No such file or directory",
+                "; name a library of version 1.23 or newer with --ort FILE or ORT_DYLIB_PATH",
+            ],
+        );
+    }
+
+    #[test]
+    fn library_that_is_a_text_file() {
+        let desk = Desk::new();
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        let said = desk.command(&["x"]).env("ORT_DYLIB_PATH", file).output().unwrap();
+        let message = format!("no ONNX Runtime library could be loaded: ORT_DYLIB_PATH ({file}): ");
+        Said::of(said).is_refusal(6, &[&message, "; name a library of version "]);
+        assert_eq!(desk.files(), [""; 0]);
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod interrupt {
+    use std::process::Child;
+    use std::thread::sleep;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// How long a run may take to come to an end, on the slowest of machines; the whole run would take longer.
+    const HANG: Duration = Duration::from_secs(60);
+    const SIGINT: u32 = 2;
+
+    #[test]
+    fn stops_within_a_step_and_leaves_no_file() {
+        let desk = Desk::new();
+        let mut child = desk.command(&["x", "--steps", "1000"]).stderr(Stdio::piped()).spawn().unwrap();
+        until("the run minds signals", &mut child, |child| catches(child, SIGINT));
+        // Some steps on most machines; the test holds wherever in the run the signal comes.
+        sleep(Duration::from_secs(1));
+        interrupt(&child);
+        until("the run ends", &mut child, |child| child.try_wait().unwrap().is_some());
+        let said = Said::of(child.wait_with_output().unwrap());
+        said.is_refusal(7, &["calotype: stopped after step ", " of 1000"]);
+        assert!(!said.stderr.contains("step 1000 of 1000"), "it drew to the end: {}", said.stderr);
+        assert_eq!(desk.files(), [""; 0]);
+    }
+
+    fn interrupt(child: &Child) {
+        let kill = format!("kill -INT {}", child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+
+    /// Whether a process has a handler of its own for a signal.
+    fn catches(child: &Child, signal: u32) -> bool {
+        let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+        u64::from_str_radix(mask.trim(), 16).unwrap() >> (signal - 1) & 1 == 1
+    }
+
+    #[track_caller]
+    fn until(what: &str, child: &mut Child, is_so: impl Fn(&mut Child) -> bool) {
+        let started = Instant::now();
+        while !is_so(child) {
+            if started.elapsed() > HANG {
+                child.kill().unwrap();
+                panic!("expected that {what} within {HANG:?}");
+            }
+            sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+mod picture {
+    use super::*;
+
+    #[test]
+    fn same_seed_same_bytes() {
+        let desk = Desk::new();
+        desk.draws(&["a red apple", "--seed", "5"]);
+        let first = desk.read("out.png");
+        desk.draws(&["a red apple", "--seed", "5"]);
+        assert!(first == desk.read("out.png"));
+        desk.draws(&["a red apple", "--seed", "6"]);
+        assert!(pixels(&first) != pixels(&desk.read("out.png")), "the seed changes nothing");
+        desk.draws(&["a blue dog", "--seed", "5"]);
+        assert!(pixels(&first) != pixels(&desk.read("out.png")), "the prompt changes nothing");
+    }
+
+    #[test]
+    fn count_draws_consecutive_seeds() {
+        let desk = Desk::new();
+        let report = desk.draws(&["a red apple", "--seed", "5", "--count", "3"]);
+        assert_eq!(desk.files(), ["out-1.png", "out-2.png", "out-3.png"]);
+        for (index, receipt) in receipts(&report).iter().enumerate() {
+            let (seed, name) = (5 + index, format!("out-{}.png", index + 1));
+            assert_eq!(receipt["seed"], seed);
+            assert_eq!(report["pictures"][index]["file"], desk.path(&name).to_str().unwrap());
+            desk.draws(&["a red apple", "--seed", &seed.to_string()]);
+            assert!(desk.read(&name) == desk.read("out.png"), "{name}");
+        }
+        assert_eq!(receipts(&report).len(), 3);
+    }
+
+    #[test]
+    fn random_seed_is_reported_and_draws_it_again() {
+        let desk = Desk::new();
+        let said = desk.generate(&["a red apple"]);
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        let start = format!("{} (seed ", desk.path("out.png").display());
+        let seed = said.stdout.strip_prefix(&start).unwrap().strip_suffix(")\n").unwrap();
+        let first = desk.read("out.png");
+        desk.draws(&["a red apple", "--seed", seed]);
+        assert!(first == desk.read("out.png"));
+        let other = desk.draws(&["a red apple"]);
+        assert_ne!(receipts(&other)[0]["seed"].to_string(), seed);
+    }
+
+    #[test]
+    fn size_is_the_one_asked_for() {
+        let desk = Desk::new();
+        desk.draws(&["x", "--size", "160x96"]);
+        let (width, height, _) = pixels(&desk.read("out.png"));
+        assert_eq!((width, height), (160, 96));
+    }
+
+    #[test]
+    fn guidance_and_negative_prompt_change_it() {
+        let desk = Desk::new();
+        let mut drawn = Vec::new();
+        for args in [&["--guidance", "1"][..], &["--guidance", "5"], &["--guidance", "5", "-n", "a dog"]] {
+            desk.draws(&[&["a red apple", "--seed", "5"], args].concat());
+            drawn.push(pixels(&desk.read("out.png")));
+        }
+        assert!(drawn[0] != drawn[1] && drawn[1] != drawn[2] && drawn[0] != drawn[2]);
+    }
+
+    #[test]
+    fn every_sampler_draws() {
+        let desk = Desk::new();
+        for sampler in ["euler", "euler-a", "ddim", "dpm++2m", "dpm++2m-karras", "lcm"] {
+            let report = desk.draws(&["a red apple", "--sampler", sampler]);
+            assert_eq!(receipts(&report)[0]["sampler"], sampler);
+        }
+    }
+
+    #[test]
+    fn recipe_can_be_read_back() {
+        let desk = Desk::new();
+        let report = desk.draws(&[
+            "a red apple",
+            "-n",
+            "a dog",
+            "--seed",
+            "7",
+            "--sampler",
+            "euler",
+            "--guidance",
+            "2.5",
+        ]);
+        let texts = texts(&desk.read("out.png"));
+        let (manifest, receipt) = (manifest(), texts.receipt());
+        assert_eq!(&receipt, receipts(&report)[0], "the report and the picture disagree");
+
+        let hashes = manifest["files"].as_object().unwrap();
+        let hashes: serde_json::Map<_, _> =
+            hashes.iter().map(|(name, record)| (name.clone(), record["sha256"].clone())).collect();
+        assert_eq!(receipt["model_files"], Value::Object(hashes));
+        assert_eq!(receipt["calotype"], env!("CARGO_PKG_VERSION"));
+        assert_eq!(receipt["model"], manifest["name"]);
+        assert_eq!(receipt["prompt"], "a red apple");
+        assert_eq!(receipt["negative"], "a dog");
+        assert_eq!(receipt["sampler"], "euler");
+        assert_eq!(receipt["guidance"], 2.5);
+        assert_eq!(receipt["seed"], 7);
+        assert_eq!(receipt["rng"], "torch");
+        assert_eq!(receipt["provider"], "cpu");
+        assert!(receipt["onnxruntime"].as_str().unwrap().starts_with("1."));
+        let sigmas: Vec<f64> =
+            receipt["sigmas"].as_array().unwrap().iter().map(|sigma| sigma.as_f64().unwrap()).collect();
+        assert_eq!((sigmas.len(), sigmas[2]), (3, 0.0));
+        assert!(sigmas.is_sorted_by(|a, b| a > b), "{sigmas:?}");
+
+        let [width, height] = [0, 1].map(|side| manifest["defaults"]["size"][side].as_u64().unwrap());
+        assert_eq!(
+            texts.parameters,
+            format!(
+                "a red apple\nNegative prompt: a dog\nSteps: 2, Sampler: euler, CFG scale: 2.5, Seed: 7, \
+                 Size: {width}x{height}, Model hash: {}, Model: {}, Version: calotype {}",
+                &manifest["files"][UNET]["sha256"].as_str().unwrap()[..10],
+                manifest["name"].as_str().unwrap(),
+                env!("CARGO_PKG_VERSION"),
+            )
+        );
+    }
+
+    #[test]
+    fn prompt_beyond_ascii_comes_back() {
+        let desk = Desk::new();
+        let prompt = "ein süßer Apfel, 赤いりんご 🍎";
+        desk.draws(&[prompt]);
+        let texts = texts(&desk.read("out.png"));
+        assert_eq!(texts.receipt()["prompt"], prompt);
+        assert!(texts.parameters.starts_with(&format!("{prompt}\nSteps: 2, ")), "{}", texts.parameters);
+    }
+
+    fn pixels(png: &[u8]) -> (u32, u32, Vec<u8>) {
+        let mut reader = png::Decoder::new(std::io::Cursor::new(png)).read_info().unwrap();
+        let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+        let frame = reader.next_frame(&mut pixels).unwrap();
+        (frame.width, frame.height, pixels)
+    }
+}
+
+mod report {
+    use super::*;
+
+    #[test]
+    fn failure_in_json_is_an_object_too() {
+        let said = Desk::new().generate(&["x", "--steps", "0", "--json"]);
+        assert_eq!(said.code, Some(2));
+        let expected = serde_json::json!({"error": {
+            "kind": "usage", "message": "steps: expected 1 to 1000, got 0", "exit_code": 2,
+        }});
+        assert_eq!(said.json(), expected);
+        assert_eq!(said.stderr, "calotype: steps: expected 1 to 1000, got 0\n");
+    }
+
+    #[test]
+    fn seconds_add_up() {
+        let report = Desk::new().draws(&["x"]);
+        let all = report["seconds"]["all"].as_f64().unwrap();
+        let parts = report["pictures"][0]["seconds"].as_object().unwrap();
+        let parts: Vec<f64> = ["text_encoder", "denoising", "vae_decoder"]
+            .map(|part| parts[part].as_f64().unwrap())
+            .into_iter()
+            .chain([report["seconds"]["open"].as_f64().unwrap()])
+            .collect();
+        assert!(parts.iter().all(|&part| part > 0.0) && parts.iter().sum::<f64>() <= all, "{report}");
+    }
+
+    #[test]
+    fn inspect_names_every_component() {
+        let said = Said::of(calotype(&["inspect", "--json"]).output().unwrap());
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        let report = said.json();
+        let manifest = manifest();
+        assert_eq!(report["name"], manifest["name"]);
+        for (name, component) in manifest["components"].as_object().unwrap() {
+            assert_eq!(report["components"][name]["graph"], component["graph"]);
+            assert!(report["components"][name]["parameters"].as_u64().unwrap() > 0);
+        }
+        let said = Said::of(calotype(&["inspect"]).output().unwrap());
+        assert!(said.stdout.contains("unet: ") && said.stdout.contains("  in  sample: "), "{}", said.stdout);
+    }
+
+    #[test]
+    fn inspect_of_a_damaged_model() {
+        let bundle = Bundle::new();
+        bundle.damage(UNET, |bytes| bytes.truncate(100));
+        let said = Said::of(calotype(&["inspect", bundle.path()]).output().unwrap());
+        said.is_refusal(4, &["weights/unet.safetensors: expected ", ", got 100; the file is damaged"]);
+    }
+
+    #[test]
+    fn doctor_knows_the_library() {
+        let said = Said::of(calotype(&["doctor", "--json"]).output().unwrap());
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        let providers = &said.json()["onnxruntime"]["providers"];
+        assert!(providers.as_array().unwrap().contains(&"CPUExecutionProvider".into()), "{providers}");
+        let said = Said::of(calotype(&["doctor", "--ort", "no/such/library.so"]).output().unwrap());
+        said.is_refusal(6, &["no ONNX Runtime library could be loaded: the one named ("]);
+    }
+}
+
+/// What a picture says of itself.
+struct Texts {
+    parameters: String,
+    calotype: String,
+}
+
+impl Texts {
+    fn receipt(&self) -> Value {
+        serde_json::from_str(&self.calotype).unwrap()
+    }
+}
+
+fn texts(png: &[u8]) -> Texts {
+    let reader = png::Decoder::new(std::io::Cursor::new(png)).read_info().unwrap();
+    let info = reader.info();
+    let of = |keyword: &str| {
+        let latin1 = info.uncompressed_latin1_text.iter().find(|chunk| chunk.keyword == keyword);
+        let utf8 = info.utf8_text.iter().find(|chunk| chunk.keyword == keyword);
+        let text = latin1.map(|chunk| chunk.text.clone());
+        text.or_else(|| utf8.map(|chunk| chunk.get_text().unwrap())).expect(keyword)
+    };
+    Texts { parameters: of("parameters"), calotype: of("calotype") }
+}
