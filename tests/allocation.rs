@@ -1,0 +1,167 @@
+//! What a denoising step allocates: nothing of ours. Allocations are counted by the thread that makes them.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::hint::black_box;
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+
+use calotype::Error;
+use calotype::bundle::Bundle;
+use calotype::engine::{Session, SessionOptions, TensorRef};
+use calotype::graph::Dim;
+use calotype::guidance::Guidance;
+use calotype::noise::TorchCpu;
+use calotype::pipeline::{Options, Pipeline};
+use calotype::prediction::Prediction;
+use calotype::request::{Draft, Request};
+use calotype::sampler::{Denoise, SamplerKind};
+use calotype::schedule::{Betas, NoiseCurve, Spacing};
+
+/// The system's allocator, with a count of calls per thread.
+struct Counting;
+
+thread_local! {
+    static CALLS: Cell<usize> = const { Cell::new(0) };
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+// SAFETY: every call is passed on as it came; the count is a plain integer of the calling thread, which needs no
+// allocation and no destructor.
+#[allow(unsafe_code)]
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promises are those that the system's allocator asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        count();
+        // SAFETY: as above.
+        unsafe { System.realloc(memory, layout, new_size) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+fn count() {
+    CALLS.set(CALLS.get() + 1);
+}
+
+/// How often `work` asks for memory.
+fn allocations(work: impl FnOnce()) -> usize {
+    let before = CALLS.get();
+    work();
+    CALLS.get() - before
+}
+
+/// A denoiser made of the library's own arithmetic, with a fake model: prediction and guidance included.
+struct Guided {
+    prediction: Prediction,
+    guidance: Guidance,
+    output: Vec<f32>,
+    guided: Vec<f32>,
+}
+
+impl Denoise for Guided {
+    fn denoise(&mut self, x: &[f32], sigma: f64, _timestep: f64, out: &mut [f32]) -> Result<(), Error> {
+        for (output, x) in self.output.chunks_exact_mut(x.len()).flat_map(|copy| copy.iter_mut().zip(x)) {
+            *output = x * Prediction::input_scale(sigma) as f32;
+        }
+        let (uncond, cond) = self.output.split_at(x.len());
+        self.guidance.combine(uncond, cond, &mut self.guided);
+        self.prediction.to_denoised(x, &self.guided, sigma, out);
+        Ok(())
+    }
+}
+
+#[test]
+fn the_counter_counts() {
+    assert_eq!(allocations(|| drop(black_box(vec![0u8; 100]))), 1);
+    assert_eq!(allocations(|| drop(black_box(Vec::<u8>::with_capacity(100)))), 1);
+    assert_eq!(allocations(|| assert_eq!(black_box([1, 2]).iter().sum::<i32>(), 3)), 0);
+}
+
+#[test]
+fn a_step_of_any_sampler_allocates_nothing() {
+    const LEN: usize = 4 * 16 * 16;
+    let betas = Betas::ScaledLinear { start: 0.00085, end: 0.012 };
+    let curve = NoiseCurve::new(betas, 1000).unwrap();
+    for kind in SamplerKind::ALL {
+        for prediction in [Prediction::Epsilon, Prediction::V, Prediction::Sample] {
+            let schedule = kind.schedule(&curve, Spacing::Trailing, 8).unwrap();
+            let mut denoiser = Guided {
+                prediction,
+                guidance: Guidance::new(5.0).unwrap(),
+                output: vec![0.0; 2 * LEN],
+                guided: vec![0.0; LEN],
+            };
+            let (mut sampler, mut noise, mut x) = (kind.build(LEN), TorchCpu::new(1), vec![1.0; LEN]);
+            for step in schedule.steps() {
+                let calls = allocations(|| sampler.step(&mut x, step, &mut denoiser, &mut noise).unwrap());
+                assert_eq!(calls, 0, "{kind}, {prediction:?}, step {}", step.index);
+            }
+        }
+    }
+}
+
+/// Between two calls of `on_step` lies a whole step. It asks for memory as often as one run of the U-Net's session
+/// alone does (which hands its tensors to ONNX Runtime), so what is left for the step itself is nothing.
+#[test]
+fn a_step_of_the_pipeline_allocates_no_more_than_running_its_unet() {
+    let bundle = Bundle::built_in().unwrap();
+    let mut pipeline = Pipeline::open(&bundle, &Options::default()).unwrap();
+    let alone = allocations_of_one_unet_run(&bundle);
+    for sampler in SamplerKind::ALL {
+        let draft = Draft { sampler: Some(sampler), steps: Some(5), seed: Some(1), ..Draft::default() };
+        let request = Request::new(draft, bundle.manifest()).unwrap();
+        assert!(request.guidance_scale() != 1.0, "the session alone is run with guidance");
+        let mut marks = Vec::with_capacity(request.steps());
+        pipeline
+            .generate(&request, |_| {
+                marks.push(CALLS.get());
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        let per_step: Vec<usize> = marks.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert_eq!(per_step, [alone; 4], "{sampler}");
+    }
+}
+
+/// With the inputs of a guided step on a picture of the model's default size.
+fn allocations_of_one_unet_run(bundle: &Bundle) -> usize {
+    let manifest = bundle.manifest();
+    let threads = NonZeroUsize::new(2).unwrap();
+    let bound = bundle.bind("unet", &manifest.components.unet).unwrap();
+    let mut session = Session::open(bound, &SessionOptions { threads }).unwrap();
+    let states = session.inputs().iter().find(|port| port.name == "encoder_hidden_states").unwrap();
+    let Dim::Fixed(width) = states.dims[2] else { panic!("{states}") };
+
+    let latents = manifest.latents.shape(manifest.defaults.size).unwrap();
+    let sample_shape = [2, latents.channels, latents.height_cells, latents.width_cells];
+    let states_shape = [2, manifest.tokenizer.context, width];
+    let (sample, states) = (vec![0.1; 2 * latents.len()], vec![0.1; states_shape.iter().product()]);
+    let mut out = vec![0.0; sample.len()];
+    let mut run = || {
+        let inputs = [
+            ("sample", TensorRef::new(&sample_shape, &sample[..])),
+            ("timestep", TensorRef::new(&[], &[500.0f32][..])),
+            ("encoder_hidden_states", TensorRef::new(&states_shape, &states[..])),
+        ];
+        session.run(&inputs, &mut [("out_sample", &mut out)]).unwrap();
+    };
+    run(); // The first run may fetch what every later one has.
+    allocations(run)
+}
