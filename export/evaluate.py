@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from judge import JUDGES, Judge, Verdict, border_colour, ceiling, share_within
+from judge import JUDGES, Judge, Verdicts, border_colour, ceiling
 from scenes import BACKGROUNDS, COLOURS, HUES, Plan, Scenes, colour_shares, held_out, hsv
 
 TRAINED, NEW, SEEDS_OF, SEEDS, GUIDED = 100, 50, 20, 4, 50
@@ -142,7 +142,7 @@ class Judged:
     """Captions, a picture of each, and what is to be seen on them."""
 
     captions: list[Caption]
-    verdicts: dict[str, list[Verdict]]
+    verdicts: dict[str, Verdicts]
     backgrounds: list[str]
     colours: list[str | None]
 
@@ -154,14 +154,14 @@ class Judged:
         pairs = zip(self.captions, self.colours, strict=True)
         return [c.plan.colour == seen for c, seen in pairs if c.names_colour]
 
-    def details(self) -> list[dict[str, Any]]:
+    def details(self, labels: list[str]) -> list[dict[str, Any]]:
         return [
             {
                 "caption": c.text,
                 "seed": c.seed,
                 "object": c.plan.label,
-                "named": {judge: self.verdicts[judge][k].named for judge in JUDGES},
-                "rank": {judge: self.verdicts[judge][k].rank for judge in JUDGES},
+                "named": {judge: labels[int(self.verdicts[judge].ranks[k].argmin())] for judge in JUDGES},
+                "rank": {judge: int(self.verdicts[judge].rank()[k]) for judge in JUDGES},
                 "background": [c.plan.background if c.names_background else None, self.backgrounds[k]],
                 "colour": [c.plan.colour if c.names_colour else None, self.colours[k]],
             }
@@ -223,63 +223,46 @@ def memory(scenes: Scenes, captions: list[Caption], x: Tensor) -> dict[str, floa
     }
 
 
-def score(verdicts: list[Verdict]) -> float:
-    """The mean reciprocal rank of the right object: 1 where it always comes first."""
-    return sum(1 / v.rank for v in verdicts) / len(verdicts)
-
-
-def share(obeyed: list[bool]) -> float:
-    return sum(obeyed) / len(obeyed)
-
-
 def percent(value: float) -> str:
     return f"{value:.0%}"
 
 
-def table(judged: dict[str, Judged], drawn: dict[str, Judged], objects: int) -> list[list[str]]:
-    """Rows: measure, target, measured, the same of drawn scenes, chance, number of pictures."""
+@dataclass
+class Row:
+    """A line of the model card's table; `drawn` is the same measure of drawn scenes."""
+
+    measure: str
+    target: str
+    measured: str
+    drawn: str
+    chance: str
+    pictures: str
+
+
+def table(judged: dict[str, Judged], drawn: dict[str, Judged]) -> list[Row]:
+    sets = (("trained", "training captions"), ("new", "new combinations"))
     rows = []
-    for which in JUDGES:
-        for name, said in (("trained", "training captions"), ("new", "new combinations")):
+    for which, seen in (("colour", "in colour"), ("grey", "in grey"), ("edges", "from edges alone")):
+        for name, said in sets:
             target = TARGETS[name, "colour" if which == "colour" else "shape"]
-            best = [[percent(share_within(side[name].verdicts[which], k)) for k in (1, 5)] for side in (judged, drawn)]
-            count = len(judged[name].captions)
-            chance = f"{1 / objects:.1%} / {5 / objects:.1%}"
-            seen = {"colour": "in colour", "grey": "in grey", "edges": "from edges alone"}[which]
-            rows.append(
-                [
-                    f"object, {said}, {seen}: top-1 / top-5",
-                    f"top-5 ≥ {percent(target)}",
-                    " / ".join(best[0]),
-                    " / ".join(best[1]),
-                    chance,
-                    str(count),
-                ]
+            model, scenes = (side[name].verdicts[which] for side in (judged, drawn))
+            measured, best_possible, chance = (
+                " / ".join(percent(within(best)) for best in (1, 5))
+                for within in (model.within, scenes.within, model.within_exchanged)
             )
+            measure, count = f"object, {said}, {seen}: top-1 / top-5", str(len(judged[name].captions))
+            rows.append(Row(measure, f"top-5 ≥ {percent(target)}", measured, best_possible, chance, count))
     both = [[obeyed for seen in side.values() for obeyed in seen.background_obeyed()] for side in (judged, drawn)]
-    rows.append(
-        [
-            "background colour obeyed",
-            f"≥ {percent(TARGETS['background'])}",
-            percent(share(both[0])),
-            percent(share(both[1])),
-            f"{1 / len(BACKGROUNDS):.0%}",
-            str(len(both[0])),
-        ]
-    )
-    for name, said in (("trained", "training captions"), ("new", "new combinations")):
+    rows.append(obedience("background colour obeyed", TARGETS["background"], both, len(BACKGROUNDS)))
+    for name, said in sets:
         sides = [side[name].colour_obeyed() for side in (judged, drawn)]
-        rows.append(
-            [
-                f"object colour obeyed, {said}",
-                f"≥ {percent(TARGETS['object colour'])}",
-                percent(share(sides[0])),
-                percent(share(sides[1])),
-                f"{1 / len(COLOURS):.0%}",
-                str(len(sides[0])),
-            ]
-        )
+        rows.append(obedience(f"object colour obeyed, {said}", TARGETS["object colour"], sides, len(COLOURS)))
     return rows
+
+
+def obedience(measure: str, target: float, sides: list[list[bool]], choices: int) -> Row:
+    model, scenes = (percent(sum(obeyed) / len(obeyed)) for obeyed in sides)
+    return Row(measure, f"≥ {percent(target)}", model, scenes, percent(1 / choices), str(len(sides[0])))
 
 
 def main() -> None:
@@ -300,69 +283,37 @@ def main() -> None:
     real = {name: scenes.draw([c.plan for c in asked[name]], rng)[0] / 2 + 0.5 for name in asked}
     judged = {name: look(judge, asked[name], made[name]) for name in asked}
     drawn = {name: look(judge, asked[name], real[name]) for name in asked}
-    rows = table(judged, drawn, len(scenes.labels))
+    rows = table(judged, drawn)
 
     apart = seeds_and_prompts(by_prompt)
-    rows.append(
-        [
-            "distance between seeds / between prompts (levels of 255)",
-            "seeds differ",
-            f"{apart['between_seeds']:.1f} / {apart['between_prompts']:.1f}; least {apart['least_between_seeds']:.1f}",
-            "",
-            "",
-            f"{SEEDS_OF} × {SEEDS}",
-        ]
-    )
+    means = f"{apart['between_seeds']:.1f} / {apart['between_prompts']:.1f}"
+    least = f"least between seeds {apart['least_between_seeds']:.1f}"
+    measure = "distance between seeds / between prompts, levels of 255"
+    rows.append(Row(measure, "seeds differ", f"{means}; {least}", "", "", f"{SEEDS_OF} × {SEEDS}"))
     labels = [c.plan.label for c in guided]
-    scores = {which: [score(judge.judge(x, labels, which)) for x in (weak, strong)] for which in JUDGES}
-    for which in ("colour", "edges"):
-        seen = {"colour": "in colour", "edges": "from edges alone"}[which]
-        rows.append(
-            [
-                f"object score (mean reciprocal rank) {seen}, guidance 1 → 5",
-                "rises",
-                " → ".join(f"{value:.2f}" for value in scores[which]),
-                "",
-                "",
-                str(GUIDED),
-            ]
-        )
-    change = (weak - strong).abs().mean((1, 2, 3)) * 255
-    rows.append(
-        [
-            "guidance 1 and 5 differ by at least (mean, levels of 255)",
-            "> 0",
-            f"{float(change.min()):.1f}",
-            "",
-            "",
-            str(GUIDED),
-        ]
-    )
+    scores = {which: [judge.judge(x, labels, which).reciprocal() for x in (weak, strong)] for which in JUDGES}
+    for which in JUDGES:
+        measure = f"object score (mean reciprocal rank, {which}), guidance 1 → 5"
+        rows.append(Row(measure, "rises", " → ".join(f"{value:.2f}" for value in scores[which]), "", "", str(GUIDED)))
+    change = float((weak - strong).abs().mean((1, 2, 3)).min()) * 255
+    rows.append(Row("least difference of guidance 1 and 5, levels of 255", "> 0", f"{change:.1f}", "", "", str(GUIDED)))
     near = memory(scenes, asked["trained"], made["trained"])
-    rows.append(
-        [
-            "nearest training scene (levels of 255)",
-            "",
-            f"{near['nearest_training_scene']:.1f}",
-            f"{near['nearest_of_another_scene']:.1f}",
-            "",
-            str(TRAINED),
-        ]
-    )
+    own, another = (f"{near[key]:.1f}" for key in ("nearest_training_scene", "nearest_of_another_scene"))
+    rows.append(Row("distance to the nearest training scene, levels of 255", "", own, another, "", str(TRAINED)))
 
     print("| measure | target | measured | drawn scenes | chance | n |\n|---|---|---|---|---|---|")
     for row in rows:
-        print("| " + " | ".join(row) + " |")
+        print("| " + " | ".join(vars(row).values()) + " |")
     report = {
         "model": {"name": receipt["model"], "files": receipt["model_files"]},
         "settings": {key: receipt[key] for key in ("sampler", "guidance", "size", "onnxruntime", "calotype")}
         | {"steps": len(receipt["sigmas"]) - 1},
-        "table": rows,
+        "table": [vars(row) for row in rows],
         "judge": ceiling(scenes, judge),
         "seeds": apart,
-        "guidance": {"score": scores, "least_change": float(change.min())},
+        "guidance": {"score": scores, "least_change": change},
         "memory": near,
-        "pictures": {name: judged[name].details() for name in judged},
+        "pictures": {name: judged[name].details(judge.labels) for name in judged},
     }
     out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 

@@ -68,21 +68,43 @@ def edges(x: Tensor) -> Tensor:
     return unit(cells / (around + 0.02))
 
 
+def grey(x: Tensor) -> Tensor:
+    """Brightness, (B, 3, H, W) -> (B, 1, H, W)."""
+    return (x * torch.tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+
+
 def features(x: Tensor, judge: str) -> Tensor:
     """Pictures (B, 3, H, W) in 0..1 -> one row each, as this judge sees them."""
     if judge != "colour":
-        x = (x * torch.tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+        x = grey(x)
     return edges(x) if judge == "edges" else torch.cat([edges(x), pixels(x)], 1)
 
 
 @dataclass
-class Verdict:
-    """What a judge makes of one picture that should show `label`."""
+class Verdicts:
+    """What a judge makes of pictures that were asked for by the object in `asked`."""
 
-    label: str
-    named: str
-    rank: int
-    """Of the right object among all; 1 is the best, and a tie is lost."""
+    asked: Tensor
+    """Numbers of objects, (B,)."""
+    ranks: Tensor
+    """Of every object for every picture, (B, objects); 1 is the best, and a tie is lost."""
+
+    def rank(self) -> Tensor:
+        """Of the object that was asked for, (B,)."""
+        return self.ranks.gather(1, self.asked[:, None])[:, 0]
+
+    def within(self, best: int) -> float:
+        """The share of pictures whose object is among the `best` that come to the judge's mind."""
+        return float((self.rank() <= best).float().mean())
+
+    def within_exchanged(self, best: int) -> float:
+        """The same when each picture is held against what the others were asked for: what chance gives here."""
+        other = self.asked[:, None] != self.asked
+        return float((self.ranks[:, self.asked] <= best)[other].float().mean())
+
+    def reciprocal(self) -> float:
+        """The mean reciprocal rank: 1 where the right object always comes first."""
+        return float((1 / self.rank()).mean())
 
 
 class Judge:
@@ -110,17 +132,10 @@ class Judge:
         best = torch.full((len(x), len(self.labels)), -torch.inf)
         return best.scatter_reduce(1, self.owner.expand(len(x), -1), likeness, "amax")
 
-    def judge(self, x: Tensor, labels: list[str], judge: str) -> list[Verdict]:
-        verdicts = []
-        for scores, label in zip(self.scores(x, judge), labels, strict=True):
-            rank = int((scores >= scores[self.labels.index(label)]).sum())
-            verdicts.append(Verdict(label, self.labels[int(scores.argmax())], rank))
-        return verdicts
-
-
-def share_within(verdicts: list[Verdict], best: int) -> float:
-    """The share of pictures whose object is among the `best` that come to the judge's mind."""
-    return sum(v.rank <= best for v in verdicts) / len(verdicts)
+    def judge(self, x: Tensor, labels: list[str], judge: str) -> Verdicts:
+        scores = self.scores(x, judge)
+        ranks = (scores[:, :, None] <= scores[:, None]).sum(2)
+        return Verdicts(torch.tensor([self.labels.index(label) for label in labels]), ranks)
 
 
 def unseen(scenes: Scenes, picture: int, rng: random.Random) -> Tensor:
@@ -170,7 +185,7 @@ def ceiling(scenes: Scenes, judge: Judge) -> dict[str, dict[str, list[float]]]:
         measured[name] = {}
         for which in JUDGES:
             verdicts = judge.judge(x, labels, which)
-            measured[name][which] = [share_within(verdicts, best) for best in (1, 5)]
+            measured[name][which] = [verdicts.within(best) for best in (1, 5)]
     chance = [best / len(scenes.labels) for best in (1, 5)]
     return measured | {"chance": dict.fromkeys(JUDGES, chance)}
 
