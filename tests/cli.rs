@@ -257,13 +257,16 @@ mod prompt {
     fn longer_than_the_context_is_reported() {
         let desk = Desk::new();
         let context = manifest()["tokenizer"]["context"].as_u64().unwrap() as usize;
-        let prompt = format!("{}zebra", "apple ".repeat(context));
-        let said = desk.generate(&[&prompt, "-n", &prompt, "--json"]);
+        let [prompt, negative] = ["zebra", "yak"].map(|last| "apple ".repeat(context) + last);
+        let said = desk.generate(&[&prompt, "-n", &negative, "--json"]);
         assert_eq!(said.code, Some(0), "{}", said.stderr);
         let report = said.json();
-        for (which, key) in [("prompt", "cut_prompt"), ("negative prompt", "cut_negative")] {
+        for (which, key, whole, end) in [
+            ("prompt", "cut_prompt", prompt, "apple zebra"),
+            ("negative prompt", "cut_negative", negative, "apple yak"),
+        ] {
             let cut = report["pictures"][0][key].as_str().unwrap();
-            assert!(cut.ends_with("apple zebra") && prompt.ends_with(cut) && cut != prompt, "{cut}");
+            assert!(cut.ends_with(end) && whole.ends_with(cut) && cut != whole, "{cut}");
             let line = format!("calotype: {which}: longer than the model reads; not used: {cut:?}\n");
             assert!(said.stderr.contains(&line), "{}", said.stderr);
         }
@@ -455,14 +458,18 @@ mod output {
         Desk::new().refuses(&["x", "-o", out], 9, &["Cargo.toml/out.png: expected a place for a file: "]);
     }
 
+    /// By way of a link, so that a program that replaced what it cannot write to would replace the link alone.
     #[cfg(target_os = "linux")]
     #[test]
     fn disk_full() {
-        use std::os::unix::fs::FileTypeExt;
-        let message = "/dev/full: the picture could not be written: No space left on device";
-        Desk::new().refuses(&["x", "-o", "/dev/full"], 9, &[message]);
-        let found = fs::symlink_metadata("/dev/full").unwrap();
-        assert!(found.file_type().is_char_device(), "the device was replaced");
+        let folder = TempDir::new().unwrap();
+        let full = folder.path().join("full.png");
+        std::os::unix::fs::symlink("/dev/full", &full).unwrap();
+        let full = full.to_str().unwrap();
+        let message = format!("{full}: the picture could not be written: No space left on device");
+        Desk::new().refuses(&["x", "-o", full], 9, &[&message]);
+        assert_eq!(fs::read_link(full).unwrap(), Path::new("/dev/full"), "the device was replaced");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[cfg(target_os = "linux")]
@@ -851,6 +858,16 @@ mod picture {
             drawn.push(pixels(&desk.read("out.png")));
         }
         assert!(drawn[0] != drawn[1] && drawn[1] != drawn[2] && drawn[0] != drawn[2]);
+    }
+
+    #[test]
+    fn guidance_zero_ignores_the_prompt() {
+        let desk = Desk::new();
+        let [apple, dog] = ["a red apple", "a blue dog"].map(|prompt| {
+            desk.draws(&[prompt, "--guidance", "0", "--seed", "5"]);
+            pixels(&desk.read("out.png"))
+        });
+        assert!(apple == dog);
     }
 
     #[test]
