@@ -472,6 +472,22 @@ mod output {
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
+    /// A limit on the size of files ends the writing in the middle, as a disk that fills up does.
+    #[cfg(unix)]
+    #[test]
+    fn disk_full_halfway() {
+        let desk = Desk::new();
+        fs::write(desk.path("out.png"), "precious").unwrap();
+        let picture = desk.command(&["x"]);
+        let limited = "trap '' XFSZ; ulimit -f 1; exec \"$@\"";
+        let mut shell = Command::new("sh");
+        shell.args(["-c", limited, "sh"]).arg(picture.get_program()).args(picture.get_args());
+        let said = Said::of(shell.output().unwrap());
+        said.is_refusal(9, &["out.png: the picture could not be written: File too large"]);
+        assert_eq!(desk.read("out.png"), b"precious");
+        assert_eq!(desk.files(), ["out.png"]);
+    }
+
     #[cfg(target_os = "linux")]
     #[test]
     fn standard_output_full() {
