@@ -70,8 +70,11 @@ class Ema:
 
 
 def share_cores() -> None:
-    """Two threads that wait for each other are slower than one where something else runs: take two only of two."""
-    busy = os.getloadavg()[0] > torch.get_num_threads() + 0.4
+    """Two threads that wait for each other are slower than one where something else runs: take two only of two.
+
+    A process with a raised priority does not ask.
+    """
+    busy = os.getloadavg()[0] > torch.get_num_threads() + 0.4 and os.nice(0) >= 0
     torch.set_num_threads(1 if busy else 2)
 
 

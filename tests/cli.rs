@@ -1014,6 +1014,22 @@ mod report {
     }
 
     #[test]
+    fn no_run_leaves_a_trace_in_the_home_folder() {
+        let (desk, home) = (Desk::new(), Desk::new());
+        let mut command = desk.command(&["a cat"]);
+        for variable in ["XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"] {
+            command.env_remove(variable);
+        }
+        let said = Said::of(command.env("HOME", home.path("")).output().unwrap());
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        assert_eq!(
+            home.files(),
+            [""; 0],
+            "ONNX Runtime keeps a database of its runs unless it is told not to"
+        );
+    }
+
+    #[test]
     fn doctor_knows_the_library() {
         let said = Said::of(calotype(&["doctor", "--json"]).output().unwrap());
         assert_eq!(said.code, Some(0), "{}", said.stderr);

@@ -24,6 +24,8 @@ use super::{Common, Report, open_bundle};
 const MAX_PROMPT_BYTES: u64 = 1 << 20;
 /// The most pictures that one command draws.
 const MAX_COUNT: i64 = 10_000;
+/// More threads than any one device has cores.
+const MAX_THREADS: i64 = 1024;
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
@@ -57,8 +59,8 @@ pub(super) struct Flags {
     #[arg(long, value_name = "N", default_value = "1", value_parser = value_parser!(u16).range(1..=MAX_COUNT))]
     count: u16,
     /// How many threads work on one operator.
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=MAX_THREADS))]
+    threads: Option<u16>,
     #[command(flatten)]
     pub(super) common: Common,
 }
@@ -86,7 +88,10 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     }
     let stop = stop_on_interrupt()?;
     let library = flags.common.library()?;
-    let options = flags.threads.map_or_else(Options::default, |threads| Options { threads });
+    let options = match flags.threads.map(usize::from).and_then(NonZeroUsize::new) {
+        Some(threads) => Options { threads },
+        None => Options::default(),
+    };
     let mut pipeline = Pipeline::open(&bundle, &options)?;
     let opened = started.elapsed();
 

@@ -24,6 +24,9 @@ impl Library {
     ///
     /// A process has one library: once one is loaded, it is what further calls give.
     ///
+    /// Sets `ORT_DISABLE_TELEMETRY` in the environment of this process: in a program with other threads, load the
+    /// library before any of them runs C code that reads the environment.
+    ///
     /// # Errors
     /// [`ErrorKind::Runtime`] when no candidate can be loaded, naming each with the reason; when `explicit` names
     /// another library than the loaded one.

@@ -36,6 +36,10 @@ impl Runtime {
     /// `ort` could do this itself, but it keeps the reason of a failure to itself, does not tell the version, and
     /// panics where a library that is not what it says gives null.
     pub(super) fn load(path: &Path) -> Result<Self, String> {
+        // ONNX Runtime 1.31 notes every start in a database in the user's home before it can be asked not to.
+        // SAFETY: Rust's own readers of the environment are locked out meanwhile; C code in another thread that reads
+        // it at this very moment is the caller's to rule out, as it says in the documentation of `Library::load`.
+        unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
         type GetApiBase = unsafe extern "C" fn() -> *const OrtApiBase;
         // SAFETY: opening a library runs its constructors. The user chose the file, or the administrator, or our build.
         let library = unsafe { libloading::Library::new(path) }.map_err(|error| cause(&error))?;
