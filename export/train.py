@@ -5,6 +5,7 @@
     python train.py latents PICTURES WORK SCENES    scenes per picture -> latents and token ids
     python train.py unet PICTURES WORK MINUTES      U-Net and text encoder on those latents
     python train.py decoder PICTURES WORK MINUTES   decoder alone, the latents' meaning fixed
+    python train.py resume BUNDLE WORK 0            work folder from a committed model, to go on with `latents`
 
 The learning rate rises over the first steps and falls to zero over the second half of MINUTES: most of the
 quality comes with that fall, so a run is worth judging only at its end.
@@ -24,6 +25,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny, DDIMScheduler
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -230,7 +232,8 @@ def train_unet(work: Path, minutes: float) -> None:
         both.load_state_dict(kept["live"])
         for mean, value in zip(ema.mean, kept["mean"], strict=True):
             mean.copy_(value)
-        optimizer.load_state_dict(kept["optimizer"])
+        if kept["optimizer"]:
+            optimizer.load_state_dict(kept["optimizer"])
         ema.steps, step, done_minutes = kept["step"], kept["step"], kept["minutes"]
 
     def keep(share: float) -> None:
@@ -270,6 +273,24 @@ def train_unet(work: Path, minutes: float) -> None:
             last_save = time.time()
 
 
+def resume(bundle: Path, work: Path) -> None:
+    """Lays out a work folder from a bundle; what a bundle lacks (the optimizer's state) is learned again in minutes."""
+    work.mkdir(parents=True, exist_ok=True)
+    vae, unet, text = (load_file(bundle / f"weights/{name}.safetensors") for name in ("vae", "unet", "text_encoder"))
+    save({name: value.float() for name, value in vae.items()}, work / "vae.pt")
+    state = {f"unet.{name}": value.float() for name, value in unet.items()}
+    state |= {name.replace("text_model.", "text.", 1): value.float() for name, value in text.items()}
+    table = state["text.embeddings.token_embedding.weight"]
+    save(table, work / "token_table.pt")
+    (work / "tokenizer.json").write_bytes((bundle / "tokenizer.json").read_bytes())
+    both = nn.ModuleDict({"unet": model.unet(), "text": model.text_encoder(len(table))})
+    both.load_state_dict(state)
+    both["text"].embeddings.token_embedding.requires_grad_(False)
+    mean = [p.detach() for p in both.parameters() if p.requires_grad]
+    kept = {"live": both.state_dict(), "mean": mean, "optimizer": None, "step": 0, "minutes": 0.0}
+    save(kept, work / "unet.pt")
+
+
 def main() -> None:
     phase, pictures, work, amount = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), float(sys.argv[4])
     torch.set_num_threads(2)
@@ -280,6 +301,8 @@ def main() -> None:
             make_latents(pictures, work, int(amount))
         case "unet":
             train_unet(work, amount)
+        case "resume":
+            resume(pictures, work)
         case _:
             sys.exit(__doc__)
 
