@@ -1,5 +1,5 @@
 //! The stages of a run: each wraps one session and speaks in prompts, latents and pictures.
-//! They know their own inputs and outputs by name, and nothing of each other.
+//! They know their own inputs and outputs by name, and of each other only the conditioning that is handed on.
 
 pub(crate) mod denoiser;
 pub(crate) mod text_encoder;
