@@ -18,7 +18,7 @@ use crate::weights::{Dtype, Weights};
 use crate::{Error, ErrorKind};
 
 /// The `location` of a parameter that has no data yet.
-const OPEN_LOCATION: &str = "weights";
+pub(crate) const OPEN_LOCATION: &str = "weights";
 /// How many missing parameters an error names.
 const NAMED_MISSING: usize = 3;
 
@@ -172,12 +172,21 @@ impl Graph {
         let mut casts = Vec::new();
         for (parameter, weight) in found {
             let wanted = &parameter.name;
-            if weight.shape() != parameter.shape {
+            let mut stored_shape = parameter.shape.clone();
+            if weight.is_transposed() {
+                stored_shape.reverse();
+            }
+            // A 1x1 convolution is a linear layer, and a bias of one number per channel a column: the same bytes.
+            let matters = |size: &&usize| **size != 1;
+            if !weight.shape().iter().filter(matters).eq(stored_shape.iter().filter(matters)) {
                 return Err(refuse(format!(
-                    "weight {wanted}: expected shape {:?}, got {:?}",
-                    parameter.shape,
+                    "weight {wanted}: expected shape {stored_shape:?}, got {:?}",
                     weight.shape()
                 )));
+            }
+            if weight.is_transposed() {
+                transpose(&mut graph, wanted).map_err(refuse)?;
+                graph.initializer[parameter.initializer].dims.reverse();
             }
             let initializer = &mut graph.initializer[parameter.initializer];
             match (weight.dtype(), parameter.dtype) {
@@ -264,7 +273,7 @@ fn dtype(code: i32) -> Result<Dtype, String> {
 }
 
 /// `TensorProto.DataType`
-fn onnx_code(dtype: Dtype) -> i32 {
+pub(crate) fn onnx_code(dtype: Dtype) -> i32 {
     match dtype {
         Dtype::F32 => 1,
         Dtype::U8 => 2,
@@ -296,6 +305,24 @@ fn cast(from: &str, to: &str, dtype: Dtype) -> NodeProto {
         }],
         ..Default::default()
     }
+}
+
+/// Makes the products with a matrix take it as `[in, out]`.
+fn transpose(graph: &mut GraphProto, weight: &str) -> Result<(), String> {
+    for node in graph.node.iter_mut().filter(|node| node.input.iter().any(|input| input == weight)) {
+        let is_product = node.op_type() == "FusedMatMul" && node.input[1] == weight;
+        let flag = node.attribute.iter_mut().find(|attribute| attribute.name() == "transB");
+        match flag.filter(|_| is_product) {
+            Some(flag) => flag.i = Some(i64::from(flag.i() == 0)),
+            None => {
+                return Err(format!(
+                    "weight {weight}: expected a matrix as [out, in], got [in, out], which {} cannot use",
+                    node.op_type()
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn entry(key: &str, value: String) -> StringStringEntryProto {

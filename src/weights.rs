@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use self::map::Bytes;
 use self::safetensors::Problem;
@@ -100,19 +102,41 @@ impl fmt::Display for Dtype {
     }
 }
 
-/// A checked table of tensors over the bytes of one or more safetensors files.
+/// A checked table of tensors over the bytes of one or more files.
+#[derive(Clone, Default)]
 pub struct Weights {
-    files: Vec<Bytes>,
+    files: Vec<Arc<Bytes>>,
     tensors: BTreeMap<String, Tensor>,
 }
 
+#[derive(Clone)]
 struct Tensor {
     dtype: Dtype,
     shape: Vec<usize>,
+    /// Whether a matrix lies as `[in, out]`, where PyTorch's linear layers keep `[out, in]`.
+    transposed: bool,
     /// Index into `Weights::files`.
     file: usize,
     offset_bytes: usize,
     len_bytes: usize,
+}
+
+/// What a tensor of [`Weights::select`] is made of: a tensor as it is stored, or a part of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Its name in the file.
+    pub name: String,
+    /// Which of its rows (the outermost dimension) are meant; all when absent.
+    pub rows: Option<Range<usize>>,
+    /// Whether it is a matrix stored as `[in, out]`.
+    pub transposed: bool,
+}
+
+impl Stored {
+    /// The whole tensor of this name.
+    pub fn whole(name: impl Into<String>) -> Self {
+        Self { name: name.into(), rows: None, transposed: false }
+    }
 }
 
 impl Weights {
@@ -125,7 +149,7 @@ impl Weights {
     /// [`ErrorKind::Model`] when a file cannot be read, is not safetensors, contradicts itself, or has a tensor that
     /// another of the files has too.
     pub fn open(paths: &[impl AsRef<Path>]) -> Result<Self, Error> {
-        let mut weights = Self { files: Vec::new(), tensors: BTreeMap::new() };
+        let mut weights = Self::default();
         for path in paths.iter().map(AsRef::as_ref) {
             let place = path.display().to_string();
             let unreadable = |error: io::Error| Error::new(ErrorKind::Model, place.clone()).source(error);
@@ -170,7 +194,7 @@ impl Weights {
     /// # Errors
     /// As [`Weights::open`].
     pub fn from_static(name: &str, file: &'static [u8]) -> Result<Self, Error> {
-        let mut weights = Self { files: Vec::new(), tensors: BTreeMap::new() };
+        let mut weights = Self::default();
         let prefix = &file[..file.len().min(safetensors::PREFIX_BYTES)];
         let header_len =
             safetensors::header_len(prefix, file.len()).map_err(|problem| refuse(name, problem))?;
@@ -187,6 +211,72 @@ impl Weights {
     /// All tensors, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, TensorView<'_>)> {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), TensorView { weights: self, tensor }))
+    }
+
+    /// The tensors of these names, each taken from one stored here; nothing is copied, and the files are shared.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] when a tensor is not here, or has no such rows.
+    pub fn select(&self, table: impl IntoIterator<Item = (String, Stored)>) -> Result<Self, Error> {
+        let mut tensors = BTreeMap::new();
+        for (name, stored) in table {
+            let refuse = |problem: String| {
+                Err(Error::new(ErrorKind::Model, format!("weight {}: {problem}", stored.name)))
+            };
+            let Some(tensor) = self.tensors.get(&stored.name) else {
+                return refuse("expected in the file, got none".into());
+            };
+            let mut tensor = tensor.clone();
+            if stored.transposed {
+                if tensor.shape.len() != 2 {
+                    return refuse(format!("expected a matrix, got shape {:?}", tensor.shape));
+                }
+                tensor.transposed = !tensor.transposed;
+            }
+            if let Some(rows) = &stored.rows {
+                let Some(count) = tensor.shape.first().copied().filter(|count| rows.end <= *count) else {
+                    return refuse(format!("expected rows {rows:?}, got shape {:?}", tensor.shape));
+                };
+                let row_bytes = tensor.len_bytes.checked_div(count).unwrap_or(0);
+                tensor.offset_bytes += rows.start * row_bytes;
+                tensor.len_bytes = rows.len() * row_bytes;
+                tensor.shape[0] = rows.len();
+            }
+            tensors.insert(name, tensor);
+        }
+        Ok(Self { files: self.files.clone(), tensors })
+    }
+
+    /// Puts a tensor in private memory, in the place of the one of this name where there is one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] when there are not as many bytes as type and shape need.
+    pub fn replace(
+        &mut self,
+        name: impl Into<String>,
+        dtype: Dtype,
+        shape: &[usize],
+        bytes: &[u8],
+    ) -> Result<(), Error> {
+        let name = name.into();
+        let needed = shape.iter().try_fold(dtype.size_bytes(), |bytes, &dim| bytes.checked_mul(dim));
+        if needed != Some(bytes.len()) {
+            return Err(Error::new(
+                ErrorKind::Internal,
+                format!("weight {name}: {dtype} {shape:?}: got {} bytes of data", bytes.len()),
+            ));
+        }
+        let tensor = Tensor {
+            dtype,
+            shape: shape.to_vec(),
+            transposed: false,
+            file: self.files.len(),
+            offset_bytes: 0,
+            len_bytes: bytes.len(),
+        };
+        self.files.push(Arc::new(Bytes::own(bytes)));
+        self.tensors.insert(name, tensor);
+        Ok(())
     }
 
     /// Per file the name under which [`TensorView::location`] refers to it, and its address and size in bytes.
@@ -221,13 +311,14 @@ impl Weights {
             let tensor = Tensor {
                 dtype: entry.dtype,
                 shape: entry.shape,
+                transposed: false,
                 file: self.files.len(),
                 offset_bytes: entry.offset_bytes,
                 len_bytes: entry.len_bytes,
             };
             self.tensors.insert(entry.name, tensor);
         }
-        self.files.push(bytes);
+        self.files.push(Arc::new(bytes));
         Ok(())
     }
 }
@@ -251,9 +342,14 @@ impl<'a> TensorView<'a> {
         self.tensor.dtype
     }
 
-    /// Its size in elements, outermost dimension first.
+    /// Its size in elements as it is stored, outermost dimension first.
     pub fn shape(&self) -> &'a [usize] {
         &self.tensor.shape
+    }
+
+    /// Whether it is a matrix that lies as `[in, out]`, where the reference implementation has `[out, in]`.
+    pub fn is_transposed(&self) -> bool {
+        self.tensor.transposed
     }
 
     /// The size of its data.

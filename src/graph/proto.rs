@@ -6,8 +6,14 @@ use prost::{Message, Oneof};
 
 /// `TensorProto.data_location`: the data is elsewhere, where `external_data` says.
 pub const EXTERNAL: i32 = 1;
+/// `AttributeProto.type`: the attribute is the number in `f`.
+pub const FLOAT: i32 = 1;
 /// `AttributeProto.type`: the attribute is the integer in `i`.
 pub const INT: i32 = 2;
+/// `AttributeProto.type`: the attribute is the text in `s`.
+pub const STRING: i32 = 3;
+/// `AttributeProto.type`: the attribute is the list of integers in `ints`.
+pub const INTS: i32 = 7;
 
 #[derive(Clone, PartialEq, Message)]
 pub struct ModelProto {

@@ -16,6 +16,8 @@ use memmap2::Mmap;
 pub(super) enum Bytes {
     Mapped(Mmap),
     Static(&'static [u8]),
+    /// In private memory, as words, so that elements of every type lie where they may; the length is in bytes.
+    Owned(Box<[u64]>, usize),
 }
 
 impl Bytes {
@@ -27,8 +29,19 @@ impl Bytes {
         unsafe { Mmap::map(file) }.map(Self::Mapped)
     }
 
+    /// A copy of these bytes in private memory.
+    pub(super) fn own(bytes: &[u8]) -> Self {
+        let words = bytes.chunks(8).map(|chunk| {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            u64::from_ne_bytes(word)
+        });
+        Self::Owned(words.collect(), bytes.len())
+    }
+
     pub(super) fn len(&self) -> usize {
         match self {
+            Self::Owned(_, len_bytes) => *len_bytes,
             Self::Mapped(map) => map.len(),
             Self::Static(bytes) => bytes.len(),
         }
@@ -37,6 +50,7 @@ impl Bytes {
     pub(super) fn as_ptr(&self) -> *const u8 {
         match self {
             Self::Mapped(map) => map.as_ptr(),
+            Self::Owned(words, _) => words.as_ptr().cast(),
             Self::Static(bytes) => bytes.as_ptr(),
         }
     }
@@ -46,6 +60,11 @@ impl Bytes {
         match self {
             Self::Mapped(map) => map[range].to_vec(),
             Self::Static(bytes) => bytes[range].to_vec(),
+            Self::Owned(words, _) => {
+                let (first, last) = (range.start / 8, range.end.div_ceil(8));
+                let bytes = words[first..last].iter().flat_map(|word| word.to_ne_bytes());
+                bytes.skip(range.start - first * 8).take(range.len()).collect()
+            }
         }
     }
 }
