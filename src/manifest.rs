@@ -24,17 +24,15 @@ const FORMAT: u32 = 1;
 /// The most latent channels that are believed; published models have 4 to 128.
 const MAX_CHANNELS: usize = 1024;
 
-/// A checked manifest.
+/// What a model says of itself: the numbers that its graphs do not tell.
 #[derive(Clone, Debug)]
 pub struct Manifest {
     /// What the model is called.
     pub name: String,
-    /// Its licence, as an SPDX expression.
+    /// Its licence, as an SPDX expression; `NOASSERTION` where its files do not say.
     pub licence: String,
-    /// The three graphs and their weights.
-    pub components: Components,
-    /// The tokenizer and its marks.
-    pub tokenizer: TokenizerFile,
+    /// The recipe of `curve`.
+    pub betas: Betas,
     /// The noise levels that the model was trained on.
     pub curve: NoiseCurve,
     /// Which timesteps a run visits unless the sampler has its own.
@@ -43,8 +41,17 @@ pub struct Manifest {
     pub prediction: Prediction,
     /// How latents relate to pictures.
     pub latents: LatentSpace,
+    /// Whether the absent negative prompt is zeros instead of the states of an empty text (Stable Diffusion XL).
+    pub zero_negative: bool,
     /// What a request gets where it does not say.
     pub defaults: Defaults,
+}
+
+/// The files of a bundle.
+#[derive(Clone, Debug)]
+pub struct Contents {
+    /// The graphs and their weights.
+    pub components: Components,
     /// Size and hash of every file of the bundle but the manifest.
     pub files: BTreeMap<String, FileRecord>,
 }
@@ -54,17 +61,32 @@ pub struct Manifest {
 #[serde(deny_unknown_fields)]
 pub struct Components {
     /// Token ids -> states.
-    pub text_encoder: Component,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_encoder: Option<Component>,
+    /// Token ids -> more states, beside the first encoder's, and the pooled prompt (Stable Diffusion XL).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_encoder_2: Option<Component>,
     /// Noisy latents, time and states -> prediction.
     pub unet: Component,
+    /// Picture -> latents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vae_encoder: Option<Component>,
     /// Latents -> picture.
     pub vae_decoder: Component,
 }
 
 impl Components {
-    /// Every component with its name.
-    pub fn iter(&self) -> [(&'static str, &Component); 3] {
-        [("text_encoder", &self.text_encoder), ("unet", &self.unet), ("vae_decoder", &self.vae_decoder)]
+    /// Every component there is, with its name.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &Component)> {
+        [
+            ("text_encoder", self.text_encoder.as_ref()),
+            ("text_encoder_2", self.text_encoder_2.as_ref()),
+            ("unet", Some(&self.unet)),
+            ("vae_encoder", self.vae_encoder.as_ref()),
+            ("vae_decoder", Some(&self.vae_decoder)),
+        ]
+        .into_iter()
+        .filter_map(|(name, component)| Some((name, component?)))
     }
 }
 
@@ -80,6 +102,9 @@ pub struct Component {
     pub inputs: BTreeMap<String, PortContract>,
     /// What it gives, by name.
     pub outputs: BTreeMap<String, PortContract>,
+    /// What makes its token ids, if it is a text encoder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<TokenizerFiles>,
 }
 
 impl Component {
@@ -154,12 +179,12 @@ pub enum DimContract {
     Free(String),
 }
 
-/// The tokenizer's file and what a token sequence is made of.
+/// The tokenizer's files and what a token sequence is made of.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct TokenizerFile {
-    /// A `tokenizer.json`.
-    pub file: String,
+pub struct TokenizerFiles {
+    /// A `tokenizer.json`, or a `vocab.json` and a `merges.txt`; none for CLIP's own, which calotype has.
+    pub files: Vec<String>,
     /// Tokens per prompt, marks included.
     pub context: usize,
     /// The token before the prompt.
@@ -170,7 +195,7 @@ pub struct TokenizerFile {
     pub pad: u32,
 }
 
-impl TokenizerFile {
+impl TokenizerFiles {
     /// The marks, as the tokenizer takes them.
     pub fn special_tokens(&self) -> SpecialTokens {
         SpecialTokens { bos: self.bos, eos: self.eos, pad: self.pad }
@@ -185,8 +210,11 @@ pub struct LatentSpace {
     pub channels: usize,
     /// Pixels per cell, along each side.
     pub factor_px: u32,
-    /// What the VAE's latents are multiplied by for the U-Net.
+    /// What the VAE's latents are multiplied by for the U-Net, once `shift` is subtracted.
     pub scale: f64,
+    /// The VAE's latents' mean.
+    #[serde(default)]
+    pub shift: f64,
 }
 
 impl LatentSpace {
@@ -240,11 +268,11 @@ pub struct FileRecord {
 }
 
 impl Manifest {
-    /// Reads a manifest; `origin` says in messages where it came from.
+    /// Reads the manifest of a bundle and its table of contents; `origin` says in messages where they came from.
     ///
     /// # Errors
     /// [`ErrorKind::Model`] for JSON that is not a manifest, naming the field, and for numbers no model can have.
-    pub fn parse(origin: &str, json: &[u8]) -> Result<Self, Error> {
+    pub fn parse(origin: &str, json: &[u8]) -> Result<(Self, Contents), Error> {
         let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{origin}: {problem}"));
         let mut deserializer = serde_json::Deserializer::from_slice(json);
         let file: File = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
@@ -260,22 +288,8 @@ impl Manifest {
         }
 
         let at = |place: &str, error: Error| refuse(place.to_owned()).source(error);
-        let curve =
-            NoiseCurve::new(file.curve.betas(), file.curve.train_timesteps).map_err(|e| at("curve", e))?;
-        let spacing = file.curve.spacing();
-        let LatentSpace { channels, factor_px, scale } = file.latents;
-        if !(1..=MAX_CHANNELS).contains(&channels) || factor_px == 0 || !scale.is_finite() || scale <= 0.0 {
-            return Err(refuse(format!(
-                "latents: expected 1 to {MAX_CHANNELS} channels and positive numbers, got {channels} channels, \
-                 {factor_px} pixels, scale {scale}"
-            )));
-        }
-        if file.tokenizer.context < 3 {
-            return Err(refuse(format!(
-                "tokenizer.context: expected room for a word between two marks, got {}",
-                file.tokenizer.context
-            )));
-        }
+        let betas = file.curve.betas();
+        let curve = NoiseCurve::new(betas, file.curve.train_timesteps).map_err(|e| at("curve", e))?;
         let [width_px, height_px] = file.defaults.size;
         let defaults = Defaults {
             size: PixelSize::new(width_px, height_px).map_err(|e| at("defaults.size", e))?,
@@ -283,58 +297,146 @@ impl Manifest {
             guidance: file.defaults.guidance,
             sampler: file.defaults.sampler.parse().map_err(|e| at("defaults.sampler", e))?,
         };
-        // What a user does not type must not be what is wrong with it.
-        file.latents.shape(defaults.size).map_err(|e| at("defaults.size", e))?;
-        defaults.sampler.schedule(&curve, spacing, defaults.steps).map_err(|e| at("defaults.steps", e))?;
-        Guidance::new(defaults.guidance).map_err(|e| at("defaults.guidance", e))?;
-
-        if let Some(name) = file.files.keys().find(|name| !stays_inside(name)) {
-            return Err(refuse(format!("files: expected names inside the bundle, got {name:?}")));
-        }
-        for (component, Component { weights, .. }) in file.components.iter() {
-            if weights.is_empty() {
-                return Err(refuse(format!("components.{component}.weights: expected files, got none")));
-            }
-        }
-        let named = file.components.iter().into_iter().flat_map(|(_, c)| c.weights.iter().chain([&c.graph]));
-        if let Some(name) = named.chain([&file.tokenizer.file]).find(|name| !file.files.contains_key(*name)) {
-            return Err(refuse(format!("files: expected a record of {name:?}, got none")));
-        }
-        Ok(Self {
+        let manifest = Self {
             name: file.name,
             licence: file.licence,
-            components: file.components,
-            tokenizer: file.tokenizer,
+            betas,
             curve,
-            spacing,
+            spacing: file.curve.spacing(),
             prediction: file.prediction.into(),
             latents: file.latents,
+            zero_negative: file.zero_negative,
             defaults,
-            files: file.files,
-        })
+        };
+        manifest.check().map_err(|error| refuse_with(origin, error))?;
+
+        let contents = Contents { components: file.components, files: file.files };
+        contents.check().map_err(refuse)?;
+        Ok((manifest, contents))
+    }
+
+    /// The bytes of a bundle's manifest.
+    pub fn to_json(&self, contents: &Contents) -> Vec<u8> {
+        let file = File {
+            format: FORMAT,
+            name: self.name.clone(),
+            licence: self.licence.clone(),
+            components: contents.components.clone(),
+            curve: CurveFields::of(self.betas, self.curve.len(), self.spacing),
+            prediction: self.prediction.into(),
+            latents: self.latents,
+            zero_negative: self.zero_negative,
+            defaults: DefaultFields {
+                size: [self.defaults.size.width_px(), self.defaults.size.height_px()],
+                steps: self.defaults.steps,
+                guidance: self.defaults.guidance,
+                sampler: self.defaults.sampler.to_string(),
+            },
+            files: contents.files.clone(),
+        };
+        let mut json = serde_json::to_vec_pretty(&file).expect("names and numbers are JSON");
+        json.push(b'\n');
+        json
+    }
+
+    /// Whether the numbers are ones that a model can have; what a user does not type must not be what is wrong with it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] naming the field.
+    pub fn check(&self) -> Result<(), Error> {
+        let at = |place: &str, error: Error| Error::new(ErrorKind::Model, place).source(error);
+        let LatentSpace { channels, factor_px, scale, shift } = self.latents;
+        let positive = scale.is_finite() && scale > 0.0 && shift.is_finite();
+        if !(1..=MAX_CHANNELS).contains(&channels) || factor_px == 0 || !positive {
+            return Err(Error::new(
+                ErrorKind::Model,
+                format!(
+                    "latents: expected 1 to {MAX_CHANNELS} channels and positive numbers, got {channels} channels, \
+                     {factor_px} pixels, scale {scale}, shift {shift}"
+                ),
+            ));
+        }
+        let Defaults { size, steps, guidance, sampler } = self.defaults;
+        self.latents.shape(size).map_err(|e| at("defaults.size", e))?;
+        sampler.schedule(&self.curve, self.spacing, steps).map_err(|e| at("defaults.steps", e))?;
+        Guidance::new(guidance).map_err(|e| at("defaults.guidance", e))?;
+        Ok(())
     }
 }
 
+impl Contents {
+    /// Whether every file is recorded and stays in the bundle, and every component has what it needs.
+    fn check(&self) -> Result<(), String> {
+        if let Some(name) = self.files.keys().find(|name| !stays_inside(name)) {
+            return Err(format!("files: expected names inside the bundle, got {name:?}"));
+        }
+        let Components { text_encoder, text_encoder_2, .. } = &self.components;
+        if text_encoder.is_none() && text_encoder_2.is_none() {
+            return Err("components: expected a text_encoder, got none".into());
+        }
+        let mut named = Vec::new();
+        for (name, component) in self.components.iter() {
+            if component.weights.is_empty() {
+                return Err(format!("components.{name}.weights: expected files, got none"));
+            }
+            named.extend(component.weights.iter().chain([&component.graph]));
+            match &component.tokenizer {
+                Some(tokenizer) if name.starts_with("text_encoder") => {
+                    if tokenizer.context < 3 {
+                        return Err(format!(
+                            "components.{name}.tokenizer.context: expected room for a word between two marks, got {}",
+                            tokenizer.context
+                        ));
+                    }
+                    if tokenizer.files.len() > 2 {
+                        return Err(format!(
+                            "components.{name}.tokenizer.files: expected a tokenizer.json, a vocab.json and a \
+                             merges.txt, or none, got {} files",
+                            tokenizer.files.len()
+                        ));
+                    }
+                    named.extend(&tokenizer.files);
+                }
+                None if name.starts_with("text_encoder") => {
+                    return Err(format!("components.{name}: expected a tokenizer, got none"));
+                }
+                Some(_) => return Err(format!("components.{name}: expected no tokenizer, got one")),
+                None => {}
+            }
+        }
+        match named.into_iter().find(|name| !self.files.contains_key(*name)) {
+            Some(name) => Err(format!("files: expected a record of {name:?}, got none")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn refuse_with(origin: &str, error: Error) -> Error {
+    Error::new(error.kind(), origin).source(error)
+}
+
 /// The manifest as it is written.
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct File {
     format: u32,
     name: String,
     licence: String,
     components: Components,
-    tokenizer: TokenizerFile,
     curve: CurveFields,
     prediction: PredictionName,
     latents: LatentSpace,
+    #[serde(default)]
+    zero_negative: bool,
     defaults: DefaultFields,
     files: BTreeMap<String, FileRecord>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct CurveFields {
     betas: BetasName,
+    /// The first and last beta; 0 where the recipe has none.
     start: f64,
     end: f64,
     train_timesteps: usize,
@@ -344,10 +446,25 @@ struct CurveFields {
 }
 
 impl CurveFields {
+    fn of(betas: Betas, train_timesteps: usize, spacing: Spacing) -> Self {
+        let (betas, start, end) = match betas {
+            Betas::Linear { start, end } => (BetasName::Linear, start, end),
+            Betas::ScaledLinear { start, end } => (BetasName::ScaledLinear, start, end),
+            Betas::SquaredCosCapV2 => (BetasName::SquaredcosCapV2, 0.0, 0.0),
+        };
+        let (spacing, steps_offset) = match spacing {
+            Spacing::Leading { offset } => (SpacingName::Leading, offset),
+            Spacing::Linspace => (SpacingName::Linspace, 0),
+            Spacing::Trailing => (SpacingName::Trailing, 0),
+        };
+        Self { betas, start, end, train_timesteps, spacing, steps_offset }
+    }
+
     fn betas(&self) -> Betas {
         match self.betas {
             BetasName::Linear => Betas::Linear { start: self.start, end: self.end },
             BetasName::ScaledLinear => Betas::ScaledLinear { start: self.start, end: self.end },
+            BetasName::SquaredcosCapV2 => Betas::SquaredCosCapV2,
         }
     }
 
@@ -360,14 +477,15 @@ impl CurveFields {
     }
 }
 
-#[derive(Clone, Copy, Deserialize)]
+#[derive(Clone, Copy, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum BetasName {
     Linear,
     ScaledLinear,
+    SquaredcosCapV2,
 }
 
-#[derive(Clone, Copy, Deserialize)]
+#[derive(Clone, Copy, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum SpacingName {
     Leading,
@@ -375,7 +493,7 @@ enum SpacingName {
     Trailing,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum PredictionName {
     Epsilon,
@@ -393,7 +511,17 @@ impl From<PredictionName> for Prediction {
     }
 }
 
-#[derive(Deserialize)]
+impl From<Prediction> for PredictionName {
+    fn from(prediction: Prediction) -> Self {
+        match prediction {
+            Prediction::Epsilon => Self::Epsilon,
+            Prediction::V => Self::VPrediction,
+            Prediction::Sample => Self::Sample,
+        }
+    }
+}
+
+#[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct DefaultFields {
     size: [u32; 2],
