@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::process::{Command, Stdio};
 
-use calotype::bundle::Bundle;
+use calotype::model::Model;
 use calotype::pipeline::{Options, Pipeline};
 use calotype::request::{Draft, Request};
 use divan::Bencher;
@@ -34,7 +34,7 @@ fn program(bencher: Bencher) {
 /// The built-in model, up to its sessions.
 #[divan::bench(sample_count = 30, sample_size = 1)]
 fn open() -> Pipeline {
-    Pipeline::open(&Bundle::built_in().unwrap(), &Options::default()).unwrap()
+    Pipeline::open(&Model::built_in().unwrap(), &Options::default()).unwrap()
 }
 
 /// A picture from an open model.

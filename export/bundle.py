@@ -92,13 +92,19 @@ def main() -> None:
         stored = f"graphs/{name}.onnx.gz"
         signature = graph.export(module, bundle / stored)
         components[name] = {"graph": stored, "weights": [f"weights/{file}.safetensors"], **signature}
+    components["text_encoder"]["tokenizer"] = {
+        "files": ["tokenizer.json"],
+        "context": model.CONTEXT_TOKENS,
+        "bos": 1,
+        "eos": 0,
+        "pad": 0,
+    }
     files = sorted(p for p in bundle.rglob("*") if p.suffix in (".gz", ".safetensors") or p.name == "tokenizer.json")
     manifest = {
         "format": 1,
         "name": NAME,
         "licence": LICENCE,
         "components": components,
-        "tokenizer": {"file": "tokenizer.json", "context": model.CONTEXT_TOKENS, "bos": 1, "eos": 0, "pad": 0},
         "curve": {
             "betas": model.CURVE["beta_schedule"],
             "start": model.CURVE["beta_start"],
@@ -108,7 +114,8 @@ def main() -> None:
             "steps_offset": 0,
         },
         "prediction": "v_prediction",
-        "latents": {"channels": model.LATENT_CHANNELS, "factor_px": 16, "scale": scale},
+        "latents": {"channels": model.LATENT_CHANNELS, "factor_px": 16, "scale": scale, "shift": 0.0},
+        "zero_negative": False,
         "defaults": {"size": [128, 128], "steps": 20, "guidance": 3.5, "sampler": "dpm++2m-karras"},
         "files": {
             str(p.relative_to(bundle)): {

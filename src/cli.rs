@@ -11,8 +11,8 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use calotype::bundle::Bundle;
 use calotype::engine::Library;
+use calotype::model::Model;
 use calotype::{Error, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 use serde_json::{Value, json};
@@ -92,6 +92,6 @@ pub fn run() -> ExitCode {
 }
 
 /// The model that was asked for, or the built-in one.
-fn open_bundle(model: Option<&PathBuf>) -> Result<Bundle, Error> {
-    model.map_or_else(Bundle::built_in, |folder| Bundle::open(folder))
+fn open_model(path: Option<&PathBuf>) -> Result<Model, Error> {
+    path.map_or_else(Model::built_in, |path| Model::open(path))
 }

@@ -63,11 +63,29 @@ impl Session {
         inputs: &[(&str, TensorRef<'_>)],
         outputs: &mut [(&str, &mut [f32])],
     ) -> Result<(), Error> {
-        self.check(inputs, outputs).map_err(|error| named(&self.name, error))?;
+        let asked = outputs.iter().map(|(name, _)| *name);
+        self.check(inputs, asked).map_err(|error| named(&self.name, error))?;
         self.session.run(inputs, outputs).map_err(|error| named(&self.name, error))
     }
 
-    fn check(&self, inputs: &[(&str, TensorRef<'_>)], outputs: &[(&str, &mut [f32])]) -> Result<(), Error> {
+    /// Runs the graph once and gives the outputs of these names, as 32-bit floats in row-major order.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn compute(
+        &mut self,
+        inputs: &[(&str, TensorRef<'_>)],
+        outputs: &[&str],
+    ) -> Result<Vec<Output>, Error> {
+        let checked = self.check(inputs, outputs.iter().copied());
+        checked.and_then(|()| self.session.compute(inputs, outputs)).map_err(|error| named(&self.name, error))
+    }
+
+    fn check<'a>(
+        &self,
+        inputs: &[(&str, TensorRef<'_>)],
+        outputs: impl IntoIterator<Item = &'a str>,
+    ) -> Result<(), Error> {
         for (name, tensor) in inputs {
             let port = find(&self.inputs, name).ok_or_else(|| unknown("input", name, &self.inputs))?;
             if !tensor.is_whole() {
@@ -101,11 +119,20 @@ impl Session {
                 ));
             }
         }
-        for (name, _) in outputs {
+        for name in outputs {
             find(&self.outputs, name).ok_or_else(|| unknown("output", name, &self.outputs))?;
         }
         Ok(())
     }
+}
+
+/// A tensor that a graph has given.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Output {
+    /// Its size in elements, outermost dimension first.
+    pub shape: Vec<usize>,
+    /// Its elements in row-major order.
+    pub data: Vec<f32>,
 }
 
 /// A tensor that is borrowed as an input.
@@ -142,6 +169,7 @@ impl<'a> TensorRef<'a> {
 pub enum Data<'a> {
     F32(&'a [f32]),
     F16(&'a [f16]),
+    F64(&'a [f64]),
     I64(&'a [i64]),
     I32(&'a [i32]),
     Bool(&'a [bool]),
@@ -152,6 +180,7 @@ impl Data<'_> {
         match self {
             Self::F32(data) => data.len(),
             Self::F16(data) => data.len(),
+            Self::F64(data) => data.len(),
             Self::I64(data) => data.len(),
             Self::I32(data) => data.len(),
             Self::Bool(data) => data.len(),
@@ -162,6 +191,7 @@ impl Data<'_> {
         match self {
             Self::F32(_) => Dtype::F32,
             Self::F16(_) => Dtype::F16,
+            Self::F64(_) => Dtype::F64,
             Self::I64(_) => Dtype::I64,
             Self::I32(_) => Dtype::I32,
             Self::Bool(_) => Dtype::Bool,
@@ -179,7 +209,7 @@ macro_rules! data_from_slice {
     )*};
 }
 
-data_from_slice!(f32 => F32, f16 => F16, i64 => I64, i32 => I32, bool => Bool);
+data_from_slice!(f32 => F32, f16 => F16, f64 => F64, i64 => I64, i32 => I32, bool => Bool);
 
 fn find<'a>(ports: &'a [Port], name: &str) -> Option<&'a Port> {
     ports.iter().find(|port| port.name == name)

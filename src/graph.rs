@@ -214,6 +214,13 @@ impl Graph {
     }
 }
 
+impl fmt::Debug for Graph {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (nodes, parameters) = (self.graph.node.len(), self.parameters.len());
+        write!(f, "Graph({}: {nodes} nodes, {parameters} parameters)", self.name)
+    }
+}
+
 /// A graph all of whose parameters have data.
 pub struct BoundGraph {
     pub(crate) name: String,

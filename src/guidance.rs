@@ -29,6 +29,14 @@ impl Guidance {
         }
     }
 
+    /// The guidance scale; 1 is no guidance.
+    pub fn scale(self) -> f64 {
+        match self {
+            Self::Off => 1.0,
+            Self::Cfg { scale } => scale,
+        }
+    }
+
     /// Writes `uncond + scale * (cond - uncond)` to `out`. All slices have one length.
     pub fn combine(self, uncond: &[f32], cond: &[f32], out: &mut [f32]) {
         assert!(uncond.len() == out.len() && cond.len() == out.len(), "predictions of one length");
@@ -41,6 +49,16 @@ impl Guidance {
             *out = ((1.0 - scale) * f64::from(*uncond) + scale * f64::from(*cond)) as f32;
         }
     }
+}
+
+/// The guidance scale as a model distilled with it takes it (Meng et al. 2023, section 3; Luo et al. 2023, section
+/// 4.1): `width` sines and cosines of `1000 * (scale - 1)`, as for timesteps (Vaswani et al. 2017, section 3.5).
+pub fn embedding(scale: f64, width: usize) -> Vec<f64> {
+    let half = width / 2;
+    let decay = 10_000f64.ln() / (half as f64 - 1.0);
+    let angle = |k: usize| 1000.0 * (scale - 1.0) * (-decay * k as f64).exp();
+    let sines = (0..half).map(|k| angle(k).sin());
+    sines.chain((0..half).map(|k| angle(k).cos())).chain((half * 2..width).map(|_| 0.0)).collect()
 }
 
 #[cfg(test)]

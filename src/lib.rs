@@ -3,19 +3,20 @@
 //! ONNX graphs (text encoder, U-Net, VAE) run in ONNX Runtime; everything between them is Rust.
 
 pub mod architecture;
-pub mod bundle;
 pub mod engine;
 pub mod error;
 pub mod graph;
 pub mod guidance;
 pub mod manifest;
 pub mod manual;
+pub mod model;
 pub mod noise;
 pub mod pipeline;
 pub mod prediction;
 pub mod request;
 pub mod sampler;
 pub mod schedule;
+pub mod signature;
 mod stage;
 pub mod tensor;
 pub mod tokenizer;

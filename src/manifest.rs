@@ -43,6 +43,11 @@ pub struct Manifest {
     pub latents: LatentSpace,
     /// Whether the absent negative prompt is zeros instead of the states of an empty text (Stable Diffusion XL).
     pub zero_negative: bool,
+    /// Whether the U-Net takes the guidance scale as an input (latent consistency models), and no negative prompt;
+    /// its graph says so.
+    pub embedded_guidance: bool,
+    /// The only size that the U-Net's graph can draw, if it is so.
+    pub fixed_size: Option<PixelSize>,
     /// What a request gets where it does not say.
     pub defaults: Defaults,
 }
@@ -213,7 +218,6 @@ pub struct LatentSpace {
     /// What the VAE's latents are multiplied by for the U-Net, once `shift` is subtracted.
     pub scale: f64,
     /// The VAE's latents' mean.
-    #[serde(default)]
     pub shift: f64,
 }
 
@@ -306,6 +310,8 @@ impl Manifest {
             prediction: file.prediction.into(),
             latents: file.latents,
             zero_negative: file.zero_negative,
+            embedded_guidance: false,
+            fixed_size: None,
             defaults,
         };
         manifest.check().map_err(|error| refuse_with(origin, error))?;
@@ -426,7 +432,6 @@ struct File {
     curve: CurveFields,
     prediction: PredictionName,
     latents: LatentSpace,
-    #[serde(default)]
     zero_negative: bool,
     defaults: DefaultFields,
     files: BTreeMap<String, FileRecord>,

@@ -1,71 +1,159 @@
-//! A bundle: a model's manifest, graphs, weights and tokenizer, in a folder or in this program itself.
-//! It knows where bytes lie and what they must hash to, and nothing of what they compute.
+//! A model: what it says of itself, and its components, each a graph with weights that fit, from wherever they came.
+//! It knows the forms in which models are kept, and nothing of sessions.
 
 mod builtin;
+mod bundle;
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::ops::Deref;
+use std::path::Path;
 use std::sync::Arc;
 
-use flate2::read::GzDecoder;
-use sha2::{Digest, Sha256};
+use serde::Deserialize;
 
-use crate::graph::{BoundGraph, Graph};
-use crate::manifest::{self, Component, FileRecord, Manifest};
+use crate::graph::{BoundGraph, Dim, Graph, Port};
+use crate::manifest::{self, Contents, Manifest};
+use crate::signature::{Role, Signature};
+use crate::tensor::PixelSize;
+use crate::tokenizer::{SpecialTokens, Tokenizer};
 use crate::weights::Weights;
 use crate::{Error, ErrorKind};
 
-/// The longest graph that is unpacked; real ones have a few megabytes.
-const MAX_GRAPH_BYTES: u64 = 256 << 20;
-/// The longest manifest or tokenizer that is read.
+/// The longest manifest, configuration or vocabulary that is read.
 const MAX_TEXT_BYTES: u64 = 64 << 20;
 
-/// An opened model whose files are all there and are what its manifest says they are.
+/// An opened model: every file that it needs is there, and every graph has the inputs and outputs that it must.
 #[derive(Debug)]
-pub struct Bundle {
+pub struct Model {
     manifest: Manifest,
-    source: Source,
+    text_encoders: Vec<TextEncoderPart>,
+    unet: Part,
+    vae_decoder: Part,
+    vae_encoder: Option<Part>,
+    /// Of a bundle.
+    contents: Option<Contents>,
 }
 
+/// A component: a graph, its weights, and what its inputs and outputs are for.
 #[derive(Debug)]
-enum Source {
-    BuiltIn,
-    Folder(PathBuf),
+pub struct Part {
+    name: &'static str,
+    graph_origin: String,
+    weights_origin: String,
+    graph: Graph,
+    weights: Arc<Weights>,
+    signature: Signature,
 }
 
-impl Bundle {
+/// A text encoder and what makes its token ids.
+#[derive(Debug)]
+pub struct TextEncoderPart {
+    part: Part,
+    vocabulary: Vocabulary,
+    special: SpecialTokens,
+    context: usize,
+}
+
+/// The bytes that a tokenizer is made of.
+#[derive(Debug)]
+enum Vocabulary {
+    /// CLIP's own, which calotype has.
+    Clip,
+    /// A `tokenizer.json`.
+    Json(Cow<'static, [u8]>),
+    /// A `vocab.json` and a `merges.txt`.
+    Merges { vocabulary: Cow<'static, [u8]>, merges: Cow<'static, [u8]> },
+}
+
+impl Vocabulary {
+    /// The id of a token, by its text.
+    fn id(&self, token: &str) -> Result<Option<u32>, Error> {
+        #[derive(Deserialize)]
+        struct Json {
+            #[serde(default)]
+            added_tokens: Vec<Added>,
+            model: Inner,
+        }
+        #[derive(Deserialize)]
+        struct Added {
+            id: u32,
+            content: String,
+        }
+        #[derive(Deserialize)]
+        struct Inner {
+            vocab: HashMap<String, u32>,
+        }
+        let refuse = |error| Error::new(ErrorKind::Model, "tokenizer: expected a vocabulary").source(error);
+        Ok(match self {
+            Self::Clip => None,
+            Self::Json(json) => {
+                let json: Json = serde_json::from_slice(json).map_err(refuse)?;
+                let added = json.added_tokens.into_iter().find(|added| added.content == token);
+                added.map(|added| added.id).or_else(|| json.model.vocab.get(token).copied())
+            }
+            Self::Merges { vocabulary, .. } => {
+                let vocabulary: HashMap<String, u32> = serde_json::from_slice(vocabulary).map_err(refuse)?;
+                vocabulary.get(token).copied()
+            }
+        })
+    }
+}
+
+impl Model {
     /// The model that every calotype carries.
     ///
     /// # Errors
     /// [`ErrorKind::Internal`] when the program was built around a damaged model.
     pub fn built_in() -> Result<Self, Error> {
-        let manifest = Manifest::parse(builtin::NAME, builtin::file(manifest::FILE_NAME)?)?;
-        Ok(Self { manifest, source: Source::BuiltIn })
+        bundle::built_in()
     }
 
-    /// Opens the bundle in a folder and compares every file with the manifest's sizes and hashes.
+    /// Opens the model at a path: a bundle, a diffusers folder, an ONNX folder, or a single-file checkpoint.
     ///
     /// # Errors
-    /// [`ErrorKind::Model`] when the folder or one of its files is missing, damaged or not understood.
-    pub fn open(folder: &Path) -> Result<Self, Error> {
-        let shown = folder.display();
-        let metadata = fs::metadata(folder)
+    /// [`ErrorKind::Model`] when nothing of these is there, or a file is missing, damaged or not understood.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let shown = path.display();
+        let metadata = fs::metadata(path)
             .map_err(|error| Error::new(ErrorKind::Model, format!("model {shown}")).source(error))?;
         if !metadata.is_dir() {
             return Err(Error::new(
                 ErrorKind::Model,
-                format!("model {shown}: expected a folder with a {}, got a file", manifest::FILE_NAME),
+                format!("model {shown}: expected a folder, got a file"),
             ));
         }
-        let path = folder.join(manifest::FILE_NAME);
-        let manifest = Manifest::parse(&path.display().to_string(), &read(&path, MAX_TEXT_BYTES)?)?;
-        for (name, record) in &manifest.files {
-            verify(&folder.join(name), record)?;
+        if path.join(manifest::FILE_NAME).exists() {
+            return bundle::open(path);
         }
-        Ok(Self { manifest, source: Source::Folder(folder.to_owned()) })
+        Err(Error::new(
+            ErrorKind::Model,
+            format!(
+                "model {shown}: expected a {} (a bundle), a unet/config.json (a diffusers folder) or a \
+                 unet/model.onnx (an ONNX folder), got a folder without",
+                manifest::FILE_NAME
+            ),
+        ))
+    }
+
+    /// Joins components to a model, and notes what their graphs say that manifests need not.
+    fn new(
+        mut manifest: Manifest,
+        text_encoders: Vec<TextEncoderPart>,
+        unet: Part,
+        vae_decoder: Part,
+        vae_encoder: Option<Part>,
+    ) -> Result<Self, Error> {
+        manifest.embedded_guidance = unet.signature.input(Role::GuidanceEmbedding).is_some();
+        let latents = unet.signature.input(Role::Latents).expect("no signature without latents");
+        manifest.fixed_size = fixed_size(latents, manifest.latents.factor_px)?;
+        if let Some(size) = manifest.fixed_size {
+            manifest.defaults.size = size;
+        }
+        manifest.check()?;
+        Ok(Self { manifest, text_encoders, unet, vae_decoder, vae_encoder, contents: None })
     }
 
     /// What the model says of itself.
@@ -73,132 +161,141 @@ impl Bundle {
         &self.manifest
     }
 
-    /// The bytes of its `tokenizer.json`.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Model`] when the file can no longer be read.
-    pub fn tokenizer(&self) -> Result<Cow<'static, [u8]>, Error> {
-        self.read(&self.manifest.tokenizer.file)
+    /// The files of a bundle; other models have none to list.
+    pub fn contents(&self) -> Option<&Contents> {
+        self.contents.as_ref()
     }
 
-    /// The graph of a component, checked against the signature that the manifest promises.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Model`] when the graph cannot be read or has another signature.
-    pub fn graph(&self, name: &'static str, component: &Component) -> Result<Graph, Error> {
-        let packed = self.read(&component.graph)?;
-        let mut onnx = Vec::new();
-        let mut unpacked = GzDecoder::new(&packed[..]).take(MAX_GRAPH_BYTES + 1);
-        let read = unpacked.read_to_end(&mut onnx).map_err(|error| {
-            Error::new(ErrorKind::Model, format!("{}: expected a gzipped graph", component.graph))
-                .source(error)
-        })?;
-        if read as u64 > MAX_GRAPH_BYTES {
-            return Err(Error::new(
-                ErrorKind::Model,
-                format!("{}: expected a graph of at most {MAX_GRAPH_BYTES} bytes, got more", component.graph),
-            ));
-        }
-        let graph = Graph::decode(name, &onnx)?;
-        component.check(name, &graph)?;
-        Ok(graph)
+    /// Token ids -> states; there are one or two.
+    pub fn text_encoders(&self) -> &[TextEncoderPart] {
+        &self.text_encoders
     }
 
-    /// The weights of a component, where they lie.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Model`] when a file is not safetensors.
-    pub fn weights(&self, component: &Component) -> Result<Arc<Weights>, Error> {
-        let weights = match (&self.source, &component.weights[..]) {
-            (Source::Folder(folder), names) => {
-                let paths: Vec<PathBuf> = names.iter().map(|name| folder.join(name)).collect();
-                Weights::open(&paths)
-            }
-            (Source::BuiltIn, [name]) => Weights::from_static(name, builtin::file(name)?),
-            (Source::BuiltIn, names) => {
-                return Err(Error::new(
-                    ErrorKind::Internal,
-                    format!("{}: expected one weight file per component, got {}", builtin::NAME, names.len()),
-                ));
-            }
-        };
-        Ok(Arc::new(weights?))
+    /// Noisy latents, time and states -> prediction.
+    pub fn unet(&self) -> &Part {
+        &self.unet
     }
 
-    /// The graph of a component with its weights, ready to be opened.
-    ///
-    /// # Errors
-    /// As [`Bundle::graph`] and [`Bundle::weights`]; [`ErrorKind::Model`] when weights and graph do not fit.
-    pub fn bind(&self, name: &'static str, component: &Component) -> Result<BoundGraph, Error> {
-        self.graph(name, component)?.bind(self.weights(component)?)
+    /// Latents -> picture.
+    pub fn vae_decoder(&self) -> &Part {
+        &self.vae_decoder
     }
 
-    fn read(&self, name: &str) -> Result<Cow<'static, [u8]>, Error> {
-        match &self.source {
-            Source::BuiltIn => builtin::file(name).map(Cow::Borrowed),
-            Source::Folder(folder) => read(&folder.join(name), MAX_TEXT_BYTES).map(Cow::Owned),
+    /// Picture -> latents, where the model has it.
+    pub fn vae_encoder(&self) -> Option<&Part> {
+        self.vae_encoder.as_ref()
+    }
+
+    /// Every component, in the order in which a picture meets them.
+    pub fn parts(&self) -> impl Iterator<Item = &Part> {
+        let encoders = self.text_encoders.iter().map(|encoder| &encoder.part);
+        encoders.chain([&self.unet]).chain(&self.vae_encoder).chain([&self.vae_decoder])
+    }
+}
+
+impl Part {
+    fn new(
+        name: &'static str,
+        graph_origin: String,
+        weights_origin: String,
+        graph: Graph,
+        weights: Arc<Weights>,
+    ) -> Result<Self, Error> {
+        let signature = Signature::of(name, &graph)?;
+        Ok(Self { name, graph_origin, weights_origin, graph, weights, signature })
+    }
+
+    /// Its name in bundles: `unet`.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Where its graph came from, for people.
+    pub fn graph_origin(&self) -> &str {
+        &self.graph_origin
+    }
+
+    /// Where its weights came from, for people.
+    pub fn weights_origin(&self) -> &str {
+        &self.weights_origin
+    }
+
+    /// Its graph.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// Its weights.
+    pub fn weights(&self) -> &Arc<Weights> {
+        &self.weights
+    }
+
+    /// What its inputs and outputs are for.
+    pub fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    /// The graph with its weights, ready to be opened.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] when weights and graph do not fit.
+    pub fn bind(&self) -> Result<BoundGraph, Error> {
+        self.graph.clone().bind(Arc::clone(&self.weights))
+    }
+}
+
+impl Deref for TextEncoderPart {
+    type Target = Part;
+
+    fn deref(&self) -> &Part {
+        &self.part
+    }
+}
+
+impl TextEncoderPart {
+    /// How many tokens a prompt has, marks included, where the graph takes any number.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Its tokenizer, for prompts of `context` tokens.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] when its files are not a tokenizer.
+    pub fn tokenizer(&self, context: usize) -> Result<Tokenizer, Error> {
+        match &self.vocabulary {
+            Vocabulary::Json(json) => Tokenizer::from_bytes(json, context, self.special),
+            _ => Err(Error::new(ErrorKind::Internal, "tokenizer")),
         }
     }
 }
 
-fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>, Error> {
+/// The size of the pictures of a U-Net that draws only one.
+fn fixed_size(latents: &Port, factor_px: u32) -> Result<Option<PixelSize>, Error> {
+    let side_px = |axis: usize| match latents.dims[axis] {
+        Dim::Fixed(cells) => u32::try_from(cells).ok().and_then(|cells| cells.checked_mul(factor_px)),
+        Dim::Free(_) => None,
+    };
+    match (side_px(3), side_px(2)) {
+        (Some(width_px), Some(height_px)) => PixelSize::new(width_px, height_px)
+            .map(Some)
+            .map_err(|error| Error::new(ErrorKind::Model, format!("unet: input {latents}")).source(error)),
+        _ => Ok(None),
+    }
+}
+
+/// The bytes of a file that is read whole.
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
     let refuse = |error: io::Error| Error::new(ErrorKind::Model, format!("{}", path.display())).source(error);
     let mut bytes = Vec::new();
-    let read =
-        File::open(path).and_then(|file| file.take(max_bytes + 1).read_to_end(&mut bytes)).map_err(refuse)?;
-    if read as u64 > max_bytes {
+    let read = File::open(path)
+        .and_then(|file| file.take(MAX_TEXT_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(refuse)?;
+    if read as u64 > MAX_TEXT_BYTES {
         return Err(Error::new(
             ErrorKind::Model,
-            format!("{}: expected at most {max_bytes} bytes, got more", path.display()),
+            format!("{}: expected at most {MAX_TEXT_BYTES} bytes, got more", path.display()),
         ));
     }
     Ok(bytes)
-}
-
-fn verify(path: &Path, record: &FileRecord) -> Result<(), Error> {
-    let shown = path.display();
-    let refuse = |error: io::Error| Error::new(ErrorKind::Model, format!("{shown}")).source(error);
-    let damaged = |what: String| {
-        Error::new(ErrorKind::Model, format!("{shown}: {what}"))
-            .help("the file is damaged or was replaced: copy the bundle again")
-    };
-    // Looked at before it is opened: opening a named pipe would wait for ever.
-    let metadata = fs::metadata(path).map_err(refuse)?;
-    if !metadata.is_file() {
-        return Err(damaged("expected a file, got something else".into()));
-    }
-    let len_bytes = metadata.len();
-    if len_bytes != record.len_bytes {
-        return Err(damaged(format!("expected {} bytes, got {len_bytes}", record.len_bytes)));
-    }
-    let mut hash = Sha256::new();
-    File::open(path).and_then(|mut file| io::copy(&mut file, &mut hash)).map_err(refuse)?;
-    let sha256 = hex(&hash.finalize());
-    if sha256 != record.sha256 {
-        return Err(damaged(format!("expected SHA-256 {}, got {sha256}", record.sha256)));
-    }
-    Ok(())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a String takes all text");
-        text
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_built_in_model_is_what_its_manifest_says() {
-        let bundle = Bundle::built_in().unwrap();
-        assert!(!bundle.manifest.files.is_empty());
-        for (name, record) in &bundle.manifest.files {
-            let bytes = builtin::file(name).unwrap();
-            assert_eq!(bytes.len() as u64, record.len_bytes, "{name}");
-            assert_eq!(hex(&Sha256::digest(bytes)), record.sha256, "{name}");
-        }
-    }
 }

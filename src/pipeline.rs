@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use image::RgbImage;
 
-use crate::bundle::Bundle;
 use crate::engine::SessionOptions;
 use crate::guidance::Guidance;
 use crate::manifest::Manifest;
+use crate::model::Model;
 use crate::noise::{NoiseSource, TorchCpu};
 use crate::request::Request;
 use crate::stage::denoiser::Denoiser;
@@ -22,11 +22,11 @@ use crate::{Error, ErrorKind};
 ///
 /// ```no_run
 /// use std::ops::ControlFlow;
-/// use calotype::bundle::Bundle;
+/// use calotype::model::Model;
 /// use calotype::pipeline::{Options, Pipeline};
 /// use calotype::request::{Draft, Request};
 ///
-/// let mut pipeline = Pipeline::open(&Bundle::built_in()?, &Options::default())?;
+/// let mut pipeline = Pipeline::open(&Model::built_in()?, &Options::default())?;
 /// let draft = Draft { prompt: "a red apple on a blue background".into(), ..Draft::default() };
 /// let request = Request::new(draft, pipeline.manifest())?;
 /// let picture = pipeline.generate(&request, |_| ControlFlow::Continue(()))?;
@@ -101,13 +101,13 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`ErrorKind::Model`] when a component is damaged or unfit; [`ErrorKind::Runtime`] without ONNX Runtime.
-    pub fn open(bundle: &Bundle, options: &Options) -> Result<Self, Error> {
+    pub fn open(model: &Model, options: &Options) -> Result<Self, Error> {
         let options = SessionOptions { threads: options.threads };
         Ok(Self {
-            text_encoder: TextEncoder::open(bundle, &options)?,
-            denoiser: Denoiser::open(bundle, &options)?,
-            vae: VaeDecoder::open(bundle, &options)?,
-            manifest: bundle.manifest().clone(),
+            text_encoder: TextEncoder::open(model, &options)?,
+            denoiser: Denoiser::open(model, &options)?,
+            vae: VaeDecoder::open(model, &options)?,
+            manifest: model.manifest().clone(),
         })
     }
 
@@ -152,9 +152,13 @@ impl Pipeline {
         mut on_step: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Denoised, Error> {
         let started = Instant::now();
+        let prompt = Some(&request.prompt[..]);
+        let negative = request.negative.as_deref().or((!self.manifest.zero_negative).then_some(""));
         let conditioning = match request.guidance {
-            Guidance::Off => self.text_encoder.encode(&[&request.prompt])?,
-            Guidance::Cfg { .. } => self.text_encoder.encode(&[&request.negative, &request.prompt])?,
+            Guidance::Cfg { .. } if !self.manifest.embedded_guidance => {
+                self.text_encoder.encode(&[negative, prompt])?
+            }
+            _ => self.text_encoder.encode(&[prompt])?,
         };
         let text_encoder = started.elapsed();
 
@@ -167,7 +171,8 @@ impl Pipeline {
             *value = (f64::from(*value) * initial_scale) as f32;
         }
         let mut sampler = request.sampler.build(latents.len());
-        let mut denoiser = self.denoiser.guided(&conditioning, request.guidance, request.shape);
+        let mut denoiser =
+            self.denoiser.guided(&conditioning, request.guidance, request.shape, request.size)?;
         let steps = request.schedule.steps();
         for step in steps {
             sampler.step(&mut latents, step, &mut denoiser, &mut noise)?;

@@ -34,7 +34,7 @@ pub struct Draft {
 #[derive(Clone, Debug)]
 pub struct Request {
     pub(crate) prompt: String,
-    pub(crate) negative: String,
+    pub(crate) negative: Option<String>,
     pub(crate) size: PixelSize,
     pub(crate) shape: LatentShape,
     pub(crate) schedule: Schedule,
@@ -51,6 +51,12 @@ impl Request {
     pub fn new(draft: Draft, manifest: &Manifest) -> Result<Self, Error> {
         let defaults = &manifest.defaults;
         let size = draft.size.unwrap_or(defaults.size);
+        if let Some(fixed) = manifest.fixed_size.filter(|fixed| *fixed != size) {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("size: expected {fixed}, the only one that this model's graph draws, got {size}"),
+            ));
+        }
         let sampler = draft.sampler.unwrap_or(defaults.sampler);
         let steps = draft.steps.unwrap_or(defaults.steps);
         let guidance = Guidance::new(draft.guidance.unwrap_or(defaults.guidance))?;
@@ -61,12 +67,18 @@ impl Request {
             )
             .help("at guidance 1 only the prompt is used"));
         }
+        if draft.negative.is_some() && manifest.embedded_guidance {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                "negative prompt: expected none, because this model takes the guidance scale as an input, got one",
+            ));
+        }
         Ok(Self {
             shape: manifest.latents.shape(size)?,
             schedule: sampler.schedule(&manifest.curve, manifest.spacing, steps)?,
             seed: draft.seed.unwrap_or_else(random_seed),
             prompt: draft.prompt,
-            negative: draft.negative.unwrap_or_default(),
+            negative: draft.negative,
             size,
             guidance,
             sampler,
@@ -86,7 +98,7 @@ impl Request {
 
     /// What to steer away from; empty when nothing is.
     pub fn negative(&self) -> &str {
-        &self.negative
+        self.negative.as_deref().unwrap_or_default()
     }
 
     /// The picture's size.
@@ -101,10 +113,7 @@ impl Request {
 
     /// The guidance scale; 1 is no guidance.
     pub fn guidance_scale(&self) -> f64 {
-        match self.guidance {
-            Guidance::Off => 1.0,
-            Guidance::Cfg { scale } => scale,
-        }
+        self.guidance.scale()
     }
 
     /// The noise levels, strictly falling, from the first to the final 0.

@@ -7,10 +7,10 @@ use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 
 use calotype::Error;
-use calotype::bundle::Bundle;
 use calotype::engine::{Session, SessionOptions, TensorRef};
 use calotype::graph::Dim;
 use calotype::guidance::Guidance;
+use calotype::model::Model;
 use calotype::noise::TorchCpu;
 use calotype::pipeline::{Options, Pipeline};
 use calotype::prediction::Prediction;
@@ -121,12 +121,12 @@ fn a_step_of_any_sampler_allocates_nothing() {
 /// alone does (which hands its tensors to ONNX Runtime), so what is left for the step itself is nothing.
 #[test]
 fn a_step_of_the_pipeline_allocates_no_more_than_running_its_unet() {
-    let bundle = Bundle::built_in().unwrap();
-    let mut pipeline = Pipeline::open(&bundle, &Options::default()).unwrap();
-    let alone = allocations_of_one_unet_run(&bundle);
+    let model = Model::built_in().unwrap();
+    let mut pipeline = Pipeline::open(&model, &Options::default()).unwrap();
+    let alone = allocations_of_one_unet_run(&model);
     for sampler in SamplerKind::ALL {
         let draft = Draft { sampler: Some(sampler), steps: Some(5), seed: Some(1), ..Draft::default() };
-        let request = Request::new(draft, bundle.manifest()).unwrap();
+        let request = Request::new(draft, model.manifest()).unwrap();
         assert!(request.guidance_scale() != 1.0, "the session alone is run with guidance");
         let mut marks = Vec::with_capacity(request.steps());
         pipeline
@@ -141,18 +141,19 @@ fn a_step_of_the_pipeline_allocates_no_more_than_running_its_unet() {
 }
 
 /// With the inputs of a guided step on a picture of the model's default size.
-fn allocations_of_one_unet_run(bundle: &Bundle) -> usize {
-    let manifest = bundle.manifest();
+fn allocations_of_one_unet_run(model: &Model) -> usize {
+    let manifest = model.manifest();
     let threads = NonZeroUsize::new(2).unwrap();
-    let bound = bundle.bind("unet", &manifest.components.unet).unwrap();
+    let bound = model.unet().bind().unwrap();
     let mut session = Session::open(bound, &SessionOptions { threads }).unwrap();
     let states = session.inputs().iter().find(|port| port.name == "encoder_hidden_states").unwrap();
     let Dim::Fixed(width) = states.dims[2] else { panic!("{states}") };
 
     let latents = manifest.latents.shape(manifest.defaults.size).unwrap();
     let sample_shape = [2, latents.channels, latents.height_cells, latents.width_cells];
-    let states_shape = [2, manifest.tokenizer.context, width];
-    let (sample, states) = (vec![0.1; 2 * latents.len()], vec![0.1; states_shape.iter().product()]);
+    let states_shape = [2, model.text_encoders()[0].context(), width];
+    let (sample, states): (Vec<f32>, Vec<f32>) =
+        (vec![0.1; 2 * latents.len()], vec![0.1; states_shape.iter().product()]);
     let mut out = vec![0.0; sample.len()];
     let mut run = || {
         let inputs = [

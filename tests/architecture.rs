@@ -10,7 +10,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
     ("faces", &["main", "cli"]),
     ("diffusion", &["pipeline", "stage", "request"]),
     ("runtime", &["engine"]),
-    ("untrusted bytes", &["bundle", "manifest", "architecture", "graph", "weights"]),
+    ("untrusted bytes", &["model", "manifest", "signature", "architecture", "graph", "weights"]),
     ("pure", &PURE),
 ];
 const PURE: [&str; 8] =

@@ -1,10 +1,12 @@
 //! Manifests that lie, contradict themselves or ask for the impossible: each is refused when it is read, by name.
 
 use calotype::ErrorKind;
-use calotype::bundle::Bundle;
 use calotype::manifest::Manifest;
+use calotype::model::Model;
 use calotype::request::{Draft, Request};
 use serde_json::{Value, json};
+
+const TOKENIZER: &str = "/components/text_encoder/tokenizer";
 
 fn built_in() -> Value {
     serde_json::from_str(include_str!("../models/builtin/calotype.json")).unwrap()
@@ -27,7 +29,9 @@ fn refusal_of(json: &[u8]) -> String {
 
 #[test]
 fn a_good_manifest_is_taken() {
-    let manifest = Manifest::parse("origin", &serde_json::to_vec(&built_in()).unwrap()).unwrap();
+    let (manifest, contents) = Manifest::parse("origin", &serde_json::to_vec(&built_in()).unwrap()).unwrap();
+    let written: Value = serde_json::from_slice(&manifest.to_json(&contents)).unwrap();
+    assert_eq!(written, built_in(), "what is written is what was read");
     let request = Request::new(Draft::default(), &manifest).unwrap();
     assert_eq!(request.size(), manifest.defaults.size);
     assert_eq!(request.steps(), manifest.defaults.steps);
@@ -59,8 +63,11 @@ fn format_of_the_future() {
 fn every_field_is_needed() {
     let whole = built_in();
     let mut fields = 0;
-    for parent in ["", "/components", "/components/unet", "/tokenizer", "/curve", "/latents", "/defaults"] {
-        for field in whole.pointer(parent).unwrap().as_object().unwrap().keys() {
+    for parent in ["", "/components", "/components/unet", TOKENIZER, "/curve", "/latents", "/defaults"] {
+        let fields_of_parent = whole.pointer(parent).unwrap().as_object().unwrap().keys();
+        // A model may have one text encoder or the other, or both, and only they have tokenizers.
+        for field in fields_of_parent.filter(|field| !["text_encoder", "tokenizer"].contains(&field.as_str()))
+        {
             let mut manifest = whole.clone();
             manifest.pointer_mut(parent).unwrap().as_object_mut().unwrap().remove(field);
             let message = refusal_of(&serde_json::to_vec(&manifest).unwrap());
@@ -79,7 +86,7 @@ fn every_unknown_field_is_refused() {
         "/components",
         "/components/unet",
         "/components/unet/inputs/sample",
-        "/tokenizer",
+        TOKENIZER,
         "/curve",
         "/latents",
         "/defaults",
@@ -103,11 +110,28 @@ fn numbers_that_are_none() {
 
 #[test]
 fn components_missing() {
-    assert!(refusal("/components", json!({})).contains("missing field `text_encoder`"));
+    assert!(refusal("/components", json!({})).contains("missing field `unet`"));
     assert_eq!(
         refusal("/components/unet/weights", json!([])),
         "components.unet.weights: expected files, got none"
     );
+}
+
+#[test]
+fn text_encoders_and_tokenizers_belong_together() {
+    let mut manifest = built_in();
+    let tokenizer =
+        manifest["components"]["text_encoder"].as_object_mut().unwrap().remove("tokenizer").unwrap();
+    let message = refusal_of(&serde_json::to_vec(&manifest).unwrap());
+    assert_eq!(message, "components.text_encoder: expected a tokenizer, got none");
+    let mut manifest = built_in();
+    manifest["components"]["unet"]["tokenizer"] = tokenizer;
+    let message = refusal_of(&serde_json::to_vec(&manifest).unwrap());
+    assert_eq!(message, "components.unet: expected no tokenizer, got one");
+    let mut manifest = built_in();
+    manifest["components"].as_object_mut().unwrap().remove("text_encoder");
+    let message = refusal_of(&serde_json::to_vec(&manifest).unwrap());
+    assert_eq!(message, "components: expected a text_encoder, got none");
 }
 
 #[test]
@@ -122,8 +146,10 @@ fn port_of_an_unknown_type() {
 #[test]
 fn context_without_room() {
     for context in [0, 1, 2] {
-        let message = format!("tokenizer.context: expected room for a word between two marks, got {context}");
-        assert_eq!(refusal("/tokenizer/context", context.into()), message);
+        let message = format!(
+            "components.text_encoder.tokenizer.context: expected room for a word between two marks, got {context}"
+        );
+        assert_eq!(refusal(&format!("{TOKENIZER}/context"), context.into()), message);
     }
 }
 
@@ -221,7 +247,11 @@ fn files_outside_the_bundle() {
 
 #[test]
 fn files_without_a_record() {
-    for pointer in ["/tokenizer/file", "/components/unet/graph", "/components/vae_decoder/weights/0"] {
+    for pointer in [
+        "/components/text_encoder/tokenizer/files/0",
+        "/components/unet/graph",
+        "/components/vae_decoder/weights/0",
+    ] {
         let message = refusal(pointer, "elsewhere".into());
         assert_eq!(message, "files: expected a record of \"elsewhere\", got none", "{pointer}");
     }
@@ -231,7 +261,7 @@ fn files_without_a_record() {
 fn hashes_that_are_none() {
     let folder = tempfile::tempdir().unwrap();
     let mut manifest = built_in();
-    let name = manifest["tokenizer"]["file"].as_str().unwrap().to_owned();
+    let name = manifest["components"]["text_encoder"]["tokenizer"]["files"][0].as_str().unwrap().to_owned();
     manifest["files"] = json!({ &name: { "len_bytes": 2, "sha256": "no hash" } });
     for component in ["text_encoder", "unet", "vae_decoder"] {
         manifest["components"][component]["graph"] = name.as_str().into();
@@ -239,7 +269,7 @@ fn hashes_that_are_none() {
     }
     std::fs::write(folder.path().join("calotype.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
     std::fs::write(folder.path().join(&name), "{}").unwrap();
-    let error = Bundle::open(folder.path()).unwrap_err();
+    let error = Model::open(folder.path()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Model);
     // The SHA-256 of the two bytes, from coreutils' sha256sum.
     let got = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";

@@ -256,7 +256,8 @@ mod prompt {
     #[test]
     fn longer_than_the_context_is_reported() {
         let desk = Desk::new();
-        let context = manifest()["tokenizer"]["context"].as_u64().unwrap() as usize;
+        let context =
+            manifest()["components"]["text_encoder"]["tokenizer"]["context"].as_u64().unwrap() as usize;
         let [prompt, negative] = ["zebra", "yak"].map(|last| "apple ".repeat(context) + last);
         let said = desk.generate(&[&prompt, "-n", &negative, "--json"]);
         assert_eq!(said.code, Some(0), "{}", said.stderr);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use calotype::bundle::Bundle;
+use calotype::model::Model;
 use calotype::pipeline::{Options, Pipeline};
 use calotype::request::{Draft, Request};
 use calotype::weights::Weights;
@@ -39,10 +39,10 @@ impl Golden {
     fn open() -> (Self, Pipeline) {
         let golden: Self = serde_json::from_str(include_str!("golden/pipeline.json")).unwrap();
         assert_eq!(golden.cases.len(), 5 * 4 * 2);
-        let bundle = Bundle::built_in().unwrap();
+        let bundle = Model::built_in().unwrap();
         for (file, sha256) in &golden.model {
             assert_eq!(
-                bundle.manifest().files.get(file).map(|record| &record.sha256),
+                bundle.contents().unwrap().files.get(file).map(|record| &record.sha256),
                 Some(sha256),
                 "{file}: models/builtin is not the model that tests/golden/pipeline.* was made from; make both anew: \
                  python export/bundle.py WORK models/builtin DIFFUSERS && \

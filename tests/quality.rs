@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use calotype::bundle::Bundle;
+use calotype::model::Model;
 use calotype::pipeline::{Options, Pipeline};
 use calotype::request::{Draft, Request};
 use image::imageops::{self, FilterType};
@@ -97,7 +97,7 @@ fn seeds_and_guidance_change_the_picture() {
 }
 
 fn open() -> Pipeline {
-    Pipeline::open(&Bundle::built_in().unwrap(), &Options::default()).unwrap()
+    Pipeline::open(&Model::built_in().unwrap(), &Options::default()).unwrap()
 }
 
 fn draw(pipeline: &mut Pipeline, prompt: &str, seed: u64, guidance: Option<f64>) -> RgbImage {

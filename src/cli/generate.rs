@@ -18,7 +18,7 @@ use serde_json::json;
 
 use super::output::Destination;
 use super::receipt::Receipt;
-use super::{Common, Report, open_bundle};
+use super::{Common, Report, open_model};
 
 /// The longest prompt that is read from standard input.
 const MAX_PROMPT_BYTES: u64 = 1 << 20;
@@ -31,8 +31,8 @@ const MAX_THREADS: i64 = 1024;
 pub(super) struct Flags {
     /// What to draw; `-` reads it from standard input.
     prompt: String,
-    /// A bundle; the built-in model when absent.
-    #[arg(short, long, value_name = "FOLDER")]
+    /// A bundle, a diffusers folder, an ONNX folder, or a single-file checkpoint; the built-in model when absent.
+    #[arg(short, long, value_name = "PATH")]
     model: Option<PathBuf>,
     /// What to steer away from.
     #[arg(short, long, value_name = "PROMPT")]
@@ -77,8 +77,8 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         seed: flags.seed,
     };
     let destinations = destinations(&flags.output, flags.count)?;
-    let bundle = open_bundle(flags.model.as_ref())?;
-    let first = Request::new(draft, bundle.manifest())?;
+    let model = open_model(flags.model.as_ref())?;
+    let first = Request::new(draft, model.manifest())?;
     let last_seed = first.seed().checked_add(u64::from(flags.count) - 1);
     if last_seed.is_none() {
         return Err(Error::new(
@@ -92,7 +92,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         Some(threads) => Options { threads },
         None => Options::default(),
     };
-    let mut pipeline = Pipeline::open(&bundle, &options)?;
+    let mut pipeline = Pipeline::open(&model, &options)?;
     let opened = started.elapsed();
 
     let (mut text, mut pictures) = (String::new(), Vec::new());
@@ -109,7 +109,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         if stop.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Cancelled, "stopped before the picture was written"));
         }
-        let receipt = Receipt::new(&request, bundle.manifest(), library);
+        let receipt = Receipt::new(&request, &model, library);
         report_cut(&picture);
         destination.write(&picture.image, &receipt)?;
         text += &format!("{} (seed {})\n", destination.path().display(), request.seed());

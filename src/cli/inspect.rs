@@ -1,25 +1,25 @@
-//! `calotype inspect`: what a model is made of.
+//! `calotype inspect`: what a model is made of, and how each input and output was understood.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use calotype::Error;
-use calotype::graph::Port;
+use calotype::signature::Binding;
 use serde_json::json;
 
-use super::{Common, Report, open_bundle};
+use super::{Common, Report, open_model};
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
-    /// A bundle; the built-in model when absent.
+    /// A bundle, a diffusers folder, an ONNX folder, or a single-file checkpoint; the built-in model when absent.
     model: Option<PathBuf>,
     #[command(flatten)]
     pub(super) common: Common,
 }
 
 pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
-    let bundle = open_bundle(flags.model.as_ref())?;
-    let manifest = bundle.manifest();
+    let model = open_model(flags.model.as_ref())?;
+    let manifest = model.manifest();
     let defaults = &manifest.defaults;
     let mut text = format!(
         "{} ({})\n  prediction {:?}, latents {} channels, 1 cell = {} px, scale {}\n  defaults {}, {} steps, guidance {}, {}\n",
@@ -35,16 +35,16 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         defaults.sampler,
     );
     let mut components = serde_json::Map::new();
-    for (name, component) in manifest.components.iter() {
-        let (graph, weights) = (bundle.graph(name, component)?, bundle.weights(component)?);
+    for part in model.parts() {
+        let (graph, weights, signature) = (part.graph(), part.weights(), part.signature());
         let bytes: usize =
             graph.parameters().iter().filter_map(|p| weights.get(&p.name)).map(|w| w.len_bytes()).sum();
         let count: usize = graph.parameters().iter().map(|p| p.shape.iter().product::<usize>()).sum();
         // Binding is what a run would do: a model that does not fit is found here too.
-        let ports = |ports: &[Port]| ports.iter().map(Port::to_string).collect::<Vec<_>>();
-        let (inputs, outputs) = (ports(graph.inputs()), ports(graph.outputs()));
-        graph.bind(weights)?;
-        writeln!(text, "{name}: {} + {}", component.graph, component.weights.join(", "))
+        part.bind()?;
+        let bindings = |bindings: &[Binding]| bindings.iter().map(Binding::to_string).collect::<Vec<_>>();
+        let (inputs, outputs) = (bindings(&signature.inputs), bindings(&signature.outputs));
+        writeln!(text, "{}: {} + {}", part.name(), part.graph_origin(), part.weights_origin())
             .expect("a String takes all text");
         writeln!(text, "  {count} parameters in {bytes} bytes").expect("a String takes all text");
         for port in &inputs {
@@ -54,10 +54,10 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
             writeln!(text, "  out {port}").expect("a String takes all text");
         }
         components.insert(
-            name.into(),
+            part.name().into(),
             json!({
-                "graph": component.graph,
-                "weights": component.weights,
+                "graph": part.graph_origin(),
+                "weights": part.weights_origin(),
                 "parameters": count,
                 "weights_bytes": bytes,
                 "inputs": inputs,
@@ -77,7 +77,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
             "sampler": defaults.sampler.to_string(),
         },
         "components": components,
-        "files": manifest.files,
+        "files": model.contents().map(|contents| &contents.files),
     });
     Ok(Report { text, json })
 }

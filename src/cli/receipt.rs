@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use calotype::engine::Library;
-use calotype::manifest::Manifest;
+use calotype::model::Model;
 use calotype::request::Request;
 use serde::Serialize;
 
@@ -12,11 +12,11 @@ use serde::Serialize;
 pub(super) struct Receipt {
     calotype: &'static str,
     model: String,
-    /// SHA-256 per file of the model.
-    model_files: BTreeMap<String, String>,
-    /// The file of the U-Net's weights, by whose hash A1111's form names the model.
+    /// SHA-256 per file of a bundle; other models are not hashed, which would take longer than to draw.
+    model_files: Option<BTreeMap<String, String>>,
+    /// The hash of the U-Net's weights, by which A1111's form names the model.
     #[serde(skip)]
-    unet_file: String,
+    unet_hash: Option<String>,
     prompt: String,
     negative: String,
     size: String,
@@ -31,13 +31,17 @@ pub(super) struct Receipt {
 }
 
 impl Receipt {
-    pub(super) fn new(request: &Request, manifest: &Manifest, library: &Library) -> Self {
-        let hashes = manifest.files.iter().map(|(name, record)| (name.clone(), record.sha256.clone()));
+    pub(super) fn new(request: &Request, model: &Model, library: &Library) -> Self {
+        let contents = model.contents();
+        let hashes = contents.map(|contents| {
+            contents.files.iter().map(|(name, record)| (name.clone(), record.sha256.clone())).collect()
+        });
+        let unet = contents.and_then(|contents| contents.files.get(&contents.components.unet.weights[0]));
         Self {
             calotype: env!("CARGO_PKG_VERSION"),
-            model: manifest.name.clone(),
-            model_files: hashes.collect(),
-            unet_file: manifest.components.unet.weights[0].clone(),
+            model: model.manifest().name.clone(),
+            model_files: hashes,
+            unet_hash: unet.map(|record| record.sha256.clone()),
             prompt: request.prompt().to_owned(),
             negative: request.negative().to_owned(),
             size: request.size().to_string(),
@@ -61,10 +65,13 @@ impl Receipt {
             "" => String::new(),
             text => format!("Negative prompt: {text}\n"),
         };
-        // A1111's short form of a hash.
-        let hash = &self.model_files[&self.unet_file][..10];
+        let hash = match &self.unet_hash {
+            // A1111's short form of a hash.
+            Some(hash) => format!("Model hash: {}, ", &hash[..10]),
+            None => String::new(),
+        };
         format!(
-            "{}\n{negative}Steps: {}, Sampler: {}, CFG scale: {}, Seed: {}, Size: {}, Model hash: {hash}, Model: {}, \
+            "{}\n{negative}Steps: {}, Sampler: {}, CFG scale: {}, Seed: {}, Size: {}, {hash}Model: {}, \
              Version: calotype {}",
             self.prompt,
             self.sigmas.len() - 1,

@@ -12,12 +12,12 @@ use ort::AsPointer;
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 use ort::ortsys;
-use ort::session::SessionInputValue;
 use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
+use ort::session::{SessionInputValue, SessionOutputs};
 use ort::sys::{OrtApiBase, os_char};
 use ort::value::{DynValue, PrimitiveTensorElementType, TensorElementType};
 
-use super::{Data, TensorRef};
+use super::{Data, Output, TensorRef};
 use crate::weights::Weights;
 use crate::{Error, ErrorKind};
 
@@ -134,19 +134,47 @@ impl Session {
         inputs: &[(&str, TensorRef<'_>)],
         outputs: &mut [(&str, &mut [f32])],
     ) -> Result<(), Error> {
-        let failed = |error: ort::Error| Error::new(ErrorKind::Runtime, "run").source(error);
-        let values = inputs.iter().map(|(name, tensor)| Ok((*name, input_value(tensor)?)));
-        let values = values.collect::<ort::Result<Vec<_>>>().map_err(failed)?;
-        let results = self.session.run(values).map_err(failed)?;
+        let results = self.results(inputs)?;
         for (name, out) in outputs {
-            let value = results.get(*name).ok_or_else(|| {
-                Error::new(ErrorKind::Internal, format!("output {name}: the run did not give it"))
-            })?;
+            let value = result(&results, name)?;
             copy_out(value, out)
                 .map_err(|problem| Error::new(ErrorKind::Model, format!("output {name}: {problem}")))?;
         }
         Ok(())
     }
+
+    /// Runs the graph once and gives copies of the outputs of these names, as 32-bit floats.
+    pub(super) fn compute(
+        &mut self,
+        inputs: &[(&str, TensorRef<'_>)],
+        outputs: &[&str],
+    ) -> Result<Vec<Output>, Error> {
+        let results = self.results(inputs)?;
+        let copy = |name: &&str| {
+            let value = result(&results, name)?;
+            let shape =
+                value.dtype().tensor_shape().map(|shape| shape.iter().map(|&size| size as usize).collect());
+            let shape: Vec<usize> = shape.unwrap_or_default();
+            let mut data = vec![0.0; shape.iter().product()];
+            copy_out(value, &mut data)
+                .map_err(|problem| Error::new(ErrorKind::Model, format!("output {name}: {problem}")))?;
+            Ok(Output { shape, data })
+        };
+        outputs.iter().map(copy).collect()
+    }
+
+    fn results(&mut self, inputs: &[(&str, TensorRef<'_>)]) -> Result<SessionOutputs<'_>, Error> {
+        let failed = |error: ort::Error| Error::new(ErrorKind::Runtime, "run").source(error);
+        let values = inputs.iter().map(|(name, tensor)| Ok((*name, input_value(tensor)?)));
+        let values = values.collect::<ort::Result<Vec<_>>>().map_err(failed)?;
+        self.session.run(values).map_err(failed)
+    }
+}
+
+fn result<'a>(results: &'a SessionOutputs<'_>, name: &str) -> Result<&'a DynValue, Error> {
+    results
+        .get(name)
+        .ok_or_else(|| Error::new(ErrorKind::Internal, format!("output {name}: the run did not give it")))
 }
 
 /// How sessions are opened: fast kernels, weights repacked for them.
@@ -198,6 +226,7 @@ fn input_value<'a>(tensor: &TensorRef<'a>) -> ort::Result<SessionInputValue<'a>>
     match tensor.data {
         Data::F32(data) => view(tensor.shape, data),
         Data::F16(data) => view(tensor.shape, data),
+        Data::F64(data) => view(tensor.shape, data),
         Data::I64(data) => view(tensor.shape, data),
         Data::I32(data) => view(tensor.shape, data),
         Data::Bool(data) => view(tensor.shape, data),

@@ -1,0 +1,181 @@
+//! A bundle: a model's manifest, graphs, weights and tokenizers, in a folder or in this program itself.
+//! It knows where bytes lie and what they must hash to, and nothing of what they compute.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use flate2::read::GzDecoder;
+use sha2::{Digest, Sha256};
+
+use super::{Model, Part, TextEncoderPart, Vocabulary, builtin, read};
+use crate::graph::Graph;
+use crate::manifest::{self, Component, Contents, FileRecord, Manifest, TokenizerFiles};
+use crate::weights::Weights;
+use crate::{Error, ErrorKind};
+
+/// The longest graph that is unpacked; real ones have a few megabytes.
+const MAX_GRAPH_BYTES: u64 = 256 << 20;
+
+/// Where the files of a bundle are.
+enum Files<'a> {
+    BuiltIn,
+    Folder(&'a Path),
+}
+
+/// The model that every calotype carries.
+pub(super) fn built_in() -> Result<Model, Error> {
+    let (manifest, contents) = Manifest::parse(builtin::NAME, builtin::file(manifest::FILE_NAME)?)?;
+    assemble(&Files::BuiltIn, manifest, contents)
+}
+
+/// Opens the bundle in a folder and compares every file with the manifest's sizes and hashes.
+pub(super) fn open(folder: &Path) -> Result<Model, Error> {
+    let path = folder.join(manifest::FILE_NAME);
+    let (manifest, contents) = Manifest::parse(&path.display().to_string(), &read(&path)?)?;
+    for (name, record) in &contents.files {
+        verify(&folder.join(name), record)?;
+    }
+    assemble(&Files::Folder(folder), manifest, contents)
+}
+
+fn assemble(files: &Files, manifest: Manifest, contents: Contents) -> Result<Model, Error> {
+    let components = &contents.components;
+    let part = |name, component| files.part(name, component);
+    let mut text_encoders = Vec::new();
+    let encoders =
+        [("text_encoder", &components.text_encoder), ("text_encoder_2", &components.text_encoder_2)];
+    for (name, component) in encoders {
+        if let Some(component) = component {
+            let tokenizer =
+                component.tokenizer.as_ref().expect("a manifest with a tokenizer per text encoder");
+            let vocabulary = files.vocabulary(tokenizer)?;
+            let (special, context) = (tokenizer.special_tokens(), tokenizer.context);
+            text_encoders.push(TextEncoderPart {
+                part: part(name, component)?,
+                vocabulary,
+                special,
+                context,
+            });
+        }
+    }
+    let unet = part("unet", &components.unet)?;
+    let vae_decoder = part("vae_decoder", &components.vae_decoder)?;
+    let vae_encoder = components.vae_encoder.as_ref().map(|c| part("vae_encoder", c)).transpose()?;
+    let model = Model::new(manifest, text_encoders, unet, vae_decoder, vae_encoder)?;
+    Ok(Model { contents: Some(contents), ..model })
+}
+
+impl Files<'_> {
+    fn part(&self, name: &'static str, component: &Component) -> Result<Part, Error> {
+        let graph = self.graph(name, component)?;
+        let weights = self.weights(component)?;
+        Part::new(name, component.graph.clone(), component.weights.join(", "), graph, weights)
+    }
+
+    /// The graph of a component, checked against the signature that the manifest promises.
+    fn graph(&self, name: &'static str, component: &Component) -> Result<Graph, Error> {
+        let packed = self.read(&component.graph)?;
+        let mut onnx = Vec::new();
+        let mut unpacked = GzDecoder::new(&packed[..]).take(MAX_GRAPH_BYTES + 1);
+        let read = unpacked.read_to_end(&mut onnx).map_err(|error| {
+            Error::new(ErrorKind::Model, format!("{}: expected a gzipped graph", component.graph))
+                .source(error)
+        })?;
+        if read as u64 > MAX_GRAPH_BYTES {
+            return Err(Error::new(
+                ErrorKind::Model,
+                format!("{}: expected a graph of at most {MAX_GRAPH_BYTES} bytes, got more", component.graph),
+            ));
+        }
+        let graph = Graph::decode(name, &onnx)?;
+        component.check(name, &graph)?;
+        Ok(graph)
+    }
+
+    /// The weights of a component, where they lie.
+    fn weights(&self, component: &Component) -> Result<Arc<Weights>, Error> {
+        let weights = match (self, &component.weights[..]) {
+            (Self::Folder(folder), names) => {
+                let paths: Vec<PathBuf> = names.iter().map(|name| folder.join(name)).collect();
+                Weights::open(&paths)
+            }
+            (Self::BuiltIn, [name]) => Weights::from_static(name, builtin::file(name)?),
+            (Self::BuiltIn, names) => {
+                return Err(Error::new(
+                    ErrorKind::Internal,
+                    format!("{}: expected one weight file per component, got {}", builtin::NAME, names.len()),
+                ));
+            }
+        };
+        Ok(Arc::new(weights?))
+    }
+
+    fn vocabulary(&self, tokenizer: &TokenizerFiles) -> Result<Vocabulary, Error> {
+        Ok(match &tokenizer.files[..] {
+            [] => Vocabulary::Clip,
+            [json] => Vocabulary::Json(self.read(json)?),
+            [vocabulary, merges, ..] => {
+                Vocabulary::Merges { vocabulary: self.read(vocabulary)?, merges: self.read(merges)? }
+            }
+        })
+    }
+
+    fn read(&self, name: &str) -> Result<Cow<'static, [u8]>, Error> {
+        match self {
+            Self::BuiltIn => builtin::file(name).map(Cow::Borrowed),
+            Self::Folder(folder) => read(&folder.join(name)).map(Cow::Owned),
+        }
+    }
+}
+
+fn verify(path: &Path, record: &FileRecord) -> Result<(), Error> {
+    let shown = path.display();
+    let refuse = |error: io::Error| Error::new(ErrorKind::Model, format!("{shown}")).source(error);
+    let damaged = |what: String| {
+        Error::new(ErrorKind::Model, format!("{shown}: {what}"))
+            .help("the file is damaged or was replaced: copy the bundle again")
+    };
+    // Looked at before it is opened: opening a named pipe would wait for ever.
+    let metadata = fs::metadata(path).map_err(refuse)?;
+    if !metadata.is_file() {
+        return Err(damaged("expected a file, got something else".into()));
+    }
+    let len_bytes = metadata.len();
+    if len_bytes != record.len_bytes {
+        return Err(damaged(format!("expected {} bytes, got {len_bytes}", record.len_bytes)));
+    }
+    let mut hash = Sha256::new();
+    File::open(path).and_then(|mut file| io::copy(&mut file, &mut hash)).map_err(refuse)?;
+    let sha256 = hex(&hash.finalize());
+    if sha256 != record.sha256 {
+        return Err(damaged(format!("expected SHA-256 {}, got {sha256}", record.sha256)));
+    }
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a String takes all text");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_built_in_model_is_what_its_manifest_says() {
+        let contents = built_in().unwrap().contents.expect("the contents of a bundle");
+        assert!(!contents.files.is_empty());
+        for (name, record) in &contents.files {
+            let bytes = builtin::file(name).unwrap();
+            assert_eq!(bytes.len() as u64, record.len_bytes, "{name}");
+            assert_eq!(hex(&Sha256::digest(bytes)), record.sha256, "{name}");
+        }
+    }
+}

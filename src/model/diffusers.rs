@@ -1,0 +1,408 @@
+//! A diffusers folder: a configuration and safetensors files per component, as `save_pretrained` writes them.
+//! It knows the folder's files; what a configuration means is the architectures' business.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::traits::Traits;
+use super::{Model, Part, TextEncoderPart, Vocabulary, read};
+use crate::architecture::clip::States;
+use crate::architecture::{autoencoder_kl, autoencoder_tiny, clip, unet};
+use crate::checkpoint;
+use crate::graph::Graph;
+use crate::manifest::LatentSpace;
+use crate::prediction::Prediction;
+use crate::sampler::SamplerKind;
+use crate::schedule::{Betas, Spacing};
+use crate::tokenizer::SpecialTokens;
+use crate::weights::Weights;
+use crate::{Error, ErrorKind};
+
+/// The file by which a folder is known for one of these.
+pub(super) const INDEX: &str = "model_index.json";
+/// Where a folder's models keep their weights, the U-Net and VAE first, then the text encoders.
+const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
+
+/// The marks around a prompt where a tokenizer's files do not name others: CLIP's.
+const BOS: &str = "<|startoftext|>";
+const EOS: &str = "<|endoftext|>";
+
+/// Opens the model in a folder that has a U-Net's configuration.
+pub(super) fn open(folder: &Path) -> Result<Model, Error> {
+    let index: Index = match folder.join(INDEX) {
+        path if path.exists() => parse(&path)?,
+        _ => Index::default(),
+    };
+    let scheduler: Scheduler = parse(&folder.join("scheduler/scheduler_config.json"))?;
+
+    let place = folder.join("unet/config.json");
+    let unet = unet::Config::parse(&shown(&place), &read(&place)?)?;
+    let is_xl = unet.added_embedding.is_some();
+
+    let mut text_encoders = Vec::new();
+    for (name, tokenizer) in [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")] {
+        let place = folder.join(name);
+        if place.is_dir() && !index.is_null(name) {
+            // Stable Diffusion XL pools the prompt with its last encoder.
+            let is_last = name == "text_encoder_2" || !folder.join("text_encoder_2").is_dir();
+            text_encoders.push(text_encoder(name, &place, &folder.join(tokenizer), is_xl, is_xl && is_last)?);
+        }
+    }
+    let (vae_encoder, vae_decoder, latents) = vae(&folder.join("vae"))?;
+    let graph = unet.graph()?;
+    let part = part("unet", &folder.join("unet"), graph, |weights| Ok(weights))?;
+
+    let traits = Traits {
+        name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        licence: licence(folder),
+        betas: scheduler.betas(&shown(&folder.join("scheduler/scheduler_config.json")))?,
+        train_timesteps: scheduler.num_train_timesteps,
+        spacing: scheduler.spacing(),
+        prediction: scheduler.prediction(),
+        sampler: scheduler.sampler(),
+        latents,
+        zero_negative: index.force_zeros_for_empty_prompt && is_xl,
+        cells: unet.sample_size,
+    };
+    Model::new(traits.manifest(&part.signature)?, text_encoders, part, vae_decoder, Some(vae_encoder))
+}
+
+/// Graph and weights of one component; `arrange` gives the weights the names that the graph knows.
+fn part(
+    name: &'static str,
+    folder: &Path,
+    graph: Graph,
+    arrange: impl FnOnce(Weights) -> Result<Weights, Error>,
+) -> Result<Part, Error> {
+    let files = weight_files(folder)?;
+    let weights = arrange(Weights::open(&files)?)?;
+    let origin = files.iter().map(|file| shown(file)).collect::<Vec<_>>().join(", ");
+    let config = format!("derived from {}", shown(&folder.join("config.json")));
+    Part::new(name, config, origin, graph, Arc::new(weights))
+}
+
+fn text_encoder(
+    name: &'static str,
+    folder: &Path,
+    tokenizer: &Path,
+    penultimate: bool,
+    pooled: bool,
+) -> Result<TextEncoderPart, Error> {
+    let place = folder.join("config.json");
+    let config = clip::Config::parse(&shown(&place), &read(&place)?)?;
+    let states = if penultimate { States::Penultimate } else { States::Last };
+    let graph = config.graph(states, pooled)?;
+    let part = part(name, folder, graph, checkpoint::clip_names)?;
+    let (vocabulary, special, context) = tokenizer_of(tokenizer, config.max_position_embeddings)?;
+    Ok(TextEncoderPart { part, vocabulary, special, context })
+}
+
+fn vae(folder: &Path) -> Result<(Part, Part, LatentSpace), Error> {
+    let place = folder.join("config.json");
+    let json = read(&place)?;
+    let class: Class = parse_bytes(&place, &json)?;
+    let (encoder, decoder, latents) = match class.name.as_str() {
+        "AutoencoderTiny" => {
+            let config = autoencoder_tiny::Config::parse(&shown(&place), &json)?;
+            let latents = LatentSpace {
+                channels: config.latent_channels,
+                factor_px: config.factor_px(),
+                scale: config.scaling_factor,
+                shift: config.shift_factor,
+            };
+            (config.encoder()?, config.decoder()?, latents)
+        }
+        "AutoencoderKL" => {
+            let config = autoencoder_kl::Config::parse(&shown(&place), &json)?;
+            let latents = LatentSpace {
+                channels: config.latent_channels,
+                factor_px: config.factor_px(),
+                scale: config.scaling_factor,
+                shift: config.shift_factor.unwrap_or(0.0),
+            };
+            (config.encoder()?, config.decoder()?, latents)
+        }
+        other => {
+            return Err(Error::new(
+                ErrorKind::Model,
+                format!("{}: _class_name: expected AutoencoderKL or AutoencoderTiny, got {other}", shown(&place)),
+            ));
+        }
+    };
+    let encoder = part("vae_encoder", folder, encoder, checkpoint::vae_names)?;
+    let decoder = part("vae_decoder", folder, decoder, checkpoint::vae_names)?;
+    Ok((encoder, decoder, latents))
+}
+
+/// The safetensors files of a component: one, or the shards that an index lists; full precision before half.
+fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    for variant in ["", ".fp16"] {
+        for stem in STEMS {
+            let single = folder.join(format!("{stem}{variant}.safetensors"));
+            if single.is_file() {
+                return Ok(vec![single]);
+            }
+            let indices = [format!("{stem}{variant}.safetensors.index.json"), format!("{stem}.safetensors.index{variant}.json")];
+            if let Some(index) = indices.map(|name| folder.join(name)).into_iter().find(|path| path.is_file()) {
+                let shards: Shards = parse(&index)?;
+                let names: BTreeSet<String> = shards.weight_map.into_values().collect();
+                if let Some(name) = names.iter().find(|name| Path::new(name).file_name() != Some(name.as_ref())) {
+                    return Err(Error::new(
+                        ErrorKind::Model,
+                        format!("{}: weight_map: expected names of files beside it, got {name:?}", shown(&index)),
+                    ));
+                }
+                return Ok(names.into_iter().map(|name| folder.join(name)).collect());
+            }
+        }
+    }
+    let names = fs::read_dir(folder).map(|entries| {
+        entries.filter_map(Result::ok).map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    });
+    let mut names: Vec<String> = names.unwrap_or_default();
+    names.sort();
+    let error = Error::new(
+        ErrorKind::Model,
+        format!(
+            "{}: expected {}.safetensors or {}.safetensors, got {}",
+            shown(folder),
+            STEMS[0],
+            STEMS[1],
+            if names.is_empty() { "no files".into() } else { names.join(", ") }
+        ),
+    );
+    Err(match names.iter().find(|name| name.ends_with(".bin") || name.ends_with(".ckpt")) {
+        Some(name) => error.help(format!(
+            "{name} is a PyTorch pickle, which can run code when it is opened: convert it in Python with \
+             torch.load(..., weights_only=True) and safetensors.torch.save_file"
+        )),
+        None => error,
+    })
+}
+
+/// The tokenizer in a folder, its marks, and the length of its prompts.
+fn tokenizer_of(folder: &Path, positions: usize) -> Result<(Vocabulary, SpecialTokens, usize), Error> {
+    let file = |name: &str| read(&folder.join(name)).map(Cow::Owned);
+    let has = |name: &str| folder.join(name).is_file();
+    let config: TokenizerConfig = match folder.join("tokenizer_config.json") {
+        path if path.is_file() => parse(&path)?,
+        _ => TokenizerConfig::default(),
+    };
+    let map: TokenizerConfig = match folder.join("special_tokens_map.json") {
+        path if path.is_file() => parse(&path)?,
+        _ => TokenizerConfig::default(),
+    };
+    let vocabulary = if has("tokenizer.json") {
+        Vocabulary::Json(file("tokenizer.json")?)
+    } else if has("vocab.json") && has("merges.txt") {
+        Vocabulary::Merges { vocabulary: file("vocab.json")?, merges: file("merges.txt")? }
+    } else {
+        return Err(Error::new(
+            ErrorKind::Model,
+            format!("{}: expected a tokenizer.json, or a vocab.json and a merges.txt, got none", shown(folder)),
+        ));
+    };
+    let id = |role: &str, token: Option<&str>, default: &str| {
+        let token = token.unwrap_or(default);
+        vocabulary.id(token)?.ok_or_else(|| {
+            Error::new(ErrorKind::Model, format!("{}: {role}: expected a token {token:?}, got none", shown(folder)))
+        })
+    };
+    let text = |key: fn(&TokenizerConfig) -> &Option<AddedToken>| {
+        key(&config).as_ref().or(key(&map).as_ref()).map(AddedToken::text)
+    };
+    let special = SpecialTokens {
+        bos: id("bos_token", text(|c| &c.bos_token), BOS)?,
+        eos: id("eos_token", text(|c| &c.eos_token), EOS)?,
+        pad: id("pad_token", text(|c| &c.pad_token), EOS)?,
+    };
+    let context = config.model_max_length.filter(|length| *length < positions as f64).map_or(positions, |x| x as usize);
+    Ok((vocabulary, special, context))
+}
+
+/// The licence that the model's README declares at its head.
+fn licence(folder: &Path) -> String {
+    let readme = read(&folder.join("README.md")).unwrap_or_default();
+    let readme = String::from_utf8_lossy(&readme);
+    let head = readme.strip_prefix("---\n").and_then(|text| text.split("\n---").next()).unwrap_or_default();
+    let licence = head.lines().find_map(|line| line.strip_prefix("license:")).map(str::trim);
+    licence.filter(|text| !text.is_empty()).unwrap_or("NOASSERTION").to_owned()
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+pub(super) fn parse<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
+    parse_bytes(path, &read(path)?)
+}
+
+fn parse_bytes<T: DeserializeOwned>(path: &Path, json: &[u8]) -> Result<T, Error> {
+    let mut deserializer = serde_json::Deserializer::from_slice(json);
+    serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        Error::new(ErrorKind::Model, format!("{}: {}", shown(path), error.path())).source(error.into_inner())
+    })
+}
+
+#[derive(Default, Deserialize)]
+pub(super) struct Index {
+    #[serde(default)]
+    pub(super) force_zeros_for_empty_prompt: bool,
+    /// A component's library and class, both null where the model has none.
+    #[serde(flatten)]
+    entries: BTreeMap<String, Value>,
+}
+
+impl Index {
+    fn is_null(&self, component: &str) -> bool {
+        match self.entries.get(component) {
+            Some(Value::Array(parts)) => parts.iter().all(Value::is_null),
+            Some(value) => value.is_null(),
+            None => false,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Class {
+    #[serde(rename = "_class_name", default)]
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Shards {
+    weight_map: BTreeMap<String, String>,
+}
+
+#[derive(Default, Deserialize)]
+struct TokenizerConfig {
+    bos_token: Option<AddedToken>,
+    eos_token: Option<AddedToken>,
+    pad_token: Option<AddedToken>,
+    /// Some folders say 1e30 here.
+    model_max_length: Option<f64>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum AddedToken {
+    Text(String),
+    Object { content: String },
+}
+
+impl AddedToken {
+    fn text(&self) -> &str {
+        match self {
+            Self::Text(text) | Self::Object { content: text } => text,
+        }
+    }
+}
+
+/// `scheduler_config.json`, with diffusers' defaults.
+#[derive(Deserialize)]
+#[serde(default)]
+pub(super) struct Scheduler {
+    #[serde(rename = "_class_name")]
+    class: String,
+    num_train_timesteps: usize,
+    beta_start: f64,
+    beta_end: f64,
+    beta_schedule: String,
+    trained_betas: Option<Value>,
+    rescale_betas_zero_snr: bool,
+    prediction_type: String,
+    timestep_spacing: Option<String>,
+    steps_offset: u32,
+    use_karras_sigmas: Option<bool>,
+}
+
+impl Default for Scheduler {
+    fn default() -> Self {
+        Self {
+            class: String::new(),
+            num_train_timesteps: 1000,
+            beta_start: 0.0001,
+            beta_end: 0.02,
+            beta_schedule: "linear".into(),
+            trained_betas: None,
+            rescale_betas_zero_snr: false,
+            prediction_type: "epsilon".into(),
+            timestep_spacing: None,
+            steps_offset: 0,
+            use_karras_sigmas: None,
+        }
+    }
+}
+
+impl Scheduler {
+    fn betas(&self, place: &str) -> Result<Betas, Error> {
+        let refuse = |problem: String| Err(Error::new(ErrorKind::Model, format!("{place}: {problem}")));
+        if self.trained_betas.as_ref().is_some_and(|betas| !betas.is_null()) {
+            return refuse("trained_betas: expected none, got some".into());
+        }
+        if self.rescale_betas_zero_snr {
+            return refuse("rescale_betas_zero_snr: expected false, got true".into());
+        }
+        if !["epsilon", "v_prediction", "sample"].contains(&self.prediction_type.as_str()) {
+            return refuse(format!(
+                "prediction_type: expected epsilon, v_prediction or sample, got {}",
+                self.prediction_type
+            ));
+        }
+        if let Some(other) = self.timestep_spacing.as_deref().filter(|name| !["leading", "linspace", "trailing"].contains(name)) {
+            return refuse(format!("timestep_spacing: expected leading, linspace or trailing, got {other}"));
+        }
+        let (start, end) = (self.beta_start, self.beta_end);
+        match self.beta_schedule.as_str() {
+            "linear" => Ok(Betas::Linear { start, end }),
+            "scaled_linear" => Ok(Betas::ScaledLinear { start, end }),
+            "squaredcos_cap_v2" => Ok(Betas::SquaredCosCapV2),
+            other => refuse(format!(
+                "beta_schedule: expected linear, scaled_linear or squaredcos_cap_v2, got {other}"
+            )),
+        }
+    }
+
+    /// As diffusers' classes default where the file says nothing.
+    fn spacing(&self) -> Spacing {
+        let leading = Spacing::Leading { offset: self.steps_offset };
+        match self.timestep_spacing.as_deref() {
+            Some("linspace") => Spacing::Linspace,
+            Some("trailing") => Spacing::Trailing,
+            Some(_) => leading,
+            None => match self.class.as_str() {
+                "DDIMScheduler" | "PNDMScheduler" | "DDPMScheduler" | "LCMScheduler" => leading,
+                _ => Spacing::Linspace,
+            },
+        }
+    }
+
+    fn prediction(&self) -> Prediction {
+        match self.prediction_type.as_str() {
+            "v_prediction" => Prediction::V,
+            "sample" => Prediction::Sample,
+            _ => Prediction::Epsilon,
+        }
+    }
+
+    /// The scheduler's own method where calotype has it.
+    fn sampler(&self) -> Option<SamplerKind> {
+        let name = match self.class.as_str() {
+            "EulerDiscreteScheduler" => "euler",
+            "EulerAncestralDiscreteScheduler" => "euler-a",
+            "DDIMScheduler" => "ddim",
+            "LCMScheduler" => "lcm",
+            "DPMSolverMultistepScheduler" if self.use_karras_sigmas == Some(true) => "dpm++2m-karras",
+            "DPMSolverMultistepScheduler" => "dpm++2m",
+            _ => return None,
+        };
+        Some(name.parse().expect("the name of a sampler"))
+    }
+}

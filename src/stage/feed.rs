@@ -1,0 +1,127 @@
+//! A feed: the elements of one input, in the type and shape that its graph wants. It knows nothing of what they mean.
+
+use std::iter::repeat;
+
+use half::f16;
+
+use crate::engine::TensorRef;
+use crate::graph::{Dim, Port};
+use crate::signature::{Binding, Role, Signature};
+use crate::weights::Dtype;
+use crate::{Error, ErrorKind};
+
+/// The elements of one input, kept between runs.
+pub(crate) struct Feed {
+    name: String,
+    shape: Vec<usize>,
+    elements: Elements,
+}
+
+enum Elements {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    F64(Vec<f64>),
+    I64(Vec<i64>),
+    I32(Vec<i32>),
+    Bool(Vec<bool>),
+}
+
+impl Feed {
+    /// Zeros for an input; `shape` must be one that the input takes.
+    pub(crate) fn zeros(port: &Port, shape: &[usize]) -> Result<Self, Error> {
+        let fits = port.dims.len() == shape.len()
+            && port.dims.iter().zip(shape).all(|(dim, size)| match dim {
+                Dim::Fixed(fixed) => fixed == size,
+                Dim::Free(_) => true,
+            });
+        let len = shape.iter().product();
+        let elements = match port.dtype {
+            Dtype::F32 => Elements::F32(vec![0.0; len]),
+            Dtype::F16 => Elements::F16(vec![f16::ZERO; len]),
+            Dtype::F64 => Elements::F64(vec![0.0; len]),
+            Dtype::I64 => Elements::I64(vec![0; len]),
+            Dtype::I32 => Elements::I32(vec![0; len]),
+            Dtype::Bool => Elements::Bool(vec![false; len]),
+            _ => {
+                return Err(Error::new(ErrorKind::Model, format!("input {port}: a type that cannot be fed")));
+            }
+        };
+        if !fits {
+            return Err(Error::new(
+                ErrorKind::Model,
+                format!("input {port}: expected this shape, got {shape:?}"),
+            ));
+        }
+        Ok(Self { name: port.name.clone(), shape: shape.to_vec(), elements })
+    }
+
+    /// A feed of these numbers.
+    pub(crate) fn of(
+        port: &Port,
+        shape: &[usize],
+        numbers: impl IntoIterator<Item = f64>,
+    ) -> Result<Self, Error> {
+        let mut feed = Self::zeros(port, shape)?;
+        feed.fill(numbers);
+        Ok(feed)
+    }
+
+    /// Overwrites the elements with numbers, converted to the input's type: to the nearest integer where it wants
+    /// integers, and to true where it wants truth values and the number is not 0.
+    pub(crate) fn fill(&mut self, numbers: impl IntoIterator<Item = f64>) {
+        let numbers = numbers.into_iter();
+        match &mut self.elements {
+            Elements::F32(to) => to.iter_mut().zip(numbers).for_each(|(to, x)| *to = x as f32),
+            Elements::F16(to) => to.iter_mut().zip(numbers).for_each(|(to, x)| *to = f16::from_f64(x)),
+            Elements::F64(to) => to.iter_mut().zip(numbers).for_each(|(to, x)| *to = x),
+            Elements::I64(to) => {
+                to.iter_mut().zip(numbers).for_each(|(to, x)| *to = x.round_ties_even() as i64)
+            }
+            Elements::I32(to) => {
+                to.iter_mut().zip(numbers).for_each(|(to, x)| *to = x.round_ties_even() as i32)
+            }
+            Elements::Bool(to) => to.iter_mut().zip(numbers).for_each(|(to, x)| *to = x != 0.0),
+        }
+    }
+
+    /// As [`Session::run`](crate::engine::Session::run) takes it.
+    pub(crate) fn input(&self) -> (&str, TensorRef<'_>) {
+        let shape = &self.shape[..];
+        let tensor = match &self.elements {
+            Elements::F32(data) => TensorRef::new(shape, &data[..]),
+            Elements::F16(data) => TensorRef::new(shape, &data[..]),
+            Elements::F64(data) => TensorRef::new(shape, &data[..]),
+            Elements::I64(data) => TensorRef::new(shape, &data[..]),
+            Elements::I32(data) => TensorRef::new(shape, &data[..]),
+            Elements::Bool(data) => TensorRef::new(shape, &data[..]),
+        };
+        (&self.name, tensor)
+    }
+}
+
+/// Feeds for the inputs that are the same at every run: the exporter's switches, and masks of tokens that all count.
+pub(crate) fn constants(signature: &Signature, batch: usize, tokens: usize) -> Result<Vec<Feed>, Error> {
+    let mut feeds = Vec::new();
+    for Binding { port, role, .. } in &signature.inputs {
+        let fixed = |dim: &Dim| if let Dim::Fixed(size) = dim { *size } else { 1 };
+        let shape: Vec<usize> = port.dims.iter().map(fixed).collect();
+        match role {
+            Role::On => feeds.push(Feed::of(port, &shape, repeat(1.0))?),
+            Role::Off => feeds.push(Feed::zeros(port, &shape)?),
+            Role::Mask => feeds.push(Feed::of(port, &[batch, tokens], repeat(1.0))?),
+            _ => {}
+        }
+    }
+    Ok(feeds)
+}
+
+/// How a graph's batch is filled: which of `count` things go into each run. A graph of a fixed batch that is larger
+/// than what is left gets the last thing again.
+pub(crate) fn runs(port: &Port, count: usize) -> Vec<Vec<usize>> {
+    let batch = match port.dims.first() {
+        Some(Dim::Fixed(batch)) => (*batch).max(1),
+        _ => count,
+    };
+    let starts = (0..count).step_by(batch.max(1));
+    starts.map(|start| (start..start + batch).map(|index| index.min(count - 1)).collect()).collect()
+}
