@@ -1,20 +1,23 @@
 //! Graphs: ONNX models whose parameters are declared but stored without data, and their binding to weights by name.
 //! It knows nothing of sessions.
 
+mod file;
 pub mod proto;
 
 use std::cmp::Reverse;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use prost::Message;
 
+use self::file::Skeleton;
 use self::proto::{
     AttributeProto, DimensionValue, GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto,
     TypeValue, ValueInfoProto,
 };
-use crate::weights::{Dtype, Weights};
+use crate::weights::{Dtype, Stored, Weights};
 use crate::{Error, ErrorKind};
 
 /// The `location` of a parameter that has no data yet.
@@ -76,6 +79,8 @@ pub struct Parameter {
     pub dtype: Dtype,
     /// Its size in elements, outermost dimension first.
     pub shape: Vec<usize>,
+    /// Whether the graph takes it as `[in, out]`, where the reference implementation has `[out, in]`.
+    transposed: bool,
     /// Index into the initializers.
     initializer: usize,
 }
@@ -100,14 +105,12 @@ impl Graph {
     /// of a known type and rank.
     pub fn decode(name: impl Into<String>, bytes: &[u8]) -> Result<Self, Error> {
         let name = name.into();
+        let (model, graph) = decode(&name, bytes)?;
+        Self::of(name, model, graph)
+    }
+
+    fn of(name: String, model: ModelProto, graph: GraphProto) -> Result<Self, Error> {
         let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{name}: {problem}"));
-        let mut model = ModelProto::decode(bytes).map_err(|error| {
-            refuse(format!("expected an ONNX model, got {} other bytes", bytes.len())).source(error)
-        })?;
-        let graph = model
-            .graph
-            .take()
-            .ok_or_else(|| refuse("expected an ONNX model, got one without a graph".into()))?;
 
         let initialized: HashSet<&str> = graph.initializer.iter().map(TensorProto::name).collect();
         // Before IR version 4 a model listed its initializers among its inputs.
@@ -129,6 +132,56 @@ impl Graph {
             }
         }
         Ok(Self { name, model, graph, inputs, outputs, parameters })
+    }
+
+    /// Opens a ready-made ONNX file: its graph, and the weights in it and in the files beside it that it names, where
+    /// they lie.
+    ///
+    /// Matrices that an exporter turned and renamed (`onnx::MatMul_1234`) get the name back under which the reference
+    /// implementation keeps them, where the node that multiplies by them tells it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] when the file is not an ONNX model, or data is missing or lies outside the file's folder.
+    pub fn open(name: impl Into<String>, path: &Path) -> Result<(Self, Weights), Error> {
+        let name = name.into();
+        let place = path.display();
+        let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{place}: {problem}"));
+        let skeleton = Skeleton::read(path)
+            .map_err(|error| Error::new(ErrorKind::Model, place.to_string()).source(error))?;
+        let (model, mut graph) = decode(&place.to_string(), &skeleton.bytes)?;
+        let mut weights = Weights::default();
+        let mut files: HashMap<PathBuf, usize> = HashMap::new();
+        for (tensor, data) in graph.initializer.iter_mut().zip(skeleton.data) {
+            let (file, offset_bytes) = match data {
+                Some((offset_bytes, len_bytes)) => {
+                    check_len(tensor, Some(len_bytes)).map_err(refuse)?;
+                    (path.to_owned(), offset_bytes)
+                }
+                None if tensor.data_location() == proto::EXTERNAL => {
+                    let (location, offset_bytes) = external(tensor).map_err(refuse)?;
+                    (path.with_file_name(location), offset_bytes)
+                }
+                None => continue,
+            };
+            let index = match files.get(&file) {
+                Some(index) => *index,
+                None => {
+                    let index = weights.map(&file)?;
+                    files.insert(file, index);
+                    index
+                }
+            };
+            let Parameter { name, dtype, shape, .. } = declared(0, tensor).map_err(refuse)?;
+            weights.insert(&name, dtype, &shape, index, offset_bytes)?;
+            tensor.data_location = Some(proto::EXTERNAL);
+            tensor.external_data = vec![entry("location", OPEN_LOCATION.into())];
+        }
+        let (weights, turned) = recover_names(&mut graph, weights)?;
+        let mut graph = Self::of(name, model, graph)?;
+        for parameter in &mut graph.parameters {
+            parameter.transposed = turned.contains(&parameter.name);
+        }
+        Ok((graph, weights))
     }
 
     /// What the graph is fed.
@@ -173,7 +226,8 @@ impl Graph {
         for (parameter, weight) in found {
             let wanted = &parameter.name;
             let mut stored_shape = parameter.shape.clone();
-            if weight.is_transposed() {
+            let is_turned = weight.is_transposed() != parameter.transposed;
+            if is_turned {
                 stored_shape.reverse();
             }
             // A 1x1 convolution is a linear layer, and a bias of one number per channel a column: the same bytes.
@@ -184,7 +238,7 @@ impl Graph {
                     weight.shape()
                 )));
             }
-            if weight.is_transposed() {
+            if is_turned {
                 transpose(&mut graph, wanted).map_err(refuse)?;
                 graph.initializer[parameter.initializer].dims.reverse();
             }
@@ -231,6 +285,17 @@ pub struct BoundGraph {
     pub(crate) weights: Arc<Weights>,
 }
 
+/// A model and its graph; `place` is for messages.
+fn decode(place: &str, bytes: &[u8]) -> Result<(ModelProto, GraphProto), Error> {
+    let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{place}: {problem}"));
+    let mut model = ModelProto::decode(bytes).map_err(|error| {
+        refuse(format!("expected an ONNX model, got {} other bytes", bytes.len())).source(error)
+    })?;
+    let graph =
+        model.graph.take().ok_or_else(|| refuse("expected an ONNX model, got one without a graph".into()))?;
+    Ok((model, graph))
+}
+
 fn port(info: &ValueInfoProto) -> Result<Port, String> {
     let name = checked_name(info.name())?;
     let Some(TypeValue::TensorType(tensor)) = info.r#type.as_ref().and_then(|kind| kind.value.as_ref())
@@ -257,11 +322,94 @@ fn parameter(initializer: usize, tensor: &TensorProto) -> Result<Parameter, Stri
     if location != OPEN_LOCATION {
         return Err(format!("{name}: expected no data ({OPEN_LOCATION:?}), got data in file {location:?}"));
     }
+    declared(initializer, tensor)
+}
+
+fn declared(initializer: usize, tensor: &TensorProto) -> Result<Parameter, String> {
+    let name = checked_name(tensor.name())?;
     let dtype = dtype(tensor.data_type()).map_err(|problem| format!("{name}: {problem}"))?;
     let sizes = tensor.dims.iter().map(|&size| {
         usize::try_from(size).map_err(|_| format!("{name}: dimension: expected a size, got {size}"))
     });
-    Ok(Parameter { shape: sizes.collect::<Result<_, _>>()?, name, dtype, initializer })
+    let shape = sizes.collect::<Result<_, _>>()?;
+    Ok(Parameter { shape, name, dtype, transposed: false, initializer })
+}
+
+/// Whether data of this many bytes (unless that is left open) is what a tensor's type and shape need.
+fn check_len(tensor: &TensorProto, len_bytes: Option<u64>) -> Result<(), String> {
+    let Parameter { name, dtype, shape, .. } = declared(0, tensor)?;
+    let needed = shape.iter().try_fold(dtype.size_bytes(), |bytes, &dim| bytes.checked_mul(dim));
+    match (needed, len_bytes) {
+        (Some(_), None) => Ok(()),
+        (Some(needed), Some(got)) if needed as u64 == got => Ok(()),
+        (needed, got) => Err(format!(
+            "weight {name}: {dtype} {shape:?}: expected {} bytes of data, got {}",
+            needed.map_or("countable".into(), |needed| needed.to_string()),
+            got.unwrap_or_default()
+        )),
+    }
+}
+
+/// The file beside the graph in which a tensor's data lies, and the offset in it.
+fn external(tensor: &TensorProto) -> Result<(&str, u64), String> {
+    let name = tensor.name();
+    let value =
+        |key: &str| tensor.external_data.iter().find(|entry| entry.key() == key).map(|entry| entry.value());
+    let number = |key: &str| match value(key) {
+        Some(text) => text
+            .parse()
+            .map(Some)
+            .map_err(|_| format!("weight {name}: {key}: expected a number, got {text:?}")),
+        None => Ok(None),
+    };
+    let location = value("location").unwrap_or_default();
+    // A graph could name any file on the device.
+    let mut parts = Path::new(location).components();
+    if location.is_empty() || !parts.all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
+        return Err(format!("weight {name}: expected data in a file beside the graph, got {location:?}"));
+    }
+    check_len(tensor, number("length")?)?;
+    Ok((location, number("offset")?.unwrap_or(0)))
+}
+
+/// Gives matrices back the names that PyTorch's exporter took from them when it turned them: a node
+/// `/mid_block/attentions.0/to_q/MatMul` multiplies by `mid_block.attentions.0.to_q.weight`. Gives the names found.
+fn recover_names(graph: &mut GraphProto, weights: Weights) -> Result<(Weights, HashSet<String>), Error> {
+    let mut uses: HashMap<&str, usize> = HashMap::new();
+    for input in graph.node.iter().flat_map(|node| &node.input) {
+        *uses.entry(input).or_default() += 1;
+    }
+    let mut names: HashMap<String, String> = HashMap::new();
+    for node in graph.node.iter().filter(|node| node.op_type() == "MatMul" && node.input.len() == 2) {
+        let scope = node.name().strip_prefix('/').and_then(|name| name.strip_suffix("/MatMul"));
+        let (matrix, Some(scope)) = (&node.input[1], scope) else { continue };
+        let is_matrix = weights.get(matrix).is_some_and(|weight| weight.shape().len() == 2);
+        let name = format!("{}.weight", scope.replace('/', "."));
+        if is_matrix && uses[matrix.as_str()] == 1 && weights.get(&name).is_none() {
+            names.insert(matrix.clone(), name);
+        }
+    }
+    // Two nodes of one name would make two weights of one name.
+    let turned: HashSet<String> = names.values().cloned().collect();
+    if turned.len() < names.len() {
+        return Ok((weights, HashSet::new()));
+    }
+    let renamed = |name: &str| names.get(name).cloned();
+    for tensor in &mut graph.initializer {
+        if let Some(name) = renamed(tensor.name()) {
+            tensor.name = Some(name);
+        }
+    }
+    for input in graph.node.iter_mut().flat_map(|node| &mut node.input) {
+        if let Some(name) = renamed(input) {
+            *input = name;
+        }
+    }
+    let table = weights.iter().map(|(name, _)| match renamed(name) {
+        Some(canonical) => (canonical, Stored { name: name.to_owned(), rows: None, transposed: true }),
+        None => (name.to_owned(), Stored::whole(name)),
+    });
+    Ok((weights.select(table.collect::<Vec<_>>())?, turned))
 }
 
 /// Names end up in C strings.

@@ -213,6 +213,65 @@ impl Weights {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), TensorView { weights: self, tensor }))
     }
 
+    /// Maps a file whose tensors [`Weights::insert`] will name, and gives its index.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] when it cannot be read.
+    pub(crate) fn map(&mut self, path: &Path) -> Result<usize, Error> {
+        let place = path.display().to_string();
+        let unreadable = |error: io::Error| Error::new(ErrorKind::Model, place.clone()).source(error);
+        if !path.metadata().map_err(unreadable)?.is_file() {
+            return Err(Error::new(
+                ErrorKind::Model,
+                format!("{place}: expected a file, got something else"),
+            ));
+        }
+        let bytes = File::open(path).and_then(|file| Bytes::map(&file)).map_err(unreadable)?;
+        self.files.push(Arc::new(bytes));
+        Ok(self.files.len() - 1)
+    }
+
+    /// Names a tensor in a file that was mapped. One that does not lie where its elements may is copied.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] when the file ends before the tensor does.
+    pub(crate) fn insert(
+        &mut self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[usize],
+        file: usize,
+        offset_bytes: u64,
+    ) -> Result<(), Error> {
+        let refuse = |problem: String| Error::new(ErrorKind::Model, format!("weight {name}: {problem}"));
+        let bytes = &self.files[file];
+        let len_bytes = shape.iter().try_fold(dtype.size_bytes(), |bytes, &dim| bytes.checked_mul(dim));
+        let range = usize::try_from(offset_bytes).ok().zip(len_bytes).and_then(|(offset, len)| {
+            offset.checked_add(len).filter(|end| *end <= bytes.len()).map(|end| offset..end)
+        });
+        let Some(range) = range else {
+            return Err(refuse(format!(
+                "{dtype} {shape:?} from offset {offset_bytes}: expected data up to its end, got a file of {} bytes",
+                bytes.len()
+            ))
+            .help("the file is cut short: download or copy it again"));
+        };
+        if !(bytes.as_ptr() as usize + range.start).is_multiple_of(dtype.size_bytes()) {
+            let copy = bytes.copy(range);
+            return self.replace(name, dtype, shape, &copy);
+        }
+        let tensor = Tensor {
+            dtype,
+            shape: shape.to_vec(),
+            transposed: false,
+            file,
+            offset_bytes: range.start,
+            len_bytes: range.len(),
+        };
+        self.tensors.insert(name.to_owned(), tensor);
+        Ok(())
+    }
+
     /// The tensors of these names, each taken from one stored here; nothing is copied, and the files are shared.
     ///
     /// # Errors
