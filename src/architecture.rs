@@ -2,3 +2,4 @@
 //! It knows the published networks, and nothing of files, weights' values or sessions.
 
 mod builder;
+pub mod unet;

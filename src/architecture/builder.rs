@@ -277,15 +277,38 @@ impl Builder {
         epsilon: f64,
     ) -> Value {
         let shape = self.sizes(x, 0, 4);
-        let grouped = self.reshape(x, &[0, groups as i64, -1]);
-        let (ones, zeros) = (self.floats(&vec![1.0; groups]), self.floats(&vec![0.0; groups]));
-        let epsilon = [("epsilon", Attribute::Float(epsilon as f32))];
-        let normal = self.op("InstanceNormalization", &[&grouped, &ones, &zeros], &epsilon);
+        let normal = self.groups_normal(x, groups, epsilon);
         let normal = self.op("Reshape", &[&normal, &shape], &[]);
         let scale = self.weight(&format!("{name}.weight"), &[channels, 1, 1]);
         let shift = self.weight(&format!("{name}.bias"), &[channels, 1, 1]);
         let scaled = self.mul(&normal, &scale);
         self.add(&scaled, &shift)
+    }
+
+    /// The same, but with the picture's cells as tokens: `[batch, height * width, channels]`.
+    pub(super) fn group_norm_tokens(
+        &mut self,
+        x: &Value,
+        name: &str,
+        channels: usize,
+        groups: usize,
+        epsilon: f64,
+    ) -> Value {
+        let normal = self.groups_normal(x, groups, epsilon);
+        let planes = self.reshape(&normal, &[0, channels as i64, -1]);
+        let tokens = self.transpose(&planes, &[0, 2, 1]);
+        let scale = self.weight(&format!("{name}.weight"), &[channels]);
+        let shift = self.weight(&format!("{name}.bias"), &[channels]);
+        let scaled = self.mul(&tokens, &scale);
+        self.add(&scaled, &shift)
+    }
+
+    /// `[batch, groups, elements]`, each group with mean 0 and variance 1.
+    fn groups_normal(&mut self, x: &Value, groups: usize, epsilon: f64) -> Value {
+        let grouped = self.reshape(x, &[0, groups as i64, -1]);
+        let (ones, zeros) = (self.floats(&vec![1.0; groups]), self.floats(&vec![0.0; groups]));
+        let epsilon = [("epsilon", Attribute::Float(epsilon as f32))];
+        self.op("InstanceNormalization", &[&grouped, &ones, &zeros], &epsilon)
     }
 
     /// Layer normalisation over the last dimension (Ba et al. 2016) by `{name}.weight` and `{name}.bias`.
