@@ -1,6 +1,8 @@
 //! Text to token ids, as CLIP-style text encoders want them: a fixed length, with known ends and padding.
 //! It knows nothing of where a tokenizer is stored, nor of what encodes the ids.
 
+mod clip;
+
 use crate::{Error, ErrorKind};
 
 /// The longest context that is believed, in tokens; CLIP's is 77.
@@ -34,33 +36,40 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
+    /// CLIP's tokenizer, which is part of the program: 49,408 tokens, of which the last two, 49406 and 49407, start and
+    /// end a prompt.
+    ///
+    /// It is transformers' `CLIPTokenizer`, but for one thing: where that pads with `!`, it takes every `!` in a prompt
+    /// for padding. The models were trained with a tokenizer that does not.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_bytes`].
+    pub fn clip(context: usize, special: SpecialTokens) -> Result<Self, Error> {
+        Self::new(clip::embedded()?, context, special)
+    }
+
+    /// Reads the contents of the `vocab.json` and `merges.txt` of a CLIP tokenizer, as diffusers folders have them.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_bytes`]; also for merges of tokens that the vocabulary lacks.
+    pub fn from_vocabulary(
+        vocab_json: &[u8],
+        merges_txt: &[u8],
+        context: usize,
+        special: SpecialTokens,
+    ) -> Result<Self, Error> {
+        Self::new(clip::from_files(vocab_json, merges_txt)?, context, special)
+    }
+
     /// Reads the contents of a `tokenizer.json`, for contexts of `context` tokens, both ends included.
     ///
     /// The file's own truncation, padding and special tokens are left unused, because they may differ from
     /// what the model was trained with. [`ErrorKind::Model`] for anything that is not a tokenizer, for a context
     /// too short or absurdly long, and for a special token that the tokenizer does not have.
     pub fn from_bytes(bytes: &[u8], context: usize, special: SpecialTokens) -> Result<Self, Error> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
+        let inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|error| Error::new(ErrorKind::Model, "tokenizer: not a tokenizer.json").source(error))?;
-        inner.with_padding(None);
-        inner.with_truncation(None).map_err(|error| {
-            Error::new(ErrorKind::Internal, "tokenizer: truncation cannot be switched off").source(error)
-        })?;
-        if !(2..=MAX_CONTEXT).contains(&context) {
-            return Err(Error::new(
-                ErrorKind::Model,
-                format!("tokenizer: expected a context of 2 to {MAX_CONTEXT} tokens, got {context}"),
-            ));
-        }
-        for (name, id) in [("bos", special.bos), ("eos", special.eos), ("pad", special.pad)] {
-            if inner.id_to_token(id).is_none() {
-                return Err(Error::new(
-                    ErrorKind::Model,
-                    format!("tokenizer: {name}: expected a token with id {id}, got none"),
-                ));
-            }
-        }
-        Ok(Self { inner, context, special })
+        Self::new(inner, context, special)
     }
 
     /// The ids of a prompt, and what of it did not fit; [`ErrorKind::Usage`] for a prompt with NUL.
@@ -83,6 +92,28 @@ impl Tokenizer {
         let ends = std::iter::once(self.special.eos).chain(std::iter::repeat(self.special.pad));
         let ids = std::iter::once(self.special.bos).chain(kept).chain(ends).take(self.context);
         Ok(Encoded { ids: ids.map(i64::from).collect(), cut })
+    }
+
+    fn new(mut inner: tokenizers::Tokenizer, context: usize, special: SpecialTokens) -> Result<Self, Error> {
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|error| {
+            Error::new(ErrorKind::Internal, "tokenizer: truncation cannot be switched off").source(error)
+        })?;
+        if !(2..=MAX_CONTEXT).contains(&context) {
+            return Err(Error::new(
+                ErrorKind::Model,
+                format!("tokenizer: expected a context of 2 to {MAX_CONTEXT} tokens, got {context}"),
+            ));
+        }
+        for (name, id) in [("bos", special.bos), ("eos", special.eos), ("pad", special.pad)] {
+            if inner.id_to_token(id).is_none() {
+                return Err(Error::new(
+                    ErrorKind::Model,
+                    format!("tokenizer: {name}: expected a token with id {id}, got none"),
+                ));
+            }
+        }
+        Ok(Self { inner, context, special })
     }
 }
 
@@ -174,6 +205,94 @@ mod tests {
         let tokenizer = Tokenizer::from_bytes(&file, 4, SPECIAL).unwrap();
         let encoded = tokenizer.encode("aéa").unwrap();
         assert_eq!(encoded, Encoded { ids: vec![0, 3, 4, 1], cut: Some("éa".into()) });
+    }
+
+    /// CLIP with the padding of SD 1 (`eos`) or that of OpenCLIP (`!`, whose id is 0).
+    fn clip(context: usize, pad: u32) -> Tokenizer {
+        Tokenizer::clip(context, SpecialTokens { bos: 49406, eos: 49407, pad }).unwrap()
+    }
+
+    #[test]
+    fn clip_cuts_at_characters_as_they_were_typed() {
+        let mut tokenizer = clip(2, 49407);
+        let mut cut = |prompt, room| {
+            tokenizer.context = room + 2;
+            tokenizer.encode(prompt).unwrap().cut
+        };
+        assert_eq!(cut("A Red \t Fox, PAINTED", 2), Some("Fox, PAINTED".into()));
+        // Composed by the tokenizer, and as typed again afterwards.
+        assert_eq!(cut("cafe\u{301} cre\u{300}me", 1), Some("cre\u{300}me".into()));
+        // One character of three tokens, of which two had room.
+        assert_eq!(cut("龘 a", 3), Some("a".into()));
+        assert_eq!(cut("龘 a", 2), Some("龘 a".into()));
+        assert_eq!(cut("don't stop", 2), Some("stop".into()));
+        assert_eq!(cut("a<|endoftext|>b c", 2), Some("b c".into()));
+        assert_eq!(cut("a red fox", 3), None);
+    }
+
+    #[test]
+    fn a_very_long_prompt_is_cut_too() {
+        let tokenizer = clip(77, 0);
+        for unit in ["a", "fox ", "!", "7", "é"] {
+            let prompt = unit.repeat(10_000);
+            let encoded = tokenizer.encode(&prompt).unwrap();
+            assert_eq!((encoded.ids.len(), encoded.ids[76]), (77, 49407));
+            assert!(encoded.cut.is_some_and(|cut| cut.len() > prompt.len() / 2), "{unit}");
+        }
+    }
+
+    /// A vocabulary that can only spell "ab" and "abc".
+    const VOCABULARY: &str = r#"{"a": 0, "b": 1, "b</w>": 2, "c</w>": 3, "ab": 4, "ab</w>": 5, "abc</w>": 6, "<|startoftext|>": 7, "<|endoftext|>": 8}"#;
+    const MERGES: &str = "#version: 0.2\na b\na b</w>\nab c</w>\n";
+
+    fn vocabulary(vocab_json: &[u8], merges_txt: &[u8]) -> Result<Tokenizer, Error> {
+        Tokenizer::from_vocabulary(vocab_json, merges_txt, 6, SpecialTokens { bos: 7, eos: 8, pad: 8 })
+    }
+
+    #[test]
+    fn a_folders_vocabulary_and_merges_are_a_tokenizer() {
+        for merges in [MERGES, &MERGES.replace('\n', "\r\n")] {
+            let tokenizer = vocabulary(VOCABULARY.as_bytes(), merges.as_bytes()).unwrap();
+            // What cannot be spelt is the end of the text, as in transformers.
+            assert_eq!(tokenizer.encode("AB abc x").unwrap().ids, [7, 5, 6, 8, 8, 8]);
+        }
+    }
+
+    #[test]
+    fn hostile_vocabularies_and_merges_are_model_errors() {
+        let (vocab, merges) = (VOCABULARY.as_bytes(), MERGES.as_bytes());
+        let replaced = |from: &str, to: &str| {
+            assert!(VOCABULARY.contains(from));
+            VOCABULARY.replace(from, to).into_bytes()
+        };
+        let long = ["x"; 100_000].concat();
+        let hostile: [(&str, &[u8], &[u8], &str); 14] = [
+            ("empty_vocabulary_file", b"", merges, "vocab.json: EOF"),
+            ("vocabulary_of_another_kind", b"[1, 2]", merges, "expected an object of tokens"),
+            ("truncated_vocabulary", &vocab[..40], merges, "vocab.json: EOF"),
+            ("vocabulary_not_text", b"{\"\xff\": 1}", merges, "vocab.json: invalid unicode"),
+            ("negative_id", &replaced("\"a\": 0", "\"a\": -1"), merges, "integer `-1`"),
+            ("absurd_id", &replaced("\"a\": 0", "\"a\": 4294967296"), merges, "integer `4294967296`"),
+            ("two_tokens_of_one_id", &replaced("\"a\": 0", "\"a\": 1"), merges, "id 1: got two tokens"),
+            ("one_token_of_two_ids", &replaced("\"a\": 0", "\"a\": 0, \"a\": 9"), merges, "ids 0 and 9"),
+            ("no_start", &replaced("<|startoftext|>", "x"), merges, "expected the token <|startoftext|>"),
+            ("no_end", &replaced("<|endoftext|>", "x"), merges, "expected the token <|endoftext|>"),
+            ("merges_not_text", vocab, b"a \xff", "merges.txt: expected text"),
+            (
+                "merge_of_three",
+                vocab,
+                b"#version\na b\na b c\n",
+                "merges.txt: line 3: expected two tokens, got a b c",
+            ),
+            ("merge_of_one", vocab, long.as_bytes(), "merges.txt: line 1: expected two tokens, got xxx"),
+            ("merge_of_unknown_tokens", vocab, b"b a\n", "`ba` out of vocabulary"),
+        ];
+        for (name, vocab_json, merges_txt, message) in hostile {
+            let error = vocabulary(vocab_json, merges_txt).err().expect(name);
+            assert_eq!(error.kind(), ErrorKind::Model, "{name}");
+            let text = error.to_string();
+            assert!(text.contains(message) && text.len() < 200, "{name}: {text}");
+        }
     }
 
     #[test]
