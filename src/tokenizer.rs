@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn clip_cuts_at_characters_as_they_were_typed() {
         let mut tokenizer = clip(2, 49407);
-        let mut cut = |prompt, room| {
+        let mut cut = |prompt, room: usize| {
             tokenizer.context = room + 2;
             tokenizer.encode(prompt).unwrap().cut
         };
