@@ -1,0 +1,317 @@
+"""What the families look like as published folders, narrowed: the fields and numbers of the published configs, with
+fewer channels, CLIP layers and transformer layers.
+
+Channels stay multiples of 32 (the group norm's groups); where the published heads are 64 wide they are so here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from checkpoints import original
+from checkpoints.original import Row, Shapes
+
+Json = dict[str, Any]
+
+OLD = "0.6.0"
+NEW = "0.24.0.dev0"
+CLIP, CLIP_PROJECTION = "CLIPTextModel", "CLIPTextModelWithProjection"
+DOWN, CROSS_DOWN, UP, CROSS_UP = "DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"
+BETAS: Json = {
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "num_train_timesteps": 1000,
+    "trained_betas": None,
+}
+
+
+@dataclass
+class Family:
+    """One family: its folder, and how pictures are asked of it."""
+
+    name: str
+    pipeline: str
+    unet: Json
+    vae: Json
+    scheduler: Json
+    text: dict[str, Json]
+    tokenizer: dict[str, Json]
+    # The component that turns its last layer's input, not its output, into the context.
+    penultimate: bool = False
+    # Entries of model_index.json beside the components.
+    index: Json = field(default_factory=dict)
+    low_res_scheduler: Json | None = None
+    # "ldm" or "sgm": which prefixes the single file gives its text encoders; None: nobody publishes one.
+    single_file: str | None = None
+    # VAE folders older than diffusers 0.12 name their attention differently.
+    old_vae_names: bool = False
+    vae_class: str = "AutoencoderKL"
+
+    @property
+    def model_index(self) -> Json:
+        index: Json = {
+            "_class_name": self.pipeline,
+            "_diffusers_version": self.unet["_diffusers_version"],
+            **self.index,
+        }
+        index |= {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", self.vae_class]}
+        index["scheduler"] = ["diffusers", self.scheduler["_class_name"]]
+        if self.low_res_scheduler is not None:
+            index["low_res_scheduler"] = ["diffusers", self.low_res_scheduler["_class_name"]]
+        index |= {name: ["transformers", config["architectures"][0]] for name, config in self.text.items()}
+        index |= {name: ["transformers", "CLIPTokenizer"] for name in self.tokenizer}
+        if "text_encoder" not in self.text:
+            index |= {"text_encoder": [None, None], "tokenizer": [None, None]}
+        return dict(sorted(index.items()))
+
+    def original_rows(self, shapes: Mapping[str, Shapes]) -> list[Row] | None:
+        """The rows of the single file; `shapes` of every component by diffusers name."""
+        if self.single_file is None:
+            return None
+        rows = original.unet_rows(shapes["unet"], self.unet)
+        rows += original.vae_rows(shapes["vae"], len(self.vae["block_out_channels"]))
+        if self.single_file == "ldm":
+            rows += original.schedule_rows()
+            rows.append(("model_ema.decay", [], "extra", ["F32", "weights"]))
+            rows.append(("model_ema.num_updates", [], "extra", ["I32", "zeros"]))
+            if self.low_res_scheduler is not None:
+                rows += original.schedule_rows("low_scale_model.")
+        else:
+            rows.append(("denoiser.sigmas", [1000], "extra", ["F32", "weights"]))
+        for position, (component, config) in enumerate(self.text.items()):
+            open_clip = config["hidden_act"] == "gelu"
+            stage = "cond_stage_model" if self.single_file == "ldm" else f"conditioner.embedders.{position}"
+            if open_clip:
+                dropped = config["architectures"] == [CLIP]
+                prefix = f"{stage}.model."
+                rows += original.open_clip_rows(shapes[component], component, prefix, last_layer_unused=dropped)
+            else:
+                rows += original.clip_rows(shapes[component], component, f"{stage}.transformer.")
+        return rows
+
+
+def clip(width: int, layers: int, *, act: str, kind: str, version: str, projection: int) -> Json:
+    return {
+        "architectures": [kind],
+        "attention_dropout": 0.0,
+        "bos_token_id": 0,
+        "dropout": 0.0,
+        # transformers wrote 2 for all of them; it means "the largest token", not token 2.
+        "eos_token_id": 2,
+        "hidden_act": act,
+        "hidden_size": width,
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
+        "intermediate_size": 4 * width,
+        "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 77,
+        "model_type": "clip_text_model",
+        "num_attention_heads": width // 64,
+        "num_hidden_layers": layers,
+        "pad_token_id": 1,
+        "projection_dim": projection,
+        "torch_dtype": "float32",
+        "transformers_version": version,
+        "vocab_size": 49408,
+    }
+
+
+def special(content: str) -> Json:
+    return {"content": content, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+
+
+def tokenizer(pad: str) -> Json:
+    """tokenizer_config.json and special_tokens_map.json, as published."""
+    start, end = special("<|startoftext|>"), special("<|endoftext|>")
+    return {
+        "tokenizer_config.json": {
+            "add_prefix_space": False,
+            "bos_token": {"__type": "AddedToken", **start},
+            "do_lower_case": True,
+            "eos_token": {"__type": "AddedToken", **end},
+            "errors": "replace",
+            "model_max_length": 77,
+            "pad_token": pad,
+            "tokenizer_class": "CLIPTokenizer",
+            "unk_token": {"__type": "AddedToken", **end},
+        },
+        "special_tokens_map.json": {"bos_token": start, "eos_token": end, "pad_token": pad, "unk_token": end},
+    }
+
+
+def vae(**changes: Any) -> Json:
+    config: Json = {
+        "_class_name": "AutoencoderKL",
+        "_diffusers_version": OLD,
+        "act_fn": "silu",
+        "block_out_channels": [32, 64, 64, 64],
+        "in_channels": 3,
+        "latent_channels": 4,
+        "layers_per_block": 2,
+        "norm_num_groups": 32,
+        "out_channels": 3,
+        "sample_size": 512,
+        **changes,
+    }
+    blocks = len(config["block_out_channels"])
+    config["down_block_types"] = ["DownEncoderBlock2D"] * blocks
+    config["up_block_types"] = ["UpDecoderBlock2D"] * blocks
+    return config
+
+
+def unet(version: str, down: list[str], up: list[str], **changes: Any) -> Json:
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "_diffusers_version": version,
+        "act_fn": "silu",
+        "center_input_sample": False,
+        "down_block_types": down,
+        "downsample_padding": 1,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "in_channels": 4,
+        "layers_per_block": 2,
+        "mid_block_scale_factor": 1,
+        "norm_eps": 1e-05,
+        "norm_num_groups": 32,
+        "out_channels": 4,
+        "up_block_types": up,
+        **changes,
+    }
+
+
+SD_DOWN, SD_UP = [CROSS_DOWN, CROSS_DOWN, CROSS_DOWN, DOWN], [UP, CROSS_UP, CROSS_UP, CROSS_UP]
+SD1_TEXT = {"text_encoder": clip(64, 3, act="quick_gelu", kind=CLIP, version="4.22.0.dev0", projection=768)}
+SD1_TOKENIZER = {"tokenizer": tokenizer("<|endoftext|>")}
+SD1_INDEX: Json = {
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+}
+
+
+def sd1_unet(**changes: Any) -> Json:
+    channels = [32, 64, 96, 96]
+    heads: Json = {"attention_head_dim": 8, "cross_attention_dim": 64, "sample_size": 64}
+    return unet(OLD, SD_DOWN, SD_UP, block_out_channels=channels, **{**heads, **changes})
+
+
+def sd2_unet(**changes: Any) -> Json:
+    return unet(
+        "0.8.0",
+        SD_DOWN,
+        SD_UP,
+        **{
+            "attention_head_dim": [1, 1, 2, 2],
+            "block_out_channels": [64, 64, 128, 128],
+            "cross_attention_dim": 64,
+            "dual_cross_attention": False,
+            "only_cross_attention": False,
+            "num_class_embeds": None,
+            "sample_size": 64,
+            "use_linear_projection": True,
+            **changes,
+        },
+    )
+
+
+# Two layers of the three that OpenCLIP's file has.
+SD2_TEXT = {"text_encoder": clip(64, 2, act="gelu", kind=CLIP, version="4.25.0.dev0", projection=512)}
+SD2_TOKENIZER = {"tokenizer": tokenizer("!")}
+SD2_INDEX: Json = {"feature_extractor": [None, None], "safety_checker": [None, None], "requires_safety_checker": False}
+SD_SCHEDULER: Json = {
+    "_diffusers_version": "0.8.0",
+    **BETAS,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+}
+PNDM: Json = {"_class_name": "PNDMScheduler", **SD_SCHEDULER}
+TURBO: Json = {
+    **SD_SCHEDULER,
+    "interpolation_type": "linear",
+    "prediction_type": "epsilon",
+    "sample_max_value": 1.0,
+    "timestep_spacing": "trailing",
+    "use_karras_sigmas": False,
+}
+
+XL_TEXT = {
+    "text_encoder": clip(64, 2, act="quick_gelu", kind=CLIP, version="4.32.0.dev0", projection=768),
+    "text_encoder_2": clip(128, 3, act="gelu", kind=CLIP_PROJECTION, version="4.32.0.dev0", projection=128),
+}
+XL_TOKENIZER = {"tokenizer": tokenizer("<|endoftext|>"), "tokenizer_2": tokenizer("!")}
+XL_VAE = vae(_diffusers_version="0.20.0.dev0", force_upcast=True, sample_size=1024, scaling_factor=0.13025)
+XL_SCHEDULER: Json = {**TURBO, "_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
+
+
+def xl_unet(**changes: Any) -> Json:
+    """As diffusers 0.24 writes it: with every field."""
+    return unet(
+        NEW,
+        [DOWN, CROSS_DOWN, CROSS_DOWN],
+        [CROSS_UP, CROSS_UP, UP],
+        **{
+            "addition_embed_type": "text_time",
+            "addition_embed_type_num_heads": 64,
+            "addition_time_embed_dim": 256,
+            "attention_head_dim": [1, 1, 2],
+            "attention_type": "default",
+            "block_out_channels": [64, 64, 128],
+            "class_embed_type": None,
+            "class_embeddings_concat": False,
+            "conv_in_kernel": 3,
+            "conv_out_kernel": 3,
+            "cross_attention_dim": 192,
+            "cross_attention_norm": None,
+            "dropout": 0.0,
+            "dual_cross_attention": False,
+            "encoder_hid_dim": None,
+            "encoder_hid_dim_type": None,
+            "mid_block_only_cross_attention": None,
+            "mid_block_type": "UNetMidBlock2DCrossAttn",
+            "num_attention_heads": None,
+            "num_class_embeds": None,
+            "only_cross_attention": False,
+            "projection_class_embeddings_input_dim": 128 + 6 * 256,
+            "resnet_out_scale_factor": 1.0,
+            "resnet_skip_time_act": False,
+            "resnet_time_scale_shift": "default",
+            "reverse_transformer_layers_per_block": None,
+            "sample_size": 128,
+            "time_cond_proj_dim": None,
+            "time_embedding_act_fn": None,
+            "time_embedding_dim": None,
+            "time_embedding_type": "positional",
+            "timestep_post_act": None,
+            "transformer_layers_per_block": [1, 1, 2],
+            "upcast_attention": None,
+            "use_linear_projection": True,
+            **changes,
+        },
+    )
+
+
+def families() -> list[Family]:
+    sd1: Json = {"text": SD1_TEXT, "tokenizer": SD1_TOKENIZER, "index": SD1_INDEX}
+    sd2: Json = {"text": SD2_TEXT, "tokenizer": SD2_TOKENIZER, "index": SD2_INDEX}
+    xl: Json = {"text": XL_TEXT, "tokenizer": XL_TOKENIZER, "penultimate": True}
+    xl_index: Json = {"force_zeros_for_empty_prompt": True, "add_watermarker": None}
+    sd_pipeline, xl_pipeline = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
+    return [
+        Family("sd15", sd_pipeline, sd1_unet(), vae(), PNDM, single_file="ldm", old_vae_names=True, **sd1),
+        Family(
+            "sd21",
+            sd_pipeline,
+            sd2_unet(sample_size=96, upcast_attention=True),
+            vae(sample_size=768),
+            {**SD_SCHEDULER, "_class_name": "DDIMScheduler", "prediction_type": "v_prediction"},
+            single_file="ldm",
+            old_vae_names=True,
+            **sd2,
+        ),
+        Family("sdxl", xl_pipeline, xl_unet(), XL_VAE, XL_SCHEDULER, index=xl_index, single_file="sgm", **xl),
+    ]
