@@ -32,22 +32,33 @@ pub(super) enum Attribute<'a> {
     Text(&'a str),
 }
 
-/// The shape of a convolution; its padding is the same on all sides.
+/// The shape of a convolution.
 #[derive(Clone, Copy)]
 pub(super) struct Conv {
     pub(super) inputs: usize,
     pub(super) outputs: usize,
     pub(super) kernel: usize,
     pub(super) stride: usize,
-    pub(super) padding: usize,
+    /// Rows and columns of zeros: above, left, below, right.
+    pub(super) padding: [usize; 4],
     pub(super) bias: bool,
 }
 
 impl Conv {
     /// One that keeps the size of the picture: `kernel` is odd.
     pub(super) fn same(inputs: usize, outputs: usize, kernel: usize) -> Self {
-        Self { inputs, outputs, kernel, stride: 1, padding: kernel / 2, bias: true }
+        Self { inputs, outputs, kernel, stride: 1, padding: [kernel / 2; 4], bias: true }
     }
+}
+
+/// The dimensions of a batch of pictures or latents, whose height and width go by these names.
+pub(super) fn picture(channels: usize, height: &str, width: &str) -> [Dim; 4] {
+    [free("batch"), Dim::Fixed(channels), free(height), free(width)]
+}
+
+/// A dimension of any size that goes by this name.
+pub(super) fn free(name: &str) -> Dim {
+    Dim::Free(name.into())
 }
 
 /// A graph in the making.
@@ -205,6 +216,10 @@ impl Builder {
         self.op("Transpose", &[x], &[("perm", Attribute::Ints(order))])
     }
 
+    pub(super) fn cast(&mut self, x: &Value, dtype: Dtype) -> Value {
+        self.op("Cast", &[x], &[("to", Attribute::Int(onnx_code(dtype).into()))])
+    }
+
     /// The sizes of a tensor's dimensions `from..to`.
     pub(super) fn sizes(&mut self, x: &Value, from: i64, to: i64) -> Value {
         self.op("Shape", &[x], &[("start", Attribute::Int(from)), ("end", Attribute::Int(to))])
@@ -220,6 +235,10 @@ impl Builder {
         self.microsoft("QuickGelu", &[x], &[("alpha", Attribute::Float(alpha))])
     }
 
+    pub(super) fn relu(&mut self, x: &Value) -> Value {
+        self.op("Relu", &[x], &[])
+    }
+
     /// GELU by the error function.
     pub(super) fn gelu(&mut self, x: &Value) -> Value {
         self.op("Gelu", &[x], &[])
@@ -233,14 +252,14 @@ impl Builder {
         if bias {
             operands.push(self.weight(&format!("{name}.bias"), &[outputs]));
         }
-        let (kernel, stride, padding) = (kernel as i64, stride as i64, padding as i64);
+        let (kernel, stride) = (kernel as i64, stride as i64);
         self.op(
             "Conv",
             &operands.iter().collect::<Vec<_>>(),
             &[
                 ("kernel_shape", Attribute::Ints(&[kernel; 2])),
                 ("strides", Attribute::Ints(&[stride; 2])),
-                ("pads", Attribute::Ints(&[padding; 4])),
+                ("pads", Attribute::Ints(&padding.map(|size| size as i64))),
             ],
         )
     }
@@ -345,8 +364,13 @@ impl Builder {
 
     /// Doubles height and width of `[batch, channels, height, width]` by repeating pixels.
     pub(super) fn double(&mut self, x: &Value) -> Value {
+        self.enlarge(x, 2)
+    }
+
+    /// Enlarges height and width of `[batch, channels, height, width]` by repeating pixels.
+    pub(super) fn enlarge(&mut self, x: &Value, factor: usize) -> Value {
         let absent = Value(String::new());
-        let scales = self.floats(&[1.0, 1.0, 2.0, 2.0]);
+        let scales = self.floats(&[1.0, 1.0, factor as f32, factor as f32]);
         self.op(
             "Resize",
             &[x, &absent, &scales],
