@@ -2,6 +2,7 @@
 //! It knows the published networks, and nothing of files, weights' values or sessions.
 
 pub mod autoencoder_kl;
+pub mod autoencoder_tiny;
 mod builder;
 pub mod unet;
 
