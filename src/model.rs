@@ -3,6 +3,9 @@
 
 mod builtin;
 mod bundle;
+mod diffusers;
+mod onnx;
+mod traits;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -127,6 +130,12 @@ impl Model {
         }
         if path.join(manifest::FILE_NAME).exists() {
             return bundle::open(path);
+        }
+        if onnx::is_one(path) {
+            return onnx::open(path);
+        }
+        if path.join("unet/config.json").exists() {
+            return diffusers::open(path);
         }
         Err(Error::new(
             ErrorKind::Model,
@@ -264,8 +273,11 @@ impl TextEncoderPart {
     /// [`ErrorKind::Model`] when its files are not a tokenizer.
     pub fn tokenizer(&self, context: usize) -> Result<Tokenizer, Error> {
         match &self.vocabulary {
+            Vocabulary::Clip => Tokenizer::clip(context, self.special),
             Vocabulary::Json(json) => Tokenizer::from_bytes(json, context, self.special),
-            _ => Err(Error::new(ErrorKind::Internal, "tokenizer")),
+            Vocabulary::Merges { vocabulary, merges } => {
+                Tokenizer::from_vocabulary(vocabulary, merges, context, self.special)
+            }
         }
     }
 }

@@ -15,7 +15,6 @@ use super::traits::Traits;
 use super::{Model, Part, TextEncoderPart, Vocabulary, read};
 use crate::architecture::clip::States;
 use crate::architecture::{autoencoder_kl, autoencoder_tiny, clip, unet};
-use crate::checkpoint;
 use crate::graph::Graph;
 use crate::manifest::LatentSpace;
 use crate::prediction::Prediction;
@@ -57,7 +56,7 @@ pub(super) fn open(folder: &Path) -> Result<Model, Error> {
     }
     let (vae_encoder, vae_decoder, latents) = vae(&folder.join("vae"))?;
     let graph = unet.graph()?;
-    let part = part("unet", &folder.join("unet"), graph, |weights| Ok(weights))?;
+    let part = part("unet", &folder.join("unet"), graph, Ok)?;
 
     let traits = Traits {
         name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -99,7 +98,7 @@ fn text_encoder(
     let config = clip::Config::parse(&shown(&place), &read(&place)?)?;
     let states = if penultimate { States::Penultimate } else { States::Last };
     let graph = config.graph(states, pooled)?;
-    let part = part(name, folder, graph, checkpoint::clip_names)?;
+    let part = part(name, folder, graph, Ok)?;
     let (vocabulary, special, context) = tokenizer_of(tokenizer, config.max_position_embeddings)?;
     Ok(TextEncoderPart { part, vocabulary, special, context })
 }
@@ -132,12 +131,15 @@ fn vae(folder: &Path) -> Result<(Part, Part, LatentSpace), Error> {
         other => {
             return Err(Error::new(
                 ErrorKind::Model,
-                format!("{}: _class_name: expected AutoencoderKL or AutoencoderTiny, got {other}", shown(&place)),
+                format!(
+                    "{}: _class_name: expected AutoencoderKL or AutoencoderTiny, got {other}",
+                    shown(&place)
+                ),
             ));
         }
     };
-    let encoder = part("vae_encoder", folder, encoder, checkpoint::vae_names)?;
-    let decoder = part("vae_decoder", folder, decoder, checkpoint::vae_names)?;
+    let encoder = part("vae_encoder", folder, encoder, Ok)?;
+    let decoder = part("vae_decoder", folder, decoder, Ok)?;
     Ok((encoder, decoder, latents))
 }
 
@@ -149,14 +151,23 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
             if single.is_file() {
                 return Ok(vec![single]);
             }
-            let indices = [format!("{stem}{variant}.safetensors.index.json"), format!("{stem}.safetensors.index{variant}.json")];
-            if let Some(index) = indices.map(|name| folder.join(name)).into_iter().find(|path| path.is_file()) {
+            let indices = [
+                format!("{stem}{variant}.safetensors.index.json"),
+                format!("{stem}.safetensors.index{variant}.json"),
+            ];
+            if let Some(index) = indices.map(|name| folder.join(name)).into_iter().find(|path| path.is_file())
+            {
                 let shards: Shards = parse(&index)?;
                 let names: BTreeSet<String> = shards.weight_map.into_values().collect();
-                if let Some(name) = names.iter().find(|name| Path::new(name).file_name() != Some(name.as_ref())) {
+                if let Some(name) =
+                    names.iter().find(|name| Path::new(name).file_name() != Some(name.as_ref()))
+                {
                     return Err(Error::new(
                         ErrorKind::Model,
-                        format!("{}: weight_map: expected names of files beside it, got {name:?}", shown(&index)),
+                        format!(
+                            "{}: weight_map: expected names of files beside it, got {name:?}",
+                            shown(&index)
+                        ),
                     ));
                 }
                 return Ok(names.into_iter().map(|name| folder.join(name)).collect());
@@ -188,7 +199,10 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
 }
 
 /// The tokenizer in a folder, its marks, and the length of its prompts.
-fn tokenizer_of(folder: &Path, positions: usize) -> Result<(Vocabulary, SpecialTokens, usize), Error> {
+pub(super) fn tokenizer_of(
+    folder: &Path,
+    positions: usize,
+) -> Result<(Vocabulary, SpecialTokens, usize), Error> {
     let file = |name: &str| read(&folder.join(name)).map(Cow::Owned);
     let has = |name: &str| folder.join(name).is_file();
     let config: TokenizerConfig = match folder.join("tokenizer_config.json") {
@@ -206,13 +220,19 @@ fn tokenizer_of(folder: &Path, positions: usize) -> Result<(Vocabulary, SpecialT
     } else {
         return Err(Error::new(
             ErrorKind::Model,
-            format!("{}: expected a tokenizer.json, or a vocab.json and a merges.txt, got none", shown(folder)),
+            format!(
+                "{}: expected a tokenizer.json, or a vocab.json and a merges.txt, got none",
+                shown(folder)
+            ),
         ));
     };
     let id = |role: &str, token: Option<&str>, default: &str| {
         let token = token.unwrap_or(default);
         vocabulary.id(token)?.ok_or_else(|| {
-            Error::new(ErrorKind::Model, format!("{}: {role}: expected a token {token:?}, got none", shown(folder)))
+            Error::new(
+                ErrorKind::Model,
+                format!("{}: {role}: expected a token {token:?}, got none", shown(folder)),
+            )
         })
     };
     let text = |key: fn(&TokenizerConfig) -> &Option<AddedToken>| {
@@ -223,17 +243,40 @@ fn tokenizer_of(folder: &Path, positions: usize) -> Result<(Vocabulary, SpecialT
         eos: id("eos_token", text(|c| &c.eos_token), EOS)?,
         pad: id("pad_token", text(|c| &c.pad_token), EOS)?,
     };
-    let context = config.model_max_length.filter(|length| *length < positions as f64).map_or(positions, |x| x as usize);
+    let context =
+        config.model_max_length.filter(|length| *length < positions as f64).map_or(positions, |x| x as usize);
     Ok((vocabulary, special, context))
 }
 
 /// The licence that the model's README declares at its head.
-fn licence(folder: &Path) -> String {
+pub(super) fn licence(folder: &Path) -> String {
     let readme = read(&folder.join("README.md")).unwrap_or_default();
     let readme = String::from_utf8_lossy(&readme);
     let head = readme.strip_prefix("---\n").and_then(|text| text.split("\n---").next()).unwrap_or_default();
     let licence = head.lines().find_map(|line| line.strip_prefix("license:")).map(str::trim);
     licence.filter(|text| !text.is_empty()).unwrap_or("NOASSERTION").to_owned()
+}
+
+/// Rows and columns of the latents that a U-Net was trained on.
+pub(super) fn sample_cells(config: &Path) -> Result<Option<[usize; 2]>, Error> {
+    #[derive(Deserialize)]
+    struct Unet {
+        sample_size: Option<Cells>,
+    }
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Cells {
+        Square(usize),
+        Sides([usize; 2]),
+    }
+    if !config.is_file() {
+        return Ok(None);
+    }
+    let unet: Unet = parse(config)?;
+    Ok(unet.sample_size.map(|cells| match cells {
+        Cells::Square(side) => [side; 2],
+        Cells::Sides(sides) => sides,
+    }))
 }
 
 fn shown(path: &Path) -> String {
@@ -311,7 +354,7 @@ impl AddedToken {
 pub(super) struct Scheduler {
     #[serde(rename = "_class_name")]
     class: String,
-    num_train_timesteps: usize,
+    pub(super) num_train_timesteps: usize,
     beta_start: f64,
     beta_end: f64,
     beta_schedule: String,
@@ -342,7 +385,19 @@ impl Default for Scheduler {
 }
 
 impl Scheduler {
-    fn betas(&self, place: &str) -> Result<Betas, Error> {
+    /// What Stable Diffusion was trained on.
+    pub(super) fn stable_diffusion() -> Self {
+        Self {
+            beta_start: 0.00085,
+            beta_end: 0.012,
+            beta_schedule: "scaled_linear".into(),
+            timestep_spacing: Some("leading".into()),
+            steps_offset: 1,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn betas(&self, place: &str) -> Result<Betas, Error> {
         let refuse = |problem: String| Err(Error::new(ErrorKind::Model, format!("{place}: {problem}")));
         if self.trained_betas.as_ref().is_some_and(|betas| !betas.is_null()) {
             return refuse("trained_betas: expected none, got some".into());
@@ -356,7 +411,11 @@ impl Scheduler {
                 self.prediction_type
             ));
         }
-        if let Some(other) = self.timestep_spacing.as_deref().filter(|name| !["leading", "linspace", "trailing"].contains(name)) {
+        if let Some(other) = self
+            .timestep_spacing
+            .as_deref()
+            .filter(|name| !["leading", "linspace", "trailing"].contains(name))
+        {
             return refuse(format!("timestep_spacing: expected leading, linspace or trailing, got {other}"));
         }
         let (start, end) = (self.beta_start, self.beta_end);
@@ -371,7 +430,7 @@ impl Scheduler {
     }
 
     /// As diffusers' classes default where the file says nothing.
-    fn spacing(&self) -> Spacing {
+    pub(super) fn spacing(&self) -> Spacing {
         let leading = Spacing::Leading { offset: self.steps_offset };
         match self.timestep_spacing.as_deref() {
             Some("linspace") => Spacing::Linspace,
@@ -384,7 +443,7 @@ impl Scheduler {
         }
     }
 
-    fn prediction(&self) -> Prediction {
+    pub(super) fn prediction(&self) -> Prediction {
         match self.prediction_type.as_str() {
             "v_prediction" => Prediction::V,
             "sample" => Prediction::Sample,
@@ -393,7 +452,7 @@ impl Scheduler {
     }
 
     /// The scheduler's own method where calotype has it.
-    fn sampler(&self) -> Option<SamplerKind> {
+    pub(super) fn sampler(&self) -> Option<SamplerKind> {
         let name = match self.class.as_str() {
             "EulerDiscreteScheduler" => "euler",
             "EulerAncestralDiscreteScheduler" => "euler-a",

@@ -33,7 +33,10 @@ impl Traits {
     /// [`ErrorKind::Model`] for numbers that no model can have.
     pub(super) fn manifest(self, unet: &Signature) -> Result<Manifest, Error> {
         let side_px = |cells: usize| {
-            u32::try_from(cells).ok().and_then(|cells| cells.checked_mul(self.latents.factor_px)).unwrap_or(u32::MAX)
+            u32::try_from(cells)
+                .ok()
+                .and_then(|cells| cells.checked_mul(self.latents.factor_px))
+                .unwrap_or(u32::MAX)
         };
         let [rows, columns] = self.cells.unwrap_or([CELLS; 2]);
         let size = PixelSize::new(side_px(columns), side_px(rows))

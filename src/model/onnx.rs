@@ -1,0 +1,172 @@
+//! An ONNX folder: ready-made graphs with weights, in any layout that exporters write, bound by their signatures.
+//! It knows which folder holds which component; what an input is for is the signature's business.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::diffusers::{self, INDEX, Index, Scheduler};
+use super::traits::Traits;
+use super::{Model, Part, TextEncoderPart, Vocabulary};
+use crate::graph::{Dim, Graph};
+use crate::manifest::LatentSpace;
+use crate::signature::Role;
+use crate::tokenizer::SpecialTokens;
+use crate::{Error, ErrorKind};
+
+/// Where exporters put each component, the usual place first; `*` stands for a version and a precision.
+const PLACES: [(&str, &[&str]); 5] = [
+    ("text_encoder", &["text_encoder", "clip", "clip.*"]),
+    ("text_encoder_2", &["text_encoder_2", "clip2", "clip2.*"]),
+    ("unet", &["unet", "unetxl", "unet.*", "unetxl.*"]),
+    ("vae_encoder", &["vae_encoder", "vae_encoder.*"]),
+    ("vae_decoder", &["vae_decoder", "vae", "vae.*"]),
+];
+/// What ONNX Runtime's demos call the folder around those.
+const INNER: &str = "engine";
+/// Pixels per latent cell where nothing tells.
+const FACTOR_PX: usize = 8;
+/// The VAE's scale where nothing tells: Stable Diffusion's, and Stable Diffusion XL's.
+const SCALE: f64 = 0.18215;
+const SCALE_XL: f64 = 0.13025;
+/// CLIP's marks and its context.
+const CLIP: SpecialTokens = SpecialTokens { bos: 49406, eos: 49407, pad: 49407 };
+const CLIP_CONTEXT: usize = 77;
+
+/// Whether a folder holds a U-Net as an ONNX graph.
+pub(super) fn is_one(folder: &Path) -> bool {
+    find(folder, "unet").is_some()
+}
+
+/// Opens the model in a folder.
+pub(super) fn open(folder: &Path) -> Result<Model, Error> {
+    let index: Index = match folder.join(INDEX) {
+        path if path.exists() => diffusers::parse(&path)?,
+        _ => Index::default(),
+    };
+    let unet = required(folder, "unet")?;
+    let vae_decoder = required(folder, "vae_decoder")?;
+    let vae_encoder = part(folder, "vae_encoder")?;
+    let is_xl = unet.signature.input(Role::Pooled).is_some();
+
+    let mut text_encoders = Vec::new();
+    for (name, tokenizer) in [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")] {
+        if let Some(part) = part(folder, name)? {
+            let tokenizer = folder.join(tokenizer);
+            let (vocabulary, special, context) = if tokenizer.is_dir() {
+                diffusers::tokenizer_of(&tokenizer, CLIP_CONTEXT)?
+            } else {
+                // Stable Diffusion XL's second encoder was trained with prompts that are filled up with `!`.
+                let pad = if name == "text_encoder_2" { 0 } else { CLIP.pad };
+                (Vocabulary::Clip, SpecialTokens { pad, ..CLIP }, CLIP_CONTEXT)
+            };
+            text_encoders.push(TextEncoderPart { part, vocabulary, special, context });
+        }
+    }
+    if text_encoders.is_empty() {
+        required(folder, "text_encoder")?;
+    }
+
+    let scheduler = match folder.join("scheduler/scheduler_config.json") {
+        path if path.exists() => diffusers::parse(&path)?,
+        _ => Scheduler::stable_diffusion(),
+    };
+    let vae: Vae = match folder.join("vae_decoder/config.json") {
+        path if path.exists() => diffusers::parse(&path)?,
+        _ => Vae::default(),
+    };
+    let latents = vae_decoder.signature.input(Role::Latents).expect("no signature without latents");
+    let channels = match (&latents.dims[1], vae.latent_channels) {
+        (Dim::Fixed(channels), _) => *channels,
+        (Dim::Free(_), channels) => channels.unwrap_or(4),
+    };
+    let factor_px =
+        vae.block_out_channels.map_or(FACTOR_PX, |blocks| 1 << blocks.len().saturating_sub(1).min(16));
+    let latents = LatentSpace {
+        channels,
+        factor_px: factor_px as u32,
+        scale: vae.scaling_factor.unwrap_or(if is_xl { SCALE_XL } else { SCALE }),
+        shift: vae.shift_factor.unwrap_or(0.0),
+    };
+    let place = folder.display().to_string();
+    let traits = Traits {
+        name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        licence: diffusers::licence(folder),
+        betas: scheduler.betas(&place)?,
+        train_timesteps: scheduler.num_train_timesteps,
+        spacing: scheduler.spacing(),
+        prediction: scheduler.prediction(),
+        sampler: scheduler.sampler(),
+        latents,
+        zero_negative: index.force_zeros_for_empty_prompt && is_xl,
+        cells: diffusers::sample_cells(&folder.join("unet/config.json"))?,
+    };
+    Model::new(traits.manifest(&unet.signature)?, text_encoders, unet, vae_decoder, vae_encoder)
+}
+
+fn required(folder: &Path, name: &'static str) -> Result<Part, Error> {
+    part(folder, name)?.ok_or_else(|| {
+        let places =
+            PLACES.iter().find(|(component, _)| *component == name).map_or(&[][..], |(_, places)| places);
+        Error::new(
+            ErrorKind::Model,
+            format!(
+                "{}: expected a folder {} with an .onnx file, got none",
+                folder.display(),
+                places.join(" or ")
+            ),
+        )
+    })
+}
+
+fn part(folder: &Path, name: &'static str) -> Result<Option<Part>, Error> {
+    let Some(file) = find(folder, name) else { return Ok(None) };
+    let (graph, weights) = Graph::open(name, &file)?;
+    let origin = file.display().to_string();
+    Part::new(name, origin, "its own weights".into(), graph, Arc::new(weights)).map(Some)
+}
+
+/// The ONNX file of a component, if the folder has it.
+fn find(folder: &Path, name: &str) -> Option<PathBuf> {
+    let (_, places) = PLACES.iter().find(|(component, _)| *component == name)?;
+    let roots = [folder.to_owned(), folder.join(INNER)];
+    places.iter().flat_map(|place| roots.iter().map(move |root| (root, place))).find_map(|(root, place)| {
+        match place.strip_suffix('*') {
+            None => onnx_file(&root.join(place)),
+            Some(prefix) => {
+                let starts = |path: &PathBuf| {
+                    path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(prefix))
+                };
+                sorted(root).into_iter().filter(starts).find_map(|folder| onnx_file(&folder))
+            }
+        }
+    })
+}
+
+/// `model.onnx`, or whatever the only ONNX file is called.
+fn onnx_file(folder: &Path) -> Option<PathBuf> {
+    let files: Vec<PathBuf> =
+        sorted(folder).into_iter().filter(|path| path.extension().is_some_and(|e| e == "onnx")).collect();
+    match &files[..] {
+        [only] => Some(only.clone()),
+        _ => files.into_iter().find(|path| path.ends_with("model.onnx")),
+    }
+}
+
+fn sorted(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    let mut paths: Vec<PathBuf> = entries.filter_map(Result::ok).map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+}
+
+/// What a VAE's configuration tells beside its graph.
+#[derive(Default, Deserialize)]
+struct Vae {
+    latent_channels: Option<usize>,
+    block_out_channels: Option<Vec<usize>>,
+    scaling_factor: Option<f64>,
+    shift_factor: Option<f64>,
+}

@@ -1,0 +1,237 @@
+//! Whole checkpoints of every family against diffusers: the same weights, as folders and as single files, give the same
+//! text embeddings, predictions, latents and pictures.
+
+mod golden;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+
+use calotype::engine::{Session, SessionOptions, TensorRef};
+use calotype::model::{Model, Part};
+use calotype::pipeline::{Options, Pipeline};
+use calotype::request::{Draft, Request};
+use calotype::weights::Dtype;
+use serde_json::Value;
+
+use self::golden::{Call, Golden, Picture, Precision, desk};
+
+/// Relative L2 distance: two libraries' ways to round in single precision stay below.
+const F32_TOLERANCE: f64 = 1e-4;
+/// Rounding the weights to 11 bits moves the results of narrow networks of random weights by up to 4e-3.
+const F16_TOLERANCE: f64 = 5e-3;
+/// To 8 bits, eight times as much.
+const BF16_TOLERANCE: f64 = 4e-2;
+/// In levels of 255, the mean over a picture.
+const PICTURE_TOLERANCE: f64 = 0.5;
+
+macro_rules! families {
+    ($($test:ident => $family:literal),* $(,)?) => {$(
+        mod $test {
+            use super::*;
+
+            #[test]
+            fn folder_in_f32() {
+                folder($family, Precision::F32, 1);
+            }
+
+            #[test]
+            fn folder_in_f16_in_shards() {
+                folder($family, Precision::F16, 2);
+            }
+
+            #[test]
+            fn single_file_in_f32() {
+                single_file($family, Precision::F32);
+            }
+
+            #[test]
+            fn single_file_in_f16() {
+                single_file($family, Precision::F16);
+            }
+        }
+    )*};
+}
+
+families! {
+    sd15 => "sd15",
+    sd21 => "sd21",
+    sdxl => "sdxl",
+}
+
+#[test]
+fn folder_in_bf16() {
+    folder("sd15", Precision::Bf16, 1);
+}
+
+/// Also with the names that other versions of diffusers and transformers gave the same tensors.
+#[track_caller]
+fn folder(family: &str, precision: Precision, shards: usize) {
+    let (golden, desk) = (Golden::open(family), desk());
+    golden.write_folder(desk.path(), precision, shards > 1, shards);
+    let model = Model::open(desk.path()).unwrap();
+    check_parts(&golden, &model, precision);
+    for picture in &golden.pictures {
+        Golden::write_scheduler(desk.path(), &picture.scheduler);
+        check_picture(&golden, &Model::open(desk.path()).unwrap(), picture, precision);
+    }
+}
+
+/// The parts against diffusers, and the picture against that of the folder, which is bit for bit the same.
+#[track_caller]
+fn single_file(family: &str, precision: Precision) {
+    let (golden, desk) = (Golden::open(family), desk());
+    if golden.single_file.is_none() {
+        return;
+    }
+    let (file, folder) = (desk.path().join(format!("{family}.safetensors")), desk.path().join(family));
+    golden.write_single_file(&file, precision);
+    let model = Model::open(&file).unwrap();
+    check_parts(&golden, &model, precision);
+
+    golden.write_folder(&folder, precision, false, 1);
+    let draw = |model: &Model| {
+        let mut pipeline = Pipeline::open(model, &options()).unwrap();
+        let draft = Draft {
+            prompt: "a red apple".into(),
+            size: Some("64x64".parse().unwrap()),
+            steps: Some(2),
+            sampler: Some("dpm++2m-karras".parse().unwrap()),
+            seed: Some(1),
+            ..Draft::default()
+        };
+        let request = Request::new(draft, pipeline.manifest()).unwrap();
+        pipeline.denoise(&request, |_| ControlFlow::Continue(())).unwrap()
+    };
+    assert_eq!(draw(&model), draw(&Model::open(&folder).unwrap()));
+}
+
+fn check_parts(golden: &Golden, model: &Model, precision: Precision) {
+    let mut seen = 0;
+    for part in model.text_encoders() {
+        let tokenizer_name = part.name().replace("text_encoder", "tokenizer");
+        let tokenizer = part.tokenizer(part.context()).unwrap();
+        let mut session = open(part);
+        for case in &golden.text.cases {
+            let ids = &case.ids[&tokenizer_name];
+            assert_eq!(&tokenizer.encode(&case.text).unwrap().ids, ids, "{}: {}", golden.family, case.text);
+            for (port, array) in &case.arrays {
+                let Some(port) = port.strip_prefix(&format!("{}.", part.name())) else { continue };
+                let shape = [1, ids.len()];
+                let input = [("input_ids", TensorRef::new(&shape, &ids[..]))];
+                let got = session.compute(&input, &[port]).unwrap().remove(0);
+                let kept = match got.shape[..] {
+                    [_, tokens, width] if tokens == ids.len() => golden
+                        .text
+                        .rows
+                        .iter()
+                        .flat_map(|row| &got.data[row * width..][..width])
+                        .copied()
+                        .collect(),
+                    _ => got.data,
+                };
+                close(&format!("{}.{port}", part.name()), &kept, golden.array(array), precision);
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen >= golden.text.cases.len(), "no text encoder was compared");
+    check_call(golden, model.unet(), &golden.unet, precision);
+    check_call(golden, model.vae_encoder().unwrap(), &golden.vae.encode, precision);
+    check_call(golden, model.vae_decoder(), &golden.vae.decode, precision);
+}
+
+fn check_call(golden: &Golden, part: &Part, call: &Call, precision: Precision) {
+    let inputs: BTreeMap<&String, _> =
+        call.inputs.iter().map(|(name, input)| (name, input.elements())).collect();
+    let mut session = open(part);
+    let whole: BTreeMap<&String, Vec<i64>> =
+        inputs.iter().map(|(name, (_, data, _))| (*name, data.iter().map(|&x| x as i64).collect())).collect();
+    let feeds: Vec<_> = inputs
+        .iter()
+        .map(|(name, (shape, data, _))| {
+            let port = session.inputs().iter().find(|port| port.name == **name);
+            let port = port.unwrap_or_else(|| panic!("{}: no input {name}", part.name()));
+            let tensor = match port.dtype {
+                Dtype::I64 => TensorRef::new(shape, &whole[name][..]),
+                _ => TensorRef::new(shape, &data[..]),
+            };
+            (name.as_str(), tensor)
+        })
+        .collect();
+    for (port, array) in &call.outputs {
+        let got = session.compute(&feeds, &[port]).unwrap().remove(0);
+        close(&format!("{}.{port}", part.name()), &got.data, golden.array(array), precision);
+    }
+}
+
+fn check_picture(golden: &Golden, model: &Model, picture: &Picture, precision: Precision) {
+    let known = ["prompt", "negative_prompt", "num_inference_steps", "width", "height", "guidance_scale"];
+    let unknown: Vec<_> = picture.arguments.keys().filter(|key| !known.contains(&key.as_str())).collect();
+    assert!(unknown.is_empty(), "{}: arguments {unknown:?}", picture.name);
+    let argument = |name: &str| picture.arguments.get(name).filter(|value| !value.is_null());
+    let number = |name: &str| argument(name).and_then(Value::as_f64);
+    let text = |name: &str| argument(name).and_then(Value::as_str).map(str::to_owned);
+    let size = format!("{}x{}", number("width").unwrap(), number("height").unwrap());
+    let sampler = match picture.scheduler.class.as_str() {
+        "EulerDiscreteScheduler" => "euler",
+        "DDIMScheduler" => "ddim",
+        "LCMScheduler" => "lcm",
+        other => panic!("{}: {other}", picture.name),
+    };
+    let draft = Draft {
+        prompt: text("prompt").unwrap(),
+        negative: text("negative_prompt"),
+        size: Some(size.parse().unwrap()),
+        steps: number("num_inference_steps").map(|steps| steps as usize),
+        // diffusers takes every scale up to 1 for none.
+        guidance: number("guidance_scale").map(|scale| scale.max(1.0)),
+        sampler: Some(sampler.parse().unwrap()),
+        seed: Some(picture.seed),
+    };
+    let mut pipeline = Pipeline::open(model, &options()).unwrap();
+    let request = Request::new(draft, pipeline.manifest()).unwrap();
+    let latents = pipeline.denoise(&request, |_| ControlFlow::Continue(())).unwrap();
+    close(&format!("{}: latents", picture.name), &latents, golden.array(&picture.latents), precision);
+    if let (Some(expected), Precision::F32) = (&picture.picture, precision) {
+        let got = pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image;
+        let expected = golden.bytes(expected);
+        assert_eq!(got.as_raw().len(), expected.len());
+        let levels: f64 =
+            got.as_raw().iter().zip(expected).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>()
+                / expected.len() as f64;
+        assert!(levels < PICTURE_TOLERANCE, "{}: {levels} levels", picture.name);
+    }
+}
+
+fn open(part: &Part) -> Session {
+    Session::open(part.bind().unwrap(), &SessionOptions { threads: NonZeroUsize::MIN }).unwrap()
+}
+
+fn options() -> Options {
+    Options { threads: NonZeroUsize::MIN }
+}
+
+/// Also that zeros and the same numbers one place on would be rejected.
+#[track_caller]
+fn close(what: &str, got: &[f32], expected: &[f32], precision: Precision) {
+    let tolerance = match precision {
+        Precision::F32 => F32_TOLERANCE,
+        Precision::F16 => F16_TOLERANCE,
+        Precision::Bf16 => BF16_TOLERANCE,
+    };
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let error = distance(got, expected);
+    assert!(error <= tolerance, "{what}: relative error {error:.1e}");
+    let mut shifted = got.to_vec();
+    shifted.rotate_right(1);
+    assert!(distance(&vec![0.0; got.len()], expected) > tolerance, "{what}: zeros would pass");
+    assert!(distance(&shifted, expected) > tolerance, "{what}: a shift would pass");
+}
+
+fn distance(got: &[f32], expected: &[f32]) -> f64 {
+    let square = |(a, b): (&f32, &f32)| (f64::from(*a) - f64::from(*b)).powi(2);
+    let difference: f64 = got.iter().zip(expected).map(square).sum();
+    let norm: f64 = expected.iter().map(|x| f64::from(*x).powi(2)).sum();
+    (difference / norm).sqrt()
+}
