@@ -19,6 +19,10 @@ OLD = "0.6.0"
 NEW = "0.24.0.dev0"
 CLIP, CLIP_PROJECTION = "CLIPTextModel", "CLIPTextModelWithProjection"
 DOWN, CROSS_DOWN, UP, CROSS_UP = "DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"
+PROMPT = "a photograph of an astronaut riding a horse, 4k"
+NEGATIVE = "blurry, low quality"
+EULER, EULER_A, DDIM, LCM = "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DDIMScheduler", "LCMScheduler"
+IMG2IMG, INPAINT = "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"
 BETAS: Json = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
@@ -26,6 +30,29 @@ BETAS: Json = {
     "num_train_timesteps": 1000,
     "trained_betas": None,
 }
+
+
+@dataclass
+class Ask:
+    """One picture: its name, the sampler's class, the pipeline's arguments beside prompt and size."""
+
+    name: str
+    sampler: str
+    arguments: Json
+    # Another pipeline than the folder's own, of the same components.
+    pipeline: str | None = None
+    # Whether the picture is kept, not only its latents.
+    picture: bool = False
+
+
+def asks(sampler: str, scale: float = 5.0, **image: Any) -> list[Ask]:
+    """With a negative prompt, without one, and without guidance."""
+    name = {EULER: "euler", EULER_A: "euler-a", DDIM: "ddim", LCM: "lcm"}[sampler]
+    return [
+        Ask(f"{name}-negative", sampler, {"guidance_scale": scale, "negative_prompt": NEGATIVE, **image}, picture=True),
+        Ask(f"{name}-guided", sampler, {"guidance_scale": scale, **image}),
+        Ask(name, sampler, {"guidance_scale": 1.0, **image}),
+    ]
 
 
 @dataclass
@@ -39,7 +66,8 @@ class Family:
     scheduler: Json
     text: dict[str, Json]
     tokenizer: dict[str, Json]
-    # The component that turns its last layer's input, not its output, into the context.
+    asks: list[Ask]
+    # The context is the last layer's input, not its output.
     penultimate: bool = False
     # Entries of model_index.json beside the components.
     index: Json = field(default_factory=dict)
@@ -295,23 +323,272 @@ def xl_unet(**changes: Any) -> Json:
     )
 
 
+INIT: Json = {"seed": 121, "width": 64, "height": 64}
+MASK: Json = {"width": 64, "height": 64, "box": [16, 8, 48, 40]}
+SMALL_INIT: Json = {"seed": 122, "width": 16, "height": 16}
+
+TAESD: Json = {
+    "_class_name": "AutoencoderTiny",
+    "_diffusers_version": "0.20.0.dev0",
+    "act_fn": "relu",
+    "decoder_block_out_channels": [32, 32, 32, 32],
+    "encoder_block_out_channels": [32, 32, 32, 32],
+    "force_upcast": False,
+    "in_channels": 3,
+    "latent_channels": 4,
+    "latent_magnitude": 3,
+    "latent_shift": 0.5,
+    "num_decoder_blocks": [3, 3, 3, 1],
+    "num_encoder_blocks": [1, 3, 3, 3],
+    "out_channels": 3,
+    "scaling_factor": 1.0,
+    "upsampling_scaling_factor": 2,
+}
+LCM_SCHEDULER: Json = {
+    "_class_name": LCM,
+    "_diffusers_version": "0.22.0.dev0",
+    **BETAS,
+    "clip_sample": False,
+    "clip_sample_range": 1.0,
+    "dynamic_thresholding_ratio": 0.995,
+    "original_inference_steps": 50,
+    "prediction_type": "epsilon",
+    "rescale_betas_zero_snr": False,
+    "sample_max_value": 1.0,
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+    "thresholding": False,
+    "timestep_scaling": 10.0,
+    "timestep_spacing": "leading",
+}
+UPSCALER_SCHEDULER: Json = {
+    **SD_SCHEDULER,
+    "_class_name": DDIM,
+    "beta_end": 0.02,
+    "beta_start": 0.0001,
+    "prediction_type": "v_prediction",
+}
+LOW_RES_SCHEDULER: Json = {
+    "_class_name": "DDPMScheduler",
+    "_diffusers_version": "0.8.0",
+    **BETAS,
+    "beta_end": 0.02,
+    "beta_start": 0.0001,
+    "clip_sample": True,
+    "variance_type": "fixed_small",
+}
+
+
 def families() -> list[Family]:
     sd1: Json = {"text": SD1_TEXT, "tokenizer": SD1_TOKENIZER, "index": SD1_INDEX}
     sd2: Json = {"text": SD2_TEXT, "tokenizer": SD2_TOKENIZER, "index": SD2_INDEX}
     xl: Json = {"text": XL_TEXT, "tokenizer": XL_TOKENIZER, "penultimate": True}
     xl_index: Json = {"force_zeros_for_empty_prompt": True, "add_watermarker": None}
-    sd_pipeline, xl_pipeline = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
+    refiner_index: Json = {**xl_index, "force_zeros_for_empty_prompt": False, "requires_aesthetics_score": True}
+    sd, sdxl = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
+    sdxl_img2img = "StableDiffusionXLImg2ImgPipeline"
+    v_prediction: Json = {**SD_SCHEDULER, "_class_name": DDIM, "prediction_type": "v_prediction"}
+    turbo: Json = {**TURBO, "_class_name": EULER}
+    turbo_a: Json = {**TURBO, "_class_name": EULER_A}
+    img2img: Json = {"image": INIT, "strength": 0.75}
+    inpaint: Json = {"image": INIT, "mask_image": MASK}
+    guided: Json = {"guidance_scale": 5.0, "negative_prompt": NEGATIVE}
+    # Models that were distilled for a few steps are asked without guidance.
+    unguided: Json = {"guidance_scale": 0.0}
     return [
-        Family("sd15", sd_pipeline, sd1_unet(), vae(), PNDM, single_file="ldm", old_vae_names=True, **sd1),
+        Family(
+            "sd15",
+            sd,
+            sd1_unet(),
+            vae(),
+            PNDM,
+            asks=[
+                *asks(EULER),
+                Ask("img2img", EULER, guided | img2img, pipeline=IMG2IMG),
+                Ask("inpaint", EULER, guided | inpaint | {"strength": 0.75}, pipeline=INPAINT),
+            ],
+            single_file="ldm",
+            old_vae_names=True,
+            **sd1,
+        ),
         Family(
             "sd21",
-            sd_pipeline,
+            sd,
             sd2_unet(sample_size=96, upcast_attention=True),
             vae(sample_size=768),
-            {**SD_SCHEDULER, "_class_name": "DDIMScheduler", "prediction_type": "v_prediction"},
+            v_prediction,
+            asks=[*asks(EULER), Ask("ddim-negative", DDIM, guided)],
             single_file="ldm",
             old_vae_names=True,
             **sd2,
         ),
-        Family("sdxl", xl_pipeline, xl_unet(), XL_VAE, XL_SCHEDULER, index=xl_index, single_file="sgm", **xl),
+        Family(
+            "sdxl",
+            sdxl,
+            xl_unet(),
+            XL_VAE,
+            XL_SCHEDULER,
+            asks=[*asks(EULER), Ask("img2img", EULER, guided | img2img, pipeline=sdxl_img2img)],
+            index=xl_index,
+            single_file="sgm",
+            **xl,
+        ),
+        Family(
+            "sd21-base",
+            sd,
+            sd2_unet(),
+            vae(),
+            {**PNDM, "prediction_type": "epsilon"},
+            asks=asks(EULER),
+            single_file="ldm",
+            old_vae_names=True,
+            **sd2,
+        ),
+        Family(
+            "sdxl-refiner",
+            sdxl_img2img,
+            xl_unet(
+                attention_head_dim=[1, 1, 2, 2],
+                block_out_channels=[64, 64, 128, 128],
+                cross_attention_dim=128,
+                down_block_types=[DOWN, CROSS_DOWN, CROSS_DOWN, DOWN],
+                projection_class_embeddings_input_dim=128 + 5 * 256,
+                transformer_layers_per_block=2,
+                up_block_types=[UP, CROSS_UP, CROSS_UP, UP],
+            ),
+            XL_VAE,
+            XL_SCHEDULER,
+            text={"text_encoder_2": XL_TEXT["text_encoder_2"]},
+            tokenizer={"tokenizer_2": XL_TOKENIZER["tokenizer_2"]},
+            asks=asks(EULER, **img2img),
+            index=refiner_index,
+            penultimate=True,
+            single_file="sgm",
+        ),
+        Family(
+            "sd-turbo",
+            sd,
+            sd2_unet(_diffusers_version=NEW),
+            vae(_diffusers_version=NEW, force_upcast=True, sample_size=768, scaling_factor=0.18215),
+            turbo,
+            asks=[Ask("euler", EULER, unguided, picture=True), Ask("euler-negative", EULER, guided)],
+            single_file="sgm",
+            **sd2,
+        ),
+        Family(
+            "sdxl-turbo",
+            sdxl,
+            xl_unet(sample_size=64),
+            XL_VAE,
+            turbo_a,
+            asks=[
+                Ask("euler-a", EULER_A, unguided, picture=True),
+                Ask("euler", EULER, unguided),
+                Ask("euler-negative", EULER, guided),
+            ],
+            index=xl_index,
+            single_file="sgm",
+            **xl,
+        ),
+        Family(
+            "lcm",
+            "LatentConsistencyModelPipeline",
+            sd1_unet(_diffusers_version=NEW, time_cond_proj_dim=256),
+            vae(_diffusers_version=NEW, force_upcast=True, sample_size=768, scaling_factor=0.18215),
+            LCM_SCHEDULER,
+            asks=[
+                Ask("lcm-guided", LCM, {"guidance_scale": 5.0}, picture=True),
+                Ask("lcm", LCM, {"guidance_scale": 1.0}),
+            ],
+            single_file="ldm",
+            **sd1,
+        ),
+        Family(
+            "inpaint",
+            INPAINT,
+            sd1_unet(in_channels=9),
+            vae(),
+            PNDM,
+            asks=[
+                *asks(EULER, **inpaint, strength=1.0),
+                Ask("strength", EULER, guided | inpaint | {"strength": 0.75}),
+            ],
+            single_file="ldm",
+            old_vae_names=True,
+            **sd1,
+        ),
+        Family(
+            "instruct-pix2pix",
+            "StableDiffusionInstructPix2PixPipeline",
+            sd1_unet(in_channels=8),
+            vae(),
+            {**SD_SCHEDULER, "_class_name": EULER_A, "prediction_type": "epsilon"},
+            asks=[
+                *asks(EULER, image=INIT, image_guidance_scale=1.5),
+                Ask("euler-a-negative", EULER_A, guided | {"image": INIT, "image_guidance_scale": 1.5}),
+            ],
+            single_file="ldm",
+            old_vae_names=True,
+            **sd1,
+        ),
+        Family(
+            "x4-upscaler",
+            "StableDiffusionUpscalePipeline",
+            sd2_unet(
+                attention_head_dim=8,
+                block_out_channels=[32, 64, 64, 96],
+                down_block_types=[DOWN, CROSS_DOWN, CROSS_DOWN, CROSS_DOWN],
+                in_channels=7,
+                num_class_embeds=1000,
+                only_cross_attention=[True, True, True, False],
+                sample_size=128,
+                up_block_types=[CROSS_UP, CROSS_UP, CROSS_UP, UP],
+            ),
+            vae(block_out_channels=[32, 64, 64], sample_size=256, scaling_factor=0.08333),
+            UPSCALER_SCHEDULER,
+            text=SD2_TEXT,
+            tokenizer=SD2_TOKENIZER,
+            asks=[
+                *asks(EULER, image=SMALL_INIT, noise_level=20),
+                Ask("ddim-negative", DDIM, guided | {"image": SMALL_INIT, "noise_level": 100}),
+            ],
+            index={"max_noise_level": 350},
+            low_res_scheduler=LOW_RES_SCHEDULER,
+            single_file="ldm",
+            old_vae_names=True,
+        ),
+        Family(
+            "small-sd",
+            sd,
+            sd1_unet(_diffusers_version="0.19.0", layers_per_block=1, mid_block_type=None),
+            vae(),
+            PNDM,
+            asks=asks(EULER),
+            **sd1,
+        ),
+        Family(
+            "ssd-1b",
+            sdxl,
+            xl_unet(
+                mid_block_type="UNetMidBlock2D",
+                reverse_transformer_layers_per_block=[[2, 2, 3], [2, 1, 1], 1],
+                transformer_layers_per_block=[1, [1, 1], [2, 2]],
+            ),
+            XL_VAE,
+            XL_SCHEDULER,
+            asks=asks(EULER),
+            index=xl_index,
+            single_file="sgm",
+            **xl,
+        ),
+        Family(
+            "sd15-taesd",
+            sd,
+            sd1_unet(),
+            TAESD,
+            PNDM,
+            asks=asks(EULER),
+            vae_class="AutoencoderTiny",
+            **sd1,
+        ),
     ]
