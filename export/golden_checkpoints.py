@@ -2,7 +2,7 @@
 parity tests of whole folders and single files.
 
     pip download --no-deps -d WORK open_clip_torch==3.3.0
-    python export/golden_checkpoints.py WORK/open_clip_torch-*.whl tests/golden/checkpoints [FAMILY ...]
+    python export/golden_checkpoints.py WORK/open_clip_torch-*.whl tests/golden/checkpoints [FAMILY ... | tokens]
 
 The wheel holds CLIP's merges. No weights are committed: every value follows from a tensor's name and shape
 (checkpoints/values.py), so the tests write the files themselves. Everything runs in f32 on one CPU thread. Each folder
@@ -32,6 +32,7 @@ FAMILY.json.gz:
                  scheduler made of them, before any strength; `draws` are the shapes that were drawn, in order, from
                  torch.Generator("cpu").manual_seed(seed); `latents` names the final latents, f32, before the division
                  by the scaling factor; `picture` the u8 picture (height, width, 3), or is null
+tokens.json.gz: {provenance, cases: [[text, ids], ..]}, ids with start and end, cut at 77, not padded.
 An `input` is {shape, seed, scale}: scale * torch.randn(shape) of a generator of that seed; or {values, dtype}:
 outright. An init image is {seed, width, height} (checkpoints/values.py, `picture`), a mask {width, height, box}: white
 (255) within box = [left, top, right, bottom], right and bottom exclusive, black elsewhere. An array is a name in
@@ -64,6 +65,7 @@ from torch import Tensor, nn
 
 from checkpoints import original, values
 from checkpoints.families import CLIP, NEGATIVE, PROMPT, Ask, Family, families
+from checkpoints.prompts import prompts
 
 Json = dict[str, Any]
 Arrays = dict[str, Tensor]
@@ -136,11 +138,7 @@ def write_folder(family: Family, vocabulary: Path, folder: Path) -> tuple[Json, 
     write("scheduler/scheduler_config.json", family.scheduler)
     if family.low_res_scheduler is not None:
         write("low_res_scheduler/scheduler_config.json", family.low_res_scheduler)
-    for name, files in family.tokenizer.items():
-        for file, contents in files.items():
-            write(f"{name}/{file}", contents)
-        for file in ("vocab.json", "merges.txt"):
-            (folder / name / file).symlink_to(vocabulary / file)
+    write_folder_tokenizers(family, vocabulary, folder)
     records: dict[str, Json] = {}
     shapes: dict[str, dict[str, list[int]]] = {}
     for component, config in {"unet": family.unet, "vae": family.vae, **family.text}.items():
@@ -164,6 +162,15 @@ def write_folder(family: Family, vocabulary: Path, folder: Path) -> tuple[Json, 
             tensors = {records[component]["also_named"].get(name, name): value for name, value in tensors.items()}
         save_file(tensors, folder / file)
     return records, shapes
+
+
+def write_folder_tokenizers(family: Family, vocabulary: Path, folder: Path) -> None:
+    for name, files in family.tokenizer.items():
+        (folder / name).mkdir(parents=True)
+        for file, contents in files.items():
+            (folder / name / file).write_text(json.dumps(contents))
+        for file in ("vocab.json", "merges.txt"):
+            (folder / name / file).symlink_to(vocabulary / file)
 
 
 def check_weights(pipeline: Any, state: Mapping[str, Tensor], components: Iterator[str], what: str) -> None:
@@ -358,10 +365,7 @@ def golden(family: Family, vocabulary: Path, out: Path) -> None:
             check_single_file(family, rows, state, folder, Path(temporary) / "single.safetensors")
     pipeline.published = pipeline.scheduler
     record = {
-        "provenance": {
-            "command": f"python export/golden_checkpoints.py OPEN_CLIP_WHEEL tests/golden/checkpoints {family.name}",
-            **{name: importlib.metadata.version(name) for name in ("diffusers", "transformers", "torch")},
-        },
+        "provenance": provenance(family.name),
         "family": family.name,
         "model_index": family.model_index,
         "components": components,
@@ -398,6 +402,21 @@ def check_single_file(
     check_weights(pipeline, state, iter(components), f"{family.name}: the single file")
 
 
+def golden_tokens(family: Family, vocabulary: Path, out: Path) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        write_folder_tokenizers(family, vocabulary, Path(temporary))
+        tokenizer = transformers.CLIPTokenizer.from_pretrained(Path(temporary) / "tokenizer")
+    cases = [[text, tokenizer(text, truncation=True, max_length=77).input_ids] for text in prompts()]
+    write_json(out / "tokens.json.gz", {"provenance": provenance("tokens"), "cases": cases})
+    print(f"{len(cases)} prompts in tokens.json.gz")
+
+
+def provenance(name: str) -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in ("diffusers", "transformers", "tokenizers", "torch")}
+    command = f"python export/golden_checkpoints.py OPEN_CLIP_WHEEL tests/golden/checkpoints {name}"
+    return {"command": command, **versions}
+
+
 def write_json(file: Path, contents: Json) -> None:
     text = json.dumps(contents, ensure_ascii=False, separators=(",", ":"))
     file.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
@@ -410,11 +429,15 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     Path(out).mkdir(parents=True, exist_ok=True)
     known = {family.name: family for family in families()}
-    assert set(names) <= known.keys(), f"expected families among {list(known)}, got {names}"
+    choices = [*known, "tokens"]
+    assert set(names) <= set(choices), f"expected some of {choices}, got {names}"
     with tempfile.TemporaryDirectory() as vocabulary:
         write_tokenizer_files(Path(wheel), Path(vocabulary))
-        for name in names or known:
-            golden(known[name], Path(vocabulary), Path(out))
+        for name in names or choices:
+            if name == "tokens":
+                golden_tokens(known["sd15"], Path(vocabulary), Path(out))
+            else:
+                golden(known[name], Path(vocabulary), Path(out))
 
 
 if __name__ == "__main__":
