@@ -4,17 +4,14 @@
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 
-use super::builder::{Attribute, Builder, Conv, Value};
-use crate::graph::{Dim, Graph, onnx_code};
+use super::builder::{Builder, Conv, Value, free, picture};
+use super::{MAX_BLOCKS, MAX_CHANNELS, MAX_LAYERS, check_range, read, unfit};
+use crate::Error;
+use crate::graph::{Dim, Graph};
 use crate::weights::Dtype;
-use crate::{Error, ErrorKind};
 
-/// The most levels that are believed; published networks have 2 to 4, and each halves the picture.
-const MAX_LEVELS: usize = 16;
 /// The most residual and transformer blocks that are believed, all together; SDXL has 87.
-const MAX_LAYERS: usize = 1024;
-/// The widest tensor that is believed; SDXL's class projection has 2816.
-const MAX_WIDTH: usize = 65_536;
+const MAX_ALL_LAYERS: usize = 1024;
 /// The largest kernel that is believed at either end; published networks have 3.
 const MAX_KERNEL: usize = 31;
 /// The epsilon of a transformer's group norm, whatever that of the residual blocks' is.
@@ -23,8 +20,15 @@ const TRANSFORMER_GROUP_EPSILON: f64 = 1e-6;
 const LAYER_EPSILON: f64 = 1e-5;
 /// How much wider a transformer block is inside.
 const FEED_FORWARD_FACTOR: usize = 4;
+/// How much wider the time embedding is than the first level, unless the configuration says.
+const TIME_FACTOR: usize = 4;
 /// The longest wavelength of the time embedding, over 2 pi (Vaswani et al. 2017).
 const MAX_PERIOD: f64 = 10_000.0;
+
+/// Keys that several messages name.
+const PROJECTION_KEY: &str = "projection_class_embeddings_input_dim";
+const DEPTHS_KEY: &str = "transformer_layers_per_block";
+const REVERSE_DEPTHS_KEY: &str = "reverse_transformer_layers_per_block";
 
 /// Keys whose other values mean a network that is not built here, and the values that are, as JSON.
 ///
@@ -141,20 +145,15 @@ impl Config {
     /// [`ErrorKind::Model`] for JSON that is none, for numbers no network can have, and for a network that is not built
     /// here, naming the key.
     pub fn parse(place: &str, json: &[u8]) -> Result<Self, Error> {
-        let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{place}: {problem}"));
-        let object: Map<String, Json> = serde_json::from_slice(json)
-            .map_err(|error| refuse("expected a configuration as a JSON object".into()).source(error))?;
-        for (key, values) in ONLY {
-            let other = object.get(key).map(Json::to_string).filter(|got| !values.contains(&got.as_str()));
+        let object: Map<String, Json> = read(place, json)?;
+        for (key, built) in ONLY {
+            let other = object.get(key).map(Json::to_string).filter(|got| !built.contains(&got.as_str()));
             if let Some(got) = other {
-                return Err(refuse(format!("{key}: expected {}, got {got}", values[0]))
-                    .help("this kind of U-Net cannot be run yet"));
+                return Err(unfit(place, key, built[0], got).help("this kind of network cannot be run yet"));
             }
         }
-        let file: File = serde_path_to_error::deserialize(Json::Object(object))
-            .map_err(|error| refuse(error.path().to_string()).source(error.into_inner()))?;
-        let config = file.config().map_err(refuse)?;
-        config.check().map_err(refuse)?;
+        let config = read::<File>(place, json)?.config(place)?;
+        config.check(place)?;
         Ok(config)
     }
 
@@ -168,10 +167,11 @@ impl Config {
     /// # Errors
     /// [`ErrorKind::Model`] for numbers no network can have.
     pub fn graph(&self) -> Result<Graph, Error> {
-        self.check().map_err(|problem| Error::new(ErrorKind::Model, format!("unet: {problem}")))?;
+        const NAME: &str = "unet";
+        self.check(NAME)?;
         let mut builder = Builder::new();
         let b = &mut builder;
-        let picture = |channels| [free("batch"), Dim::Fixed(channels), free("height"), free("width")];
+        let picture = |channels| picture(channels, "height", "width");
         let mut x = b.input("sample", Dtype::F32, &picture(self.in_channels));
         let time = time_embedding(b, self);
         let text = [free("batch"), free("tokens"), Dim::Fixed(self.cross_attention_dim)];
@@ -192,12 +192,12 @@ impl Config {
         let x = b.silu(&x);
         let x = b.conv(&x, "conv_out", Conv::same(first, self.out_channels, self.conv_out_kernel));
         b.output("out_sample", &x, &picture(self.out_channels));
-        b.finish("unet")
+        b.finish(NAME)
     }
 
     /// Checks that a network has these numbers; messages name diffusers' keys.
-    fn check(&self) -> Result<(), String> {
-        levels_fit(self.levels.len())?;
+    fn check(&self, place: &str) -> Result<(), Error> {
+        check_range(place, "block_out_channels", 1..=MAX_BLOCKS, self.levels.len())?;
         let mut widths = vec![
             ("in_channels", self.in_channels),
             ("out_channels", self.out_channels),
@@ -209,99 +209,95 @@ impl Config {
         widths.extend(self.class_embedding.and_then(|class| match class {
             ClassEmbedding::Table(classes) => Some(("num_class_embeds", classes)),
             ClassEmbedding::Timestep => None,
-            ClassEmbedding::Projection(width) => Some(("projection_class_embeddings_input_dim", width)),
+            ClassEmbedding::Projection(width) => Some((PROJECTION_KEY, width)),
         }));
         if let Some(AddedEmbedding { time_width, inputs }) = self.added_embedding {
             widths.push(("addition_time_embed_dim", time_width));
-            widths.push(("projection_class_embeddings_input_dim", inputs));
+            widths.push((PROJECTION_KEY, inputs));
         }
-        if let Some((key, width)) = widths.into_iter().find(|(_, width)| !(1..=MAX_WIDTH).contains(width)) {
-            return Err(format!("{key}: expected 1 to {MAX_WIDTH}, got {width}"));
+        for (key, width) in widths {
+            check_range(place, key, 1..=MAX_CHANNELS, width)?;
         }
-        // The default is four times a width.
-        let max_time = FEED_FORWARD_FACTOR * MAX_WIDTH;
-        if !(1..=max_time).contains(&self.time_embedding_dim) {
-            return Err(format!(
-                "time_embedding_dim: expected 1 to {max_time}, got {}",
-                self.time_embedding_dim
-            ));
-        }
+        let max_time = TIME_FACTOR * MAX_CHANNELS;
+        check_range(place, "time_embedding_dim", 1..=max_time, self.time_embedding_dim)?;
         for (key, kernel) in
             [("conv_in_kernel", self.conv_in_kernel), ("conv_out_kernel", self.conv_out_kernel)]
         {
             if kernel > MAX_KERNEL || kernel.is_multiple_of(2) {
-                return Err(format!("{key}: expected an odd number up to {MAX_KERNEL}, got {kernel}"));
+                return Err(unfit(place, key, format_args!("an odd number up to {MAX_KERNEL}"), kernel));
             }
         }
         if !self.norm_eps.is_finite() || self.norm_eps <= 0.0 {
-            return Err(format!("norm_eps: expected a positive number, got {}", self.norm_eps));
+            return Err(unfit(place, "norm_eps", "a positive number", self.norm_eps));
         }
-        let first = ("block_out_channels[0]", self.levels[0].channels);
-        let added = self.added_embedding.map(|added| ("addition_time_embed_dim", added.time_width));
-        for (key, width) in [Some(first), added].into_iter().flatten() {
-            let frequencies = width / 2;
-            if !width.is_multiple_of(2) {
-                return Err(format!("{key}: expected an even number of sines and cosines, got {width}"));
-            }
-            // Written so that it refuses what is not a number, too.
-            if !(self.freq_shift >= 0.0 && self.freq_shift < frequencies as f64) {
-                return Err(format!(
-                    "freq_shift: expected 0 up to the number of frequencies, {frequencies}, got {}",
-                    self.freq_shift
-                ));
+        self.check_frequencies(place, "block_out_channels[0]", self.levels[0].channels)?;
+        if let Some(AddedEmbedding { time_width, inputs }) = self.added_embedding {
+            self.check_frequencies(place, "addition_time_embed_dim", time_width)?;
+            if inputs <= time_width {
+                let expected = format_args!("more than addition_time_embed_dim, {time_width}");
+                return Err(unfit(place, PROJECTION_KEY, expected, inputs));
             }
         }
 
         for (index, level) in self.levels.iter().enumerate() {
-            level.check(index, self.norm_num_groups)?;
-        }
-        if let (Middle::Transformer(_), Some(last)) = (self.middle, self.levels.last()) {
-            last.check_heads(self.levels.len() - 1)?;
+            level.check(place, index, self.norm_num_groups)?;
         }
         let middle = match self.middle {
             Middle::Absent => 0,
             Middle::Residual => 1,
             Middle::Transformer(blocks) => blocks.saturating_add(2),
         };
+        if let Middle::Transformer(_) = self.middle {
+            let last = self.levels.len() - 1;
+            self.levels[last].check_heads(place, last)?;
+        }
         let layers = self.levels.iter().map(Level::size).fold(middle, usize::saturating_add);
-        if layers > MAX_LAYERS {
-            return Err(format!(
-                "layers_per_block, transformer_layers_per_block: expected at most {MAX_LAYERS} residual and \
-                 transformer blocks in all, got {layers}"
-            ));
+        if layers > MAX_ALL_LAYERS {
+            let expected = format_args!("at most {MAX_ALL_LAYERS} residual and transformer blocks in all");
+            return Err(unfit(place, "layers_per_block, transformer_layers_per_block", expected, layers));
+        }
+        Ok(())
+    }
+
+    /// Checks that sines and cosines of this width can be made.
+    fn check_frequencies(&self, place: &str, key: &str, width: usize) -> Result<(), Error> {
+        if !width.is_multiple_of(2) {
+            return Err(unfit(place, key, "an even number of sines and cosines", width));
+        }
+        // Refuses what is not a number, too.
+        if !(0.0..(width / 2) as f64).contains(&self.freq_shift) {
+            let expected = format_args!("0 up to the frequencies of {key}, {}", width / 2);
+            return Err(unfit(place, "freq_shift", expected, self.freq_shift));
         }
         Ok(())
     }
 }
 
 impl Level {
-    fn check(&self, index: usize, groups: usize) -> Result<(), String> {
-        let Self { channels, layers, heads: _, only_cross_attention: _, down, up } = self;
+    fn check(&self, place: &str, index: usize, groups: usize) -> Result<(), Error> {
+        let Self { channels, layers, down, up, .. } = self;
         if !channels.is_multiple_of(groups) {
-            return Err(format!(
-                "block_out_channels[{index}]: expected a multiple of norm_num_groups, {groups}, got {channels}"
-            ));
+            let expected = format_args!("a multiple of norm_num_groups, {groups}");
+            return Err(unfit(place, &format!("block_out_channels[{index}]"), expected, channels));
         }
-        layers_fit(*layers)?;
-        for (way, transformers, expected) in [("down", down, *layers), ("up", up, layers + 1)] {
+        check_range(place, "layers_per_block", 1..=MAX_LAYERS, *layers)?;
+        for (transformers, expected) in [(down, *layers), (up, layers + 1)] {
             let Some(transformers) = transformers else { continue };
-            self.check_heads(index)?;
+            self.check_heads(place, index)?;
             if transformers.len() != expected {
-                return Err(format!(
-                    "transformer_layers_per_block: expected {expected} on the way {way} at level {index}, got {}",
-                    transformers.len()
-                ));
+                let key = format!("transformer_layers_per_block[{index}]");
+                let expected = format_args!("{expected} numbers, one for each residual block");
+                return Err(unfit(place, &key, expected, transformers.len()));
             }
         }
         Ok(())
     }
 
-    fn check_heads(&self, index: usize) -> Result<(), String> {
+    fn check_heads(&self, place: &str, index: usize) -> Result<(), Error> {
         let Self { channels, heads, .. } = self;
         if *heads == 0 || !channels.is_multiple_of(*heads) {
-            return Err(format!(
-                "attention_head_dim[{index}]: expected a number of heads that divides {channels} channels, got {heads}"
-            ));
+            let expected = format_args!("a number of heads that divides {channels} channels");
+            return Err(unfit(place, &format!("attention_head_dim[{index}]"), expected, heads));
         }
         Ok(())
     }
@@ -355,8 +351,7 @@ fn class_embedding(b: &mut Builder, config: &Config, class: ClassEmbedding) -> V
         }
         ClassEmbedding::Timestep => {
             let labels = b.input("class_labels", Dtype::I64, &[free("batch")]);
-            let float = Attribute::Int(onnx_code(Dtype::F32).into());
-            let labels = b.op("Cast", &[&labels], &[("to", float)]);
+            let labels = b.cast(&labels, Dtype::F32);
             let labels = b.reshape(&labels, &[-1, 1]);
             let inputs = config.levels[0].channels;
             let sample = sinusoids(b, config, &labels, inputs);
@@ -618,45 +613,44 @@ impl Default for File {
 }
 
 impl File {
-    fn config(self) -> Result<Config, String> {
+    fn config(self, place: &str) -> Result<Config, Error> {
         let count = self.block_out_channels.len();
-        levels_fit(count)?;
-        let heads = self.attention_head_dim.spread("attention_head_dim", count)?;
-        let layers = self.layers_per_block.spread("layers_per_block", count)?;
-        let only_cross_attention = self.only_cross_attention.spread("only_cross_attention", count)?;
-        let down_depths = self.transformer_layers_per_block.spread("transformer_layers_per_block", count)?;
+        check_range(place, "block_out_channels", 1..=MAX_BLOCKS, count)?;
+        let heads = self.attention_head_dim.spread(place, "attention_head_dim", count)?;
+        let layers = self.layers_per_block.spread(place, "layers_per_block", count)?;
+        let only_cross_attention = self.only_cross_attention.spread(place, "only_cross_attention", count)?;
+        let down_depths = self.transformer_layers_per_block.spread(place, DEPTHS_KEY, count)?;
         let up_depths = match self.reverse_transformer_layers_per_block {
-            Some(depths) => OneOrMany::Many(depths).spread("reverse_transformer_layers_per_block", count)?,
+            Some(depths) => OneOrMany::Many(depths).spread(place, REVERSE_DEPTHS_KEY, count)?,
             None if down_depths.iter().any(|depths| matches!(depths, OneOrMany::Many(_))) => {
-                return Err("reverse_transformer_layers_per_block: expected a list, because \
-                            transformer_layers_per_block has lists in it, got none"
-                    .into());
+                let expected = format_args!("a list, as there are lists in {DEPTHS_KEY}");
+                return Err(unfit(place, REVERSE_DEPTHS_KEY, expected, "none"));
             }
             None => down_depths.iter().rev().cloned().collect(),
         };
         // Lists of widths occur, but no text has several.
-        let cross_attention_dims = self.cross_attention_dim.spread("cross_attention_dim", count)?;
+        let cross_attention_dims = self.cross_attention_dim.spread(place, "cross_attention_dim", count)?;
         let cross_attention_dim = cross_attention_dims[0];
         if cross_attention_dims.iter().any(|width| *width != cross_attention_dim) {
-            return Err(format!("cross_attention_dim: expected one width, got {cross_attention_dims:?}"));
+            let got = format!("{cross_attention_dims:?}");
+            return Err(unfit(place, "cross_attention_dim", "equal numbers", got));
         }
 
-        let down_types = with_transformers("down_block_types", &self.down_block_types, "Down", count)?;
-        let up_types = with_transformers("up_block_types", &self.up_block_types, "Up", count)?;
+        let down_types = with_transformers(place, "down_block_types", &self.down_block_types, "Down", count)?;
+        let up_types = with_transformers(place, "up_block_types", &self.up_block_types, "Up", count)?;
         let mut levels = Vec::new();
         for (index, &channels) in self.block_out_channels.iter().enumerate() {
             let (layers, up_index) = (layers[index], count - 1 - index);
-            layers_fit(layers)?;
-            let down = down_depths[index].per_layer("transformer_layers_per_block", index, layers);
-            let up =
-                up_depths[up_index].per_layer("reverse_transformer_layers_per_block", up_index, layers + 1);
+            check_range(place, "layers_per_block", 1..=MAX_LAYERS, layers)?;
+            let down = || down_depths[index].per_layer(place, DEPTHS_KEY, index, layers);
+            let up = || up_depths[up_index].per_layer(place, REVERSE_DEPTHS_KEY, up_index, layers + 1);
             levels.push(Level {
                 channels,
                 layers,
                 heads: heads[index],
                 only_cross_attention: only_cross_attention[index],
-                down: down_types[index].then_some(down).transpose()?,
-                up: up_types[up_index].then_some(up).transpose()?,
+                down: down_types[index].then(down).transpose()?,
+                up: up_types[up_index].then(up).transpose()?,
             });
         }
         let middle = match self.mid_block_type.as_deref() {
@@ -665,50 +659,46 @@ impl File {
             Some("UNetMidBlock2DCrossAttn") => Middle::Transformer(match &down_depths[count - 1] {
                 OneOrMany::One(blocks) => *blocks,
                 OneOrMany::Many(blocks) => *blocks.first().ok_or_else(|| {
-                    format!("transformer_layers_per_block[{}]: expected numbers, got none", count - 1)
+                    unfit(place, &format!("{DEPTHS_KEY}[{}]", count - 1), "numbers", "none")
                 })?,
             }),
             Some(other) => {
-                return Err(format!(
-                    "mid_block_type: expected UNetMidBlock2DCrossAttn, UNetMidBlock2D or null, got {other}"
-                ));
+                let expected = "UNetMidBlock2DCrossAttn, UNetMidBlock2D or null";
+                return Err(unfit(place, "mid_block_type", expected, other));
             }
         };
 
-        let projection = self.projection_class_embeddings_input_dim;
         let needed = |key: &str, value: Option<usize>, by: &str| {
-            value.ok_or_else(|| format!("{key}: expected a width, because of {by}, got null"))
+            value.ok_or_else(|| unfit(place, key, format_args!("a width, because of {by}"), "none"))
         };
-        let projection_key = "projection_class_embeddings_input_dim";
+        let projection = self.projection_class_embeddings_input_dim;
         let class_embedding = match self.class_embed_type.as_deref() {
             None => self.num_class_embeds.map(ClassEmbedding::Table),
             Some("timestep") => Some(ClassEmbedding::Timestep),
             Some("projection") => {
-                let width = needed(projection_key, projection, "class_embed_type projection")?;
+                let width = needed(PROJECTION_KEY, projection, "class_embed_type projection")?;
                 Some(ClassEmbedding::Projection(width))
             }
             Some(other) => {
-                return Err(format!("class_embed_type: expected timestep, projection or null, got {other}"));
+                return Err(unfit(place, "class_embed_type", "timestep, projection or null", other));
             }
         };
         let added_embedding = match self.addition_embed_type.as_deref() {
             None => None,
-            Some(kind @ "text_time") => {
-                let by = format!("addition_embed_type {kind}");
-                let time_width = needed("addition_time_embed_dim", self.addition_time_embed_dim, &by)?;
-                Some(AddedEmbedding { time_width, inputs: needed(projection_key, projection, &by)? })
+            Some("text_time") => {
+                const BY: &str = "addition_embed_type text_time";
+                let time_width = needed("addition_time_embed_dim", self.addition_time_embed_dim, BY)?;
+                Some(AddedEmbedding { time_width, inputs: needed(PROJECTION_KEY, projection, BY)? })
             }
-            Some(other) => {
-                return Err(format!("addition_embed_type: expected text_time or null, got {other}"));
-            }
+            Some(other) => return Err(unfit(place, "addition_embed_type", "text_time or null", other)),
         };
         let sample_size = match self.sample_size {
             None => None,
             Some(OneOrMany::One(side)) => Some([side; 2]),
-            Some(OneOrMany::Many(sides)) => Some(
-                <[usize; 2]>::try_from(sides)
-                    .map_err(|sides| format!("sample_size: expected height and width, got {sides:?}"))?,
-            ),
+            Some(OneOrMany::Many(sides)) => match sides[..] {
+                [height, width] => Some([height, width]),
+                _ => return Err(unfit(place, "sample_size", "height and width", format!("{sides:?}"))),
+            },
         };
         Ok(Config {
             sample_size,
@@ -724,7 +714,7 @@ impl File {
             freq_shift: self.freq_shift,
             time_embedding_dim: match self.time_embedding_dim {
                 Some(width) => width,
-                None => levels[0].channels.saturating_mul(FEED_FORWARD_FACTOR),
+                None => levels[0].channels.saturating_mul(TIME_FACTOR),
             },
             time_cond_proj_dim: self.time_cond_proj_dim,
             class_embedding,
@@ -746,63 +736,622 @@ enum OneOrMany<T> {
 
 impl<T: Clone> OneOrMany<T> {
     /// A value for each of so many levels.
-    fn spread(self, key: &str, levels: usize) -> Result<Vec<T>, String> {
+    fn spread(self, place: &str, key: &str, levels: usize) -> Result<Vec<T>, Error> {
         match self {
             Self::One(value) => Ok(vec![value; levels]),
             Self::Many(values) if values.len() == levels => Ok(values),
-            Self::Many(values) => Err(format!(
-                "{key}: expected {levels}, as many as block_out_channels has, got {}",
-                values.len()
-            )),
+            Self::Many(values) => Err(uneven(place, key, levels, values.len())),
         }
     }
 }
 
 impl OneOrMany<usize> {
     /// How many transformer blocks follow each of so many residual blocks.
-    fn per_layer(&self, key: &str, index: usize, layers: usize) -> Result<Vec<usize>, String> {
+    fn per_layer(&self, place: &str, key: &str, index: usize, layers: usize) -> Result<Vec<usize>, Error> {
         match self {
             Self::One(blocks) => Ok(vec![*blocks; layers]),
             Self::Many(blocks) if blocks.len() == layers => Ok(blocks.clone()),
-            Self::Many(blocks) => Err(format!(
-                "{key}[{index}]: expected {layers}, one for each residual block, got {}",
-                blocks.len()
-            )),
+            Self::Many(blocks) => {
+                let expected = format_args!("{layers} numbers, one for each residual block");
+                Err(unfit(place, &format!("{key}[{index}]"), expected, blocks.len()))
+            }
         }
     }
 }
 
 /// Which blocks of one way have transformers.
-fn with_transformers(key: &str, types: &[String], way: &str, levels: usize) -> Result<Vec<bool>, String> {
+fn with_transformers(
+    place: &str,
+    key: &str,
+    types: &[String],
+    way: &str,
+    levels: usize,
+) -> Result<Vec<bool>, Error> {
     if types.len() != levels {
-        return Err(format!(
-            "{key}: expected {levels}, as many as block_out_channels has, got {}",
-            types.len()
-        ));
+        return Err(uneven(place, key, levels, types.len()));
     }
     let (plain, crossed) = (format!("{way}Block2D"), format!("CrossAttn{way}Block2D"));
-    let each = types.iter().enumerate().map(|(index, name)| match name {
-        name if *name == plain => Ok(false),
-        name if *name == crossed => Ok(true),
-        name => Err(format!("{key}[{index}]: expected {plain} or {crossed}, got {name}")),
+    let each = types.iter().enumerate().map(|(index, name)| {
+        if *name != plain && *name != crossed {
+            let key = format!("{key}[{index}]");
+            return Err(unfit(place, &key, format_args!("{plain} or {crossed}"), name)
+                .help("this kind of network cannot be run yet"));
+        }
+        Ok(*name == crossed)
     });
     each.collect()
 }
 
-fn levels_fit(count: usize) -> Result<(), String> {
-    if (1..=MAX_LEVELS).contains(&count) {
-        return Ok(());
-    }
-    Err(format!("block_out_channels: expected 1 to {MAX_LEVELS}, got {count}"))
+fn uneven(place: &str, key: &str, levels: usize, got: usize) -> Error {
+    unfit(place, key, format_args!("{levels} values as in block_out_channels"), got)
 }
 
-fn layers_fit(layers: usize) -> Result<(), String> {
-    if (1..=MAX_LAYERS).contains(&layers) {
-        return Ok(());
-    }
-    Err(format!("layers_per_block: expected 1 to {MAX_LAYERS}, got {layers}"))
-}
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
 
-fn free(name: &str) -> Dim {
-    Dim::Free(name.into())
+    use super::*;
+    use crate::ErrorKind;
+    use crate::graph::Port;
+
+    const SD15: &str = r#"{
+        "_class_name": "UNet2DConditionModel", "_diffusers_version": "0.6.0", "act_fn": "silu", "attention_head_dim": 8,
+        "block_out_channels": [320, 640, 1280, 1280], "center_input_sample": false, "cross_attention_dim": 768,
+        "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "downsample_padding": 1, "flip_sin_to_cos": true, "freq_shift": 0, "in_channels": 4, "layers_per_block": 2,
+        "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 32, "out_channels": 4, "sample_size": 64,
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"]}"#;
+    /// What the configurations of SDXL and of what was made from it have in common.
+    const SDXL: &str = r#""addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+        "use_linear_projection": true, "mid_block_type": "UNetMidBlock2DCrossAttn", "cross_attention_dim": 2048,
+        "projection_class_embeddings_input_dim": 2816, "class_embed_type": null, "num_class_embeds": null"#;
+    const SDXL_LEVELS: &str = r#""block_out_channels": [320, 640, 1280], "attention_head_dim": [5, 10, 20],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"]"#;
+
+    fn parse(json: &str) -> Config {
+        Config::parse("unet/config.json", json.as_bytes()).unwrap()
+    }
+
+    /// The configuration with another value for a key, which it may lack.
+    fn with(json: &str, key: &str, value: &str) -> String {
+        let mut object: Map<String, Json> = serde_json::from_str(json).unwrap();
+        object.insert(key.into(), serde_json::from_str(value).unwrap());
+        Json::Object(object).to_string()
+    }
+
+    fn sdxl() -> String {
+        format!(r#"{{{SDXL}, {SDXL_LEVELS}, "transformer_layers_per_block": [1, 2, 10]}}"#)
+    }
+
+    fn ssd_1b() -> String {
+        let depths = r#""transformer_layers_per_block": [[1, 1], [2, 2], [4, 4]]"#;
+        let reversed = r#""reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1]"#;
+        let json = format!("{{{SDXL}, {SDXL_LEVELS}, {depths}, {reversed}}}");
+        with(&json, "mid_block_type", r#""UNetMidBlock2D""#)
+    }
+
+    fn upscaler() -> String {
+        r#"{"in_channels": 7, "block_out_channels": [256, 512, 512, 1024], "cross_attention_dim": 1024,
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            "num_class_embeds": 1000, "only_cross_attention": [true, true, true, false]}"#
+            .into()
+    }
+
+    /// How many tensors and how many numbers the weights have.
+    fn size(json: &str) -> (usize, usize) {
+        let graph = parse(json).graph().unwrap();
+        let numbers = graph.parameters().iter().map(|parameter| parameter.shape.iter().product::<usize>());
+        (graph.parameters().len(), numbers.sum())
+    }
+
+    /// The parameters whose name begins so, with their shapes, without dimensions of 1.
+    fn parameters(graph: &Graph, prefix: &str) -> BTreeMap<String, Vec<usize>> {
+        let named = graph.parameters().iter().filter_map(|parameter| {
+            let shape = parameter.shape.iter().copied().filter(|&size| size != 1);
+            Some((parameter.name.strip_prefix(prefix)?.to_owned(), shape.collect()))
+        });
+        named.collect()
+    }
+
+    fn shapes(expected: &[(&str, &[usize])]) -> BTreeMap<String, Vec<usize>> {
+        expected.iter().map(|(name, shape)| (name.to_string(), shape.to_vec())).collect()
+    }
+
+    fn inputs(json: &str) -> Vec<String> {
+        parse(json).graph().unwrap().inputs().iter().map(Port::to_string).collect()
+    }
+
+    /// The message with which a configuration is refused, after its place.
+    fn refusal(json: &str) -> String {
+        let error =
+            Config::parse("unet/config.json", json.as_bytes()).expect_err("the configuration is hostile");
+        assert_eq!(error.kind(), ErrorKind::Model);
+        error.to_string().strip_prefix("unet/config.json: ").expect("the message names the file").to_owned()
+    }
+
+    /// The message with which Stable Diffusion 1.5 is refused when one of its keys is changed.
+    fn refusal_with(key: &str, value: &str) -> String {
+        refusal(&with(SD15, key, value))
+    }
+
+    #[test]
+    fn parameters_of_published_networks() {
+        // As counted by diffusers 0.42.1.
+        let heads = with(SD15, "attention_head_dim", "[5, 10, 20, 20]");
+        let sd21 = with(&heads, "cross_attention_dim", "1024");
+        let unclip = with(&sd21, "class_embed_type", r#""projection""#);
+        let unclip = with(&unclip, "projection_class_embeddings_input_dim", "2048");
+        assert_eq!(size(SD15), (686, 859_520_964));
+        assert_eq!(size(&with(SD15, "in_channels", "9")), (686, 859_535_364));
+        assert_eq!(size(&with(SD15, "layers_per_block", "1")), (442, 579_384_964));
+        assert_eq!(size(&sd21), (686, 865_910_724));
+        assert_eq!(size(&unclip), (690, 870_173_124));
+        assert_eq!(size(&sdxl()), (1680, 2_567_463_684));
+        assert_eq!(size(&with(&sdxl(), "time_cond_proj_dim", "256")), (1681, 2_567_545_604));
+        assert_eq!(size(&ssd_1b()), (944, 1_331_334_404));
+        assert_eq!(size(&upscaler()), (687, 473_398_020));
+    }
+
+    #[test]
+    fn parameters_of_three_levels_without_a_middle() {
+        let tiny_sd = r#"{"block_out_channels": [320, 640, 1280], "layers_per_block": 1, "cross_attention_dim": 768,
+            "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+            "mid_block_type": null}"#;
+        assert_eq!(parse(tiny_sd).middle, Middle::Absent);
+        assert_eq!(size(tiny_sd), (358, 323_384_964));
+    }
+
+    #[test]
+    fn names_in_a_residual_block() {
+        let graph = parse(SD15).graph().unwrap();
+        let expected = shapes(&[
+            ("norm1.weight", &[960]),
+            ("norm1.bias", &[960]),
+            ("conv1.weight", &[320, 960, 3, 3]),
+            ("conv1.bias", &[320]),
+            ("time_emb_proj.weight", &[320, 1280]),
+            ("time_emb_proj.bias", &[320]),
+            ("norm2.weight", &[320]),
+            ("norm2.bias", &[320]),
+            ("conv2.weight", &[320, 320, 3, 3]),
+            ("conv2.bias", &[320]),
+            ("conv_shortcut.weight", &[320, 960]),
+            ("conv_shortcut.bias", &[320]),
+        ]);
+        assert_eq!(parameters(&graph, "up_blocks.3.resnets.0."), expected);
+        assert_eq!(parameters(&graph, "down_blocks.0.resnets.0.").len(), 10);
+    }
+
+    #[test]
+    fn names_in_a_transformer() {
+        let expected = shapes(&[
+            ("norm.weight", &[320]),
+            ("norm.bias", &[320]),
+            ("proj_in.weight", &[320, 320]),
+            ("proj_in.bias", &[320]),
+            ("transformer_blocks.0.norm1.weight", &[320]),
+            ("transformer_blocks.0.norm1.bias", &[320]),
+            ("transformer_blocks.0.attn1.to_q.weight", &[320, 320]),
+            ("transformer_blocks.0.attn1.to_k.weight", &[320, 320]),
+            ("transformer_blocks.0.attn1.to_v.weight", &[320, 320]),
+            ("transformer_blocks.0.attn1.to_out.0.weight", &[320, 320]),
+            ("transformer_blocks.0.attn1.to_out.0.bias", &[320]),
+            ("transformer_blocks.0.norm2.weight", &[320]),
+            ("transformer_blocks.0.norm2.bias", &[320]),
+            ("transformer_blocks.0.attn2.to_q.weight", &[320, 320]),
+            ("transformer_blocks.0.attn2.to_k.weight", &[320, 768]),
+            ("transformer_blocks.0.attn2.to_v.weight", &[320, 768]),
+            ("transformer_blocks.0.attn2.to_out.0.weight", &[320, 320]),
+            ("transformer_blocks.0.attn2.to_out.0.bias", &[320]),
+            ("transformer_blocks.0.norm3.weight", &[320]),
+            ("transformer_blocks.0.norm3.bias", &[320]),
+            ("transformer_blocks.0.ff.net.0.proj.weight", &[2560, 320]),
+            ("transformer_blocks.0.ff.net.0.proj.bias", &[2560]),
+            ("transformer_blocks.0.ff.net.2.weight", &[320, 1280]),
+            ("transformer_blocks.0.ff.net.2.bias", &[320]),
+            ("proj_out.weight", &[320, 320]),
+            ("proj_out.bias", &[320]),
+        ]);
+        assert_eq!(parameters(&parse(SD15).graph().unwrap(), "down_blocks.0.attentions.0."), expected);
+    }
+
+    #[test]
+    fn names_of_embeddings() {
+        let json = with(&sdxl(), "num_class_embeds", "10");
+        let graph = parse(&with(&json, "time_cond_proj_dim", "256")).graph().unwrap();
+        let layers = |inputs| {
+            shapes(&[
+                ("linear_1.weight", &[1280, inputs]),
+                ("linear_1.bias", &[1280]),
+                ("linear_2.weight", &[1280, 1280]),
+                ("linear_2.bias", &[1280]),
+            ])
+        };
+        let mut time = layers(320);
+        time.extend(shapes(&[("cond_proj.weight", &[320, 256])]));
+        assert_eq!(parameters(&graph, "time_embedding."), time);
+        assert_eq!(parameters(&graph, "add_embedding."), layers(2816));
+        assert_eq!(parameters(&graph, "class_embedding."), shapes(&[("weight", &[10, 1280])]));
+        let timestep = parse(&with(SD15, "class_embed_type", r#""timestep""#)).graph().unwrap();
+        assert_eq!(parameters(&timestep, "class_embedding."), layers(320));
+    }
+
+    #[test]
+    fn only_cross_attention_spares_the_middle() {
+        let graph = parse(&with(SD15, "only_cross_attention", "true")).graph().unwrap();
+        let key = |name| parameters(&graph, name)[".transformer_blocks.0.attn1.to_k.weight"].clone();
+        assert_eq!(key("down_blocks.0.attentions.0"), [320, 768]);
+        assert_eq!(key("up_blocks.3.attentions.2"), [320, 768]);
+        assert_eq!(key("mid_block.attentions.0"), [1280, 1280]);
+    }
+
+    #[test]
+    fn built_in_network_is_the_exported_one() {
+        let packed = include_bytes!("../../models/builtin/graphs/unet.onnx.gz");
+        let mut onnx = Vec::new();
+        std::io::copy(&mut flate2::read::GzDecoder::new(&packed[..]), &mut onnx).unwrap();
+        let exported = Graph::decode("", &onnx).unwrap();
+        // As `export/model.py` declares it.
+        let level = |channels| Level {
+            channels,
+            layers: 1,
+            heads: 4,
+            only_cross_attention: false,
+            down: Some(vec![1]),
+            up: Some(vec![1; 2]),
+        };
+        let config = Config {
+            in_channels: 16,
+            out_channels: 16,
+            norm_num_groups: 16,
+            cross_attention_dim: 192,
+            time_embedding_dim: 384,
+            levels: vec![level(96), level(192)],
+            ..parse("{}")
+        };
+        let derived = config.graph().unwrap();
+        assert_eq!(parameters(&derived, ""), parameters(&exported, ""));
+        let sorted = |graph: &Graph| {
+            let mut ports: Vec<String> = graph.inputs().iter().map(Port::to_string).collect();
+            ports.sort();
+            ports
+        };
+        assert_eq!(sorted(&derived), sorted(&exported));
+        assert_eq!(derived.outputs(), exported.outputs());
+    }
+
+    #[test]
+    fn signatures() {
+        let sample = "sample: F32[batch, 4, height, width]";
+        let text = |width| format!("encoder_hidden_states: F32[batch, tokens, {width}]");
+        assert_eq!(inputs(SD15), [sample, "timestep: F32[]", &text(768)]);
+        let lcm = with(SD15, "time_cond_proj_dim", "256");
+        assert_eq!(inputs(&lcm)[2], "timestep_cond: F32[batch, 256]");
+        assert_eq!(inputs(&upscaler())[2], "class_labels: I64[batch]");
+        let sizes = ["text_embeds: F32[batch, text_width]", "time_ids: F32[batch, sizes]"];
+        assert_eq!(inputs(&sdxl())[2..4], sizes);
+        let graph = parse(&with(SD15, "out_channels", "8")).graph().unwrap();
+        assert_eq!(
+            graph.outputs().iter().map(Port::to_string).collect::<Vec<_>>(),
+            ["out_sample: F32[batch, 8, height, width]"]
+        );
+    }
+
+    #[test]
+    fn an_empty_configuration_is_what_diffusers_constructs() {
+        let level = |channels, transformers: bool| Level {
+            channels,
+            layers: 2,
+            heads: 8,
+            only_cross_attention: false,
+            down: transformers.then(|| vec![1; 2]),
+            up: transformers.then(|| vec![1; 3]),
+        };
+        let expected = Config {
+            sample_size: None,
+            in_channels: 4,
+            out_channels: 4,
+            center_input_sample: false,
+            conv_in_kernel: 3,
+            conv_out_kernel: 3,
+            norm_num_groups: 32,
+            norm_eps: 1e-5,
+            cross_attention_dim: 1280,
+            flip_sin_to_cos: true,
+            freq_shift: 0.0,
+            time_embedding_dim: 1280,
+            time_cond_proj_dim: None,
+            class_embedding: None,
+            added_embedding: None,
+            levels: vec![level(320, true), level(640, true), level(1280, true), level(1280, false)],
+            middle: Middle::Transformer(1),
+        };
+        assert_eq!(parse("{}"), expected);
+        let sd15 = Config { sample_size: Some([64; 2]), cross_attention_dim: 768, ..expected };
+        assert_eq!(parse(SD15), sd15);
+    }
+
+    #[test]
+    fn lists_go_down_and_reversed_ones_up() {
+        let config = parse(&ssd_1b());
+        let depths: Vec<_> =
+            config.levels.iter().map(|level| (level.down.clone(), level.up.clone())).collect();
+        assert_eq!(
+            depths,
+            [(None, None), (Some(vec![2, 2]), Some(vec![2, 1, 1])), (Some(vec![4, 4]), Some(vec![4, 4, 10])),]
+        );
+        assert_eq!(config.middle, Middle::Residual);
+        let config = parse(&with(&sdxl(), "layers_per_block", "[2, 1, 3]"));
+        assert_eq!(config.levels[1].down, Some(vec![2]));
+        assert_eq!(config.levels[2].up, Some(vec![10; 4]));
+        assert_eq!(config.middle, Middle::Transformer(10));
+        let heads: Vec<usize> = config.levels.iter().map(|level| level.heads).collect();
+        assert_eq!(heads, [5, 10, 20]);
+        assert_eq!(parse(&with(SD15, "sample_size", "[96, 64]")).sample_size, Some([96, 64]));
+    }
+
+    #[test]
+    fn other_spellings_of_what_is_built() {
+        let json = with(SD15, "mid_block_scale_factor", "1.0");
+        let json = with(&json, "cross_attention_dim", "[768, 768, 768, 768]");
+        assert_eq!(parse(&with(&json, "act_fn", r#""swish""#)), parse(SD15));
+    }
+
+    #[test]
+    fn another_kind_of_network() {
+        for (key, value, expected) in [
+            ("_class_name", r#""UNet3DConditionModel""#, r#""UNet2DConditionModel""#),
+            ("act_fn", r#""gelu""#, r#""silu""#),
+            ("attention_type", r#""gated""#, r#""default""#),
+            ("class_embeddings_concat", "true", "false"),
+            ("downsample_padding", "0", "1"),
+            ("dual_cross_attention", "true", "false"),
+            ("encoder_hid_dim", "4096", "null"),
+            ("encoder_hid_dim_type", r#""text_proj""#, "null"),
+            ("mid_block_scale_factor", "1.4", "1"),
+            ("num_attention_heads", "8", "null"),
+            ("resnet_time_scale_shift", r#""scale_shift""#, r#""default""#),
+            ("time_embedding_act_fn", r#""silu""#, "null"),
+            ("time_embedding_type", r#""fourier""#, r#""positional""#),
+            ("timestep_post_act", r#""silu""#, "null"),
+        ] {
+            let help = "this kind of network cannot be run yet";
+            assert_eq!(refusal_with(key, value), format!("{key}: expected {expected}, got {value}; {help}"));
+        }
+        assert_eq!(
+            refusal_with("mid_block_type", r#""UNetMidBlock2DSimpleCrossAttn""#),
+            "mid_block_type: expected UNetMidBlock2DCrossAttn, UNetMidBlock2D or null, got \
+             UNetMidBlock2DSimpleCrossAttn"
+        );
+        let types = r#"["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"]"#;
+        assert!(
+            refusal_with("up_block_types", types).starts_with(
+                "up_block_types[2]: expected UpBlock2D or CrossAttnUpBlock2D, got AttnUpBlock2D"
+            )
+        );
+        let types = r#"["DownBlock2D", "UpBlock2D", "DownBlock2D", "DownBlock2D"]"#;
+        assert!(refusal_with("down_block_types", types).starts_with("down_block_types[1]: expected"));
+        assert_eq!(
+            refusal_with("class_embed_type", r#""identity""#),
+            "class_embed_type: expected timestep, projection or null, got identity"
+        );
+        assert_eq!(
+            refusal_with("addition_embed_type", r#""image""#),
+            "addition_embed_type: expected text_time or null, got image"
+        );
+    }
+
+    #[test]
+    fn lengths_that_do_not_match() {
+        let four = "expected 4 values as in block_out_channels, got";
+        for key in ["attention_head_dim", "layers_per_block", "cross_attention_dim", DEPTHS_KEY] {
+            assert_eq!(refusal_with(key, "[1, 1, 1]"), format!("{key}: {four} 3"));
+            assert_eq!(refusal_with(key, "[]"), format!("{key}: {four} 0"));
+        }
+        for key in ["down_block_types", "up_block_types"] {
+            assert_eq!(refusal_with(key, r#"["DownBlock2D"]"#), format!("{key}: {four} 1"));
+        }
+        let key = "only_cross_attention";
+        assert_eq!(refusal_with(key, "[true, true]"), format!("{key}: {four} 2"));
+        assert_eq!(refusal_with(REVERSE_DEPTHS_KEY, "[1]"), format!("{REVERSE_DEPTHS_KEY}: {four} 1"));
+        assert_eq!(
+            refusal_with("sample_size", "[1, 2, 3]"),
+            "sample_size: expected height and width, got [1, 2, 3]"
+        );
+    }
+
+    #[test]
+    fn transformers_that_do_not_match_their_layers() {
+        assert_eq!(
+            refusal_with(DEPTHS_KEY, "[1, [1, 1], 1, 1]"),
+            "reverse_transformer_layers_per_block: expected a list, as there are lists in \
+             transformer_layers_per_block, got none"
+        );
+        assert_eq!(
+            refusal(&with(&ssd_1b(), DEPTHS_KEY, "[1, [2, 2, 2], 4]")),
+            "transformer_layers_per_block[1]: expected 2 numbers, one for each residual block, got 3"
+        );
+        assert_eq!(
+            refusal(&with(&ssd_1b(), REVERSE_DEPTHS_KEY, "[[4, 4], 1, 1]")),
+            "reverse_transformer_layers_per_block[0]: expected 3 numbers, one for each residual block, got 2"
+        );
+        // The list of a level without transformers is read only for the middle.
+        let json = with(&ssd_1b(), "down_block_types", r#"["DownBlock2D", "DownBlock2D", "DownBlock2D"]"#);
+        let json = with(&json, "mid_block_type", r#""UNetMidBlock2DCrossAttn""#);
+        assert_eq!(
+            refusal(&with(&json, DEPTHS_KEY, "[1, 1, []]")),
+            "transformer_layers_per_block[2]: expected numbers, got none"
+        );
+    }
+
+    #[test]
+    fn several_widths_of_text() {
+        assert_eq!(
+            refusal_with("cross_attention_dim", "[768, 768, 1024, 768]"),
+            "cross_attention_dim: expected equal numbers, got [768, 768, 1024, 768]"
+        );
+    }
+
+    #[test]
+    fn missing_widths() {
+        assert_eq!(
+            refusal_with("class_embed_type", r#""projection""#),
+            "projection_class_embeddings_input_dim: expected a width, because of class_embed_type projection, got none"
+        );
+        assert_eq!(
+            refusal_with("addition_embed_type", r#""text_time""#),
+            "addition_time_embed_dim: expected a width, because of addition_embed_type text_time, got none"
+        );
+        assert_eq!(
+            refusal(&with(&sdxl(), PROJECTION_KEY, "256")),
+            "projection_class_embeddings_input_dim: expected more than addition_time_embed_dim, 256, got 256"
+        );
+    }
+
+    #[test]
+    fn levels_without_end() {
+        assert_eq!(refusal_with("block_out_channels", "[]"), "block_out_channels: expected 1 to 16, got 0");
+        let many = format!("{:?}", [32; 17]);
+        assert_eq!(refusal_with("block_out_channels", &many), "block_out_channels: expected 1 to 16, got 17");
+    }
+
+    #[test]
+    fn layers_without_end() {
+        let key = "layers_per_block";
+        for (value, got) in [("0", "0"), ("257", "257"), ("[2, 0, 2, 2]", "0")] {
+            assert_eq!(refusal_with(key, value), format!("{key}: expected 1 to 256, got {got}"));
+        }
+        let most = u64::MAX.to_string();
+        assert_eq!(refusal_with(key, &most), format!("{key}: expected 1 to 256, got {most}"));
+        // There are sixteen transformers: each may be believable, and all together not.
+        for depth in ["100", &most] {
+            let message = refusal_with(DEPTHS_KEY, depth);
+            assert!(
+                message.starts_with(
+                    "layers_per_block, transformer_layers_per_block: expected at most 1024 residual and \
+                     transformer blocks in all, got "
+                ),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn absurd_widths() {
+        let most = u64::MAX.to_string();
+        for key in
+            ["in_channels", "out_channels", "norm_num_groups", "cross_attention_dim", "time_cond_proj_dim"]
+        {
+            assert_eq!(refusal_with(key, "0"), format!("{key}: expected 1 to 65536, got 0"));
+            assert_eq!(refusal_with(key, &most), format!("{key}: expected 1 to 65536, got {most}"));
+        }
+        assert_eq!(refusal_with("num_class_embeds", "0"), "num_class_embeds: expected 1 to 65536, got 0");
+        let most_channels = format!("[320, 640, {most}, 1280]");
+        let message = refusal_with("block_out_channels", &most_channels);
+        assert_eq!(message, format!("block_out_channels: expected 1 to 65536, got {most}"));
+        let message = refusal_with("block_out_channels", &format!("[{most}, 640, 640, 1280]"));
+        assert_eq!(message, format!("block_out_channels: expected 1 to 65536, got {most}"));
+        let message = refusal_with("time_embedding_dim", "0");
+        assert_eq!(message, "time_embedding_dim: expected 1 to 262144, got 0");
+        let json = with(&sdxl(), "addition_time_embed_dim", "65537");
+        assert_eq!(refusal(&json), "addition_time_embed_dim: expected 1 to 65536, got 65537");
+    }
+
+    #[test]
+    fn channels_that_cannot_be_divided() {
+        assert_eq!(
+            refusal_with("norm_num_groups", "48"),
+            "block_out_channels[0]: expected a multiple of norm_num_groups, 48, got 320"
+        );
+        assert_eq!(
+            refusal_with("attention_head_dim", "7"),
+            "attention_head_dim[0]: expected a number of heads that divides 320 channels, got 7"
+        );
+        assert_eq!(
+            refusal_with("attention_head_dim", "[8, 0, 8, 8]"),
+            "attention_head_dim[1]: expected a number of heads that divides 640 channels, got 0"
+        );
+        // The last level of SD 1.5 has no transformers, but its middle has one, and the same heads.
+        assert_eq!(
+            refusal_with("attention_head_dim", "[8, 8, 8, 9]"),
+            "attention_head_dim[3]: expected a number of heads that divides 1280 channels, got 9"
+        );
+    }
+
+    #[test]
+    fn kernels_that_change_the_size() {
+        for (key, value) in [("conv_in_kernel", 2), ("conv_out_kernel", 0), ("conv_in_kernel", 33)] {
+            assert_eq!(
+                refusal_with(key, &value.to_string()),
+                format!("{key}: expected an odd number up to 31, got {value}")
+            );
+        }
+    }
+
+    #[test]
+    fn frequencies_that_cannot_be() {
+        let message = refusal_with("freq_shift", "160");
+        assert_eq!(
+            message,
+            "freq_shift: expected 0 up to the frequencies of block_out_channels[0], 160, got 160"
+        );
+        assert!(refusal_with("freq_shift", "-1").ends_with("got -1"));
+        let message = refusal(&with(&sdxl(), "addition_time_embed_dim", "255"));
+        assert_eq!(message, "addition_time_embed_dim: expected an even number of sines and cosines, got 255");
+        let odd = with(SD15, "norm_num_groups", "1");
+        let message = refusal(&with(&odd, "block_out_channels", "[321, 640, 1280, 1280]"));
+        assert_eq!(message, "block_out_channels[0]: expected an even number of sines and cosines, got 321");
+    }
+
+    #[test]
+    fn epsilons_that_cannot_be() {
+        assert_eq!(refusal_with("norm_eps", "0.0"), "norm_eps: expected a positive number, got 0");
+        assert_eq!(refusal_with("norm_eps", "-1e-5"), "norm_eps: expected a positive number, got -0.00001");
+    }
+
+    #[test]
+    fn values_of_another_type() {
+        let message = refusal_with("in_channels", "-4");
+        assert_eq!(message, "in_channels: invalid value: integer `-4`, expected usize");
+        assert!(refusal_with("norm_num_groups", "null").starts_with("norm_num_groups: invalid type: null"));
+        let message = refusal_with("attention_head_dim", r#"{"a": 1}"#);
+        assert_eq!(message, "attention_head_dim: expected a value or a list of them");
+        for json in ["", "[]", "1", "{", r#"{"a": 1} 2"#] {
+            let message = refusal(json);
+            assert!(message.starts_with("expected a configuration as a JSON object: "), "{json}: {message}");
+        }
+        assert!(
+            refusal(&r#"{"a":"#.repeat(100_000)).starts_with("expected a configuration as a JSON object")
+        );
+    }
+
+    #[test]
+    fn configurations_built_in_code_are_checked_too() {
+        let refusal = |change: fn(&mut Config)| {
+            let mut config = parse(SD15);
+            change(&mut config);
+            config.graph().err().expect("the configuration is hostile").to_string()
+        };
+        assert_eq!(
+            refusal(|config| config.levels.clear()),
+            "unet: block_out_channels: expected 1 to 16, got 0"
+        );
+        assert_eq!(
+            refusal(|config| config.levels[1].up = Some(vec![1, 1])),
+            "unet: transformer_layers_per_block[1]: expected 3 numbers, one for each residual block, got 2"
+        );
+        assert_eq!(
+            refusal(|config| config.levels[3].layers = usize::MAX),
+            format!("unet: layers_per_block: expected 1 to 256, got {}", usize::MAX)
+        );
+        assert_eq!(
+            refusal(|config| config.norm_eps = f64::NAN),
+            "unet: norm_eps: expected a positive number, got NaN"
+        );
+        assert!(refusal(|config| config.freq_shift = f64::NAN).starts_with("unet: freq_shift: expected"));
+        assert!(refusal(|config| config.middle = Middle::Transformer(usize::MAX)).contains("in all"));
+    }
 }
