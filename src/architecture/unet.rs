@@ -1333,7 +1333,7 @@ mod tests {
         let refusal = |change: fn(&mut Config)| {
             let mut config = parse(SD15);
             change(&mut config);
-            config.graph().err().expect("the configuration is hostile").to_string()
+            config.graph().expect_err("the configuration is hostile").to_string()
         };
         assert_eq!(
             refusal(|config| config.levels.clear()),
