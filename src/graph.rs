@@ -223,6 +223,7 @@ impl Graph {
         }
 
         let mut casts = Vec::new();
+        let mut converted_bytes = 0;
         for (parameter, weight) in found {
             let wanted = &parameter.name;
             let mut stored_shape = parameter.shape.clone();
@@ -248,6 +249,7 @@ impl Graph {
                 (Dtype::F16 | Dtype::Bf16, Dtype::F32) => {
                     let stored = format!("{wanted}/stored");
                     casts.push(cast(&stored, wanted, parameter.dtype));
+                    converted_bytes += weight.len_bytes() / weight.dtype().size_bytes() * parameter.dtype.size_bytes();
                     initializer.name = Some(stored);
                     initializer.data_type = Some(onnx_code(weight.dtype()));
                 }
@@ -264,7 +266,7 @@ impl Graph {
         }
         graph.node.splice(0..0, casts);
         model.graph = Some(graph);
-        Ok(BoundGraph { onnx: model.encode_to_vec(), name, inputs, outputs, weights })
+        Ok(BoundGraph { onnx: model.encode_to_vec(), name, inputs, outputs, weights, converted_bytes })
     }
 }
 
@@ -283,6 +285,8 @@ pub struct BoundGraph {
     /// The model; parameters refer to `weights` by [`Weights::files`].
     pub(crate) onnx: Vec<u8>,
     pub(crate) weights: Arc<Weights>,
+    /// How much memory the weights would take that the graph converts to wider types, once they are converted.
+    pub(crate) converted_bytes: usize,
 }
 
 /// A model and its graph; `place` is for messages.

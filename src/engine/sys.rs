@@ -105,12 +105,14 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Opens a session on `model`, whose external data lies in the files of `weights`.
+    /// Opens a session on `model`, whose external data lies in the files of `weights`; `keeps_converted` allows it to keep
+    /// copies of weights that it converts.
     pub(super) fn open(
         runtime: &Runtime,
         model: &[u8],
         weights: Arc<Weights>,
         threads: usize,
+        keeps_converted: bool,
     ) -> Result<Self, Error> {
         let failed = |error: ort::Error| {
             let kind = match error.code() {
@@ -122,7 +124,7 @@ impl Session {
             };
             Error::new(kind, "ONNX Runtime cannot open the graph").source(error)
         };
-        let mut builder = options(runtime, threads).map_err(failed)?;
+        let mut builder = options(runtime, threads, keeps_converted).map_err(failed)?;
         lend_weights(&mut builder, &weights).map_err(failed)?;
         let session = builder.commit_from_memory(model).map_err(failed)?;
         Ok(Self { session, _weights: weights })
@@ -178,17 +180,22 @@ fn result<'a>(results: &'a SessionOutputs<'_>, name: &str) -> Result<&'a DynValu
 }
 
 /// How sessions are opened: fast kernels, weights repacked for them.
-fn options(runtime: &Runtime, threads: usize) -> ort::Result<SessionBuilder> {
+fn options(runtime: &Runtime, threads: usize, keeps_converted: bool) -> ort::Result<SessionBuilder> {
     let builder = SessionBuilder::new(&runtime.environment)?
         // `ort` asks for the most efficient device, and anything that was plugged in could be that.
         .with_auto_device(AutoDevicePolicy::PreferCPU)?
-        .with_optimization_level(GraphOptimizationLevel::All)?
         .with_intra_threads(threads)?
         // Threads that wait in a loop are no faster, and take a third more processor time.
         .with_intra_op_spinning(false)?
         // Read the weights where they lie, instead of copying the files' contents first.
         .with_config_entry("session.use_external_initializer_file_buffers_directly", "1")?;
-    Ok(builder)
+    if keeps_converted {
+        return Ok(builder.with_optimization_level(GraphOptimizationLevel::All)?);
+    }
+    // The last level converts weights for its own layouts whatever their size.
+    Ok(builder
+        .with_optimization_level(GraphOptimizationLevel::Level2)?
+        .with_config_entry("optimization.constant_folding_max_output_size_in_bytes", "65536")?)
 }
 
 /// Tells the session-to-be where in memory the files lie that the model's external data names.
