@@ -3,6 +3,7 @@
 //! ONNX graphs (text encoder, U-Net, VAE) run in ONNX Runtime; everything between them is Rust.
 
 pub mod architecture;
+pub mod checkpoint;
 pub mod engine;
 pub mod error;
 pub mod graph;

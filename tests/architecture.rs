@@ -10,7 +10,10 @@ const LAYERS: [(&str, &[&str]); 5] = [
     ("faces", &["main", "cli"]),
     ("diffusion", &["pipeline", "stage", "request"]),
     ("runtime", &["engine"]),
-    ("untrusted bytes", &["model", "manifest", "signature", "architecture", "graph", "weights"]),
+    (
+        "untrusted bytes",
+        &["model", "manifest", "signature", "checkpoint", "architecture", "graph", "weights"],
+    ),
     ("pure", &PURE),
 ];
 const PURE: [&str; 8] =

@@ -1,0 +1,222 @@
+//! Single-file checkpoints: which networks a file with the names of CompVis, Stability AI or OpenCLIP holds, their
+//! configurations, and which stored tensor each name in diffusers' folders stands for.
+//! It knows names and shapes; of values only those that tell what a network predicts, and nothing of graphs.
+
+mod autoencoder;
+mod folder;
+mod foreign;
+mod source;
+mod text_encoder;
+mod unet;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde_json::Value as Json;
+
+pub use self::folder::{autoencoder_names, text_encoder_names};
+use self::source::Source;
+use crate::Error;
+use crate::prediction::Prediction;
+use crate::weights::{Dtype, Stored, TensorView, Weights};
+
+/// What stands before the U-Net's names in a whole checkpoint; files with nothing else may leave it out.
+const UNET_PREFIXES: [&str; 2] = ["model.diffusion_model.", ""];
+/// What stands before the VAE's names; files with nothing else may leave it out.
+const VAE_PREFIXES: [&str; 3] = ["first_stage_model.", "vae.", ""];
+
+/// The spread of a norm's bias from which an SD 2 predicts velocities. ComfyUI's rule: base and 768-v have the same names
+/// and shapes, but this bias of the last transformer tells them apart.
+const VELOCITY_BIAS_DEVIATION: f64 = 0.09;
+
+/// Per name in diffusers' folders the stored tensor that has it; for [`Weights::select`].
+pub type Names = BTreeMap<String, Stored>;
+
+/// A whole checkpoint in one file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checkpoint {
+    /// The models it belongs to.
+    pub family: Family,
+    /// What its U-Net is given beside noise and text.
+    pub purpose: Purpose,
+    /// What its U-Net predicts, as far as the file tells.
+    pub hint: Hint,
+    /// `unet` in a diffusers folder.
+    pub unet: Part,
+    /// `vae` in a diffusers folder.
+    pub vae: Option<Part>,
+    /// `text_encoder` in a diffusers folder.
+    pub text_encoder: Option<Part>,
+    /// `text_encoder_2` in a diffusers folder.
+    pub text_encoder_2: Option<Part>,
+}
+
+/// One network of a checkpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// What diffusers' or transformers' `config.json` of this network says, as far as it differs from what is taken for
+    /// absent keys.
+    pub config: Json,
+    /// The network's tensors.
+    pub names: Names,
+}
+
+/// Models with the same kinds of networks.
+///
+/// Distilled models (Turbo, Lightning, LCM without a guidance input) have the names and shapes of what they were made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Family {
+    /// Stable Diffusion 1.
+    Sd1,
+    /// Stable Diffusion 2.
+    Sd2,
+    /// Stable Diffusion XL, base.
+    Sdxl,
+    /// Stable Diffusion XL, refiner.
+    SdxlRefiner,
+    /// The Stable Diffusion x4 upscaler.
+    Upscaler,
+}
+
+impl Family {
+    /// What the latents of its VAE are multiplied by.
+    fn scaling_factor(self) -> f64 {
+        match self {
+            Self::Sd1 | Self::Sd2 => 0.18215,
+            Self::Sdxl | Self::SdxlRefiner => 0.13025,
+            Self::Upscaler => 0.08333,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sd1 => "Stable Diffusion 1",
+            Self::Sd2 => "Stable Diffusion 2",
+            Self::Sdxl => "Stable Diffusion XL",
+            Self::SdxlRefiner => "Stable Diffusion XL refiner",
+            Self::Upscaler => "Stable Diffusion x4 upscaler",
+        })
+    }
+}
+
+/// What a U-Net is given beside noise and text, as the number of its input channels tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Nothing.
+    Generate,
+    /// A mask and the latents of what is outside of it: five channels more.
+    Inpaint,
+    /// The latents of a picture to be edited (InstructPix2Pix): as many channels again.
+    Edit,
+    /// The pixels of a small picture: three channels more.
+    Upscale,
+}
+
+/// What a U-Net predicts, as far as a file tells.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hint {
+    /// The prediction.
+    pub prediction: Prediction,
+    /// Whether the file says that it was trained down to a signal-to-noise ratio of zero.
+    pub zero_terminal_snr: bool,
+    /// How that is known.
+    pub reason: String,
+}
+
+/// Recognises a file with a U-Net, alone or with the VAE and the text encoders it was trained with; `place` is for messages.
+///
+/// # Errors
+/// [`ErrorKind::Model`](crate::ErrorKind::Model) for files of other kinds, which it tries to name, for networks with more or fewer tensors than
+/// their kind has, and for shapes that contradict each other.
+pub fn recognise(weights: &Weights, place: &str) -> Result<Checkpoint, Error> {
+    foreign::refuse_relatives(weights, place)?;
+    let prefix =
+        UNET_PREFIXES.into_iter().find(|prefix| weights.get(&format!("{prefix}{}", unet::MARK)).is_some());
+    let source = match prefix {
+        Some(prefix) => Source::new(weights, format!("{place}: U-Net"), prefix),
+        None => return Err(foreign::unrecognised(weights, place)),
+    };
+    let layout = unet::Layout::read(&source)?;
+    let family = layout.family(&source)?;
+    let purpose = layout.purpose(&source)?;
+    let hint = hint(weights, &source, &layout, family, purpose)?;
+    let unet = layout.part(&source, family, hint.prediction)?;
+
+    let vae = VAE_PREFIXES[..2]
+        .iter()
+        .map(|prefix| Source::new(weights, format!("{place}: VAE"), prefix))
+        .find(|source| !source.is_empty())
+        .map(|source| autoencoder::part(&source, Some(family)))
+        .transpose()?;
+    let [text_encoder, text_encoder_2] = text_encoder::parts(weights, place, family)?;
+    Ok(Checkpoint { family, purpose, hint, unet, vae, text_encoder, text_encoder_2 })
+}
+
+/// Recognises a file with a VAE alone, under its original names; `place` is for messages.
+///
+/// The factor of its latents is not among what such a file tells, and not in the configuration.
+///
+/// # Errors
+/// As [`recognise`].
+pub fn recognise_autoencoder(weights: &Weights, place: &str) -> Result<Part, Error> {
+    let marked = |prefix: &&str| weights.get(&format!("{prefix}{}", autoencoder::MARK)).is_some();
+    match VAE_PREFIXES.iter().find(|prefix| marked(prefix)) {
+        Some(prefix) => autoencoder::part(&Source::new(weights, format!("{place}: VAE"), prefix), None),
+        None => Err(foreign::not_an_autoencoder(weights, place)),
+    }
+}
+
+fn hint(
+    weights: &Weights,
+    unet: &Source<'_>,
+    layout: &unet::Layout,
+    family: Family,
+    purpose: Purpose,
+) -> Result<Hint, Error> {
+    let zero_terminal_snr = weights.get("ztsnr").is_some();
+    let hint = |prediction, reason: String| Ok(Hint { prediction, zero_terminal_snr, reason });
+    if weights.get("v_pred").is_some() {
+        return hint(Prediction::V, "the file has a tensor named v_pred".into());
+    }
+    let (Family::Sd2, Purpose::Generate, Some(bias)) = (family, purpose, layout.telling_bias()) else {
+        let prediction = if family == Family::Upscaler { Prediction::V } else { Prediction::Epsilon };
+        return hint(
+            prediction,
+            format!("{family}: so they all do unless the file has a tensor named v_pred"),
+        );
+    };
+    let deviation =
+        deviation(&unet.get(&bias)?).map_err(|problem| unet.refuse(format!("{bias}: {problem}")))?;
+    let (prediction, side) = match deviation > VELOCITY_BIAS_DEVIATION {
+        true => (Prediction::V, "above"),
+        false => (Prediction::Epsilon, "not above"),
+    };
+    let reason =
+        format!("{bias} has a standard deviation of {deviation:.3}, {side} {VELOCITY_BIAS_DEVIATION}");
+    hint(prediction, reason)
+}
+
+/// The standard deviation of a vector's values.
+fn deviation(tensor: &TensorView<'_>) -> Result<f64, String> {
+    if tensor.shape().len() != 1 {
+        return Err(format!("expected a vector, got shape {:?}", tensor.shape()));
+    }
+    let bytes = tensor.to_bytes();
+    let values: Vec<f64> = match tensor.dtype() {
+        Dtype::F32 => elements(&bytes, |bytes| f32::from_le_bytes(bytes).into()),
+        Dtype::F16 => elements(&bytes, |bytes| half::f16::from_le_bytes(bytes).into()),
+        Dtype::Bf16 => elements(&bytes, |bytes| half::bf16::from_le_bytes(bytes).into()),
+        Dtype::F64 => elements(&bytes, f64::from_le_bytes),
+        other => return Err(format!("expected floats, got {other}")),
+    };
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    Ok((values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count).sqrt())
+}
+
+fn elements<const SIZE: usize>(bytes: &[u8], read: impl Fn([u8; SIZE]) -> f64) -> Vec<f64> {
+    bytes.as_chunks().0.iter().map(|bytes| read(*bytes)).collect()
+}

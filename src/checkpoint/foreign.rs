@@ -1,0 +1,157 @@
+//! What files are that are not checkpoints of a kind that can be run: their looks, and the way out.
+//! It knows nothing of what is in the others.
+
+use super::source::listed;
+use crate::weights::Weights;
+use crate::{Error, ErrorKind};
+
+const SUPPORTED: &str = "Stable Diffusion 1, 2 and XL (base and refiner, inpainting, InstructPix2Pix, LCM, Turbo) and the \
+                         x4 upscaler can be run";
+
+/// How a tensor's name gives a kind of file away.
+struct Look {
+    parts: &'static [&'static str],
+    kind: &'static str,
+    way_out: &'static str,
+}
+
+const fn look(parts: &'static [&'static str], kind: &'static str, way_out: &'static str) -> Look {
+    Look { parts, kind, way_out }
+}
+
+const ADAPTER: &str = "it changes a model and is none: give the model it was made for";
+const FOLDER: &str = "give the folder that it is a part of, the one with model_index.json";
+
+/// Files that have a U-Net, but not one that turns a text into a picture. Searched before [`OTHERS`].
+const RELATIVES: [Look; 8] = [
+    look(&[".time_stack.", ".time_mixer."], "Stable Video Diffusion", SUPPORTED),
+    look(&["motion_modules.", ".temporal_transformer."], "AnimateDiff", ADAPTER),
+    look(&["input_hint_block.", "controlnet_cond_embedding.", "zero_convs."], "a ControlNet", ADAPTER),
+    look(&["cc_projection."], "Zero-1-to-3", SUPPORTED),
+    look(&["edm_mean"], "Playground 2.5, whose noise follows EDM", "use Playground 2, or SDXL"),
+    look(&["edm_vpred."], "CosXL, whose noise follows EDM", "use SDXL"),
+    look(&["noise_augmentor."], "SD 2.1 unCLIP, which begins with a picture's embedding", "use SD 2.1"),
+    look(&["depth_model."], "SD 2 depth, which is given a depth map", "use SD 2"),
+];
+
+/// Everything else; the first that fits is named.
+const OTHERS: [Look; 23] = [
+    look(
+        &[
+            "lora_up.",
+            "lora_down.",
+            ".lora_A.",
+            ".lora_B.",
+            ".lora.up.",
+            ".lora.down.",
+            "hada_w1",
+            "lokr_w",
+            "oft_diag",
+        ],
+        "a LoRA",
+        ADAPTER,
+    ),
+    look(&["string_to_param", "emb_params"], "a textual inversion", ADAPTER),
+    look(&["ip_adapter.", "image_proj."], "an IP-Adapter", ADAPTER),
+    look(&["single_stream_modulation"], "FLUX.2", SUPPORTED),
+    look(&["txt_in.individual_token_refiner."], "HunyuanVideo", SUPPORTED),
+    look(&["distilled_guidance_layer."], "Chroma", SUPPORTED),
+    look(&["double_blocks.", "single_transformer_blocks."], "FLUX", SUPPORTED),
+    look(&["joint_blocks.", ".attn.add_q_proj.", "text_encoders."], "Stable Diffusion 3", SUPPORTED),
+    look(&["clip_txt_mapper.", "clip_txt_pooled_mapper.", ".channelwise."], "Stable Cascade", SUPPORTED),
+    look(&["double_layers."], "AuraFlow", SUPPORTED),
+    look(&["cap_embedder."], "Lumina or Z-Image", SUPPORTED),
+    look(&["caption_projection."], "PixArt, Sana or another diffusion transformer", SUPPORTED),
+    look(
+        &["cond_stage_model.transformer.token_emb.", "diffusion_prior"],
+        "an early latent diffusion model",
+        SUPPORTED,
+    ),
+    look(&["transformer_blocks.0.scale_shift_table", "patch_embedding."], "a video model", SUPPORTED),
+    look(&["taesd_", "decoder.layers.", "encoder.layers.0.conv."], "a tiny VAE", FOLDER),
+    look(&[".rdb1.", "RDB", "conv_first."], "a super-resolution network", SUPPORTED),
+    look(
+        &["model_ema."],
+        "averages of a training without the model itself",
+        "download the file for inference",
+    ),
+    look(
+        &["down_blocks.0.resnets.0.time_emb_proj.", "time_embedding.linear_1."],
+        "the U-Net of a diffusers folder",
+        FOLDER,
+    ),
+    look(&["encoder.down_blocks.", "decoder.up_blocks."], "the VAE of a diffusers folder", FOLDER),
+    look(&["encoder.down.", "decoder.up."], "a VAE alone", "give a whole model"),
+    look(
+        &["text_model.encoder.layers.", "encoder.layers.0.self_attn.q_proj."],
+        "the text encoder of a diffusers folder",
+        FOLDER,
+    ),
+    look(&["transformer.resblocks."], "a text encoder alone", "give a whole model"),
+    look(&["denoiser.", "diffusion_model."], "a diffusion model of another kind", SUPPORTED),
+];
+
+/// The most tensors, and the widths, of a textual inversion that has no telling names.
+const EMBEDDINGS: usize = 8;
+const EMBEDDING_WIDTHS: [usize; 3] = [768, 1024, 1280];
+
+/// Refuses files that have a U-Net which is not what it seems to be.
+pub(super) fn refuse_relatives(weights: &Weights, place: &str) -> Result<(), Error> {
+    match seen(weights, &RELATIVES) {
+        Some((name, look)) => Err(refusal(weights, place, name, Some(look))),
+        None => Ok(()),
+    }
+}
+
+/// What a file without a U-Net is.
+pub(super) fn unrecognised(weights: &Weights, place: &str) -> Error {
+    static EMBEDDING: Look = look(&[], "a textual inversion", ADAPTER);
+    let first = weights.iter().next().map_or("", |(name, _)| name);
+    match seen(weights, &OTHERS) {
+        Some((name, look)) => refusal(weights, place, name, Some(look)),
+        None => refusal(weights, place, first, is_embedding(weights).then_some(&EMBEDDING)),
+    }
+}
+
+/// What a file without a VAE is.
+pub(super) fn not_an_autoencoder(weights: &Weights, place: &str) -> Error {
+    let seen = listed(weights.iter().map(|(name, _)| name));
+    Error::new(ErrorKind::Model, format!("{place}: expected a VAE, got {}", described(weights, &seen)))
+        .help("give a file with encoder.down and decoder.up, or a diffusers folder")
+}
+
+fn seen<'a>(weights: &'a Weights, looks: &'static [Look]) -> Option<(&'a str, &'static Look)> {
+    looks.iter().find_map(|look| {
+        let fits = |name: &&str| look.parts.iter().any(|part| name.contains(part));
+        weights.iter().map(|(name, _)| name).find(fits).map(|name| (name, look))
+    })
+}
+
+fn is_embedding(weights: &Weights) -> bool {
+    let fits = |shape: &[usize]| {
+        (1..=2).contains(&shape.len()) && shape.last().is_some_and(|width| EMBEDDING_WIDTHS.contains(width))
+    };
+    (1..=EMBEDDINGS).contains(&weights.iter().count())
+        && weights.iter().all(|(_, tensor)| fits(tensor.shape()))
+}
+
+fn refusal(weights: &Weights, place: &str, name: &str, look: Option<&Look>) -> Error {
+    let seen = described(weights, &listed([name].into_iter()));
+    let (looks, way_out) = match look {
+        Some(look) => (format!(": looks like {}", look.kind), look.way_out),
+        None => (String::new(), SUPPORTED),
+    };
+    Error::new(
+        ErrorKind::Model,
+        format!("{place}: expected a Stable Diffusion checkpoint, got {seen}{looks}"),
+    )
+    .help(way_out)
+}
+
+fn described(weights: &Weights, names: &str) -> String {
+    match weights.iter().count() {
+        0 => "no tensors".into(),
+        1 => format!("one tensor, {names}"),
+        count => format!("{count} tensors, such as {names}"),
+    }
+}

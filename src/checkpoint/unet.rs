@@ -1,0 +1,415 @@
+//! The U-Net of Rombach et al. 2022 under its original names: its layout, its configuration in diffusers' words, and its
+//! names there. It knows nothing of the networks beside it.
+
+use serde_json::{Value as Json, json};
+
+use super::source::{Source, Table};
+use super::{Family, Part, Purpose};
+use crate::Error;
+use crate::prediction::Prediction;
+
+/// A tensor that every such U-Net has.
+pub(super) const MARK: &str = "input_blocks.0.0.weight";
+
+/// The width of a head where the number of heads grows with the channels.
+const HEAD_WIDTH: usize = 64;
+/// The number of heads where it does not.
+const HEADS: usize = 8;
+/// The width that SDXL gives each size.
+const SIZE_WIDTH: usize = 256;
+
+/// Names of a residual block's layers, diffusers' and original.
+const RESIDUAL: [(&str, &str); 5] = [
+    ("norm1", "in_layers.0"),
+    ("conv1", "in_layers.2"),
+    ("time_emb_proj", "emb_layers.1"),
+    ("norm2", "out_layers.0"),
+    ("conv2", "out_layers.3"),
+];
+/// Layers of a transformer block with a bias.
+const TRANSFORMER: [&str; 7] =
+    ["norm1", "norm2", "norm3", "attn1.to_out.0", "attn2.to_out.0", "ff.net.0.proj", "ff.net.2"];
+/// Layers of a transformer block without.
+const PROJECTIONS: [&str; 6] =
+    ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn2.to_q", "attn2.to_k", "attn2.to_v"];
+
+/// What names and shapes tell of a U-Net.
+pub(super) struct Layout {
+    in_channels: usize,
+    out_channels: usize,
+    time_width: usize,
+    cross_width: usize,
+    /// Whether transformers begin and end with linear layers, not convolutions.
+    is_linear: bool,
+    /// The name and the width of the embedding of the guidance scale (LCM).
+    condition: Option<(&'static str, usize)>,
+    label: Label,
+    levels: Vec<Level>,
+    middle: Middle,
+}
+
+/// What is added to the time embedding.
+enum Label {
+    Nothing,
+    /// One of so many classes.
+    Class(usize),
+    /// A vector of this width.
+    Vector(usize),
+}
+
+#[derive(Default)]
+struct Level {
+    channels: usize,
+    /// Per residual block on the way down the number of transformer blocks behind it; 0 without a transformer.
+    down: Vec<usize>,
+    /// The same on the way up, where there is one residual block more.
+    up: Vec<usize>,
+}
+
+enum Middle {
+    Absent,
+    Residual,
+    Transformer(usize),
+}
+
+impl Layout {
+    pub(super) fn read(source: &Source<'_>) -> Result<Self, Error> {
+        let condition = ["time_embedding.cond_proj.weight", "time_embed.cond_proj.weight"]
+            .into_iter()
+            .find(|name| source.has(name))
+            .map(|name| Ok::<_, Error>((name, source.size(name, &[2], 1)?)))
+            .transpose()?;
+        let label = if source.has("label_emb.weight") {
+            Label::Class(source.size("label_emb.weight", &[2], 0)?)
+        } else if source.has_any("label_emb.") {
+            Label::Vector(source.size("label_emb.0.0.weight", &[2], 1)?)
+        } else {
+            Label::Nothing
+        };
+
+        let mut levels = vec![Level::default()];
+        let mut transformers = Vec::new();
+        for index in 1..source.count("input_blocks.")? {
+            let place = format!("input_blocks.{index}");
+            // There is always one; a sampler ends a level.
+            let mut level = levels.pop().unwrap_or_default();
+            if source.has_any(&format!("{place}.0.op.")) {
+                levels.extend([level, Level::default()]);
+                continue;
+            }
+            let depth = depth(source, &place, &mut transformers)?;
+            let channels = source.size(&format!("{place}.0.in_layers.2.weight"), &[4], 0)?;
+            level.channels = channels;
+            level.down.push(depth);
+            levels.push(level);
+        }
+        if levels.iter().any(|level| level.down.is_empty()) {
+            return Err(
+                source.refuse("input_blocks: expected residual blocks at every resolution, got none".into())
+            );
+        }
+        let middle = if !source.has_any("middle_block.") {
+            Middle::Absent
+        } else {
+            // Blocks that are not expected where they are, are found when the table is made.
+            transformers.push("middle_block.1".into());
+            match source.count("middle_block.1.transformer_blocks.")? {
+                0 => {
+                    transformers.pop();
+                    Middle::Residual
+                }
+                depth => Middle::Transformer(depth),
+            }
+        };
+        let mut index = 0;
+        for level in levels.iter_mut().rev() {
+            for _ in 0..=level.down.len() {
+                level.up.push(depth(source, &format!("output_blocks.{index}"), &mut transformers)?);
+                index += 1;
+            }
+        }
+
+        let Some(transformer) = transformers.first() else {
+            return Err(source.refuse("expected transformers that read a text, got none".into()));
+        };
+        let queries = format!("{transformer}.transformer_blocks.0.attn2.to_k.weight");
+        let entry = source.get(&format!("{transformer}.proj_in.weight"))?;
+        Ok(Self {
+            in_channels: source.size(MARK, &[4], 1)?,
+            out_channels: source.size("out.2.weight", &[4], 0)?,
+            time_width: source.size("time_embed.0.weight", &[2], 0)?,
+            cross_width: source.size(&queries, &[2], 1)?,
+            is_linear: entry.shape().len() == 2,
+            condition,
+            label,
+            levels,
+            middle,
+        })
+    }
+
+    pub(super) fn family(&self, source: &Source<'_>) -> Result<Family, Error> {
+        let reads_at_full_size = self.levels[0].down.iter().any(|depth| *depth > 0);
+        match self.label {
+            Label::Class(_) => Ok(Family::Upscaler),
+            Label::Vector(width) if reads_at_full_size => Err(source
+                .refuse(format!(
+                    "expected no label_emb, got one of a vector of {width}: looks like SD 2.1 unCLIP"
+                ))
+                .help("models that begin with a picture's embedding cannot be run; use SD 2.1 itself")),
+            Label::Vector(_) if self.levels.len() == 4 => Ok(Family::SdxlRefiner),
+            Label::Vector(_) => Ok(Family::Sdxl),
+            Label::Nothing if self.is_linear => Ok(Family::Sd2),
+            Label::Nothing => Ok(Family::Sd1),
+        }
+    }
+
+    pub(super) fn purpose(&self, source: &Source<'_>) -> Result<Purpose, Error> {
+        let latent = self.out_channels;
+        match (self.in_channels.checked_sub(latent), &self.label) {
+            (Some(0), _) => Ok(Purpose::Generate),
+            (Some(5), _) => Ok(Purpose::Inpaint),
+            (Some(3), Label::Class(_)) => Ok(Purpose::Upscale),
+            (Some(more), _) if more == latent => Ok(Purpose::Edit),
+            (more, _) => Err(source
+                .refuse(format!(
+                    "expected {latent} input channels, {} for inpainting or {} for editing, got {}{}",
+                    latent.saturating_add(5),
+                    latent.saturating_mul(2),
+                    self.in_channels,
+                    if more == Some(1) { ": looks like a model that is given a depth map" } else { "" }
+                ))
+                .help("use the text-to-image model that it was made from")),
+        }
+    }
+
+    /// The bias that tells what an SD 2 predicts; of the last transformer.
+    pub(super) fn telling_bias(&self) -> Option<String> {
+        let last = self.levels.iter().map(|level| level.up.len()).sum::<usize>() - 1;
+        let reads = self.levels[0].up.last().is_some_and(|depth| *depth > 0);
+        reads.then(|| format!("output_blocks.{last}.1.transformer_blocks.0.norm1.bias"))
+    }
+
+    pub(super) fn part(
+        &self,
+        source: &Source<'_>,
+        family: Family,
+        prediction: Prediction,
+    ) -> Result<Part, Error> {
+        Ok(Part { config: self.config(source, family, prediction)?, names: self.names(source)? })
+    }
+
+    fn config(&self, source: &Source<'_>, family: Family, prediction: Prediction) -> Result<Json, Error> {
+        let channels: Vec<usize> = self.levels.iter().map(|level| level.channels).collect();
+        let types = |plain: &str, cross: &str, depths: &[usize]| match depths
+            .iter()
+            .filter(|depth| **depth > 0)
+            .count()
+        {
+            0 => Ok(plain.to_owned()),
+            count if count == depths.len() => Ok(cross.to_owned()),
+            count => Err(source.refuse(format!(
+                "expected a transformer behind all {} residual blocks of a level or none, got {count}",
+                depths.len()
+            ))),
+        };
+        let down = self.levels.iter().map(|level| types("DownBlock2D", "CrossAttnDownBlock2D", &level.down));
+        let up = self.levels.iter().rev().map(|level| types("UpBlock2D", "CrossAttnUpBlock2D", &level.up));
+        // diffusers gives the middle the depth of the last level, even where that has no transformers.
+        let middle = if let Middle::Transformer(depth) = self.middle { depth } else { 1 };
+        let last = self.levels.len() - 1;
+        let depths = |depths: fn(&Level) -> &[usize]| {
+            let levels = self.levels.iter().enumerate();
+            let json = levels
+                .map(|(index, level)| depths_json(depths(level), if index == last { middle } else { 1 }));
+            json.collect::<Vec<Json>>()
+        };
+        let (down_depths, mut up_depths) = (depths(|level| &level.down), depths(|level| &level.up));
+        up_depths.reverse();
+        let mirrors = down_depths.iter().rev().eq(&up_depths) && down_depths.iter().all(Json::is_number);
+        if let (Middle::Transformer(depth), Some(level)) = (&self.middle, self.levels.last()) {
+            let above = level.down[0];
+            // diffusers has no word for another depth.
+            if above > 0 && above != *depth {
+                return Err(source
+                    .refuse(format!("middle_block.1: expected {above} transformer blocks, got {depth}")));
+            }
+        }
+        let heads = match family {
+            Family::Sd1 | Family::Upscaler => json!(HEADS),
+            _ => {
+                let reads = |level: &&Level| level.down.iter().chain(&level.up).any(|depth| *depth > 0);
+                let odd =
+                    self.levels.iter().filter(reads).find(|level| !level.channels.is_multiple_of(HEAD_WIDTH));
+                if let Some(level) = odd {
+                    return Err(source.refuse(format!(
+                        "expected channels in multiples of {HEAD_WIDTH}, got {}",
+                        level.channels
+                    )));
+                }
+                channels.iter().map(|channels| channels / HEAD_WIDTH).collect()
+            }
+        };
+        // All but the last level of the upscaler attend to the text alone; shapes cannot tell where both are of one width.
+        let only_cross_attention: Vec<bool> =
+            (0..=last).map(|level| family == Family::Upscaler && level < last).collect();
+        let mut config = json!({
+            "_class_name": "UNet2DConditionModel",
+            "in_channels": self.in_channels,
+            "out_channels": self.out_channels,
+            "block_out_channels": channels,
+            "down_block_types": down.collect::<Result<Vec<_>, _>>()?,
+            "mid_block_type": match self.middle {
+                Middle::Absent => Json::Null,
+                Middle::Residual => "UNetMidBlock2D".into(),
+                Middle::Transformer(_) => "UNetMidBlock2DCrossAttn".into(),
+            },
+            "up_block_types": up.collect::<Result<Vec<_>, _>>()?,
+            "layers_per_block": self.levels.iter().map(|level| level.down.len()).collect::<Vec<_>>(),
+            "transformer_layers_per_block": down_depths,
+            "cross_attention_dim": self.cross_width,
+            "only_cross_attention": only_cross_attention,
+            "attention_head_dim": heads,
+            "use_linear_projection": self.is_linear,
+            "time_embedding_dim": self.time_width,
+            "sample_size": match family {
+                Family::Sd1 => 64,
+                Family::Sd2 if prediction == Prediction::V => 96,
+                Family::Sd2 => 64,
+                Family::Sdxl | Family::SdxlRefiner | Family::Upscaler => 128,
+            },
+        });
+        if !mirrors {
+            config["reverse_transformer_layers_per_block"] = up_depths.into();
+        }
+        if let Some((_, width)) = self.condition {
+            config["time_cond_proj_dim"] = width.into();
+        }
+        match self.label {
+            Label::Nothing => {}
+            Label::Class(count) => config["num_class_embeds"] = count.into(),
+            Label::Vector(width) => {
+                config["addition_embed_type"] = "text_time".into();
+                config["addition_time_embed_dim"] = SIZE_WIDTH.into();
+                config["projection_class_embeddings_input_dim"] = width.into();
+            }
+        }
+        Ok(config)
+    }
+
+    fn names(&self, source: &Source<'_>) -> Result<super::Names, Error> {
+        let mut table = Table::new(source);
+        let t = &mut table;
+        t.layer("conv_in", "input_blocks.0.0");
+        t.layer("time_embedding.linear_1", "time_embed.0");
+        t.layer("time_embedding.linear_2", "time_embed.2");
+        if let Some((name, _)) = self.condition {
+            t.tensor("time_embedding.cond_proj.weight", name);
+        }
+        match self.label {
+            Label::Nothing => {}
+            Label::Class(_) => t.tensor("class_embedding.weight", "label_emb.weight"),
+            Label::Vector(_) => {
+                t.layer("add_embedding.linear_1", "label_emb.0.0");
+                t.layer("add_embedding.linear_2", "label_emb.0.2");
+            }
+        }
+        let last = self.levels.len() - 1;
+        let mut index = 1;
+        for (number, level) in self.levels.iter().enumerate() {
+            let block = format!("down_blocks.{number}");
+            for (layer, depth) in level.down.iter().enumerate() {
+                residual(t, source, &format!("{block}.resnets.{layer}"), &format!("input_blocks.{index}.0"));
+                transformer(
+                    t,
+                    &format!("{block}.attentions.{layer}"),
+                    &format!("input_blocks.{index}.1"),
+                    *depth,
+                );
+                index += 1;
+            }
+            if number < last {
+                t.layer(&format!("{block}.downsamplers.0.conv"), &format!("input_blocks.{index}.0.op"));
+                index += 1;
+            }
+        }
+        if !matches!(self.middle, Middle::Absent) {
+            residual(t, source, "mid_block.resnets.0", "middle_block.0");
+        }
+        if let Middle::Transformer(depth) = self.middle {
+            transformer(t, "mid_block.attentions.0", "middle_block.1", depth);
+            residual(t, source, "mid_block.resnets.1", "middle_block.2");
+        }
+        let mut index = 0;
+        for (number, level) in self.levels.iter().rev().enumerate() {
+            let block = format!("up_blocks.{number}");
+            for (layer, depth) in level.up.iter().enumerate() {
+                residual(t, source, &format!("{block}.resnets.{layer}"), &format!("output_blocks.{index}.0"));
+                transformer(
+                    t,
+                    &format!("{block}.attentions.{layer}"),
+                    &format!("output_blocks.{index}.1"),
+                    *depth,
+                );
+                if layer == level.down.len() && number < last {
+                    let position = if *depth > 0 { 2 } else { 1 };
+                    let sampler = format!("output_blocks.{index}.{position}.conv");
+                    t.layer(&format!("{block}.upsamplers.0.conv"), &sampler);
+                }
+                index += 1;
+            }
+        }
+        t.layer("conv_norm_out", "out.0");
+        t.layer("conv_out", "out.2");
+        table.finish()
+    }
+}
+
+/// The number of transformer blocks in a block, 0 without a transformer; notes where the transformer is.
+fn depth(source: &Source<'_>, block: &str, transformers: &mut Vec<String>) -> Result<usize, Error> {
+    let transformer = format!("{block}.1");
+    let depth = source.count(&format!("{transformer}.transformer_blocks."))?;
+    if depth > 0 {
+        transformers.push(transformer);
+    }
+    Ok(depth)
+}
+
+fn residual(table: &mut Table<'_, '_>, source: &Source<'_>, name: &str, original: &str) {
+    for (layer, original_layer) in RESIDUAL {
+        table.layer(&format!("{name}.{layer}"), &format!("{original}.{original_layer}"));
+    }
+    let shortcut = format!("{original}.skip_connection");
+    if source.has_any(&format!("{shortcut}.")) {
+        table.layer(&format!("{name}.conv_shortcut"), &shortcut);
+    }
+}
+
+fn transformer(table: &mut Table<'_, '_>, name: &str, original: &str, depth: usize) {
+    if depth == 0 {
+        return;
+    }
+    for layer in ["norm", "proj_in", "proj_out"] {
+        table.layer(&format!("{name}.{layer}"), &format!("{original}.{layer}"));
+    }
+    for block in 0..depth {
+        let block = format!("transformer_blocks.{block}");
+        for layer in TRANSFORMER {
+            table.layer(&format!("{name}.{block}.{layer}"), &format!("{original}.{block}.{layer}"));
+        }
+        for layer in PROJECTIONS {
+            table.tensor(
+                &format!("{name}.{block}.{layer}.weight"),
+                &format!("{original}.{block}.{layer}.weight"),
+            );
+        }
+    }
+}
+
+/// Depths per residual block, as diffusers writes them: one number where they agree, `absent` where all are 0.
+fn depths_json(depths: &[usize], absent: usize) -> Json {
+    match depths {
+        [0, ..] if depths.iter().all(|depth| *depth == 0) => absent.into(),
+        [first, ..] if depths.iter().all(|depth| depth == first) => (*first).into(),
+        _ => depths.into(),
+    }
+}
