@@ -42,8 +42,9 @@ impl Session {
         let library = Library::load(None)?;
         let BoundGraph { name, inputs, outputs, onnx, weights, converted_bytes } = bound;
         let keeps_converted = converted_bytes <= KEPT_CONVERTED_BYTES;
-        let session = sys::Session::open(library.runtime(), &onnx, weights, options.threads.get(), keeps_converted)
-            .map_err(|error| named(&name, error))?;
+        let session =
+            sys::Session::open(library.runtime(), &onnx, weights, options.threads.get(), keeps_converted)
+                .map_err(|error| named(&name, error))?;
         Ok(Self { name, inputs, outputs, session })
     }
 

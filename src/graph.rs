@@ -249,7 +249,8 @@ impl Graph {
                 (Dtype::F16 | Dtype::Bf16, Dtype::F32) => {
                     let stored = format!("{wanted}/stored");
                     casts.push(cast(&stored, wanted, parameter.dtype));
-                    converted_bytes += weight.len_bytes() / weight.dtype().size_bytes() * parameter.dtype.size_bytes();
+                    converted_bytes +=
+                        weight.len_bytes() / weight.dtype().size_bytes() * parameter.dtype.size_bytes();
                     initializer.name = Some(stored);
                     initializer.data_type = Some(onnx_code(weight.dtype()));
                 }

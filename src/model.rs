@@ -5,6 +5,7 @@ mod builtin;
 mod bundle;
 mod diffusers;
 mod onnx;
+mod single_file;
 mod traits;
 
 use std::borrow::Cow;
@@ -123,10 +124,7 @@ impl Model {
         let metadata = fs::metadata(path)
             .map_err(|error| Error::new(ErrorKind::Model, format!("model {shown}")).source(error))?;
         if !metadata.is_dir() {
-            return Err(Error::new(
-                ErrorKind::Model,
-                format!("model {shown}: expected a folder, got a file"),
-            ));
+            return single_file::open(path);
         }
         if path.join(manifest::FILE_NAME).exists() {
             return bundle::open(path);

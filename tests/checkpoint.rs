@@ -7,7 +7,6 @@ use std::io::Write;
 
 use calotype::architecture::unet;
 use calotype::checkpoint::{self, Checkpoint, Family, Names, Part, Purpose};
-use calotype::prediction::Prediction;
 use calotype::weights::{Stored, Weights};
 use flate2::read::GzDecoder;
 use serde_json::{Value, json};

@@ -15,6 +15,7 @@ use super::traits::Traits;
 use super::{Model, Part, TextEncoderPart, Vocabulary, read};
 use crate::architecture::clip::States;
 use crate::architecture::{autoencoder_kl, autoencoder_tiny, clip, unet};
+use crate::checkpoint;
 use crate::graph::Graph;
 use crate::manifest::LatentSpace;
 use crate::prediction::Prediction;
@@ -51,7 +52,7 @@ pub(super) fn open(folder: &Path) -> Result<Model, Error> {
         if place.is_dir() && !index.is_null(name) {
             // Stable Diffusion XL pools the prompt with its last encoder.
             let is_last = name == "text_encoder_2" || !folder.join("text_encoder_2").is_dir();
-            text_encoders.push(text_encoder(name, &place, &folder.join(tokenizer), is_xl, is_xl && is_last)?);
+            text_encoders.push(text_encoder(name, &place, &folder.join(tokenizer), is_xl, is_last)?);
         }
     }
     let (vae_encoder, vae_decoder, latents) = vae(&folder.join("vae"))?;
@@ -91,56 +92,69 @@ fn text_encoder(
     name: &'static str,
     folder: &Path,
     tokenizer: &Path,
-    penultimate: bool,
-    pooled: bool,
+    is_xl: bool,
+    is_last: bool,
 ) -> Result<TextEncoderPart, Error> {
     let place = folder.join("config.json");
     let config = clip::Config::parse(&shown(&place), &read(&place)?)?;
-    let states = if penultimate { States::Penultimate } else { States::Last };
-    let graph = config.graph(states, pooled)?;
-    let part = part(name, folder, graph, Ok)?;
+    let graph = config.graph(text_states(is_xl), is_xl && is_last)?;
+    let modern = |weights: Weights| weights.select(checkpoint::text_encoder_names(&weights));
+    let part = part(name, folder, graph, modern)?;
     let (vocabulary, special, context) = tokenizer_of(tokenizer, config.max_position_embeddings)?;
     Ok(TextEncoderPart { part, vocabulary, special, context })
 }
 
 fn vae(folder: &Path) -> Result<(Part, Part, LatentSpace), Error> {
     let place = folder.join("config.json");
-    let json = read(&place)?;
-    let class: Class = parse_bytes(&place, &json)?;
-    let (encoder, decoder, latents) = match class.name.as_str() {
+    let (encoder, decoder, latents) = vae_graphs(&shown(&place), &read(&place)?)?;
+    let modern = |weights: Weights| weights.select(checkpoint::autoencoder_names(&weights));
+    let encoder = part("vae_encoder", folder, encoder, modern)?;
+    let decoder = part("vae_decoder", folder, decoder, modern)?;
+    Ok((encoder, decoder, latents))
+}
+
+/// The graphs of a VAE's encoder and decoder, and how its latents relate to pictures.
+pub(super) fn vae_graphs(place: &str, json: &[u8]) -> Result<(Graph, Graph, LatentSpace), Error> {
+    let class: Class = parse_json(place, json)?;
+    match class.name.as_str() {
         "AutoencoderTiny" => {
-            let config = autoencoder_tiny::Config::parse(&shown(&place), &json)?;
+            let config = autoencoder_tiny::Config::parse(place, json)?;
             let latents = LatentSpace {
                 channels: config.latent_channels,
                 factor_px: config.factor_px(),
                 scale: config.scaling_factor,
                 shift: config.shift_factor,
             };
-            (config.encoder()?, config.decoder()?, latents)
+            Ok((config.encoder()?, config.decoder()?, latents))
         }
         "AutoencoderKL" => {
-            let config = autoencoder_kl::Config::parse(&shown(&place), &json)?;
+            let config = autoencoder_kl::Config::parse(place, json)?;
+            if config.latents_mean.is_some() || config.latents_std.is_some() {
+                return Err(Error::new(
+                    ErrorKind::Model,
+                    format!(
+                        "{place}: latents_mean: expected one scale for all channels, got one per channel"
+                    ),
+                ));
+            }
             let latents = LatentSpace {
                 channels: config.latent_channels,
                 factor_px: config.factor_px(),
                 scale: config.scaling_factor,
                 shift: config.shift_factor.unwrap_or(0.0),
             };
-            (config.encoder()?, config.decoder()?, latents)
+            Ok((config.encoder()?, config.decoder()?, latents))
         }
-        other => {
-            return Err(Error::new(
-                ErrorKind::Model,
-                format!(
-                    "{}: _class_name: expected AutoencoderKL or AutoencoderTiny, got {other}",
-                    shown(&place)
-                ),
-            ));
-        }
-    };
-    let encoder = part("vae_encoder", folder, encoder, Ok)?;
-    let decoder = part("vae_decoder", folder, decoder, Ok)?;
-    Ok((encoder, decoder, latents))
+        other => Err(Error::new(
+            ErrorKind::Model,
+            format!("{place}: _class_name: expected AutoencoderKL or AutoencoderTiny, got {other:?}"),
+        )),
+    }
+}
+
+/// Which states a U-Net was trained on: Stable Diffusion XL takes those before the last layer.
+pub(super) fn text_states(is_xl: bool) -> States {
+    if is_xl { States::Penultimate } else { States::Last }
 }
 
 /// The safetensors files of a component: one, or the shards that an index lists; full precision before half.
@@ -284,13 +298,13 @@ fn shown(path: &Path) -> String {
 }
 
 pub(super) fn parse<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
-    parse_bytes(path, &read(path)?)
+    parse_json(&shown(path), &read(path)?)
 }
 
-fn parse_bytes<T: DeserializeOwned>(path: &Path, json: &[u8]) -> Result<T, Error> {
+fn parse_json<T: DeserializeOwned>(place: &str, json: &[u8]) -> Result<T, Error> {
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        Error::new(ErrorKind::Model, format!("{}: {}", shown(path), error.path())).source(error.into_inner())
+        Error::new(ErrorKind::Model, format!("{place}: {}", error.path())).source(error.into_inner())
     })
 }
 
@@ -385,6 +399,11 @@ impl Default for Scheduler {
 }
 
 impl Scheduler {
+    /// What the x4 upscaler was trained on.
+    pub(super) fn upscaler() -> Self {
+        Self { beta_start: 0.0001, beta_end: 0.02, ..Self::stable_diffusion() }
+    }
+
     /// What Stable Diffusion was trained on.
     pub(super) fn stable_diffusion() -> Self {
         Self {

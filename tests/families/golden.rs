@@ -268,7 +268,7 @@ pub fn values(component: &str, name: &str, shape: &[usize]) -> Vec<f32> {
     } else if embeddings.iter().any(|end| name.ends_with(end)) {
         (0.0, 0.5)
     } else {
-        (0.0, (1.0 / (shape[1..].iter().product::<usize>() as f64).sqrt()) as f32)
+        (0.0, (1.0 / (shape.iter().skip(1).product::<usize>() as f64).sqrt()) as f32)
     };
     noise.iter_mut().for_each(|x| *x = offset + scale * *x);
     noise.into_iter().cycle().take(count).collect()
@@ -279,6 +279,7 @@ fn extra(name: &str, shape: &[usize], dtype: &str, fill: &str) -> (&'static str,
     match (dtype, fill) {
         ("I64", "arange") => ("I64", (0..count as i64).flat_map(i64::to_le_bytes).collect()),
         ("F32", "weights") => ("F32", Precision::F32.bytes(&values("extra", name, shape))),
+        ("I32", "zeros") => ("I32", vec![0; 4 * count]),
         ("F32", "zeros") => ("F32", vec![0; 4 * count]),
         other => panic!("{name}: filled with {other:?}"),
     }
@@ -330,7 +331,7 @@ fn write_shards(path: &Path, mut tensors: Vec<Stored>, shards: usize) {
 fn safetensors(mut tensors: Vec<Stored>) -> Vec<u8> {
     tensors.sort_by_key(|(_, dtype, ..)| match *dtype {
         "I64" => 0,
-        "F32" => 1,
+        "F32" | "I32" => 1,
         _ => 2,
     });
     let (mut header, mut end) = (serde_json::Map::new(), 0);

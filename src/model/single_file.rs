@@ -1,0 +1,89 @@
+//! A single-file checkpoint: all networks of a model in one safetensors file, under their original names.
+//! It knows what such files leave out; what their tensors mean is the checkpoint's business.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::diffusers::{Scheduler, text_states, vae_graphs};
+use super::traits::Traits;
+use super::{Model, Part, TextEncoderPart, Vocabulary};
+use crate::architecture::{clip, unet};
+use crate::checkpoint::{self, Family};
+use crate::graph::Graph;
+use crate::tokenizer::SpecialTokens;
+use crate::weights::Weights;
+use crate::{Error, ErrorKind};
+
+/// The marks that CLIP puts around a prompt.
+const BOS: u32 = 49406;
+const EOS: u32 = 49407;
+/// What OpenCLIP's prompts are filled up with: `!`.
+const OPEN_CLIP_PAD: u32 = 0;
+
+/// Opens the model in a file.
+pub(super) fn open(path: &Path) -> Result<Model, Error> {
+    let place = path.display().to_string();
+    let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{place}: {problem}"));
+    let weights = Weights::open(&[path])?;
+    let found = checkpoint::recognise(&weights, &place)?;
+    let part = |name: &'static str, part: &checkpoint::Part, graph: Graph| {
+        let weights = weights.select(part.names.clone())?;
+        Part::new(name, format!("derived for {}", found.family), place.clone(), graph, Arc::new(weights))
+    };
+    let json = |part: &checkpoint::Part| part.config.to_string().into_bytes();
+
+    let config = unet::Config::parse(&place, &json(&found.unet))?;
+    let is_xl = config.added_embedding.is_some();
+    let unet = part("unet", &found.unet, config.graph()?)?;
+
+    let mut text_encoders = Vec::new();
+    let encoders = [("text_encoder", &found.text_encoder), ("text_encoder_2", &found.text_encoder_2)];
+    for (name, encoder) in encoders {
+        let Some(encoder) = encoder else { continue };
+        let config = clip::Config::parse(&place, &json(encoder))?;
+        let is_last = name == "text_encoder_2" || found.text_encoder_2.is_none();
+        let graph = config.graph(text_states(is_xl), is_xl && is_last)?;
+        let pad = if config.hidden_act == clip::Activation::Gelu { OPEN_CLIP_PAD } else { EOS };
+        text_encoders.push(TextEncoderPart {
+            part: part(name, encoder, graph)?,
+            vocabulary: Vocabulary::Clip,
+            special: SpecialTokens { bos: BOS, eos: EOS, pad },
+            context: config.max_position_embeddings,
+        });
+    }
+    let missing = |what: &str| {
+        refuse(format!("expected a whole checkpoint, got a {} without its {what}", found.family))
+            .help(format!("put it into a diffusers folder, as its unet, beside a {what}"))
+    };
+    if text_encoders.is_empty() {
+        return Err(missing("text encoder"));
+    }
+    let vae = found.vae.as_ref().ok_or_else(|| missing("VAE"))?;
+    let (encoder, decoder, latents) = vae_graphs(&place, &json(vae))?;
+    let vae_encoder = part("vae_encoder", vae, encoder)?;
+    let vae_decoder = part("vae_decoder", vae, decoder)?;
+
+    if found.hint.zero_terminal_snr {
+        return Err(refuse(format!(
+            "expected a curve that ends above a signal-to-noise ratio of 0, got one that ends there ({})",
+            found.hint.reason
+        )));
+    }
+    let scheduler = match found.family {
+        Family::Upscaler => Scheduler::upscaler(),
+        _ => Scheduler::stable_diffusion(),
+    };
+    let traits = Traits {
+        name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        licence: "NOASSERTION".into(),
+        betas: scheduler.betas(&place)?,
+        train_timesteps: scheduler.num_train_timesteps,
+        spacing: scheduler.spacing(),
+        prediction: found.hint.prediction,
+        sampler: None,
+        latents,
+        zero_negative: found.family == Family::Sdxl,
+        cells: config.sample_size,
+    };
+    Model::new(traits.manifest(&unet.signature)?, text_encoders, unet, vae_decoder, Some(vae_encoder))
+}
