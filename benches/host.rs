@@ -30,9 +30,8 @@ fn step(bencher: Bencher, kind: SamplerKind) {
 #[divan::bench]
 fn guidance(bencher: Bencher) {
     let output = normal(&mut TorchCpu::new(1), 2 * LEN);
-    let (uncond, cond) = output.split_at(LEN);
     let (guidance, mut out) = (Guidance::new(7.5).unwrap(), vec![0.0; LEN]);
-    bencher.counter(ItemsCount::new(LEN)).bench_local(|| guidance.combine(uncond, cond, &mut out));
+    bencher.counter(ItemsCount::new(LEN)).bench_local(|| guidance.combine(&output, &mut out));
 }
 
 #[divan::bench(args = [Prediction::Epsilon, Prediction::V, Prediction::Sample])]
@@ -56,8 +55,7 @@ struct Guided<'a> {
 
 impl Denoise for Guided<'_> {
     fn denoise(&mut self, x: &[f32], sigma: f64, _timestep: f64, out: &mut [f32]) -> Result<(), Error> {
-        let (uncond, cond) = self.output.split_at(x.len());
-        Guidance::Cfg { scale: 7.5 }.combine(uncond, cond, &mut self.guided);
+        Guidance::Cfg { scale: 7.5 }.combine(self.output, &mut self.guided);
         Prediction::Epsilon.to_denoised(x, &self.guided, sigma, out);
         Ok(())
     }

@@ -13,6 +13,13 @@ pub enum Guidance {
         /// 0 ignores the prompt, 1 is no guidance, 5 to 10 is usual.
         scale: f64,
     },
+    /// The same for models that edit a picture, which pulls on its own (Brooks et al. 2023, section 3.2.1).
+    Edit {
+        /// As in [`Guidance::Cfg`].
+        scale: f64,
+        /// How strongly the picture pulls: at least 1, 1.2 to 2 is usual.
+        image_scale: f64,
+    },
 }
 
 impl Guidance {
@@ -29,25 +36,55 @@ impl Guidance {
         }
     }
 
+    /// Guidance by a prompt and a picture: [`Guidance::Off`] where the prompt's scale is exactly 1, as in diffusers;
+    /// [`ErrorKind::Usage`] for scales that cannot be used.
+    pub fn edit(scale: f64, image_scale: f64) -> Result<Self, Error> {
+        if !image_scale.is_finite() || image_scale < 1.0 {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("image guidance: expected a number from 1 up, got {image_scale}"),
+            )
+            .help("1.5 is usual; less keeps less of the picture"));
+        }
+        Ok(match Self::new(scale)? {
+            Self::Off => Self::Off,
+            _ => Self::Edit { scale, image_scale },
+        })
+    }
+
     /// The guidance scale; 1 is no guidance.
     pub fn scale(self) -> f64 {
         match self {
             Self::Off => 1.0,
-            Self::Cfg { scale } => scale,
+            Self::Cfg { scale } | Self::Edit { scale, .. } => scale,
         }
     }
 
-    /// Writes `uncond + scale * (cond - uncond)` to `out`. All slices have one length.
-    pub fn combine(self, uncond: &[f32], cond: &[f32], out: &mut [f32]) {
-        assert!(uncond.len() == out.len() && cond.len() == out.len(), "predictions of one length");
-        let scale = match self {
-            Self::Off => return out.copy_from_slice(cond),
-            Self::Cfg { scale } => scale,
-        };
-        for ((out, uncond), cond) in out.iter_mut().zip(uncond).zip(cond) {
-            // As two weights that sum to 1, because scales 0 and 1 are then exact.
-            *out = ((1.0 - scale) * f64::from(*uncond) + scale * f64::from(*cond)) as f32;
+    /// Writes to `out` what a step goes by. `predictions` holds as many predictions of its length as are needed, one
+    /// after the other:
+    /// - [`Guidance::Off`]: `cond`, which is copied;
+    /// - [`Guidance::Cfg`]: `uncond` and `cond`, for `uncond + scale * (cond - uncond)`;
+    /// - [`Guidance::Edit`]: `uncond`, `image` (without the prompt) and `cond`, for
+    ///   `uncond + image_scale * (image - uncond) + scale * (cond - image)` (Brooks et al. 2023, equation 3).
+    pub fn combine(self, predictions: &[f32], out: &mut [f32]) {
+        // As weights that sum to 1, because scales 0 and 1 are then exact.
+        match self {
+            Self::Off => out.copy_from_slice(predictions),
+            Self::Cfg { scale } => weigh(predictions, [1.0 - scale, scale], out),
+            Self::Edit { scale, image_scale } => {
+                weigh(predictions, [1.0 - image_scale, image_scale - scale, scale], out);
+            }
         }
+    }
+}
+
+fn weigh<const N: usize>(predictions: &[f32], weights: [f64; N], out: &mut [f32]) {
+    let len = out.len();
+    assert_eq!(predictions.len(), N * len, "predictions of one length");
+    let predictions: [&[f32]; N] = std::array::from_fn(|n| &predictions[n * len..][..len]);
+    for (i, out) in out.iter_mut().enumerate() {
+        let parts = weights.iter().zip(predictions);
+        *out = parts.map(|(weight, prediction)| weight * f64::from(prediction[i])).sum::<f64>() as f32;
     }
 }
 
@@ -78,7 +115,7 @@ mod tests {
 
     fn combined(guidance: Guidance, uncond: &[f32], cond: &[f32]) -> [f32; LEN] {
         let mut out = [f32::NAN; LEN];
-        guidance.combine(uncond, cond, &mut out);
+        guidance.combine(&[uncond, cond].concat(), &mut out);
         out
     }
 
@@ -98,7 +135,9 @@ mod tests {
     fn scale_one_is_off_bit_for_bit() {
         let (uncond, cond) = predictions();
         assert_eq!(Guidance::new(1.0).unwrap(), Guidance::Off);
-        assert_eq!(combined(Guidance::Off, &uncond, &cond), cond);
+        let mut alone = [f32::NAN; LEN];
+        Guidance::Off.combine(&cond, &mut alone);
+        assert_eq!(alone, cond);
         assert_eq!(combined(Guidance::Cfg { scale: 1.0 }, &uncond, &cond), cond);
     }
 
@@ -115,9 +154,36 @@ mod tests {
     }
 
     #[test]
+    fn a_picture_pulls_beside_the_prompt() {
+        let (uncond, cond) = predictions();
+        let image: Vec<f32> = uncond.iter().rev().map(|x| x * 0.5).collect();
+        let combined = |scale, image_scale| {
+            let mut out = [f32::NAN; LEN];
+            let predictions = [&uncond[..], &image, &cond].concat();
+            Guidance::Edit { scale, image_scale }.combine(&predictions, &mut out);
+            out
+        };
+        for (scale, image_scale) in [(7.5, 1.5), (0.5, 1.0), (0.0, 2.0)] {
+            let out = combined(scale, image_scale);
+            for i in 0..LEN {
+                let (u, i_, c) = (f64::from(uncond[i]), f64::from(image[i]), f64::from(cond[i]));
+                let naive = u + scale * (c - i_) + image_scale * (i_ - u);
+                assert!((f64::from(out[i]) - naive).abs() <= 1e-6 * naive.abs() + 1e-7, "{scale}, {i}");
+            }
+        }
+        assert_eq!(combined(1.0, 1.0), cond, "scales of 1 leave the prompt's own prediction");
+        assert_eq!(combined(0.0, 1.0)[..], image[..], "without the prompt the picture is left");
+    }
+
+    #[test]
     fn unusable_scales_are_usage_errors() {
         for scale in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -0.1] {
             assert_eq!(Guidance::new(scale).expect_err("unusable").kind(), ErrorKind::Usage, "{scale}");
+            for (scale, image_scale) in [(scale, 1.5), (7.5, scale), (7.5, 0.9)] {
+                let error = Guidance::edit(scale, image_scale).expect_err("unusable");
+                assert_eq!(error.kind(), ErrorKind::Usage, "{scale}, {image_scale}");
+            }
         }
+        assert_eq!(Guidance::edit(1.0, 1.5).unwrap(), Guidance::Off);
     }
 }

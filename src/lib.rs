@@ -12,6 +12,7 @@ pub mod manifest;
 pub mod manual;
 pub mod model;
 pub mod noise;
+pub mod picture;
 pub mod pipeline;
 pub mod prediction;
 pub mod request;

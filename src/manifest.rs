@@ -12,6 +12,7 @@ use crate::guidance::Guidance;
 use crate::prediction::Prediction;
 use crate::sampler::SamplerKind;
 use crate::schedule::{Betas, NoiseCurve, Spacing};
+use crate::signature::{Role, Signature};
 use crate::tensor::{LatentShape, PixelSize};
 use crate::tokenizer::SpecialTokens;
 use crate::weights::Dtype;
@@ -21,6 +22,8 @@ use crate::{Error, ErrorKind};
 pub const FILE_NAME: &str = "calotype.json";
 /// The only layout of the manifest so far.
 const FORMAT: u32 = 1;
+/// How many size ids a U-Net has that takes an aesthetic score among them, in place of the target size.
+const AESTHETIC_SIZE_IDS: usize = 5;
 /// The most latent channels that are believed; published models have 4 to 128.
 const MAX_CHANNELS: usize = 1024;
 
@@ -48,8 +51,107 @@ pub struct Manifest {
     pub embedded_guidance: bool,
     /// The only size that the U-Net's graph can draw, if it is so.
     pub fixed_size: Option<PixelSize>,
+    /// What the U-Net draws from beside the prompt; its graph says so.
+    pub conditions: Conditions,
+    /// Whether the model can turn pictures into latents: whether it has a VAE encoder.
+    pub encodes: bool,
+    /// How noise gets onto the small picture, if the model enlarges pictures.
+    pub low_res: Option<LowRes>,
     /// What a request gets where it does not say.
     pub defaults: Defaults,
+}
+
+/// What a U-Net draws from beside the prompt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Conditions {
+    /// Nothing; it may start from a picture.
+    #[default]
+    Prompt,
+    /// Nothing, but it must start from a picture, of which it takes an aesthetic score (Stable Diffusion XL's refiner;
+    /// Podell et al. 2023, section 2.5).
+    Refiner,
+    /// A mask of what is to be repainted, and the latents of the picture around it.
+    Inpainting,
+    /// The latents of a picture that the prompt says how to edit (Brooks et al. 2023, "InstructPix2Pix").
+    Editing,
+    /// A small picture with a known amount of noise, which is enlarged.
+    Upscaling,
+}
+
+impl Conditions {
+    /// Those of the U-Net with this signature, on latents of `channels`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] for a number of input channels that is none of these.
+    pub fn of(unet: &Signature, channels: usize) -> Result<Self, Error> {
+        let fixed = |role: Role| match unet.input(role).map(|port| &port.dims[1]) {
+            Some(Dim::Fixed(size)) => Some(*size),
+            _ => None,
+        };
+        let is_upscaler = unet.input(Role::ClassLabels).is_some();
+        let is_refiner = fixed(Role::SizeIds) == Some(AESTHETIC_SIZE_IDS);
+        let input = fixed(Role::Latents).unwrap_or(channels);
+        let all = [Self::Prompt, Self::Inpainting, Self::Editing, Self::Upscaling];
+        let fits = |one: &Self| {
+            input == channels + one.channels(channels) && (*one == Self::Upscaling) == is_upscaler
+        };
+        match all.into_iter().find(fits) {
+            Some(Self::Prompt) if is_refiner => Ok(Self::Refiner),
+            Some(conditions) => Ok(conditions),
+            None => {
+                let labels = if is_upscaler { "class labels" } else { "no class labels" };
+                Err(Error::new(
+                    ErrorKind::Model,
+                    format!(
+                        "unet: expected {channels} input channels, or {} (inpainting), {} (editing) or, with class \
+                         labels, {} (enlarging), got {input} and {labels}",
+                        channels + Self::Inpainting.channels(channels),
+                        channels + Self::Editing.channels(channels),
+                        channels + Self::Upscaling.channels(channels),
+                    ),
+                ))
+            }
+        }
+    }
+
+    /// How many channels the U-Net takes beside latents of `channels`.
+    pub(crate) fn channels(self, channels: usize) -> usize {
+        match self {
+            Self::Prompt | Self::Refiner => 0,
+            Self::Inpainting => 1 + channels,
+            Self::Editing => channels,
+            Self::Upscaling => 3,
+        }
+    }
+}
+
+/// How noise gets onto the small picture that is enlarged.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LowRes {
+    /// The recipe of `curve`.
+    pub betas: Betas,
+    /// The noise levels that the U-Net was trained to be told of.
+    pub curve: NoiseCurve,
+    /// The highest level, in timesteps of the curve, that makes sense.
+    pub max_level: usize,
+}
+
+impl LowRes {
+    /// Noise levels of a recipe.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] where they make no curve, or one that ends before `max_level`.
+    pub fn new(betas: Betas, train_timesteps: usize, max_level: usize) -> Result<Self, Error> {
+        let curve = NoiseCurve::new(betas, train_timesteps)?;
+        if max_level >= curve.len() {
+            return Err(Error::new(
+                ErrorKind::Model,
+                format!("noise level: expected at most {}, got up to {max_level}", curve.len() - 1),
+            ));
+        }
+        Ok(Self { betas, curve, max_level })
+    }
 }
 
 /// The files of a bundle.
@@ -312,6 +414,9 @@ impl Manifest {
             zero_negative: file.zero_negative,
             embedded_guidance: false,
             fixed_size: None,
+            conditions: Conditions::default(),
+            encodes: false,
+            low_res: file.low_res.map(|fields| fields.low_res()).transpose().map_err(|e| at("low_res", e))?,
             defaults,
         };
         manifest.check().map_err(|error| refuse_with(origin, error))?;
@@ -332,6 +437,7 @@ impl Manifest {
             prediction: self.prediction.into(),
             latents: self.latents,
             zero_negative: self.zero_negative,
+            low_res: self.low_res.as_ref().map(LowResFields::of),
             defaults: DefaultFields {
                 size: [self.defaults.size.width_px(), self.defaults.size.height_px()],
                 steps: self.defaults.steps,
@@ -433,6 +539,8 @@ struct File {
     prediction: PredictionName,
     latents: LatentSpace,
     zero_negative: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    low_res: Option<LowResFields>,
     defaults: DefaultFields,
     files: BTreeMap<String, FileRecord>,
 }
@@ -452,11 +560,7 @@ struct CurveFields {
 
 impl CurveFields {
     fn of(betas: Betas, train_timesteps: usize, spacing: Spacing) -> Self {
-        let (betas, start, end) = match betas {
-            Betas::Linear { start, end } => (BetasName::Linear, start, end),
-            Betas::ScaledLinear { start, end } => (BetasName::ScaledLinear, start, end),
-            Betas::SquaredCosCapV2 => (BetasName::SquaredcosCapV2, 0.0, 0.0),
-        };
+        let (betas, start, end) = BetasName::of(betas);
         let (spacing, steps_offset) = match spacing {
             Spacing::Leading { offset } => (SpacingName::Leading, offset),
             Spacing::Linspace => (SpacingName::Linspace, 0),
@@ -466,11 +570,7 @@ impl CurveFields {
     }
 
     fn betas(&self) -> Betas {
-        match self.betas {
-            BetasName::Linear => Betas::Linear { start: self.start, end: self.end },
-            BetasName::ScaledLinear => Betas::ScaledLinear { start: self.start, end: self.end },
-            BetasName::SquaredcosCapV2 => Betas::SquaredCosCapV2,
-        }
+        self.betas.betas(self.start, self.end)
     }
 
     fn spacing(&self) -> Spacing {
@@ -488,6 +588,47 @@ enum BetasName {
     Linear,
     ScaledLinear,
     SquaredcosCapV2,
+}
+
+impl BetasName {
+    /// The name of a recipe, and its first and last beta.
+    fn of(betas: Betas) -> (Self, f64, f64) {
+        match betas {
+            Betas::Linear { start, end } => (Self::Linear, start, end),
+            Betas::ScaledLinear { start, end } => (Self::ScaledLinear, start, end),
+            Betas::SquaredCosCapV2 => (Self::SquaredcosCapV2, 0.0, 0.0),
+        }
+    }
+
+    fn betas(self, start: f64, end: f64) -> Betas {
+        match self {
+            Self::Linear => Betas::Linear { start, end },
+            Self::ScaledLinear => Betas::ScaledLinear { start, end },
+            Self::SquaredcosCapV2 => Betas::SquaredCosCapV2,
+        }
+    }
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct LowResFields {
+    betas: BetasName,
+    start: f64,
+    end: f64,
+    train_timesteps: usize,
+    max_level: usize,
+}
+
+impl LowResFields {
+    fn of(low_res: &LowRes) -> Self {
+        let (betas, start, end) = BetasName::of(low_res.betas);
+        let LowRes { curve, max_level, .. } = low_res;
+        Self { betas, start, end, train_timesteps: curve.len(), max_level: *max_level }
+    }
+
+    fn low_res(&self) -> Result<LowRes, Error> {
+        LowRes::new(self.betas.betas(self.start, self.end), self.train_timesteps, self.max_level)
+    }
 }
 
 #[derive(Clone, Copy, Deserialize, Serialize)]

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use crate::graph::{BoundGraph, Dim, Graph, Port};
-use crate::manifest::{self, Contents, Manifest};
+use crate::manifest::{self, Conditions, Contents, Manifest};
 use crate::signature::{Role, Signature};
 use crate::tensor::PixelSize;
 use crate::tokenizer::{SpecialTokens, Tokenizer};
@@ -42,7 +42,7 @@ pub struct Model {
 }
 
 /// A component: a graph, its weights, and what its inputs and outputs are for.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Part {
     name: &'static str,
     graph_origin: String,
@@ -154,6 +154,14 @@ impl Model {
         vae_encoder: Option<Part>,
     ) -> Result<Self, Error> {
         manifest.embedded_guidance = unet.signature.input(Role::GuidanceEmbedding).is_some();
+        manifest.conditions = Conditions::of(&unet.signature, manifest.latents.channels)?;
+        manifest.encodes = vae_encoder.is_some();
+        if manifest.conditions == Conditions::Upscaling && manifest.low_res.is_none() {
+            return Err(Error::new(
+                ErrorKind::Model,
+                "low_res_scheduler: expected one, because this model enlarges pictures, got none",
+            ));
+        }
         let latents = unet.signature.input(Role::Latents).expect("no signature without latents");
         manifest.fixed_size = fixed_size(latents, manifest.latents.factor_px)?;
         if let Some(size) = manifest.fixed_size {

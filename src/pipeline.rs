@@ -11,11 +11,12 @@ use crate::engine::SessionOptions;
 use crate::guidance::Guidance;
 use crate::manifest::Manifest;
 use crate::model::Model;
-use crate::noise::{NoiseSource, TorchCpu};
+use crate::noise::TorchCpu;
 use crate::request::Request;
 use crate::stage::denoiser::Denoiser;
+use crate::stage::start::Start;
 use crate::stage::text_encoder::{Conditioning, TextEncoder};
-use crate::stage::vae::VaeDecoder;
+use crate::stage::vae::{VaeDecoder, VaeEncoder};
 use crate::{Error, ErrorKind};
 
 /// An opened model, ready to draw.
@@ -37,7 +38,8 @@ pub struct Pipeline {
     manifest: Manifest,
     text_encoder: TextEncoder,
     denoiser: Denoiser,
-    vae: VaeDecoder,
+    vae_encoder: Option<VaeEncoder>,
+    vae_decoder: VaeDecoder,
 }
 
 /// How a pipeline runs.
@@ -83,6 +85,8 @@ pub struct Times {
     pub text_encoder: Duration,
     /// In the U-Net.
     pub unet: Duration,
+    /// From the pictures that are drawn from to what the loop starts with.
+    pub vae_encoder: Duration,
     /// In the denoising loop, the U-Net included.
     pub denoising: Duration,
     /// From latents to pixels.
@@ -97,7 +101,7 @@ struct Denoised {
 }
 
 impl Pipeline {
-    /// Opens every component of a model.
+    /// Opens every component of a model, but the VAE encoder, which the first picture that is drawn from opens.
     ///
     /// # Errors
     /// [`ErrorKind::Model`] when a component is damaged or unfit; [`ErrorKind::Runtime`] without ONNX Runtime.
@@ -106,7 +110,8 @@ impl Pipeline {
         Ok(Self {
             text_encoder: TextEncoder::open(model, &options)?,
             denoiser: Denoiser::open(model, &options)?,
-            vae: VaeDecoder::open(model, &options)?,
+            vae_encoder: VaeEncoder::of(model, options),
+            vae_decoder: VaeDecoder::open(model, &options)?,
             manifest: model.manifest().clone(),
         })
     }
@@ -128,7 +133,7 @@ impl Pipeline {
     ) -> Result<Picture, Error> {
         let Denoised { latents, conditioning, mut times } = self.run(request, on_step)?;
         let started = Instant::now();
-        let image = self.vae.decode(&latents, request.shape, request.size)?;
+        let image = self.vae_decoder.decode(&latents, request.shape, request.size)?;
         times.vae_decoder = started.elapsed();
         let mut cut = conditioning.cut.into_iter().rev();
         Ok(Picture { image, cut_prompt: cut.next().flatten(), cut_negative: cut.next().flatten(), times })
@@ -155,7 +160,7 @@ impl Pipeline {
         let prompt = Some(&request.prompt[..]);
         let negative = request.negative.as_deref().or((!self.manifest.zero_negative).then_some(""));
         let conditioning = match request.guidance {
-            Guidance::Cfg { .. } if !self.manifest.embedded_guidance => {
+            Guidance::Cfg { .. } | Guidance::Edit { .. } if !self.manifest.embedded_guidance => {
                 self.text_encoder.encode(&[negative, prompt])?
             }
             _ => self.text_encoder.encode(&[prompt])?,
@@ -164,15 +169,13 @@ impl Pipeline {
 
         let started = Instant::now();
         let mut noise = TorchCpu::new(request.seed);
-        let mut latents = vec![0.0; request.shape.len()];
-        noise.fill_normal(&mut latents);
-        let initial_scale = request.schedule.initial_scale();
-        for value in &mut latents {
-            *value = (f64::from(*value) * initial_scale) as f32;
-        }
+        let Start { mut latents, beside, kept } =
+            Start::new(request, &self.manifest, self.vae_encoder.as_mut(), &mut noise)?;
+        let vae_encoder = started.elapsed();
+
+        let started = Instant::now();
         let mut sampler = request.sampler.build(latents.len());
-        let mut denoiser =
-            self.denoiser.guided(&conditioning, request.guidance, request.shape, request.size)?;
+        let mut denoiser = self.denoiser.guided(&conditioning, request, &beside)?;
         let steps = request.schedule.steps();
         for step in steps {
             sampler.step(&mut latents, step, &mut denoiser, &mut noise)?;
@@ -183,6 +186,9 @@ impl Pipeline {
                     format!("unet: expected finite latents, got others after step {done} of {}", steps.len()),
                 ));
             }
+            if let Some(kept) = &kept {
+                kept.restore(&mut latents, step.to);
+            }
             if on_step(Progress { done, steps: steps.len() }).is_break() {
                 return Err(Error::new(
                     ErrorKind::Cancelled,
@@ -191,7 +197,7 @@ impl Pipeline {
             }
         }
         let (unet, denoising) = (denoiser.spent(), started.elapsed());
-        let times = Times { text_encoder, unet, denoising, vae_decoder: Duration::ZERO };
+        let times = Times { text_encoder, vae_encoder, unet, denoising, vae_decoder: Duration::ZERO };
         Ok(Denoised { latents, conditioning, times })
     }
 }

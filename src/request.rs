@@ -3,13 +3,28 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
+use std::sync::Arc;
+
+use image::{GrayImage, RgbImage};
 
 use crate::guidance::Guidance;
-use crate::manifest::Manifest;
+use crate::manifest::{Conditions, Manifest};
+use crate::picture;
 use crate::sampler::SamplerKind;
 use crate::schedule::Schedule;
 use crate::tensor::{LatentShape, PixelSize};
 use crate::{Error, ErrorKind};
+
+/// How much of the way a picture goes back to noise where a request does not say: diffusers' defaults.
+const STRENGTH: f64 = 0.8;
+/// Of a picture that is refined.
+const REFINER_STRENGTH: f64 = 0.3;
+/// Where a mask says what is drawn anew.
+const MASKED_STRENGTH: f64 = 1.0;
+/// How strongly a picture that is edited pulls.
+const IMAGE_GUIDANCE: f64 = 1.5;
+/// How much noise is put on a picture that is enlarged, in timesteps.
+const NOISE_LEVEL: usize = 20;
 
 /// A request as typed: what is absent gets the model's default.
 #[derive(Clone, Debug, Default)]
@@ -18,12 +33,24 @@ pub struct Draft {
     pub prompt: String,
     /// What to steer away from.
     pub negative: Option<String>,
-    /// The picture's size.
+    /// The picture's size; where there is a picture to draw from, that one's.
     pub size: Option<PixelSize>,
     /// How many denoising steps.
     pub steps: Option<usize>,
     /// The guidance scale.
     pub guidance: Option<f64>,
+    /// The picture to draw from, which is resized to the picture's size, and for a model that enlarges pictures to
+    /// that of its latents.
+    pub init: Option<RgbImage>,
+    /// What of `init` is drawn anew: where this picture of the same size is white.
+    pub mask: Option<GrayImage>,
+    /// How much of the way `init` goes back to noise, from 0 to 1: of the steps, the last `steps * strength` are taken.
+    /// When absent 0.8, but 0.3 for a model that refines pictures, and 1 with a mask.
+    pub strength: Option<f64>,
+    /// How strongly `init` pulls in a model that edits pictures; 1.5 when absent.
+    pub image_guidance: Option<f64>,
+    /// How much noise is put on `init` in a model that enlarges pictures, in timesteps of its own curve; 20 when absent.
+    pub noise_level: Option<usize>,
     /// The sampling method.
     pub sampler: Option<SamplerKind>,
     /// The seed; random when absent.
@@ -37,10 +64,28 @@ pub struct Request {
     pub(crate) negative: Option<String>,
     pub(crate) size: PixelSize,
     pub(crate) shape: LatentShape,
+    pub(crate) source: Source,
     pub(crate) schedule: Schedule,
     pub(crate) guidance: Guidance,
     pub(crate) sampler: SamplerKind,
     pub(crate) seed: u64,
+    strength: Option<f64>,
+    asked_steps: usize,
+}
+
+/// What a picture is drawn from; pictures and masks have the request's size unless otherwise said.
+#[derive(Clone, Debug)]
+pub(crate) enum Source {
+    /// Noise alone.
+    Noise,
+    /// A picture with noise added (Meng et al. 2022, "SDEdit", algorithm 1).
+    Picture(Arc<RgbImage>),
+    /// A picture of which only what is white in the mask is drawn anew.
+    Masked { picture: Arc<RgbImage>, mask: Arc<GrayImage>, starts_from_noise: bool },
+    /// Noise, with a picture that is edited in sight of the U-Net.
+    Edited(Arc<RgbImage>),
+    /// Noise, with a picture of the latents' size in sight of the U-Net, to which noise of this level is added.
+    Enlarged { picture: Arc<RgbImage>, level: usize },
 }
 
 impl Request {
@@ -50,7 +95,12 @@ impl Request {
     /// [`ErrorKind::Usage`] for what this model cannot do, naming the nearest that it can.
     pub fn new(draft: Draft, manifest: &Manifest) -> Result<Self, Error> {
         let defaults = &manifest.defaults;
-        let size = draft.size.unwrap_or(defaults.size);
+        check_pictures(&draft, manifest)?;
+        let size = match (draft.size, &draft.init) {
+            (Some(size), _) => size,
+            (None, Some(init)) => own_size(init, manifest)?,
+            (None, None) => defaults.size,
+        };
         if let Some(fixed) = manifest.fixed_size.filter(|fixed| *fixed != size) {
             return Err(Error::new(
                 ErrorKind::Usage,
@@ -59,7 +109,18 @@ impl Request {
         }
         let sampler = draft.sampler.unwrap_or(defaults.sampler);
         let steps = draft.steps.unwrap_or(defaults.steps);
-        let guidance = Guidance::new(draft.guidance.unwrap_or(defaults.guidance))?;
+        let scale = draft.guidance.unwrap_or(defaults.guidance);
+        let guidance = match manifest.conditions {
+            Conditions::Editing => Guidance::edit(scale, draft.image_guidance.unwrap_or(IMAGE_GUIDANCE))?,
+            _ => Guidance::new(scale)?,
+        };
+        if draft.image_guidance.is_some() && guidance == Guidance::Off {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                "image guidance: expected guidance other than 1, got 1",
+            )
+            .help("at guidance 1 the picture pulls as it was trained to"));
+        }
         if draft.negative.is_some() && guidance == Guidance::Off {
             return Err(Error::new(
                 ErrorKind::Usage,
@@ -73,9 +134,40 @@ impl Request {
                 "negative prompt: expected none, because this model takes the guidance scale as an input, got one",
             ));
         }
+        let shape = manifest.latents.shape(size)?;
+        let mut schedule = sampler.schedule(&manifest.curve, manifest.spacing, steps)?;
+        let strength = strength(&draft, manifest.conditions)?;
+        if let Some(strength) = strength {
+            schedule = schedule.last(steps_left(steps, strength)?);
+        }
+        let level = draft.noise_level.unwrap_or(NOISE_LEVEL);
+        if let Some(low_res) = manifest.low_res.as_ref().filter(|low_res| level > low_res.max_level) {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("noise level: expected at most {}, got {level}", low_res.max_level),
+            ));
+        }
+        let (width_px, height_px) = match manifest.conditions {
+            Conditions::Upscaling => (shape.width_cells as u32, shape.height_cells as u32),
+            _ => (size.width_px(), size.height_px()),
+        };
+        let picture = draft.init.map(|init| Arc::new(picture::fit(init, width_px, height_px)));
+        let mask = draft.mask.map(|mask| Arc::new(picture::fit(mask, width_px, height_px)));
+        let source = match (picture, mask, manifest.conditions) {
+            (None, _, _) => Source::Noise,
+            (Some(picture), Some(mask), _) => {
+                Source::Masked { picture, mask, starts_from_noise: strength == Some(1.0) }
+            }
+            (Some(picture), None, Conditions::Editing) => Source::Edited(picture),
+            (Some(picture), None, Conditions::Upscaling) => Source::Enlarged { picture, level },
+            (Some(picture), None, _) => Source::Picture(picture),
+        };
         Ok(Self {
-            shape: manifest.latents.shape(size)?,
-            schedule: sampler.schedule(&manifest.curve, manifest.spacing, steps)?,
+            shape,
+            source,
+            schedule,
+            strength,
+            asked_steps: steps,
             seed: draft.seed.unwrap_or_else(random_seed),
             prompt: draft.prompt,
             negative: draft.negative,
@@ -122,6 +214,32 @@ impl Request {
         steps.iter().map(|step| step.from).chain(steps.last().map(|step| step.to)).collect()
     }
 
+    /// How much of the way the picture that is drawn from goes back to noise, if it does.
+    pub fn strength(&self) -> Option<f64> {
+        self.strength
+    }
+
+    /// How strongly the picture that is edited pulls, if one is and it does.
+    pub fn image_guidance(&self) -> Option<f64> {
+        match self.guidance {
+            Guidance::Edit { image_scale, .. } => Some(image_scale),
+            _ => None,
+        }
+    }
+
+    /// How much noise is put on the picture that is enlarged, if one is.
+    pub fn noise_level(&self) -> Option<usize> {
+        match self.source {
+            Source::Enlarged { level, .. } => Some(level),
+            _ => None,
+        }
+    }
+
+    /// How many steps were asked for; those that a run takes are fewer where it starts from a picture.
+    pub fn asked_steps(&self) -> usize {
+        self.asked_steps
+    }
+
     /// The seed of the noise.
     pub fn seed(&self) -> u64 {
         self.seed
@@ -130,6 +248,128 @@ impl Request {
     /// How many steps a run takes.
     pub fn steps(&self) -> usize {
         self.schedule.steps().len()
+    }
+}
+
+/// Whether the pictures of a draft, and the numbers that go with them, are what the model draws from.
+fn check_pictures(draft: &Draft, manifest: &Manifest) -> Result<(), Error> {
+    let refuse = |message: &str, help: &str| {
+        let error = Error::new(ErrorKind::Usage, message);
+        Err(if help.is_empty() { error } else { error.help(help) })
+    };
+    let conditions = manifest.conditions;
+    let (verb, needs_init) = match conditions {
+        Conditions::Prompt => ("draws", false),
+        Conditions::Refiner => ("refines", true),
+        Conditions::Inpainting => ("repaints", true),
+        Conditions::Editing => ("edits", true),
+        Conditions::Upscaling => ("enlarges", true),
+    };
+    let is_started_from = !matches!(conditions, Conditions::Editing | Conditions::Upscaling);
+    match (&draft.init, &draft.mask) {
+        (None, Some(_)) => {
+            return refuse(
+                "mask: expected an init picture beside it, got none",
+                "--init names the picture that it is of",
+            );
+        }
+        (None, None) if needs_init => {
+            let message = format!("init: expected a picture, because this model {verb} pictures, got none");
+            return refuse(&message, "give one with --init");
+        }
+        (Some(init), _) if init.is_empty() => {
+            return refuse("init: expected a picture with pixels, got none", "");
+        }
+        (Some(_), None) if conditions == Conditions::Inpainting => {
+            return refuse(
+                "mask: expected one, because this model repaints a part of a picture, got none",
+                "give one with --mask: white is drawn anew",
+            );
+        }
+        (Some(_), Some(_)) if !is_started_from => {
+            let message = format!("mask: expected none, because this model {verb} whole pictures, got one");
+            return refuse(&message, "");
+        }
+        (Some(init), Some(mask)) if init.dimensions() != mask.dimensions() => {
+            let shown = |(width, height): (u32, u32)| format!("{width}x{height}");
+            let (init, mask) = (shown(init.dimensions()), shown(mask.dimensions()));
+            return refuse(&format!("mask: expected the size of the init picture, {init}, got {mask}"), "");
+        }
+        _ => {}
+    }
+    if draft.init.is_some() && !manifest.encodes && conditions != Conditions::Upscaling {
+        return refuse(
+            "init: expected none, because this model's files have no VAE encoder, got one",
+            "use the model in a form that has it, such as its diffusers folder",
+        );
+    }
+    if draft.strength.is_some() && draft.init.is_none() {
+        return refuse("strength: expected an init picture, got none", "give one with --init");
+    }
+    if draft.strength.is_some() && !is_started_from {
+        let message =
+            format!("strength: expected none, because this model {verb} pictures from noise, got one");
+        return refuse(&message, "");
+    }
+    if draft.image_guidance.is_some() && conditions != Conditions::Editing {
+        return refuse(
+            "image guidance: expected none, because this model does not edit pictures, got one",
+            "with other models, strength says how much of the init picture stays",
+        );
+    }
+    if draft.noise_level.is_some() && conditions != Conditions::Upscaling {
+        return refuse(
+            "noise level: expected none, because this model does not enlarge pictures, got one",
+            "with other models, strength says how much noise the init picture gets",
+        );
+    }
+    Ok(())
+}
+
+/// The size of what is drawn from a picture of this size.
+fn own_size(init: &RgbImage, manifest: &Manifest) -> Result<PixelSize, Error> {
+    let factor = match manifest.conditions {
+        Conditions::Upscaling => manifest.latents.factor_px,
+        _ => 1,
+    };
+    let side_px = |side_px: u32| side_px.saturating_mul(factor);
+    let size = PixelSize::new(side_px(init.width()), side_px(init.height()));
+    let size = size.and_then(|size| manifest.latents.shape(size).map(|_| size));
+    size.map_err(|error| {
+        let error = Error::new(ErrorKind::Usage, "init: its own size").source(error);
+        error.help("--size resizes it")
+    })
+}
+
+/// How much of the way a draft's picture goes back to noise, where it does at all.
+fn strength(draft: &Draft, conditions: Conditions) -> Result<Option<f64>, Error> {
+    let default = match (&draft.init, &draft.mask, conditions) {
+        (None, _, _) | (_, _, Conditions::Editing | Conditions::Upscaling) => return Ok(None),
+        (_, Some(_), _) => MASKED_STRENGTH,
+        (_, None, Conditions::Refiner) => REFINER_STRENGTH,
+        (_, None, _) => STRENGTH,
+    };
+    let strength = draft.strength.unwrap_or(default);
+    if !(0.0..=1.0).contains(&strength) {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("strength: expected a number from 0 to 1, got {strength}"),
+        )
+        .help("0.3 keeps most of the picture, 0.8 little"));
+    }
+    Ok(Some(strength))
+}
+
+/// How many of the steps are left for a picture that goes back to noise as far as `strength` says.
+fn steps_left(steps: usize, strength: f64) -> Result<usize, Error> {
+    // Cut as diffusers cuts it, rounding errors included: 0.58 of 50 steps are 28.
+    match (steps as f64 * strength) as usize {
+        0 => Err(Error::new(
+            ErrorKind::Usage,
+            format!("strength: expected enough for a step of {steps}, got {strength}"),
+        )
+        .help(format!("from {:.3} on, or with more steps, there is one", 1.0 / steps as f64))),
+        left => Ok(left.min(steps)),
     }
 }
 

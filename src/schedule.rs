@@ -185,7 +185,7 @@ pub struct Step {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
     steps: Vec<Step>,
-    initial_scale: f64,
+    starts_from_noise_alone: bool,
 }
 
 impl Schedule {
@@ -215,7 +215,15 @@ impl Schedule {
     /// The same schedule, begun as if the latents at the first level were noise alone: see
     /// [`Schedule::initial_scale`].
     pub(crate) fn started_from_noise_alone(self) -> Self {
-        Self { initial_scale: self.steps[0].from, ..self }
+        Self { starts_from_noise_alone: true, ..self }
+    }
+
+    /// The last `count` steps alone, for latents that are only as noisy as the first of them takes; at least one, and at
+    /// most all.
+    pub(crate) fn last(mut self, count: usize) -> Self {
+        self.steps.drain(..self.steps.len() - count);
+        self.steps.iter_mut().enumerate().for_each(|(index, step)| step.index = index);
+        self
     }
 
     /// The steps, in order.
@@ -230,7 +238,8 @@ impl Schedule {
     /// calotype starts as diffusers does: with noise alone for Euler and its ancestral variant in linspace and
     /// trailing spacing, otherwise with `sqrt(sigma^2 + 1)`.
     pub fn initial_scale(&self) -> f64 {
-        self.initial_scale
+        let sigma = self.steps[0].from;
+        if self.starts_from_noise_alone { sigma } else { sigma.hypot(1.0) }
     }
 
     /// Pairs of noise level and timestep, at least one; [`ErrorKind::Usage`] where levels do not fall.
@@ -242,7 +251,7 @@ impl Schedule {
         let steps = levels.iter().zip(ends).enumerate();
         let steps: Vec<Step> =
             steps.map(|(index, (&(from, timestep), to))| Step { index, from, to, timestep }).collect();
-        Ok(Self { initial_scale: steps[0].from.hypot(1.0), steps })
+        Ok(Self { steps, starts_from_noise_alone: false })
     }
 }
 

@@ -3,5 +3,6 @@
 
 pub(crate) mod denoiser;
 mod feed;
+pub(crate) mod start;
 pub(crate) mod text_encoder;
 pub(crate) mod vae;

@@ -80,8 +80,7 @@ impl Denoise for Guided {
         for (output, x) in self.output.chunks_exact_mut(x.len()).flat_map(|copy| copy.iter_mut().zip(x)) {
             *output = x * Prediction::input_scale(sigma) as f32;
         }
-        let (uncond, cond) = self.output.split_at(x.len());
-        self.guidance.combine(uncond, cond, &mut self.guided);
+        self.guidance.combine(&self.output, &mut self.guided);
         self.prediction.to_denoised(x, &self.guided, sigma, out);
         Ok(())
     }

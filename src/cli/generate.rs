@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use calotype::picture;
 use calotype::pipeline::{Options, Picture, Pipeline, Progress};
 use calotype::request::{Draft, Request};
 use calotype::sampler::SamplerKind;
@@ -15,6 +16,7 @@ use calotype::{Error, ErrorKind};
 use clap::value_parser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use super::output::Destination;
 use super::receipt::Receipt;
@@ -43,6 +45,21 @@ pub(super) struct Flags {
     /// Its size in pixels.
     #[arg(long, value_name = "WxH")]
     size: Option<String>,
+    /// A picture to draw from, as PNG or JPEG.
+    #[arg(long, value_name = "IMG")]
+    init: Option<PathBuf>,
+    /// What of it is drawn anew: where this picture is white.
+    #[arg(long, value_name = "IMG")]
+    mask: Option<PathBuf>,
+    /// How far it goes back to noise, from 0 to 1.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    strength: Option<f64>,
+    /// How strongly it pulls, in models that edit pictures.
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    image_guidance: Option<f64>,
+    /// How much noise is put on it, in models that enlarge pictures.
+    #[arg(long, value_name = "N")]
+    noise_level: Option<usize>,
     /// How many denoising steps.
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
@@ -67,6 +84,10 @@ pub(super) struct Flags {
 
 pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let started = Instant::now();
+    let init = flags.init.as_deref().map(|path| open_picture(path, picture::decode)).transpose()?;
+    let mask = flags.mask.as_deref().map(|path| open_picture(path, picture::decode_mask)).transpose()?;
+    let (init, init_sha256) = init.unzip();
+    let (mask, mask_sha256) = mask.unzip();
     let draft = Draft {
         prompt: if flags.prompt == "-" { prompt_from_stdin()? } else { flags.prompt.clone() },
         negative: flags.negative.clone(),
@@ -75,6 +96,11 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         guidance: flags.guidance,
         sampler: flags.sampler.as_deref().map(str::parse::<SamplerKind>).transpose()?,
         seed: flags.seed,
+        init,
+        mask,
+        strength: flags.strength,
+        image_guidance: flags.image_guidance,
+        noise_level: flags.noise_level,
     };
     let destinations = destinations(&flags.output, flags.count)?;
     let model = open_model(flags.model.as_ref())?;
@@ -109,7 +135,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         if stop.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Cancelled, "stopped before the picture was written"));
         }
-        let receipt = Receipt::new(&request, &model, library);
+        let receipt = Receipt::new(&request, &model, library, &init_sha256, &mask_sha256);
         report_cut(&picture);
         destination.write(&picture.image, &receipt)?;
         text += &format!("{} (seed {})\n", destination.path().display(), request.seed());
@@ -119,6 +145,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
             "cut_negative": picture.cut_negative,
             "seconds": {
                 "text_encoder": seconds(picture.times.text_encoder),
+                "vae_encoder": seconds(picture.times.vae_encoder),
                 "unet": seconds(picture.times.unet),
                 "denoising": seconds(picture.times.denoising),
                 "vae_decoder": seconds(picture.times.vae_decoder),
@@ -152,6 +179,16 @@ fn destinations(output: &Path, count: u16) -> Result<Vec<Destination>, Error> {
             Destination::open(output.with_file_name(name))
         })
         .collect()
+}
+
+/// A picture to draw from, and the SHA-256 of its file.
+fn open_picture<T>(
+    path: &Path,
+    decode: impl Fn(&str, &[u8]) -> Result<T, Error>,
+) -> Result<(T, String), Error> {
+    let bytes = picture::read(path)?;
+    let picture = decode(&path.display().to_string(), &bytes)?;
+    Ok((picture, format!("{:x}", Sha256::digest(&bytes))))
 }
 
 fn prompt_from_stdin() -> Result<String, Error> {

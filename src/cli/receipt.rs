@@ -23,6 +23,8 @@ pub(super) struct Receipt {
     sampler: String,
     sigmas: Vec<f64>,
     guidance: f64,
+    #[serde(flatten)]
+    drawn_from: Option<DrawnFrom>,
     seed: u64,
     /// The generator of the noise, named for what it reproduces.
     rng: &'static str,
@@ -30,8 +32,32 @@ pub(super) struct Receipt {
     onnxruntime: String,
 }
 
+/// What a picture was drawn from beside the prompt.
+#[derive(Serialize)]
+struct DrawnFrom {
+    /// SHA-256 of the files.
+    init: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mask: Option<String>,
+    /// How many steps were asked for; `sigmas` are of those that the strength left.
+    steps: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    strength: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_guidance: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    noise_level: Option<usize>,
+}
+
 impl Receipt {
-    pub(super) fn new(request: &Request, model: &Model, library: &Library) -> Self {
+    /// `init` and `mask` are the SHA-256 of the pictures that are drawn from.
+    pub(super) fn new(
+        request: &Request,
+        model: &Model,
+        library: &Library,
+        init: &Option<String>,
+        mask: &Option<String>,
+    ) -> Self {
         let contents = model.contents();
         let hashes = contents.map(|contents| {
             contents.files.iter().map(|(name, record)| (name.clone(), record.sha256.clone())).collect()
@@ -48,6 +74,14 @@ impl Receipt {
             sampler: request.sampler().to_string(),
             sigmas: request.sigmas(),
             guidance: request.guidance_scale(),
+            drawn_from: init.as_ref().map(|init| DrawnFrom {
+                init: init.clone(),
+                mask: mask.clone(),
+                steps: request.asked_steps(),
+                strength: request.strength(),
+                image_guidance: request.image_guidance(),
+                noise_level: request.noise_level(),
+            }),
             seed: request.seed(),
             rng: "torch",
             provider: "cpu",
@@ -70,17 +104,15 @@ impl Receipt {
             Some(hash) => format!("Model hash: {}, ", &hash[..10]),
             None => String::new(),
         };
+        let strength = match self.drawn_from.as_ref().and_then(|from| from.strength) {
+            Some(strength) => format!("Denoising strength: {strength}, "),
+            None => String::new(),
+        };
+        let steps = self.drawn_from.as_ref().map_or(self.sigmas.len() - 1, |from| from.steps);
         format!(
-            "{}\n{negative}Steps: {}, Sampler: {}, CFG scale: {}, Seed: {}, Size: {}, {hash}Model: {}, \
-             Version: calotype {}",
-            self.prompt,
-            self.sigmas.len() - 1,
-            self.sampler,
-            self.guidance,
-            self.seed,
-            self.size,
-            self.model,
-            self.calotype,
+            "{}\n{negative}Steps: {steps}, Sampler: {}, CFG scale: {}, Seed: {}, Size: {}, {hash}Model: {}, \
+             {strength}Version: calotype {}",
+            self.prompt, self.sampler, self.guidance, self.seed, self.size, self.model, self.calotype,
         )
     }
 }

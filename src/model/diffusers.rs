@@ -17,7 +17,7 @@ use crate::architecture::clip::States;
 use crate::architecture::{autoencoder_kl, autoencoder_tiny, clip, unet};
 use crate::checkpoint;
 use crate::graph::Graph;
-use crate::manifest::LatentSpace;
+use crate::manifest::{LatentSpace, LowRes};
 use crate::prediction::Prediction;
 use crate::sampler::SamplerKind;
 use crate::schedule::{Betas, Spacing};
@@ -29,6 +29,9 @@ use crate::{Error, ErrorKind};
 pub(super) const INDEX: &str = "model_index.json";
 /// Where a folder's models keep their weights, the U-Net and VAE first, then the text encoders.
 const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
+
+/// The most noise on a picture that is enlarged, where an index does not say: diffusers' default.
+const MAX_NOISE_LEVEL: usize = 350;
 
 /// The marks around a prompt where a tokenizer's files do not name others: CLIP's.
 const BOS: &str = "<|startoftext|>";
@@ -69,6 +72,7 @@ pub(super) fn open(folder: &Path) -> Result<Model, Error> {
         sampler: scheduler.sampler(),
         latents,
         zero_negative: index.force_zeros_for_empty_prompt && is_xl,
+        low_res: low_res(folder, &index)?,
         cells: unet.sample_size,
     };
     Model::new(traits.manifest(&part.signature)?, text_encoders, part, vae_decoder, Some(vae_encoder))
@@ -262,6 +266,18 @@ pub(super) fn tokenizer_of(
     Ok((vocabulary, special, context))
 }
 
+/// How noise gets onto the picture that is enlarged, where the folder has a second scheduler for it.
+pub(super) fn low_res(folder: &Path, index: &Index) -> Result<Option<LowRes>, Error> {
+    let place = folder.join("low_res_scheduler/scheduler_config.json");
+    if !place.is_file() {
+        return Ok(None);
+    }
+    let scheduler: Scheduler = parse(&place)?;
+    let max_level = index.max_noise_level.unwrap_or(MAX_NOISE_LEVEL);
+    let low_res = LowRes::new(scheduler.betas(&shown(&place))?, scheduler.num_train_timesteps, max_level);
+    low_res.map(Some).map_err(|error| Error::new(ErrorKind::Model, shown(&place)).source(error))
+}
+
 /// The licence that the model's README declares at its head.
 pub(super) fn licence(folder: &Path) -> String {
     let readme = read(&folder.join("README.md")).unwrap_or_default();
@@ -312,6 +328,8 @@ fn parse_json<T: DeserializeOwned>(place: &str, json: &[u8]) -> Result<T, Error>
 pub(super) struct Index {
     #[serde(default)]
     pub(super) force_zeros_for_empty_prompt: bool,
+    /// Of the picture that is enlarged.
+    max_noise_level: Option<usize>,
     /// A component's library and class, both null where the model has none.
     #[serde(flatten)]
     entries: BTreeMap<String, Value>,

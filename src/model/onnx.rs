@@ -101,6 +101,7 @@ pub(super) fn open(folder: &Path) -> Result<Model, Error> {
         sampler: scheduler.sampler(),
         latents,
         zero_negative: index.force_zeros_for_empty_prompt && is_xl,
+        low_res: diffusers::low_res(folder, &index)?,
         cells: diffusers::sample_cells(&folder.join("unet/config.json"))?,
     };
     Model::new(traits.manifest(&unet.signature)?, text_encoders, unet, vae_decoder, vae_encoder)

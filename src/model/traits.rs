@@ -1,6 +1,6 @@
 //! Traits: what the files of a model without a manifest tell of it, completed by what its kind is known to want.
 
-use crate::manifest::{Defaults, LatentSpace, Manifest};
+use crate::manifest::{Conditions, Defaults, LatentSpace, LowRes, Manifest};
 use crate::prediction::Prediction;
 use crate::sampler::SamplerKind;
 use crate::schedule::{Betas, NoiseCurve, Spacing};
@@ -22,6 +22,8 @@ pub(super) struct Traits {
     pub(super) sampler: Option<SamplerKind>,
     pub(super) latents: LatentSpace,
     pub(super) zero_negative: bool,
+    /// Of a model that enlarges pictures.
+    pub(super) low_res: Option<LowRes>,
     /// Rows and columns of the latents that the model was trained on.
     pub(super) cells: Option<[usize; 2]>,
 }
@@ -63,6 +65,9 @@ impl Traits {
             zero_negative: self.zero_negative,
             embedded_guidance: false,
             fixed_size: None,
+            conditions: Conditions::default(),
+            encodes: false,
+            low_res: self.low_res,
             defaults: Defaults { size, steps, guidance, sampler },
         })
     }

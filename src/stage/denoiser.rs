@@ -9,9 +9,10 @@ use crate::graph::{Dim, Port};
 use crate::guidance::{self, Guidance};
 use crate::model::Model;
 use crate::prediction::Prediction;
+use crate::request::{Request, Source};
 use crate::sampler::Denoise;
 use crate::signature::{Role, Signature};
-use crate::tensor::{LatentShape, PixelSize};
+use crate::tensor::PixelSize;
 use crate::{Error, ErrorKind};
 
 /// The most inputs of any U-Net that a [`Signature`] describes.
@@ -36,20 +37,21 @@ impl Denoiser {
     }
 
     /// The U-Net for one run. `conditioning` holds what it is told of the prompt, after what it is told of the negative
-    /// prompt where there is guidance.
+    /// prompt where there is guidance; `beside` is what it sees beside the latents, `[channels, rows, columns]`.
     pub(crate) fn guided<'a>(
         &'a mut self,
         conditioning: &Conditioning,
-        guidance: Guidance,
-        shape: LatentShape,
-        size: PixelSize,
+        request: &Request,
+        beside: &'a [f32],
     ) -> Result<GuidedDenoiser<'a>, Error> {
-        let signature = &self.signature;
+        let (signature, guidance, shape) = (&self.signature, request.guidance, request.shape);
         let latents = signature.input(Role::Latents).expect("no signature without latents");
-        let groups = runs(latents, conditioning.shape[0]);
-        let runs = groups
-            .into_iter()
-            .map(|members| Run::new(signature, conditioning, guidance, shape, size, members));
+        let views = View::all(conditioning.shape[0], guidance);
+        let groups = runs(latents, views.len());
+        let runs = groups.into_iter().map(|members| {
+            let views = members.iter().map(|&member| views[member]).collect();
+            Run::new(signature, conditioning, request, beside, members, views)
+        });
         let runs = runs.collect::<Result<Vec<Run>, Error>>()?;
         let output = &signature.output(Role::Latents).expect("no signature without a prediction").name;
         Ok(GuidedDenoiser {
@@ -57,8 +59,9 @@ impl Denoiser {
             prediction: self.prediction,
             output,
             runs,
+            beside,
             guidance,
-            predictions: vec![0.0; conditioning.shape[0] * shape.len()],
+            predictions: vec![0.0; views.len() * shape.len()],
             guided: vec![0.0; shape.len()],
             spent: Duration::ZERO,
         })
@@ -72,19 +75,47 @@ pub(crate) struct GuidedDenoiser<'a> {
     /// The name of the U-Net's output.
     output: &'a str,
     runs: Vec<Run>,
+    /// What the U-Net sees beside the latents.
+    beside: &'a [f32],
     guidance: Guidance,
-    /// One prediction, or the unconditional one before the conditional.
+    /// One prediction, or those that [`Guidance::combine`] takes.
     predictions: Vec<f32>,
     guided: Vec<f32>,
     spent: Duration,
+}
+
+/// What the U-Net goes by for one of a step's predictions.
+#[derive(Clone, Copy)]
+struct View {
+    /// Which of the encoded prompts.
+    prompt: usize,
+    /// Whether that is the negative one.
+    is_negative: bool,
+    /// Whether what is beside the latents is seen, too, or zeros.
+    sees_beside: bool,
+}
+
+impl View {
+    /// Those of a step, in the order in which [`Guidance::combine`] takes their predictions.
+    fn all(prompts: usize, guidance: Guidance) -> Vec<Self> {
+        let positive = Self { prompt: prompts - 1, is_negative: false, sees_beside: true };
+        let negative = Self { prompt: 0, is_negative: true, sees_beside: true };
+        match guidance {
+            // Also of a U-Net that takes the guidance scale as an input.
+            _ if prompts == 1 => vec![positive],
+            Guidance::Edit { .. } => vec![Self { sees_beside: false, ..negative }, negative, positive],
+            _ => vec![negative, positive],
+        }
+    }
 }
 
 /// One call of the U-Net per step: all predictions at once where the graph allows it.
 struct Run {
     /// The first two are the latents and the timestep, which every step sets anew.
     feeds: Vec<Feed>,
-    /// Per picture of the batch, which prediction it is.
+    /// Per picture of the batch, which prediction it is, and what it goes by.
     members: Vec<usize>,
+    views: Vec<View>,
     output: Vec<f32>,
 }
 
@@ -92,26 +123,24 @@ impl Run {
     fn new(
         signature: &Signature,
         conditioning: &Conditioning,
-        guidance: Guidance,
-        shape: LatentShape,
-        size: PixelSize,
+        request: &Request,
+        beside: &[f32],
         members: Vec<usize>,
+        views: Vec<View>,
     ) -> Result<Self, Error> {
-        let batch = members.len();
+        let (batch, shape) = (members.len(), request.shape);
+        let channels = shape.channels + beside.len() / (shape.height_cells * shape.width_cells);
         let input = |role: Role| signature.input(role).expect("no signature without it");
         let timestep = input(Role::Timestep);
         let mut feeds = vec![
-            Feed::zeros(
-                input(Role::Latents),
-                &[batch, shape.channels, shape.height_cells, shape.width_cells],
-            )?,
+            Feed::zeros(input(Role::Latents), &[batch, channels, shape.height_cells, shape.width_cells])?,
             Feed::zeros(timestep, &timestep_shape(timestep, batch))?,
         ];
         let of_members = |values: &[f32]| {
             let one = values.len() / conditioning.shape[0];
-            members
+            views
                 .iter()
-                .flat_map(|&member| &values[member * one..][..one])
+                .flat_map(|view| &values[view.prompt * one..][..one])
                 .map(|&x| f64::from(x))
                 .collect::<Vec<_>>()
         };
@@ -130,27 +159,28 @@ impl Run {
                     feeds.push(Feed::of(port, &[batch, width], of_members(pooled))?);
                 }
                 Role::SizeIds => {
-                    let ids = size_ids(port, size)?;
-                    let numbers = members.iter().flat_map(|_| &ids).copied().collect::<Vec<_>>();
-                    feeds.push(Feed::of(port, &[batch, ids.len()], numbers)?);
+                    let ids = views.iter().map(|view| size_ids(port, request.size, view.is_negative));
+                    let ids = ids.collect::<Result<Vec<_>, Error>>()?;
+                    feeds.push(Feed::of(port, &[batch, ids[0].len()], ids.concat())?);
                 }
                 Role::GuidanceEmbedding => {
                     let width = fixed(port, 1)
                         .ok_or_else(|| unfit(format!("a guidance embedding of fixed width, got {port}")))?;
-                    let one = guidance::embedding(guidance.scale(), width);
+                    let one = guidance::embedding(request.guidance.scale(), width);
                     let numbers = members.iter().flat_map(|_| &one).copied().collect::<Vec<_>>();
                     feeds.push(Feed::of(port, &[batch, width], numbers)?);
                 }
                 Role::ClassLabels => {
-                    return Err(unfit(
-                        "a model that draws from a prompt alone, got one that enlarges pictures".into(),
-                    ));
+                    let Source::Enlarged { level, .. } = request.source else {
+                        return Err(unfit("a picture to enlarge, got none".into()));
+                    };
+                    feeds.push(Feed::of(port, &[batch], std::iter::repeat(level as f64))?);
                 }
                 _ => {}
             }
         }
         feeds.extend(constants(signature, batch, tokens)?);
-        Ok(Self { feeds, output: vec![0.0; batch * shape.len()], members })
+        Ok(Self { feeds, output: vec![0.0; batch * shape.len()], members, views })
     }
 }
 
@@ -165,8 +195,12 @@ impl Denoise for GuidedDenoiser<'_> {
     fn denoise(&mut self, x: &[f32], sigma: f64, timestep: f64, out: &mut [f32]) -> Result<(), Error> {
         let scale = Prediction::input_scale(sigma);
         for run in &mut self.runs {
-            let latents = run.members.iter().flat_map(|_| x).map(|&x| f64::from(x) * scale);
-            run.feeds[0].fill(latents);
+            let (latents, beside) = (x.iter(), self.beside.iter());
+            run.feeds[0].fill(run.views.iter().flat_map(|view| {
+                let seen = if view.sees_beside { 1.0 } else { 0.0 };
+                let latents = latents.clone().map(move |&x| f64::from(x) * scale);
+                latents.chain(beside.clone().map(move |&x| f64::from(x) * seen))
+            }));
             run.feeds[1].fill(std::iter::repeat(timestep));
             let started = Instant::now();
             let mut inputs = [("", TensorRef::new(&[], &[] as &[f32])); MAX_INPUTS];
@@ -177,12 +211,11 @@ impl Denoise for GuidedDenoiser<'_> {
                 self.predictions[member * x.len()..][..x.len()].copy_from_slice(prediction);
             }
         }
-        let prediction = match self.predictions.split_at(x.len()) {
-            (prediction, []) => prediction,
-            (uncond, cond) => {
-                self.guidance.combine(uncond, cond, &mut self.guided);
-                &self.guided
-            }
+        let prediction = if self.predictions.len() == x.len() {
+            &self.predictions
+        } else {
+            self.guidance.combine(&self.predictions, &mut self.guided);
+            &self.guided
         };
         self.prediction.to_denoised(x, prediction, sigma, out);
         Ok(())
@@ -201,14 +234,14 @@ fn timestep_shape(port: &Port, batch: usize) -> Vec<usize> {
 }
 
 /// Stable Diffusion XL's picture of its own size, not cropped, and asked for at that size (Podell et al. 2023, section
-/// 2.2): original height and width, top and left, target height and width.
-fn size_ids(port: &Port, size: PixelSize) -> Result<Vec<f64>, Error> {
+/// 2.2): original height and width, top and left, target height and width. The refiner takes an aesthetic score instead
+/// of the target, diffusers' of a good picture or, for the negative prompt, of a bad one.
+fn size_ids(port: &Port, size: PixelSize, is_negative: bool) -> Result<Vec<f64>, Error> {
     let (width, height) = (f64::from(size.width_px()), f64::from(size.height_px()));
     match fixed(port, 1) {
         Some(6) | None => Ok(vec![height, width, 0.0, 0.0, height, width]),
-        Some(other) => Err(unfit(format!("a model with 6 size ids, got {other}")).help(
-            "models with 5, and an aesthetic score, refine pictures; they do not draw from a prompt alone",
-        )),
+        Some(5) => Ok(vec![height, width, 0.0, 0.0, if is_negative { 2.5 } else { 6.0 }]),
+        Some(other) => Err(unfit(format!("a model with 5 or 6 size ids, got {other}"))),
     }
 }
 

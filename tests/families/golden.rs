@@ -10,6 +10,7 @@ use calotype::noise::{NoiseSource, TorchCpu};
 use calotype::weights::{Dtype, Weights};
 use flate2::read::GzDecoder;
 use half::{bf16, f16};
+use image::{GrayImage, RgbImage};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -225,6 +226,26 @@ impl Input {
             }
         }
     }
+}
+
+/// A picture to draw from, as `export/checkpoints/values.py` makes it of a seed.
+pub fn init(record: &Value) -> RgbImage {
+    let number = |key: &str| record[key].as_u64().unwrap();
+    let (width, height) = (number("width") as u32, number("height") as u32);
+    let mut noise = vec![0.0; 3 * (width * height) as usize];
+    TorchCpu::new(number("seed")).fill_normal(&mut noise);
+    let bytes = noise.iter().map(|x| (127.5 + 64.0 * x).round_ties_even().clamp(0.0, 255.0) as u8);
+    RgbImage::from_vec(width, height, bytes.collect()).unwrap()
+}
+
+/// A mask that is white in a box.
+pub fn mask(record: &Value) -> GrayImage {
+    let number = |value: &Value| value.as_u64().unwrap() as u32;
+    let [left, top, right, bottom] = [0, 1, 2, 3].map(|side| number(&record["box"][side]));
+    GrayImage::from_fn(number(&record["width"]), number(&record["height"]), |x, y| {
+        let is_inside = (left..right).contains(&x) && (top..bottom).contains(&y);
+        image::Luma([if is_inside { 255 } else { 0 }])
+    })
 }
 
 fn flatten(value: &Value, into: &mut Vec<f32>) {

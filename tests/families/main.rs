@@ -177,16 +177,25 @@ fn check_call(golden: &Golden, part: &Part, call: &Call, precision: Precision) {
 }
 
 fn check_picture(golden: &Golden, model: &Model, picture: &Picture, precision: Precision) {
-    if picture.arguments.contains_key("image") {
-        return;
-    }
-    let known = ["prompt", "negative_prompt", "num_inference_steps", "width", "height", "guidance_scale"];
+    let known = [
+        "prompt",
+        "negative_prompt",
+        "num_inference_steps",
+        "width",
+        "height",
+        "guidance_scale",
+        "image",
+        "mask_image",
+        "strength",
+        "image_guidance_scale",
+        "noise_level",
+    ];
     let unknown: Vec<_> = picture.arguments.keys().filter(|key| !known.contains(&key.as_str())).collect();
     assert!(unknown.is_empty(), "{}: arguments {unknown:?}", picture.name);
     let argument = |name: &str| picture.arguments.get(name).filter(|value| !value.is_null());
     let number = |name: &str| argument(name).and_then(Value::as_f64);
     let text = |name: &str| argument(name).and_then(Value::as_str).map(str::to_owned);
-    let size = format!("{}x{}", number("width").unwrap(), number("height").unwrap());
+    let size = number("width").zip(number("height")).map(|(width, height)| format!("{width}x{height}"));
     let sampler = match picture.scheduler.class.as_str() {
         "EulerDiscreteScheduler" => "euler",
         "EulerAncestralDiscreteScheduler" => "euler-a",
@@ -197,7 +206,13 @@ fn check_picture(golden: &Golden, model: &Model, picture: &Picture, precision: P
     let draft = Draft {
         prompt: text("prompt").unwrap(),
         negative: text("negative_prompt"),
-        size: Some(size.parse().unwrap()),
+        size: size.map(|size| size.parse().unwrap()),
+        init: argument("image").map(golden::init),
+        mask: argument("mask_image").map(golden::mask),
+        strength: number("strength"),
+        // diffusers takes it and leaves it aside where there is no guidance.
+        image_guidance: number("image_guidance_scale").filter(|_| number("guidance_scale") > Some(1.0)),
+        noise_level: number("noise_level").map(|level| level as usize),
         steps: number("num_inference_steps").map(|steps| steps as usize),
         // diffusers takes every scale up to 1 for none.
         guidance: number("guidance_scale").map(|scale| scale.max(1.0)),

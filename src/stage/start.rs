@@ -1,0 +1,195 @@
+//! The start of a run: the latents that its first step takes, and what the U-Net sees of a picture beside them. It knows
+//! in which order diffusers' pipelines draw their noise, and nothing of how a picture is asked for.
+
+use image::{GrayImage, RgbImage};
+
+use super::vae::VaeEncoder;
+use crate::manifest::{Conditions, LowRes, Manifest};
+use crate::noise::{NoiseSource, TorchCpu};
+use crate::prediction::Prediction;
+use crate::request::{Request, Source};
+use crate::{Error, ErrorKind};
+
+/// From this value on, a mask's pixel is white.
+const WHITE: u8 = 128;
+
+/// What a run starts with.
+pub(crate) struct Start {
+    /// `[channels, rows, columns]`
+    pub(crate) latents: Vec<f32>,
+    /// What the U-Net sees beside the latents, `[channels, rows, columns]`; empty for most models.
+    pub(crate) beside: Vec<f32>,
+    /// What is put back after every step.
+    pub(crate) kept: Option<Kept>,
+}
+
+/// The part of a picture that a U-Net which does not know of it must leave as it is (Avrahami et al. 2023, "Blended
+/// latent diffusion", algorithm 1; Lugmayr et al. 2022, equation 8).
+pub(crate) struct Kept {
+    /// Per latent value, whether it is.
+    is_kept: Vec<bool>,
+    clean: Vec<f32>,
+    noise: Vec<f32>,
+}
+
+impl Kept {
+    /// Puts the picture back where it is kept, at the noise level to which a step has led.
+    pub(crate) fn restore(&self, latents: &mut [f32], sigma: f64) {
+        let kept = self.is_kept.iter().zip(&self.clean).zip(&self.noise);
+        for (latent, ((&is_kept, &clean), &noise)) in latents.iter_mut().zip(kept) {
+            if is_kept {
+                *latent = noised(clean, noise, sigma);
+            }
+        }
+    }
+}
+
+impl Start {
+    pub(crate) fn new(
+        request: &Request,
+        manifest: &Manifest,
+        encoder: Option<&mut VaeEncoder>,
+        noise: &mut TorchCpu,
+    ) -> Result<Self, Error> {
+        let mut desk = Desk { request, manifest, encoder, noise };
+        let sigma = request.schedule.steps()[0].from;
+        match &request.source {
+            Source::Noise => {
+                let noise = desk.draw();
+                Ok(Self { latents: desk.alone(&noise), beside: Vec::new(), kept: None })
+            }
+            // StableDiffusionImg2ImgPipeline and StableDiffusionXLImg2ImgPipeline
+            Source::Picture(picture) => {
+                let clean = desk.sample(planes(picture, |_, _| true))?;
+                let latents = all_noised(&clean, &desk.draw(), sigma);
+                Ok(Self { latents, beside: Vec::new(), kept: None })
+            }
+            // StableDiffusionInpaintPipeline and StableDiffusionXLInpaintPipeline
+            Source::Masked { picture, mask, starts_from_noise } => {
+                let sees_mask = manifest.conditions == Conditions::Inpainting;
+                let needs_clean = !(sees_mask && *starts_from_noise);
+                let clean = needs_clean.then(|| desk.sample(planes(picture, |_, _| true))).transpose()?;
+                let noise = desk.draw();
+                let latents = match &clean {
+                    Some(clean) if !starts_from_noise => all_noised(clean, &noise, sigma),
+                    _ => desk.alone(&noise),
+                };
+                let is_white = |x, y| mask.get_pixel(x, y).0[0] >= WHITE;
+                let cells = desk.cells(mask);
+                match clean {
+                    Some(clean) if !sees_mask => {
+                        desk.skip_sample();
+                        let is_kept = cells.iter().map(|white| !white).cycle().take(clean.len()).collect();
+                        let kept = Kept { is_kept, clean, noise };
+                        Ok(Self { latents, beside: Vec::new(), kept: Some(kept) })
+                    }
+                    _ => {
+                        let mut beside: Vec<f32> =
+                            cells.iter().map(|&white| f32::from(u8::from(white))).collect();
+                        beside.extend(desk.sample(planes(picture, |x, y| !is_white(x, y)))?);
+                        Ok(Self { latents, beside, kept: None })
+                    }
+                }
+            }
+            // StableDiffusionInstructPix2PixPipeline
+            Source::Edited(picture) => {
+                let beside = desk.encoder()?.encode(&planes(picture, |_, _| true), request)?.mode();
+                let noise = desk.draw();
+                Ok(Self { latents: desk.alone(&noise), beside, kept: None })
+            }
+            // StableDiffusionUpscalePipeline
+            Source::Enlarged { picture, level } => {
+                let mut beside = planes(picture, |_, _| true);
+                let mut noise = vec![0.0; beside.len()];
+                desk.noise.fill_normal(&mut noise);
+                let LowRes { curve, .. } = manifest.low_res.as_ref().expect("no upscaler without a curve");
+                let sigma = curve.sigma_of_timestep(*level as f64);
+                // Not added as to latents: the sum keeps its variance (Ho et al. 2020, equation 4).
+                let alpha = Prediction::input_scale(sigma);
+                for (x, noise) in beside.iter_mut().zip(noise) {
+                    *x = (alpha * (f64::from(*x) + sigma * f64::from(noise))) as f32;
+                }
+                let noise = desk.draw();
+                Ok(Self { latents: desk.alone(&noise), beside, kept: None })
+            }
+        }
+    }
+}
+
+/// What every start is made with.
+struct Desk<'a> {
+    request: &'a Request,
+    manifest: &'a Manifest,
+    encoder: Option<&'a mut VaeEncoder>,
+    noise: &'a mut TorchCpu,
+}
+
+impl Desk<'_> {
+    /// Fresh noise, of the latents' size.
+    fn draw(&mut self) -> Vec<f32> {
+        let mut noise = vec![0.0; self.request.shape.len()];
+        self.noise.fill_normal(&mut noise);
+        noise
+    }
+
+    /// Latents of noise alone, as the first step takes them.
+    fn alone(&self, noise: &[f32]) -> Vec<f32> {
+        let scale = self.request.schedule.initial_scale();
+        noise.iter().map(|&noise| (f64::from(noise) * scale) as f32).collect()
+    }
+
+    fn encoder(&mut self) -> Result<&mut VaeEncoder, Error> {
+        self.encoder.as_deref_mut().ok_or_else(|| {
+            Error::new(ErrorKind::Internal, "vae_encoder: expected one for a picture to draw from, got none")
+        })
+    }
+
+    /// Latents of a picture as the U-Net takes them, drawn from the VAE's distribution where it gives one.
+    fn sample(&mut self, planes: Vec<f32>) -> Result<Vec<f32>, Error> {
+        let (request, space) = (self.request, self.manifest.latents);
+        let posterior = self.encoder()?.encode(&planes, request)?;
+        let mut latents = posterior.sample(self.noise);
+        for x in &mut latents {
+            *x = ((f64::from(*x) - space.shift) * space.scale) as f32;
+        }
+        Ok(latents)
+    }
+
+    /// Draws what [`Desk::sample`] would: diffusers also encodes the masked picture where nothing sees it.
+    fn skip_sample(&mut self) {
+        if self.encoder.as_ref().is_some_and(|encoder| encoder.is_random()) {
+            self.draw();
+        }
+    }
+
+    /// Per cell, whether the mask is white: that of its first pixel, as diffusers takes it.
+    fn cells(&self, mask: &GrayImage) -> Vec<bool> {
+        let (shape, factor_px) = (self.request.shape, self.manifest.latents.factor_px);
+        let white =
+            |x: usize, y: usize| mask.get_pixel(x as u32 * factor_px, y as u32 * factor_px).0[0] >= WHITE;
+        (0..shape.height_cells).flat_map(|y| (0..shape.width_cells).map(move |x| white(x, y))).collect()
+    }
+}
+
+/// `clean + sigma * noise`
+fn noised(clean: f32, noise: f32, sigma: f64) -> f32 {
+    (f64::from(clean) + sigma * f64::from(noise)) as f32
+}
+
+fn all_noised(clean: &[f32], noise: &[f32], sigma: f64) -> Vec<f32> {
+    clean.iter().zip(noise).map(|(&clean, &noise)| noised(clean, noise, sigma)).collect()
+}
+
+/// A picture as `[3, height, width]` in -1..=1, and 0, which is grey, where it is not to be seen.
+fn planes(picture: &RgbImage, is_seen: impl Fn(u32, u32) -> bool) -> Vec<f32> {
+    let pixels = (picture.width() * picture.height()) as usize;
+    let mut planes = vec![0.0; 3 * pixels];
+    for (at, (x, y, pixel)) in picture.enumerate_pixels().enumerate() {
+        if is_seen(x, y) {
+            for (channel, byte) in pixel.0.into_iter().enumerate() {
+                planes[channel * pixels + at] = 2.0 * (f32::from(byte) / 255.0) - 1.0;
+            }
+        }
+    }
+    planes
+}
