@@ -31,7 +31,7 @@ pub(super) const INDEX: &str = "model_index.json";
 const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
 
 /// The most noise on a picture that is enlarged, where an index does not say: diffusers' default.
-const MAX_NOISE_LEVEL: usize = 350;
+pub(super) const MAX_NOISE_LEVEL: usize = 350;
 
 /// The marks around a prompt where a tokenizer's files do not name others: CLIP's.
 const BOS: &str = "<|startoftext|>";

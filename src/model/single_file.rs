@@ -4,12 +4,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::diffusers::{Scheduler, text_states, vae_graphs};
+use super::diffusers::{MAX_NOISE_LEVEL, Scheduler, text_states, vae_graphs};
 use super::traits::Traits;
 use super::{Model, Part, TextEncoderPart, Vocabulary};
 use crate::architecture::{clip, unet};
 use crate::checkpoint::{self, Family};
 use crate::graph::Graph;
+use crate::manifest::LowRes;
 use crate::tokenizer::SpecialTokens;
 use crate::weights::Weights;
 use crate::{Error, ErrorKind};
@@ -69,10 +70,10 @@ pub(super) fn open(path: &Path) -> Result<Model, Error> {
             found.hint.reason
         )));
     }
-    let scheduler = match found.family {
-        Family::Upscaler => Scheduler::upscaler(),
-        _ => Scheduler::stable_diffusion(),
-    };
+    let is_upscaler = found.family == Family::Upscaler;
+    let scheduler = if is_upscaler { Scheduler::upscaler() } else { Scheduler::stable_diffusion() };
+    let low_res = is_upscaler
+        .then(|| LowRes::new(scheduler.betas(&place)?, scheduler.num_train_timesteps, MAX_NOISE_LEVEL));
     let traits = Traits {
         name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         licence: "NOASSERTION".into(),
@@ -83,6 +84,7 @@ pub(super) fn open(path: &Path) -> Result<Model, Error> {
         sampler: None,
         latents,
         zero_negative: found.family == Family::Sdxl,
+        low_res: low_res.transpose()?,
         cells: config.sample_size,
     };
     Model::new(traits.manifest(&unet.signature)?, text_encoders, unet, vae_decoder, Some(vae_encoder))

@@ -369,7 +369,7 @@ fn safetensors(mut tensors: Vec<Stored>) -> Vec<u8> {
     file
 }
 
-fn write_json(path: &Path, value: &Value) {
+pub fn write_json(path: &Path, value: &Value) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(path, serde_json::to_vec(value).unwrap()).unwrap();
 }
