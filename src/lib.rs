@@ -2,6 +2,7 @@
 //!
 //! ONNX graphs (text encoder, U-Net, VAE) run in ONNX Runtime; everything between them is Rust.
 
+pub mod adapter;
 pub mod architecture;
 pub mod checkpoint;
 pub mod engine;

@@ -1,0 +1,303 @@
+//! What a LoRA file adds to one weight: products, sums and Kronecker products of small matrices.
+//! It knows nothing of how files name them.
+
+use std::collections::BTreeMap;
+
+use ndarray::linalg::general_mat_mul;
+use ndarray::{Array2, s};
+
+use super::super::floats;
+use super::key::Part;
+use crate::Error;
+use crate::weights::Weights;
+
+/// The highest rank that is believed; files have 4 to 256.
+const MAX_RANK: usize = 4096;
+
+/// A tensor of the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub(super) name: String,
+    pub(super) shape: Vec<usize>,
+}
+
+impl Piece {
+    fn values(&self, file: &Weights) -> Result<Vec<f32>, Error> {
+        floats(&self.name, file.get(&self.name).expect("a piece is one of the file's tensors"))
+    }
+
+    /// The outermost dimension by all others.
+    fn matrix(&self, file: &Weights) -> Result<Array2<f32>, Error> {
+        let values = self.values(file)?;
+        Ok(Array2::from_shape_vec(matrix_sizes(&self.shape), values).expect("there are as many values"))
+    }
+}
+
+/// A tensor's rows (its outermost dimension), and the elements in each.
+pub(super) fn matrix_sizes(shape: &[usize]) -> (usize, usize) {
+    match shape {
+        [] => (1, 1),
+        [rows, rest @ ..] => (*rows, rest.iter().product()),
+    }
+}
+
+/// A matrix or a convolution's kernel, whole or as a product.
+#[derive(Debug)]
+enum Factor {
+    Whole(Piece),
+    /// `left` times `right`: `[out, rank]` and `[rank, in, kernel..]`; with a core (Tucker's decomposition; Phan et al.
+    /// 2020) `[out, rank]`, `[rank, rank, kernel..]` and `[rank, in]`.
+    Product {
+        left: Piece,
+        /// Whether `left` is stored as `[rank, out]`.
+        flipped: bool,
+        core: Option<Piece>,
+        right: Piece,
+    },
+}
+
+impl Factor {
+    /// The shape that the pieces make, or what is wrong with theirs.
+    fn shape(&self) -> Result<Vec<usize>, String> {
+        let (left, flipped, core, right) = match self {
+            Self::Whole(piece) => return Ok(piece.shape.clone()),
+            Self::Product { left, flipped, core, right } => (left, flipped, core, right),
+        };
+        let (mut outputs, mut left_rank) = matrix_sizes(&left.shape);
+        if *flipped {
+            (outputs, left_rank) = (left_rank, outputs);
+        }
+        let (right_rank, mut inputs) = matrix_sizes(&right.shape);
+        let (ranks, kernel) = match core.as_ref().map(|core| &core.shape[..]) {
+            None => {
+                inputs = right.shape.get(1).copied().unwrap_or(1);
+                ((right_rank, right_rank), right.shape.get(2..).unwrap_or_default())
+            }
+            Some([outer, inner, kernel @ ..]) => ((*outer, *inner), kernel),
+            Some(shape) => return Err(format!("expected two ranks and a kernel, got shape {shape:?}")),
+        };
+        if (left_rank, right_rank) != ranks {
+            let mut shapes = vec![&left.shape];
+            shapes.extend(core.iter().map(|core| &core.shape));
+            shapes.push(&right.shape);
+            return Err(format!("expected shapes of one rank, got {shapes:?}"));
+        }
+        let rank = left_rank.max(right_rank);
+        if rank > MAX_RANK {
+            return Err(format!("rank: expected at most {MAX_RANK}, got {rank}"));
+        }
+        Ok([&[outputs, inputs], kernel].concat())
+    }
+
+    /// What the scale is divided by.
+    fn rank(&self) -> Option<usize> {
+        match self {
+            Self::Whole(_) => None,
+            Self::Product { right, .. } => right.shape.first().copied(),
+        }
+    }
+
+    /// The matrix, or the two matrices whose product it is.
+    fn sides(&self, file: &Weights) -> Result<(Array2<f32>, Option<Array2<f32>>), Error> {
+        let (left, flipped, core, right) = match self {
+            Self::Whole(piece) => return Ok((piece.matrix(file)?, None)),
+            Self::Product { left, flipped, core, right } => (left, flipped, core, right),
+        };
+        let left = left.matrix(file)?;
+        let left = if *flipped { left.reversed_axes() } else { left };
+        let right = right.matrix(file)?;
+        let right = match core {
+            Some(core) => contract(core.matrix(file)?, &right),
+            None => right,
+        };
+        Ok((left, Some(right)))
+    }
+
+    fn matrix(&self, file: &Weights) -> Result<Array2<f32>, Error> {
+        let (left, right) = self.sides(file)?;
+        Ok(match right {
+            Some(right) => left.dot(&right),
+            None => left,
+        })
+    }
+}
+
+/// The sum over `b` of `core[a, b * kernel] * right[b, in]`, as `[a, in * kernel]`.
+fn contract(core: Array2<f32>, right: &Array2<f32>) -> Array2<f32> {
+    let (rank, inputs) = right.dim();
+    let kernel = core.ncols() / rank;
+    let mut product = Array2::zeros((core.nrows(), inputs * kernel));
+    for (core, mut product) in core.outer_iter().zip(product.outer_iter_mut()) {
+        let core = core.into_shape_with_order((rank, kernel)).expect("a row of the core has that size");
+        product.assign(&right.t().dot(&core).flatten());
+    }
+    product
+}
+
+/// What is added to a weight, but for its scale.
+#[derive(Debug)]
+pub(super) struct Delta(Form);
+
+#[derive(Debug)]
+enum Form {
+    /// LoRA (Hu et al. 2021, section 4.1: `B A`), LoCon, and a whole difference.
+    Plain(Factor),
+    /// LoHa: two products, multiplied element by element (Hyeon-Woo et al. 2022, proposition 1).
+    Hadamard(Factor, Factor),
+    /// LoKr: the Kronecker product of two (Yeh et al. 2024, section 4).
+    Kronecker(Factor, Factor),
+}
+
+impl Delta {
+    /// Takes the pieces of one delta, if they are there.
+    pub(super) fn take(pieces: &mut BTreeMap<Part, Piece>) -> Option<Self> {
+        use Part::*;
+        let form = if pieces.contains_key(&Up) {
+            Form::Plain(take_product(pieces, Up, Some(Mid), Down)?)
+        } else if pieces.contains_key(&Hadamard1A) {
+            Form::Hadamard(
+                take_product(pieces, Hadamard1A, Some(Hadamard1Core), Hadamard1B)?,
+                take_product(pieces, Hadamard2A, Some(Hadamard2Core), Hadamard2B)?,
+            )
+        } else if pieces.contains_key(&Kronecker2) || pieces.contains_key(&Kronecker2A) {
+            let first = match pieces.remove(&Kronecker1) {
+                Some(whole) => Factor::Whole(whole),
+                None => take_product(pieces, Kronecker1A, None, Kronecker1B)?,
+            };
+            let second = match pieces.remove(&Kronecker2) {
+                Some(whole) => Factor::Whole(whole),
+                None => take_product(pieces, Kronecker2A, Some(Kronecker2Core), Kronecker2B)?,
+            };
+            Form::Kronecker(first, second)
+        } else {
+            Form::Plain(Factor::Whole(pieces.remove(&Difference)?))
+        };
+        Some(Self(form))
+    }
+
+    /// A difference that is stored as it is added.
+    pub(super) fn whole(piece: Piece) -> Self {
+        Self(Form::Plain(Factor::Whole(piece)))
+    }
+
+    /// The shape of the weight that it is for, or what is wrong with the shapes of its pieces.
+    pub(super) fn shape(&self) -> Result<Vec<usize>, String> {
+        match &self.0 {
+            Form::Plain(factor) => factor.shape(),
+            Form::Hadamard(first, second) => {
+                let (first, second) = (first.shape()?, second.shape()?);
+                if first != second {
+                    return Err(format!("expected two products of one shape, got {first:?} and {second:?}"));
+                }
+                Ok(first)
+            }
+            Form::Kronecker(first, second) => {
+                let (first, second) = (first.shape()?, second.shape()?);
+                let size = |shape: &[usize], axis: usize| shape.get(axis).copied().unwrap_or(1);
+                if first.iter().skip(2).any(|&size| size != 1) {
+                    return Err(format!("expected a matrix as first factor, got shape {first:?}"));
+                }
+                let dim = |axis| size(&first, axis).saturating_mul(size(&second, axis));
+                Ok([&[dim(0), dim(1)], second.get(2..).unwrap_or_default()].concat())
+            }
+        }
+    }
+
+    /// What the file's scale is divided by, where there is a rank.
+    pub(super) fn rank(&self) -> Option<usize> {
+        match &self.0 {
+            Form::Plain(factor) | Form::Hadamard(factor, _) => factor.rank(),
+            Form::Kronecker(first, second) => second.rank().or_else(|| first.rank()),
+        }
+    }
+
+    /// Adds it, `scale` times, to a weight of its shape: `[out, in * kernel]`.
+    pub(super) fn add(&self, file: &Weights, scale: f32, weight: &mut Array2<f32>) -> Result<(), Error> {
+        match &self.0 {
+            Form::Plain(factor) => match factor.sides(file)? {
+                (left, Some(right)) => general_mat_mul(scale, &left, &right, 1.0, weight),
+                (whole, None) => weight.scaled_add(scale, &whole),
+            },
+            Form::Hadamard(first, second) => {
+                let product = first.matrix(file)? * second.matrix(file)?;
+                weight.scaled_add(scale, &product);
+            }
+            Form::Kronecker(first, second) => {
+                let (first, second) = (first.matrix(file)?, second.matrix(file)?);
+                let (rows, columns) = second.dim();
+                for ((row, column), &value) in first.indexed_iter() {
+                    let (row, column) = (row * rows, column * columns);
+                    let mut block = weight.slice_mut(s![row..row + rows, column..column + columns]);
+                    block.scaled_add(scale * value, &second);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn take_product(
+    pieces: &mut BTreeMap<Part, Piece>,
+    left: Part,
+    core: Option<Part>,
+    right: Part,
+) -> Option<Factor> {
+    let core = core.and_then(|core| pieces.remove(&core));
+    // LyCORIS has `[rank, out]` there, but for LoCon, which has it as without a core.
+    let flipped = core.is_some() && left != Part::Up;
+    Some(Factor::Product { left: pieces.remove(&left)?, flipped, core, right: pieces.remove(&right)? })
+}
+
+/// DoRA's magnitudes (Liu et al. 2024, equation 5: `m V / ||V||`): the lengths that a weight's vectors get.
+#[derive(Debug)]
+pub(super) struct Magnitudes {
+    pub(super) piece: Piece,
+    /// Whether there may be one per input, in a row, in place of one per output.
+    pub(super) may_be_row: bool,
+}
+
+impl Magnitudes {
+    /// Whether there is one per input of a weight of this shape; what is wrong when there is neither.
+    pub(super) fn per_input(&self, weight: &[usize]) -> Result<bool, String> {
+        let (outputs, inputs) = (matrix_sizes(weight).0, weight.get(1).copied().unwrap_or(1));
+        let count: usize = self.piece.shape.iter().product();
+        match self.piece.shape[..] {
+            [1, ref inner @ ..] if self.may_be_row && !inner.is_empty() && count == inputs => Ok(true),
+            _ if count == outputs => Ok(false),
+            _ => Err(format!(
+                "magnitudes: expected one for each of {outputs} outputs, got shape {:?}",
+                self.piece.shape
+            )),
+        }
+    }
+
+    /// Gives the vectors of a weight `[out, in * kernel]` these lengths; one of length 0 stays.
+    pub(super) fn rescale(
+        &self,
+        file: &Weights,
+        shape: &[usize],
+        weight: &mut Array2<f32>,
+    ) -> Result<(), Error> {
+        let is_per_input = self.per_input(shape).is_ok_and(|is_per_input| is_per_input);
+        let magnitudes = self.piece.values(file)?;
+        let kernel = shape.iter().skip(2).product::<usize>();
+        let vector = |row: usize, column: usize| if is_per_input { column / kernel } else { row };
+        let mut squares = vec![0.0f64; magnitudes.len()];
+        for ((row, column), &value) in weight.indexed_iter() {
+            squares[vector(row, column)] += f64::from(value).powi(2);
+        }
+        let factors: Vec<f32> = squares
+            .iter()
+            .zip(&magnitudes)
+            .map(
+                |(&square, &magnitude)| {
+                    if square == 0.0 { 0.0 } else { (f64::from(magnitude) / square.sqrt()) as f32 }
+                },
+            )
+            .collect();
+        for ((row, column), value) in weight.indexed_iter_mut() {
+            *value *= factors[vector(row, column)];
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,373 @@
+//! LoRA files against diffusers, PEFT and LyCORIS's formulas (`golden/adapters/lora.json`, made by
+//! `export/golden_adapters.py`), on tiny models whose weights are functions of their names.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{LazyLock, Mutex};
+
+use calotype::adapter::Component;
+use calotype::adapter::lora::{Applied, Lora, apply};
+use calotype::noise::{NoiseSource, TorchCpu};
+use calotype::weights::{Dtype, Stored, Weights};
+use half::{bf16, f16};
+use serde::Deserialize;
+
+/// Between single precision here and there lie sums of up to 64 products, a few 1e-7 of the weight.
+const TOLERANCE: f64 = 1e-5;
+
+const PERIOD: usize = 65521;
+const SAMPLES: usize = 16;
+const STRIDE: usize = 7919;
+
+#[derive(Deserialize)]
+struct Golden {
+    models: BTreeMap<String, BTreeMap<String, BTreeMap<String, Vec<usize>>>>,
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    model: String,
+    files: Vec<GoldenFile>,
+    /// By component and tensor: the norm, then some of the elements.
+    changed: BTreeMap<String, BTreeMap<String, Vec<f64>>>,
+}
+
+#[derive(Clone, Deserialize)]
+struct GoldenFile {
+    weight: f32,
+    shapes: BTreeMap<String, Vec<usize>>,
+    #[serde(default)]
+    alphas: BTreeMap<String, f32>,
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
+}
+
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// `values` of the script.
+fn values(component: &str, name: &str, shape: &[usize]) -> Vec<f32> {
+    let seed = format!("{component}/{name}")
+        .bytes()
+        .fold(2_166_136_261u32, |seed, byte| (seed ^ u32::from(byte)).wrapping_mul(16_777_619));
+    let count: usize = shape.iter().product();
+    let mut base = vec![0.0; count.min(PERIOD)];
+    TorchCpu::new(seed.into()).fill_normal(&mut base);
+    let embeddings = ["token_embedding.weight", "position_embedding.weight", "class_embedding.weight"];
+    let normal = (0..count).map(|index| base[index % PERIOD]);
+    if shape.len() == 1 && name.ends_with(".weight") {
+        normal.map(|value| 1.0 + 0.1 * value).collect()
+    } else if name.ends_with("bias") {
+        normal.map(|value| 0.05 * value).collect()
+    } else if embeddings.iter().any(|ending| name.ends_with(ending)) {
+        normal.map(|value| 0.5 * value).collect()
+    } else {
+        let fan_in: usize = shape.iter().skip(1).product();
+        let gain = (1.0 / (fan_in as f64).sqrt()) as f32;
+        normal.map(|value| value * gain).collect()
+    }
+}
+
+fn bytes(dtype: Dtype, values: &[f32]) -> Vec<u8> {
+    match dtype {
+        Dtype::F16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
+        Dtype::Bf16 => values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+    }
+}
+
+fn numbers(weights: &Weights, name: &str) -> Vec<f32> {
+    let view = weights.get(name).unwrap();
+    let bytes = view.to_bytes();
+    match view.dtype() {
+        Dtype::F16 => bytes.chunks(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        Dtype::Bf16 => bytes.chunks(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        _ => bytes.chunks(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+    }
+}
+
+/// A safetensors file in a folder that lives as long as what is returned.
+fn written(
+    dtype: Dtype,
+    tensors: &Tensors,
+    metadata: &BTreeMap<String, String>,
+) -> (tempfile::TempDir, PathBuf) {
+    let mut header = serde_json::Map::new();
+    if !metadata.is_empty() {
+        header.insert("__metadata__".into(), serde_json::json!(metadata));
+    }
+    let mut data = Vec::new();
+    for (name, (shape, values)) in tensors {
+        let begin = data.len();
+        data.extend(bytes(dtype, values));
+        let offsets = [begin, data.len()];
+        header.insert(
+            name.clone(),
+            serde_json::json!({"dtype": dtype.name(), "shape": shape, "data_offsets": offsets}),
+        );
+    }
+    let header = serde_json::to_string(&header).unwrap();
+    let header = format!("{header:width$}", width = header.len().next_multiple_of(8));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.safetensors");
+    std::fs::write(&path, [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat()).unwrap();
+    (folder, path)
+}
+
+fn golden() -> &'static Golden {
+    static GOLDEN: LazyLock<Golden> =
+        LazyLock::new(|| serde_json::from_str(include_str!("golden/adapters/lora.json")).unwrap());
+    &GOLDEN
+}
+
+impl Golden {
+    fn case(&self, name: &str) -> &Case {
+        self.cases.iter().find(|case| case.name == name).unwrap()
+    }
+
+    fn tensors(&self, model: &str, component: &str) -> Tensors {
+        let shapes = self.models[model][component].iter();
+        shapes.map(|(name, shape)| (name.clone(), (shape.clone(), values(component, name, shape)))).collect()
+    }
+
+    fn weights(&self, model: &str, component: &str, dtype: Dtype) -> Weights {
+        static MADE: Mutex<BTreeMap<String, Weights>> = Mutex::new(BTreeMap::new());
+        let mut made = MADE.lock().unwrap();
+        let weights = made.entry(format!("{model} {component} {dtype}")).or_insert_with(|| {
+            let (_folder, path) = written(dtype, &self.tensors(model, component), &BTreeMap::new());
+            Weights::open(&[path]).unwrap()
+        });
+        weights.clone()
+    }
+}
+
+impl GoldenFile {
+    fn tensors(&self) -> Tensors {
+        let shaped =
+            self.shapes.iter().map(|(key, shape)| (key, (shape.clone(), values("lora", key, shape))));
+        let alphas = self.alphas.iter().map(|(key, alpha)| (key, (vec![], vec![*alpha])));
+        shaped.chain(alphas).map(|(key, tensor)| (key.clone(), tensor)).collect()
+    }
+
+    fn open(&self) -> Lora {
+        let (_folder, path) = written(Dtype::F32, &self.tensors(), &self.metadata);
+        Lora::open(&path).unwrap()
+    }
+}
+
+fn component(name: &str) -> Component {
+    let all = [Component::Unet, Component::TextEncoder, Component::TextEncoder2];
+    all.into_iter().find(|component| component.to_string() == name).unwrap()
+}
+
+fn norm(values: impl Iterator<Item = f64>) -> f64 {
+    values.map(|value| value * value).sum::<f64>().sqrt()
+}
+
+/// How far weights are from what the reference has, relative to it: of norm and samples, the larger.
+fn deviation(expected: &[f64], got: &[f32]) -> f64 {
+    let (expected_norm, samples) = (expected[0], &expected[1..]);
+    assert_eq!(samples.len(), SAMPLES);
+    let of_norm = (norm(got.iter().map(|&value| value.into())) - expected_norm).abs() / expected_norm;
+    let got = (0..SAMPLES).map(|index| f64::from(got[index * STRIDE % got.len()]));
+    let of_samples = norm(got.zip(samples).map(|(got, expected)| got - expected));
+    of_norm.max(of_samples / norm(samples.iter().copied()))
+}
+
+/// The largest deviation among the tensors that a case changes; checks that no others are.
+fn worst(golden: &Golden, case: &Case, files: &[GoldenFile]) -> f64 {
+    let loras: Vec<(Lora, f32)> = files.iter().map(|file| (file.open(), file.weight)).collect();
+    let loras: Vec<(&Lora, f32)> = loras.iter().map(|(lora, weight)| (lora, *weight)).collect();
+    let mut worst = 0.0f64;
+    for name in golden.models[&case.model].keys() {
+        let weights = golden.weights(&case.model, name, Dtype::F32);
+        let (changed, applied) = apply(component(name), &weights, &loras).unwrap();
+        let none = BTreeMap::new();
+        let expected = case.changed.get(name).unwrap_or(&none);
+        let bytes = expected.keys().map(|tensor| weights.get(tensor).unwrap().len_bytes()).sum();
+        assert_eq!(applied, Applied { tensors: expected.len(), bytes }, "{}: {name}", case.name);
+        for (tensor, old) in weights.iter() {
+            let new = changed.get(tensor).unwrap();
+            assert_eq!((new.dtype(), new.shape()), (old.dtype(), old.shape()));
+            match expected.get(tensor) {
+                Some(expected) => worst = worst.max(deviation(expected, &numbers(&changed, tensor))),
+                None => assert_eq!(new.to_bytes(), old.to_bytes(), "{}: {tensor}", case.name),
+            }
+        }
+        assert_eq!(changed.iter().count(), weights.iter().count());
+    }
+    worst
+}
+
+#[test]
+fn every_kind_of_file_does_what_its_reference_does() {
+    let golden = golden();
+    assert_eq!(golden.cases.len(), 14);
+    for case in &golden.cases {
+        let worst = worst(golden, case, &case.files);
+        assert!(worst < TOLERANCE, "{}: {worst:.1e}", case.name);
+    }
+}
+
+#[test]
+fn the_tolerance_rejects_mistakes() {
+    let golden = golden();
+    let with = |name: &str, change: fn(&mut GoldenFile)| {
+        let case = golden.case(name);
+        let mut files = case.files.clone();
+        files.iter_mut().for_each(change);
+        worst(golden, case, &files)
+    };
+    for name in ["kohya, attention", "kohya, convolutions", "dora of lycoris", "loha", "lokr"] {
+        assert!(with(name, |_| ()) < TOLERANCE);
+        let slightly = with(name, |file| file.alphas.values_mut().for_each(|alpha| *alpha *= 1.01));
+        assert!(slightly > 10.0 * TOLERANCE, "{name}: another alpha: {slightly:.1e}");
+        let missing = with(name, |file| file.alphas.clear());
+        assert!(missing > 100.0 * TOLERANCE, "{name}: no alpha: {missing:.1e}");
+    }
+    for name in ["kohya, attention", "kohya, original names", "two files", "dora of lycoris", "lycoris"] {
+        let unscaled = with(name, |file| file.weight = 1.0);
+        assert!(unscaled > 100.0 * TOLERANCE, "{name}: no weight: {unscaled:.1e}");
+    }
+    let without = with("peft, metadata", |file| file.metadata.clear());
+    assert!(without > 100.0 * TOLERANCE, "no metadata: {without:.1e}");
+}
+
+/// On square weights the shapes would not tell.
+#[test]
+fn the_tolerance_rejects_swapped_factors() {
+    let golden = golden();
+    let case = golden.case("diffusers until 0.20");
+    let mut tensors = case.files[0].tensors();
+    let transposed = |(shape, values): &(Vec<usize>, Vec<f32>)| {
+        let (rows, columns) = (shape[0], shape[1]);
+        let values = (0..values.len()).map(|index| values[index % rows * columns + index / rows]);
+        (vec![columns, rows], values.collect())
+    };
+    let downs: Vec<String> = tensors.keys().filter(|key| key.ends_with(".down.weight")).cloned().collect();
+    for down in downs {
+        let up = down.replace(".down.", ".up.");
+        let swapped = (transposed(&tensors[&up]), transposed(&tensors[&down]));
+        tensors.insert(down, swapped.0);
+        tensors.insert(up, swapped.1);
+    }
+    let (_folder, path) = written(Dtype::F32, &tensors, &BTreeMap::new());
+    let weights = golden.weights(&case.model, "unet", Dtype::F32);
+    let (changed, _) = apply(Component::Unet, &weights, &[(&Lora::open(&path).unwrap(), 1.0)]).unwrap();
+    for (name, expected) in &case.changed["unet"] {
+        let deviation = deviation(expected, &numbers(&changed, name));
+        assert!(deviation > 100.0 * TOLERANCE, "{name}: {deviation:.1e}");
+    }
+}
+
+/// Several files are summed in 32-bit floats, and only the sum is rounded.
+#[test]
+fn weights_of_16_bits_are_rounded_once() {
+    let golden = golden();
+    let case = golden.case("two files");
+    let loras: Vec<(Lora, f32)> = case.files.iter().map(|file| (file.open(), file.weight)).collect();
+    let loras: Vec<(&Lora, f32)> = loras.iter().map(|(lora, weight)| (lora, *weight)).collect();
+    for dtype in [Dtype::F16, Dtype::Bf16] {
+        let weights = golden.weights(&case.model, "unet", dtype);
+        let widened: Tensors = weights
+            .iter()
+            .map(|(name, view)| (name.to_owned(), (view.shape().to_vec(), numbers(&weights, name))))
+            .collect();
+        let (_folder, path) = written(Dtype::F32, &widened, &BTreeMap::new());
+        let (exact, _) = apply(Component::Unet, &Weights::open(&[path]).unwrap(), &loras).unwrap();
+        let (changed, _) = apply(Component::Unet, &weights, &loras).unwrap();
+        for name in case.changed["unet"].keys() {
+            let rounded = bytes(dtype, &numbers(&exact, name));
+            assert_eq!(changed.get(name).unwrap().to_bytes(), rounded, "{dtype} {name}");
+        }
+    }
+}
+
+/// ONNX files keep the matrices of linear layers as `[in, out]`.
+#[test]
+fn a_transposed_weight_stays_transposed() {
+    let golden = golden();
+    for name in ["kohya, attention", "dora of lycoris", "lokr"] {
+        let case = golden.case(name);
+        let loras = [(&case.files[0].open(), case.files[0].weight)];
+        let mut tensors = golden.tensors(&case.model, "unet");
+        for (shape, values) in tensors.values_mut().filter(|(shape, _)| shape.len() == 2) {
+            let (rows, columns) = (shape[0], shape[1]);
+            *values = (0..values.len()).map(|index| values[index % rows * columns + index / rows]).collect();
+            shape.reverse();
+        }
+        let (_folder, path) = written(Dtype::F32, &tensors, &BTreeMap::new());
+        let stored = |(name, (shape, _)): (&String, &(Vec<usize>, _))| {
+            (name.clone(), Stored { transposed: shape.len() == 2, ..Stored::whole(name) })
+        };
+        let weights = Weights::open(&[path]).unwrap().select(tensors.iter().map(stored)).unwrap();
+
+        let (changed, _) = apply(Component::Unet, &weights, &loras).unwrap();
+        for (tensor, view) in changed.iter() {
+            let old = weights.get(tensor).unwrap();
+            assert_eq!((view.shape(), view.is_transposed()), (old.shape(), old.is_transposed()), "{tensor}");
+        }
+        for (tensor, expected) in &case.changed["unet"] {
+            let (view, mut values) = (changed.get(tensor).unwrap(), numbers(&changed, tensor));
+            if let (true, &[rows, columns]) = (view.is_transposed(), view.shape()) {
+                values =
+                    (0..values.len()).map(|index| values[index % rows * columns + index / rows]).collect();
+            }
+            let deviation = deviation(expected, &values);
+            assert!(deviation < TOLERANCE, "{name}: {tensor}: {deviation:.1e}");
+        }
+    }
+}
+
+#[test]
+fn a_weight_of_zero_changes_nothing() {
+    let golden = golden();
+    let case = golden.case("kohya, attention");
+    let weights = golden.weights(&case.model, "unet", Dtype::F32);
+    let (changed, applied) = apply(Component::Unet, &weights, &[(&case.files[0].open(), 0.0)]).unwrap();
+    assert_eq!(applied, Applied { tensors: 0, bytes: 0 });
+    assert!(weights.iter().all(|(name, view)| view.to_bytes() == changed.get(name).unwrap().to_bytes()));
+}
+
+#[test]
+fn a_file_says_which_networks_it_changes() {
+    let golden = golden();
+    let components = |name: &str| golden.case(name).files[0].open().components().collect::<Vec<_>>();
+    assert_eq!(
+        components("kohya, original names"),
+        [(Component::Unet, 19), (Component::TextEncoder, 3), (Component::TextEncoder2, 2)]
+    );
+    assert_eq!(components("lycoris"), [(Component::Unet, 8)]);
+}
+
+#[test]
+fn a_file_for_another_family() {
+    let golden = golden();
+    let refusal = |file: &str, model: &str| {
+        let weights = golden.weights(model, "unet", Dtype::F32);
+        let error =
+            apply(Component::Unet, &weights, &[(&golden.case(file).files[0].open(), 1.0)]).unwrap_err();
+        assert_eq!(error.kind(), calotype::ErrorKind::Model);
+        let message = error.to_string();
+        assert!(message.starts_with("lora /"), "{message}");
+        message.split_once(".safetensors: ").unwrap().1.to_owned()
+    };
+    let help = "it was made for another family of models";
+    assert_eq!(
+        refusal("kohya, original names", "sd"),
+        format!(
+            "lora_unet_output_blocks_2_1_transformer_blocks_0_attn1_to_q: expected shape [32, 32] for \
+             up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight, got [64, 64]; {help}"
+        )
+    );
+    assert_eq!(
+        refusal("kohya, attention", "sdxl"),
+        format!(
+            "expected names of the model's unet, got 10 of 10 that are not: \
+             lora_unet_down_blocks_0_attentions_0_proj_in, \
+             lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_k, \
+             lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0 and 7 more; {help}"
+        )
+    );
+}
