@@ -3,6 +3,11 @@
 
 mod clip;
 
+use std::collections::HashMap;
+use std::ops::Range;
+
+use tokenizers::AddedToken;
+
 use crate::{Error, ErrorKind};
 
 /// The longest context that is believed, in tokens; CLIP's is 77.
@@ -33,6 +38,8 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     context: usize,
     special: SpecialTokens,
+    /// Per added word its first id, and its last.
+    added: HashMap<u32, u32>,
 }
 
 impl Tokenizer {
@@ -72,6 +79,42 @@ impl Tokenizer {
         Self::new(inner, context, special)
     }
 
+    /// Adds a word that stands for `count` tokens, and gives their ids, which follow those that there were.
+    ///
+    /// The word is found as the tokenizer finds its own: in whatever case, if it ignores that. It is not found within
+    /// longer words, where diffusers finds it. As in diffusers, `word_1` and so on mean the tokens after the first.
+    /// [`ErrorKind::Usage`] for a word that the tokenizer has, or that cannot be one.
+    pub fn add_word(&mut self, word: &str, count: u32) -> Result<Range<u32>, Error> {
+        if word.trim() != word || word.is_empty() || word.contains('\0') || count == 0 {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("embedding: expected a word for tokens, got {word:?} for {count}"),
+            ));
+        }
+        let names: Vec<String> = std::iter::once(word.to_owned())
+            .chain((1..count).map(|index| format!("{word}_{index}")))
+            .collect();
+        if let Some(known) = names.iter().find(|name| self.inner.token_to_id(name).is_some()) {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("embedding: expected a word that the tokenizer does not have, got {known:?}"),
+            )
+            .help("give the file another name, which is the word"));
+        }
+        let tokens: Vec<_> =
+            names.iter().map(|name| AddedToken::from(name, false).single_word(true)).collect();
+        self.inner.add_tokens(&tokens);
+        let ids: Option<Vec<u32>> = names.iter().map(|name| self.inner.token_to_id(name)).collect();
+        match ids.as_deref() {
+            Some(&[first, .., last]) if last - first + 1 == count => {
+                self.added.insert(first, last);
+                Ok(first..last + 1)
+            }
+            Some(&[only]) => Ok(only..only + 1),
+            _ => Err(Error::new(ErrorKind::Internal, format!("tokenizer: {word:?} cannot be added"))),
+        }
+    }
+
     /// The ids of a prompt, and what of it did not fit; [`ErrorKind::Usage`] for a prompt with NUL.
     pub fn encode(&self, prompt: &str) -> Result<Encoded, Error> {
         if let Some(place) = prompt.find('\0') {
@@ -83,12 +126,18 @@ impl Tokenizer {
         let tokens = self.inner.encode_char_offsets(prompt, false).map_err(|error| {
             Error::new(ErrorKind::Model, "tokenizer: the prompt cannot be encoded").source(error)
         })?;
+        let starts = tokens.get_offsets().iter().map(|&(start_chars, _)| start_chars);
+        let tokens = tokens.get_ids().iter().zip(starts).flat_map(|(&id, start_chars)| {
+            let last = self.added.get(&id).copied().unwrap_or(id);
+            (id..=last).map(move |id| (id, start_chars))
+        });
+        let tokens: Vec<(u32, usize)> = tokens.collect();
         let room = self.context - 2;
-        let cut = tokens.get_offsets().get(room).map(|&(start_chars, _)| {
+        let cut = tokens.get(room).map(|&(_, start_chars)| {
             let rest: String = prompt.chars().skip(start_chars).collect();
             rest.trim().to_owned()
         });
-        let kept = tokens.get_ids().iter().take(room).copied();
+        let kept = tokens.iter().take(room).map(|&(id, _)| id);
         let ends = std::iter::once(self.special.eos).chain(std::iter::repeat(self.special.pad));
         let ids = std::iter::once(self.special.bos).chain(kept).chain(ends).take(self.context);
         Ok(Encoded { ids: ids.map(i64::from).collect(), cut })
@@ -113,7 +162,7 @@ impl Tokenizer {
                 ));
             }
         }
-        Ok(Self { inner, context, special })
+        Ok(Self { inner, context, special, added: HashMap::new() })
     }
 }
 
@@ -293,6 +342,41 @@ mod tests {
             let text = error.to_string();
             assert!(text.contains(message) && text.len() < 200, "{name}: {text}");
         }
+    }
+
+    #[test]
+    fn an_added_word_stands_for_its_tokens() {
+        let mut tokenizer = Tokenizer::from_bytes(&file(), 9, SPECIAL).unwrap();
+        assert_eq!(tokenizer.add_word("<Cat-Toy>", 3).unwrap(), 12..15);
+        assert_eq!(tokenizer.add_word("style", 1).unwrap(), 15..16);
+        let ids = |prompt| tokenizer.encode(prompt).unwrap().ids;
+        assert_eq!(ids("a <cat-toy>, red"), [0, 4, 12, 13, 14, 11, 5, 1, 2]);
+        assert_eq!(ids("STYLE on style"), [0, 15, 7, 15, 1, 2, 2, 2, 2]);
+        assert_eq!(ids("<cat-toy>_2 red"), [0, 14, 5, 1, 2, 2, 2, 2, 2]);
+        // Within a longer word it is not meant.
+        assert_eq!(ids("styles"), [0, 3, 1, 2, 2, 2, 2, 2, 2]);
+        assert_eq!(ids("A red  Café"), [0, 4, 5, 10, 1, 2, 2, 2, 2]);
+    }
+
+    #[test]
+    fn an_added_word_that_does_not_fit_is_cut() {
+        let mut tokenizer = Tokenizer::from_bytes(&file(), 5, SPECIAL).unwrap();
+        tokenizer.add_word("style", 3).unwrap();
+        let encoded = tokenizer.encode("A red style on blue").unwrap();
+        assert_eq!(encoded, Encoded { ids: vec![0, 4, 5, 12, 1], cut: Some("style on blue".into()) });
+    }
+
+    #[test]
+    fn words_that_cannot_be_added() {
+        let mut tokenizer = Tokenizer::from_bytes(&file(), 9, SPECIAL).unwrap();
+        tokenizer.add_word("style", 2).unwrap();
+        for (word, count) in
+            [("", 1), (" a", 1), ("a\0b", 1), ("new", 0), ("red", 1), ("style", 1), ("style_1", 1)]
+        {
+            let error = tokenizer.add_word(word, count).expect_err(word);
+            assert_eq!(error.kind(), ErrorKind::Usage, "{word}");
+        }
+        assert_eq!(tokenizer.add_word("new", 1).unwrap(), 14..15);
     }
 
     #[test]
