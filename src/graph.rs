@@ -1,6 +1,7 @@
 //! Graphs: ONNX models whose parameters are declared but stored without data, and their binding to weights by name.
 //! It knows nothing of sessions.
 
+mod embedding;
 mod file;
 pub mod proto;
 

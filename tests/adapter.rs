@@ -1,15 +1,25 @@
 //! LoRA files against diffusers, PEFT and LyCORIS's formulas (`golden/adapters/lora.json`, made by
-//! `export/golden_adapters.py`), on tiny models whose weights are functions of their names.
+//! `export/golden_adapters.py`), on tiny models whose weights are functions of their names; and textual inversion in
+//! graphs that run.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::{LazyLock, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use calotype::adapter::Component;
 use calotype::adapter::lora::{Applied, Lora, apply};
+use calotype::engine::{Session, SessionOptions, TensorRef};
+use calotype::graph::Graph;
+use calotype::graph::proto::{
+    self, AttributeProto, Dimension, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
+    StringStringEntryProto, TensorProto, TensorShapeProto, TensorType, TypeProto, TypeValue, ValueInfoProto,
+};
 use calotype::noise::{NoiseSource, TorchCpu};
 use calotype::weights::{Dtype, Stored, Weights};
+use calotype::{Error, ErrorKind};
 use half::{bf16, f16};
+use prost::Message;
 use serde::Deserialize;
 
 /// Between single precision here and there lie sums of up to 64 products, a few 1e-7 of the weight.
@@ -348,7 +358,7 @@ fn a_file_for_another_family() {
         let weights = golden.weights(model, "unet", Dtype::F32);
         let error =
             apply(Component::Unet, &weights, &[(&golden.case(file).files[0].open(), 1.0)]).unwrap_err();
-        assert_eq!(error.kind(), calotype::ErrorKind::Model);
+        assert_eq!(error.kind(), ErrorKind::Model);
         let message = error.to_string();
         assert!(message.starts_with("lora /"), "{message}");
         message.split_once(".safetensors: ").unwrap().1.to_owned()
@@ -370,4 +380,196 @@ fn a_file_for_another_family() {
              lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0 and 7 more; {help}"
         )
     );
+}
+
+/// The rows and columns of the table that ids are looked up in.
+const VOCABULARY: usize = 5;
+const WIDTH: usize = 3;
+/// ONNX's numbers for element types.
+const F32: i32 = 1;
+const I32: i32 = 6;
+const I64: i32 = 7;
+const F16: i32 = 10;
+
+fn node(operator: &str, inputs: &[&str], output: &str, attribute: &[(&str, i64)]) -> NodeProto {
+    let attribute = attribute.iter().map(|(name, value)| AttributeProto {
+        name: Some((*name).into()),
+        r#type: Some(proto::INT),
+        i: Some(*value),
+        ..Default::default()
+    });
+    NodeProto {
+        op_type: Some(operator.into()),
+        input: inputs.iter().map(ToString::to_string).collect(),
+        output: vec![output.into()],
+        attribute: attribute.collect(),
+        ..Default::default()
+    }
+}
+
+fn port(name: &str, elem_type: i32, rank: usize) -> ValueInfoProto {
+    let dim = (0..rank).map(|axis| Dimension {
+        value: Some(DimensionValue::DimParam(format!("n{axis}"))),
+        ..Default::default()
+    });
+    let tensor =
+        TensorType { elem_type: Some(elem_type), shape: Some(TensorShapeProto { dim: dim.collect() }) };
+    let kind = TypeProto { value: Some(TypeValue::TensorType(tensor)), ..Default::default() };
+    ValueInfoProto { name: Some(name.into()), r#type: Some(kind), ..Default::default() }
+}
+
+/// A graph of one integer input, `input_ids`, an open table, and `y`, of these types and nodes.
+fn lookup(ids: i32, table: i32, opset: i64, nodes: Vec<NodeProto>) -> Result<Graph, Error> {
+    let location = StringStringEntryProto { key: Some("location".into()), value: Some("weights".into()) };
+    let graph = GraphProto {
+        name: Some("lookup".into()),
+        node: nodes,
+        initializer: vec![
+            TensorProto {
+                name: Some("table".into()),
+                dims: vec![VOCABULARY as i64, WIDTH as i64],
+                data_type: Some(table),
+                data_location: Some(proto::EXTERNAL),
+                external_data: vec![location],
+                ..Default::default()
+            },
+            TensorProto {
+                name: Some("flat".into()),
+                dims: vec![1],
+                data_type: Some(I64),
+                int64_data: vec![-1],
+                ..Default::default()
+            },
+        ],
+        input: vec![port("input_ids", ids, 2)],
+        output: vec![port("y", F32, 3)],
+        ..Default::default()
+    };
+    let opset = OperatorSetIdProto { domain: None, version: Some(opset) };
+    let model = ModelProto {
+        ir_version: Some(8),
+        graph: Some(graph),
+        opset_import: vec![opset],
+        ..Default::default()
+    };
+    Graph::decode("text_encoder", &model.encode_to_vec())
+}
+
+fn table(dtype: Dtype) -> Weights {
+    let values = (0..VOCABULARY * WIDTH).map(|index| index as f32).collect();
+    let (_folder, path) =
+        written(dtype, &[("table".into(), (vec![VOCABULARY, WIDTH], values))].into(), &BTreeMap::new());
+    Weights::open(&[path]).unwrap()
+}
+
+/// What a graph whose table has two rows of 100s and 200s more, from id 7 on, makes of these ids.
+fn look_up(mut graph: Graph, dtype: Dtype, ids: &[i32]) -> Result<Vec<f32>, Error> {
+    let rows: Vec<f32> = [[100.0; WIDTH], [200.0; WIDTH]].concat();
+    graph.extend_embedding(7, &rows)?;
+    let wide: Vec<i64> = ids.iter().map(|&id| id.into()).collect();
+    let is_wide = graph.inputs()[0].dtype == Dtype::I64;
+    let options = SessionOptions { threads: NonZeroUsize::MIN };
+    let mut session = Session::open(graph.bind(Arc::new(table(dtype)))?, &options)?;
+    let shape = [1, ids.len()];
+    let ids = if is_wide { TensorRef::new(&shape, &wide[..]) } else { TensorRef::new(&shape, ids) };
+    let mut y = vec![f32::NAN; wide.len() * WIDTH];
+    session.run(&[("input_ids", ids)], &mut [("y", &mut y)])?;
+    Ok(y)
+}
+
+#[test]
+fn added_embeddings_are_looked_up_beside_the_table() {
+    let gather = || node("Gather", &["table", "input_ids"], "y", &[]);
+    let expected = [12.0, 13.0, 14.0, 200.0, 200.0, 200.0, 0.0, 1.0, 2.0, 100.0, 100.0, 100.0];
+    // As we derive it; with narrow ids and the oldest operators; with a table of half the size; and as PyTorch exports it.
+    for (name, ids, stored, dtype, opset, nodes) in [
+        ("derived", I64, F32, Dtype::F32, 20, vec![gather()]),
+        ("narrow ids", I32, F32, Dtype::F32, 18, vec![gather()]),
+        ("oldest", I64, F32, Dtype::F32, 11, vec![gather()]),
+        ("widened when bound", I64, F32, Dtype::F16, 18, vec![gather()]),
+        (
+            "half precision",
+            I64,
+            F16,
+            Dtype::F16,
+            14,
+            vec![
+                node("Gather", &["table", "input_ids"], "found", &[("axis", 0)]),
+                node("Cast", &["found"], "y", &[("to", F32.into())]),
+            ],
+        ),
+        (
+            "exported",
+            I32,
+            F16,
+            Dtype::F16,
+            17,
+            vec![
+                node("Cast", &["input_ids"], "ids", &[("to", I64.into())]),
+                node("Cast", &["table"], "wide_table", &[("to", F32.into())]),
+                node("Reshape", &["ids", "shape"], "reshaped", &[]),
+                node("Gather", &["wide_table", "reshaped"], "y", &[]),
+            ],
+        ),
+    ] {
+        let mut nodes = nodes;
+        if name == "exported" {
+            nodes.insert(0, node("Shape", &["input_ids"], "shape", &[]));
+        }
+        let graph = lookup(ids, stored, opset, nodes).unwrap();
+        assert_eq!(look_up(graph, dtype, &[4, 8, 0, 7]).unwrap(), expected, "{name}");
+    }
+}
+
+#[test]
+fn ids_outside_of_table_and_rows() {
+    // Between the table's end and the first added row, behind the last one, and as before, from the table's end.
+    for id in [5, 6, 9, i32::MAX, -6] {
+        let graph = lookup(I64, F32, 18, vec![node("Gather", &["table", "input_ids"], "y", &[])]).unwrap();
+        let error = look_up(graph, Dtype::F32, &[0, id]).expect_err("there is no such row");
+        assert_eq!(error.kind(), ErrorKind::Runtime, "{id}: {error}");
+    }
+}
+
+#[test]
+fn graphs_that_cannot_be_given_more_words() {
+    let gather = |ids: &str| node("Gather", &["table", ids], "y", &[]);
+    let refusal = |opset: i64, table: i32, nodes: Vec<NodeProto>| {
+        let error =
+            look_up(lookup(I64, table, opset, nodes).unwrap(), Dtype::F32, &[0]).expect_err("it cannot");
+        assert_eq!(error.kind(), ErrorKind::Model);
+        error.to_string()
+    };
+    let one = "text_encoder: embeddings: expected one table that token ids are looked up in, got";
+    assert_eq!(refusal(18, F32, vec![]), format!("{one} 0"));
+    // By positions, not by ids.
+    let positions = vec![node("Shape", &["input_ids"], "sizes", &[]), gather("sizes")];
+    assert_eq!(refusal(18, F32, positions), format!("{one} 0"));
+    let columns = vec![node("Gather", &["table", "input_ids"], "y", &[("axis", 1)])];
+    assert_eq!(refusal(18, F32, columns), format!("{one} 0"));
+    let circle = vec![node("Cast", &["b"], "a", &[]), node("Cast", &["a"], "b", &[]), gather("a")];
+    assert_eq!(refusal(18, F32, circle), format!("{one} 0"));
+    let twice = vec![gather("input_ids"), node("Gather", &["table", "input_ids"], "z", &[])];
+    assert_eq!(refusal(18, F32, twice), format!("{one} 2"));
+    assert_eq!(
+        refusal(10, F32, vec![gather("input_ids")]),
+        "text_encoder: embeddings: expected opset 11 or newer, got 10"
+    );
+    assert_eq!(
+        refusal(18, I32, vec![gather("input_ids")]),
+        "text_encoder: embeddings: table: expected a matrix of floats, got ONNX type 6, shape [5, 3]"
+    );
+}
+
+#[test]
+fn rows_that_are_not_whole() {
+    for rows in [&[][..], &[1.0; WIDTH + 1]] {
+        let mut graph =
+            lookup(I64, F32, 18, vec![node("Gather", &["table", "input_ids"], "y", &[])]).unwrap();
+        let error = graph.extend_embedding(7, rows).expect_err("they are not");
+        assert_eq!(
+            error.to_string(),
+            format!("text_encoder: embeddings: expected rows of 3 numbers, got {} numbers", rows.len())
+        );
+    }
 }

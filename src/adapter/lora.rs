@@ -336,3 +336,336 @@ fn edited(name: &str, view: TensorView<'_>, edits: &[(&Lora, &Edit, f32)]) -> Re
     }
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A safetensors file of these names, types, shapes and bytes.
+    fn file(metadata: &str, tensors: &[(&str, &str, &[usize], Vec<u8>)]) -> Vec<u8> {
+        let (mut declared, mut data) = (Vec::new(), Vec::new());
+        for (name, dtype, shape, bytes) in tensors {
+            let begin = data.len();
+            data.extend(bytes);
+            let end = data.len();
+            declared.push(format!(
+                r#""{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{begin},{end}]}}"#
+            ));
+        }
+        if !metadata.is_empty() {
+            let text = serde_json::to_string(metadata).unwrap();
+            declared.push(format!(r#""__metadata__":{{"lora_adapter_metadata":{text}}}"#));
+        }
+        let header = format!("{{{}}}", declared.join(","));
+        let header = format!("{header:width$}", width = header.len().next_multiple_of(8));
+        [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat()
+    }
+
+    fn opened(bytes: &[u8]) -> Result<Lora, Error> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.safetensors");
+        std::fs::write(&path, bytes).unwrap();
+        Lora::open(&path)
+    }
+
+    /// A file of tensors full of halves.
+    fn open(tensors: &[(&str, &[usize])]) -> Result<Lora, Error> {
+        let halves = |shape: &[usize]| 0.5f32.to_le_bytes().repeat(shape.iter().product());
+        let tensors: Vec<_> =
+            tensors.iter().map(|(name, shape)| (*name, "F32", *shape, halves(shape))).collect();
+        opened(&file("", &tensors))
+    }
+
+    /// Weights of zeros.
+    fn weights(dtype: &str, tensors: &[(&str, &[usize])]) -> Weights {
+        let size = if dtype == "F32" { 4 } else { 2 };
+        let zeros = |shape: &[usize]| vec![0; shape.iter().product::<usize>() * size];
+        let tensors: Vec<_> =
+            tensors.iter().map(|(name, shape)| (*name, dtype, *shape, zeros(shape))).collect();
+        Weights::from_static("unet", file("", &tensors).leak()).unwrap()
+    }
+
+    /// What an error says behind the file's name.
+    fn problem<T>(result: Result<T, Error>) -> String {
+        let error = result.err().expect("it is wrong");
+        assert_eq!(error.kind(), ErrorKind::Model);
+        error.to_string().split_once(".safetensors: ").expect("the file is named").1.to_owned()
+    }
+
+    const DOWN: &str = "lora_unet_conv_in.lora_down.weight";
+    const UP: &str = "lora_unet_conv_in.lora_up.weight";
+    const ALPHA: &str = "lora_unet_conv_in.alpha";
+
+    #[test]
+    fn unknown_form_of_name() {
+        let message = problem(open(&[("transformer.blocks.0.lora_A.weight", &[1, 1])]));
+        assert!(message.starts_with("transformer.blocks.0.lora_A.weight: expected a name as "), "{message}");
+    }
+
+    #[test]
+    fn file_without_tensors() {
+        assert_eq!(problem(open(&[])), "expected tensors, got none");
+    }
+
+    #[test]
+    fn incomplete_sets_of_tensors() {
+        let of = |tensors: &[(&str, &[usize])]| problem(open(tensors));
+        let expected = "lora_unet_conv_in: expected a whole set of tensors, got";
+        assert_eq!(of(&[(UP, &[1, 1])]), format!("{expected} .lora_up.weight"));
+        assert_eq!(of(&[(DOWN, &[1, 1])]), format!("{expected} .lora_down.weight"));
+        assert_eq!(of(&[(ALPHA, &[])]), format!("{expected} .alpha"));
+        assert_eq!(
+            of(&[("conv_in.dora_scale", &[1])]),
+            "conv_in: expected a whole set of tensors, got .dora_scale"
+        );
+        let [a, b] = ["lora_unet_conv_in.hada_w1_a", "lora_unet_conv_in.hada_w1_b"];
+        assert_eq!(of(&[(a, &[1, 1]), (b, &[1, 1])]), format!("{expected} .hada_w1_a, .hada_w1_b"));
+        let left_over = of(&[(DOWN, &[1, 1]), (UP, &[1, 1]), (a, &[1, 1])]);
+        assert_eq!(left_over, format!("{expected} .lora_down.weight, .lora_up.weight, .hada_w1_a"));
+    }
+
+    #[test]
+    fn one_tensor_under_two_names() {
+        assert_eq!(
+            problem(open(&[(DOWN, &[1, 1]), (UP, &[1, 1]), ("unet.conv_in.lora_A.weight", &[1, 1])])),
+            format!("unet.conv_in.lora_A.weight: expected once, got {DOWN} too")
+        );
+        // The original implementation's name means the same module.
+        let [down, up] =
+            ["lora_unet_input_blocks_0_0.lora_down.weight", "lora_unet_input_blocks_0_0.lora_up.weight"];
+        let lora = open(&[(DOWN, &[1, 1]), (UP, &[1, 1]), (down, &[1, 1]), (up, &[1, 1])]).unwrap();
+        let weights = weights("F32", &[("conv_in.weight", &[1, 1])]);
+        assert_eq!(
+            problem(apply(Component::Unet, &weights, &[(&lora, 1.0)])),
+            "lora_unet_input_blocks_0_0: expected once, got lora_unet_conv_in for the same module"
+        );
+    }
+
+    #[test]
+    fn tensors_that_do_not_fit_each_other() {
+        let of = |tensors: &[(&str, &[usize])]| problem(open(tensors)).replace("lora_unet_conv_in: ", "");
+        assert_eq!(
+            of(&[(DOWN, &[3, 4]), (UP, &[5, 2])]),
+            "expected shapes of one rank, got [[5, 2], [3, 4]]"
+        );
+        let [mid, w1, w2] =
+            ["lora_mid.weight", "lokr_w1", "lokr_w2"].map(|end| format!("lora_unet_conv_in.{end}"));
+        assert_eq!(
+            of(&[(DOWN, &[2, 4]), (&mid, &[3, 2, 1, 1]), (UP, &[5, 2])]),
+            "expected shapes of one rank, got [[5, 2], [3, 2, 1, 1], [2, 4]]"
+        );
+        assert_eq!(
+            of(&[(DOWN, &[2, 4]), (&mid, &[2]), (UP, &[5, 2])]),
+            "expected two ranks and a kernel, got shape [2]"
+        );
+        assert_eq!(
+            of(&[(&w1, &[2, 4, 3, 3]), (&w2, &[2, 4])]),
+            "expected a matrix as first factor, got shape [2, 4, 3, 3]"
+        );
+        let [a1, b1, a2, b2] =
+            ["1_a", "1_b", "2_a", "2_b"].map(|end| format!("lora_unet_conv_in.hada_w{end}"));
+        assert_eq!(
+            of(&[(&a1, &[2, 1]), (&b1, &[1, 4]), (&a2, &[2, 1]), (&b2, &[1, 5])]),
+            "expected two products of one shape, got [2, 4] and [2, 5]"
+        );
+    }
+
+    #[test]
+    fn rank_without_measure() {
+        assert_eq!(
+            problem(open(&[(DOWN, &[4097, 1]), (UP, &[1, 4097])])),
+            "lora_unet_conv_in: rank: expected at most 4096, got 4097"
+        );
+    }
+
+    #[test]
+    fn rank_of_zero() {
+        let huge = 1 << 40;
+        assert_eq!(
+            problem(open(&[(DOWN, &[0, huge]), (UP, &[4, 0])])),
+            format!("{DOWN}: expected elements, got shape [0, {huge}]")
+        );
+    }
+
+    /// The sizes of a Kronecker product are products of those in the file.
+    #[test]
+    fn kronecker_product_without_measure() {
+        let [w1, w2] = ["lokr_w1", "lokr_w2"].map(|end| format!("lora_unet_conv_in.{end}"));
+        let lora = open(&[(&w1, &[1000, 1000]), (&w2, &[1000, 1000])]).unwrap();
+        let weights = weights("F32", &[("conv_in.weight", &[2, 2])]);
+        assert!(
+            problem(apply(Component::Unet, &weights, &[(&lora, 1.0)]))
+                .contains("expected shape [2, 2] for conv_in.weight, got [1000000, 1000000]")
+        );
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite() {
+        let one = 1f32.to_le_bytes().to_vec();
+        for (bad, written) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf")] {
+            let bad = bad.to_le_bytes().to_vec();
+            let message = problem(opened(&file(
+                "",
+                &[(DOWN, "F32", &[1, 1], bad.clone()), (UP, "F32", &[1, 1], one.clone())],
+            )));
+            assert_eq!(message, format!("{DOWN}: expected finite values, got {written} at index 0"));
+            let message = problem(opened(&file(
+                "",
+                &[
+                    (DOWN, "F32", &[1, 1], one.clone()),
+                    (UP, "F32", &[1, 1], one.clone()),
+                    (ALPHA, "F32", &[], bad),
+                ],
+            )));
+            assert_eq!(message, "lora_unet_conv_in: alpha: expected one finite number, got F32 []");
+        }
+    }
+
+    #[test]
+    fn tensors_of_integers() {
+        let one = 1i32.to_le_bytes().to_vec();
+        let message =
+            problem(opened(&file("", &[(DOWN, "I32", &[1, 1], one.clone()), (UP, "I32", &[1, 1], one)])));
+        assert_eq!(message, format!("{DOWN}: expected floats of 16 or 32 bits, got I32"));
+    }
+
+    /// The only element of a 1x1 weight after `up * down = 1 * 1` was added to 0, with these further tensors.
+    fn scale_of(metadata: &str, alpha: Option<(&str, &[usize], Vec<u8>)>) -> Result<f32, Error> {
+        let one = 1f32.to_le_bytes();
+        let mut tensors = vec![
+            ("unet.conv_in.lora_A.weight", "F32", &[4, 1][..], one.repeat(4)),
+            ("unet.conv_in.lora_B.weight", "F32", &[1, 4][..], one.repeat(4)),
+        ];
+        tensors.extend(alpha.map(|(dtype, shape, bytes)| ("unet.conv_in.alpha", dtype, shape, bytes)));
+        let lora = opened(&file(metadata, &tensors))?;
+        let weights = weights("F32", &[("conv_in.weight", &[1, 1])]);
+        let (changed, _) = apply(Component::Unet, &weights, &[(&lora, 1.0)])?;
+        // Four ones make the product.
+        Ok(floats("", changed.get("conv_in.weight").unwrap())?[0] / 4.0)
+    }
+
+    #[test]
+    fn alphas_of_every_type() {
+        let of = |dtype, shape, bytes| scale_of("", Some((dtype, shape, bytes)));
+        assert_eq!(scale_of("", None).unwrap(), 1.0);
+        assert_eq!(of("F32", &[], 2f32.to_le_bytes().into()).unwrap(), 0.5);
+        assert_eq!(of("F16", &[1], f16::from_f32(2.0).to_le_bytes().into()).unwrap(), 0.5);
+        assert_eq!(of("BF16", &[], bf16::from_f32(2.0).to_le_bytes().into()).unwrap(), 0.5);
+        assert_eq!(of("F64", &[], 2f64.to_le_bytes().into()).unwrap(), 0.5);
+        assert_eq!(of("I64", &[], 2i64.to_le_bytes().into()).unwrap(), 0.5);
+        assert_eq!(of("F32", &[], 0f32.to_le_bytes().into()).unwrap(), 0.0);
+        for (dtype, shape, len) in [("F32", &[2][..], 8), ("I64", &[2][..], 16), ("U8", &[][..], 1)] {
+            assert_eq!(
+                problem(of(dtype, shape, vec![0; len])),
+                format!("unet.conv_in: alpha: expected one finite number, got {dtype} {shape:?}")
+            );
+        }
+    }
+
+    #[test]
+    fn alphas_in_metadata() {
+        let of = |metadata| scale_of(metadata, None);
+        assert_eq!(of(r#"{"unet.lora_alpha": 2, "text_encoder.lora_alpha": 8}"#).unwrap(), 0.5);
+        assert_eq!(of(r#"{"lora_alpha": 2.0}"#).unwrap(), 0.5);
+        assert_eq!(of(r#"{"lora_alpha": 2, "use_rslora": true}"#).unwrap(), 1.0);
+        assert_eq!(
+            of(r#"{"lora_alpha": 2, "alpha_pattern": {"xconv_in": 8, "^conv_in": 1}}"#).unwrap(),
+            0.25
+        );
+        let one = Some(("F32", &[][..], 1f32.to_le_bytes().into()));
+        assert_eq!(scale_of(r#"{"lora_alpha": 2}"#, one).unwrap(), 0.25);
+
+        assert!(
+            problem(of("[]")).starts_with("metadata lora_adapter_metadata: expected an object of settings, ")
+        );
+        assert_eq!(
+            problem(of(r#"{"lora_alpha": "2"}"#)),
+            "unet.conv_in: metadata lora_adapter_metadata: lora_alpha: expected a number, got \"2\""
+        );
+        assert!(
+            problem(of(r#"{"alpha_pattern": {"conv_(in|out)": 1}}"#))
+                .ends_with("alpha_pattern: expected names of modules, got \"conv_(in|out)\"")
+        );
+    }
+
+    #[test]
+    fn magnitudes_of_another_shape() {
+        let lora =
+            open(&[(DOWN, &[1, 4]), (UP, &[3, 1]), ("lora_unet_conv_in.dora_scale", &[5, 1])]).unwrap();
+        let weights = weights("F32", &[("conv_in.weight", &[3, 4])]);
+        assert!(problem(apply(Component::Unet, &weights, &[(&lora, 1.0)])).starts_with(
+            "lora_unet_conv_in: magnitudes: expected one for each of 3 outputs, got shape [5, 1]"
+        ));
+    }
+
+    /// `m V / ||V||` of a vector of zeros is one.
+    #[test]
+    fn a_vector_without_length_keeps_it() {
+        let lora = open(&[(DOWN, &[1, 4]), (UP, &[3, 1]), ("lora_unet_conv_in.dora_scale", &[3, 1])]);
+        let mut lora = lora.unwrap();
+        lora.edits.get_mut(&Component::Unet).unwrap()[0].scale = 0.0;
+        let weights = weights("F32", &[("conv_in.weight", &[3, 4])]);
+        let (changed, _) = apply(Component::Unet, &weights, &[(&lora, 1.0)]).unwrap();
+        assert_eq!(floats("", changed.get("conv_in.weight").unwrap()).unwrap(), [0.0; 12]);
+    }
+
+    #[test]
+    fn sums_that_overflow() {
+        let lora = open(&[(DOWN, &[1, 1]), (UP, &[1, 1])]).unwrap();
+        let weights = weights("F16", &[("conv_in.weight", &[1, 1])]);
+        let error = apply(Component::Unet, &weights, &[(&lora, 1e6)]).err().unwrap();
+        assert_eq!(
+            problem::<()>(Err(error)),
+            "weight conv_in.weight: expected sums that F16 can hold, got 250000; give the LoRA a smaller weight"
+        );
+    }
+
+    #[test]
+    fn weight_that_is_not_finite() {
+        let lora = open(&[(DOWN, &[1, 1]), (UP, &[1, 1])]).unwrap();
+        let weights = weights("F32", &[("conv_in.weight", &[1, 1])]);
+        for strength in [f32::NAN, f32::INFINITY] {
+            let error = apply(Component::Unet, &weights, &[(&lora, strength)]).err().unwrap();
+            assert_eq!(error.kind(), ErrorKind::Usage);
+        }
+    }
+
+    #[test]
+    fn weights_of_integers() {
+        let lora = open(&[(DOWN, &[1, 1]), (UP, &[1, 1])]).unwrap();
+        let weights = weights("I16", &[("conv_in.weight", &[1, 1])]);
+        assert!(
+            problem(apply(Component::Unet, &weights, &[(&lora, 1.0)]))
+                .contains("expected floats of 16 or 32 bits in conv_in.weight, got I16")
+        );
+    }
+
+    #[test]
+    fn what_is_not_changed_stays_where_it_is() {
+        let lora = open(&[(DOWN, &[1, 1]), (UP, &[1, 1])]).unwrap();
+        let weights = weights("F32", &[("conv_in.weight", &[1, 1]), ("conv_out.weight", &[1, 1])]);
+        let (changed, applied) = apply(Component::Unet, &weights, &[(&lora, 1.0)]).unwrap();
+        assert_eq!(applied, Applied { tensors: 1, bytes: 4 });
+        let place = |weights: &Weights, name: &str| {
+            let (file, offset) = weights.get(name).unwrap().location();
+            let (_, start, _) = weights.files().find(|(name, ..)| *name == file).unwrap();
+            start as usize + offset
+        };
+        assert_eq!(place(&changed, "conv_out.weight"), place(&weights, "conv_out.weight"));
+        assert_ne!(place(&changed, "conv_in.weight"), place(&weights, "conv_in.weight"));
+    }
+
+    #[test]
+    fn text_encoders_with_and_without_their_prefix() {
+        let file = |name: &str| {
+            let [down, up] = ["lora_A", "lora_B"].map(|end| format!("text_encoder.{name}.{end}.weight"));
+            open(&[(&down, &[1, 1]), (&up, &[1, 1])]).unwrap()
+        };
+        let (short, long) = ("encoder.layers.0.mlp.fc1", "text_model.encoder.layers.0.mlp.fc1");
+        for (of_file, of_weights) in [(short, long), (long, short), (long, long), (short, short)] {
+            let weights = weights("F32", &[(&format!("{of_weights}.weight"), &[1, 1])]);
+            let (_, applied) = apply(Component::TextEncoder, &weights, &[(&file(of_file), 1.0)]).unwrap();
+            assert_eq!(applied.tensors, 1, "{of_file} for {of_weights}");
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Textual inversion (Gal et al. 2022): vectors that a text encoder is given in the place of a word's own.
+//! It knows nothing of tokenizers and graphs, which must be told of the word.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::{Component, floats};
+use crate::weights::{TensorView, Weights};
+use crate::{Error, ErrorKind};
+
+/// The most vectors that are believed; files have 1 to 75, which is what fits a prompt.
+const MAX_VECTORS: usize = 1024;
+/// The files that PyTorch writes by pickling.
+const PICKLES: [&str; 3] = ["pt", "bin", "pth"];
+
+/// A file's word and what stands for it, in one text encoder or in two.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embedding {
+    place: String,
+    trigger: String,
+    count: usize,
+    vectors: BTreeMap<Component, Vectors>,
+}
+
+/// Vectors for one text encoder.
+#[derive(Clone, Debug, PartialEq)]
+struct Vectors {
+    /// The tensor's name, for messages.
+    name: String,
+    width: usize,
+    values: Vec<f32>,
+}
+
+impl Embedding {
+    /// Opens a safetensors file: `emb_params` for the only text encoder, `clip_l` and `clip_g` for Stable Diffusion
+    /// XL's two, each `[vectors, width]` and triggered by the file's name; or as diffusers' trainer writes it, a tensor
+    /// that is called as what triggers it, `[width]` or `[vectors, width]`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] when the file cannot be read or is none of these, or has numbers that are not finite.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let place = format!("embedding {}", path.display());
+        let file = Weights::open(&[path]).map_err(|error| {
+            let is_pickle = path.extension().is_some_and(|end| PICKLES.iter().any(|pickle| end == *pickle));
+            let error = Error::new(error.kind(), "embedding").source(error);
+            if !is_pickle {
+                return error;
+            }
+            error.help(
+                "in Python: safetensors.torch.save_file({\"emb_params\": torch.load(FILE, weights_only=True)\
+                 [\"string_to_param\"][\"*\"].detach()}, \"WORD.safetensors\")",
+            )
+        })?;
+        let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{place}: {problem}"));
+
+        let tensors: Vec<(&str, TensorView<'_>)> = file.iter().collect();
+        let named = |component, index: usize| (component, tensors[index].0, tensors[index].1);
+        let (trigger, tensors) = match tensors.iter().map(|(name, _)| *name).collect::<Vec<_>>()[..] {
+            ["clip_g", "clip_l"] => {
+                (None, vec![named(Component::TextEncoder, 1), named(Component::TextEncoder2, 0)])
+            }
+            ["emb_params"] => (None, vec![named(Component::TextEncoder, 0)]),
+            ["clip_g" | "clip_l"] => {
+                return Err(refuse("expected clip_g and clip_l, got one of them".into()));
+            }
+            [name] => (Some(name.to_owned()), vec![named(Component::TextEncoder, 0)]),
+            _ => {
+                return Err(refuse(format!(
+                    "expected emb_params, clip_g and clip_l, or one tensor called as its trigger, got {} tensors",
+                    tensors.len()
+                )));
+            }
+        };
+        let stem = || path.file_stem().and_then(|stem| stem.to_str()).map(ToOwned::to_owned);
+        let trigger = trigger.or_else(stem).ok_or_else(|| refuse("file name: expected UTF-8".into()))?;
+
+        let mut count = None;
+        let mut vectors = BTreeMap::new();
+        for (component, name, view) in tensors {
+            let (rows, width) = match *view.shape() {
+                [width] => (1, width),
+                [rows, width] => (rows, width),
+                _ => {
+                    return Err(refuse(format!("{name}: expected [vectors, width], got {:?}", view.shape())));
+                }
+            };
+            if rows == 0 || rows > MAX_VECTORS || width == 0 {
+                return Err(refuse(format!(
+                    "{name}: expected 1 to {MAX_VECTORS} vectors, got shape {:?}",
+                    view.shape()
+                )));
+            }
+            if *count.get_or_insert(rows) != rows {
+                return Err(refuse("clip_g, clip_l: expected as many vectors in one as in the other".into()));
+            }
+            let values = floats(&format!("{place}: {name}"), view)?;
+            vectors.insert(component, Vectors { name: name.to_owned(), width, values });
+        }
+        Ok(Self { trigger, count: count.unwrap_or(0), vectors, place: place.clone() })
+    }
+
+    /// The word in a prompt that the vectors stand for.
+    pub fn trigger(&self) -> &str {
+        &self.trigger
+    }
+
+    /// How many vectors, and so tokens of the prompt, it takes.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The vectors for a text encoder whose table of embeddings is this wide, one after another.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] when the file has none for that text encoder, or of another width.
+    pub fn vectors(&self, component: Component, width: usize) -> Result<&[f32], Error> {
+        let refuse = |problem: String| {
+            Err(Error::new(ErrorKind::Model, format!("{}: {problem}", self.place))
+                .help("it is for another family of models"))
+        };
+        let Some(vectors) = self.vectors.get(&component) else {
+            return refuse(format!("expected vectors for {component}, got none"));
+        };
+        if vectors.width != width {
+            let Vectors { name, width: got, .. } = vectors;
+            return refuse(format!("{name}: expected {component}'s width {width}, got {got}"));
+        }
+        Ok(&vectors.values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file of these tensors, each of ones and, last, a 7.
+    fn open(file_name: &str, tensors: &[(&str, &[usize])]) -> Result<Embedding, Error> {
+        let (mut declared, mut data) = (Vec::new(), Vec::new());
+        for (name, shape) in tensors {
+            let begin = data.len();
+            let count = shape.iter().product::<usize>();
+            let values = (0..count).map(|index| if index + 1 == count { 7.0f32 } else { 1.0 });
+            data.extend(values.flat_map(f32::to_le_bytes));
+            let end = data.len();
+            declared.push(format!(
+                r#""{name}":{{"dtype":"F32","shape":{shape:?},"data_offsets":[{begin},{end}]}}"#
+            ));
+        }
+        let header = format!("{{{}}}", declared.join(","));
+        let header = format!("{header:width$}", width = header.len().next_multiple_of(8));
+        written(file_name, &[&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat())
+    }
+
+    fn written(file_name: &str, bytes: &[u8]) -> Result<Embedding, Error> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(file_name);
+        std::fs::write(&path, bytes).unwrap();
+        Embedding::open(&path)
+    }
+
+    /// What an error says behind the file's name.
+    fn problem<T: std::fmt::Debug>(result: Result<T, Error>) -> String {
+        let error = result.expect_err("it is wrong");
+        assert_eq!(error.kind(), ErrorKind::Model);
+        error.to_string().rsplit_once(".safetensors: ").expect("the file is named").1.to_owned()
+    }
+
+    #[test]
+    fn every_form_of_file() {
+        let (first, second) = (Component::TextEncoder, Component::TextEncoder2);
+        let of_trainer = open("bad.hands.safetensors", &[("emb_params", &[2, 3])]).unwrap();
+        assert_eq!((of_trainer.trigger(), of_trainer.count()), ("bad.hands", 2));
+        assert_eq!(of_trainer.vectors(first, 3).unwrap(), [1.0, 1.0, 1.0, 1.0, 1.0, 7.0]);
+
+        let of_diffusers = open("learned_embeds.safetensors", &[("<cat-toy>", &[3])]).unwrap();
+        assert_eq!((of_diffusers.trigger(), of_diffusers.count()), ("<cat-toy>", 1));
+        assert_eq!(of_diffusers.vectors(first, 3).unwrap(), [1.0, 1.0, 7.0]);
+
+        let of_two = open("xl.safetensors", &[("clip_l", &[2, 3]), ("clip_g", &[2, 4])]).unwrap();
+        assert_eq!((of_two.trigger(), of_two.count()), ("xl", 2));
+        assert_eq!(of_two.vectors(first, 3).unwrap().len(), 6);
+        assert_eq!(of_two.vectors(second, 4).unwrap().len(), 8);
+    }
+
+    #[test]
+    fn another_family() {
+        let single = open("a.safetensors", &[("emb_params", &[2, 3])]).unwrap();
+        assert_eq!(
+            problem(single.vectors(Component::TextEncoder, 4)),
+            "emb_params: expected text_encoder's width 4, got 3; it is for another family of models"
+        );
+        assert_eq!(
+            problem(single.vectors(Component::TextEncoder2, 3)),
+            "expected vectors for text_encoder_2, got none; it is for another family of models"
+        );
+    }
+
+    #[test]
+    fn files_of_another_form() {
+        let of = |tensors: &[(&str, &[usize])]| problem(open("a.safetensors", tensors));
+        let forms = "expected emb_params, clip_g and clip_l, or one tensor called as its trigger";
+        assert_eq!(of(&[]), format!("{forms}, got 0 tensors"));
+        assert_eq!(of(&[("a", &[1]), ("b", &[1])]), format!("{forms}, got 2 tensors"));
+        assert_eq!(of(&[("clip_l", &[2, 3])]), "expected clip_g and clip_l, got one of them");
+        assert_eq!(of(&[("emb_params", &[])]), "emb_params: expected [vectors, width], got []");
+        assert_eq!(of(&[("emb_params", &[1, 2, 3])]), "emb_params: expected [vectors, width], got [1, 2, 3]");
+    }
+
+    #[test]
+    fn no_vectors() {
+        let of = |shape: &[usize]| problem(open("a.safetensors", &[("emb_params", shape)]));
+        assert_eq!(of(&[0, 3]), "emb_params: expected 1 to 1024 vectors, got shape [0, 3]");
+        assert_eq!(of(&[3, 0]), "emb_params: expected 1 to 1024 vectors, got shape [3, 0]");
+    }
+
+    #[test]
+    fn too_many_vectors() {
+        assert_eq!(
+            problem(open("a.safetensors", &[("emb_params", &[1025, 1])])),
+            "emb_params: expected 1 to 1024 vectors, got shape [1025, 1]"
+        );
+    }
+
+    #[test]
+    fn different_numbers_of_vectors() {
+        assert_eq!(
+            problem(open("a.safetensors", &[("clip_l", &[2, 3]), ("clip_g", &[1, 4])])),
+            "clip_g, clip_l: expected as many vectors in one as in the other"
+        );
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite() {
+        let header = r#"{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]}}  "#;
+        let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0, 0, 0, 0x7c]].concat();
+        assert_eq!(problem(written("a.safetensors", &file)), "a: expected finite values, got inf at index 1");
+    }
+
+    #[test]
+    fn pickle() {
+        let error = written("style.pt", b"PK\x03\x04 archive/data.pkl").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Model);
+        let message = error.to_string();
+        assert!(message.contains("style.pt: expected safetensors, got a PyTorch pickle"), "{message}");
+        assert!(
+            message.contains("save_file({\"emb_params\": torch.load(FILE, weights_only=True)"),
+            "{message}"
+        );
+    }
+}
