@@ -10,6 +10,7 @@ two reads, LyCORIS's formulas written out in double precision.
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import logging
 import math
@@ -258,8 +259,9 @@ def by_peft(model: str, file: File, weight: float, rename: Callable[[str], str],
                 state[name].copy_(value.reshape(state[name].shape))
         for layer in module.modules():
             if isinstance(layer, peft.tuners.tuners_utils.BaseTunerLayer):
-                layer.scale_layer(weight)
-                layer.merge()
+                tuned: Any = layer
+                tuned.scale_layer(weight)
+                tuned.merge()
     return weights_of(pipeline)
 
 
@@ -392,7 +394,7 @@ def dora() -> tuple[str, str, list[tuple[File, float]], Weights]:
 def dora_of_lycoris() -> tuple[str, str, list[tuple[File, float]], Weights]:
     """Magnitudes by outputs or by inputs, and a weight that goes part of the way."""
     file = File("sd")
-    changes = {}
+    changes: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
     for index, module in enumerate([ATTENTION[0], MLP[0], CONVOLUTIONS[2], CONVOLUTIONS[3]]):
         file.kohya("lora_unet", "unet", module, 4, 2.0)
         stem = f"lora_unet_{module.replace('.', '_')}"
@@ -514,7 +516,7 @@ def lycoris() -> tuple[str, str, list[tuple[File, float]], Weights]:
     ]:
         shape = file.weights["unet"][f"{module}.{name}"].shape
         difference = tensor(f"lora_unet_{module.replace('.', '_')}.{key}", *shape)
-        changes[f"{module}.{name}"] = lambda weight, difference=difference: weight + 0.7 * difference
+        changes[f"{module}.{name}"] = functools.partial(torch.add, 0.7 * difference)
     return "sd", "formula", [(file, 0.7)], by_formula("sd", changes)
 
 

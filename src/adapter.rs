@@ -5,6 +5,7 @@ pub mod lora;
 
 use std::fmt;
 
+use half::slice::HalfFloatSliceExt as _;
 use half::{bf16, f16};
 
 use crate::weights::{Dtype, TensorView};
@@ -35,11 +36,16 @@ impl fmt::Display for Component {
 /// The elements of a tensor of floats, as 32-bit floats in the order in which they are stored.
 fn floats(place: &str, view: TensorView<'_>) -> Result<Vec<f32>, Error> {
     let bytes = view.to_bytes();
-    let halves = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
     let values: Vec<f32> = match view.dtype() {
-        Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        Dtype::F16 => halves().map(|half| f16::from_le_bytes(half).to_f32()).collect(),
-        Dtype::Bf16 => halves().map(|half| bf16::from_le_bytes(half).to_f32()).collect(),
+        Dtype::F32 => bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect(),
+        Dtype::F16 => {
+            let halves = bytes.as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes));
+            halves.collect::<Vec<_>>().to_f32_vec()
+        }
+        Dtype::Bf16 => {
+            let halves = bytes.as_chunks().0.iter().map(|&bytes| bf16::from_le_bytes(bytes));
+            halves.collect::<Vec<_>>().to_f32_vec()
+        }
         other => {
             return Err(Error::new(
                 ErrorKind::Model,
@@ -47,11 +53,53 @@ fn floats(place: &str, view: TensorView<'_>) -> Result<Vec<f32>, Error> {
             ));
         }
     };
-    match values.iter().position(|value| !value.is_finite()) {
+    match first_not_finite(&values) {
         Some(index) => Err(Error::new(
             ErrorKind::Model,
             format!("{place}: expected finite values, got {} at index {index}", values[index]),
         )),
         None => Ok(values),
+    }
+}
+
+/// The little-endian bytes of values as a type of floats, to which they are rounded; or the first value that is not
+/// finite in it.
+fn to_bytes(values: &[f32], dtype: Dtype) -> Result<Vec<u8>, f32> {
+    let refuse = |index: Option<usize>| index.map_or(Ok(()), |index| Err(values[index]));
+    Ok(match dtype {
+        Dtype::F16 => {
+            let mut halves = vec![f16::ZERO; values.len()];
+            halves.convert_from_f32_slice(values);
+            refuse(halves.iter().position(|half| !half.is_finite()))?;
+            little_endian(&halves, |half| half.to_le_bytes())
+        }
+        Dtype::Bf16 => {
+            let mut halves = vec![bf16::ZERO; values.len()];
+            halves.convert_from_f32_slice(values);
+            refuse(halves.iter().position(|half| !half.is_finite()))?;
+            little_endian(&halves, |half| half.to_le_bytes())
+        }
+        _ => {
+            refuse(first_not_finite(values))?;
+            little_endian(values, |value| value.to_le_bytes())
+        }
+    })
+}
+
+fn little_endian<T: Copy, const SIZE: usize>(values: &[T], bytes_of: impl Fn(T) -> [u8; SIZE]) -> Vec<u8> {
+    let mut bytes = vec![0; values.len() * SIZE];
+    for (bytes, &value) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
+        *bytes = bytes_of(value);
+    }
+    bytes
+}
+
+/// Looked for without a branch for each value, of which there are millions.
+fn first_not_finite(values: &[f32]) -> Option<usize> {
+    let largest = values.iter().map(|value| value.abs().to_bits()).max();
+    if largest.is_some_and(|bits| bits >= f32::INFINITY.to_bits()) {
+        values.iter().position(|value| !value.is_finite())
+    } else {
+        None
     }
 }

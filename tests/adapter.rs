@@ -230,7 +230,6 @@ fn the_tolerance_rejects_mistakes() {
         worst(golden, case, &files)
     };
     for name in ["kohya, attention", "kohya, convolutions", "dora of lycoris", "loha", "lokr"] {
-        assert!(with(name, |_| ()) < TOLERANCE);
         let slightly = with(name, |file| file.alphas.values_mut().for_each(|alpha| *alpha *= 1.01));
         assert!(slightly > 10.0 * TOLERANCE, "{name}: another alpha: {slightly:.1e}");
         let missing = with(name, |file| file.alphas.clear());

@@ -9,14 +9,13 @@ mod target;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use half::{bf16, f16};
 use ndarray::Array2;
 
 use self::alpha::{Alphas, number};
 use self::delta::{Delta, Magnitudes, Piece, matrix_sizes};
 use self::key::{Key, Part};
 use self::target::{Modules, flat};
-use super::{Component, floats};
+use super::{Component, floats, to_bytes};
 use crate::weights::{Dtype, Stored, TensorView, Weights};
 use crate::{Error, ErrorKind};
 
@@ -300,45 +299,23 @@ fn edited(name: &str, view: TensorView<'_>, edits: &[(&Lora, &Edit, f32)]) -> Re
             _ => edit.delta.add(&lora.file, edit.scale * strength, &mut weight)?,
         }
     }
-    if view.is_transposed() {
-        weight = weight.reversed_axes();
-    }
+    // The values lie as they did.
+    let (values, _) = weight.into_raw_vec_and_offset();
     let dtype = view.dtype();
-    let mut bytes = Vec::with_capacity(view.len_bytes());
-    for &value in weight.iter() {
-        let is_finite = match dtype {
-            Dtype::F16 => {
-                let value = f16::from_f32(value);
-                bytes.extend(value.to_le_bytes());
-                value.is_finite()
-            }
-            Dtype::Bf16 => {
-                let value = bf16::from_f32(value);
-                bytes.extend(value.to_le_bytes());
-                value.is_finite()
-            }
-            _ => {
-                bytes.extend(value.to_le_bytes());
-                value.is_finite()
-            }
-        };
-        if !is_finite {
-            let files: Vec<&str> = edits.iter().map(|(lora, ..)| lora.place.as_str()).collect();
-            return Err(Error::new(
-                ErrorKind::Model,
-                format!(
-                    "{}: weight {name}: expected sums that {dtype} can hold, got {value}",
-                    files.join(", ")
-                ),
-            )
-            .help("give the LoRA a smaller weight"));
-        }
-    }
-    Ok(bytes)
+    to_bytes(&values, dtype).map_err(|value| {
+        let files: Vec<&str> = edits.iter().map(|(lora, ..)| lora.place.as_str()).collect();
+        Error::new(
+            ErrorKind::Model,
+            format!("{}: weight {name}: expected sums that {dtype} can hold, got {value}", files.join(", ")),
+        )
+        .help("give the LoRA a smaller weight")
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use half::{bf16, f16};
+
     use super::*;
 
     /// A safetensors file of these names, types, shapes and bytes.

@@ -31,12 +31,15 @@ impl Bytes {
 
     /// A copy of these bytes in private memory.
     pub(super) fn own(bytes: &[u8]) -> Self {
-        let words = bytes.chunks(8).map(|chunk| {
+        let (whole, rest) = bytes.as_chunks();
+        let mut words: Vec<u64> = Vec::with_capacity(bytes.len().div_ceil(8));
+        words.extend(whole.iter().map(|&word| u64::from_ne_bytes(word)));
+        if !rest.is_empty() {
             let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            u64::from_ne_bytes(word)
-        });
-        Self::Owned(words.collect(), bytes.len())
+            word[..rest.len()].copy_from_slice(rest);
+            words.push(u64::from_ne_bytes(word));
+        }
+        Self::Owned(words.into(), bytes.len())
     }
 
     pub(super) fn len(&self) -> usize {

@@ -3,8 +3,8 @@
 
 use serde_json::{Map, Value};
 
-use super::super::{Component, floats};
 use super::delta::Piece;
+use crate::adapter::{Component, floats};
 use crate::weights::{Dtype, Weights};
 
 /// Where diffusers keeps, as JSON, what PEFT needs to know beside the tensors.

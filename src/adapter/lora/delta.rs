@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, s};
 
-use super::super::floats;
 use super::key::Part;
 use crate::Error;
+use crate::adapter::floats;
 use crate::weights::Weights;
 
 /// The highest rank that is believed; files have 4 to 256.

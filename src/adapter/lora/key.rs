@@ -1,7 +1,7 @@
 //! The names of a LoRA file's tensors in every form that trainers write, parsed into whose and what they are.
 //! It knows nothing of the tensors behind the names.
 
-use super::super::Component;
+use crate::adapter::Component;
 
 /// What a tensor is for its module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

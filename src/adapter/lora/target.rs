@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::super::Component;
+use crate::adapter::Component;
 use crate::weights::Weights;
 
 /// What CLIP's layers are inside of, which some files leave away.
