@@ -381,7 +381,8 @@ fn a_file_for_another_family() {
     );
 }
 
-/// The rows and columns of the table that ids are looked up in.
+/// The table that ids are looked up in, called as a module that a LoRA can change; its rows and columns.
+const TABLE: &str = "conv_in.weight";
 const VOCABULARY: usize = 5;
 const WIDTH: usize = 3;
 /// ONNX's numbers for element types.
@@ -425,7 +426,7 @@ fn lookup(ids: i32, table: i32, opset: i64, nodes: Vec<NodeProto>) -> Result<Gra
         node: nodes,
         initializer: vec![
             TensorProto {
-                name: Some("table".into()),
+                name: Some(TABLE.into()),
                 dims: vec![VOCABULARY as i64, WIDTH as i64],
                 data_type: Some(table),
                 data_location: Some(proto::EXTERNAL),
@@ -457,7 +458,7 @@ fn lookup(ids: i32, table: i32, opset: i64, nodes: Vec<NodeProto>) -> Result<Gra
 fn table(dtype: Dtype) -> Weights {
     let values = (0..VOCABULARY * WIDTH).map(|index| index as f32).collect();
     let (_folder, path) =
-        written(dtype, &[("table".into(), (vec![VOCABULARY, WIDTH], values))].into(), &BTreeMap::new());
+        written(dtype, &[(TABLE.into(), (vec![VOCABULARY, WIDTH], values))].into(), &BTreeMap::new());
     Weights::open(&[path]).unwrap()
 }
 
@@ -478,7 +479,7 @@ fn look_up(mut graph: Graph, dtype: Dtype, ids: &[i32]) -> Result<Vec<f32>, Erro
 
 #[test]
 fn added_embeddings_are_looked_up_beside_the_table() {
-    let gather = || node("Gather", &["table", "input_ids"], "y", &[]);
+    let gather = || node("Gather", &[TABLE, "input_ids"], "y", &[]);
     let expected = [12.0, 13.0, 14.0, 200.0, 200.0, 200.0, 0.0, 1.0, 2.0, 100.0, 100.0, 100.0];
     // As we derive it; with narrow ids and the oldest operators; with a table of half the size; and as PyTorch exports it.
     for (name, ids, stored, dtype, opset, nodes) in [
@@ -493,7 +494,7 @@ fn added_embeddings_are_looked_up_beside_the_table() {
             Dtype::F16,
             14,
             vec![
-                node("Gather", &["table", "input_ids"], "found", &[("axis", 0)]),
+                node("Gather", &[TABLE, "input_ids"], "found", &[("axis", 0)]),
                 node("Cast", &["found"], "y", &[("to", F32.into())]),
             ],
         ),
@@ -505,7 +506,7 @@ fn added_embeddings_are_looked_up_beside_the_table() {
             17,
             vec![
                 node("Cast", &["input_ids"], "ids", &[("to", I64.into())]),
-                node("Cast", &["table"], "wide_table", &[("to", F32.into())]),
+                node("Cast", &[TABLE], "wide_table", &[("to", F32.into())]),
                 node("Reshape", &["ids", "shape"], "reshaped", &[]),
                 node("Gather", &["wide_table", "reshaped"], "y", &[]),
             ],
@@ -520,11 +521,30 @@ fn added_embeddings_are_looked_up_beside_the_table() {
     }
 }
 
+/// What was computed is what ONNX Runtime reads.
+#[test]
+fn a_changed_weight_is_the_one_that_runs() {
+    let ones = |shape: [usize; 2]| (shape.to_vec(), vec![1.0; shape[0] * shape[1]]);
+    let tensors: Tensors = [
+        ("unet.conv_in.lora_A.weight".to_owned(), ones([2, WIDTH])),
+        ("unet.conv_in.lora_B.weight".to_owned(), ones([VOCABULARY, 2])),
+    ]
+    .into();
+    let (_folder, path) = written(Dtype::F16, &tensors, &BTreeMap::new());
+    let (lora, nodes) = (Lora::open(&path).unwrap(), vec![node("Gather", &[TABLE, "input_ids"], "y", &[])]);
+    let (weights, _) = apply(Component::Unet, &table(Dtype::F32), &[(&lora, 0.5), (&lora, 0.25)]).unwrap();
+    let graph = lookup(I64, F32, 18, nodes).unwrap().bind(Arc::new(weights)).unwrap();
+    let mut session = Session::open(graph, &SessionOptions { threads: NonZeroUsize::MIN }).unwrap();
+    let mut y = [f32::NAN; 2 * WIDTH];
+    session.run(&[("input_ids", TensorRef::new(&[1, 2], &[3i64, 0][..]))], &mut [("y", &mut y)]).unwrap();
+    assert_eq!(y, [10.5, 11.5, 12.5, 1.5, 2.5, 3.5]);
+}
+
 #[test]
 fn ids_outside_of_table_and_rows() {
     // Between the table's end and the first added row, behind the last one, and as before, from the table's end.
     for id in [5, 6, 9, i32::MAX, -6] {
-        let graph = lookup(I64, F32, 18, vec![node("Gather", &["table", "input_ids"], "y", &[])]).unwrap();
+        let graph = lookup(I64, F32, 18, vec![node("Gather", &[TABLE, "input_ids"], "y", &[])]).unwrap();
         let error = look_up(graph, Dtype::F32, &[0, id]).expect_err("there is no such row");
         assert_eq!(error.kind(), ErrorKind::Runtime, "{id}: {error}");
     }
@@ -532,7 +552,7 @@ fn ids_outside_of_table_and_rows() {
 
 #[test]
 fn graphs_that_cannot_be_given_more_words() {
-    let gather = |ids: &str| node("Gather", &["table", ids], "y", &[]);
+    let gather = |ids: &str| node("Gather", &[TABLE, ids], "y", &[]);
     let refusal = |opset: i64, table: i32, nodes: Vec<NodeProto>| {
         let error =
             look_up(lookup(I64, table, opset, nodes).unwrap(), Dtype::F32, &[0]).expect_err("it cannot");
@@ -544,11 +564,11 @@ fn graphs_that_cannot_be_given_more_words() {
     // By positions, not by ids.
     let positions = vec![node("Shape", &["input_ids"], "sizes", &[]), gather("sizes")];
     assert_eq!(refusal(18, F32, positions), format!("{one} 0"));
-    let columns = vec![node("Gather", &["table", "input_ids"], "y", &[("axis", 1)])];
+    let columns = vec![node("Gather", &[TABLE, "input_ids"], "y", &[("axis", 1)])];
     assert_eq!(refusal(18, F32, columns), format!("{one} 0"));
     let circle = vec![node("Cast", &["b"], "a", &[]), node("Cast", &["a"], "b", &[]), gather("a")];
     assert_eq!(refusal(18, F32, circle), format!("{one} 0"));
-    let twice = vec![gather("input_ids"), node("Gather", &["table", "input_ids"], "z", &[])];
+    let twice = vec![gather("input_ids"), node("Gather", &[TABLE, "input_ids"], "z", &[])];
     assert_eq!(refusal(18, F32, twice), format!("{one} 2"));
     assert_eq!(
         refusal(10, F32, vec![gather("input_ids")]),
@@ -556,15 +576,14 @@ fn graphs_that_cannot_be_given_more_words() {
     );
     assert_eq!(
         refusal(18, I32, vec![gather("input_ids")]),
-        "text_encoder: embeddings: table: expected a matrix of floats, got ONNX type 6, shape [5, 3]"
+        "text_encoder: embeddings: conv_in.weight: expected a matrix of floats, got ONNX type 6, shape [5, 3]"
     );
 }
 
 #[test]
 fn rows_that_are_not_whole() {
     for rows in [&[][..], &[1.0; WIDTH + 1]] {
-        let mut graph =
-            lookup(I64, F32, 18, vec![node("Gather", &["table", "input_ids"], "y", &[])]).unwrap();
+        let mut graph = lookup(I64, F32, 18, vec![node("Gather", &[TABLE, "input_ids"], "y", &[])]).unwrap();
         let error = graph.extend_embedding(7, rows).expect_err("they are not");
         assert_eq!(
             error.to_string(),

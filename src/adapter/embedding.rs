@@ -10,7 +10,7 @@ use crate::{Error, ErrorKind};
 
 /// The most vectors that are believed; files have 1 to 75, which is what fits a prompt.
 const MAX_VECTORS: usize = 1024;
-/// The files that PyTorch writes by pickling.
+/// What the names of files end in that PyTorch writes by pickling.
 const PICKLES: [&str; 3] = ["pt", "bin", "pth"];
 
 /// A file's word and what stands for it, in one text encoder or in two.
@@ -40,17 +40,18 @@ impl Embedding {
     /// [`ErrorKind::Model`] when the file cannot be read or is none of these, or has numbers that are not finite.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let place = format!("embedding {}", path.display());
-        let file = Weights::open(&[path]).map_err(|error| {
-            let is_pickle = path.extension().is_some_and(|end| PICKLES.iter().any(|pickle| end == *pickle));
-            let error = Error::new(error.kind(), "embedding").source(error);
-            if !is_pickle {
-                return error;
-            }
-            error.help(
-                "in Python: safetensors.torch.save_file({\"emb_params\": torch.load(FILE, weights_only=True)\
-                 [\"string_to_param\"][\"*\"].detach()}, \"WORD.safetensors\")",
+        if path.extension().is_some_and(|end| PICKLES.iter().any(|pickle| end == *pickle)) && path.is_file() {
+            return Err(Error::new(
+                ErrorKind::Model,
+                format!("{place}: expected safetensors, got a PyTorch pickle, which can run code when it is opened"),
             )
-        })?;
+            .help(
+                "convert it in Python: safetensors.torch.save_file({\"emb_params\": torch.load(FILE, \
+                 weights_only=True)[\"string_to_param\"][\"*\"].detach()}, \"WORD.safetensors\")",
+            ));
+        }
+        let file =
+            Weights::open(&[path]).map_err(|error| Error::new(error.kind(), "embedding").source(error))?;
         let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{place}: {problem}"));
 
         let tensors: Vec<(&str, TensorView<'_>)> = file.iter().collect();
@@ -242,9 +243,8 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Model);
         let message = error.to_string();
         assert!(message.contains("style.pt: expected safetensors, got a PyTorch pickle"), "{message}");
-        assert!(
-            message.contains("save_file({\"emb_params\": torch.load(FILE, weights_only=True)"),
-            "{message}"
-        );
+        assert!(message.contains("torch.load(FILE, weights_only=True)[\"string_to_param\"]"), "{message}");
+        let missing = Embedding::open(Path::new("/no/such.pt")).unwrap_err();
+        assert!(missing.to_string().starts_with("embedding: /no/such.pt: No such file"), "{missing}");
     }
 }
