@@ -97,7 +97,7 @@ def write_tokenizer_files(wheel: Path, folder: Path) -> None:
 
 def published_name(module: nn.Module, name: str) -> str:
     """What published folders call a parameter: CLIP keeps a prefix that transformers 5 dropped."""
-    return f"text_model.{name}" if type(module).__name__ == CLIP else name
+    return f"text_model.{name.removeprefix('text_model.')}" if type(module).__name__ == CLIP else name
 
 
 def shapes_of(module: nn.Module) -> dict[str, list[int]]:
