@@ -1,10 +1,9 @@
 """Writes tests/golden/onnx_folders: ready-made ONNX folders in the layouts that people have, for the tests that run
 them unmodified.
 
-    pip install torch==2.15.0 diffusers==0.39.0 transformers==4.57.6 optimum-onnx==0.1.0 onnxruntime==1.32.0
     python export/golden_onnx.py OPEN_CLIP_WHEEL tests/golden/onnx_folders [LAYOUT ...]
 
-optimum-onnx does not know transformers 5, so this script, unlike the others, has an environment of its own. The layouts
+optimum-onnx does not know transformers 5, so this script has an environment of its own (README.md). The layouts
 named optimum* come from its exporter (optimum-old does not); the others from torch.onnx.export, with the names, types,
 shapes and files that their makers give them. No weights are committed: an initializer's data follows from the tensor
 (checkpoints/values.py) that is named for it, and is put where the graph says that it lies. Before a folder is kept,
@@ -18,6 +17,7 @@ LAYOUT.json.gz:
     layout       its name
     files        {path: contents}: model_index.json and other JSON, as they lie in the folder
     tokenizers   folders that also need CLIP's vocab.json and merges.txt
+    tensors      {"component/diffusers name": shape}: what the graphs' data is made of
     graphs       PATH.onnx -> {
                      data       [[initializer, of, transposed, dtype, inline], ..]: the tensor "component/diffusers
                                 name", transposed or as it is, as F32 or F16 (rounded to nearest even); `inline`: its
@@ -119,7 +119,8 @@ def models() -> dict[str, Family]:
             "StableDiffusionPipeline",
             narrow_unet([CROSS_DOWN, DOWN], [UP, CROSS_UP]),
             narrow_vae,
-            PNDM,
+            # Said outright, for optimum writes the class's default where nothing is said.
+            {**PNDM, "timestep_spacing": "leading"},
             asks=euler,
             **sd1,
         ),
@@ -531,6 +532,7 @@ def golden(layout: Layout, pipeline: Any, folder: Path, state: Mapping[str, Tens
             target = out / layout.name / f"{path}.gz"
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(gzip.compress(graph, 9, mtime=0))
+    used = {row[1] for graph in graphs.values() for row in graph["data"]}
     versions = ("torch", "diffusers", "transformers", "optimum-onnx", "onnx", "onnxruntime")
     return {
         "provenance": {
@@ -540,6 +542,7 @@ def golden(layout: Layout, pipeline: Any, folder: Path, state: Mapping[str, Tens
         "layout": layout.name,
         "files": files,
         "tokenizers": [name for name in family.tokenizer if f"{name}/tokenizer_config.json" in files],
+        "tensors": {name: list(state[name].shape) for name in sorted(used)},
         "graphs": graphs,
         "weights": layout.weights,
     }
