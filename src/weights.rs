@@ -107,6 +107,7 @@ impl fmt::Display for Dtype {
 pub struct Weights {
     files: Vec<Arc<Bytes>>,
     tensors: BTreeMap<String, Tensor>,
+    metadata: BTreeMap<String, String>,
 }
 
 #[derive(Clone)]
@@ -272,6 +273,11 @@ impl Weights {
         Ok(())
     }
 
+    /// What the files' headers say beside the tensors, under this name; of several files the last that says it counts.
+    pub fn metadata(&self, name: &str) -> Option<&str> {
+        self.metadata.get(name).map(String::as_str)
+    }
+
     /// The tensors of these names, each taken from one stored here; nothing is copied, and the files are shared.
     ///
     /// # Errors
@@ -303,7 +309,7 @@ impl Weights {
             }
             tensors.insert(name, tensor);
         }
-        Ok(Self { files: self.files.clone(), tensors })
+        Ok(Self { files: self.files.clone(), tensors, metadata: self.metadata.clone() })
     }
 
     /// Puts a tensor in private memory, in the place of the one of this name where there is one.
@@ -347,7 +353,10 @@ impl Weights {
 
     /// Adds the tensors of one file; `place` is for messages, `header` is its JSON.
     fn add(&mut self, place: &str, bytes: Bytes, header: &[u8]) -> Result<(), Error> {
-        for entry in safetensors::parse(header, bytes.len()).map_err(|problem| refuse(place, problem))? {
+        let (entries, metadata) =
+            safetensors::parse(header, bytes.len()).map_err(|problem| refuse(place, problem))?;
+        self.metadata.extend(metadata);
+        for entry in entries {
             let address = bytes.as_ptr() as usize + entry.offset_bytes;
             if !address.is_multiple_of(entry.dtype.size_bytes()) {
                 return Err(Error::new(
@@ -475,7 +484,7 @@ mod tests {
     #[test]
     fn tensors_are_found_by_name() {
         let header = padded(
-            r#"{"__metadata__":{"format":"pt"},
+            r#"{"__metadata__":{"format":"pt","a":"b"},
             "b":{"dtype":"F16","shape":[2,1],"data_offsets":[8,12]},
             "a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},
             "empty":{"dtype":"BOOL","shape":[0,3],"data_offsets":[12,12]}}"#,
@@ -495,6 +504,7 @@ mod tests {
         assert_eq!(weights.get("c").unwrap().location().0, "weights-1");
         assert_eq!(weights.get("empty").unwrap().len_bytes(), 0);
         assert!(weights.get("d").is_none());
+        assert_eq!((weights.metadata("a"), weights.metadata("b")), (Some("b"), None));
     }
 
     #[test]

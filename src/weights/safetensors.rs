@@ -58,13 +58,17 @@ pub(super) fn header_len(prefix: &[u8], file_bytes: usize) -> Result<usize, Prob
     }
 }
 
-/// The tensors that `json` (the header) declares, in the order of their data, checked against the size of the file.
+/// What a header says beside its tensors.
+type Metadata = BTreeMap<String, String>;
+
+/// The tensors that `json` (the header) declares, in the order of their data, checked against the size of the file; and
+/// the metadata.
 ///
 /// The data must be covered exactly: no tensor overlaps another, no byte is unclaimed.
-pub(super) fn parse(json: &[u8], file_bytes: usize) -> Result<Vec<Entry>, Problem> {
+pub(super) fn parse(json: &[u8], file_bytes: usize) -> Result<(Vec<Entry>, Metadata), Problem> {
     let data_start = PREFIX_BYTES + json.len();
     let data_bytes = file_bytes - data_start;
-    let Header(mut declared) = serde_json::from_slice(json)
+    let Header(mut declared, metadata) = serde_json::from_slice(json)
         .map_err(|error| problem(format!("header: expected JSON of tensors, {error}")))?;
     declared.sort_by(|(a_name, a), (b_name, b)| (a.data_offsets, a_name).cmp(&(b.data_offsets, b_name)));
 
@@ -116,7 +120,7 @@ pub(super) fn parse(json: &[u8], file_bytes: usize) -> Result<Vec<Entry>, Proble
     if end_of_last != data_bytes {
         return Err(problem(format!("expected {end_of_last} bytes of data, got {data_bytes}")));
     }
-    Ok(entries)
+    Ok((entries, metadata))
 }
 
 fn problem(message: String) -> Problem {
@@ -136,7 +140,7 @@ struct Declared {
 }
 
 /// The JSON object, with each name at most once: a map type would keep the last of two and say nothing.
-struct Header(Vec<(String, Declared)>);
+struct Header(Vec<(String, Declared)>, Metadata);
 
 impl<'de> Deserialize<'de> for Header {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -155,19 +159,19 @@ impl<'de> Visitor<'de> for HeaderVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
         let mut names = HashSet::new();
-        let mut tensors = Vec::new();
+        let (mut tensors, mut metadata) = (Vec::new(), Metadata::new());
         while let Some(name) = map.next_key::<String>()? {
             if !names.insert(name.clone()) {
                 return Err(A::Error::custom(format!("got {name} twice")));
             }
             if name == "__metadata__" {
-                map.next_value::<BTreeMap<String, String>>()?;
+                metadata = map.next_value()?;
             } else {
                 let tensor =
                     map.next_value().map_err(|error| A::Error::custom(format!("tensor {name}: {error}")))?;
                 tensors.push((name, tensor));
             }
         }
-        Ok(Header(tensors))
+        Ok(Header(tensors, metadata))
     }
 }
