@@ -315,8 +315,8 @@ def draw(family: Family, folder_pipeline: Any, arrays: Arrays, ask: Ask) -> Json
     if "image" not in arguments or "mask_image" in arguments:
         arguments |= {"width": SIZE, "height": SIZE}
     generator = torch.Generator("cpu").manual_seed(SEED)
+    given = {key: pixels(value) for key, value in arguments.items()}
     with recorded_draws() as draws:
-        given = {key: pixels(value) for key, value in arguments.items()}
         latents = pipeline(**given, generator=generator, output_type="latent").images
     assert latents.dtype == torch.float32
     record: Json = {
