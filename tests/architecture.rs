@@ -12,7 +12,17 @@ const LAYERS: [(&str, &[&str]); 5] = [
     ("runtime", &["engine"]),
     (
         "untrusted bytes",
-        &["model", "manifest", "signature", "checkpoint", "adapter", "architecture", "graph", "weights", "picture"],
+        &[
+            "model",
+            "manifest",
+            "signature",
+            "checkpoint",
+            "adapter",
+            "architecture",
+            "graph",
+            "weights",
+            "picture",
+        ],
     ),
     ("pure", &PURE),
 ];

@@ -264,7 +264,7 @@ impl Precision {
         }
     }
 
-    fn bytes(self, values: &[f32]) -> Vec<u8> {
+    pub fn bytes(self, values: &[f32]) -> Vec<u8> {
         match self {
             Self::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
             Self::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
@@ -307,7 +307,7 @@ fn extra(name: &str, shape: &[usize], dtype: &str, fill: &str) -> (&'static str,
 }
 
 /// CLIP's `vocab.json` and `merges.txt`, from the merges that calotype carries.
-fn clip() -> (Vec<u8>, Vec<u8>) {
+pub fn clip() -> (Vec<u8>, Vec<u8>) {
     let packed: &[u8] = include_bytes!("../../models/tokenizer/clip_merges.txt.gz");
     let mut merges = String::new();
     GzDecoder::new(packed).read_to_string(&mut merges).unwrap();

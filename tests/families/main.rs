@@ -2,6 +2,7 @@
 //! text embeddings, predictions, latents and pictures.
 
 mod golden;
+mod onnx;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -188,6 +189,23 @@ fn check_call(golden: &Golden, part: &Part, call: &Call, precision: Precision) {
 }
 
 fn check_picture(golden: &Golden, model: &Model, picture: &Picture, precision: Precision) {
+    let mut pipeline = Pipeline::open(model, &options()).unwrap();
+    let request = request(picture, &pipeline);
+    let latents = pipeline.denoise(&request, |_| ControlFlow::Continue(())).unwrap();
+    close(&format!("{}: latents", picture.name), &latents, golden.array(&picture.latents), precision);
+    if let (Some(expected), Precision::F32) = (&picture.picture, precision) {
+        let got = pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image;
+        let expected = golden.bytes(expected);
+        assert_eq!(got.as_raw().len(), expected.len());
+        let levels: f64 =
+            got.as_raw().iter().zip(expected).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>()
+                / expected.len() as f64;
+        assert!(levels < PICTURE_TOLERANCE, "{}: {levels} levels", picture.name);
+    }
+}
+
+/// What a golden picture's arguments ask of the pipeline.
+fn request(picture: &Picture, pipeline: &Pipeline) -> Request {
     let known = [
         "prompt",
         "negative_prompt",
@@ -230,19 +248,7 @@ fn check_picture(golden: &Golden, model: &Model, picture: &Picture, precision: P
         sampler: Some(sampler.parse().unwrap()),
         seed: Some(picture.seed),
     };
-    let mut pipeline = Pipeline::open(model, &options()).unwrap();
-    let request = Request::new(draft, pipeline.manifest()).unwrap();
-    let latents = pipeline.denoise(&request, |_| ControlFlow::Continue(())).unwrap();
-    close(&format!("{}: latents", picture.name), &latents, golden.array(&picture.latents), precision);
-    if let (Some(expected), Precision::F32) = (&picture.picture, precision) {
-        let got = pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image;
-        let expected = golden.bytes(expected);
-        assert_eq!(got.as_raw().len(), expected.len());
-        let levels: f64 =
-            got.as_raw().iter().zip(expected).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>()
-                / expected.len() as f64;
-        assert!(levels < PICTURE_TOLERANCE, "{}: {levels} levels", picture.name);
-    }
+    Request::new(draft, pipeline.manifest()).unwrap()
 }
 
 fn open(part: &Part) -> Session {
