@@ -2,7 +2,7 @@
 parity tests of whole folders and single files.
 
     pip download --no-deps -d WORK open_clip_torch==3.3.0
-    python export/golden_checkpoints.py WORK/open_clip_torch-*.whl tests/golden/checkpoints [FAMILY ... | tokens]
+    python export/golden_checkpoints.py WORK/open_clip_torch-*.whl tests/golden/checkpoints [FAMILY ...]
 
 The wheel holds CLIP's merges. No weights are committed: every value follows from a tensor's name and shape
 (checkpoints/values.py), so the tests write the files themselves. Everything runs in f32 on one CPU thread. Each folder
@@ -32,7 +32,6 @@ FAMILY.json.gz:
                  scheduler made of them, before any strength; `draws` are the shapes that were drawn, in order, from
                  torch.Generator("cpu").manual_seed(seed); `latents` names the final latents, f32, before the division
                  by the scaling factor; `picture` the u8 picture (height, width, 3), or is null
-tokens.json.gz: {provenance, cases: [[text, ids], ..]}, ids with start and end, cut at 77, not padded.
 An `input` is {shape, seed, scale}: scale * torch.randn(shape) of a generator of that seed; or {values, dtype}:
 outright. An init image is {seed, width, height} (checkpoints/values.py, `picture`), a mask {width, height, box}: white
 (255) within box = [left, top, right, bottom], right and bottom exclusive, black elsewhere. An array is a name in
@@ -64,8 +63,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from checkpoints import original, values
-from checkpoints.families import CLIP, NEGATIVE, PROMPT, Ask, Family, families
-from checkpoints.prompts import prompts
+from checkpoints.families import CLIP, DDIM, NEGATIVE, PROMPT, Ask, Family, families
 
 Json = dict[str, Any]
 Arrays = dict[str, Tensor]
@@ -309,7 +307,9 @@ def draw(family: Family, folder_pipeline: Any, arrays: Arrays, ask: Ask) -> Json
     if ask.pipeline is not None:
         pipeline = getattr(diffusers, ask.pipeline).from_pipe(folder_pipeline)
         pipeline.set_progress_bar_config(disable=True)
-    scheduler = getattr(diffusers, ask.sampler).from_config(folder_pipeline.published.config)
+    # Published DDIM settings end at the first training timestep; calotype's schedules end where there is no noise.
+    last = {"set_alpha_to_one": True} if ask.sampler == DDIM else {}
+    scheduler = getattr(diffusers, ask.sampler).from_config(folder_pipeline.published.config, **last)
     pipeline.scheduler = scheduler
     arguments = {"prompt": PROMPT, "num_inference_steps": STEPS, **ask.arguments}
     if "image" not in arguments or "mask_image" in arguments:
@@ -402,15 +402,6 @@ def check_single_file(
     check_weights(pipeline, state, iter(components), f"{family.name}: the single file")
 
 
-def golden_tokens(family: Family, vocabulary: Path, out: Path) -> None:
-    with tempfile.TemporaryDirectory() as temporary:
-        write_folder_tokenizers(family, vocabulary, Path(temporary))
-        tokenizer = transformers.CLIPTokenizer.from_pretrained(Path(temporary) / "tokenizer")
-    cases = [[text, tokenizer(text, truncation=True, max_length=77).input_ids] for text in prompts()]
-    write_json(out / "tokens.json.gz", {"provenance": provenance("tokens"), "cases": cases})
-    print(f"{len(cases)} prompts in tokens.json.gz")
-
-
 def provenance(name: str) -> dict[str, str]:
     versions = {name: importlib.metadata.version(name) for name in ("diffusers", "transformers", "tokenizers", "torch")}
     command = f"python export/golden_checkpoints.py OPEN_CLIP_WHEEL tests/golden/checkpoints {name}"
@@ -429,15 +420,11 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     Path(out).mkdir(parents=True, exist_ok=True)
     known = {family.name: family for family in families()}
-    choices = [*known, "tokens"]
-    assert set(names) <= set(choices), f"expected some of {choices}, got {names}"
+    assert set(names) <= set(known), f"expected some of {list(known)}, got {names}"
     with tempfile.TemporaryDirectory() as vocabulary:
         write_tokenizer_files(Path(wheel), Path(vocabulary))
-        for name in names or choices:
-            if name == "tokens":
-                golden_tokens(known["sd15"], Path(vocabulary), Path(out))
-            else:
-                golden(known[name], Path(vocabulary), Path(out))
+        for name in names or known:
+            golden(known[name], Path(vocabulary), Path(out))
 
 
 if __name__ == "__main__":

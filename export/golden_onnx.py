@@ -22,7 +22,6 @@ LAYOUT.json.gz:
                      data       [[initializer, of, transposed, dtype, inline], ..]: the tensor "component/diffusers
                                 name", transposed or as it is, as F32 or F16 (rounded to nearest even); `inline`: its
                                 bytes belong into the graph, else into the file that the graph names, at its offset
-                     constants  {initializer: bytes}: what the exporter folded, gzip in base64, for that file too
                      error      relative error (Euclidean norm) of ONNX Runtime's outputs to PyTorch's, or null where
                                 the graph draws at random }
     weights      F32, or F16: the reference rounded its weights to it and computed in f32
@@ -31,7 +30,6 @@ LAYOUT.json.gz:
 
 from __future__ import annotations
 
-import base64
 import gzip
 import hashlib
 import importlib.metadata
@@ -461,7 +459,6 @@ def record_graph(layout: Layout, component: str, file: Path, state: Mapping[str,
     model = onnx.load(file, load_external_data=False)
     known = known_data(state, layout.half)
     rows: list[list[Any]] = []
-    constants: dict[str, str] = {}
     for tensor in model.graph.initializer:
         data = whole[tensor.name]
         inline = tensor.data_location != onnx.TensorProto.EXTERNAL
@@ -475,9 +472,8 @@ def record_graph(layout: Layout, component: str, file: Path, state: Mapping[str,
                     tensor.ClearField(part)
                 tensor.data_location = onnx.TensorProto.EXTERNAL
                 tensor.external_data.add(key="location", value=INLINE)
-        elif not inline:
-            constants[tensor.name] = base64.b64encode(gzip.compress(data, 9, mtime=0)).decode()
-    return model.SerializeToString(deterministic=True), {"data": rows, "constants": constants}
+        assert found is not None or inline, f"{tensor.name}: follows from no tensor"
+    return model.SerializeToString(deterministic=True), {"data": rows}
 
 
 def shared_files(layout: Layout, family: Family, components: Sequence[str]) -> Json:

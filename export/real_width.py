@@ -1,4 +1,4 @@
-"""Real-width models with seeded random weights: one picture by diffusers, by calotype, and by optimum, each in a process
+"""Real-width models with seeded random weights: one picture by diffusers, calotype and optimum, each in a process
 of its own, with the time to the first step and the peak of resident memory.
 
     python export/real_width.py FAMILY WORK CALOTYPE [--size N] [--steps N] [--optimum PYTHON] [--precision f16|f32]
@@ -14,7 +14,6 @@ import argparse
 import copy
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys

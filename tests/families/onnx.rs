@@ -63,7 +63,6 @@ struct Folder {
 struct GraphData {
     /// Initializer, the tensor "component/name", whether transposed, type, whether in the graph.
     data: Vec<(String, String, bool, String, bool)>,
-    constants: BTreeMap<String, String>,
 }
 
 fn check(layout: &str, tolerance: f64) {
@@ -112,12 +111,6 @@ fn open(layout: &str) -> (Folder, TempDir) {
         let mut filled = Vec::new();
         for (initializer, of, transposed, dtype, inline) in &data.data {
             filled.push((find(initializer), bytes_of(of, &folder.tensors[of], *transposed, dtype), *inline));
-        }
-        for (initializer, packed) in &data.constants {
-            let mut bytes = Vec::new();
-            let packed = base64::decode(packed).unwrap();
-            GzDecoder::new(&packed[..]).read_to_end(&mut bytes).unwrap();
-            filled.push((find(initializer), bytes, false));
         }
         for (index, bytes, inline) in filled {
             put(&mut initializers[index], bytes, inline, &mut outside);
