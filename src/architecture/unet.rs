@@ -136,6 +136,8 @@ pub struct AddedEmbedding {
     pub time_width: usize,
     /// The width of everything: the pooled text's and `time_width` for each size.
     pub inputs: usize,
+    /// The width of the pooled text, once it is known: a configuration does not tell it.
+    pub text_width: Option<usize>,
 }
 
 impl Config {
@@ -155,6 +157,16 @@ impl Config {
         let config = read::<File>(place, json)?.config(place)?;
         config.check(place)?;
         Ok(config)
+    }
+
+    /// The same network beside text encoders that pool prompts to this width: its graph then says how many sizes it takes,
+    /// which is what tells a refiner from others. Without an added embedding nothing changes.
+    #[must_use]
+    pub fn for_text(mut self, text_width: usize) -> Self {
+        if let Some(added) = &mut self.added_embedding {
+            added.text_width = Some(text_width);
+        }
+        self
     }
 
     /// The graph.
@@ -211,7 +223,7 @@ impl Config {
             ClassEmbedding::Timestep => None,
             ClassEmbedding::Projection(width) => Some((PROJECTION_KEY, width)),
         }));
-        if let Some(AddedEmbedding { time_width, inputs }) = self.added_embedding {
+        if let Some(AddedEmbedding { time_width, inputs, .. }) = self.added_embedding {
             widths.push(("addition_time_embed_dim", time_width));
             widths.push((PROJECTION_KEY, inputs));
         }
@@ -231,10 +243,16 @@ impl Config {
             return Err(unfit(place, "norm_eps", "a positive number", self.norm_eps));
         }
         self.check_frequencies(place, "block_out_channels[0]", self.levels[0].channels)?;
-        if let Some(AddedEmbedding { time_width, inputs }) = self.added_embedding {
+        if let Some(AddedEmbedding { time_width, inputs, text_width }) = self.added_embedding {
             self.check_frequencies(place, "addition_time_embed_dim", time_width)?;
             if inputs <= time_width {
                 let expected = format_args!("more than addition_time_embed_dim, {time_width}");
+                return Err(unfit(place, PROJECTION_KEY, expected, inputs));
+            }
+            if let Some(text_width) = text_width.filter(|width| {
+                inputs.checked_sub(*width).is_none_or(|sizes| sizes == 0 || sizes % time_width != 0)
+            }) {
+                let expected = format_args!("{text_width} for the text and {time_width} for each size");
                 return Err(unfit(place, PROJECTION_KEY, expected, inputs));
             }
         }
@@ -327,9 +345,13 @@ fn time_embedding(b: &mut Builder, config: &Config) -> Value {
         let class = class_embedding(b, config, class);
         time = b.add(&time, &class);
     }
-    if let Some(AddedEmbedding { time_width, inputs }) = config.added_embedding {
-        let text = b.input("text_embeds", Dtype::F32, &[free("batch"), free("text_width")]);
-        let sizes = b.input("time_ids", Dtype::F32, &[free("batch"), free("sizes")]);
+    if let Some(AddedEmbedding { time_width, inputs, text_width }) = config.added_embedding {
+        let (text_dim, sizes_dim) = match text_width {
+            Some(width) => (Dim::Fixed(width), Dim::Fixed((inputs - width) / time_width)),
+            None => (free("text_width"), free("sizes")),
+        };
+        let text = b.input("text_embeds", Dtype::F32, &[free("batch"), text_dim]);
+        let sizes = b.input("time_ids", Dtype::F32, &[free("batch"), sizes_dim]);
         let sizes = b.reshape(&sizes, &[0, -1, 1]);
         let sizes = sinusoids(b, config, &sizes, time_width);
         let sizes = b.reshape(&sizes, &[0, -1]);
@@ -688,7 +710,8 @@ impl File {
             Some("text_time") => {
                 const BY: &str = "addition_embed_type text_time";
                 let time_width = needed("addition_time_embed_dim", self.addition_time_embed_dim, BY)?;
-                Some(AddedEmbedding { time_width, inputs: needed(PROJECTION_KEY, projection, BY)? })
+                let inputs = needed(PROJECTION_KEY, projection, BY)?;
+                Some(AddedEmbedding { time_width, inputs, text_width: None })
             }
             Some(other) => return Err(unfit(place, "addition_embed_type", "text_time or null", other)),
         };
@@ -1033,6 +1056,13 @@ mod tests {
         assert_eq!(inputs(&upscaler())[2], "class_labels: I64[batch]");
         let sizes = ["text_embeds: F32[batch, text_width]", "time_ids: F32[batch, sizes]"];
         assert_eq!(inputs(&sdxl())[2..4], sizes);
+        let known = parse(&sdxl()).for_text(1280).graph().unwrap();
+        let ports = known.inputs().iter().map(Port::to_string).collect::<Vec<_>>();
+        assert_eq!(ports[2..4], ["text_embeds: F32[batch, 1280]", "time_ids: F32[batch, 6]"]);
+        for width in [1, 2816, usize::MAX] {
+            let error = parse(&sdxl()).for_text(width).graph().expect_err("a text of another width");
+            assert_eq!(error.kind(), ErrorKind::Model, "{width}");
+        }
         let graph = parse(&with(SD15, "out_channels", "8")).graph().unwrap();
         assert_eq!(
             graph.outputs().iter().map(Port::to_string).collect::<Vec<_>>(),

@@ -16,11 +16,12 @@ use super::{Model, Part, TextEncoderPart, Vocabulary, read};
 use crate::architecture::clip::States;
 use crate::architecture::{autoencoder_kl, autoencoder_tiny, clip, unet};
 use crate::checkpoint;
-use crate::graph::Graph;
+use crate::graph::{Dim, Graph};
 use crate::manifest::{LatentSpace, LowRes};
 use crate::prediction::Prediction;
 use crate::sampler::SamplerKind;
 use crate::schedule::{Betas, Spacing};
+use crate::signature::Role;
 use crate::tokenizer::SpecialTokens;
 use crate::weights::Weights;
 use crate::{Error, ErrorKind};
@@ -59,8 +60,8 @@ pub(super) fn open(folder: &Path) -> Result<Model, Error> {
         }
     }
     let (vae_encoder, vae_decoder, latents) = vae(&folder.join("vae"))?;
-    let graph = unet.graph()?;
-    let part = part("unet", &folder.join("unet"), graph, Ok)?;
+    let unet = for_text(unet, &text_encoders);
+    let part = part("unet", &folder.join("unet"), unet.graph()?, Ok)?;
 
     let traits = Traits {
         name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -159,6 +160,15 @@ pub(super) fn vae_graphs(place: &str, json: &[u8]) -> Result<(Graph, Graph, Late
 /// Which states a U-Net was trained on: Stable Diffusion XL takes those before the last layer.
 pub(super) fn text_states(is_xl: bool) -> States {
     if is_xl { States::Penultimate } else { States::Last }
+}
+
+/// A U-Net that takes what these text encoders give.
+pub(super) fn for_text(unet: unet::Config, text_encoders: &[TextEncoderPart]) -> unet::Config {
+    let pooled = text_encoders.last().and_then(|encoder| encoder.signature().output(Role::Pooled));
+    match pooled.map(|port| &port.dims[1]) {
+        Some(Dim::Fixed(width)) => unet.for_text(*width),
+        _ => unet,
+    }
 }
 
 /// The safetensors files of a component: one, or the shards that an index lists; full precision before half.

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::diffusers::{MAX_NOISE_LEVEL, Scheduler, text_states, vae_graphs};
+use super::diffusers::{MAX_NOISE_LEVEL, Scheduler, for_text, text_states, vae_graphs};
 use super::traits::Traits;
 use super::{Model, Part, TextEncoderPart, Vocabulary};
 use crate::architecture::{clip, unet};
@@ -35,7 +35,6 @@ pub(super) fn open(path: &Path) -> Result<Model, Error> {
 
     let config = unet::Config::parse(&place, &json(&found.unet))?;
     let is_xl = config.added_embedding.is_some();
-    let unet = part("unet", &found.unet, config.graph()?)?;
 
     let mut text_encoders = Vec::new();
     let encoders = [("text_encoder", &found.text_encoder), ("text_encoder_2", &found.text_encoder_2)];
@@ -59,6 +58,8 @@ pub(super) fn open(path: &Path) -> Result<Model, Error> {
     if text_encoders.is_empty() {
         return Err(missing("text encoder"));
     }
+    let config = for_text(config, &text_encoders);
+    let unet = part("unet", &found.unet, config.graph()?)?;
     let vae = found.vae.as_ref().ok_or_else(|| missing("VAE"))?;
     let (encoder, decoder, latents) = vae_graphs(&place, &json(vae))?;
     let vae_encoder = part("vae_encoder", vae, encoder)?;
