@@ -12,11 +12,10 @@ mod unet;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde_json::Value as Json;
-
 pub use self::folder::{autoencoder_names, text_encoder_names};
 use self::source::Source;
 use crate::Error;
+use crate::architecture::{self, autoencoder_kl, clip};
 use crate::prediction::Prediction;
 use crate::weights::{Dtype, Stored, TensorView, Weights};
 
@@ -28,6 +27,8 @@ const VAE_PREFIXES: [&str; 3] = ["first_stage_model.", "vae.", ""];
 /// The spread of a norm's bias from which an SD 2 predicts velocities. ComfyUI's rule: base and 768-v have the same names
 /// and shapes, but this bias of the last transformer tells them apart.
 const VELOCITY_BIAS_DEVIATION: f64 = 0.09;
+/// The longest bias that is looked at.
+const MAX_BIAS: usize = 1 << 16;
 
 /// Per name in diffusers' folders the stored tensor that has it; for [`Weights::select`].
 pub type Names = BTreeMap<String, Stored>;
@@ -42,21 +43,20 @@ pub struct Checkpoint {
     /// What its U-Net predicts, as far as the file tells.
     pub hint: Hint,
     /// `unet` in a diffusers folder.
-    pub unet: Part,
+    pub unet: Part<architecture::unet::Config>,
     /// `vae` in a diffusers folder.
-    pub vae: Option<Part>,
+    pub vae: Option<Part<autoencoder_kl::Config>>,
     /// `text_encoder` in a diffusers folder.
-    pub text_encoder: Option<Part>,
+    pub text_encoder: Option<Part<clip::Config>>,
     /// `text_encoder_2` in a diffusers folder.
-    pub text_encoder_2: Option<Part>,
+    pub text_encoder_2: Option<Part<clip::Config>>,
 }
 
 /// One network of a checkpoint.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Part {
-    /// What diffusers' or transformers' `config.json` of this network says, as far as it differs from what is taken for
-    /// absent keys.
-    pub config: Json,
+pub struct Part<Config> {
+    /// What names and shapes tell of it, and what all such networks have in common.
+    pub config: Config,
     /// The network's tensors.
     pub names: Names,
 }
@@ -157,11 +157,11 @@ pub fn recognise(weights: &Weights, place: &str) -> Result<Checkpoint, Error> {
 
 /// Recognises a file with a VAE alone, under its original names; `place` is for messages.
 ///
-/// The factor of its latents is not among what such a file tells, and not in the configuration.
+/// Such a file does not tell what its latents are multiplied by: the configuration has the factor of Stable Diffusion 1.
 ///
 /// # Errors
 /// As [`recognise`].
-pub fn recognise_autoencoder(weights: &Weights, place: &str) -> Result<Part, Error> {
+pub fn recognise_autoencoder(weights: &Weights, place: &str) -> Result<Part<autoencoder_kl::Config>, Error> {
     let marked = |prefix: &&str| weights.get(&format!("{prefix}{}", autoencoder::MARK)).is_some();
     match VAE_PREFIXES.iter().find(|prefix| marked(prefix)) {
         Some(prefix) => autoencoder::part(&Source::new(weights, format!("{place}: VAE"), prefix), None),
@@ -179,13 +179,15 @@ fn hint(
     let zero_terminal_snr = weights.get("ztsnr").is_some();
     let hint = |prediction, reason: String| Ok(Hint { prediction, zero_terminal_snr, reason });
     if weights.get("v_pred").is_some() {
-        return hint(Prediction::V, "the file has a tensor named v_pred".into());
+        return hint(Prediction::V, "the file has a tensor v_pred".into());
+    }
+    if family == Family::Upscaler {
+        return hint(Prediction::V, format!("every {family} predicts velocities"));
     }
     let (Family::Sd2, Purpose::Generate, Some(bias)) = (family, purpose, layout.telling_bias()) else {
-        let prediction = if family == Family::Upscaler { Prediction::V } else { Prediction::Epsilon };
         return hint(
-            prediction,
-            format!("{family}: so they all do unless the file has a tensor named v_pred"),
+            Prediction::Epsilon,
+            format!("{family} predicts noise unless the file has a tensor v_pred"),
         );
     };
     let deviation =
@@ -201,8 +203,8 @@ fn hint(
 
 /// The standard deviation of a vector's values.
 fn deviation(tensor: &TensorView<'_>) -> Result<f64, String> {
-    if tensor.shape().len() != 1 {
-        return Err(format!("expected a vector, got shape {:?}", tensor.shape()));
+    if !matches!(tensor.shape(), [1..=MAX_BIAS]) {
+        return Err(format!("expected a vector of up to {MAX_BIAS} numbers, got shape {:?}", tensor.shape()));
     }
     let bytes = tensor.to_bytes();
     let values: Vec<f64> = match tensor.dtype() {

@@ -1,11 +1,10 @@
 //! The KL autoencoder of Rombach et al. 2022 under its original names: its configuration in diffusers' words, and its
 //! names there. It knows nothing of the networks beside it.
 
-use serde_json::json;
-
 use super::source::{Source, Table};
 use super::{Family, Part};
 use crate::Error;
+use crate::architecture::autoencoder_kl::Config;
 
 /// A tensor that every such autoencoder has.
 pub(super) const MARK: &str = "encoder.down.0.block.0.norm1.weight";
@@ -15,30 +14,26 @@ const ATTENTION: [(&str, &str); 5] =
     [("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")];
 
 /// `family`: what it was trained for, where that is known; it decides what the latents are multiplied by.
-pub(super) fn part(source: &Source<'_>, family: Option<Family>) -> Result<Part, Error> {
+pub(super) fn part(source: &Source<'_>, family: Option<Family>) -> Result<Part<Config>, Error> {
     let count = source.count("encoder.down.")?;
     let channels = |level: usize| source.size(&format!("encoder.down.{level}.block.0.conv1.weight"), &[4], 0);
     let channels = (0..count).map(channels).collect::<Result<Vec<_>, _>>()?;
     let layers = source.count("encoder.down.0.block.")?;
-    let latent = source.size("decoder.conv_in.weight", &[4], 1)?;
     let attends = source.has_any("encoder.mid.attn_1.");
     let (quantises, dequantises) = (source.has_any("quant_conv."), source.has_any("post_quant_conv."));
-    let mut config = json!({
-        "_class_name": "AutoencoderKL",
-        "in_channels": source.size("encoder.conv_in.weight", &[4], 1)?,
-        "out_channels": source.size("decoder.conv_out.weight", &[4], 0)?,
-        "block_out_channels": channels,
-        "down_block_types": vec!["DownEncoderBlock2D"; count],
-        "up_block_types": vec!["UpDecoderBlock2D"; count],
-        "layers_per_block": layers,
-        "latent_channels": latent,
-        "mid_block_add_attention": attends,
-        "use_quant_conv": quantises,
-        "use_post_quant_conv": dequantises,
-    });
-    if let Some(family) = family {
-        config["scaling_factor"] = family.scaling_factor().into();
-    }
+    let default = Config::default();
+    let config = Config {
+        in_channels: source.size("encoder.conv_in.weight", &[4], 1)?,
+        out_channels: source.size("decoder.conv_out.weight", &[4], 0)?,
+        block_out_channels: channels,
+        layers_per_block: layers,
+        latent_channels: source.size("decoder.conv_in.weight", &[4], 1)?,
+        mid_block_add_attention: attends,
+        use_quant_conv: quantises,
+        use_post_quant_conv: dequantises,
+        scaling_factor: family.map_or(default.scaling_factor, Family::scaling_factor),
+        ..default
+    };
 
     let mut table = Table::new(source);
     let t = &mut table;

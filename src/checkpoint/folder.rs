@@ -45,3 +45,68 @@ fn renamed(weights: &Weights, rename: impl Fn(&str) -> Option<String>) -> Names 
     }
     names
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::Dtype;
+
+    fn file(names: &[&str]) -> Weights {
+        let mut weights = Weights::default();
+        names.iter().for_each(|name| weights.replace(*name, Dtype::F32, &[1], &[0; 4]).unwrap());
+        weights
+    }
+
+    /// Each name of a table, and the stored tensor it stands for.
+    fn pairs(names: &Names) -> Vec<(&str, &str)> {
+        names.iter().map(|(name, stored)| (name.as_str(), stored.name.as_str())).collect()
+    }
+
+    #[test]
+    fn old_attention_layers_have_new_names() {
+        let old = ["key.bias", "proj_attn.weight", "query.weight", "value.bias", "group_norm.bias"];
+        let old = old.map(|name| format!("encoder.mid_block.attentions.0.{name}"));
+        let names = autoencoder_names(&file(&old.each_ref().map(String::as_str)));
+        let attention = |name: &str| format!("encoder.mid_block.attentions.0.{name}");
+        for (new, old) in [
+            ("to_k.bias", "key.bias"),
+            ("to_out.0.weight", "proj_attn.weight"),
+            ("to_q.weight", "query.weight"),
+            ("to_v.bias", "value.bias"),
+            ("group_norm.bias", "group_norm.bias"),
+        ] {
+            assert_eq!(names[&attention(new)], Stored::whole(attention(old)));
+        }
+        assert_eq!(names.len(), old.len());
+    }
+
+    #[test]
+    fn other_tensors_keep_their_names() {
+        let others =
+            ["a.attentions.0.key.lora.up", "a.attentions.key.bias", "decoder.key.bias", "quant_conv.bias"];
+        assert_eq!(pairs(&autoencoder_names(&file(&others))), others.map(|name| (name, name)));
+    }
+
+    #[test]
+    fn a_text_encoder_gets_its_prefix_unless_it_has_it() {
+        let file = file(&[
+            "embeddings.position_ids",
+            "encoder.layers.0.mlp.fc1.bias",
+            "text_model.final_layer_norm.bias",
+            "text_projection.weight",
+        ]);
+        let expected = [
+            ("text_model.embeddings.position_ids", "embeddings.position_ids"),
+            ("text_model.encoder.layers.0.mlp.fc1.bias", "encoder.layers.0.mlp.fc1.bias"),
+            ("text_model.final_layer_norm.bias", "text_model.final_layer_norm.bias"),
+            ("text_projection.weight", "text_projection.weight"),
+        ];
+        assert_eq!(pairs(&text_encoder_names(&file)), expected);
+    }
+
+    #[test]
+    fn where_both_names_are_there_the_right_one_counts() {
+        let names = text_encoder_names(&file(&["embeddings.x", "text_model.embeddings.x"]));
+        assert_eq!(pairs(&names), [("text_model.embeddings.x", "text_model.embeddings.x")]);
+    }
+}

@@ -115,8 +115,8 @@ pub(super) fn unrecognised(weights: &Weights, place: &str) -> Error {
 
 /// What a file without a VAE is.
 pub(super) fn not_an_autoencoder(weights: &Weights, place: &str) -> Error {
-    let seen = listed(weights.iter().map(|(name, _)| name));
-    Error::new(ErrorKind::Model, format!("{place}: expected a VAE, got {}", described(weights, &seen)))
+    let names = listed(weights.iter().map(|(name, _)| name));
+    Error::new(ErrorKind::Model, format!("{place}: expected a VAE, got {}", described(weights, &names)))
         .help("give a file with encoder.down and decoder.up, or a diffusers folder")
 }
 
@@ -153,5 +153,128 @@ fn described(weights: &Weights, names: &str) -> String {
         0 => "no tensors".into(),
         1 => format!("one tensor, {names}"),
         count => format!("{count} tensors, such as {names}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::{recognise, recognise_autoencoder};
+    use crate::weights::Dtype;
+
+    fn file(tensors: &[(&str, &[usize])]) -> Weights {
+        let mut weights = Weights::default();
+        for (name, shape) in tensors {
+            let bytes = vec![0; 4 * shape.iter().product::<usize>()];
+            weights.replace(*name, Dtype::F32, shape, &bytes).unwrap();
+        }
+        weights
+    }
+
+    #[test]
+    fn other_files_are_named_with_a_way_out() {
+        let kinds = [
+            ("double_blocks.0.img_attn.qkv.weight", "FLUX", "can be run"),
+            ("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "FLUX", "can be run"),
+            ("single_transformer_blocks.0.attn.to_q.weight", "FLUX", "can be run"),
+            (
+                "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight",
+                "Stable Diffusion 3",
+                "can be run",
+            ),
+            (
+                "text_encoders.clip_l.transformer.text_model.final_layer_norm.bias",
+                "Stable Diffusion 3",
+                "can be run",
+            ),
+            ("clip_txt_mapper.weight", "Stable Cascade", "can be run"),
+            ("down_blocks.0.0.channelwise.0.weight", "Stable Cascade", "can be run"),
+            (
+                "model.diffusion_model.input_blocks.1.1.time_stack.0.norm1.weight",
+                "Stable Video Diffusion",
+                "can be run",
+            ),
+            (
+                "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight",
+                "a LoRA",
+                "the model it was made for",
+            ),
+            ("unet.mid_block.attentions.0.proj_in.lora_A.weight", "a LoRA", "the model it was made for"),
+            ("control_model.input_hint_block.0.weight", "a ControlNet", "the model it was made for"),
+            ("controlnet_cond_embedding.conv_in.weight", "a ControlNet", "the model it was made for"),
+            ("down_blocks.0.motion_modules.0.norm.weight", "AnimateDiff", "the model it was made for"),
+            ("ip_adapter.1.to_k_ip.weight", "an IP-Adapter", "the model it was made for"),
+            ("emb_params", "a textual inversion", "the model it was made for"),
+            (
+                "down_blocks.0.resnets.0.time_emb_proj.weight",
+                "the U-Net of a diffusers folder",
+                "model_index.json",
+            ),
+            (
+                "decoder.up_blocks.0.resnets.0.conv1.weight",
+                "the VAE of a diffusers folder",
+                "model_index.json",
+            ),
+            (
+                "text_model.encoder.layers.0.mlp.fc1.bias",
+                "the text encoder of a diffusers folder",
+                "model_index.json",
+            ),
+            (
+                "encoder.layers.0.self_attn.q_proj.bias",
+                "the text encoder of a diffusers folder",
+                "model_index.json",
+            ),
+            ("first_stage_model.decoder.up.0.block.0.conv1.bias", "a VAE alone", "give a whole model"),
+            ("decoder.up.0.block.0.conv1.bias", "a VAE alone", "give a whole model"),
+            ("model_ema.diffusion_modelout2weight", "averages of a training", "for inference"),
+        ];
+        for (name, kind, way_out) in kinds {
+            let error = recognise(&file(&[(name, &[2, 3])]), "x.safetensors").expect_err(name);
+            assert_eq!(error.kind(), ErrorKind::Model);
+            let message = error.to_string();
+            let start = format!(
+                "x.safetensors: expected a Stable Diffusion checkpoint, got one tensor, {name}: looks like "
+            );
+            assert!(message.starts_with(&start), "{message}");
+            assert!(
+                message[start.len()..].starts_with(kind) && message.contains(way_out),
+                "{name}: {message}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_of_a_few_embeddings_is_a_textual_inversion() {
+        let looks = |tensors: &[(&str, &[usize])]| recognise(&file(tensors), "x").unwrap_err().to_string();
+        assert!(looks(&[("<cat>", &[768])]).contains("looks like a textual inversion"));
+        assert!(
+            looks(&[("clip_g", &[4, 1280]), ("clip_l", &[4, 768])])
+                .contains("looks like a textual inversion")
+        );
+        assert!(!looks(&[("a", &[4, 768]), ("b", &[4, 100])]).contains("looks like"));
+    }
+
+    #[test]
+    fn unknown_and_empty_files_say_what_was_seen_and_what_is_supported() {
+        let message = recognise(&file(&[("b", &[1]), ("a", &[2])]), "x").unwrap_err().to_string();
+        assert!(
+            message.starts_with("x: expected a Stable Diffusion checkpoint, got 2 tensors, such as a; "),
+            "{message}"
+        );
+        assert!(message.contains("Stable Diffusion 1, 2 and XL"), "{message}");
+        let message = recognise(&Weights::default(), "x").unwrap_err().to_string();
+        assert!(
+            message.starts_with("x: expected a Stable Diffusion checkpoint, got no tensors; "),
+            "{message}"
+        );
+        let message = recognise_autoencoder(&file(&[("a", &[2])]), "x").unwrap_err().to_string();
+        assert!(message.starts_with("x: expected a VAE, got one tensor, a; "), "{message}");
+    }
+
+    #[test]
+    fn an_absurdly_long_name_is_shown_in_part() {
+        let message = recognise(&file(&[(&"é".repeat(100_000), &[1])]), "x").unwrap_err().to_string();
+        assert!(message.len() < 600, "{} bytes", message.len());
     }
 }

@@ -1,16 +1,17 @@
 //! CLIP's text encoders in single files, under the names of transformers or of OpenCLIP: their configurations, and their
 //! names in folders. It knows which encoder a family reads at which layer.
 
-use serde_json::json;
-
 use super::folder::TEXT_MODEL;
 use super::source::{Source, Table};
 use super::{Family, Part};
 use crate::Error;
+use crate::architecture::clip::{Activation, Config};
 use crate::weights::Weights;
 
 /// The width of an attention's head, in all of them.
 const HEAD_WIDTH: usize = 64;
+/// The widest states that are believed.
+const MAX_WIDTH: usize = 1 << 16;
 /// How many layers OpenCLIP's encoder of SD 2 has; the last is not used.
 const SD2_LAYERS: usize = 24;
 
@@ -31,7 +32,11 @@ const LAYERS: [(&str, &str); 5] = [
 const HEADS_OF_ATTENTION: [&str; 3] = ["q_proj", "k_proj", "v_proj"];
 
 /// `text_encoder` and `text_encoder_2`, where the file has them.
-pub(super) fn parts(weights: &Weights, place: &str, family: Family) -> Result<[Option<Part>; 2], Error> {
+pub(super) fn parts(
+    weights: &Weights,
+    place: &str,
+    family: Family,
+) -> Result<[Option<Part<Config>>; 2], Error> {
     let mut parts = [None, None];
     for stage in STAGES {
         let part = part(weights, place, stage, family)?;
@@ -42,7 +47,7 @@ pub(super) fn parts(weights: &Weights, place: &str, family: Family) -> Result<[O
 }
 
 /// The encoder of one stage, if there is anything.
-fn part(weights: &Weights, place: &str, stage: &str, family: Family) -> Result<Option<Part>, Error> {
+fn part(weights: &Weights, place: &str, stage: &str, family: Family) -> Result<Option<Part<Config>>, Error> {
     let place = format!("{place}: text encoder");
     let all = Source::new(weights, place.clone(), stage);
     if all.is_empty() {
@@ -59,7 +64,7 @@ fn part(weights: &Weights, place: &str, stage: &str, family: Family) -> Result<O
 }
 
 /// OpenAI's CLIP, with the names of transformers.
-fn clip(source: &Source<'_>) -> Result<Part, Error> {
+fn clip(source: &Source<'_>) -> Result<Part<Config>, Error> {
     // Some files leave this out.
     let inner = if source.has_any(TEXT_MODEL) { TEXT_MODEL } else { "" };
     let original = |name: &str| format!("{inner}{name}");
@@ -67,17 +72,18 @@ fn clip(source: &Source<'_>) -> Result<Part, Error> {
     let tokens = original("embeddings.token_embedding.weight");
     let positions = original("embeddings.position_embedding.weight");
     let width = width(source, &tokens)?;
-    let config = json!({
-        "architectures": ["CLIPTextModel"],
-        "model_type": "clip_text_model",
-        "vocab_size": source.size(&tokens, &[2], 0)?,
-        "max_position_embeddings": source.size(&positions, &[2], 0)?,
-        "hidden_size": width,
-        "intermediate_size": source.size(&original("encoder.layers.0.mlp.fc1.weight"), &[2], 0)?,
-        "num_hidden_layers": layers,
-        "num_attention_heads": width / HEAD_WIDTH,
-        "hidden_act": "quick_gelu",
-    });
+    let config = Config {
+        vocab_size: source.size(&tokens, &[2], 0)?,
+        hidden_size: width,
+        intermediate_size: source.size(&original("encoder.layers.0.mlp.fc1.weight"), &[2], 0)?,
+        // What it would be if the network had one.
+        projection_dim: width,
+        num_hidden_layers: layers,
+        num_attention_heads: width / HEAD_WIDTH,
+        max_position_embeddings: source.size(&positions, &[2], 0)?,
+        hidden_act: Activation::QuickGelu,
+        ..Config::default()
+    };
     let mut table = Table::new(source);
     table.tensor(&format!("{TEXT_MODEL}embeddings.token_embedding.weight"), &tokens);
     table.tensor(&format!("{TEXT_MODEL}embeddings.position_embedding.weight"), &positions);
@@ -97,7 +103,7 @@ fn clip(source: &Source<'_>) -> Result<Part, Error> {
     Ok(Part { config, names: table.finish()? })
 }
 
-fn open_clip(source: &Source<'_>, family: Family) -> Result<Part, Error> {
+fn open_clip(source: &Source<'_>, family: Family) -> Result<Part<Config>, Error> {
     let stored_layers = source.count("transformer.resblocks.")?;
     let projection = ["text_projection", "text_projection.weight"].into_iter().find(|name| source.has(name));
     // These read the last but one layer, so that diffusers' encoder ends there; files made from it do, too, and then have
@@ -106,17 +112,17 @@ fn open_clip(source: &Source<'_>, family: Family) -> Result<Part, Error> {
     let is_whole = stored_layers == SD2_LAYERS || projection.is_some() && stored_layers + 1 != SD2_LAYERS;
     let layers = if ends_early && is_whole { stored_layers.saturating_sub(1) } else { stored_layers };
     let width = width(source, "token_embedding.weight")?;
-    let mut config = json!({
-        "architectures": ["CLIPTextModel"],
-        "model_type": "clip_text_model",
-        "vocab_size": source.size("token_embedding.weight", &[2], 0)?,
-        "max_position_embeddings": source.size("positional_embedding", &[2], 0)?,
-        "hidden_size": width,
-        "intermediate_size": source.size("transformer.resblocks.0.mlp.c_fc.weight", &[2], 0)?,
-        "num_hidden_layers": layers,
-        "num_attention_heads": width / HEAD_WIDTH,
-        "hidden_act": "gelu",
-    });
+    let mut config = Config {
+        vocab_size: source.size("token_embedding.weight", &[2], 0)?,
+        hidden_size: width,
+        intermediate_size: source.size("transformer.resblocks.0.mlp.c_fc.weight", &[2], 0)?,
+        projection_dim: width,
+        num_hidden_layers: layers,
+        num_attention_heads: width / HEAD_WIDTH,
+        max_position_embeddings: source.size("positional_embedding", &[2], 0)?,
+        hidden_act: Activation::Gelu,
+        ..Config::default()
+    };
 
     let mut table = Table::new(source);
     table.tensor(&format!("{TEXT_MODEL}embeddings.token_embedding.weight"), "token_embedding.weight");
@@ -138,13 +144,12 @@ fn open_clip(source: &Source<'_>, family: Family) -> Result<Part, Error> {
         let unused = format!("transformer.resblocks.{layers}.");
         table.ignore(|name| name.starts_with(&unused) || name.starts_with("text_projection"));
     } else {
-        config["architectures"] = json!(["CLIPTextModelWithProjection"]);
         // OpenCLIP multiplies from the left; files that were saved as a layer are the other way round.
         let (name, width_axis) = match projection {
             Some(name @ "text_projection.weight") => (name, 0),
             _ => ("text_projection", 1),
         };
-        config["projection_dim"] = source.size(name, &[2], width_axis)?.into();
+        config.projection_dim = source.size(name, &[2], width_axis)?;
         match width_axis {
             0 => table.tensor("text_projection.weight", name),
             _ => table.transposed("text_projection.weight", name),
@@ -156,10 +161,10 @@ fn open_clip(source: &Source<'_>, family: Family) -> Result<Part, Error> {
 
 fn width(source: &Source<'_>, tokens: &str) -> Result<usize, Error> {
     let width = source.size(tokens, &[2], 1)?;
-    if width == 0 || !width.is_multiple_of(HEAD_WIDTH) {
-        return Err(
-            source.refuse(format!("{tokens}: expected a width in multiples of {HEAD_WIDTH}, got {width}"))
-        );
+    if !(HEAD_WIDTH..=MAX_WIDTH).contains(&width) || !width.is_multiple_of(HEAD_WIDTH) {
+        return Err(source.refuse(format!(
+            "{tokens}: expected a width in multiples of {HEAD_WIDTH} up to {MAX_WIDTH}, got {width}"
+        )));
     }
     Ok(width)
 }

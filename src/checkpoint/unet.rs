@@ -1,11 +1,10 @@
 //! The U-Net of Rombach et al. 2022 under its original names: its layout, its configuration in diffusers' words, and its
 //! names there. It knows nothing of the networks beside it.
 
-use serde_json::{Value as Json, json};
-
 use super::source::{Source, Table};
-use super::{Family, Part, Purpose};
+use super::{Family, Names, Part, Purpose};
 use crate::Error;
+use crate::architecture::unet::{AddedEmbedding, ClassEmbedding, Config, Level as LevelConfig, Middle};
 use crate::prediction::Prediction;
 
 /// A tensor that every such U-Net has.
@@ -15,6 +14,9 @@ pub(super) const MARK: &str = "input_blocks.0.0.weight";
 const HEAD_WIDTH: usize = 64;
 /// The number of heads where it does not.
 const HEADS: usize = 8;
+/// The groups and the epsilon of group norms, which all of them have.
+const GROUPS: usize = 32;
+const EPSILON: f64 = 1e-5;
 /// The width that SDXL gives each size.
 const SIZE_WIDTH: usize = 256;
 
@@ -66,12 +68,6 @@ struct Level {
     up: Vec<usize>,
 }
 
-enum Middle {
-    Absent,
-    Residual,
-    Transformer(usize),
-}
-
 impl Layout {
     pub(super) fn read(source: &Source<'_>) -> Result<Self, Error> {
         let condition = ["time_embedding.cond_proj.weight", "time_embed.cond_proj.weight"]
@@ -99,6 +95,12 @@ impl Layout {
             }
             let depth = depth(source, &place, &mut transformers)?;
             let channels = source.size(&format!("{place}.0.in_layers.2.weight"), &[4], 0)?;
+            if !level.down.is_empty() && level.channels != channels {
+                return Err(source.refuse(format!(
+                    "{place}: expected {} channels, as in the block before it, got {channels}",
+                    level.channels
+                )));
+            }
             level.channels = channels;
             level.down.push(depth);
             levels.push(level);
@@ -194,109 +196,49 @@ impl Layout {
         source: &Source<'_>,
         family: Family,
         prediction: Prediction,
-    ) -> Result<Part, Error> {
+    ) -> Result<Part<Config>, Error> {
         Ok(Part { config: self.config(source, family, prediction)?, names: self.names(source)? })
     }
 
-    fn config(&self, source: &Source<'_>, family: Family, prediction: Prediction) -> Result<Json, Error> {
-        let channels: Vec<usize> = self.levels.iter().map(|level| level.channels).collect();
-        let types = |plain: &str, cross: &str, depths: &[usize]| match depths
-            .iter()
-            .filter(|depth| **depth > 0)
-            .count()
-        {
-            0 => Ok(plain.to_owned()),
-            count if count == depths.len() => Ok(cross.to_owned()),
-            count => Err(source.refuse(format!(
-                "expected a transformer behind all {} residual blocks of a level or none, got {count}",
-                depths.len()
-            ))),
+    fn config(&self, source: &Source<'_>, family: Family, prediction: Prediction) -> Result<Config, Error> {
+        let cells = match (family, prediction) {
+            (Family::Sd1, _) | (Family::Sd2, Prediction::Epsilon | Prediction::Sample) => 64,
+            (Family::Sd2, Prediction::V) => 96,
+            (Family::Sdxl | Family::SdxlRefiner | Family::Upscaler, _) => 128,
         };
-        let down = self.levels.iter().map(|level| types("DownBlock2D", "CrossAttnDownBlock2D", &level.down));
-        let up = self.levels.iter().rev().map(|level| types("UpBlock2D", "CrossAttnUpBlock2D", &level.up));
-        // diffusers gives the middle the depth of the last level, even where that has no transformers.
-        let middle = if let Middle::Transformer(depth) = self.middle { depth } else { 1 };
-        let last = self.levels.len() - 1;
-        let depths = |depths: fn(&Level) -> &[usize]| {
-            let levels = self.levels.iter().enumerate();
-            let json = levels
-                .map(|(index, level)| depths_json(depths(level), if index == last { middle } else { 1 }));
-            json.collect::<Vec<Json>>()
-        };
-        let (down_depths, mut up_depths) = (depths(|level| &level.down), depths(|level| &level.up));
-        up_depths.reverse();
-        let mirrors = down_depths.iter().rev().eq(&up_depths) && down_depths.iter().all(Json::is_number);
-        if let (Middle::Transformer(depth), Some(level)) = (&self.middle, self.levels.last()) {
-            let above = level.down[0];
-            // diffusers has no word for another depth.
-            if above > 0 && above != *depth {
-                return Err(source
-                    .refuse(format!("middle_block.1: expected {above} transformer blocks, got {depth}")));
-            }
-        }
-        let heads = match family {
-            Family::Sd1 | Family::Upscaler => json!(HEADS),
-            _ => {
-                let reads = |level: &&Level| level.down.iter().chain(&level.up).any(|depth| *depth > 0);
-                let odd =
-                    self.levels.iter().filter(reads).find(|level| !level.channels.is_multiple_of(HEAD_WIDTH));
-                if let Some(level) = odd {
-                    return Err(source.refuse(format!(
-                        "expected channels in multiples of {HEAD_WIDTH}, got {}",
-                        level.channels
-                    )));
-                }
-                channels.iter().map(|channels| channels / HEAD_WIDTH).collect()
-            }
-        };
-        // All but the last level of the upscaler attend to the text alone; shapes cannot tell where both are of one width.
-        let only_cross_attention: Vec<bool> =
-            (0..=last).map(|level| family == Family::Upscaler && level < last).collect();
-        let mut config = json!({
-            "_class_name": "UNet2DConditionModel",
-            "in_channels": self.in_channels,
-            "out_channels": self.out_channels,
-            "block_out_channels": channels,
-            "down_block_types": down.collect::<Result<Vec<_>, _>>()?,
-            "mid_block_type": match self.middle {
-                Middle::Absent => Json::Null,
-                Middle::Residual => "UNetMidBlock2D".into(),
-                Middle::Transformer(_) => "UNetMidBlock2DCrossAttn".into(),
-            },
-            "up_block_types": up.collect::<Result<Vec<_>, _>>()?,
-            "layers_per_block": self.levels.iter().map(|level| level.down.len()).collect::<Vec<_>>(),
-            "transformer_layers_per_block": down_depths,
-            "cross_attention_dim": self.cross_width,
-            "only_cross_attention": only_cross_attention,
-            "attention_head_dim": heads,
-            "use_linear_projection": self.is_linear,
-            "time_embedding_dim": self.time_width,
-            "sample_size": match family {
-                Family::Sd1 => 64,
-                Family::Sd2 if prediction == Prediction::V => 96,
-                Family::Sd2 => 64,
-                Family::Sdxl | Family::SdxlRefiner | Family::Upscaler => 128,
-            },
+        let levels = self.levels.iter().enumerate().map(|(index, level)| {
+            // Shapes cannot tell this where text and picture have one width.
+            let only_cross_attention = family == Family::Upscaler && index + 1 < self.levels.len();
+            level.config(source, family, only_cross_attention)
         });
-        if !mirrors {
-            config["reverse_transformer_layers_per_block"] = up_depths.into();
-        }
-        if let Some((_, width)) = self.condition {
-            config["time_cond_proj_dim"] = width.into();
-        }
-        match self.label {
-            Label::Nothing => {}
-            Label::Class(count) => config["num_class_embeds"] = count.into(),
-            Label::Vector(width) => {
-                config["addition_embed_type"] = "text_time".into();
-                config["addition_time_embed_dim"] = SIZE_WIDTH.into();
-                config["projection_class_embeddings_input_dim"] = width.into();
-            }
-        }
-        Ok(config)
+        Ok(Config {
+            sample_size: Some([cells; 2]),
+            in_channels: self.in_channels,
+            out_channels: self.out_channels,
+            center_input_sample: false,
+            conv_in_kernel: source.size(MARK, &[4], 2)?,
+            conv_out_kernel: source.size("out.2.weight", &[4], 2)?,
+            norm_num_groups: GROUPS,
+            norm_eps: EPSILON,
+            cross_attention_dim: self.cross_width,
+            flip_sin_to_cos: true,
+            freq_shift: 0.0,
+            time_embedding_dim: self.time_width,
+            time_cond_proj_dim: self.condition.map(|(_, width)| width),
+            class_embedding: match self.label {
+                Label::Class(count) => Some(ClassEmbedding::Table(count)),
+                Label::Nothing | Label::Vector(_) => None,
+            },
+            added_embedding: match self.label {
+                Label::Vector(inputs) => Some(AddedEmbedding { time_width: SIZE_WIDTH, inputs }),
+                Label::Nothing | Label::Class(_) => None,
+            },
+            levels: levels.collect::<Result<_, _>>()?,
+            middle: self.middle,
+        })
     }
 
-    fn names(&self, source: &Source<'_>) -> Result<super::Names, Error> {
+    fn names(&self, source: &Source<'_>) -> Result<Names, Error> {
         let mut table = Table::new(source);
         let t = &mut table;
         t.layer("conv_in", "input_blocks.0.0");
@@ -364,6 +306,46 @@ impl Layout {
     }
 }
 
+impl Level {
+    fn config(
+        &self,
+        source: &Source<'_>,
+        family: Family,
+        only_cross_attention: bool,
+    ) -> Result<LevelConfig, Error> {
+        let depths = |depths: &[usize]| match depths.iter().filter(|depth| **depth > 0).count() {
+            0 => Ok(None),
+            count if count == depths.len() => Ok(Some(depths.to_vec())),
+            count => Err(source.refuse(format!(
+                "expected a transformer behind all {} residual blocks of a level or none, got {count}",
+                depths.len()
+            ))),
+        };
+        let (down, up) = (depths(&self.down)?, depths(&self.up)?);
+        let heads = match family {
+            Family::Sd1 | Family::Upscaler => HEADS,
+            Family::Sd2 | Family::Sdxl | Family::SdxlRefiner => {
+                let reads = down.is_some() || up.is_some();
+                if reads && !self.channels.is_multiple_of(HEAD_WIDTH) {
+                    return Err(source.refuse(format!(
+                        "expected channels in multiples of {HEAD_WIDTH}, got {}",
+                        self.channels
+                    )));
+                }
+                self.channels / HEAD_WIDTH
+            }
+        };
+        Ok(LevelConfig {
+            channels: self.channels,
+            layers: self.down.len(),
+            heads,
+            only_cross_attention,
+            down,
+            up,
+        })
+    }
+}
+
 /// The number of transformer blocks in a block, 0 without a transformer; notes where the transformer is.
 fn depth(source: &Source<'_>, block: &str, transformers: &mut Vec<String>) -> Result<usize, Error> {
     let transformer = format!("{block}.1");
@@ -402,14 +384,5 @@ fn transformer(table: &mut Table<'_, '_>, name: &str, original: &str, depth: usi
                 &format!("{original}.{block}.{layer}.weight"),
             );
         }
-    }
-}
-
-/// Depths per residual block, as diffusers writes them: one number where they agree, `absent` where all are 0.
-fn depths_json(depths: &[usize], absent: usize) -> Json {
-    match depths {
-        [0, ..] if depths.iter().all(|depth| *depth == 0) => absent.into(),
-        [first, ..] if depths.iter().all(|depth| depth == first) => (*first).into(),
-        _ => depths.into(),
     }
 }

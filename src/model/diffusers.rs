@@ -119,7 +119,7 @@ fn vae(folder: &Path) -> Result<(Part, Part, LatentSpace), Error> {
 }
 
 /// The graphs of a VAE's encoder and decoder, and how its latents relate to pictures.
-pub(super) fn vae_graphs(place: &str, json: &[u8]) -> Result<(Graph, Graph, LatentSpace), Error> {
+fn vae_graphs(place: &str, json: &[u8]) -> Result<(Graph, Graph, LatentSpace), Error> {
     let class: Class = parse_json(place, json)?;
     match class.name.as_str() {
         "AutoencoderTiny" => {
@@ -142,19 +142,24 @@ pub(super) fn vae_graphs(place: &str, json: &[u8]) -> Result<(Graph, Graph, Late
                     ),
                 ));
             }
-            let latents = LatentSpace {
-                channels: config.latent_channels,
-                factor_px: config.factor_px(),
-                scale: config.scaling_factor,
-                shift: config.shift_factor.unwrap_or(0.0),
-            };
-            Ok((config.encoder()?, config.decoder()?, latents))
+            kl_graphs(&config)
         }
         other => Err(Error::new(
             ErrorKind::Model,
             format!("{place}: _class_name: expected AutoencoderKL or AutoencoderTiny, got {other:?}"),
         )),
     }
+}
+
+/// The same of the VAEs that single files have.
+pub(super) fn kl_graphs(config: &autoencoder_kl::Config) -> Result<(Graph, Graph, LatentSpace), Error> {
+    let latents = LatentSpace {
+        channels: config.latent_channels,
+        factor_px: config.factor_px(),
+        scale: config.scaling_factor,
+        shift: config.shift_factor.unwrap_or(0.0),
+    };
+    Ok((config.encoder()?, config.decoder()?, latents))
 }
 
 /// Which states a U-Net was trained on: Stable Diffusion XL takes those before the last layer.
@@ -427,6 +432,11 @@ impl Default for Scheduler {
 }
 
 impl Scheduler {
+    /// What latent consistency models were distilled with.
+    pub(super) fn latent_consistency() -> Self {
+        Self { class: "LCMScheduler".into(), steps_offset: 0, ..Self::stable_diffusion() }
+    }
+
     /// What the x4 upscaler was trained on.
     pub(super) fn upscaler() -> Self {
         Self { beta_start: 0.0001, beta_end: 0.02, ..Self::stable_diffusion() }

@@ -4,10 +4,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::diffusers::{MAX_NOISE_LEVEL, Scheduler, for_text, text_states, vae_graphs};
+use super::diffusers::{MAX_NOISE_LEVEL, Scheduler, for_text, kl_graphs, text_states};
 use super::traits::Traits;
 use super::{Model, Part, TextEncoderPart, Vocabulary};
-use crate::architecture::{clip, unet};
+use crate::architecture::clip;
 use crate::checkpoint::{self, Family};
 use crate::graph::Graph;
 use crate::manifest::LowRes;
@@ -27,30 +27,29 @@ pub(super) fn open(path: &Path) -> Result<Model, Error> {
     let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{place}: {problem}"));
     let weights = Weights::open(&[path])?;
     let found = checkpoint::recognise(&weights, &place)?;
-    let part = |name: &'static str, part: &checkpoint::Part, graph: Graph| {
-        let weights = weights.select(part.names.clone())?;
+    let part = |name: &'static str, names: &checkpoint::Names, graph: Graph| {
+        let weights = weights.select(names.clone())?;
         Part::new(name, format!("derived for {}", found.family), place.clone(), graph, Arc::new(weights))
     };
-    let json = |part: &checkpoint::Part| part.config.to_string().into_bytes();
 
-    let config = unet::Config::parse(&place, &json(&found.unet))?;
-    let is_xl = config.added_embedding.is_some();
-
+    let is_xl = found.unet.config.added_embedding.is_some();
     let mut text_encoders = Vec::new();
     let encoders = [("text_encoder", &found.text_encoder), ("text_encoder_2", &found.text_encoder_2)];
     for (name, encoder) in encoders {
         let Some(encoder) = encoder else { continue };
-        let config = clip::Config::parse(&place, &json(encoder))?;
+        let config = &encoder.config;
         let is_last = name == "text_encoder_2" || found.text_encoder_2.is_none();
         let graph = config.graph(text_states(is_xl), is_xl && is_last)?;
         let pad = if config.hidden_act == clip::Activation::Gelu { OPEN_CLIP_PAD } else { EOS };
         text_encoders.push(TextEncoderPart {
-            part: part(name, encoder, graph)?,
+            part: part(name, &encoder.names, graph)?,
             vocabulary: Vocabulary::Clip,
             special: SpecialTokens { bos: BOS, eos: EOS, pad },
             context: config.max_position_embeddings,
         });
     }
+    let config = for_text(found.unet.config.clone(), &text_encoders);
+    let unet = part("unet", &found.unet.names, config.graph()?)?;
     let missing = |what: &str| {
         refuse(format!("expected a whole checkpoint, got a {} without its {what}", found.family))
             .help(format!("put it into a diffusers folder, as its unet, beside a {what}"))
@@ -58,12 +57,10 @@ pub(super) fn open(path: &Path) -> Result<Model, Error> {
     if text_encoders.is_empty() {
         return Err(missing("text encoder"));
     }
-    let config = for_text(config, &text_encoders);
-    let unet = part("unet", &found.unet, config.graph()?)?;
     let vae = found.vae.as_ref().ok_or_else(|| missing("VAE"))?;
-    let (encoder, decoder, latents) = vae_graphs(&place, &json(vae))?;
-    let vae_encoder = part("vae_encoder", vae, encoder)?;
-    let vae_decoder = part("vae_decoder", vae, decoder)?;
+    let (encoder, decoder, latents) = kl_graphs(&vae.config)?;
+    let vae_encoder = part("vae_encoder", &vae.names, encoder)?;
+    let vae_decoder = part("vae_decoder", &vae.names, decoder)?;
 
     if found.hint.zero_terminal_snr {
         return Err(refuse(format!(
@@ -72,7 +69,12 @@ pub(super) fn open(path: &Path) -> Result<Model, Error> {
         )));
     }
     let is_upscaler = found.family == Family::Upscaler;
-    let scheduler = if is_upscaler { Scheduler::upscaler() } else { Scheduler::stable_diffusion() };
+    let is_consistent = config.time_cond_proj_dim.is_some();
+    let scheduler = match (is_upscaler, is_consistent) {
+        (true, _) => Scheduler::upscaler(),
+        (_, true) => Scheduler::latent_consistency(),
+        _ => Scheduler::stable_diffusion(),
+    };
     let low_res = is_upscaler
         .then(|| LowRes::new(scheduler.betas(&place)?, scheduler.num_train_timesteps, MAX_NOISE_LEVEL));
     let traits = Traits {
