@@ -24,6 +24,9 @@ const UNET_PREFIXES: [&str; 2] = ["model.diffusion_model.", ""];
 /// What stands before the VAE's names; files with nothing else may leave it out.
 const VAE_PREFIXES: [&str; 3] = ["first_stage_model.", "vae.", ""];
 
+/// Where a file's header says what its U-Net predicts, if it follows Stability AI's model metadata standard.
+const SAID_PREDICTION: &str = "modelspec.prediction_type";
+
 /// The spread of a norm's bias from which an SD 2 predicts velocities. ComfyUI's rule: base and 768-v have the same names
 /// and shapes, but this bias of the last transformer tells them apart.
 const VELOCITY_BIAS_DEVIATION: f64 = 0.09;
@@ -180,6 +183,16 @@ fn hint(
     let hint = |prediction, reason: String| Ok(Hint { prediction, zero_terminal_snr, reason });
     if weights.get("v_pred").is_some() {
         return hint(Prediction::V, "the file has a tensor v_pred".into());
+    }
+    if let Some(said) = weights.metadata(SAID_PREDICTION) {
+        let prediction = match said {
+            "v" => Prediction::V,
+            "epsilon" => Prediction::Epsilon,
+            other => {
+                return Err(unet.refuse(format!("{SAID_PREDICTION}: expected v or epsilon, got {other:?}")));
+            }
+        };
+        return hint(prediction, format!("the file says {SAID_PREDICTION} {said}"));
     }
     if family == Family::Upscaler {
         return hint(Prediction::V, format!("every {family} predicts velocities"));

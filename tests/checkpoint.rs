@@ -204,6 +204,23 @@ fn marks_tell_what_a_finetune_predicts() {
 }
 
 #[test]
+fn what_a_file_says_of_its_prediction_counts() {
+    let hint = |family: &str, said: &str| {
+        let weights = weights_with(&original(family), json!({"modelspec.prediction_type": said}));
+        checkpoint::recognise(&weights, "x").map(|checkpoint| checkpoint.hint)
+    };
+    let said = hint("sdxl", "v").unwrap();
+    assert_eq!(said.prediction, Prediction::V);
+    assert_eq!(said.reason, "the file says modelspec.prediction_type v");
+    assert_eq!(hint("sd21", "epsilon").unwrap().prediction, Prediction::Epsilon);
+    let error = hint("sd21", "flow").unwrap_err();
+    assert!(
+        error.to_string().contains("modelspec.prediction_type: expected v or epsilon, got \"flow\""),
+        "{error}"
+    );
+}
+
+#[test]
 fn hostile_files_are_model_errors() {
     let (unet, clip) = (|name: &str| format!("{UNET}{name}"), "cond_stage_model.transformer.text_model.");
     let without = |start: String| move |file: &mut Tensors| file.retain(|name, _| !name.starts_with(&start));
@@ -458,10 +475,15 @@ fn expected_names(golden: &Value, component: &str) -> Names {
     names
 }
 
-/// A file of such tensors, all zeros; the file has a hole where they are.
+/// A file of such tensors, all zeros.
 fn weights(tensors: &Tensors) -> Weights {
+    weights_with(tensors, json!({}))
+}
+
+/// The same with metadata; the file has a hole where the tensors are.
+fn weights_with(tensors: &Tensors, metadata: Value) -> Weights {
     let mut end = 0;
-    let mut header = serde_json::Map::new();
+    let mut header = serde_json::Map::from_iter([("__metadata__".to_owned(), metadata)]);
     for (name, shape) in tensors {
         let start = end;
         // Sizes that nothing could hold have a size of 0 beside them.
