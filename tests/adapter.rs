@@ -9,6 +9,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 
 use calotype::adapter::Component;
 use calotype::adapter::lora::{Applied, Lora, apply};
+use calotype::architecture::clip;
 use calotype::engine::{Session, SessionOptions, TensorRef};
 use calotype::graph::Graph;
 use calotype::graph::proto::{
@@ -518,6 +519,70 @@ fn added_embeddings_are_looked_up_beside_the_table() {
         }
         let graph = lookup(ids, stored, opset, nodes).unwrap();
         assert_eq!(look_up(graph, dtype, &[4, 8, 0, 7]).unwrap(), expected, "{name}");
+    }
+}
+
+/// A derived text encoder to which known words are added once more.
+#[test]
+fn an_added_word_is_encoded_as_the_word_with_its_vectors() {
+    let config = clip::Config {
+        vocab_size: 40,
+        hidden_size: 32,
+        intermediate_size: 64,
+        projection_dim: 16,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        max_position_embeddings: 16,
+        eos_token_id: 1,
+        ..clip::Config::default()
+    };
+    let weights = golden().weights("sdxl", "text_encoder_2", Dtype::F16);
+    let words = numbers(&weights, "text_model.embeddings.token_embedding.weight");
+    let rows = [&words[7 * 32..8 * 32], &words[9 * 32..10 * 32]].concat();
+    let mut graph = config.graph(clip::States::Last, true).unwrap();
+    graph.extend_embedding(40, &rows).unwrap();
+    let options = SessionOptions { threads: NonZeroUsize::MIN };
+    let mut session = Session::open(graph.bind(Arc::new(weights)).unwrap(), &options).unwrap();
+    let mut encode = |ids: [i64; 5]| {
+        let (mut states, mut pooled) = (vec![f32::NAN; 5 * 32], vec![f32::NAN; 16]);
+        session
+            .run(
+                &[("input_ids", TensorRef::new(&[1, 5], &ids[..]))],
+                &mut [("last_hidden_state", &mut states), ("text_embeds", &mut pooled)],
+            )
+            .unwrap();
+        (states, pooled)
+    };
+    let known = encode([0, 7, 9, 1, 1]);
+    assert!(known.0.iter().chain(&known.1).all(|value| value.is_finite()));
+    assert_eq!(encode([0, 40, 41, 1, 1]), known);
+    assert_ne!(encode([0, 41, 40, 1, 1]), known);
+}
+
+/// Exporters find the end of a prompt as its largest id, which an added word's must not become.
+#[test]
+fn added_embeddings_do_not_move_the_end() {
+    let graph = |ids: i32, to: Option<i32>| {
+        let cast = to.map(|to| node("Cast", &["input_ids"], "as_int", &[("to", to.into())]));
+        let largest = node(
+            "ArgMax",
+            &[if to.is_some() { "as_int" } else { "input_ids" }],
+            "place",
+            &[("axis", 1), ("keepdims", 0)],
+        );
+        let found = node("Gather", &[TABLE, "input_ids"], "found", &[]);
+        // The found row of the first prompt, in every place.
+        let picked = node("Gather", &["found", "place"], "picked", &[("axis", 1)]);
+        let y = node("Mul", &["found", "picked"], "y", &[]);
+        lookup(ids, F32, 18, cast.into_iter().chain([largest, found, picked, y]).collect()).unwrap()
+    };
+    for (ids, to) in [(I32, None), (I64, Some(I32)), (I64, Some(F32))] {
+        // The largest id of the table is 4, in place 2, whose row is 12, 13, 14.
+        let y = look_up(graph(ids, to), Dtype::F32, &[0, 8, 4, 7]).unwrap();
+        let row = [12.0, 13.0, 14.0];
+        let by_row = |values: [f32; WIDTH]| values.into_iter().zip(row).map(|(a, b)| a * b);
+        let expected = [[0.0, 1.0, 2.0], [200.0; WIDTH], row, [100.0; WIDTH]].into_iter().flat_map(by_row);
+        assert_eq!(y, expected.collect::<Vec<f32>>(), "{ids} {to:?}");
     }
 }
 
