@@ -87,10 +87,11 @@ def main() -> None:
     for name, module, file in (
         ("text_encoder", text, "text_encoder"),
         ("unet", unet, "unet"),
+        ("vae_encoder", vae, "vae"),
         ("vae_decoder", vae, "vae"),
     ):
         stored = f"graphs/{name}.onnx.gz"
-        signature = graph.export(module, bundle / stored)
+        signature = graph.export(name, module, bundle / stored)
         components[name] = {"graph": stored, "weights": [f"weights/{file}.safetensors"], **signature}
     components["text_encoder"]["tokenizer"] = {
         "files": ["tokenizer.json"],

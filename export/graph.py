@@ -133,6 +133,21 @@ class UnetForward(nn.Module):
         return torch.randn(2, c.in_channels, cells, cells), torch.tensor(501.0), states
 
 
+class EncoderForward(nn.Module):
+    inputs = {"sample": {0: "batch", 2: "height_px", 3: "width_px"}}
+    outputs = {"latent_sample": {0: "batch", 2: "height", 3: "width"}}
+
+    def __init__(self, vae: AutoencoderTiny) -> None:
+        super().__init__()
+        self.module = vae
+
+    def forward(self, sample: Tensor) -> Tensor:
+        return self.module.encoder(sample)
+
+    def examples(self) -> Sequence[Tensor]:
+        return (torch.rand(2, 3, 128, 128) * 2 - 1,)
+
+
 class DecoderForward(nn.Module):
     inputs = {"latent_sample": {0: "batch", 2: "height", 3: "width"}}
     outputs = {"sample": {0: "batch", 2: "height_px", 3: "width_px"}}
@@ -171,15 +186,12 @@ class TextForward(nn.Module):
         return (torch.randint(0, c.vocab_size, (2, c.max_position_embeddings)),)
 
 
-def forward_of(module: nn.Module) -> UnetForward | DecoderForward | TextForward:
-    match module:
-        case UNet2DConditionModel():
-            return UnetForward(module)
-        case AutoencoderTiny():
-            return DecoderForward(module)
-        case CLIPTextModel():
-            return TextForward(module)
-    raise TypeError(f"expected a U-Net, tiny autoencoder or CLIP text model, got {type(module).__name__}")
+FORWARDS: dict[str, type[UnetForward | EncoderForward | DecoderForward | TextForward]] = {
+    "text_encoder": TextForward,
+    "unet": UnetForward,
+    "vae_encoder": EncoderForward,
+    "vae_decoder": DecoderForward,
+}
 
 
 def stored_name(module: nn.Module, name: str) -> str:
@@ -188,12 +200,12 @@ def stored_name(module: nn.Module, name: str) -> str:
 
 
 @torch.no_grad()
-def export(module: nn.Module, file: Path) -> dict[str, dict[str, dict[str, object]]]:
-    """Writes the gzipped graph of a module and returns its signature, as manifests hold it.
+def export(component: str, module: nn.Module, file: Path) -> dict[str, dict[str, dict[str, object]]]:
+    """Writes the gzipped graph of a component of a model and returns its signature, as manifests hold it.
 
     The graph does not depend on the module's values.
     """
-    wrapped = forward_of(copy.deepcopy(module).eval())
+    wrapped = FORWARDS[component](copy.deepcopy(module).eval())
     for parameter in wrapped.parameters():
         # The exporter keeps one of several parameters that are equal, as ones, zeros and twins are.
         parameter.add_(torch.randn_like(parameter) * 1e-3)

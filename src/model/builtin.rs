@@ -18,11 +18,12 @@ macro_rules! files {
     };
 }
 
-static FILES: [(&str, &[u8]); 8] = files![
+static FILES: [(&str, &[u8]); 9] = files![
     "calotype.json",
     "tokenizer.json",
     "graphs/text_encoder.onnx.gz",
     "graphs/unet.onnx.gz",
+    "graphs/vae_encoder.onnx.gz",
     "graphs/vae_decoder.onnx.gz",
     "weights/text_encoder.safetensors",
     "weights/unet.safetensors",
