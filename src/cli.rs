@@ -7,15 +7,20 @@ mod inspect;
 mod output;
 mod receipt;
 
+use std::fs::File;
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use calotype::adapter::embedding::Embedding;
+use calotype::adapter::lora::Lora;
 use calotype::engine::Library;
-use calotype::model::Model;
+use calotype::model::{Adapted, Model};
 use calotype::{Error, ErrorKind};
 use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 /// Turns prompts into pictures, on this device.
 #[derive(Parser)]
@@ -91,7 +96,74 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// The model that was asked for, or the built-in one.
-fn open_model(path: Option<&PathBuf>) -> Result<Model, Error> {
-    path.map_or_else(Model::built_in, |path| Model::open(path))
+/// Which model is meant, and what is added to it.
+#[derive(Args)]
+struct ModelFlags {
+    /// A LoRA file, and how much of it, 1 when absent; may be given several times.
+    #[arg(long, value_name = "FILE[@W]")]
+    lora: Vec<String>,
+    /// A textual inversion, whose word is then known in prompts; may be given several times.
+    #[arg(long, value_name = "FILE")]
+    embedding: Vec<PathBuf>,
+}
+
+/// A small file that was added to a model.
+#[derive(Serialize)]
+struct Addition {
+    file: PathBuf,
+    sha256: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    strength: Option<f32>,
+}
+
+impl ModelFlags {
+    /// The model at this path, or the built-in one, with everything added; and a record of that.
+    fn open(&self, path: Option<&PathBuf>) -> Result<(Model, Vec<Addition>), Error> {
+        let mut model = path.map_or_else(Model::built_in, |path| Model::open(path))?;
+        let (mut loras, mut embeddings, mut additions) = (Vec::new(), Vec::new(), Vec::new());
+        for typed in &self.lora {
+            let (file, strength) = strength_of(typed)?;
+            loras.push((Lora::open(&file)?, strength));
+            additions.push(Addition { sha256: sha256(&file)?, file, strength: Some(strength) });
+        }
+        for file in &self.embedding {
+            embeddings.push(Embedding::open(file)?);
+            additions.push(Addition { sha256: sha256(file)?, file: file.clone(), strength: None });
+        }
+        if !loras.is_empty() {
+            for Adapted { component, tensors, .. } in model.add_loras(&loras)? {
+                if tensors == 0 {
+                    eprintln!(
+                        "calotype: lora: not used: what it has for {component}, which this model lacks"
+                    );
+                }
+            }
+        }
+        if !embeddings.is_empty() {
+            model.add_embeddings(&embeddings)?;
+        }
+        Ok((model, additions))
+    }
+}
+
+/// `FILE@W`; a name with an `@` of its own is a name, if there is such a file.
+fn strength_of(typed: &str) -> Result<(PathBuf, f32), Error> {
+    let whole = PathBuf::from(typed);
+    match typed.rsplit_once('@') {
+        Some((file, number)) if !whole.exists() => match number.parse::<f32>() {
+            Ok(strength) if strength.is_finite() => Ok((file.into(), strength)),
+            _ => Err(Error::new(
+                ErrorKind::Usage,
+                format!("--lora: expected FILE or FILE@W with a number W, got {typed:?}"),
+            )),
+        },
+        _ => Ok((whole, 1.0)),
+    }
+}
+
+fn sha256(path: &Path) -> Result<String, Error> {
+    let mut hash = Sha256::new();
+    let read = File::open(path).and_then(|mut file| io::copy(&mut file, &mut hash));
+    read.map_err(|error| Error::new(ErrorKind::Model, path.display().to_string()).source(error))?;
+    Ok(format!("{:x}", hash.finalize()))
 }

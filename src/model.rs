@@ -9,7 +9,7 @@ mod single_file;
 mod traits;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::ops::Deref;
@@ -18,6 +18,9 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use crate::adapter::Component;
+use crate::adapter::embedding::Embedding;
+use crate::adapter::lora::{self, Applied, Lora};
 use crate::graph::{BoundGraph, Dim, Graph, Port};
 use crate::manifest::{self, Conditions, Contents, Manifest};
 use crate::signature::{Role, Signature};
@@ -59,6 +62,19 @@ pub struct TextEncoderPart {
     vocabulary: Vocabulary,
     special: SpecialTokens,
     context: usize,
+    /// Words that were added, with their numbers of tokens.
+    words: Vec<(String, u32)>,
+}
+
+/// What LoRA files changed in one component of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Adapted {
+    /// The component; one that the model lacks has no tensors changed.
+    pub component: Component,
+    /// How many tensors are now in private memory.
+    pub tensors: usize,
+    /// How much memory they take.
+    pub bytes: usize,
 }
 
 /// The bytes that a tokenizer is made of.
@@ -201,6 +217,86 @@ impl Model {
         self.vae_encoder.as_ref()
     }
 
+    /// Adds LoRA files to the weights, each as often as the number beside it says, and tells what they changed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] when a file is for another family of models; nothing is changed then.
+    pub fn add_loras(&mut self, loras: &[(Lora, f32)]) -> Result<Vec<Adapted>, Error> {
+        let borrowed: Vec<(&Lora, f32)> = loras.iter().map(|(lora, strength)| (lora, *strength)).collect();
+        let components: BTreeSet<Component> =
+            loras.iter().flat_map(|(lora, _)| lora.components()).map(|(component, _)| component).collect();
+        let mut changed = Vec::new();
+        for component in components {
+            let applied = match self.parts().find(|part| part.name == component.to_string()) {
+                Some(part) => Some(lora::apply(component, &part.weights, &borrowed)?),
+                None => None,
+            };
+            changed.push((component, applied));
+        }
+        if changed.iter().all(|(_, applied)| applied.is_none()) && !changed.is_empty() {
+            let missing: Vec<String> = changed.iter().map(|(component, _)| component.to_string()).collect();
+            return Err(Error::new(
+                ErrorKind::Model,
+                format!(
+                    "lora: expected tensors for this model, got some for {} alone",
+                    missing.join(" and ")
+                ),
+            )
+            .help("it is for another family of models"));
+        }
+        let mut adapted = Vec::new();
+        for (component, applied) in changed {
+            let mut report = Adapted { component, tensors: 0, bytes: 0 };
+            if let Some((weights, Applied { tensors, bytes })) = applied {
+                report = Adapted { component, tensors, bytes };
+                let part = self.parts_mut().find(|part| part.name == component.to_string());
+                part.expect("a part that was found before").weights = Arc::new(weights);
+            }
+            adapted.push(report);
+        }
+        Ok(adapted)
+    }
+
+    /// Gives the text encoders words of their own, by textual inversion. To be called once, with all words.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] when a file is for another family of models; [`ErrorKind::Usage`] for a word that the
+    /// tokenizer has already. Nothing is changed then.
+    pub fn add_embeddings(&mut self, embeddings: &[Embedding]) -> Result<(), Error> {
+        let mut changed = Vec::new();
+        for encoder in &self.text_encoders {
+            let component = match encoder.name {
+                "text_encoder_2" => Component::TextEncoder2,
+                _ => Component::TextEncoder,
+            };
+            let mut graph = encoder.graph.clone();
+            let width = graph.embedding_width()?;
+            let mut tokenizer = encoder.tokenizer(encoder.context)?;
+            let (mut words, mut rows, mut first) = (Vec::new(), Vec::new(), None);
+            for embedding in embeddings {
+                let count = embedding.count() as u32;
+                let ids = tokenizer.add_word(embedding.trigger(), count)?;
+                first.get_or_insert(ids.start);
+                rows.extend_from_slice(embedding.vectors(component, width)?);
+                words.push((embedding.trigger().to_owned(), count));
+            }
+            if let Some(first) = first {
+                graph.extend_embedding(first, &rows)?;
+            }
+            changed.push((graph, words));
+        }
+        for (encoder, (graph, words)) in self.text_encoders.iter_mut().zip(changed) {
+            encoder.part.graph = graph;
+            encoder.words = words;
+        }
+        Ok(())
+    }
+
+    fn parts_mut(&mut self) -> impl Iterator<Item = &mut Part> {
+        let encoders = self.text_encoders.iter_mut().map(|encoder| &mut encoder.part);
+        encoders.chain([&mut self.unet]).chain(&mut self.vae_encoder).chain([&mut self.vae_decoder])
+    }
+
     /// Every component, in the order in which a picture meets them.
     pub fn parts(&self) -> impl Iterator<Item = &Part> {
         let encoders = self.text_encoders.iter().map(|encoder| &encoder.part);
@@ -268,6 +364,10 @@ impl Deref for TextEncoderPart {
 }
 
 impl TextEncoderPart {
+    fn new(part: Part, vocabulary: Vocabulary, special: SpecialTokens, context: usize) -> Self {
+        Self { part, vocabulary, special, context, words: Vec::new() }
+    }
+
     /// How many tokens a prompt has, marks included, where the graph takes any number.
     pub fn context(&self) -> usize {
         self.context
@@ -278,13 +378,17 @@ impl TextEncoderPart {
     /// # Errors
     /// [`ErrorKind::Model`] when its files are not a tokenizer.
     pub fn tokenizer(&self, context: usize) -> Result<Tokenizer, Error> {
-        match &self.vocabulary {
+        let mut tokenizer = match &self.vocabulary {
             Vocabulary::Clip => Tokenizer::clip(context, self.special),
             Vocabulary::Json(json) => Tokenizer::from_bytes(json, context, self.special),
             Vocabulary::Merges { vocabulary, merges } => {
                 Tokenizer::from_vocabulary(vocabulary, merges, context, self.special)
             }
+        }?;
+        for (word, count) in &self.words {
+            tokenizer.add_word(word, *count)?;
         }
+        Ok(tokenizer)
     }
 }
 

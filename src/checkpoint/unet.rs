@@ -230,7 +230,9 @@ impl Layout {
                 Label::Nothing | Label::Vector(_) => None,
             },
             added_embedding: match self.label {
-                Label::Vector(inputs) => Some(AddedEmbedding { time_width: SIZE_WIDTH, inputs, text_width: None }),
+                Label::Vector(inputs) => {
+                    Some(AddedEmbedding { time_width: SIZE_WIDTH, inputs, text_width: None })
+                }
                 Label::Nothing | Label::Class(_) => None,
             },
             levels: levels.collect::<Result<_, _>>()?,

@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 
 use super::output::Destination;
 use super::receipt::Receipt;
-use super::{Common, Report, open_model};
+use super::{Common, ModelFlags, Report};
 
 /// The longest prompt that is read from standard input.
 const MAX_PROMPT_BYTES: u64 = 1 << 20;
@@ -79,6 +79,8 @@ pub(super) struct Flags {
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=MAX_THREADS))]
     threads: Option<u16>,
     #[command(flatten)]
+    additions: ModelFlags,
+    #[command(flatten)]
     pub(super) common: Common,
 }
 
@@ -103,7 +105,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         noise_level: flags.noise_level,
     };
     let destinations = destinations(&flags.output, flags.count)?;
-    let model = open_model(flags.model.as_ref())?;
+    let (model, additions) = flags.additions.open(flags.model.as_ref())?;
     let first = Request::new(draft, model.manifest())?;
     let last_seed = first.seed().checked_add(u64::from(flags.count) - 1);
     if last_seed.is_none() {
@@ -135,7 +137,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         if stop.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Cancelled, "stopped before the picture was written"));
         }
-        let receipt = Receipt::new(&request, &model, library, &init_sha256, &mask_sha256);
+        let receipt = Receipt::new(&request, &model, &additions, library, &init_sha256, &mask_sha256);
         report_cut(&picture);
         destination.write(&picture.image, &receipt)?;
         text += &format!("{} (seed {})\n", destination.path().display(), request.seed());

@@ -7,9 +7,11 @@ use calotype::model::Model;
 use calotype::request::Request;
 use serde::Serialize;
 
+use super::Addition;
+
 /// What is needed to draw a picture again.
 #[derive(Serialize)]
-pub(super) struct Receipt {
+pub(super) struct Receipt<'a> {
     calotype: &'static str,
     model: String,
     /// SHA-256 per file of a bundle; other models are not hashed, which would take longer than to draw.
@@ -17,6 +19,9 @@ pub(super) struct Receipt {
     /// The hash of the U-Net's weights, by which A1111's form names the model.
     #[serde(skip)]
     unet_hash: Option<String>,
+    /// LoRA files and textual inversions.
+    #[serde(skip_serializing_if = "<[Addition]>::is_empty")]
+    additions: &'a [Addition],
     prompt: String,
     negative: String,
     size: String,
@@ -49,11 +54,12 @@ struct DrawnFrom {
     noise_level: Option<usize>,
 }
 
-impl Receipt {
+impl<'a> Receipt<'a> {
     /// `init` and `mask` are the SHA-256 of the pictures that are drawn from.
     pub(super) fn new(
         request: &Request,
         model: &Model,
+        additions: &'a [Addition],
         library: &Library,
         init: &Option<String>,
         mask: &Option<String>,
@@ -68,6 +74,7 @@ impl Receipt {
             model: model.manifest().name.clone(),
             model_files: hashes,
             unet_hash: unet.map(|record| record.sha256.clone()),
+            additions,
             prompt: request.prompt().to_owned(),
             negative: request.negative().to_owned(),
             size: request.size().to_string(),

@@ -106,6 +106,16 @@ impl Graph {
         Ok(())
     }
 
+    /// The width of the table in which the graph looks up the integers that it is fed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] when it has not one such table.
+    pub fn embedding_width(&self) -> Result<usize, Error> {
+        let lookup = self.lookup();
+        let refuse = |problem| Error::new(ErrorKind::Model, format!("{}: {problem}", self.name));
+        lookup.map(|lookup| lookup.width).map_err(refuse)
+    }
+
     /// The one place where a table's rows are looked up by integers that the graph is fed.
     fn lookup(&self) -> Result<Lookup, String> {
         let nodes = &self.graph.node;

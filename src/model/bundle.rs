@@ -54,12 +54,7 @@ fn assemble(files: &Files, manifest: Manifest, contents: Contents) -> Result<Mod
                 component.tokenizer.as_ref().expect("a manifest with a tokenizer per text encoder");
             let vocabulary = files.vocabulary(tokenizer)?;
             let (special, context) = (tokenizer.special_tokens(), tokenizer.context);
-            text_encoders.push(TextEncoderPart {
-                part: part(name, component)?,
-                vocabulary,
-                special,
-                context,
-            });
+            text_encoders.push(TextEncoderPart::new(part(name, component)?, vocabulary, special, context));
         }
     }
     let unet = part("unet", &components.unet)?;

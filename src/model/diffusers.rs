@@ -106,7 +106,7 @@ fn text_encoder(
     let modern = |weights: Weights| weights.select(checkpoint::text_encoder_names(&weights));
     let part = part(name, folder, graph, modern)?;
     let (vocabulary, special, context) = tokenizer_of(tokenizer, config.max_position_embeddings)?;
-    Ok(TextEncoderPart { part, vocabulary, special, context })
+    Ok(TextEncoderPart::new(part, vocabulary, special, context))
 }
 
 fn vae(folder: &Path) -> Result<(Part, Part, LatentSpace), Error> {

@@ -62,7 +62,7 @@ pub(super) fn open(folder: &Path) -> Result<Model, Error> {
                 let pad = if name == "text_encoder_2" { 0 } else { CLIP.pad };
                 (Vocabulary::Clip, SpecialTokens { pad, ..CLIP }, CLIP_CONTEXT)
             };
-            text_encoders.push(TextEncoderPart { part, vocabulary, special, context });
+            text_encoders.push(TextEncoderPart::new(part, vocabulary, special, context));
         }
     }
     if text_encoders.is_empty() {

@@ -41,12 +41,9 @@ pub(super) fn open(path: &Path) -> Result<Model, Error> {
         let is_last = name == "text_encoder_2" || found.text_encoder_2.is_none();
         let graph = config.graph(text_states(is_xl), is_xl && is_last)?;
         let pad = if config.hidden_act == clip::Activation::Gelu { OPEN_CLIP_PAD } else { EOS };
-        text_encoders.push(TextEncoderPart {
-            part: part(name, &encoder.names, graph)?,
-            vocabulary: Vocabulary::Clip,
-            special: SpecialTokens { bos: BOS, eos: EOS, pad },
-            context: config.max_position_embeddings,
-        });
+        let special = SpecialTokens { bos: BOS, eos: EOS, pad };
+        let (part, context) = (part(name, &encoder.names, graph)?, config.max_position_embeddings);
+        text_encoders.push(TextEncoderPart::new(part, Vocabulary::Clip, special, context));
     }
     let config = for_text(found.unet.config.clone(), &text_encoders);
     let unet = part("unet", &found.unet.names, config.graph()?)?;
