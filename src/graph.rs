@@ -386,8 +386,15 @@ fn recover_names(graph: &mut GraphProto, weights: Weights) -> Result<(Weights, H
         *uses.entry(input).or_default() += 1;
     }
     let mut names: HashMap<String, String> = HashMap::new();
-    for node in graph.node.iter().filter(|node| node.op_type() == "MatMul" && node.input.len() == 2) {
-        let scope = node.name().strip_prefix('/').and_then(|name| name.strip_suffix("/MatMul"));
+    for node in graph
+        .node
+        .iter()
+        .filter(|node| node.op_type() == "MatMul" && node.input.len() == 2 && !node.output.is_empty())
+    {
+        // Tools that optimise graphs drop the names of nodes, but not those of what they give.
+        let scope = [(node.name(), "/MatMul"), (&node.output[0], "/MatMul_output_0")]
+            .into_iter()
+            .find_map(|(name, end)| name.strip_prefix('/')?.strip_suffix(end));
         let (matrix, Some(scope)) = (&node.input[1], scope) else { continue };
         let is_matrix = weights.get(matrix).is_some_and(|weight| weight.shape().len() == 2);
         let name = format!("{}.weight", scope.replace('/', "."));

@@ -129,6 +129,14 @@ impl Golden {
         &self.bytes[name]
     }
 
+    /// The shape of every tensor "component/name".
+    pub fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        let tensors = self.components.iter().flat_map(|(component, parts)| {
+            parts.tensors.iter().map(move |(name, shape)| (format!("{component}/{name}"), shape.clone()))
+        });
+        tensors.collect()
+    }
+
     /// Writes the model as `save_pretrained` does; with other people's names for the same tensors where `renamed`, and
     /// in `shards` files a component.
     pub fn write_folder(&self, folder: &Path, precision: Precision, renamed: bool, shards: usize) {
@@ -170,16 +178,10 @@ impl Golden {
 
     /// Writes the model as the original checkpoint, in one file.
     pub fn write_single_file(&self, path: &Path, precision: Precision) {
-        let shapes: BTreeMap<String, &[usize]> = self
-            .components
-            .iter()
-            .flat_map(|(component, tensors)| {
-                tensors.tensors.iter().map(move |(name, shape)| (format!("{component}/{name}"), &shape[..]))
-            })
-            .collect();
+        let shapes = self.shapes();
         let of = |full: &String| {
             let (component, name) = full.split_once('/').unwrap();
-            values(component, name, shapes[full])
+            values(component, name, &shapes[full])
         };
         let rows = self.single_file.as_ref().expect("a family with single files");
         let tensors = rows.iter().map(|(name, shape, how, from)| {
@@ -349,7 +351,7 @@ fn write_shards(path: &Path, mut tensors: Vec<Stored>, shards: usize) {
 }
 
 /// The bytes of a safetensors file. Wide elements come first, so that all are aligned.
-fn safetensors(mut tensors: Vec<Stored>) -> Vec<u8> {
+pub fn safetensors(mut tensors: Vec<Stored>) -> Vec<u8> {
     tensors.sort_by_key(|(_, dtype, ..)| match *dtype {
         "I64" => 0,
         "F32" | "I32" => 1,

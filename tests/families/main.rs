@@ -1,6 +1,7 @@
 //! Whole checkpoints of every family against diffusers: the same weights, as folders and as single files, give the same
 //! text embeddings, predictions, latents and pictures.
 
+mod adapters;
 mod golden;
 mod onnx;
 

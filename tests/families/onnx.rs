@@ -7,6 +7,9 @@ use std::io::Read as _;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use calotype::architecture::clip::{self, States};
+use calotype::architecture::{autoencoder_kl, unet};
+use calotype::graph::Graph;
 use calotype::graph::proto::{ModelProto, TensorProto};
 use calotype::model::Model;
 use calotype::pipeline::Pipeline;
@@ -51,10 +54,10 @@ layouts! {
 }
 
 #[derive(Deserialize)]
-struct Folder {
+pub struct Folder {
     files: BTreeMap<String, Value>,
     tokenizers: Vec<String>,
-    tensors: BTreeMap<String, Vec<usize>>,
+    pub tensors: BTreeMap<String, Vec<usize>>,
     graphs: BTreeMap<String, GraphData>,
     pictures: Vec<Picture>,
 }
@@ -63,6 +66,41 @@ struct Folder {
 struct GraphData {
     /// Initializer, the tensor "component/name", whether transposed, type, whether in the graph.
     data: Vec<(String, String, bool, String, bool)>,
+}
+
+impl Folder {
+    /// The same weights as diffusers keeps them.
+    pub fn write_diffusers_folder(&self, folder: &Path) {
+        for (path, contents) in &self.files {
+            let path = path.replace("vae_decoder", "vae");
+            if !path.starts_with("vae_encoder") {
+                golden::write_json(&folder.join(path), contents);
+            }
+        }
+        let (vocabulary, merges) = golden::clip();
+        fs::write(folder.join("tokenizer/vocab.json"), vocabulary).unwrap();
+        fs::write(folder.join("tokenizer/merges.txt"), merges).unwrap();
+        let config =
+            |component: &str| serde_json::to_vec(&self.files[&format!("{component}/config.json")]).unwrap();
+        let clip = clip::Config::parse("text_encoder", &config("text_encoder")).unwrap();
+        let vae = autoencoder_kl::Config::parse("vae", &config("vae_decoder")).unwrap();
+        let unet = unet::Config::parse("unet", &config("unet")).unwrap();
+        let graphs = [
+            ("text_encoder/model", vec![clip.graph(States::Last, false).unwrap()]),
+            ("unet/diffusion_pytorch_model", vec![unet.graph().unwrap()]),
+            ("vae/diffusion_pytorch_model", vec![vae.encoder().unwrap(), vae.decoder().unwrap()]),
+        ];
+        for (file, graphs) in graphs {
+            let (component, _) = file.split_once('/').unwrap();
+            let tensors = graphs.iter().flat_map(Graph::parameters).map(|parameter| {
+                let rank = parameter.shape.iter().rposition(|size| *size != 1).map_or(0, |last| last + 1);
+                let (name, shape) = (&parameter.name, &parameter.shape[..rank]);
+                (name.clone(), "F32", shape.to_vec(), Precision::F32.bytes(&values(component, name, shape)))
+            });
+            let path = folder.join(format!("{file}.safetensors"));
+            fs::write(path, golden::safetensors(tensors.collect())).unwrap();
+        }
+    }
 }
 
 fn check(layout: &str, tolerance: f64) {
@@ -88,7 +126,7 @@ fn root() -> PathBuf {
 }
 
 /// The folder as its maker would have left it.
-fn open(layout: &str) -> (Folder, TempDir) {
+pub fn open(layout: &str) -> (Folder, TempDir) {
     let (root, desk) = (root(), desk());
     let folder: Folder = serde_json::from_slice(&unpacked(&root.join(format!("{layout}.json.gz")))).unwrap();
     for (path, contents) in &folder.files {
