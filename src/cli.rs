@@ -5,7 +5,9 @@ mod doctor;
 mod generate;
 mod inspect;
 mod output;
+mod pack;
 mod receipt;
+mod verify;
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -36,6 +38,10 @@ enum Command {
     Generate(generate::Flags),
     /// Explain a model: its files, graphs and numbers.
     Inspect(inspect::Flags),
+    /// Make a bundle of a model: one folder, every file with its hash.
+    Pack(pack::Flags),
+    /// Check that a bundle is whole and can be opened, or that a picture was drawn by a model.
+    Verify(verify::Flags),
     /// Say what this device and this build can do.
     Doctor(doctor::Flags),
 }
@@ -69,6 +75,8 @@ pub fn run() -> ExitCode {
     let (result, json) = match &cli.command {
         Command::Generate(flags) => (generate::run(flags), flags.common.json),
         Command::Inspect(flags) => (inspect::run(flags), flags.common.json),
+        Command::Pack(flags) => (pack::run(flags), flags.common.json),
+        Command::Verify(flags) => (verify::run(flags), flags.common.json),
         Command::Doctor(flags) => (doctor::run(flags), flags.common.json),
     };
     let (code, said) = match result {

@@ -4,6 +4,7 @@
 mod embedding;
 mod file;
 pub mod proto;
+pub mod quantize;
 
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
@@ -15,14 +16,16 @@ use prost::Message;
 
 use self::file::Skeleton;
 use self::proto::{
-    AttributeProto, DimensionValue, GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto,
-    TypeValue, ValueInfoProto,
+    AttributeProto, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
+    StringStringEntryProto, TensorProto, TypeValue, ValueInfoProto,
 };
 use crate::weights::{Dtype, Stored, Weights};
 use crate::{Error, ErrorKind};
 
 /// The `location` of a parameter that has no data yet.
 pub(crate) const OPEN_LOCATION: &str = "weights";
+/// The operators that only ONNX Runtime has.
+const MICROSOFT: &str = "com.microsoft";
 /// How many missing parameters an error names.
 const NAMED_MISSING: usize = 3;
 
@@ -84,6 +87,13 @@ pub struct Parameter {
     transposed: bool,
     /// Index into the initializers.
     initializer: usize,
+}
+
+impl Parameter {
+    /// Whether the graph takes it as `[in, out]`, where the reference implementation has `[out, in]`.
+    pub fn is_transposed(&self) -> bool {
+        self.transposed
+    }
 }
 
 /// A decoded ONNX model with its signature.
@@ -200,6 +210,35 @@ impl Graph {
         &self.parameters
     }
 
+    /// The bytes of the ONNX model, its parameters without data, as [`Graph::decode`] reads them.
+    pub fn encode(&self) -> Vec<u8> {
+        ModelProto { graph: Some(self.graph.clone()), ..self.model.clone() }.encode_to_vec()
+    }
+
+    /// The same graph with every matrix of a plain product as `[out, in]`, as the reference implementation keeps it.
+    ///
+    /// A parameter that is turned here takes its weight turned, too.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] for a product of other than two factors.
+    pub(crate) fn upright(&self) -> Result<Self, Error> {
+        let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{}: {problem}", self.name));
+        let mut turned = self.clone();
+        for parameter in turned.parameters.iter_mut().filter(|parameter| parameter.shape.len() == 2) {
+            let is_product = |node: &&NodeProto| {
+                node.op_type() == "MatMul" && node.domain().is_empty() && node.input[0] != parameter.name
+            };
+            let users = quantize::users(&self.graph, &parameter.name);
+            if !users.is_empty() && users.iter().all(is_product) {
+                transpose(&mut turned.model, &mut turned.graph, &parameter.name).map_err(refuse)?;
+                turned.graph.initializer[parameter.initializer].dims.reverse();
+                parameter.shape.reverse();
+                parameter.transposed = !parameter.transposed;
+            }
+        }
+        Ok(turned)
+    }
+
     /// Points every parameter at the weight of the same name; no data is copied.
     ///
     /// A weight of 16-bit floats may fill a parameter of 32-bit floats: it is declared as it is stored, and converted
@@ -241,7 +280,7 @@ impl Graph {
                 )));
             }
             if is_turned {
-                transpose(&mut graph, wanted).map_err(refuse)?;
+                transpose(&mut model, &mut graph, wanted).map_err(refuse)?;
                 graph.initializer[parameter.initializer].dims.reverse();
             }
             let initializer = &mut graph.initializer[parameter.initializer];
@@ -465,32 +504,45 @@ fn cast(from: &str, to: &str, dtype: Dtype) -> NodeProto {
         op_type: Some("Cast".into()),
         input: vec![from.into()],
         output: vec![to.into()],
-        attribute: vec![AttributeProto {
-            name: Some("to".into()),
-            r#type: Some(proto::INT),
-            i: Some(onnx_code(dtype).into()),
-            ..Default::default()
-        }],
+        attribute: vec![integer("to", onnx_code(dtype).into())],
         ..Default::default()
     }
 }
 
-/// Makes the products with a matrix take it as `[in, out]`.
-fn transpose(graph: &mut GraphProto, weight: &str) -> Result<(), String> {
-    for node in graph.node.iter_mut().filter(|node| node.input.iter().any(|input| input == weight)) {
-        let is_product = node.op_type() == "FusedMatMul" && node.input[1] == weight;
-        let flag = node.attribute.iter_mut().find(|attribute| attribute.name() == "transB");
-        match flag.filter(|_| is_product) {
+/// Makes the products with a matrix take it the other way round.
+fn transpose(model: &mut ModelProto, graph: &mut GraphProto, weight: &str) -> Result<(), String> {
+    let is_used = |node: &&mut NodeProto| node.input.iter().any(|input| input == weight);
+    for node in graph.node.iter_mut().filter(is_used) {
+        let is_right = node.input.len() == 2 && node.input[0] != weight;
+        let is_product =
+            matches!((node.op_type(), node.domain()), ("MatMul", "") | ("FusedMatMul", MICROSOFT));
+        if !is_product || !is_right {
+            return Err(format!(
+                "weight {weight}: expected a matrix as [out, in], got [in, out], which {} cannot use",
+                node.op_type()
+            ));
+        }
+        node.op_type = Some("FusedMatMul".into());
+        node.domain = Some(MICROSOFT.into());
+        match node.attribute.iter_mut().find(|attribute| attribute.name() == "transB") {
             Some(flag) => flag.i = Some(i64::from(flag.i() == 0)),
-            None => {
-                return Err(format!(
-                    "weight {weight}: expected a matrix as [out, in], got [in, out], which {} cannot use",
-                    node.op_type()
-                ));
-            }
+            None => node.attribute.push(integer("transB", 1)),
         }
     }
+    import_microsoft(model);
     Ok(())
+}
+
+/// Declares that a model has operators that only ONNX Runtime knows.
+fn import_microsoft(model: &mut ModelProto) {
+    if !model.opset_import.iter().any(|import| import.domain() == MICROSOFT) {
+        let import = OperatorSetIdProto { domain: Some(MICROSOFT.into()), version: Some(1) };
+        model.opset_import.push(import);
+    }
+}
+
+fn integer(name: &str, value: i64) -> AttributeProto {
+    AttributeProto { name: Some(name.into()), r#type: Some(proto::INT), i: Some(value), ..Default::default() }
 }
 
 fn entry(key: &str, value: String) -> StringStringEntryProto {

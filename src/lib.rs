@@ -13,6 +13,7 @@ pub mod manifest;
 pub mod manual;
 pub mod model;
 pub mod noise;
+pub mod pack;
 pub mod picture;
 pub mod pipeline;
 pub mod prediction;

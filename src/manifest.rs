@@ -215,6 +215,24 @@ pub struct Component {
 }
 
 impl Component {
+    /// That of a graph: what its inputs and outputs are, with the files that it and its weights lie in.
+    pub fn new(
+        graph_file: String,
+        weights: Vec<String>,
+        graph: &Graph,
+        tokenizer: Option<TokenizerFiles>,
+    ) -> Self {
+        let contracts =
+            |ports: &[Port]| ports.iter().map(|port| (port.name.clone(), PortContract::of(port))).collect();
+        Self {
+            graph: graph_file,
+            weights,
+            inputs: contracts(graph.inputs()),
+            outputs: contracts(graph.outputs()),
+            tokenizer,
+        }
+    }
+
     /// Compares a graph with the signature promised here; `name` says in messages which one it is.
     ///
     /// # Errors

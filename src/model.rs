@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+pub(crate) use self::bundle::{check_file, hex};
 use crate::adapter::Component;
 use crate::adapter::embedding::Embedding;
 use crate::adapter::lora::{self, Applied, Lora};
@@ -373,6 +374,22 @@ impl TextEncoderPart {
         self.context
     }
 
+    /// The files that its tokenizer is made of, as a bundle's manifest lists them: name and bytes.
+    pub(crate) fn tokenizer_files(&self) -> Vec<(&'static str, &[u8])> {
+        match &self.vocabulary {
+            Vocabulary::Clip => Vec::new(),
+            Vocabulary::Json(json) => vec![("tokenizer.json", json)],
+            Vocabulary::Merges { vocabulary, merges } => {
+                vec![("vocab.json", vocabulary), ("merges.txt", merges)]
+            }
+        }
+    }
+
+    /// The marks around its prompts.
+    pub(crate) fn special_tokens(&self) -> SpecialTokens {
+        self.special
+    }
+
     /// Its tokenizer, for prompts of `context` tokens.
     ///
     /// # Errors
@@ -407,7 +424,7 @@ fn fixed_size(latents: &Port, factor_px: u32) -> Result<Option<PixelSize>, Error
 }
 
 /// The bytes of a file that is read whole.
-fn read(path: &Path) -> Result<Vec<u8>, Error> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Error> {
     let refuse = |error: io::Error| Error::new(ErrorKind::Model, format!("{}", path.display())).source(error);
     let mut bytes = Vec::new();
     let read = File::open(path)

@@ -2,7 +2,7 @@
 //! They know their own inputs and outputs by name, and of each other only the conditioning that is handed on.
 
 pub(crate) mod denoiser;
-mod feed;
+pub(crate) mod feed;
 pub(crate) mod start;
 pub(crate) mod text_encoder;
 pub(crate) mod vae;

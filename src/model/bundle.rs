@@ -32,12 +32,23 @@ pub(super) fn built_in() -> Result<Model, Error> {
     assemble(&Files::BuiltIn, manifest, contents)
 }
 
-/// Opens the bundle in a folder and compares every file with the manifest's sizes and hashes.
+/// Opens the bundle in a folder and compares every file with the manifest's sizes and hashes; all that differ are named.
 pub(super) fn open(folder: &Path) -> Result<Model, Error> {
     let path = folder.join(manifest::FILE_NAME);
     let (manifest, contents) = Manifest::parse(&path.display().to_string(), &read(&path)?)?;
-    for (name, record) in &contents.files {
-        verify(&folder.join(name), record)?;
+    let checked = contents.files.iter().map(|(name, record)| check_file(&folder.join(name), record));
+    let mut damaged: Vec<Error> = checked.filter_map(Result::err).collect();
+    match damaged.len() {
+        0 => {}
+        1 => return Err(damaged.remove(0)),
+        count => {
+            let (all, each) = (contents.files.len(), damaged.iter().map(Error::to_string));
+            let each = each.collect::<Vec<_>>().join("; ");
+            return Err(Error::new(
+                ErrorKind::Model,
+                format!("{}: {count} of {all} files are not what they were: {each}", folder.display()),
+            ));
+        }
     }
     assemble(&Files::Folder(folder), manifest, contents)
 }
@@ -127,7 +138,8 @@ impl Files<'_> {
     }
 }
 
-fn verify(path: &Path, record: &FileRecord) -> Result<(), Error> {
+/// Compares a file with what is recorded of it.
+pub(crate) fn check_file(path: &Path, record: &FileRecord) -> Result<(), Error> {
     let shown = path.display();
     let refuse = |error: io::Error| Error::new(ErrorKind::Model, format!("{shown}")).source(error);
     let damaged = |what: String| {
@@ -152,7 +164,8 @@ fn verify(path: &Path, record: &FileRecord) -> Result<(), Error> {
     Ok(())
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes in lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
         write!(text, "{byte:02x}").expect("a String takes all text");
         text

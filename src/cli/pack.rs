@@ -1,0 +1,102 @@
+//! `calotype pack`: a model of any form becomes a bundle.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal};
+use std::path::PathBuf;
+
+use calotype::Error;
+use calotype::pack::{Options, Precision, Progress, pack};
+use calotype::pipeline;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
+
+use super::{Common, Report, open_model};
+
+#[derive(clap::Args)]
+#[command(allow_missing_positional = true)]
+pub(super) struct Flags {
+    /// A bundle, a diffusers folder, an ONNX folder, or a single-file checkpoint; the built-in model when absent.
+    model: Option<PathBuf>,
+    /// The new folder.
+    #[arg(value_name = "DEST")]
+    destination: PathBuf,
+    /// The form of the weights: f32, f16, int8 or int4; as they are when absent.
+    #[arg(long, value_name = "FORM")]
+    weights: Option<String>,
+    /// The licence, as an SPDX expression; that of the model when absent.
+    #[arg(long, value_name = "SPDX")]
+    licence: Option<String>,
+    /// The name; that of the model when absent.
+    #[arg(long, value_name = "N")]
+    name: Option<String>,
+    #[command(flatten)]
+    pub(super) common: Common,
+}
+
+pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
+    let options = Options {
+        weights: flags.weights.as_deref().map(str::parse::<Precision>).transpose()?,
+        name: flags.name.clone(),
+        licence: flags.licence.clone(),
+        threads: pipeline::Options::default().threads,
+    };
+    let model = open_model(flags.model.as_ref())?;
+    // Before gigabytes are written: without it, the bundle could not be compared with the model.
+    flags.common.library()?;
+    let bar = progress_bar();
+    let report = pack(&model, &flags.destination, &options, |Progress { done_bytes, all_bytes }| {
+        bar.set_length(all_bytes as u64);
+        bar.set_position(done_bytes as u64);
+    });
+    bar.finish_and_clear();
+    let report = report?;
+
+    let mut text = format!("{}\n", flags.destination.display());
+    writeln!(
+        text,
+        "{:<16}{:>12}{:>12}  {:<10}{}",
+        "component", "source", "packed", "seconds", "relative error"
+    )
+    .expect("a String takes all text");
+    let mut components = serde_json::Map::new();
+    for component in &report.components {
+        let seconds = component.time.as_secs_f64();
+        let time = if component.is_kept { "kept".into() } else { format!("{seconds:.1}") };
+        let errors = component.errors.iter().map(|error| format!("{:.1e} {}", error.relative, error.output));
+        let errors = errors.collect::<Vec<_>>().join(", ");
+        let (source, packed) = (mebibytes(component.source_bytes as u64), mebibytes(component.packed_bytes));
+        writeln!(text, "{:<16}{source:>12}{packed:>12}  {time:<10}{errors}", component.name)
+            .expect("a String takes all text");
+        let errors = component.errors.iter().map(|error| (error.output.clone(), json!(error.relative)));
+        components.insert(
+            component.name.into(),
+            json!({
+                "source_bytes": component.source_bytes,
+                "packed_bytes": component.packed_bytes,
+                "kept": component.is_kept,
+                "seconds": seconds,
+                "relative_errors": errors.collect::<serde_json::Map<_, _>>(),
+            }),
+        );
+    }
+    let json = json!({
+        "bundle": flags.destination,
+        "weights": options.weights.map(|weights| weights.to_string()),
+        "components": components,
+        "files": report.contents.files,
+        "seconds": report.time.as_secs_f64(),
+    });
+    Ok(Report { text, json })
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+fn progress_bar() -> ProgressBar {
+    let target =
+        if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let style = ProgressStyle::with_template("packing {bar:30} {bytes} of {total_bytes}, {eta} left")
+        .expect("the template is right");
+    ProgressBar::with_draw_target(Some(0), target).with_style(style)
+}

@@ -1,0 +1,114 @@
+//! `calotype verify`: whether a bundle is whole and can be opened, and whether a picture was drawn by a model.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+
+use calotype::model::Model;
+use calotype::pack::verify;
+use calotype::{Error, ErrorKind};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Common, Report, open_model};
+
+#[derive(clap::Args)]
+pub(super) struct Flags {
+    /// A bundle, or a picture that calotype drew.
+    #[arg(value_name = "BUNDLE-OR-PICTURE")]
+    path: PathBuf,
+    /// The bundle that drew the picture; the built-in model when absent.
+    #[arg(short, long, value_name = "PATH")]
+    model: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) common: Common,
+}
+
+pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
+    if flags.path.is_dir() {
+        flags.common.library()?;
+        bundle(&flags.path)
+    } else {
+        picture(&flags.path, &open_model(flags.model.as_ref())?)
+    }
+}
+
+fn bundle(path: &Path) -> Result<Report, Error> {
+    let verified = verify(path)?;
+    let (files, manifest) = (&verified.contents.files, &verified.manifest);
+    let bytes: u64 = files.values().map(|record| record.len_bytes).sum();
+    let text = format!(
+        "{}: whole\n{} ({})\n{} files of {bytes} bytes, as the manifest says; the manifest itself has SHA-256 {}\n\
+         opened: {}\n",
+        path.display(),
+        manifest.name,
+        manifest.licence,
+        files.len(),
+        verified.manifest_sha256,
+        verified.components.join(", "),
+    );
+    let json = json!({
+        "bundle": path,
+        "name": manifest.name,
+        "licence": manifest.licence,
+        "manifest_sha256": verified.manifest_sha256,
+        "files": files,
+        "opened": verified.components,
+    });
+    Ok(Report { text, json })
+}
+
+/// What of a picture's receipt is compared.
+#[derive(Deserialize)]
+struct Receipt {
+    model: String,
+    model_files: Option<BTreeMap<String, String>>,
+}
+
+/// Compares the model files that a picture's receipt names with those of a model.
+fn picture(path: &Path, model: &Model) -> Result<Report, Error> {
+    let refuse = |problem: String| Error::new(ErrorKind::Input, format!("{}: {problem}", path.display()));
+    let file =
+        File::open(path).map_err(|error| refuse("expected a bundle or a picture".into()).source(error))?;
+    let reader = png::Decoder::new(BufReader::new(file))
+        .read_info()
+        .map_err(|error| refuse("expected a bundle or a PNG file".into()).source(error))?;
+    let info = reader.info();
+    let latin1 = info.uncompressed_latin1_text.iter().find(|chunk| chunk.keyword == "calotype");
+    let utf8 = info.utf8_text.iter().find(|chunk| chunk.keyword == "calotype");
+    let text = match (latin1, utf8) {
+        (Some(chunk), _) => chunk.text.clone(),
+        (None, Some(chunk)) => chunk.get_text().map_err(|error| refuse("receipt".into()).source(error))?,
+        (None, None) => return Err(refuse("expected a receipt, got a picture without".into())),
+    };
+    let receipt: Receipt =
+        serde_json::from_str(&text).map_err(|error| refuse("expected a receipt".into()).source(error))?;
+    let Some(drew) = receipt.model_files else {
+        return Err(refuse("expected a receipt with hashes, got one of a model that is no bundle".into()));
+    };
+    let Some(contents) = model.contents() else {
+        return Err(Error::new(ErrorKind::Usage, "model: expected a bundle, got a model without hashes"));
+    };
+    let names = drew.keys().chain(contents.files.keys());
+    let differing: Vec<&str> = names
+        .filter(|name| drew.get(*name) != contents.files.get(*name).map(|record| &record.sha256))
+        .map(String::as_str)
+        .collect();
+    if let Some(first) = differing.first() {
+        let problem = format!(
+            "expected a picture of {}, got one of {} with another {first}",
+            model.manifest().name,
+            receipt.model
+        );
+        return Err(refuse(problem).help("name the bundle that drew it with --model"));
+    }
+    let text = format!(
+        "{}: drawn by {}, whose {} files are those of this one\n",
+        path.display(),
+        receipt.model,
+        drew.len()
+    );
+    let json = json!({ "picture": path, "model": receipt.model, "model_files": drew });
+    Ok(Report { text, json })
+}

@@ -1,0 +1,401 @@
+//! Packing: any opened model becomes a bundle on disk, its weights in a form of the caller's choice, and a bundle is
+//! checked. It knows a model only as its parts, never where they came from.
+
+mod comparison;
+mod folder;
+mod quantizer;
+mod tensor;
+mod verification;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::io::Write;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use flate2::{Compression, write::GzEncoder};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+pub use self::comparison::OutputError;
+use self::folder::{Failure, Folder};
+use self::tensor::Packed;
+pub use self::verification::{Verified, verify};
+use crate::engine::SessionOptions;
+use crate::graph::Graph;
+use crate::graph::quantize::{Bits, Quantized};
+use crate::manifest::{self, Component, Components, Contents, FileRecord, Manifest, TokenizerFiles};
+use crate::model::{Model, Part, TextEncoderPart, hex};
+use crate::weights::Dtype;
+use crate::{Error, ErrorKind};
+
+/// The form of a bundle's weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats.
+    F16,
+    /// Large weights in 8-bit integers; see [`crate::graph::quantize`].
+    Int8,
+    /// Large weights of linear layers in 4-bit integers, those of convolutions in 8-bit ones.
+    Int4,
+}
+
+impl Precision {
+    const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Int8, Self::Int4];
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+        })
+    }
+}
+
+impl FromStr for Precision {
+    type Err = Error;
+
+    /// Reads what `Display` writes; [`ErrorKind::Usage`] for anything else.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        Self::ALL.into_iter().find(|precision| precision.to_string() == text).ok_or_else(|| {
+            let known = Self::ALL.map(|precision| precision.to_string()).join(", ");
+            Error::new(ErrorKind::Usage, format!("weights: expected one of {known}, got {text:?}"))
+        })
+    }
+}
+
+/// How a model is packed.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The form of the weights; absent, each keeps its own.
+    pub weights: Option<Precision>,
+    /// What the bundle is called; absent, as the model.
+    pub name: Option<String>,
+    /// The bundle's licence, as an SPDX expression; absent, the model's.
+    pub licence: Option<String>,
+    /// How many threads work on one operator where outputs are compared.
+    pub threads: NonZeroUsize,
+}
+
+/// How far a pack has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of weights that are written.
+    pub done_bytes: usize,
+    /// Bytes of weights in all.
+    pub all_bytes: usize,
+}
+
+/// What came of a pack.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Per component, in the order in which a picture meets them.
+    pub components: Vec<PackedComponent>,
+    /// The bundle's files.
+    pub contents: Contents,
+    /// How long it took, comparison included.
+    pub time: Duration,
+}
+
+/// What came of one component.
+#[derive(Clone, Debug)]
+pub struct PackedComponent {
+    /// Its name in the bundle.
+    pub name: &'static str,
+    /// The size of its weights in the source.
+    pub source_bytes: usize,
+    /// The size of its weights' file in the bundle.
+    pub packed_bytes: u64,
+    /// Whether an earlier run, which was stopped, had written them.
+    pub is_kept: bool,
+    /// How long it took to write them.
+    pub time: Duration,
+    /// How far its outputs lie from the source's, on seeded inputs.
+    pub errors: Vec<OutputError>,
+}
+
+/// Packs a model into a new folder. The folder is there whole or not at all; until then it is called `DEST.partial`, and
+/// a pack that was stopped goes on from there when it is called again.
+///
+/// # Errors
+/// [`ErrorKind::Output`] when the destination is taken or cannot be written to; [`ErrorKind::Model`] for weights that
+/// the form cannot hold; [`ErrorKind::Usage`] where the form makes no difference to any weight;
+/// [`ErrorKind::Numeric`] when source or bundle computes what is no number; [`ErrorKind::Runtime`] without ONNX Runtime.
+pub fn pack(
+    model: &Model,
+    destination: &Path,
+    options: &Options,
+    on_progress: impl FnMut(Progress),
+) -> Result<Report, Error> {
+    let manifest = manifest(model, options)?;
+    let plans = model.parts().map(|part| Plan::new(part, options.weights));
+    let plans = plans.collect::<Result<Vec<Plan>, Error>>()?;
+    let is_integer = matches!(options.weights, Some(Precision::Int8 | Precision::Int4));
+    if is_integer && plans.iter().all(|plan| plan.tensors.iter().all(|tensor| tensor.form.is_none())) {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            "weights: expected a model with large weights in 32-bit floats to quantise, got one without",
+        ));
+    }
+    let mut folder = Folder::open(destination)?;
+    match fill(&mut folder, model, &manifest, &plans, options, on_progress) {
+        Ok(report) => {
+            let names = report.contents.files.keys().map(String::as_str);
+            let names: BTreeSet<&str> = names.chain([manifest::FILE_NAME]).collect();
+            folder.finish(&names)?;
+            Ok(report)
+        }
+        // What the model is to blame for is so at the next try.
+        Err(error) if [ErrorKind::Model, ErrorKind::Numeric].contains(&error.kind()) => {
+            folder.discard();
+            Err(error)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// What the bundle says of itself.
+fn manifest(model: &Model, options: &Options) -> Result<Manifest, Error> {
+    let mut manifest = model.manifest().clone();
+    let given =
+        [("name", &options.name, &mut manifest.name), ("licence", &options.licence, &mut manifest.licence)];
+    for (what, given, field) in given {
+        let Some(given) = given else { continue };
+        let is_line = !given.trim().is_empty() && !given.chars().any(char::is_control);
+        // Characters of an SPDX expression, such as `MIT AND (Apache-2.0 OR LicenseRef-mine)`.
+        let is_part = |c: char| c.is_ascii_alphanumeric() || " -.+:()".contains(c);
+        if !is_line || (what == "licence" && !given.chars().all(is_part)) {
+            let expected = if what == "name" { "a name" } else { "an SPDX expression, like CC-BY-4.0" };
+            return Err(Error::new(ErrorKind::Usage, format!("{what}: expected {expected}, got {given:?}")));
+        }
+        field.clone_from(given);
+    }
+    Ok(manifest)
+}
+
+/// What a component becomes.
+struct Plan<'a> {
+    part: &'a Part,
+    graph: Graph,
+    /// In the order in which safetensors keeps them: those of the largest elements first, then by name.
+    tensors: Vec<Packed<'a>>,
+    source_bytes: usize,
+}
+
+impl<'a> Plan<'a> {
+    fn new(part: &'a Part, weights: Option<Precision>) -> Result<Self, Error> {
+        // Whether weights and graph fit at all.
+        part.bind()?;
+        let upright = part.graph().upright()?;
+        let is_quantised =
+            upright.parameters().iter().any(|parameter| [Dtype::U8, Dtype::I8].contains(&parameter.dtype));
+        if let (Some(precision), true) = (weights, is_quantised) {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("weights: expected a model in floats to make {precision} of, got one whose {} is quantised", part.name()),
+            )
+            .help("pack the model that it was made of, or leave --weights out"));
+        }
+        let (graph, made) = match weights {
+            Some(Precision::Int8) => upright.quantize(Bits::Eight)?,
+            Some(Precision::Int4) => upright.quantize(Bits::Four)?,
+            _ => (upright.clone(), BTreeMap::new()),
+        };
+        let takes_turned: HashMap<&str, bool> = upright
+            .parameters()
+            .iter()
+            .map(|parameter| (parameter.name.as_str(), parameter.is_transposed()))
+            .collect();
+        let mut tensors = Vec::new();
+        for parameter in graph.parameters() {
+            let made = made.get(&parameter.name);
+            let source = made.map_or(&parameter.name, |Quantized { source, .. }| source);
+            let view = part.weights().get(source).expect("a weight that was bound");
+            let is_turned = view.is_transposed() != takes_turned[source.as_str()];
+            let mut shape = view.shape().to_vec();
+            if is_turned {
+                shape.reverse();
+            }
+            let is_float = parameter.dtype == Dtype::F32;
+            let dtype = match weights {
+                Some(Precision::F32) if is_float => Dtype::F32,
+                Some(Precision::F16) if is_float => Dtype::F16,
+                _ => view.dtype(),
+            };
+            let (dtype, shape) =
+                if made.is_some() { (parameter.dtype, parameter.shape.clone()) } else { (dtype, shape) };
+            tensors.push(Packed {
+                name: parameter.name.clone(),
+                dtype,
+                shape,
+                source: view,
+                is_turned,
+                form: made.map(|made| made.form),
+            });
+        }
+        tensors.sort_by(|a, b| (b.dtype.size_bytes(), &a.name).cmp(&(a.dtype.size_bytes(), &b.name)));
+        let sources =
+            part.graph().parameters().iter().filter_map(|parameter| part.weights().get(&parameter.name));
+        let source_bytes = sources.map(|weight| weight.len_bytes()).sum();
+        Ok(Self { part, graph, tensors, source_bytes })
+    }
+
+    fn graph_file(&self) -> String {
+        format!("graphs/{}.onnx.gz", self.part.name())
+    }
+
+    fn weights_file(&self) -> String {
+        format!("weights/{}.safetensors", self.part.name())
+    }
+
+    fn len_bytes(&self) -> usize {
+        self.tensors.iter().map(Packed::len_bytes).sum()
+    }
+
+    /// A hash of everything that the weights' file is made of.
+    fn source(&self) -> String {
+        let mut hash = Sha256::new();
+        for tensor in &self.tensors {
+            tensor.digest(&tensor.source.to_bytes(), &mut hash);
+        }
+        hex(&hash.finalize())
+    }
+
+    /// Writes the weights' file; gives the hash of what it is made of.
+    fn write(&self, to: &mut impl Write, mut on_tensor: impl FnMut(usize)) -> Result<String, Failure> {
+        #[derive(Serialize)]
+        struct Declared<'a> {
+            dtype: &'static str,
+            shape: &'a [usize],
+            data_offsets: [usize; 2],
+        }
+        let mut end = 0;
+        let mut declared = BTreeMap::new();
+        for tensor in &self.tensors {
+            let begin = end;
+            end += tensor.len_bytes();
+            let (dtype, shape) = (tensor.dtype.name(), &tensor.shape[..]);
+            declared.insert(&tensor.name, Declared { dtype, shape, data_offsets: [begin, end] });
+        }
+        let mut header = serde_json::to_vec(&declared).expect("names and numbers are JSON");
+        // The data starts at a multiple of eight.
+        header.resize(header.len().next_multiple_of(8), b' ');
+        to.write_all(&(header.len() as u64).to_le_bytes())?;
+        to.write_all(&header)?;
+        let mut hash = Sha256::new();
+        for tensor in &self.tensors {
+            let source = tensor.source.to_bytes();
+            tensor.digest(&source, &mut hash);
+            tensor.write(&source, to)?;
+            on_tensor(tensor.len_bytes());
+        }
+        Ok(hex(&hash.finalize()))
+    }
+}
+
+/// Makes all files of the bundle, opens it, and compares it with its source.
+fn fill(
+    folder: &mut Folder,
+    model: &Model,
+    manifest: &Manifest,
+    plans: &[Plan],
+    options: &Options,
+    mut on_progress: impl FnMut(Progress),
+) -> Result<Report, Error> {
+    let started = Instant::now();
+    let all_bytes = plans.iter().map(Plan::len_bytes).sum();
+    let mut done_bytes = 0;
+    let (mut files, mut components, mut packed) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+    for plan in plans {
+        let started = Instant::now();
+        let name = plan.part.name();
+        let (graph, weights) = (plan.graph_file(), plan.weights_file());
+        files.insert(graph.clone(), write_bytes(folder, &graph, &zipped(&plan.graph.encode()))?);
+        let kept = folder.kept(&weights, || plan.source());
+        let is_kept = kept.is_some();
+        let before_bytes = done_bytes;
+        let record = match kept {
+            Some(record) => record,
+            None => {
+                let mut source = String::new();
+                let record = folder.write(&weights, |to| {
+                    source = plan.write(to, |bytes| {
+                        done_bytes += bytes;
+                        on_progress(Progress { done_bytes, all_bytes });
+                    })?;
+                    Ok(())
+                })?;
+                folder.note(&weights, source, &record)?;
+                record
+            }
+        };
+        done_bytes = before_bytes + plan.len_bytes();
+        on_progress(Progress { done_bytes, all_bytes });
+        packed.push(PackedComponent {
+            name,
+            source_bytes: plan.source_bytes,
+            packed_bytes: record.len_bytes,
+            is_kept,
+            time: started.elapsed(),
+            errors: Vec::new(),
+        });
+        files.insert(weights.clone(), record);
+        let encoder = model.text_encoders().iter().find(|encoder| encoder.name() == name);
+        let tokenizer = encoder.map(|encoder| write_tokenizer(folder, encoder, &mut files)).transpose()?;
+        components.insert(name, Component::new(graph, vec![weights], &plan.graph, tokenizer));
+    }
+    let mut component = |name: &str| components.remove(name);
+    let contents = Contents {
+        components: Components {
+            text_encoder: component("text_encoder"),
+            text_encoder_2: component("text_encoder_2"),
+            unet: component("unet").expect("a model with a U-Net"),
+            vae_encoder: component("vae_encoder"),
+            vae_decoder: component("vae_decoder").expect("a model with a VAE decoder"),
+        },
+        files,
+    };
+    write_bytes(folder, manifest::FILE_NAME, &manifest.to_json(&contents))?;
+
+    // Read back from disk, every byte of it.
+    let bundle = Model::open(folder.path())?;
+    let options = SessionOptions { threads: options.threads };
+    for (component, errors) in packed.iter_mut().zip(comparison::compare(model, &bundle, &options)?) {
+        component.errors = errors;
+    }
+    Ok(Report { components: packed, contents, time: started.elapsed() })
+}
+
+/// Writes the files of a text encoder's tokenizer, under its name.
+fn write_tokenizer(
+    folder: &Folder,
+    encoder: &TextEncoderPart,
+    files: &mut BTreeMap<String, FileRecord>,
+) -> Result<TokenizerFiles, Error> {
+    let mut names = Vec::new();
+    for (file, bytes) in encoder.tokenizer_files() {
+        let name = format!("{}/{file}", encoder.name());
+        files.insert(name.clone(), write_bytes(folder, &name, bytes)?);
+        names.push(name);
+    }
+    let marks = encoder.special_tokens();
+    let (bos, eos, pad) = (marks.bos, marks.eos, marks.pad);
+    Ok(TokenizerFiles { files: names, context: encoder.context(), bos, eos, pad })
+}
+
+fn write_bytes(folder: &Folder, name: &str, bytes: &[u8]) -> Result<FileRecord, Error> {
+    folder.write(name, |to| Ok(to.write_all(bytes)?))
+}
+
+/// The same bytes always, for there is no time in them.
+fn zipped(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(bytes).and_then(|()| encoder.finish()).expect("a Vec takes all bytes")
+}

@@ -1,0 +1,170 @@
+//! How far the outputs of a packed model lie from those of its source, component by component, on seeded inputs.
+//! It has one component of one model open at a time.
+
+use std::iter::repeat;
+
+use crate::engine::{Session, SessionOptions};
+use crate::graph::{Dim, Port};
+use crate::guidance::Guidance;
+use crate::manifest::Manifest;
+use crate::model::{Model, Part, TextEncoderPart};
+use crate::noise::{NoiseSource, TorchCpu};
+use crate::signature::Role;
+use crate::stage::denoiser::Run;
+use crate::stage::feed::{Feed, constants, runs};
+use crate::stage::text_encoder::{Conditioning, TextEncoder};
+use crate::{Error, ErrorKind};
+
+/// What text encoders are given.
+const PROMPT: &str = "a photograph of a red fox that sits on a mossy stone in a forest, soft morning light";
+/// The seed of all that is random in the inputs.
+const SEED: u64 = 0;
+
+/// How far one output lies from that of the source.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OutputError {
+    /// The output's name.
+    pub output: String,
+    /// The length of the difference, relative to that of the source's output: `|packed - source| / |source|`.
+    pub relative: f64,
+}
+
+/// The errors of a component's outputs, in the order of [`Model::parts`].
+///
+/// # Errors
+/// [`ErrorKind::Numeric`] when an output is not made of numbers; otherwise those of opening and running the components.
+pub(super) fn compare(
+    source: &Model,
+    packed: &Model,
+    options: &SessionOptions,
+) -> Result<Vec<Vec<OutputError>>, Error> {
+    let manifest = source.manifest();
+    let conditioning = TextEncoder::open(source, options)?.encode(&[Some(PROMPT)])?;
+    let mut errors = Vec::new();
+    for (part, packed) in source.parts().zip(packed.parts()) {
+        let encoder = source.text_encoders().iter().find(|encoder| encoder.name() == part.name());
+        let feeds = match encoder {
+            Some(encoder) => text_feeds(encoder)?,
+            None if part.name() == "unet" => unet_feeds(part, manifest, &conditioning)?,
+            None => vae_feeds(part, manifest)?,
+        };
+        let expected = outputs(part, &feeds, options)?;
+        let got = outputs(packed, &feeds, options)?;
+        let names = part.signature().outputs.iter().map(|binding| &binding.port.name);
+        let compared = names.zip(expected.iter().zip(&got)).map(|(name, (expected, got))| {
+            let relative = relative_error(expected, got).map_err(|problem| {
+                Error::new(ErrorKind::Numeric, format!("{}: output {name}: {problem}", part.name()))
+            })?;
+            Ok(OutputError { output: name.clone(), relative })
+        });
+        errors.push(compared.collect::<Result<_, Error>>()?);
+    }
+    Ok(errors)
+}
+
+/// One run of a component, which is closed again.
+fn outputs(part: &Part, feeds: &[Feed], options: &SessionOptions) -> Result<Vec<Vec<f32>>, Error> {
+    let names: Vec<&str> = part.signature().outputs.iter().map(|binding| &binding.port.name[..]).collect();
+    let inputs: Vec<_> = feeds.iter().map(Feed::input).collect();
+    let outputs = Session::open(part.bind()?, options)?.compute(&inputs, &names)?;
+    Ok(outputs.into_iter().map(|output| output.data).collect())
+}
+
+fn text_feeds(encoder: &TextEncoderPart) -> Result<Vec<Feed>, Error> {
+    let signature = encoder.signature();
+    let port = signature.input(Role::TokenIds).expect("no signature without token ids");
+    let context = match port.dims[1] {
+        Dim::Fixed(context) => context,
+        Dim::Free(_) => encoder.context(),
+    };
+    let ids = encoder.tokenizer(context)?.encode(PROMPT)?.ids;
+    let batch = batch(port);
+    let mut feeds = constants(signature, batch, context)?;
+    let numbers = (0..batch).flat_map(|_| &ids).map(|id| *id as f64);
+    feeds.push(Feed::of(port, &[batch, context], numbers)?);
+    Ok(feeds)
+}
+
+/// Noise in the middle of the curve, and the prompt.
+fn unet_feeds(part: &Part, manifest: &Manifest, conditioning: &Conditioning) -> Result<Vec<Feed>, Error> {
+    let signature = part.signature();
+    let size = manifest.defaults.size;
+    let shape = manifest.latents.shape(size)?;
+    let guidance = Guidance::new(manifest.defaults.guidance)?;
+    let members = vec![0; batch(signature.input(Role::Latents).expect("no signature without latents"))];
+    let mut feeds = Run::feeds(signature, conditioning, guidance, shape, size, &members)?;
+    feeds[0].fill(noise(members.len() * shape.len()));
+    feeds[1].fill(repeat((manifest.curve.len() / 2) as f64));
+    Ok(feeds)
+}
+
+/// Latents of the variance that the U-Net is trained to give, or a picture of noise.
+fn vae_feeds(part: &Part, manifest: &Manifest) -> Result<Vec<Feed>, Error> {
+    let signature = part.signature();
+    let size = manifest.defaults.size;
+    let shape = manifest.latents.shape(size)?;
+    let input = |role: Role| signature.input(role);
+    let mut feeds = constants(signature, 1, 0)?;
+    if let Some(port) = input(Role::Latents) {
+        let batch = batch(port);
+        let dims = [batch, shape.channels, shape.height_cells, shape.width_cells];
+        let latents = noise(batch * shape.len());
+        let latents = latents.map(|x| x / manifest.latents.scale + manifest.latents.shift);
+        feeds.push(Feed::of(port, &dims, latents)?);
+    }
+    if let Some(port) = input(Role::Picture) {
+        let dims = [batch(port), 3, size.height_px() as usize, size.width_px() as usize];
+        feeds.push(Feed::of(port, &dims, noise(dims.iter().product()).map(|x| (x / 2.0).clamp(-1.0, 1.0)))?);
+    }
+    Ok(feeds)
+}
+
+/// How many pictures a graph takes at once, at least.
+fn batch(port: &Port) -> usize {
+    runs(port, 1)[0].len()
+}
+
+fn noise(count: usize) -> impl Iterator<Item = f64> {
+    let mut noise = vec![0.0; count];
+    TorchCpu::new(SEED).fill_normal(&mut noise);
+    noise.into_iter().map(f64::from)
+}
+
+/// `|got - expected| / |expected|`; 0 when both are nothing.
+fn relative_error(expected: &[f32], got: &[f32]) -> Result<f64, String> {
+    if expected.len() != got.len() {
+        return Err(format!("expected {} numbers, got {}", expected.len(), got.len()));
+    }
+    for (whose, values) in [("the source", expected), ("the packed model", got)] {
+        if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+            return Err(format!("expected finite numbers of {whose}, got {value}"));
+        }
+    }
+    let length = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    let (expected, got) = (|| expected.iter().map(|x| f64::from(*x)), got.iter().map(|x| f64::from(*x)));
+    let difference = length(&mut expected().zip(got).map(|(expected, got)| got - expected));
+    Ok(if difference == 0.0 { 0.0 } else { difference / length(&mut expected()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn error_is_relative_to_the_source() {
+        assert_eq!(relative_error(&[3.0, 4.0], &[3.0, 4.0]), Ok(0.0));
+        assert_eq!(relative_error(&[3.0, 4.0], &[3.0, 4.5]), Ok(0.1));
+        assert_eq!(relative_error(&[3.0, 4.0], &[0.0, 0.0]), Ok(1.0));
+        assert_eq!(relative_error(&[0.0], &[0.0]), Ok(0.0));
+        assert_eq!(relative_error(&[0.0], &[1.0]), Ok(f64::INFINITY));
+    }
+
+    #[test]
+    fn what_is_no_number_has_no_error() {
+        assert_eq!(relative_error(&[1.0], &[]).unwrap_err(), "expected 1 numbers, got 0");
+        let refusal = relative_error(&[f32::NAN], &[1.0]).unwrap_err();
+        assert_eq!(refusal, "expected finite numbers of the source, got NaN");
+        let refusal = relative_error(&[1.0], &[f32::INFINITY]).unwrap_err();
+        assert_eq!(refusal, "expected finite numbers of the packed model, got inf");
+    }
+}

@@ -1,0 +1,132 @@
+//! The numbers of quantised weights: floats become integers around zero and their scale, each to the nearest.
+//! It knows nothing of where they are kept, or of graphs.
+
+use crate::graph::quantize::{BLOCK, Bits};
+
+/// What an integer is stored above, so that it has no sign: half of all levels.
+const fn zero_point(bits: Bits) -> i32 {
+    1 << (bits.count() - 1)
+}
+
+/// The scale of a block: the value that is farthest from 0 becomes the lowest integer, which has no positive twin.
+pub(super) fn block_scale(block: &[f32], bits: Bits) -> f32 {
+    let extreme =
+        block.iter().fold(0.0, |extreme: f32, x| if x.abs() > extreme.abs() { *x } else { extreme });
+    extreme / -(zero_point(bits) as f32)
+}
+
+/// Appends the integers of a block, padded with zeros to [`BLOCK`].
+pub(super) fn block_codes(block: &[f32], bits: Bits, into: &mut Vec<u8>) {
+    let (scale, zero) = (block_scale(block, bits), zero_point(bits));
+    let code = |index: usize| {
+        let x = block.get(index).copied().unwrap_or_default();
+        (nearest(x, scale) + zero).clamp(0, 2 * zero - 1) as u8
+    };
+    match bits {
+        Bits::Eight => into.extend((0..BLOCK).map(code)),
+        Bits::Four => into.extend((0..BLOCK).step_by(2).map(|index| code(index) | code(index + 1) << 4)),
+    }
+}
+
+/// The scale of an output channel of a convolution: the value that is farthest from 0 becomes 127 or -127.
+pub(super) fn channel_scale(channel: &[f32]) -> f32 {
+    channel.iter().fold(0.0, |extreme: f32, x| extreme.max(x.abs())) / 127.0
+}
+
+/// Appends the integers of an output channel.
+pub(super) fn channel_codes(channel: &[f32], into: &mut Vec<u8>) {
+    let scale = channel_scale(channel);
+    into.extend(channel.iter().map(|x| nearest(*x, scale).clamp(-127, 127) as i8 as u8));
+}
+
+/// How many scales a value is, to the nearest, and to the even of two that are as near.
+fn nearest(x: f32, scale: f32) -> i32 {
+    // Values too small to have a scale are nothing.
+    if scale == 0.0 { 0 } else { (x / scale).round_ties_even() as i32 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::noise::{NoiseSource, TorchCpu};
+
+    fn values(count: usize, seed: u64) -> Vec<f32> {
+        let mut values = vec![0.0; count];
+        TorchCpu::new(seed).fill_normal(&mut values);
+        values
+    }
+
+    /// The values that the integers of a block stand for.
+    fn block_values(block: &[f32], bits: Bits) -> Vec<f32> {
+        let mut bytes = Vec::new();
+        block_codes(block, bits, &mut bytes);
+        assert_eq!(bytes.len(), BLOCK * bits.count() / 8);
+        let per_byte = 8 / bits.count();
+        let code = |index: usize| {
+            (bytes[index / per_byte] as usize >> (index % per_byte * bits.count())) % (1 << bits.count())
+        };
+        let value = |index| (code(index) as f32 - zero_point(bits) as f32) * block_scale(block, bits);
+        (0..BLOCK).map(value).collect()
+    }
+
+    /// Of all levels, by trying each, the distance to the nearest one.
+    fn least_distance(x: f32, levels: impl Iterator<Item = i32>, scale: f32) -> f32 {
+        levels.map(|level| (level as f32 * scale - x).abs()).fold(f32::INFINITY, f32::min)
+    }
+
+    #[test]
+    fn every_weight_of_a_block_becomes_the_nearest_level() {
+        for (bits, len, seed) in
+            [(Bits::Four, 32, 1), (Bits::Eight, 32, 2), (Bits::Four, 7, 3), (Bits::Eight, 31, 4)]
+        {
+            for block in values(len * 50, seed).chunks(len) {
+                let scale = block_scale(block, bits);
+                let levels = -zero_point(bits)..zero_point(bits);
+                let got = block_values(block, bits);
+                for (x, got) in block.iter().zip(&got) {
+                    let (distance, least) = ((got - x).abs(), least_distance(*x, levels.clone(), scale));
+                    assert!(distance <= least + scale.abs() * 1e-5, "{x} became {got}, of scale {scale}");
+                }
+                assert_eq!(got[len..], [0.0; BLOCK][len..], "padding");
+            }
+        }
+    }
+
+    #[test]
+    fn the_extreme_of_a_block_is_exact_whatever_its_sign() {
+        for sign in [1.0, -1.0] {
+            let mut block = values(BLOCK, 5);
+            block[11] = 16.0 * sign;
+            for bits in [Bits::Four, Bits::Eight] {
+                assert_eq!(block_values(&block, bits)[11], 16.0 * sign);
+            }
+        }
+    }
+
+    #[test]
+    fn every_weight_of_a_channel_becomes_the_nearest_level() {
+        for channel in values(27 * 50, 6).chunks(27) {
+            let scale = channel_scale(channel);
+            let mut bytes = Vec::new();
+            channel_codes(channel, &mut bytes);
+            for (x, byte) in channel.iter().zip(bytes) {
+                let got = f32::from(byte as i8) * scale;
+                let (distance, least) = ((got - x).abs(), least_distance(*x, -127..128, scale));
+                assert!(distance <= least + scale * 1e-5, "{x} became {got}, of scale {scale}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_and_next_to_nothing_stay() {
+        let smallest = f32::from_bits(1);
+        for block in [[0.0; BLOCK], [smallest; BLOCK], [-smallest; BLOCK]] {
+            for bits in [Bits::Four, Bits::Eight] {
+                assert!(block_values(&block, bits).iter().all(|x| x.abs() <= smallest));
+            }
+            let mut bytes = Vec::new();
+            channel_codes(&block, &mut bytes);
+            assert!(channel_scale(&block) <= smallest && bytes.len() == BLOCK);
+        }
+    }
+}
