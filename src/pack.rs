@@ -7,7 +7,7 @@ mod quantizer;
 mod tensor;
 mod verification;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::Write;
 use std::num::NonZeroUsize;
@@ -16,18 +16,15 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use flate2::{Compression, write::GzEncoder};
-use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 pub use self::comparison::OutputError;
-use self::folder::{Failure, Folder};
+use self::folder::Folder;
 use self::tensor::Packed;
 pub use self::verification::{Verified, verify};
 use crate::engine::SessionOptions;
 use crate::graph::Graph;
-use crate::graph::quantize::{Bits, Quantized};
 use crate::manifest::{self, Component, Components, Contents, FileRecord, Manifest, TokenizerFiles};
-use crate::model::{Model, Part, TextEncoderPart, hex};
+use crate::model::{Model, Part, TextEncoderPart};
 use crate::weights::Dtype;
 use crate::{Error, ErrorKind};
 
@@ -184,7 +181,6 @@ fn manifest(model: &Model, options: &Options) -> Result<Manifest, Error> {
 struct Plan<'a> {
     part: &'a Part,
     graph: Graph,
-    /// In the order in which safetensors keeps them: those of the largest elements first, then by name.
     tensors: Vec<Packed<'a>>,
     source_bytes: usize,
 }
@@ -193,58 +189,22 @@ impl<'a> Plan<'a> {
     fn new(part: &'a Part, weights: Option<Precision>) -> Result<Self, Error> {
         // Whether weights and graph fit at all.
         part.bind()?;
-        let upright = part.graph().upright()?;
-        let is_quantised =
-            upright.parameters().iter().any(|parameter| [Dtype::U8, Dtype::I8].contains(&parameter.dtype));
+        let is_integer = |dtype: Dtype| [Dtype::U8, Dtype::I8].contains(&dtype);
+        let is_quantised = part.graph().parameters().iter().any(|parameter| is_integer(parameter.dtype));
         if let (Some(precision), true) = (weights, is_quantised) {
             return Err(Error::new(
                 ErrorKind::Usage,
-                format!("weights: expected a model in floats to make {precision} of, got one whose {} is quantised", part.name()),
+                format!(
+                    "weights: expected a model in floats to make {precision} of, got one whose {} is quantised",
+                    part.name()
+                ),
             )
             .help("pack the model that it was made of, or leave --weights out"));
         }
-        let (graph, made) = match weights {
-            Some(Precision::Int8) => upright.quantize(Bits::Eight)?,
-            Some(Precision::Int4) => upright.quantize(Bits::Four)?,
-            _ => (upright.clone(), BTreeMap::new()),
-        };
-        let takes_turned: HashMap<&str, bool> = upright
-            .parameters()
-            .iter()
-            .map(|parameter| (parameter.name.as_str(), parameter.is_transposed()))
-            .collect();
-        let mut tensors = Vec::new();
-        for parameter in graph.parameters() {
-            let made = made.get(&parameter.name);
-            let source = made.map_or(&parameter.name, |Quantized { source, .. }| source);
-            let view = part.weights().get(source).expect("a weight that was bound");
-            let is_turned = view.is_transposed() != takes_turned[source.as_str()];
-            let mut shape = view.shape().to_vec();
-            if is_turned {
-                shape.reverse();
-            }
-            let is_float = parameter.dtype == Dtype::F32;
-            let dtype = match weights {
-                Some(Precision::F32) if is_float => Dtype::F32,
-                Some(Precision::F16) if is_float => Dtype::F16,
-                _ => view.dtype(),
-            };
-            let (dtype, shape) =
-                if made.is_some() { (parameter.dtype, parameter.shape.clone()) } else { (dtype, shape) };
-            tensors.push(Packed {
-                name: parameter.name.clone(),
-                dtype,
-                shape,
-                source: view,
-                is_turned,
-                form: made.map(|made| made.form),
-            });
-        }
-        tensors.sort_by(|a, b| (b.dtype.size_bytes(), &a.name).cmp(&(a.dtype.size_bytes(), &b.name)));
-        let sources =
-            part.graph().parameters().iter().filter_map(|parameter| part.weights().get(&parameter.name));
-        let source_bytes = sources.map(|weight| weight.len_bytes()).sum();
-        Ok(Self { part, graph, tensors, source_bytes })
+        let (graph, tensors) = tensor::plan(part.graph(), part.weights(), weights)?;
+        let parameters = part.graph().parameters().iter();
+        let sources = parameters.filter_map(|parameter| part.weights().get(&parameter.name));
+        Ok(Self { part, graph, tensors, source_bytes: sources.map(|weight| weight.len_bytes()).sum() })
     }
 
     fn graph_file(&self) -> String {
@@ -257,46 +217,6 @@ impl<'a> Plan<'a> {
 
     fn len_bytes(&self) -> usize {
         self.tensors.iter().map(Packed::len_bytes).sum()
-    }
-
-    /// A hash of everything that the weights' file is made of.
-    fn source(&self) -> String {
-        let mut hash = Sha256::new();
-        for tensor in &self.tensors {
-            tensor.digest(&tensor.source.to_bytes(), &mut hash);
-        }
-        hex(&hash.finalize())
-    }
-
-    /// Writes the weights' file; gives the hash of what it is made of.
-    fn write(&self, to: &mut impl Write, mut on_tensor: impl FnMut(usize)) -> Result<String, Failure> {
-        #[derive(Serialize)]
-        struct Declared<'a> {
-            dtype: &'static str,
-            shape: &'a [usize],
-            data_offsets: [usize; 2],
-        }
-        let mut end = 0;
-        let mut declared = BTreeMap::new();
-        for tensor in &self.tensors {
-            let begin = end;
-            end += tensor.len_bytes();
-            let (dtype, shape) = (tensor.dtype.name(), &tensor.shape[..]);
-            declared.insert(&tensor.name, Declared { dtype, shape, data_offsets: [begin, end] });
-        }
-        let mut header = serde_json::to_vec(&declared).expect("names and numbers are JSON");
-        // The data starts at a multiple of eight.
-        header.resize(header.len().next_multiple_of(8), b' ');
-        to.write_all(&(header.len() as u64).to_le_bytes())?;
-        to.write_all(&header)?;
-        let mut hash = Sha256::new();
-        for tensor in &self.tensors {
-            let source = tensor.source.to_bytes();
-            tensor.digest(&source, &mut hash);
-            tensor.write(&source, to)?;
-            on_tensor(tensor.len_bytes());
-        }
-        Ok(hex(&hash.finalize()))
     }
 }
 
@@ -318,7 +238,7 @@ fn fill(
         let name = plan.part.name();
         let (graph, weights) = (plan.graph_file(), plan.weights_file());
         files.insert(graph.clone(), write_bytes(folder, &graph, &zipped(&plan.graph.encode()))?);
-        let kept = folder.kept(&weights, || plan.source());
+        let kept = folder.kept(&weights, || tensor::source(&plan.tensors));
         let is_kept = kept.is_some();
         let before_bytes = done_bytes;
         let record = match kept {
@@ -326,7 +246,7 @@ fn fill(
             None => {
                 let mut source = String::new();
                 let record = folder.write(&weights, |to| {
-                    source = plan.write(to, |bytes| {
+                    source = tensor::write(&plan.tensors, to, |bytes| {
                         done_bytes += bytes;
                         on_progress(Progress { done_bytes, all_bytes });
                     })?;

@@ -1,7 +1,7 @@
 //! The numbers of quantised weights: floats become integers around zero and their scale, each to the nearest.
 //! It knows nothing of where they are kept, or of graphs.
 
-use crate::graph::quantize::{BLOCK, Bits};
+use crate::graph::quantize::{Bits, Blocks};
 
 /// What an integer is stored above, so that it has no sign: half of all levels.
 const fn zero_point(bits: Bits) -> i32 {
@@ -15,16 +15,17 @@ pub(super) fn block_scale(block: &[f32], bits: Bits) -> f32 {
     extreme / -(zero_point(bits) as f32)
 }
 
-/// Appends the integers of a block, padded with zeros to [`BLOCK`].
-pub(super) fn block_codes(block: &[f32], bits: Bits, into: &mut Vec<u8>) {
+/// Appends the integers of a block; the last of a row is padded with zeros.
+pub(super) fn block_codes(block: &[f32], blocks: Blocks, into: &mut Vec<u8>) {
+    let Blocks { bits, len } = blocks;
     let (scale, zero) = (block_scale(block, bits), zero_point(bits));
     let code = |index: usize| {
         let x = block.get(index).copied().unwrap_or_default();
         (nearest(x, scale) + zero).clamp(0, 2 * zero - 1) as u8
     };
     match bits {
-        Bits::Eight => into.extend((0..BLOCK).map(code)),
-        Bits::Four => into.extend((0..BLOCK).step_by(2).map(|index| code(index) | code(index + 1) << 4)),
+        Bits::Eight => into.extend((0..len).map(code)),
+        Bits::Four => into.extend((0..len).step_by(2).map(|index| code(index) | code(index + 1) << 4)),
     }
 }
 
@@ -56,17 +57,25 @@ mod tests {
         values
     }
 
+    const BLOCKS: [Blocks; 4] = [
+        Blocks { bits: Bits::Four, len: 32 },
+        Blocks { bits: Bits::Eight, len: 32 },
+        Blocks { bits: Bits::Eight, len: 64 },
+        Blocks { bits: Bits::Eight, len: 128 },
+    ];
+
     /// The values that the integers of a block stand for.
-    fn block_values(block: &[f32], bits: Bits) -> Vec<f32> {
+    fn block_values(block: &[f32], blocks: Blocks) -> Vec<f32> {
+        let Blocks { bits, len } = blocks;
         let mut bytes = Vec::new();
-        block_codes(block, bits, &mut bytes);
-        assert_eq!(bytes.len(), BLOCK * bits.count() / 8);
+        block_codes(block, blocks, &mut bytes);
+        assert_eq!(bytes.len(), blocks.len_bytes());
         let per_byte = 8 / bits.count();
         let code = |index: usize| {
             (bytes[index / per_byte] as usize >> (index % per_byte * bits.count())) % (1 << bits.count())
         };
         let value = |index| (code(index) as f32 - zero_point(bits) as f32) * block_scale(block, bits);
-        (0..BLOCK).map(value).collect()
+        (0..len).map(value).collect()
     }
 
     /// Of all levels, by trying each, the distance to the nearest one.
@@ -76,30 +85,27 @@ mod tests {
 
     #[test]
     fn every_weight_of_a_block_becomes_the_nearest_level() {
-        for (bits, len, seed) in
-            [(Bits::Four, 32, 1), (Bits::Eight, 32, 2), (Bits::Four, 7, 3), (Bits::Eight, 31, 4)]
-        {
-            for block in values(len * 50, seed).chunks(len) {
-                let scale = block_scale(block, bits);
-                let levels = -zero_point(bits)..zero_point(bits);
-                let got = block_values(block, bits);
+        for (blocks, missing) in BLOCKS.into_iter().flat_map(|blocks| [(blocks, 0), (blocks, 25)]) {
+            let len = blocks.len - missing;
+            for block in values(len * 50, len as u64).chunks(len) {
+                let scale = block_scale(block, blocks.bits);
+                let levels = -zero_point(blocks.bits)..zero_point(blocks.bits);
+                let got = block_values(block, blocks);
                 for (x, got) in block.iter().zip(&got) {
                     let (distance, least) = ((got - x).abs(), least_distance(*x, levels.clone(), scale));
                     assert!(distance <= least + scale.abs() * 1e-5, "{x} became {got}, of scale {scale}");
                 }
-                assert_eq!(got[len..], [0.0; BLOCK][len..], "padding");
+                assert_eq!(got[len..], vec![0.0; missing], "padding");
             }
         }
     }
 
     #[test]
     fn the_extreme_of_a_block_is_exact_whatever_its_sign() {
-        for sign in [1.0, -1.0] {
-            let mut block = values(BLOCK, 5);
+        for (sign, blocks) in [1.0, -1.0].into_iter().flat_map(|sign| BLOCKS.map(|blocks| (sign, blocks))) {
+            let mut block = values(blocks.len, 5);
             block[11] = 16.0 * sign;
-            for bits in [Bits::Four, Bits::Eight] {
-                assert_eq!(block_values(&block, bits)[11], 16.0 * sign);
-            }
+            assert_eq!(block_values(&block, blocks)[11], 16.0 * sign);
         }
     }
 
@@ -120,13 +126,14 @@ mod tests {
     #[test]
     fn nothing_and_next_to_nothing_stay() {
         let smallest = f32::from_bits(1);
-        for block in [[0.0; BLOCK], [smallest; BLOCK], [-smallest; BLOCK]] {
-            for bits in [Bits::Four, Bits::Eight] {
-                assert!(block_values(&block, bits).iter().all(|x| x.abs() <= smallest));
+        for x in [0.0, smallest, -smallest] {
+            for blocks in BLOCKS {
+                let values = block_values(&vec![x; blocks.len], blocks);
+                assert!(values.iter().all(|x| x.abs() <= smallest));
             }
             let mut bytes = Vec::new();
-            channel_codes(&block, &mut bytes);
-            assert!(channel_scale(&block) <= smallest && bytes.len() == BLOCK);
+            channel_codes(&[x; 9], &mut bytes);
+            assert!(channel_scale(&[x; 9]) <= smallest && bytes.len() == 9);
         }
     }
 }

@@ -1,15 +1,19 @@
 //! The tensors of a packed file: each made of one weight of the source, in a type and form of its own.
-//! It holds one weight at a time, and knows nothing of files or graphs.
+//! It holds one weight at a time, and knows nothing of files.
 
+use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 
 use half::{bf16, f16};
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::folder::Failure;
-use super::quantizer;
-use crate::graph::quantize::{BLOCK, Form};
-use crate::weights::{Dtype, TensorView};
+use super::{Precision, quantizer};
+use crate::graph::Graph;
+use crate::graph::quantize::{Bits, Form, Quantized};
+use crate::model::hex;
+use crate::weights::{Dtype, TensorView, Weights};
 use crate::{Error, ErrorKind};
 
 /// Elements that are converted at once.
@@ -23,8 +27,94 @@ pub(super) struct Packed<'a> {
     pub(super) source: TensorView<'a>,
     /// Whether the source is a matrix that is to be turned.
     pub(super) is_turned: bool,
-    /// What becomes of the numbers, beside their type; nothing when absent.
+    /// Which numbers it holds, where they are not the source's.
     pub(super) form: Option<Form>,
+}
+
+/// The graph for weights in this form, and its tensors in the order in which safetensors keeps them: those of the
+/// largest elements first, then by name.
+pub(super) fn plan<'a>(
+    graph: &Graph,
+    weights: &'a Weights,
+    precision: Option<Precision>,
+) -> Result<(Graph, Vec<Packed<'a>>), Error> {
+    let upright = graph.upright()?;
+    let parameters = upright.parameters().iter();
+    let takes_turned: HashMap<&str, bool> =
+        parameters.map(|parameter| (parameter.name.as_str(), parameter.is_transposed())).collect();
+    let (graph, quantized) = match precision {
+        Some(Precision::Int8) => upright.quantize(Bits::Eight)?,
+        Some(Precision::Int4) => upright.quantize(Bits::Four)?,
+        _ => (upright.clone(), BTreeMap::new()),
+    };
+    let tensors = graph.parameters().iter().map(|parameter| {
+        let quantized = quantized.get(&parameter.name);
+        let name = quantized.map_or(&parameter.name, |Quantized { source, .. }| source);
+        let source = weights.get(name).expect("a weight that was bound");
+        let is_turned = source.is_transposed() != takes_turned[name.as_str()];
+        // A file may have more or fewer dimensions of 1 than the graph, and keeps them.
+        let is_new = is_turned || quantized.is_some();
+        let shape = if is_new { parameter.shape.clone() } else { source.shape().to_vec() };
+        let mut dtype = source.dtype();
+        match precision {
+            _ if quantized.is_some() => dtype = parameter.dtype,
+            Some(Precision::F32) if parameter.dtype == Dtype::F32 => dtype = Dtype::F32,
+            Some(Precision::F16) if parameter.dtype == Dtype::F32 => dtype = Dtype::F16,
+            _ => {}
+        }
+        let form = quantized.map(|quantized| quantized.form);
+        Packed { name: parameter.name.clone(), dtype, shape, source, is_turned, form }
+    });
+    let mut tensors: Vec<Packed> = tensors.collect();
+    tensors.sort_by(|a, b| (b.dtype.size_bytes(), &a.name).cmp(&(a.dtype.size_bytes(), &b.name)));
+    Ok((graph, tensors))
+}
+
+/// A hash of all that a file of these tensors is made of.
+pub(super) fn source(tensors: &[Packed]) -> String {
+    let mut hash = Sha256::new();
+    for tensor in tensors {
+        tensor.digest(&tensor.source.to_bytes(), &mut hash);
+    }
+    hex(&hash.finalize())
+}
+
+/// Writes a safetensors file, and gives [`source`] of the tensors; `on_tensor` is told how long each was.
+///
+/// # Errors
+/// [`ErrorKind::Model`] for a number that a tensor's type cannot hold.
+pub(super) fn write(
+    tensors: &[Packed],
+    to: &mut impl Write,
+    mut on_tensor: impl FnMut(usize),
+) -> Result<String, Failure> {
+    #[derive(Serialize)]
+    struct Declared<'a> {
+        dtype: &'static str,
+        shape: &'a [usize],
+        data_offsets: [usize; 2],
+    }
+    let mut end = 0;
+    let mut declared = BTreeMap::new();
+    for tensor in tensors {
+        let begin = end;
+        end += tensor.len_bytes();
+        let (dtype, shape) = (tensor.dtype.name(), &tensor.shape[..]);
+        declared.insert(&tensor.name, Declared { dtype, shape, data_offsets: [begin, end] });
+    }
+    let mut header = serde_json::to_vec(&declared).expect("names and numbers are JSON");
+    // The data starts at a multiple of eight.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    to.write_all(&(header.len() as u64).to_le_bytes())?;
+    to.write_all(&header)?;
+    let mut hash = Sha256::new();
+    for tensor in tensors {
+        let source = tensor.source.to_bytes();
+        tensor.digest(&source, &mut hash);
+        tensor.write(&source, to)?;
+        on_tensor(tensor.len_bytes());
+    }
+    Ok(hex(&hash.finalize()))
 }
 
 impl Packed<'_> {
@@ -35,7 +125,7 @@ impl Packed<'_> {
     }
 
     /// Hashes what the tensor is made of, and how. The numbers of scales are those of the integers beside them.
-    pub(super) fn digest(&self, source: &[u8], hash: &mut Sha256) {
+    fn digest(&self, source: &[u8], hash: &mut Sha256) {
         let Self { name, dtype, shape, source: view, is_turned, form } = self;
         let recipe =
             format!("{name} {dtype} {shape:?} {} {:?} {is_turned} {form:?}\n", view.dtype(), view.shape());
@@ -49,7 +139,7 @@ impl Packed<'_> {
     ///
     /// # Errors
     /// [`ErrorKind::Model`] for a number that the type cannot hold.
-    pub(super) fn write(&self, source: &[u8], to: &mut impl Write) -> Result<(), Failure> {
+    fn write(&self, source: &[u8], to: &mut impl Write) -> Result<(), Failure> {
         let from = self.source.dtype();
         let mut bytes = Vec::new();
         match self.form {
@@ -67,11 +157,13 @@ impl Packed<'_> {
                 bytes.clear();
                 let row = self.floats(row)?;
                 match form {
-                    Form::BlockCodes(bits) => {
-                        row.chunks(BLOCK).for_each(|block| quantizer::block_codes(block, bits, &mut bytes));
+                    Form::BlockCodes(blocks) => {
+                        let each = row.chunks(blocks.len);
+                        each.for_each(|block| quantizer::block_codes(block, blocks, &mut bytes));
                     }
-                    Form::BlockScales(bits) => {
-                        let scales = row.chunks(BLOCK).map(|block| quantizer::block_scale(block, bits));
+                    Form::BlockScales(blocks) => {
+                        let each = row.chunks(blocks.len);
+                        let scales = each.map(|block| quantizer::block_scale(block, blocks.bits));
                         bytes.extend(scales.flat_map(f32::to_le_bytes));
                     }
                     Form::ChannelCodes => quantizer::channel_codes(&row, &mut bytes),
@@ -85,24 +177,20 @@ impl Packed<'_> {
 
     /// Calls `each` with the bytes of every row of the source, as the reference implementation has them.
     fn rows(&self, source: &[u8], mut each: impl FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
-        let (size, shape) = (self.source.dtype().size_bytes(), self.source.shape());
-        match *shape {
-            [inputs, out] if self.is_turned => {
-                let mut row = Vec::with_capacity(inputs * size);
-                for column in 0..out {
-                    row.clear();
-                    for element in 0..inputs {
-                        row.extend_from_slice(&source[(element * out + column) * size..][..size]);
-                    }
-                    each(&row)?;
-                }
-                Ok(())
-            }
-            _ => {
-                let rows = self.shape.first().copied().unwrap_or(1).max(1);
-                source.chunks((source.len() / rows).max(1)).try_for_each(each)
-            }
+        let size = self.source.dtype().size_bytes();
+        let out = self.shape.first().copied().unwrap_or(1).max(1);
+        if !self.is_turned {
+            return source.chunks((source.len() / out).max(1)).try_for_each(each);
         }
+        let mut row = Vec::with_capacity(source.len() / out);
+        for column in 0..out {
+            row.clear();
+            for element in source.chunks_exact(size).skip(column).step_by(out) {
+                row.extend_from_slice(element);
+            }
+            each(&row)?;
+        }
+        Ok(())
     }
 
     /// Appends elements of the source in the tensor's type.
@@ -141,5 +229,322 @@ impl Packed<'_> {
 
     fn refuse(&self, problem: String) -> Error {
         Error::new(ErrorKind::Model, format!("weight {}: {problem}", self.name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+    use std::sync::Arc;
+
+    use prost::Message;
+
+    use super::*;
+    use crate::engine::{Session, SessionOptions, TensorRef};
+    use crate::graph::proto::{
+        self, AttributeProto, Dimension, DimensionValue, GraphProto, ModelProto, NodeProto,
+        OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorType, TypeProto,
+        TypeValue, ValueInfoProto,
+    };
+    use crate::noise::{NoiseSource, TorchCpu};
+    use crate::weights::Stored;
+
+    fn value(name: &str, dims: &[usize]) -> ValueInfoProto {
+        let dim = dims.iter().map(|&size| Dimension {
+            value: Some(DimensionValue::DimValue(size as i64)),
+            ..Default::default()
+        });
+        let tensor = TensorType { elem_type: Some(1), shape: Some(TensorShapeProto { dim: dim.collect() }) };
+        let kind = TypeProto { value: Some(TypeValue::TensorType(tensor)), ..Default::default() };
+        ValueInfoProto { name: Some(name.into()), r#type: Some(kind), ..Default::default() }
+    }
+
+    /// A graph of one node with one parameter, `w`.
+    fn graph(op: &str, shape: &[usize], x: &[usize], y: &[usize]) -> Graph {
+        let flag = AttributeProto {
+            name: Some("transB".into()),
+            r#type: Some(proto::INT),
+            i: Some(1),
+            ..Default::default()
+        };
+        let is_fused = op == "FusedMatMul";
+        let node = NodeProto {
+            op_type: Some(op.into()),
+            domain: is_fused.then(|| "com.microsoft".into()),
+            input: vec!["x".into(), "w".into()],
+            output: vec!["y".into()],
+            attribute: if is_fused { vec![flag] } else { Vec::new() },
+            ..Default::default()
+        };
+        let weight = TensorProto {
+            name: Some("w".into()),
+            dims: shape.iter().map(|&size| size as i64).collect(),
+            data_type: Some(1),
+            data_location: Some(proto::EXTERNAL),
+            external_data: vec![StringStringEntryProto {
+                key: Some("location".into()),
+                value: Some("weights".into()),
+            }],
+            ..Default::default()
+        };
+        let graph = GraphProto {
+            name: Some("test".into()),
+            node: vec![node],
+            initializer: vec![weight],
+            input: vec![value("x", x)],
+            output: vec![value("y", y)],
+            ..Default::default()
+        };
+        let opset = |domain: &str, version| OperatorSetIdProto {
+            domain: Some(domain.into()),
+            version: Some(version),
+        };
+        let model = ModelProto {
+            ir_version: Some(9),
+            graph: Some(graph),
+            opset_import: vec![opset("", 18), opset("com.microsoft", 1)],
+            ..Default::default()
+        };
+        Graph::decode("test", &model.encode_to_vec()).unwrap()
+    }
+
+    fn weights(dtype: Dtype, shape: &[usize], values: &[f32]) -> Weights {
+        let bytes: Vec<u8> = match dtype {
+            Dtype::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
+            Dtype::Bf16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
+            _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        };
+        let mut weights = Weights::default();
+        weights.replace("w", dtype, shape, &bytes).unwrap();
+        weights
+    }
+
+    fn normal(count: usize, seed: u64) -> Vec<f32> {
+        let mut values = vec![0.0; count];
+        TorchCpu::new(seed).fill_normal(&mut values);
+        values
+    }
+
+    /// The graph and the weights as they are read from the file that is written of them.
+    fn packed(
+        graph: &Graph,
+        weights: &Weights,
+        precision: Option<Precision>,
+    ) -> Result<(Graph, Weights), Error> {
+        let (graph, tensors) = plan(graph, weights, precision)?;
+        let mut file = Vec::new();
+        match write(&tensors, &mut file, |_| ()) {
+            Ok(source_hash) => assert_eq!(source_hash, source(&tensors)),
+            Err(Failure::Content(error)) => return Err(error),
+            Err(Failure::Write(error)) => panic!("{error}"),
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.safetensors");
+        std::fs::write(&path, file).unwrap();
+        Ok((Graph::decode("test", &graph.encode())?, Weights::open(&[path])?))
+    }
+
+    fn run(graph: Graph, weights: Weights, shape: &[usize], x: &[f32]) -> Vec<f32> {
+        let options = SessionOptions { threads: NonZeroUsize::MIN };
+        let mut session = Session::open(graph.bind(Arc::new(weights)).unwrap(), &options).unwrap();
+        session.compute(&[("x", TensorRef::new(shape, x))], &["y"]).unwrap().remove(0).data
+    }
+
+    fn floats(weights: &Weights, name: &str) -> Vec<f32> {
+        let view = weights.get(name).unwrap();
+        assert_eq!(view.dtype(), Dtype::F32);
+        view.to_bytes().as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect()
+    }
+
+    /// The matrix that a packed file's integers stand for, `[out, inputs]`, by the format's definition.
+    fn matrix(weights: &Weights, bits: usize, out: usize, inputs: usize) -> Vec<f32> {
+        let view = weights.get(&format!("w.q{bits}")).unwrap();
+        let [rows, blocks, bytes] = *view.shape() else { panic!("{:?}", view.shape()) };
+        let (codes, scales) = (view.to_bytes(), floats(weights, "w.scales"));
+        assert_eq!((rows, scales.len()), (out, out * blocks));
+        let len = bytes * 8 / bits;
+        let mut matrix = Vec::new();
+        for (row, column) in (0..out).flat_map(|row| (0..inputs).map(move |column| (row, column))) {
+            let block = row * blocks + column / len;
+            let bit = column % len * bits;
+            let code = codes[block * bytes + bit / 8] >> (bit % 8) & ((1u32 << bits) - 1) as u8;
+            matrix.push((f32::from(code) - (1 << (bits - 1)) as f32) * scales[block]);
+        }
+        matrix
+    }
+
+    #[track_caller]
+    fn expect_near(got: &[f32], expected: &[f32], tolerance: f64) {
+        assert_eq!(got.len(), expected.len());
+        let square = |x: f64| x * x;
+        let length = expected.iter().map(|x| square((*x).into())).sum::<f64>().sqrt();
+        let pairs = got.iter().zip(expected);
+        let error = pairs.map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum::<f64>().sqrt();
+        assert!(error <= tolerance * length, "relative error {}", error / length);
+    }
+
+    /// Activations that 8-bit integers hold exactly, whatever the blocks.
+    fn exact(rows: usize, inputs: usize) -> Vec<f32> {
+        let value = |index: usize| match index % inputs % 32 {
+            0 => 127.0,
+            _ => (index * 89 % 255) as f32 - 127.0,
+        };
+        (0..rows * inputs).map(value).collect()
+    }
+
+    #[test]
+    fn onnx_runtime_computes_with_the_matrix_that_the_integers_stand_for() {
+        const ROWS: usize = 3;
+        // One block of each length, several, and padding.
+        for (bits, precision, inputs) in [
+            (4, Precision::Int4, 32),
+            (4, Precision::Int4, 40),
+            (4, Precision::Int4, 96),
+            (8, Precision::Int8, 32),
+            (8, Precision::Int8, 40),
+            (8, Precision::Int8, 64),
+            (8, Precision::Int8, 128),
+            (8, Precision::Int8, 192),
+            (8, Precision::Int8, 320),
+            (8, Precision::Int8, 384),
+        ] {
+            let out = (16usize << 10).div_ceil(inputs);
+            let source = normal(out * inputs, inputs as u64);
+            let graph = graph("FusedMatMul", &[out, inputs], &[ROWS, inputs], &[ROWS, out]);
+            let (graph, weights) =
+                packed(&graph, &weights(Dtype::F32, &[out, inputs], &source), Some(precision)).unwrap();
+            let matrix = matrix(&weights, bits, out, inputs);
+            let x = exact(ROWS, inputs);
+            let expected: Vec<f32> = x
+                .chunks(inputs)
+                .flat_map(|x| matrix.chunks(inputs).map(|w| x.iter().zip(w).map(|(x, w)| x * w).sum::<f32>()))
+                .collect();
+            let got = run(graph, weights, &[ROWS, inputs], &x);
+            // 32-bit sums in another order.
+            expect_near(&got, &expected, 1e-6);
+            // Gaussian weights at 3 and 4 sigma by 8 and 128 levels each side, and their spread.
+            expect_near(&matrix, &source, if bits == 4 { 0.11 } else { 0.01 });
+        }
+    }
+
+    #[test]
+    fn onnx_runtime_computes_with_the_convolution_that_the_integers_stand_for() {
+        const SIDE: usize = 3;
+        let (out, inputs) = (48, 40);
+        let shape = [out, inputs, SIDE, SIDE];
+        let source = normal(shape.iter().product(), 1);
+        // One pixel comes out: the product with the whole kernel.
+        let graph = graph("Conv", &shape, &[1, inputs, SIDE, SIDE], &[1, out, 1, 1]);
+        for precision in [Precision::Int8, Precision::Int4] {
+            let (graph, weights) =
+                packed(&graph, &weights(Dtype::F32, &shape, &source), Some(precision)).unwrap();
+            let codes = weights.get("w.q8").unwrap();
+            assert_eq!((codes.dtype(), codes.shape()), (Dtype::I8, &shape[..]));
+            let (codes, scales) = (codes.to_bytes(), floats(&weights, "w.scales"));
+            assert_eq!(scales.len(), out);
+            let kernel: Vec<f32> = codes
+                .chunks(inputs * SIDE * SIDE)
+                .zip(scales)
+                .flat_map(|(channel, scale)| channel.iter().map(move |code| f32::from(*code as i8) * scale))
+                .collect();
+            let x = normal(inputs * SIDE * SIDE, 2);
+            let products = kernel.chunks(x.len()).map(|w| x.iter().zip(w).map(|(x, w)| x * w).sum::<f32>());
+            let expected: Vec<f32> = products.collect();
+            let got = run(graph, weights, &[1, inputs, SIDE, SIDE], &x);
+            expect_near(&got, &expected, 1e-5);
+            expect_near(&kernel, &source, 0.01);
+        }
+    }
+
+    /// A matrix as `[in, out]`, in the file or in the graph, and as the reference implementation has it.
+    #[test]
+    fn matrices_are_turned_upright() {
+        let (out, inputs) = (160, 128);
+        let source = normal(out * inputs, 3);
+        let turned: Vec<f32> = (0..inputs * out).map(|at| source[at % out * inputs + at / out]).collect();
+        let upright = weights(Dtype::F32, &[out, inputs], &source);
+        let fused = graph("FusedMatMul", &[out, inputs], &[2, inputs], &[2, out]);
+        let plain = graph("MatMul", &[inputs, out], &[2, inputs], &[2, out]);
+        let lying = weights(Dtype::F32, &[inputs, out], &turned);
+        let marked = lying.select([("w".into(), Stored { transposed: true, ..Stored::whole("w") })]).unwrap();
+        let x = normal(2 * inputs, 4);
+        for precision in [None, Some(Precision::F16), Some(Precision::Int8)] {
+            let (graph, expected) = packed(&fused, &upright, precision).unwrap();
+            let y = run(graph, expected.clone(), &[2, inputs], &x);
+            for (graph, weights) in [(&fused, &marked), (&plain, &lying)] {
+                let (graph, weights) = packed(graph, weights, precision).unwrap();
+                let tensors = |weights: &Weights| {
+                    let each =
+                        weights.iter().map(|(name, w)| (name.to_owned(), w.shape().to_vec(), w.to_bytes()));
+                    each.collect::<Vec<_>>()
+                };
+                assert_eq!(tensors(&weights), tensors(&expected));
+                assert_eq!(run(graph, weights, &[2, inputs], &x), y);
+            }
+        }
+    }
+
+    /// The bytes of a weight of one row in another type.
+    fn converted(from: Dtype, to: Precision, values: &[f32]) -> Result<Vec<u8>, Error> {
+        let graph = graph("FusedMatMul", &[1, values.len()], &[1, values.len()], &[1, 1]);
+        let (_, weights) = packed(&graph, &weights(from, &[1, values.len()], values), Some(to))?;
+        Ok(weights.get("w").unwrap().to_bytes())
+    }
+
+    #[test]
+    fn floats_become_the_nearest_halves() {
+        // Halves around 1 are 2^-10 apart; between two, the one whose last bit is 0. Below 2^-24, none.
+        let step = (-10f32).exp2();
+        let pairs = [
+            (1.0 + 0.49 * step, 1.0),
+            (1.0 + 0.5 * step, 1.0),
+            (1.0 + 0.51 * step, 1.0 + step),
+            (1.0 + 1.5 * step, 1.0 + 2.0 * step),
+            (-1.0 - 1.5 * step, -1.0 - 2.0 * step),
+            (65519.996, 65504.0),
+            ((-24f32).exp2(), (-24f32).exp2()),
+            ((-25f32).exp2(), 0.0),
+        ];
+        let (values, expected) = (pairs.map(|(value, _)| value), pairs.map(|(_, half)| half));
+        let expected: Vec<u8> = expected.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect();
+        assert_eq!(converted(Dtype::F32, Precision::F16, &values).unwrap(), expected);
+    }
+
+    #[test]
+    fn halves_of_both_kinds_become_floats() {
+        let values = [1.5f32, -0.0, 65504.0, (-24f32).exp2()];
+        let expected: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        assert_eq!(converted(Dtype::F16, Precision::F32, &values).unwrap(), expected);
+        let values = [1.5f32, -0.0, (100f32).exp2(), (-100f32).exp2()];
+        let expected: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        assert_eq!(converted(Dtype::Bf16, Precision::F32, &values).unwrap(), expected);
+    }
+
+    #[test]
+    fn numbers_beyond_a_half_are_refused() {
+        for (from, x) in [(Dtype::F32, 65520.0f32), (Dtype::F32, -65520.0), (Dtype::Bf16, (17f32).exp2())] {
+            let error = converted(from, Precision::F16, &[0.0, x]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Model);
+            let expected = "weight w: expected numbers up to 65504, the largest of F16, got ";
+            assert!(error.to_string().starts_with(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_is_refused() {
+        for (x, precision) in [
+            (f32::NAN, Precision::F16),
+            (f32::INFINITY, Precision::F16),
+            (f32::NAN, Precision::Int8),
+            (f32::NEG_INFINITY, Precision::Int4),
+        ] {
+            let mut values = vec![0.5; 16 << 10];
+            values[77] = x;
+            let graph = graph("FusedMatMul", &[128, 128], &[1, 128], &[1, 128]);
+            let error =
+                packed(&graph, &weights(Dtype::F32, &[128, 128], &values), Some(precision)).err().unwrap();
+            assert_eq!(error.kind(), ErrorKind::Model);
+            assert!(error.to_string().contains("expected finite numbers, got "), "{error}");
+        }
     }
 }
