@@ -13,12 +13,16 @@ use crate::signature::Role;
 use crate::stage::denoiser::Run;
 use crate::stage::feed::{Feed, constants, runs};
 use crate::stage::text_encoder::{Conditioning, TextEncoder};
+use crate::tensor::{LatentShape, PixelSize};
 use crate::{Error, ErrorKind};
 
 /// What text encoders are given.
 const PROMPT: &str = "a photograph of a red fox that sits on a mossy stone in a forest, soft morning light";
 /// The seed of all that is random in the inputs.
 const SEED: u64 = 0;
+/// The longest side of latents where a graph takes any: enough for thousands of numbers, and a VAE's gigabytes at larger
+/// ones would ask for more memory than all of packing.
+const MOST_CELLS: usize = 32;
 
 /// How far one output lies from that of the source.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,10 +92,10 @@ fn text_feeds(encoder: &TextEncoderPart) -> Result<Vec<Feed>, Error> {
 /// Noise in the middle of the curve, and the prompt.
 fn unet_feeds(part: &Part, manifest: &Manifest, conditioning: &Conditioning) -> Result<Vec<Feed>, Error> {
     let signature = part.signature();
-    let size = manifest.defaults.size;
-    let shape = manifest.latents.shape(size)?;
+    let port = signature.input(Role::Latents).expect("no signature without latents");
+    let (shape, size) = sizes(port, manifest)?;
     let guidance = Guidance::new(manifest.defaults.guidance)?;
-    let members = vec![0; batch(signature.input(Role::Latents).expect("no signature without latents"))];
+    let members = vec![0; batch(port)];
     let mut feeds = Run::feeds(signature, conditioning, guidance, shape, size, &members)?;
     feeds[0].fill(noise(members.len() * shape.len()));
     feeds[1].fill(repeat((manifest.curve.len() / 2) as f64));
@@ -101,22 +105,36 @@ fn unet_feeds(part: &Part, manifest: &Manifest, conditioning: &Conditioning) -> 
 /// Latents of the variance that the U-Net is trained to give, or a picture of noise.
 fn vae_feeds(part: &Part, manifest: &Manifest) -> Result<Vec<Feed>, Error> {
     let signature = part.signature();
-    let size = manifest.defaults.size;
-    let shape = manifest.latents.shape(size)?;
-    let input = |role: Role| signature.input(role);
     let mut feeds = constants(signature, 1, 0)?;
-    if let Some(port) = input(Role::Latents) {
+    if let Some(port) = signature.input(Role::Latents) {
+        let (shape, _) = sizes(port, manifest)?;
         let batch = batch(port);
         let dims = [batch, shape.channels, shape.height_cells, shape.width_cells];
         let latents = noise(batch * shape.len());
         let latents = latents.map(|x| x / manifest.latents.scale + manifest.latents.shift);
         feeds.push(Feed::of(port, &dims, latents)?);
     }
-    if let Some(port) = input(Role::Picture) {
+    if let Some(port) = signature.input(Role::Picture) {
+        let (_, size) = sizes(port, manifest)?;
         let dims = [batch(port), 3, size.height_px() as usize, size.width_px() as usize];
         feeds.push(Feed::of(port, &dims, noise(dims.iter().product()).map(|x| (x / 2.0).clamp(-1.0, 1.0)))?);
     }
     Ok(feeds)
+}
+
+/// The sizes of latents and picture for an input: those of the model's default picture, but for [`MOST_CELLS`].
+fn sizes(port: &Port, manifest: &Manifest) -> Result<(LatentShape, PixelSize), Error> {
+    let default = manifest.latents.shape(manifest.defaults.size)?;
+    let is_fixed = port.dims[2..].iter().any(|dim| matches!(dim, Dim::Fixed(_)));
+    let side_px = |cells: usize, default_px: u32| match cells > MOST_CELLS && !is_fixed {
+        true => MOST_CELLS as u32 * manifest.latents.factor_px,
+        false => default_px,
+    };
+    let size = PixelSize::new(
+        side_px(default.width_cells, manifest.defaults.size.width_px()),
+        side_px(default.height_cells, manifest.defaults.size.height_px()),
+    )?;
+    Ok((manifest.latents.shape(size)?, size))
 }
 
 /// How many pictures a graph takes at once, at least.

@@ -1,0 +1,577 @@
+//! Packing and verifying end to end: the built-in model into bundles, in every form, onto good and bad places, whole, cut
+//! short, killed and damaged.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use calotype::model::Model;
+use calotype::pack::{self, Options, Precision, Report};
+use calotype::pipeline::{self, Pipeline};
+use calotype::request::{Draft, Request};
+use calotype::{Error, ErrorKind};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+fn options(weights: Option<Precision>) -> Options {
+    Options { weights, name: None, licence: None, threads: NonZeroUsize::MIN }
+}
+
+fn pack_with(destination: &Path, options: &Options) -> Result<Report, Error> {
+    pack::pack(&Model::built_in().unwrap(), destination, options, |_| ())
+}
+
+fn pack_into(destination: &Path, weights: Option<Precision>) -> Report {
+    pack_with(destination, &options(weights)).unwrap()
+}
+
+#[track_caller]
+fn refusal(result: Result<Report, Error>, kind: ErrorKind, message: &str) {
+    let error = result.expect_err(message);
+    assert_eq!(error.kind(), kind, "{error}");
+    assert!(error.to_string().contains(message), "expected {message:?} in {error}");
+}
+
+/// The pixels of a small picture.
+fn picture(model: &Model) -> Vec<u8> {
+    let mut pipeline = Pipeline::open(model, &pipeline::Options { threads: NonZeroUsize::MIN }).unwrap();
+    let draft = Draft { prompt: "a red apple".into(), steps: Some(3), seed: Some(5), ..Draft::default() };
+    let request = Request::new(draft, pipeline.manifest()).unwrap();
+    pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image.into_raw()
+}
+
+/// The root of the mean square difference of two pictures, in steps of 1/255.
+fn distance(a: &[u8], b: &[u8]) -> f64 {
+    let squares = a.iter().zip(b).map(|(a, b)| f64::from(i32::from(*a) - i32::from(*b)).powi(2));
+    (squares.sum::<f64>() / a.len() as f64).sqrt()
+}
+
+/// Every file of a folder, by its name in it.
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    fn collect(folder: &Path, prefix: &str, into: &mut BTreeMap<String, Vec<u8>>) {
+        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            let name = format!("{prefix}{}", entry.file_name().into_string().unwrap());
+            match entry.file_type().unwrap().is_dir() {
+                true => collect(&entry.path(), &format!("{name}/"), into),
+                false => drop(into.insert(name, fs::read(entry.path()).unwrap())),
+            }
+        }
+    }
+    let mut files = BTreeMap::new();
+    collect(folder, "", &mut files);
+    files
+}
+
+/// The files of the built-in model's bundle.
+fn whole() -> &'static BTreeMap<String, Vec<u8>> {
+    static WHOLE: OnceLock<BTreeMap<String, Vec<u8>>> = OnceLock::new();
+    WHOLE.get_or_init(|| {
+        let desk = TempDir::new().unwrap();
+        pack_into(&desk.path().join("bundle"), None);
+        files(&desk.path().join("bundle"))
+    })
+}
+
+/// A bundle of the built-in model, without packing it again.
+fn write_whole(folder: &Path) {
+    for (name, bytes) in whole() {
+        fs::create_dir_all(folder.join(name).parent().unwrap()).unwrap();
+        fs::write(folder.join(name), bytes).unwrap();
+    }
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn flip(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+fn calotype(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_calotype"));
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+#[track_caller]
+fn json(output: Output) -> Value {
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+mod form {
+    use super::*;
+
+    #[test]
+    fn kept_draws_the_same_picture_bit_for_bit() {
+        let desk = TempDir::new().unwrap();
+        let bundle = desk.path().join("bundle");
+        let report = pack_into(&bundle, None);
+        for component in &report.components {
+            assert!(!component.errors.is_empty());
+            assert!(component.errors.iter().all(|error| error.relative == 0.0), "{component:?}");
+        }
+        let (source, packed) = (Model::built_in().unwrap(), Model::open(&bundle).unwrap());
+        assert_eq!(picture(&packed), picture(&source));
+        assert_eq!(names(desk.path()), ["bundle"]);
+        // And so does a bundle of the bundle, whose files are the same again.
+        let again = desk.path().join("again");
+        pack::pack(&packed, &again, &options(None), |_| ()).unwrap();
+        assert_eq!(files(&again), files(&bundle));
+    }
+
+    /// Bounds of the relative errors, twice what was measured: 4.5e-3, 3.1e-3 and 1.7e-2 at 8 bits.
+    #[test]
+    fn int8_is_near() {
+        is_near(Precision::Int8, [0.009, 0.007, 0.034], 0.6, 8.0);
+    }
+
+    /// The VAE decoder has convolutions only, which are 8-bit here, too.
+    #[test]
+    fn int4_is_near() {
+        is_near(Precision::Int4, [0.085, 0.034, 0.034], 0.5, 16.0);
+    }
+
+    /// The built-in model's weights are halves, which floats hold exactly.
+    #[test]
+    fn f32_is_the_same() {
+        is_near(Precision::F32, [0.0; 3], 2.1, 0.0);
+    }
+
+    #[test]
+    fn f16_is_the_same() {
+        is_near(Precision::F16, [0.0; 3], 1.1, 0.0);
+    }
+
+    #[track_caller]
+    fn is_near(precision: Precision, most: [f64; 3], most_bytes: f64, most_distance: f64) {
+        let desk = TempDir::new().unwrap();
+        let bundle = desk.path().join("bundle");
+        let report = pack_into(&bundle, Some(precision));
+        for (component, most) in report.components.iter().zip(most) {
+            let [error] = &component.errors[..] else { panic!("{component:?}") };
+            // An error far below its bound would be that of another form.
+            assert!((most / 20.0..=most).contains(&error.relative), "{}: {error:?}", component.name);
+        }
+        let bytes = |of: fn(&pack::PackedComponent) -> f64| report.components.iter().map(of).sum::<f64>();
+        let ratio = bytes(|c| c.packed_bytes as f64) / bytes(|c| c.source_bytes as f64);
+        assert!((most_bytes * 0.8..=most_bytes).contains(&ratio), "{ratio} times as large");
+
+        let verified = pack::verify(&bundle).unwrap();
+        assert_eq!(verified.components, ["text_encoder", "unet", "vae_decoder"]);
+        let distance =
+            distance(&picture(&Model::open(&bundle).unwrap()), &picture(&Model::built_in().unwrap()));
+        assert!((most_distance / 20.0..=most_distance).contains(&distance), "pictures are {distance} apart");
+
+        // Integers cannot be made of integers; but they can be packed again as they are.
+        if [Precision::Int8, Precision::Int4].contains(&precision) {
+            let packed = Model::open(&bundle).unwrap();
+            let again = desk.path().join("again");
+            let quantised = "weights: expected a model in floats to make int8 of, got one whose";
+            let twice = pack::pack(&packed, &again, &options(Some(Precision::Int8)), |_| ());
+            refusal(twice, ErrorKind::Usage, quantised);
+            assert_eq!(names(desk.path()), ["bundle"]);
+            pack::pack(&packed, &again, &options(None), |_| ()).unwrap();
+            assert_eq!(files(&again), files(&bundle));
+        }
+    }
+
+    #[test]
+    fn the_same_model_gives_the_same_bytes() {
+        let desk = TempDir::new().unwrap();
+        let bundle = desk.path().join("bundle");
+        pack_into(&bundle, None);
+        assert_eq!(&files(&bundle), whole());
+    }
+
+    #[test]
+    fn name_and_licence_are_those_given() {
+        let desk = TempDir::new().unwrap();
+        let bundle = desk.path().join("bundle");
+        let own = Options {
+            name: Some("mine, é".into()),
+            licence: Some("CC-BY-4.0 OR (MIT AND LicenseRef-x)".into()),
+            ..options(None)
+        };
+        pack_with(&bundle, &own).unwrap();
+        let packed = Model::open(&bundle).unwrap();
+        assert_eq!(packed.manifest().name, "mine, é");
+        assert_eq!(packed.manifest().licence, "CC-BY-4.0 OR (MIT AND LicenseRef-x)");
+        let other = desk.path().join("other");
+        for name in ["", " ", "a\nb"] {
+            let bad = Options { name: Some(name.into()), ..options(None) };
+            refusal(pack_with(&other, &bad), ErrorKind::Usage, "name: expected a name, got ");
+        }
+        for licence in ["", "MIT\n", "free for all!"] {
+            let bad = Options { licence: Some(licence.into()), ..options(None) };
+            refusal(pack_with(&other, &bad), ErrorKind::Usage, "licence: expected an SPDX expression");
+        }
+        assert_eq!(names(desk.path()), ["bundle"]);
+    }
+}
+
+mod destination {
+    use super::*;
+
+    #[test]
+    fn taken() {
+        let desk = TempDir::new().unwrap();
+        let (folder, file, link) =
+            (desk.path().join("folder"), desk.path().join("file"), desk.path().join("link"));
+        fs::create_dir(&folder).unwrap();
+        fs::write(&file, "precious").unwrap();
+        std::os::unix::fs::symlink("nowhere", &link).unwrap();
+        for taken in [&folder, &file, &link] {
+            let message = format!("{}: expected a name that is free, got one that is taken", taken.display());
+            refusal(pack_with(taken, &options(None)), ErrorKind::Output, &message);
+        }
+        assert_eq!(names(desk.path()), ["file", "folder", "link"]);
+        assert_eq!((names(&folder), fs::read(&file).unwrap()), (vec![], b"precious".to_vec()));
+    }
+
+    #[test]
+    fn without_a_name() {
+        for path in ["", "/", "..", "/tmp/.."] {
+            let message = "expected the name of a new folder";
+            refusal(pack_with(Path::new(path), &options(None)), ErrorKind::Output, message);
+        }
+    }
+
+    #[test]
+    fn in_a_folder_that_is_none_or_not_there() {
+        let desk = TempDir::new().unwrap();
+        let missing = desk.path().join("none/bundle");
+        refusal(pack_with(&missing, &options(None)), ErrorKind::Output, "none/bundle.partial: No such file");
+        let file = desk.path().join("file");
+        fs::write(&file, "").unwrap();
+        let message = "file/bundle.partial: Not a directory";
+        refusal(pack_with(&file.join("bundle"), &options(None)), ErrorKind::Output, message);
+        assert_eq!(names(desk.path()), ["file"]);
+    }
+
+    /// Not even root can make a folder in `/proc`.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn in_a_folder_that_cannot_be_written_to() {
+        let message = "/proc/bundle.partial: ";
+        refusal(pack_with(Path::new("/proc/bundle"), &options(None)), ErrorKind::Output, message);
+    }
+
+    #[test]
+    fn partial_that_is_somebodys() {
+        let desk = TempDir::new().unwrap();
+        let (bundle, partial) = (desk.path().join("bundle"), desk.path().join("bundle.partial"));
+        fs::create_dir(&partial).unwrap();
+        fs::write(partial.join("letter"), "precious").unwrap();
+        refusal(pack_with(&bundle, &options(None)), ErrorKind::Output, "bundle.partial: File exists");
+        assert_eq!(fs::read(partial.join("letter")).unwrap(), b"precious");
+        fs::remove_dir_all(&partial).unwrap();
+        fs::write(&partial, "precious").unwrap();
+        refusal(pack_with(&bundle, &options(None)), ErrorKind::Output, "bundle.partial: File exists");
+        assert_eq!(fs::read(&partial).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn another_pack_is_at_work_on() {
+        let desk = TempDir::new().unwrap();
+        let (bundle, partial) = (desk.path().join("bundle"), desk.path().join("bundle.partial"));
+        fs::create_dir(&partial).unwrap();
+        let journal = fs::File::create(partial.join("pack.journal")).unwrap();
+        journal.lock().unwrap();
+        let message = "bundle: expected to be alone, got another pack at work on it";
+        refusal(pack_with(&bundle, &options(None)), ErrorKind::Output, message);
+        assert_eq!(names(&partial), ["pack.journal"]);
+        drop(journal);
+        pack_into(&bundle, None);
+    }
+
+    #[test]
+    fn two_packs_at_once() {
+        let desk = TempDir::new().unwrap();
+        let bundle = desk.path().join("bundle");
+        let results = std::thread::scope(|scope| {
+            let packs = [(); 3].map(|()| scope.spawn(|| pack_with(&bundle, &options(None))));
+            packs.map(|pack| pack.join().unwrap())
+        });
+        assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1, "{results:?}");
+        for error in results.into_iter().filter_map(Result::err) {
+            assert_eq!(error.kind(), ErrorKind::Output, "{error}");
+        }
+        pack::verify(&bundle).unwrap();
+    }
+}
+
+mod stopped {
+    use super::*;
+
+    /// A pack that was cut off by a full disk when the text encoder was written, and the U-Net was half so.
+    struct Half {
+        desk: TempDir,
+        bundle: PathBuf,
+        partial: PathBuf,
+    }
+
+    impl Half {
+        fn new() -> Self {
+            let desk = TempDir::new().unwrap();
+            let (bundle, partial) = (desk.path().join("bundle"), desk.path().join("bundle.partial"));
+            // A limit on the size of files ends the writing in the middle, as a disk that fills up does.
+            let limited = "trap '' XFSZ; ulimit -f 10000; exec \"$@\"";
+            let pack = calotype(&["pack", bundle.to_str().unwrap()]);
+            let mut shell = Command::new("sh");
+            shell.args(["-c", limited, "sh"]).arg(pack.get_program()).args(pack.get_args());
+            let said = shell.output().unwrap();
+            let stderr = String::from_utf8(said.stderr).unwrap();
+            assert_eq!(said.status.code(), Some(9), "{stderr}");
+            let message = "bundle.partial/weights/unet.safetensors: File too large";
+            assert!(stderr.contains(message) && stderr.contains("; pack again to go on"), "{stderr}");
+            assert_eq!(names(desk.path()), ["bundle.partial"]);
+            let half = files(&partial);
+            assert!(half["weights/text_encoder.safetensors"].len() > 3_000_000);
+            assert!(half["weights/unet.safetensors"].len() < 6_000_000);
+            Self { desk, bundle, partial }
+        }
+
+        /// Packs again, checks what is left, and says whether the text encoder's weights were kept.
+        fn packs_again(&self, model: &Model, weights: Option<Precision>) -> bool {
+            let report = pack::pack(model, &self.bundle, &options(weights), |_| ()).unwrap();
+            let kept: Vec<bool> = report.components.iter().map(|component| component.is_kept).collect();
+            assert_eq!(kept[1..], [false, false]);
+            assert_eq!(names(self.desk.path()), ["bundle"]);
+            kept[0]
+        }
+
+        /// The same with the built-in model as it is, which must come out whole.
+        fn goes_on(&self) -> bool {
+            let is_kept = self.packs_again(&Model::built_in().unwrap(), None);
+            assert_eq!(&files(&self.bundle), whole());
+            is_kept
+        }
+    }
+
+    #[test]
+    fn pack_goes_on_where_it_was() {
+        let half = Half::new();
+        // What a pack of another model may have left.
+        fs::create_dir(half.partial.join("text_encoder_2")).unwrap();
+        fs::write(half.partial.join("text_encoder_2/vocab.json"), "{}").unwrap();
+        fs::write(half.partial.join("weights/vae_encoder.safetensors"), "").unwrap();
+        assert!(half.goes_on());
+    }
+
+    #[test]
+    fn damaged_files_are_made_again() {
+        let half = Half::new();
+        flip(&half.partial.join("weights/text_encoder.safetensors"), 2_000_000);
+        assert!(!half.goes_on());
+    }
+
+    #[test]
+    fn missing_files_are_made_again() {
+        let half = Half::new();
+        fs::remove_file(half.partial.join("weights/text_encoder.safetensors")).unwrap();
+        assert!(!half.goes_on());
+    }
+
+    #[test]
+    fn torn_journal_is_no_journal() {
+        let half = Half::new();
+        let journal = half.partial.join("pack.journal");
+        let line = fs::read(&journal).unwrap();
+        fs::write(&journal, &line[..line.len() - 9]).unwrap();
+        assert!(!half.goes_on());
+    }
+
+    #[test]
+    fn journal_that_is_none() {
+        let half = Half::new();
+        fs::write(half.partial.join("pack.journal"), b"\xff\xfe{\0").unwrap();
+        assert!(!half.goes_on());
+    }
+
+    #[test]
+    fn files_of_another_form_are_made_again() {
+        let half = Half::new();
+        assert!(!half.packs_again(&Model::built_in().unwrap(), Some(Precision::F32)));
+        let len_bytes = |files: &BTreeMap<String, Vec<u8>>| files["weights/text_encoder.safetensors"].len();
+        assert!(len_bytes(&files(&half.bundle)) > len_bytes(whole()) * 3 / 2);
+    }
+
+    /// Same names, same shapes, one other weight.
+    #[test]
+    fn files_of_another_model_are_made_again() {
+        let (half, desk) = (Half::new(), TempDir::new().unwrap());
+        let other = desk.path().join("other");
+        write_whole(&other);
+        let name = "weights/text_encoder.safetensors";
+        flip(&other.join(name), 3_000_000);
+        let weights = fs::read(other.join(name)).unwrap();
+        let manifest = other.join("calotype.json");
+        let mut json: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+        let hash: String = Sha256::digest(&weights).iter().map(|byte| format!("{byte:02x}")).collect();
+        json["files"][name]["sha256"] = hash.into();
+        fs::write(&manifest, serde_json::to_vec(&json).unwrap()).unwrap();
+        assert!(!half.packs_again(&Model::open(&other).unwrap(), None));
+        assert_eq!(files(&half.bundle)[name], weights);
+    }
+
+    /// Wherever the kill finds it, there is a whole bundle or none, and the next pack makes it whole.
+    #[test]
+    fn by_a_kill() {
+        const HANG: Duration = Duration::from_secs(60);
+        let desk = TempDir::new().unwrap();
+        let (bundle, partial) = (desk.path().join("bundle"), desk.path().join("bundle.partial"));
+        let args = ["pack", bundle.to_str().unwrap(), "--weights", "int8", "--json"];
+        let mut child = calotype(&args).stdout(Stdio::null()).spawn().unwrap();
+        let started = Instant::now();
+        let journal = partial.join("pack.journal");
+        // When the text encoder is noted, the U-Net is next: seconds of work in a debug build.
+        while fs::metadata(&journal).map_or(0, |found| found.len()) == 0 && !bundle.exists() {
+            assert!(started.elapsed() < HANG, "no component in {HANG:?}");
+            sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if !bundle.exists() {
+            let noted = fs::read_to_string(&journal).unwrap().lines().count();
+            let report = json(calotype(&args).output().unwrap());
+            let components = report["components"].as_object().unwrap();
+            let kept = components.values().filter(|component| component["kept"] == true).count();
+            assert_eq!(kept, noted);
+        }
+        assert_eq!(names(desk.path()), ["bundle"]);
+        let whole = desk.path().join("whole");
+        pack_into(&whole, Some(Precision::Int8));
+        assert_eq!(files(&bundle), files(&whole));
+    }
+}
+
+mod verify {
+    use super::*;
+
+    #[test]
+    fn finds_a_flipped_bit_in_every_file() {
+        let desk = TempDir::new().unwrap();
+        let bundle = desk.path().join("bundle");
+        write_whole(&bundle);
+        let whole = whole();
+        assert!(whole.len() >= 7, "{:?}", whole.keys());
+        for (name, bytes) in whole.iter().filter(|(name, _)| *name != "calotype.json") {
+            for at in [0, bytes.len() / 2, bytes.len() - 1] {
+                flip(&bundle.join(name), at);
+                let error = pack::verify(&bundle).expect_err(name);
+                assert_eq!(error.kind(), ErrorKind::Model);
+                assert!(error.to_string().contains(&format!("bundle/{name}: expected SHA-256 ")), "{error}");
+                fs::write(bundle.join(name), bytes).unwrap();
+            }
+        }
+        pack::verify(&bundle).unwrap();
+
+        // The manifest vouches for all others. What is JSON no more is found; for the rest, its own hash is told.
+        let manifest = bundle.join("calotype.json");
+        let hash = pack::verify(&bundle).unwrap().manifest_sha256;
+        flip(&manifest, 0);
+        let error = pack::verify(&bundle).unwrap_err();
+        assert!(error.to_string().contains("bundle/calotype.json: expected a manifest"), "{error}");
+        let text = String::from_utf8(whole["calotype.json"].clone()).unwrap();
+        fs::write(&manifest, text.replace("3.5", "3.6")).unwrap();
+        assert_ne!(pack::verify(&bundle).unwrap().manifest_sha256, hash);
+    }
+
+    #[test]
+    fn names_every_damaged_file() {
+        let desk = TempDir::new().unwrap();
+        let bundle = desk.path().join("bundle");
+        write_whole(&bundle);
+        flip(&bundle.join("weights/unet.safetensors"), 12_345_678);
+        fs::write(bundle.join("graphs/unet.onnx.gz"), "").unwrap();
+        fs::remove_file(bundle.join("text_encoder/tokenizer.json")).unwrap();
+        let error = pack::verify(&bundle).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Model);
+        for message in [
+            "3 of 7 files are not what they were",
+            "weights/unet.safetensors: expected SHA-256",
+            "graphs/unet.onnx.gz: expected ",
+            "text_encoder/tokenizer.json: No such file",
+        ] {
+            assert!(error.to_string().contains(message), "expected {message:?} in {error}");
+        }
+    }
+
+    #[test]
+    fn nothing_that_is_no_bundle() {
+        let desk = TempDir::new().unwrap();
+        assert_eq!(pack::verify(desk.path()).unwrap_err().kind(), ErrorKind::Model);
+        assert_eq!(pack::verify(&desk.path().join("none")).unwrap_err().kind(), ErrorKind::Model);
+    }
+}
+
+mod command {
+    use super::*;
+
+    fn refuses(args: &[&str], code: i32, message: &str) {
+        let said = calotype(args).output().unwrap();
+        let stderr = String::from_utf8(said.stderr).unwrap();
+        assert_eq!(said.status.code(), Some(code), "{stderr}");
+        assert!(stderr.contains(message), "expected {message:?} in {stderr}");
+    }
+
+    #[test]
+    fn packs_and_verifies() {
+        let desk = TempDir::new().unwrap();
+        let path = |name: &str| desk.path().join(name).to_str().unwrap().to_owned();
+        let (one, two, out) = (path("one"), path("two"), path("out.png"));
+        let packed =
+            json(calotype(&["pack", &one, "--weights", "f32", "--name", "x", "--json"]).output().unwrap());
+        assert_eq!((&packed["bundle"], &packed["weights"]), (&Value::from(&one[..]), &Value::from("f32")));
+        let unet = &packed["components"]["unet"];
+        assert_eq!((&unet["relative_errors"]["out_sample"], &unet["kept"]), (&0.0.into(), &false.into()));
+        let verified = json(calotype(&["verify", &one, "--json"]).output().unwrap());
+        assert_eq!((&verified["name"], &verified["files"]), (&"x".into(), &packed["files"]));
+        let said = calotype(&["pack", &one, &two]).output().unwrap();
+        let text = String::from_utf8(said.stdout).unwrap();
+        assert!(text.contains("component ") && text.contains("0.0e0 out_sample"), "{text}");
+
+        let draw = ["generate", "an apple", "--steps", "1", "-m", &one, "-o", &out];
+        assert!(calotype(&draw).status().unwrap().success());
+        let verified = json(calotype(&["verify", &out, "--model", &one, "--json"]).output().unwrap());
+        assert_eq!(verified["model"], "x");
+        assert_eq!(verified["model_files"].as_object().unwrap().len(), 7);
+        refuses(
+            &["verify", &out],
+            3,
+            "out.png: expected a picture of calotype-emoji-1, got one of x with another ",
+        );
+        flip(Path::new(&one).join("weights/unet.safetensors").as_path(), 9999);
+        refuses(&["verify", &one], 4, "one/weights/unet.safetensors: expected SHA-256 ");
+    }
+
+    #[test]
+    fn refuses_what_it_cannot_do() {
+        let desk = TempDir::new().unwrap();
+        let path = |name: &str| desk.path().join(name).to_str().unwrap().to_owned();
+        refuses(&["pack"], 2, "DEST");
+        let message = "weights: expected one of f32, f16, int8, int4, got \"int2\"";
+        refuses(&["pack", &path("x"), "--weights", "int2"], 2, message);
+        refuses(&["pack", &path("none"), &path("x")], 4, "none: No such file");
+        refuses(&["verify", &path("none")], 3, "none: expected a bundle or a picture: No such file");
+        fs::write(path("text"), "no picture").unwrap();
+        refuses(&["verify", &path("text")], 3, "text: expected a bundle or a PNG file: ");
+        let card = concat!(env!("CARGO_MANIFEST_DIR"), "/models/builtin/contact_sheet.png");
+        refuses(&["verify", card], 3, "contact_sheet.png: expected a receipt, got a picture without");
+        assert_eq!(names(desk.path()), ["text"]);
+    }
+}
