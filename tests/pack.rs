@@ -133,13 +133,13 @@ mod form {
         assert_eq!(files(&again), files(&bundle));
     }
 
-    /// Bounds of the relative errors, twice what was measured: 4.5e-3, 3.1e-3 and 1.7e-2 at 8 bits.
+    /// Bounds of the relative errors, about twice what was measured: 7.3e-3, 4.1e-3 and 1.7e-2.
     #[test]
     fn int8_is_near() {
-        is_near(Precision::Int8, [0.009, 0.007, 0.034], 0.6, 8.0);
+        is_near(Precision::Int8, [0.015, 0.008, 0.034], 0.6, 8.0);
     }
 
-    /// The VAE decoder has convolutions only, which are 8-bit here, too.
+    /// Measured: 4.2e-2, 1.7e-2 and 1.7e-2. The VAE decoder has convolutions only, which are 8-bit here, too.
     #[test]
     fn int4_is_near() {
         is_near(Precision::Int4, [0.085, 0.034, 0.034], 0.5, 16.0);
