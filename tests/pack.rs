@@ -100,6 +100,18 @@ fn flip(path: &Path, at: usize) {
     fs::write(path, bytes).unwrap();
 }
 
+/// Changes a file of a bundle, and what the manifest says of it.
+fn edit(bundle: &Path, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
+    let (path, manifest) = (bundle.join(name), bundle.join("calotype.json"));
+    let mut bytes = fs::read(&path).unwrap();
+    change(&mut bytes);
+    fs::write(path, &bytes).unwrap();
+    let mut json: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+    let hash: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    json["files"][name]["sha256"] = hash.into();
+    fs::write(manifest, serde_json::to_vec(&json).unwrap()).unwrap();
+}
+
 fn calotype(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_calotype"));
     command.args(args).stdin(Stdio::null());
@@ -195,6 +207,30 @@ mod form {
         let bundle = desk.path().join("bundle");
         pack_into(&bundle, None);
         assert_eq!(&files(&bundle), whole());
+    }
+
+    #[test]
+    fn numbers_that_it_cannot_hold_leave_nothing() {
+        let desk = TempDir::new().unwrap();
+        let [source, bundle] = ["source", "bundle"].map(|name| desk.path().join(name));
+        pack_into(&source, Some(Precision::F32));
+        // The last four bytes of a file are a float.
+        let set = |x: f32| {
+            edit(&source, "weights/vae_decoder.safetensors", |file| {
+                file.splice(file.len() - 4.., x.to_le_bytes());
+            });
+            Model::open(&source).unwrap()
+        };
+        let mut refuses = |x: f32, weights, message: &str| {
+            let result = pack::pack(&set(x), &bundle, &options(weights), |_| ());
+            let kind = result.as_ref().map_or_else(Error::kind, |_| panic!("{x} was packed"));
+            assert!([ErrorKind::Model, ErrorKind::Numeric].contains(&kind));
+            refusal(result, kind, message);
+            assert_eq!(names(desk.path()), ["source"]);
+        };
+        refuses(1e6, Some(Precision::F16), ": expected numbers up to 65504, the largest of F16, got 1000000");
+        refuses(f32::NAN, Some(Precision::F16), ": expected finite numbers, got NaN");
+        refuses(f32::NAN, None, "vae_decoder: output sample: expected finite numbers of the source, got NaN");
     }
 
     #[test]
@@ -417,13 +453,8 @@ mod stopped {
         let other = desk.path().join("other");
         write_whole(&other);
         let name = "weights/text_encoder.safetensors";
-        flip(&other.join(name), 3_000_000);
+        edit(&other, name, |weights| weights[3_000_000] ^= 1);
         let weights = fs::read(other.join(name)).unwrap();
-        let manifest = other.join("calotype.json");
-        let mut json: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
-        let hash: String = Sha256::digest(&weights).iter().map(|byte| format!("{byte:02x}")).collect();
-        json["files"][name]["sha256"] = hash.into();
-        fs::write(&manifest, serde_json::to_vec(&json).unwrap()).unwrap();
         assert!(!half.packs_again(&Model::open(&other).unwrap(), None));
         assert_eq!(files(&half.bundle)[name], weights);
     }

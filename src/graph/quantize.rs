@@ -423,6 +423,19 @@ mod tests {
     }
 
     #[test]
+    fn what_stays_lies_as_it_lay() {
+        let mut graph = Graph::decode("unet", &model().encode_to_vec()).unwrap();
+        graph
+            .parameters
+            .iter_mut()
+            .for_each(|parameter| parameter.transposed = parameter.name == "tied.weight");
+        let (graph, _) = graph.quantize(Bits::Four).unwrap();
+        for parameter in graph.parameters() {
+            assert_eq!(parameter.is_transposed(), parameter.name == "tied.weight", "{}", parameter.name);
+        }
+    }
+
+    #[test]
     fn absurd_shapes_stay() {
         let absurd = |_: &mut ModelProto, graph: &mut GraphProto| {
             graph.initializer[0].dims = vec![i64::MAX, i64::MAX];
