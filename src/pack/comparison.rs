@@ -1,16 +1,16 @@
 //! How far the outputs of a packed model lie from those of its source, component by component, on seeded inputs.
 //! It has one component of one model open at a time.
 
-use std::iter::repeat;
+use std::iter::repeat_n;
 
 use crate::engine::{Session, SessionOptions};
 use crate::graph::{Dim, Port};
-use crate::guidance::Guidance;
+use crate::guidance::embedding;
 use crate::manifest::Manifest;
 use crate::model::{Model, Part, TextEncoderPart};
 use crate::noise::{NoiseSource, TorchCpu};
-use crate::signature::Role;
-use crate::stage::denoiser::Run;
+use crate::signature::{Binding, Role};
+use crate::stage::denoiser::timestep_shape;
 use crate::stage::feed::{Feed, constants, runs};
 use crate::stage::text_encoder::{Conditioning, TextEncoder};
 use crate::tensor::{LatentShape, PixelSize};
@@ -89,16 +89,49 @@ fn text_feeds(encoder: &TextEncoderPart) -> Result<Vec<Feed>, Error> {
     Ok(feeds)
 }
 
-/// Noise in the middle of the curve, and the prompt.
+/// Noise in the middle of the curve, and the prompt. What else a U-Net takes is of its size and kind, if not what a
+/// picture would need.
 fn unet_feeds(part: &Part, manifest: &Manifest, conditioning: &Conditioning) -> Result<Vec<Feed>, Error> {
     let signature = part.signature();
-    let port = signature.input(Role::Latents).expect("no signature without latents");
-    let (shape, size) = sizes(port, manifest)?;
-    let guidance = Guidance::new(manifest.defaults.guidance)?;
-    let members = vec![0; batch(port)];
-    let mut feeds = Run::feeds(signature, conditioning, guidance, shape, size, &members)?;
-    feeds[0].fill(noise(members.len() * shape.len()));
-    feeds[1].fill(repeat((manifest.curve.len() / 2) as f64));
+    let latents = signature.input(Role::Latents).expect("no signature without latents");
+    let (shape, size) = sizes(latents, manifest)?;
+    let (batch, [_, tokens, width]) = (batch(latents), conditioning.shape);
+    let (width_px, height_px) = (f64::from(size.width_px()), f64::from(size.height_px()));
+    let tiled =
+        |numbers: &[f32]| repeat_n(numbers, batch).flatten().map(|x| f64::from(*x)).collect::<Vec<_>>();
+    let mut feeds = constants(signature, batch, tokens)?;
+    for Binding { port, role, .. } in &signature.inputs {
+        let fixed = |axis: usize| match port.dims.get(axis) {
+            Some(Dim::Fixed(size)) => Some(*size),
+            _ => None,
+        };
+        let (dims, numbers) = match role {
+            Role::Latents => {
+                let channels = fixed(1).unwrap_or(shape.channels);
+                let dims = vec![batch, channels, shape.height_cells, shape.width_cells];
+                let count = dims.iter().product();
+                (dims, noise(count))
+            }
+            Role::Timestep => (timestep_shape(port, batch), vec![(manifest.curve.len() / 2) as f64; batch]),
+            Role::States => (vec![batch, tokens, width], tiled(&conditioning.states)),
+            Role::Pooled => {
+                let pooled = conditioning.pooled.as_deref().unwrap_or_default();
+                (vec![batch, pooled.len()], tiled(pooled))
+            }
+            Role::SizeIds => {
+                let ids = [height_px, width_px, 0.0, 0.0, height_px, width_px];
+                let ids = &ids[..fixed(1).unwrap_or(ids.len()).min(ids.len())];
+                (vec![batch, ids.len()], ids.repeat(batch))
+            }
+            Role::GuidanceEmbedding => {
+                let embedding = embedding(manifest.defaults.guidance, fixed(1).unwrap_or_default());
+                (vec![batch, embedding.len()], embedding.repeat(batch))
+            }
+            Role::ClassLabels => (vec![batch], vec![0.0; batch]),
+            _ => continue,
+        };
+        feeds.push(Feed::of(port, &dims, numbers)?);
+    }
     Ok(feeds)
 }
 
@@ -110,14 +143,15 @@ fn vae_feeds(part: &Part, manifest: &Manifest) -> Result<Vec<Feed>, Error> {
         let (shape, _) = sizes(port, manifest)?;
         let batch = batch(port);
         let dims = [batch, shape.channels, shape.height_cells, shape.width_cells];
-        let latents = noise(batch * shape.len());
+        let latents = noise(batch * shape.len()).into_iter();
         let latents = latents.map(|x| x / manifest.latents.scale + manifest.latents.shift);
         feeds.push(Feed::of(port, &dims, latents)?);
     }
     if let Some(port) = signature.input(Role::Picture) {
         let (_, size) = sizes(port, manifest)?;
         let dims = [batch(port), 3, size.height_px() as usize, size.width_px() as usize];
-        feeds.push(Feed::of(port, &dims, noise(dims.iter().product()).map(|x| (x / 2.0).clamp(-1.0, 1.0)))?);
+        let picture = noise(dims.iter().product()).into_iter().map(|x| (x / 2.0).clamp(-1.0, 1.0));
+        feeds.push(Feed::of(port, &dims, picture)?);
     }
     Ok(feeds)
 }
@@ -142,10 +176,10 @@ fn batch(port: &Port) -> usize {
     runs(port, 1)[0].len()
 }
 
-fn noise(count: usize) -> impl Iterator<Item = f64> {
+fn noise(count: usize) -> Vec<f64> {
     let mut noise = vec![0.0; count];
     TorchCpu::new(SEED).fill_normal(&mut noise);
-    noise.into_iter().map(f64::from)
+    noise.into_iter().map(f64::from).collect()
 }
 
 /// `|got - expected| / |expected|`; 0 when both are nothing.

@@ -223,7 +223,7 @@ impl Denoise for GuidedDenoiser<'_> {
 }
 
 /// The shape of a timestep for a batch: graphs want none, one, one per picture, or a column.
-fn timestep_shape(port: &Port, batch: usize) -> Vec<usize> {
+pub(crate) fn timestep_shape(port: &Port, batch: usize) -> Vec<usize> {
     let size = |(axis, dim): (usize, &Dim)| match dim {
         Dim::Fixed(size) => *size,
         // `steps` is what optimum once called it; the graph repeats a single one for the batch.
