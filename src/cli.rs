@@ -104,9 +104,9 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Which model is meant, and what is added to it.
+/// What is added to a model.
 #[derive(Args)]
-struct ModelFlags {
+struct Additions {
     /// A LoRA file, and how much of it, 1 when absent; may be given several times.
     #[arg(long, value_name = "FILE[@W]")]
     lora: Vec<String>,
@@ -124,34 +124,34 @@ struct Addition {
     strength: Option<f32>,
 }
 
-impl ModelFlags {
-    /// The model at this path, or the built-in one, with everything added; and a record of that.
-    fn open(&self, path: Option<&PathBuf>) -> Result<(Model, Vec<Addition>), Error> {
-        let mut model = path.map_or_else(Model::built_in, |path| Model::open(path))?;
-        let (mut loras, mut embeddings, mut additions) = (Vec::new(), Vec::new(), Vec::new());
-        for typed in &self.lora {
-            let (file, strength) = strength_of(typed)?;
-            loras.push((Lora::open(&file)?, strength));
-            additions.push(Addition { sha256: sha256(&file)?, file, strength: Some(strength) });
-        }
-        for file in &self.embedding {
-            embeddings.push(Embedding::open(file)?);
-            additions.push(Addition { sha256: sha256(file)?, file: file.clone(), strength: None });
-        }
-        if !loras.is_empty() {
-            for Adapted { component, tensors, .. } in model.add_loras(&loras)? {
-                if tensors == 0 {
-                    eprintln!(
-                        "calotype: lora: not used: what it has for {component}, which this model lacks"
-                    );
-                }
+/// The model at a path, or the built-in one, with LoRA files and textual inversions added; and a record of these.
+fn open_model(
+    path: Option<&PathBuf>,
+    loras: &[String],
+    embeddings: &[PathBuf],
+) -> Result<(Model, Vec<Addition>), Error> {
+    let mut model = path.map_or_else(Model::built_in, |path| Model::open(path))?;
+    let (mut opened_loras, mut opened_embeddings, mut additions) = (Vec::new(), Vec::new(), Vec::new());
+    for typed in loras {
+        let (file, strength) = strength_of(typed)?;
+        opened_loras.push((Lora::open(&file)?, strength));
+        additions.push(Addition { sha256: sha256(&file)?, file, strength: Some(strength) });
+    }
+    for file in embeddings {
+        opened_embeddings.push(Embedding::open(file)?);
+        additions.push(Addition { sha256: sha256(file)?, file: file.clone(), strength: None });
+    }
+    if !opened_loras.is_empty() {
+        for Adapted { component, tensors, .. } in model.add_loras(&opened_loras)? {
+            if tensors == 0 {
+                eprintln!("calotype: lora: not used: what it has for {component}, which this model lacks");
             }
         }
-        if !embeddings.is_empty() {
-            model.add_embeddings(&embeddings)?;
-        }
-        Ok((model, additions))
     }
+    if !opened_embeddings.is_empty() {
+        model.add_embeddings(&opened_embeddings)?;
+    }
+    Ok((model, additions))
 }
 
 /// `FILE@W`; a name with an `@` of its own is a name, if there is such a file.

@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 
 use super::output::Destination;
 use super::receipt::Receipt;
-use super::{Common, ModelFlags, Report};
+use super::{Additions, Common, Report, open_model};
 
 /// The longest prompt that is read from standard input.
 const MAX_PROMPT_BYTES: u64 = 1 << 20;
@@ -79,7 +79,7 @@ pub(super) struct Flags {
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=MAX_THREADS))]
     threads: Option<u16>,
     #[command(flatten)]
-    additions: ModelFlags,
+    additions: Additions,
     #[command(flatten)]
     pub(super) common: Common,
 }
@@ -105,7 +105,8 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         noise_level: flags.noise_level,
     };
     let destinations = destinations(&flags.output, flags.count)?;
-    let (model, additions) = flags.additions.open(flags.model.as_ref())?;
+    let (model, additions) =
+        open_model(flags.model.as_ref(), &flags.additions.lora, &flags.additions.embedding)?;
     let first = Request::new(draft, model.manifest())?;
     let last_seed = first.seed().checked_add(u64::from(flags.count) - 1);
     if last_seed.is_none() {

@@ -7,20 +7,20 @@ use calotype::Error;
 use calotype::signature::Binding;
 use serde_json::json;
 
-use super::{Common, ModelFlags, Report};
+use super::{Additions, Common, Report, open_model};
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
     /// A bundle, a diffusers folder, an ONNX folder, or a single-file checkpoint; the built-in model when absent.
     model: Option<PathBuf>,
     #[command(flatten)]
-    additions: ModelFlags,
+    additions: Additions,
     #[command(flatten)]
     pub(super) common: Common,
 }
 
 pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
-    let (model, _) = flags.additions.open(flags.model.as_ref())?;
+    let (model, _) = open_model(flags.model.as_ref(), &flags.additions.lora, &flags.additions.embedding)?;
     let manifest = model.manifest();
     let defaults = &manifest.defaults;
     let mut text = format!(

@@ -29,6 +29,9 @@ pub(super) struct Flags {
     /// The name; that of the model when absent.
     #[arg(long, value_name = "N")]
     name: Option<String>,
+    /// A LoRA file that becomes part of the bundle, and how much of it, 1 when absent; may be given several times.
+    #[arg(long, value_name = "FILE[@W]")]
+    lora: Vec<String>,
     #[command(flatten)]
     pub(super) common: Common,
 }
@@ -40,7 +43,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         licence: flags.licence.clone(),
         threads: pipeline::Options::default().threads,
     };
-    let model = open_model(flags.model.as_ref())?;
+    let (model, _) = open_model(flags.model.as_ref(), &flags.lora, &[])?;
     // Before gigabytes are written: without it, the bundle could not be compared with the model.
     flags.common.library()?;
     let bar = progress_bar();

@@ -30,7 +30,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         flags.common.library()?;
         bundle(&flags.path)
     } else {
-        picture(&flags.path, &open_model(flags.model.as_ref())?)
+        picture(&flags.path, &open_model(flags.model.as_ref(), &[], &[])?.0)
     }
 }
 
