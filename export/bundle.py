@@ -1,38 +1,36 @@
-"""Writes the trained model as the bundle that calotype embeds, and as a diffusers folder to compare with.
+"""Writes the trained model as a diffusers folder, and has calotype pack that as the bundle that it embeds.
 
-    python bundle.py WORK BUNDLE DIFFUSERS
+    python bundle.py WORK BUNDLE DIFFUSERS CALOTYPE
 
-WORK is train.py's folder; weights are stored as f16. The diffusers folder is a StableDiffusionPipeline of the same
-weights.
+WORK is train.py's folder; weights are stored as f16. DIFFUSERS is written: a StableDiffusionPipeline. CALOTYPE is the
+program, of any older build.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-import graph
 import model
 
 NAME = "calotype-emoji-1"
 LICENCE = "MIT AND Apache-2.0"
 
 
-def halves(module: nn.Module) -> dict[str, Tensor]:
-    return {graph.stored_name(module, k): v.half().contiguous() for k, v in module.state_dict().items()}
+# What a request gets where it does not say; a diffusers folder has no place for it.
+DEFAULTS = {"size": [128, 128], "steps": 20, "guidance": 3.5, "sampler": "dpm++2m-karras"}
 
 
 def main() -> None:
-    work, bundle, folder = (Path(argument) for argument in sys.argv[1:4])
+    work, bundle, folder, calotype = (Path(argument) for argument in sys.argv[1:5])
     vae = model.vae()
     vae.load_state_dict(torch.load(work / "vae.pt"))
     trained = torch.load(work / "unet_ema.pt")
@@ -71,63 +69,15 @@ def main() -> None:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
-    # What ships is what the halves say.
-    for module in (vae, text, unet):
-        module.float()
-
-    weights = bundle / "weights"
-    shutil.rmtree(weights, ignore_errors=True)
-    shutil.rmtree(bundle / "graphs", ignore_errors=True)
-    weights.mkdir(parents=True)
-    save_file(halves(text), weights / "text_encoder.safetensors")
-    save_file(halves(unet), weights / "unet.safetensors")
-    save_file(halves(vae), weights / "vae.safetensors")
-    shutil.copy(work / "tokenizer.json", bundle / "tokenizer.json")
-    components = {}
-    for name, module, file in (
-        ("text_encoder", text, "text_encoder"),
-        ("unet", unet, "unet"),
-        ("vae_encoder", vae, "vae"),
-        ("vae_decoder", vae, "vae"),
-    ):
-        stored = f"graphs/{name}.onnx.gz"
-        signature = graph.export(name, module, bundle / stored)
-        components[name] = {"graph": stored, "weights": [f"weights/{file}.safetensors"], **signature}
-    components["text_encoder"]["tokenizer"] = {
-        "files": ["tokenizer.json"],
-        "context": model.CONTEXT_TOKENS,
-        "bos": 1,
-        "eos": 0,
-        "pad": 0,
-    }
-    files = sorted(p for p in bundle.rglob("*") if p.suffix in (".gz", ".safetensors") or p.name == "tokenizer.json")
-    manifest = {
-        "format": 1,
-        "name": NAME,
-        "licence": LICENCE,
-        "components": components,
-        "curve": {
-            "betas": model.CURVE["beta_schedule"],
-            "start": model.CURVE["beta_start"],
-            "end": model.CURVE["beta_end"],
-            "train_timesteps": model.CURVE["num_train_timesteps"],
-            "spacing": "trailing",
-            "steps_offset": 0,
-        },
-        "prediction": "v_prediction",
-        "latents": {"channels": model.LATENT_CHANNELS, "factor_px": 16, "scale": scale, "shift": 0.0},
-        "zero_negative": False,
-        "defaults": {"size": [128, 128], "steps": 20, "guidance": 3.5, "sampler": "dpm++2m-karras"},
-        "files": {
-            str(p.relative_to(bundle)): {
-                "len_bytes": p.stat().st_size,
-                "sha256": hashlib.sha256(p.read_bytes()).hexdigest(),
-            }
-            for p in files
-        },
-    }
-    (bundle / "calotype.json").write_text(json.dumps(manifest, indent=1) + "\n")
-    print(f"{sum(p.stat().st_size for p in files) / 1e6:.1f} MB in {bundle}")
+    # As it was made; transformers writes it anew.
+    shutil.copy(work / "tokenizer.json", folder / "tokenizer" / "tokenizer.json")
+    packed = work / "bundle"
+    shutil.rmtree(packed, ignore_errors=True)
+    subprocess.run([calotype, "pack", folder, packed, "--name", NAME, "--licence", LICENCE], check=True)
+    manifest = json.loads((packed / "calotype.json").read_text())
+    manifest["defaults"] = DEFAULTS
+    (packed / "calotype.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    shutil.copytree(packed, bundle, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import CLIPTextModel
 
 from golden_sampling import SAMPLERS
-from graph import stored_name
 
 # One seed for all, so that what tells the pictures apart is what they were asked for.
 SEED = 7
@@ -45,14 +45,19 @@ NAMES = ["euler", "euler-a", "ddim", "dpm++2m-karras"]
 SCALES = [1, 5]
 
 
+def stored_name(module: nn.Module, name: str) -> str:
+    """The name of a parameter in the files that people have: CLIP keeps a prefix that transformers 5 dropped."""
+    return f"text_model.{name}" if isinstance(module, CLIPTextModel) else name
+
+
 def check_weights(bundle: Path, files: dict[str, nn.Module]) -> None:
     """The bundle and the pipeline must hold the same numbers, or the golden files would accuse the innocent."""
-    for file, module in files.items():
-        stored = load_file(bundle / file)
+    for names, module in files.items():
+        stored = {k: v for file in names.split() for k, v in load_file(bundle / f"weights/{file}.safetensors").items()}
         loaded = {stored_name(module, name): value for name, value in module.state_dict().items()}
-        assert stored.keys() == loaded.keys(), f"{file}: other names than the pipeline's"
+        assert stored.keys() == loaded.keys(), f"{names}: other names than the pipeline's"
         for name, value in stored.items():
-            assert torch.equal(value.float(), loaded[name]), f"{file}: {name} is not the pipeline's"
+            assert torch.equal(value.float(), loaded[name]), f"{names}: {name} is not the pipeline's"
 
 
 @torch.no_grad()
@@ -84,8 +89,8 @@ def main() -> None:
     pipeline: Any = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.model_scheduler = pipeline.scheduler
-    modules = {"text_encoder": pipeline.text_encoder, "unet": pipeline.unet, "vae": pipeline.vae}
-    check_weights(bundle, {f"weights/{name}.safetensors": module for name, module in modules.items()})
+    modules = {"text_encoder": pipeline.text_encoder, "unet": pipeline.unet, "vae_encoder vae_decoder": pipeline.vae}
+    check_weights(bundle, modules)
     manifest = json.loads((bundle / "calotype.json").read_text())
 
     latents, pictures, cases = [], [], []
@@ -108,7 +113,7 @@ def main() -> None:
         "model": {
             name: record["sha256"]
             for name, record in manifest["files"].items()
-            if name.startswith("weights/") or name == manifest["tokenizer"]["file"]
+            if name.startswith("weights/") or name.endswith("tokenizer.json")
         },
         "seed": SEED,
         "steps": STEPS,

@@ -205,7 +205,8 @@ def main() -> None:
     if a.optimum:
         exported = a.work / f"{a.family}-onnx"
         if not exported.exists():
-            cli = [str(a.optimum.parent / "optimum-cli"), "export", "onnx", "--model", str(folder), str(exported)]
+            cli = [str(a.optimum.parent / "optimum-cli"), "export", "onnx", "--task", "text-to-image"]
+            cli += ["--model", str(folder), str(exported)]
             subprocess.run(cli, check=True, stdout=subprocess.DEVNULL)
         command = [str(a.optimum), script, "draw", "optimum", str(exported), *common, str(pictures["optimum"])]
         runs["optimum"] = measured(command)

@@ -276,13 +276,16 @@ def train_unet(work: Path, minutes: float) -> None:
 def resume(bundle: Path, work: Path) -> None:
     """Lays out a work folder from a bundle; what a bundle lacks (the optimizer's state) is learned again in minutes."""
     work.mkdir(parents=True, exist_ok=True)
-    vae, unet, text = (load_file(bundle / f"weights/{name}.safetensors") for name in ("vae", "unet", "text_encoder"))
-    save({name: value.float() for name, value in vae.items()}, work / "vae.pt")
+    encoder, decoder, unet, text = (
+        load_file(bundle / f"weights/{name}.safetensors")
+        for name in ("vae_encoder", "vae_decoder", "unet", "text_encoder")
+    )
+    save({name: value.float() for name, value in {**encoder, **decoder}.items()}, work / "vae.pt")
     state = {f"unet.{name}": value.float() for name, value in unet.items()}
     state |= {name.replace("text_model.", "text.", 1): value.float() for name, value in text.items()}
     table = state["text.embeddings.token_embedding.weight"]
     save(table, work / "token_table.pt")
-    (work / "tokenizer.json").write_bytes((bundle / "tokenizer.json").read_bytes())
+    (work / "tokenizer.json").write_bytes((bundle / "text_encoder" / "tokenizer.json").read_bytes())
     both = nn.ModuleDict({"unet": model.unet(), "text": model.text_encoder(len(table))})
     both.load_state_dict(state)
     both["text"].embeddings.token_embedding.requires_grad_(False)

@@ -584,7 +584,7 @@ mod model {
     #[test]
     fn weights_of_another_graph() {
         let bundle = Bundle::new();
-        let vae = fs::read(bundle.file("weights/vae.safetensors")).unwrap();
+        let vae = fs::read(bundle.file("weights/vae_decoder.safetensors")).unwrap();
         bundle.edit(UNET, |bytes| *bytes = vae);
         is_refused(&bundle, &["unet: expected ", " weights, got ", "missing are "]);
     }
@@ -608,7 +608,7 @@ mod model {
     #[test]
     fn vae_decoder_with_a_nan() {
         let bundle = Bundle::new();
-        bundle.poison("weights/vae.safetensors", "decoder.layers.16.bias");
+        bundle.poison("weights/vae_decoder.safetensors", "decoder.layers.16.bias");
         let message = "vae_decoder: expected finite pixels, got NaN at (0, 0)";
         Desk::new().refuses(&["x", "-m", bundle.path()], 8, &[message]);
     }

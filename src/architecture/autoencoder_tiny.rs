@@ -309,16 +309,16 @@ mod tests {
     }
 
     #[test]
-    fn built_in_decoder_is_the_exported_one() {
+    fn built_in_graph_is_what_is_built_today() {
         let packed = include_bytes!("../../models/builtin/graphs/vae_decoder.onnx.gz");
         let mut onnx = Vec::new();
         std::io::copy(&mut flate2::read::GzDecoder::new(&packed[..]), &mut onnx).unwrap();
-        let (exported, derived) = (Graph::decode("", &onnx).unwrap(), built_in().decoder().unwrap());
-        assert_eq!((derived.inputs(), derived.outputs()), (exported.inputs(), exported.outputs()));
+        let (stored, derived) = (Graph::decode("", &onnx).unwrap(), built_in().decoder().unwrap());
+        assert_eq!((derived.inputs(), derived.outputs()), (stored.inputs(), stored.outputs()));
         let parameters = |graph: &Graph| -> BTreeMap<String, Vec<usize>> {
             graph.parameters().iter().map(|found| (found.name.clone(), found.shape.clone())).collect()
         };
-        assert_eq!(parameters(&derived), parameters(&exported));
+        assert_eq!(parameters(&derived), parameters(&stored));
         assert_eq!(built_in().factor_px(), 16);
     }
 

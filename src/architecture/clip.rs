@@ -299,17 +299,17 @@ mod tests {
     }
 
     #[test]
-    fn built_in_encoder_is_the_exported_one() {
+    fn built_in_graph_is_what_is_built_today() {
         let packed = include_bytes!("../../models/builtin/graphs/text_encoder.onnx.gz");
         let mut onnx = Vec::new();
         std::io::copy(&mut flate2::read::GzDecoder::new(&packed[..]), &mut onnx).unwrap();
-        let exported = Graph::decode("", &onnx).unwrap();
+        let stored = Graph::decode("", &onnx).unwrap();
         let parameters = |graph: &Graph| -> BTreeMap<String, Vec<usize>> {
             graph.parameters().iter().map(|found| (found.name.clone(), found.shape.clone())).collect()
         };
         // As `export/model.py` declares it.
         let config = Config {
-            vocab_size: parameters(&exported)["text_model.embeddings.token_embedding.weight"][0],
+            vocab_size: parameters(&stored)["text_model.embeddings.token_embedding.weight"][0],
             hidden_size: 192,
             intermediate_size: 768,
             projection_dim: 192,
@@ -320,7 +320,7 @@ mod tests {
             ..Config::default()
         };
         let derived = config.graph(States::Last, false).unwrap();
-        assert_eq!(parameters(&derived), parameters(&exported));
+        assert_eq!(parameters(&derived), parameters(&stored));
     }
 
     #[test]

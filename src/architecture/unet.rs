@@ -1012,11 +1012,11 @@ mod tests {
     }
 
     #[test]
-    fn built_in_network_is_the_exported_one() {
+    fn built_in_graph_is_what_is_built_today() {
         let packed = include_bytes!("../../models/builtin/graphs/unet.onnx.gz");
         let mut onnx = Vec::new();
         std::io::copy(&mut flate2::read::GzDecoder::new(&packed[..]), &mut onnx).unwrap();
-        let exported = Graph::decode("", &onnx).unwrap();
+        let stored = Graph::decode("", &onnx).unwrap();
         // As `export/model.py` declares it.
         let level = |channels| Level {
             channels,
@@ -1036,14 +1036,14 @@ mod tests {
             ..parse("{}")
         };
         let derived = config.graph().unwrap();
-        assert_eq!(parameters(&derived, ""), parameters(&exported, ""));
+        assert_eq!(parameters(&derived, ""), parameters(&stored, ""));
         let sorted = |graph: &Graph| {
             let mut ports: Vec<String> = graph.inputs().iter().map(Port::to_string).collect();
             ports.sort();
             ports
         };
-        assert_eq!(sorted(&derived), sorted(&exported));
-        assert_eq!(derived.outputs(), exported.outputs());
+        assert_eq!(sorted(&derived), sorted(&stored));
+        assert_eq!(derived.outputs(), stored.outputs());
     }
 
     #[test]

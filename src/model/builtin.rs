@@ -18,16 +18,17 @@ macro_rules! files {
     };
 }
 
-static FILES: [(&str, &[u8]); 9] = files![
+static FILES: [(&str, &[u8]); 10] = files![
     "calotype.json",
-    "tokenizer.json",
     "graphs/text_encoder.onnx.gz",
     "graphs/unet.onnx.gz",
-    "graphs/vae_encoder.onnx.gz",
     "graphs/vae_decoder.onnx.gz",
+    "graphs/vae_encoder.onnx.gz",
+    "text_encoder/tokenizer.json",
     "weights/text_encoder.safetensors",
     "weights/unet.safetensors",
-    "weights/vae.safetensors",
+    "weights/vae_decoder.safetensors",
+    "weights/vae_encoder.safetensors",
 ];
 
 /// The bytes of one file; [`ErrorKind::Internal`] when the program was built without it.
