@@ -102,10 +102,16 @@ impl Request {
             (None, None) => defaults.size,
         };
         if let Some(fixed) = manifest.fixed_size.filter(|fixed| *fixed != size) {
-            return Err(Error::new(
+            let error = Error::new(
                 ErrorKind::Usage,
                 format!("size: expected {fixed}, the only one that this model's graph draws, got {size}"),
-            ));
+            );
+            let is_own = draft.size.is_none();
+            return Err(if is_own {
+                error.help(format!("--size {fixed} resizes the picture"))
+            } else {
+                error
+            });
         }
         let sampler = draft.sampler.unwrap_or(defaults.sampler);
         let steps = draft.steps.unwrap_or(defaults.steps);
@@ -368,7 +374,10 @@ fn steps_left(steps: usize, strength: f64) -> Result<usize, Error> {
             ErrorKind::Usage,
             format!("strength: expected enough for a step of {steps}, got {strength}"),
         )
-        .help(format!("from {:.3} on, or with more steps, there is one", 1.0 / steps as f64))),
+        .help(format!(
+            "from {} on, or with more steps, there is one",
+            (1000.0 / steps as f64).ceil() / 1000.0
+        ))),
         left => Ok(left.min(steps)),
     }
 }
@@ -376,4 +385,270 @@ fn steps_left(steps: usize, strength: f64) -> Result<usize, Error> {
 /// 32 random bits, which are easier to read and to type again than 64.
 fn random_seed() -> u64 {
     RandomState::new().hash_one(0) >> 32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::LowRes;
+    use crate::model::Model;
+    use crate::schedule::Betas;
+
+    /// The built-in model's, as if its U-Net drew from something else. Latents have 16 pixels a cell.
+    fn manifest(conditions: Conditions) -> Manifest {
+        let low_res = LowRes::new(Betas::ScaledLinear { start: 0.0001, end: 0.02 }, 1000, 350).unwrap();
+        let low_res = (conditions == Conditions::Upscaling).then_some(low_res);
+        Manifest { conditions, low_res, ..Model::built_in().unwrap().manifest().clone() }
+    }
+
+    fn init(width: u32, height: u32) -> Option<RgbImage> {
+        Some(RgbImage::new(width, height))
+    }
+
+    fn mask(width: u32, height: u32) -> Option<GrayImage> {
+        Some(GrayImage::new(width, height))
+    }
+
+    #[track_caller]
+    fn refuses(conditions: Conditions, draft: Draft, message: &str) {
+        refuses_of(&manifest(conditions), draft, message);
+    }
+
+    #[track_caller]
+    fn refuses_of(manifest: &Manifest, draft: Draft, message: &str) {
+        let error = Request::new(draft, manifest).expect_err(message);
+        assert_eq!(error.kind(), ErrorKind::Usage);
+        assert!(error.to_string().starts_with(message), "{error}");
+    }
+
+    fn steps_of(conditions: Conditions, draft: Draft) -> usize {
+        Request::new(draft, &manifest(conditions)).unwrap().steps()
+    }
+
+    #[test]
+    fn what_a_model_draws_from_must_be_there() {
+        use Conditions::{Editing, Inpainting, Prompt, Refiner, Upscaling};
+        for (conditions, verb) in
+            [(Refiner, "refines"), (Inpainting, "repaints"), (Editing, "edits"), (Upscaling, "enlarges")]
+        {
+            let message =
+                format!("init: expected a picture, because this model {verb} pictures, got none; give one");
+            refuses(conditions, Draft::default(), &message);
+        }
+        refuses(
+            Inpainting,
+            Draft { init: init(128, 128), ..Draft::default() },
+            "mask: expected one, because this model repaints a part of a picture, got none",
+        );
+        for conditions in [Prompt, Refiner, Inpainting] {
+            let draft = Draft { mask: mask(128, 128), ..Draft::default() };
+            refuses(conditions, draft, "mask: expected an init picture beside it, got none");
+        }
+        let draft = Draft { strength: Some(0.5), ..Draft::default() };
+        refuses(Prompt, draft, "strength: expected an init picture, got none; give one with --init");
+        assert!(Request::new(Draft::default(), &manifest(Prompt)).is_ok());
+    }
+
+    #[test]
+    fn what_a_model_does_not_draw_from_is_refused() {
+        use Conditions::{Editing, Inpainting, Prompt, Refiner, Upscaling};
+        let with_init = || Draft { init: init(128, 128), ..Draft::default() };
+        for (conditions, verb) in [(Editing, "edits"), (Upscaling, "enlarges")] {
+            let message = format!("mask: expected none, because this model {verb} whole pictures, got one");
+            refuses(conditions, Draft { mask: mask(128, 128), ..with_init() }, &message);
+            let message =
+                format!("strength: expected none, because this model {verb} pictures from noise, got one");
+            refuses(conditions, Draft { strength: Some(1.0), ..with_init() }, &message);
+        }
+        for conditions in [Prompt, Refiner, Inpainting, Upscaling] {
+            let mask = if conditions == Inpainting { mask(128, 128) } else { None };
+            let draft = Draft { image_guidance: Some(1.5), mask, ..with_init() };
+            refuses(
+                conditions,
+                draft,
+                "image guidance: expected none, because this model does not edit pictures",
+            );
+        }
+        for conditions in [Prompt, Refiner, Inpainting, Editing] {
+            let mask = if conditions == Inpainting { mask(128, 128) } else { None };
+            let draft = Draft { noise_level: Some(20), mask, ..with_init() };
+            refuses(
+                conditions,
+                draft,
+                "noise level: expected none, because this model does not enlarge pictures",
+            );
+        }
+    }
+
+    #[test]
+    fn without_an_encoder_only_small_pictures_can_be_drawn_from() {
+        let without = |conditions| Manifest { encodes: false, ..manifest(conditions) };
+        for conditions in [Conditions::Prompt, Conditions::Refiner, Conditions::Editing] {
+            let draft = Draft { init: init(128, 128), ..Draft::default() };
+            refuses_of(
+                &without(conditions),
+                draft,
+                "init: expected none, because this model's files have no VAE encoder",
+            );
+        }
+        let draft = Draft { init: init(8, 8), ..Draft::default() };
+        assert!(Request::new(draft, &without(Conditions::Upscaling)).is_ok());
+    }
+
+    #[test]
+    fn numbers_out_of_range() {
+        use Conditions::{Editing, Prompt, Upscaling};
+        let with_init = || Draft { init: init(128, 128), ..Draft::default() };
+        for strength in [-0.1, 1.1, f64::NAN, f64::INFINITY] {
+            let draft = Draft { strength: Some(strength), ..with_init() };
+            refuses(Prompt, draft, "strength: expected a number from 0 to 1, got");
+        }
+        refuses(
+            Prompt,
+            Draft { strength: Some(0.04), steps: Some(20), ..with_init() },
+            "strength: expected enough for a step of 20, got 0.04; from 0.05 on",
+        );
+        refuses(
+            Prompt,
+            Draft { strength: Some(0.0), ..with_init() },
+            "strength: expected enough for a step of 20, got 0;",
+        );
+        refuses(
+            Editing,
+            Draft { image_guidance: Some(0.5), ..with_init() },
+            "image guidance: expected a number from 1 up, got 0.5",
+        );
+        refuses(
+            Editing,
+            Draft { image_guidance: Some(1.5), guidance: Some(1.0), ..with_init() },
+            "image guidance: expected guidance other than 1, got 1",
+        );
+        let level = |level| Draft { init: init(8, 8), noise_level: Some(level), ..Draft::default() };
+        refuses(Upscaling, level(351), "noise level: expected at most 350, got 351");
+        refuses(Upscaling, level(usize::MAX), "noise level: expected at most 350, got");
+        assert_eq!(Request::new(level(350), &manifest(Upscaling)).unwrap().noise_level(), Some(350));
+    }
+
+    #[test]
+    fn pictures_without_pixels() {
+        for size in [None, Some(PixelSize::new(128, 128).unwrap())] {
+            let draft = Draft { init: init(0, 0), size, ..Draft::default() };
+            refuses(Conditions::Prompt, draft, "init: expected a picture with pixels, got none");
+        }
+    }
+
+    #[test]
+    fn sizes_follow_the_picture() {
+        let size = |conditions, draft| Request::new(draft, &manifest(conditions)).unwrap().size().to_string();
+        let of = |width, height| Draft { init: init(width, height), ..Draft::default() };
+        assert_eq!(size(Conditions::Prompt, of(160, 96)), "160x96");
+        assert_eq!(size(Conditions::Upscaling, of(10, 7)), "160x112");
+        let wanted = Some(PixelSize::new(64, 32).unwrap());
+        assert_eq!(size(Conditions::Prompt, Draft { size: wanted, ..of(161, 5) }), "64x32");
+        assert_eq!(size(Conditions::Upscaling, Draft { size: wanted, ..of(161, 5) }), "64x32");
+
+        refuses(
+            Conditions::Prompt,
+            of(161, 100),
+            "init: its own size: size: expected multiples of 16 pixels, got 161x100; try 160x96 or 176x112; \
+             --size resizes it",
+        );
+        refuses(
+            Conditions::Prompt,
+            of(8208, 16),
+            "init: its own size: size: expected sides of 1 to 8192 pixels",
+        );
+        refuses(
+            Conditions::Upscaling,
+            of(513, 16),
+            "init: its own size: size: expected sides of 1 to 8192 pixels",
+        );
+        let fixed =
+            Manifest { fixed_size: Some(PixelSize::new(128, 128).unwrap()), ..manifest(Conditions::Prompt) };
+        refuses_of(
+            &fixed,
+            of(64, 64),
+            "size: expected 128x128, the only one that this model's graph draws, got 64x64; --size 128x128 resizes",
+        );
+
+        let draft = Draft { mask: mask(128, 96), ..of(128, 128) };
+        refuses(
+            Conditions::Prompt,
+            draft,
+            "mask: expected the size of the init picture, 128x128, got 128x96",
+        );
+    }
+
+    #[test]
+    fn pictures_are_brought_to_their_sizes() {
+        let size = Some(PixelSize::new(64, 32).unwrap());
+        let draft = Draft { init: init(100, 50), mask: mask(100, 50), size, ..Draft::default() };
+        let request = Request::new(draft, &manifest(Conditions::Inpainting)).unwrap();
+        let Source::Masked { picture, mask, starts_from_noise: true } = &request.source else {
+            panic!("{:?}", request.strength)
+        };
+        assert_eq!((picture.dimensions(), mask.dimensions()), ((64, 32), (64, 32)));
+
+        let draft = Draft { init: init(100, 50), size, ..Draft::default() };
+        let request = Request::new(draft, &manifest(Conditions::Upscaling)).unwrap();
+        let Source::Enlarged { picture, level: 20 } = &request.source else {
+            panic!("{:?}", request.strength)
+        };
+        assert_eq!(picture.dimensions(), (4, 2), "cells of 16 pixels");
+    }
+
+    /// `min(int(steps * strength), steps)` in Python, which is what diffusers' `get_timesteps` keeps.
+    #[test]
+    fn strength_leaves_as_many_steps_as_in_diffusers() {
+        let table = [
+            (1, 1.0, 1),
+            (4, 0.3, 1),
+            (4, 0.75, 3),
+            (4, 0.9999, 3),
+            (10, 0.29, 2),
+            (10, 0.3, 3),
+            (10, 0.57, 5),
+            (10, 0.7, 7),
+            (20, 0.35, 7),
+            (20, 0.8, 16),
+            (30, 0.3, 9),
+            (30, 0.7, 21),
+            // 28.999999999999996
+            (50, 0.58, 28),
+            (150, 0.58, 87),
+            (50, 0.57, 28),
+            (50, 0.9999, 49),
+            (999, 0.1, 99),
+            (999, 1.0, 999),
+        ];
+        for (steps, strength, left) in table {
+            assert_eq!(steps_left(steps, strength).unwrap(), left, "{strength} of {steps}");
+        }
+    }
+
+    #[test]
+    fn the_last_steps_are_taken() {
+        let sigmas = |strength| {
+            let init = if strength == None { None } else { init(128, 128) };
+            let draft = Draft { init, strength, steps: Some(10), ..Draft::default() };
+            Request::new(draft, &manifest(Conditions::Prompt)).unwrap()
+        };
+        let (all, some) = (sigmas(None), sigmas(Some(0.35)));
+        assert_eq!((some.steps(), some.asked_steps(), some.strength()), (3, 10, Some(0.35)));
+        assert_eq!(some.sigmas()[..], all.sigmas()[7..]);
+        let numbers: Vec<usize> = some.schedule.steps().iter().map(|step| step.index).collect();
+        assert_eq!(numbers, [0, 1, 2]);
+        assert_eq!(sigmas(Some(1.0)).sigmas(), all.sigmas());
+    }
+
+    #[test]
+    fn strengths_that_are_not_asked_for() {
+        let draft = || Draft { init: init(128, 128), steps: Some(10), ..Draft::default() };
+        assert_eq!(steps_of(Conditions::Prompt, draft()), 8);
+        assert_eq!(steps_of(Conditions::Refiner, draft()), 3);
+        assert_eq!(steps_of(Conditions::Prompt, Draft { mask: mask(128, 128), ..draft() }), 10);
+        assert_eq!(steps_of(Conditions::Inpainting, Draft { mask: mask(128, 128), ..draft() }), 10);
+        assert_eq!(steps_of(Conditions::Editing, draft()), 10);
+        assert_eq!(steps_of(Conditions::Upscaling, Draft { init: init(8, 8), ..draft() }), 10);
+    }
 }

@@ -17,6 +17,7 @@ use calotype::prediction::Prediction;
 use calotype::request::{Draft, Request};
 use calotype::sampler::{Denoise, SamplerKind};
 use calotype::schedule::{Betas, NoiseCurve, Spacing};
+use image::{GrayImage, RgbImage};
 
 /// The system's allocator, with a count of calls per thread.
 struct Counting;
@@ -123,8 +124,16 @@ fn a_step_of_the_pipeline_allocates_no_more_than_running_its_unet() {
     let model = Model::built_in().unwrap();
     let mut pipeline = Pipeline::open(&model, &Options::default()).unwrap();
     let alone = allocations_of_one_unet_run(&model);
-    for sampler in SamplerKind::ALL {
-        let draft = Draft { sampler: Some(sampler), steps: Some(5), seed: Some(1), ..Draft::default() };
+    let (init, mask) = (RgbImage::new(128, 128), GrayImage::new(128, 128));
+    for (sampler, is_masked) in SamplerKind::ALL.into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
+        let draft = Draft {
+            sampler: Some(sampler),
+            steps: Some(5),
+            seed: Some(1),
+            init: is_masked.then(|| init.clone()),
+            mask: is_masked.then(|| mask.clone()),
+            ..Draft::default()
+        };
         let request = Request::new(draft, model.manifest()).unwrap();
         assert!(request.guidance_scale() != 1.0, "the session alone is run with guidance");
         let mut marks = Vec::with_capacity(request.steps());
@@ -135,7 +144,7 @@ fn a_step_of_the_pipeline_allocates_no_more_than_running_its_unet() {
             })
             .unwrap();
         let per_step: Vec<usize> = marks.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        assert_eq!(per_step, [alone; 4], "{sampler}");
+        assert_eq!(per_step, [alone; 4], "{sampler}, masked: {is_masked}");
     }
 }
 
