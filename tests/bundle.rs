@@ -66,8 +66,8 @@ fn every_field_is_needed() {
     for parent in ["", "/components", "/components/unet", TOKENIZER, "/curve", "/latents", "/defaults"] {
         let fields_of_parent = whole.pointer(parent).unwrap().as_object().unwrap().keys();
         // A model may have one text encoder or the other, or both, and only they have tokenizers.
-        for field in fields_of_parent.filter(|field| !["text_encoder", "tokenizer"].contains(&field.as_str()))
-        {
+        const OPTIONAL: [&str; 3] = ["text_encoder", "tokenizer", "vae_encoder"];
+        for field in fields_of_parent.filter(|field| !OPTIONAL.contains(&field.as_str())) {
             let mut manifest = whole.clone();
             manifest.pointer_mut(parent).unwrap().as_object_mut().unwrap().remove(field);
             let message = refusal_of(&serde_json::to_vec(&manifest).unwrap());
@@ -95,6 +95,31 @@ fn every_unknown_field_is_refused() {
         manifest.pointer_mut(parent).unwrap()["colour"] = 1.into();
         let message = refusal_of(&serde_json::to_vec(&manifest).unwrap());
         assert!(message.contains("unknown field `colour`"), "{parent}: {message}");
+    }
+}
+
+#[test]
+fn noise_on_what_is_enlarged() {
+    let low_res = json!({
+        "betas": "scaled_linear", "start": 0.0001, "end": 0.02, "train_timesteps": 1000, "max_level": 350
+    });
+    let mut manifest = built_in();
+    manifest["low_res"] = low_res.clone();
+    let (read, contents) = Manifest::parse("x", &serde_json::to_vec(&manifest).unwrap()).unwrap();
+    assert_eq!(read.low_res.as_ref().unwrap().max_level, 350);
+    let written: Value = serde_json::from_slice(&read.to_json(&contents)).unwrap();
+    assert_eq!(written["low_res"], low_res);
+
+    for (field, value, message) in [
+        ("max_level", 1000.into(), "low_res: noise level: expected at most 999, got up to 1000"),
+        ("train_timesteps", 1.into(), "low_res: noise curve: expected 2 to 100000 timesteps, got 1"),
+        ("end", 1.5.into(), "low_res: noise curve: sigma["),
+        ("colour", 1.into(), "unknown field `colour`"),
+    ] {
+        let mut damaged = manifest.clone();
+        damaged["low_res"][field] = value;
+        let message_got = refusal_of(&serde_json::to_vec(&damaged).unwrap());
+        assert!(message_got.contains(message), "{field}: {message_got}");
     }
 }
 
@@ -263,7 +288,7 @@ fn hashes_that_are_none() {
     let mut manifest = built_in();
     let name = manifest["components"]["text_encoder"]["tokenizer"]["files"][0].as_str().unwrap().to_owned();
     manifest["files"] = json!({ &name: { "len_bytes": 2, "sha256": "no hash" } });
-    for component in ["text_encoder", "unet", "vae_decoder"] {
+    for component in ["text_encoder", "unet", "vae_encoder", "vae_decoder"] {
         manifest["components"][component]["graph"] = name.as_str().into();
         manifest["components"][component]["weights"][0] = name.as_str().into();
     }

@@ -422,6 +422,139 @@ mod number {
     }
 }
 
+mod init {
+    use super::*;
+
+    use image::{DynamicImage, ImageFormat, Luma, RgbImage};
+
+    const PNG: &str = "init.png";
+
+    /// A desk with a picture of this size on it.
+    fn desk(width: u32, height: u32) -> (Desk, String) {
+        let desk = Desk::new();
+        let path = desk.path(PNG);
+        RgbImage::from_pixel(width, height, image::Rgb([200, 30, 30])).save(&path).unwrap();
+        (desk, path.into_os_string().into_string().unwrap())
+    }
+
+    #[track_caller]
+    fn refuses(desk: &Desk, args: &[&str], code: i32, message: &str) {
+        let before = desk.files();
+        desk.generate(&[&["x"], args].concat()).is_refusal(code, &[message]);
+        assert_eq!(desk.files(), before, "a failed run left files");
+    }
+
+    #[test]
+    fn receipts_say_what_was_drawn_from() {
+        let (desk, init) = desk(128, 64);
+        let report = desk.draws(&["x", "--init", &init, "--strength", "0.5", "--steps", "4"]);
+        let receipt = receipts(&report)[0];
+        assert_eq!(receipt["init"], format!("{:x}", Sha256::digest(desk.read(PNG))));
+        assert_eq!(receipt.get("mask"), None);
+        assert_eq!((&receipt["strength"], &receipt["steps"]), (&0.5.into(), &4.into()));
+        assert_eq!(receipt["sigmas"].as_array().unwrap().len(), 3);
+        assert_eq!(receipt["size"], "128x64");
+        let texts = texts(&desk.read("out.png"));
+        assert_eq!(texts.receipt(), *receipt);
+        assert!(texts.parameters.contains("Steps: 4, "), "{}", texts.parameters);
+        assert!(texts.parameters.contains(", Denoising strength: 0.5, "), "{}", texts.parameters);
+    }
+
+    #[test]
+    fn masks_are_in_receipts_and_keep_what_is_black() {
+        let (desk, init) = desk(64, 64);
+        let mask = desk.path("mask.png");
+        image::GrayImage::from_fn(64, 64, |x, _| Luma([if x < 32 { 0 } else { 255 }])).save(&mask).unwrap();
+        let report = desk.draws(&["x", "--init", &init, "--mask", mask.to_str().unwrap()]);
+        let receipt = receipts(&report)[0];
+        assert_eq!(receipt["mask"], format!("{:x}", Sha256::digest(desk.read("mask.png"))));
+        assert_eq!(receipt["strength"], 1.0);
+        assert_eq!(texts(&desk.read("out.png")).receipt(), *receipt);
+    }
+
+    #[test]
+    fn without_a_picture_receipts_say_nothing_of_one() {
+        let report = Desk::new().draws(&["x"]);
+        let keys = ["init", "mask", "strength", "steps", "image_guidance", "noise_level"];
+        assert!(keys.iter().all(|key| receipts(&report)[0].get(key).is_none()), "{report}");
+    }
+
+    #[test]
+    fn jpeg() {
+        let desk = Desk::new();
+        let path = desk.path("init.jpg");
+        let picture = DynamicImage::from(RgbImage::from_pixel(64, 64, image::Rgb([9, 200, 9])));
+        picture.save_with_format(&path, ImageFormat::Jpeg).unwrap();
+        let report = desk.draws(&["x", "--init", path.to_str().unwrap()]);
+        assert_eq!(receipts(&report)[0]["size"], "64x64");
+    }
+
+    #[test]
+    fn missing() {
+        Desk::new().refuses(&["x", "--init", "/nowhere/init.png"], 3, &["/nowhere/init.png: No such file"]);
+    }
+
+    #[test]
+    fn is_a_folder() {
+        let desk = Desk::new();
+        let folder = desk.0.path().to_str().unwrap();
+        refuses(&desk, &["--init", folder], 3, "Is a directory");
+    }
+
+    #[test]
+    fn empty() {
+        let desk = Desk::new();
+        fs::write(desk.path(PNG), b"").unwrap();
+        let path = desk.path(PNG);
+        let message = "init.png: expected a PNG or JPEG picture, got an empty file";
+        refuses(&desk, &["--init", path.to_str().unwrap()], 3, message);
+    }
+
+    #[test]
+    fn cut_off() {
+        let (desk, init) = desk(64, 64);
+        let bytes = desk.read(PNG);
+        fs::write(&init, &bytes[..bytes.len() / 2]).unwrap();
+        refuses(&desk, &["--init", &init], 3, "init.png: expected a whole picture: ");
+    }
+
+    #[test]
+    fn of_a_size_that_is_not_made_of_cells() {
+        let (desk, init) = desk(65, 64);
+        let message = "init: its own size: size: expected multiples of 16 pixels, got 65x64; try 64x64 or 80x64; \
+                       --size resizes it";
+        refuses(&desk, &["--init", &init], 2, message);
+        desk.draws(&["x", "--init", &init, "--size", "64x64"]);
+    }
+
+    #[test]
+    fn mask_of_another_size() {
+        let (desk, init) = desk(64, 64);
+        let mask = desk.path("mask.png");
+        image::GrayImage::new(32, 32).save(&mask).unwrap();
+        let message = "mask: expected the size of the init picture, 64x64, got 32x32";
+        refuses(&desk, &["--init", &init, "--mask", mask.to_str().unwrap()], 2, message);
+    }
+
+    #[test]
+    fn strength_without_it() {
+        Desk::new().refuses(
+            &["x", "--strength", "0.5"],
+            2,
+            &["strength: expected an init picture, got none"],
+        );
+    }
+
+    #[test]
+    fn what_the_built_in_model_does_not_draw_from() {
+        let (desk, init) = desk(64, 64);
+        let editing = "image guidance: expected none, because this model does not edit pictures, got one";
+        refuses(&desk, &["--init", &init, "--image-guidance", "1.5"], 2, editing);
+        let enlarging = "noise level: expected none, because this model does not enlarge pictures, got one";
+        refuses(&desk, &["--init", &init, "--noise-level", "20"], 2, enlarging);
+    }
+}
+
 mod output {
     use super::*;
 
