@@ -42,7 +42,8 @@ pub struct Draft {
     /// The picture to draw from, which is resized to the picture's size, and for a model that enlarges pictures to
     /// that of its latents.
     pub init: Option<RgbImage>,
-    /// What of `init` is drawn anew: where this picture of the same size is white.
+    /// What of `init` is drawn anew: where this picture of the same size is white, or nearer to white than to black.
+    /// A cell of the latents goes by its first pixel. The rest stays as the VAE gives it back, not pixel for pixel.
     pub mask: Option<GrayImage>,
     /// How much of the way `init` goes back to noise, from 0 to 1: of the steps, the last `steps * strength` are taken.
     /// When absent 0.8, but 0.3 for a model that refines pictures, and 1 with a mask.
@@ -628,8 +629,8 @@ mod tests {
 
     #[test]
     fn the_last_steps_are_taken() {
-        let sigmas = |strength| {
-            let init = if strength == None { None } else { init(128, 128) };
+        let sigmas = |strength: Option<f64>| {
+            let init = if strength.is_some() { init(128, 128) } else { None };
             let draft = Draft { init, strength, steps: Some(10), ..Draft::default() };
             Request::new(draft, &manifest(Conditions::Prompt)).unwrap()
         };

@@ -406,6 +406,8 @@ def families() -> list[Family]:
                 *asks(EULER),
                 Ask("img2img", EULER, guided | img2img, pipeline=IMG2IMG),
                 Ask("inpaint", EULER, guided | inpaint | {"strength": 0.75}, pipeline=INPAINT),
+                # Fresh noise at every step tells what else was drawn before.
+                Ask("inpaint-euler-a", EULER_A, guided | inpaint | {"strength": 0.75}, pipeline=INPAINT),
             ],
             single_file="ldm",
             old_vae_names=True,

@@ -172,7 +172,7 @@ impl Run {
                 }
                 Role::ClassLabels => {
                     let Source::Enlarged { level, .. } = request.source else {
-                        return Err(unfit("a picture to enlarge, got none".into()));
+                        return Err(unfit("a request with a picture to enlarge, got one without".into()));
                     };
                     feeds.push(Feed::of(port, &[batch], std::iter::repeat(level as f64))?);
                 }

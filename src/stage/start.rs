@@ -102,7 +102,9 @@ impl Start {
                 let mut beside = planes(picture, |_, _| true);
                 let mut noise = vec![0.0; beside.len()];
                 desk.noise.fill_normal(&mut noise);
-                let LowRes { curve, .. } = manifest.low_res.as_ref().expect("no upscaler without a curve");
+                let LowRes { curve, .. } = manifest.low_res.as_ref().ok_or_else(|| {
+                    Error::new(ErrorKind::Internal, "request: expected one for this model, got an upscaler's")
+                })?;
                 let sigma = curve.sigma_of_timestep(*level as f64);
                 // Not added as to latents: the sum keeps its variance (Ho et al. 2020, equation 4).
                 let alpha = Prediction::input_scale(sigma);
@@ -164,7 +166,8 @@ impl Desk<'_> {
 
     /// Per cell, whether the mask is white: that of its first pixel, as diffusers takes it.
     fn cells(&self, mask: &GrayImage) -> Vec<bool> {
-        let (shape, factor_px) = (self.request.shape, self.manifest.latents.factor_px);
+        let shape = self.request.shape;
+        let factor_px = mask.width() / shape.width_cells as u32;
         let white =
             |x: usize, y: usize| mask.get_pixel(x as u32 * factor_px, y as u32 * factor_px).0[0] >= WHITE;
         (0..shape.height_cells).flat_map(|y| (0..shape.width_cells).map(move |x| white(x, y))).collect()
