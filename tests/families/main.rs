@@ -4,6 +4,7 @@
 mod adapters;
 mod golden;
 mod onnx;
+mod pack;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;

@@ -59,7 +59,7 @@ pub struct Folder {
     tokenizers: Vec<String>,
     pub tensors: BTreeMap<String, Vec<usize>>,
     graphs: BTreeMap<String, GraphData>,
-    pictures: Vec<Picture>,
+    pub pictures: Vec<Picture>,
 }
 
 #[derive(Deserialize)]
