@@ -619,7 +619,7 @@ mod tests {
 
     /// The message with which a model is refused.
     fn refusal(model: &ModelProto) -> String {
-        let error = decode(model).err().expect("the graph is hostile");
+        let error = decode(model).expect_err("the graph is hostile");
         assert_eq!(error.kind(), ErrorKind::Model);
         error.to_string()
     }
@@ -775,7 +775,7 @@ mod tests {
     fn truncated_graph() {
         let bytes = model().encode_to_vec();
         for len in 0..bytes.len() {
-            let error = Graph::decode("unet", &bytes[..len]).err().expect("a part is no graph");
+            let error = Graph::decode("unet", &bytes[..len]).expect_err("a part is no graph");
             assert_eq!(error.kind(), ErrorKind::Model);
         }
     }

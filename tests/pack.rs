@@ -145,34 +145,38 @@ mod form {
         assert_eq!(files(&again), files(&bundle));
     }
 
-    /// Bounds of the relative errors, about twice what was measured: 7.3e-3, 4.1e-3 and 1.7e-2.
+    const COMPONENTS: [&str; 4] = ["text_encoder", "unet", "vae_encoder", "vae_decoder"];
+
+    /// Bounds of the relative errors, about twice what was measured: 7.3e-3, 4.1e-3, 9.3e-3 and 1.7e-2.
     #[test]
     fn int8_is_near() {
-        is_near(Precision::Int8, [0.015, 0.008, 0.034], 0.6, 8.0);
+        is_near(Precision::Int8, [0.015, 0.008, 0.019, 0.034], 0.6, 8.0);
     }
 
-    /// Measured: 4.2e-2, 1.7e-2 and 1.7e-2. The VAE decoder has convolutions only, which are 8-bit here, too.
+    /// Measured: 4.2e-2 and 1.7e-2. The VAE has convolutions only, which are 8-bit here, too.
     #[test]
     fn int4_is_near() {
-        is_near(Precision::Int4, [0.085, 0.034, 0.034], 0.5, 16.0);
+        is_near(Precision::Int4, [0.085, 0.034, 0.019, 0.034], 0.5, 16.0);
     }
 
     /// The built-in model's weights are halves, which floats hold exactly.
     #[test]
     fn f32_is_the_same() {
-        is_near(Precision::F32, [0.0; 3], 2.1, 0.0);
+        is_near(Precision::F32, [0.0; 4], 2.1, 0.0);
     }
 
     #[test]
     fn f16_is_the_same() {
-        is_near(Precision::F16, [0.0; 3], 1.1, 0.0);
+        is_near(Precision::F16, [0.0; 4], 1.1, 0.0);
     }
 
     #[track_caller]
-    fn is_near(precision: Precision, most: [f64; 3], most_bytes: f64, most_distance: f64) {
+    fn is_near(precision: Precision, most: [f64; 4], most_bytes: f64, most_distance: f64) {
         let desk = TempDir::new().unwrap();
         let bundle = desk.path().join("bundle");
         let report = pack_into(&bundle, Some(precision));
+        let packed: Vec<&str> = report.components.iter().map(|component| component.name).collect();
+        assert_eq!(packed, COMPONENTS);
         for (component, most) in report.components.iter().zip(most) {
             let [error] = &component.errors[..] else { panic!("{component:?}") };
             // An error far below its bound would be that of another form.
@@ -183,7 +187,7 @@ mod form {
         assert!((most_bytes * 0.8..=most_bytes).contains(&ratio), "{ratio} times as large");
 
         let verified = pack::verify(&bundle).unwrap();
-        assert_eq!(verified.components, ["text_encoder", "unet", "vae_decoder"]);
+        assert_eq!(verified.components, COMPONENTS);
         let distance =
             distance(&picture(&Model::open(&bundle).unwrap()), &picture(&Model::built_in().unwrap()));
         assert!((most_distance / 20.0..=most_distance).contains(&distance), "pictures are {distance} apart");
@@ -221,7 +225,7 @@ mod form {
             });
             Model::open(&source).unwrap()
         };
-        let mut refuses = |x: f32, weights, message: &str| {
+        let refuses = |x: f32, weights, message: &str| {
             let result = pack::pack(&set(x), &bundle, &options(weights), |_| ());
             let kind = result.as_ref().map_or_else(Error::kind, |_| panic!("{x} was packed"));
             assert!([ErrorKind::Model, ErrorKind::Numeric].contains(&kind));
@@ -385,7 +389,7 @@ mod stopped {
         fn packs_again(&self, model: &Model, weights: Option<Precision>) -> bool {
             let report = pack::pack(model, &self.bundle, &options(weights), |_| ()).unwrap();
             let kept: Vec<bool> = report.components.iter().map(|component| component.is_kept).collect();
-            assert_eq!(kept[1..], [false, false]);
+            assert!(!kept[1..].contains(&true), "{kept:?}");
             assert_eq!(names(self.desk.path()), ["bundle"]);
             kept[0]
         }
@@ -533,7 +537,7 @@ mod verify {
         let error = pack::verify(&bundle).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Model);
         for message in [
-            "3 of 7 files are not what they were",
+            "3 of 9 files are not what they were",
             "weights/unet.safetensors: expected SHA-256",
             "graphs/unet.onnx.gz: expected ",
             "text_encoder/tokenizer.json: No such file",
@@ -580,7 +584,7 @@ mod command {
         assert!(calotype(&draw).status().unwrap().success());
         let verified = json(calotype(&["verify", &out, "--model", &one, "--json"]).output().unwrap());
         assert_eq!(verified["model"], "x");
-        assert_eq!(verified["model_files"].as_object().unwrap().len(), 7);
+        assert_eq!(verified["model_files"].as_object().unwrap().len(), whole().len() - 1);
         refuses(
             &["verify", &out],
             3,

@@ -55,12 +55,8 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let report = report?;
 
     let mut text = format!("{}\n", flags.destination.display());
-    writeln!(
-        text,
-        "{:<16}{:>12}{:>12}  {:<10}{}",
-        "component", "source", "packed", "seconds", "relative error"
-    )
-    .expect("a String takes all text");
+    writeln!(text, "{:<16}{:>12}{:>12}  {:<10}relative error", "component", "source", "packed", "seconds")
+        .expect("a String takes all text");
     let mut components = serde_json::Map::new();
     for component in &report.components {
         let seconds = component.time.as_secs_f64();

@@ -249,11 +249,11 @@ fn open(name: &str, dtype: Dtype, shape: &[usize]) -> TensorProto {
 mod tests {
     use prost::Message;
 
-    use super::super::proto::{
+    use super::*;
+    use crate::graph::proto::{
         Dimension, DimensionValue, ModelProto, OperatorSetIdProto, TensorShapeProto, TensorType, TypeProto,
         TypeValue, ValueInfoProto,
     };
-    use super::*;
 
     fn value(name: &str) -> ValueInfoProto {
         let dim = vec![Dimension { value: Some(DimensionValue::DimValue(1)), ..Default::default() }];
