@@ -13,6 +13,21 @@ use crate::graph::{BoundGraph, Dim, Port};
 use crate::weights::Dtype;
 use crate::{Error, ErrorKind};
 
+/// Operators of optimised exports for which ONNX Runtime has no kernel on a CPU, and the providers that have one.
+const NOT_ON_CPU: [(&str, &str); 6] = [
+    ("com.microsoft.BiasAdd", "CUDA or DirectML"),
+    ("com.microsoft.BiasSplitGelu", "CUDA or DirectML"),
+    ("com.microsoft.EPContext", "the provider that it was compiled for"),
+    ("com.microsoft.GroupNorm", "CUDA or DirectML"),
+    ("com.microsoft.NhwcConv", "CUDA or DirectML"),
+    ("com.microsoft.SkipGroupNorm", "CUDA"),
+];
+
+/// The providers that an operator needs, by its full name, where a CPU will not do.
+pub fn providers_needed(operator: &str) -> Option<&'static str> {
+    NOT_ON_CPU.iter().find(|(name, _)| *name == operator).map(|(_, providers)| *providers)
+}
+
 /// Half-precision weights of small graphs are converted once, at the price of a copy; those of larger ones in every run,
 /// which costs little beside the work that many weights mean (10 % of the linear layers' time at 2048 rows).
 const KEPT_CONVERTED_BYTES: usize = 64 << 20;
@@ -40,7 +55,16 @@ impl Session {
     /// library, or it lacks an operator of the graph.
     pub fn open(bound: BoundGraph, options: &SessionOptions) -> Result<Self, Error> {
         let library = Library::load(None)?;
-        let BoundGraph { name, inputs, outputs, onnx, weights, converted_bytes } = bound;
+        let BoundGraph { name, inputs, outputs, onnx, weights, converted_bytes, custom_operators } = bound;
+        for operator in &custom_operators {
+            if let Some(providers) = providers_needed(operator) {
+                return Err(Error::new(
+                    ErrorKind::Runtime,
+                    format!("{name}: {operator}: expected an operator that a CPU can run, got one that needs {providers}"),
+                )
+                .help("take the model's plain export, which was not optimised for one provider"));
+            }
+        }
         let keeps_converted = converted_bytes <= KEPT_CONVERTED_BYTES;
         let session =
             sys::Session::open(library.runtime(), &onnx, weights, options.threads.get(), keeps_converted)

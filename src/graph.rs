@@ -7,7 +7,7 @@ pub mod proto;
 pub mod quantize;
 
 use std::cmp::Reverse;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -205,6 +205,12 @@ impl Graph {
         &self.outputs
     }
 
+    /// The operators that are not ONNX's own, by their full names: `com.microsoft.MultiHeadAttention`.
+    pub fn custom_operators(&self) -> BTreeSet<String> {
+        let custom = self.graph.node.iter().filter(|node| !matches!(node.domain(), "" | "ai.onnx"));
+        custom.map(|node| format!("{}.{}", node.domain(), node.op_type())).collect()
+    }
+
     /// What weights must provide.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
@@ -247,6 +253,7 @@ impl Graph {
     /// # Errors
     /// [`ErrorKind::Model`] when a weight is missing or has another shape or type.
     pub fn bind(self, weights: Arc<Weights>) -> Result<BoundGraph, Error> {
+        let custom_operators = self.custom_operators();
         let Self { name, mut model, mut graph, inputs, outputs, parameters } = self;
         let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{name}: {problem}"));
 
@@ -307,7 +314,15 @@ impl Graph {
         }
         graph.node.splice(0..0, casts);
         model.graph = Some(graph);
-        Ok(BoundGraph { onnx: model.encode_to_vec(), name, inputs, outputs, weights, converted_bytes })
+        Ok(BoundGraph {
+            onnx: model.encode_to_vec(),
+            name,
+            inputs,
+            outputs,
+            weights,
+            converted_bytes,
+            custom_operators,
+        })
     }
 }
 
@@ -328,6 +343,8 @@ pub struct BoundGraph {
     pub(crate) weights: Arc<Weights>,
     /// How much memory the weights would take that the graph converts to wider types, once they are converted.
     pub(crate) converted_bytes: usize,
+    /// [`Graph::custom_operators`].
+    pub(crate) custom_operators: BTreeSet<String>,
 }
 
 /// A model and its graph; `place` is for messages.

@@ -322,6 +322,44 @@ impl Part {
         self.name
     }
 
+    /// Which published networks have inputs and outputs of these sizes, for people.
+    pub fn family(&self) -> String {
+        let width = |port: Option<&Port>| {
+            port.and_then(|port| match port.dims.last() {
+                Some(Dim::Fixed(width)) => Some(*width),
+                _ => None,
+            })
+        };
+        let channels = |port: Option<&Port>| {
+            port.and_then(|port| match port.dims.get(1) {
+                Some(Dim::Fixed(channels)) => Some(*channels),
+                _ => None,
+            })
+        };
+        let known = match self.name {
+            "unet" => match width(self.signature.input(Role::States)) {
+                Some(768) => "U-Net of Stable Diffusion 1",
+                Some(1024) => "U-Net of Stable Diffusion 2",
+                Some(1280) => "U-Net of Stable Diffusion XL's refiner",
+                Some(2048) => "U-Net of Stable Diffusion XL",
+                _ => "U-Net",
+            },
+            "vae_encoder" | "vae_decoder" => "VAE",
+            _ => match width(
+                self.signature.output(Role::States).or(self.signature.output(Role::PenultimateStates)),
+            ) {
+                Some(768) => "CLIP ViT-L",
+                Some(1024) => "OpenCLIP ViT-H",
+                Some(1280) => "OpenCLIP ViT-bigG",
+                _ => "text encoder of CLIP's kind",
+            },
+        };
+        match channels(self.signature.input(Role::Latents)) {
+            Some(channels) => format!("{known}, {channels} channels in"),
+            None => known.to_owned(),
+        }
+    }
+
     /// Where its graph came from, for people.
     pub fn graph_origin(&self) -> &str {
         &self.graph_origin

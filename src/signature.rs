@@ -41,6 +41,27 @@ pub enum Role {
     Moments,
 }
 
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Latents => "latents",
+            Self::Timestep => "timestep",
+            Self::States => "states of the prompt",
+            Self::PenultimateStates => "states before the last layer",
+            Self::Pooled => "the whole prompt in one vector",
+            Self::SizeIds => "sizes",
+            Self::GuidanceEmbedding => "guidance scale, embedded",
+            Self::ClassLabels => "noise level of the picture to be enlarged",
+            Self::TokenIds => "token ids",
+            Self::Mask => "which tokens count",
+            Self::On => "a switch, on",
+            Self::Off => "a switch, off",
+            Self::Picture => "picture",
+            Self::Moments => "mean and log variance of latents",
+        })
+    }
+}
+
 /// An input or output with its part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binding {
@@ -55,7 +76,7 @@ pub struct Binding {
 impl fmt::Display for Binding {
     /// `sample: F32[batch, 4, 64, 64] = latents (by name)`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} = {:?} ({})", self.port, self.role, self.why)
+        write!(f, "{} = {} ({})", self.port, self.role, self.why)
     }
 }
 
@@ -315,11 +336,11 @@ fn bind(parts: &[Part], ports: &[Port]) -> Result<(Vec<Binding>, Vec<Port>), Str
             _ if !part.required => {}
             (None, _) => {
                 let all: Vec<String> = ports.iter().map(Port::to_string).collect();
-                return Err(format!("expected {:?}, got {}", part.role, all.join(", ")));
+                return Err(format!("expected {}, got {}", part.role, all.join(", ")));
             }
             (Some(one), Some(other)) => {
                 return Err(format!(
-                    "expected one that is {:?}, got {} and {}",
+                    "expected one for {}, got {} and {}",
                     part.role, ports[one], ports[other]
                 ));
             }

@@ -293,6 +293,7 @@ fn hashes_that_are_none() {
         manifest["components"][component]["weights"][0] = name.as_str().into();
     }
     std::fs::write(folder.path().join("calotype.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
+    std::fs::create_dir_all(folder.path().join(&name).parent().unwrap()).unwrap();
     std::fs::write(folder.path().join(&name), "{}").unwrap();
     let error = Model::open(folder.path()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Model);

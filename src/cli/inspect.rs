@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use calotype::Error;
+use calotype::engine::providers_needed;
 use calotype::signature::Binding;
 use serde_json::json;
 
@@ -48,6 +49,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         let (inputs, outputs) = (bindings(&signature.inputs), bindings(&signature.outputs));
         writeln!(text, "{}: {} + {}", part.name(), part.graph_origin(), part.weights_origin())
             .expect("a String takes all text");
+        writeln!(text, "  {}", part.family()).expect("a String takes all text");
         writeln!(text, "  {count} parameters in {bytes} bytes").expect("a String takes all text");
         for port in &inputs {
             writeln!(text, "  in  {port}").expect("a String takes all text");
@@ -55,15 +57,25 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         for port in &outputs {
             writeln!(text, "  out {port}").expect("a String takes all text");
         }
+        let operators = graph.custom_operators();
+        for operator in &operators {
+            let note = match providers_needed(operator) {
+                Some(providers) => format!("not on a CPU: needs {providers}"),
+                None => "ONNX Runtime's own".into(),
+            };
+            writeln!(text, "  op  {operator} ({note})").expect("a String takes all text");
+        }
         components.insert(
             part.name().into(),
             json!({
+                "family": part.family(),
                 "graph": part.graph_origin(),
                 "weights": part.weights_origin(),
                 "parameters": count,
                 "weights_bytes": bytes,
                 "inputs": inputs,
                 "outputs": outputs,
+                "operators": operators.iter().map(|name| (name.clone(), json!(providers_needed(name)))).collect::<serde_json::Map<_, _>>(),
             }),
         );
     }

@@ -99,9 +99,9 @@ impl Encoder {
         let signature = part.signature().clone();
         let output = |role: Role| {
             signature.output(role).map(|port| port.name.clone()).ok_or_else(|| {
-                let got = signature.outputs.iter().map(|binding| format!("{:?}", binding.role));
+                let got = signature.outputs.iter().map(|binding| binding.role.to_string());
                 let got = got.collect::<Vec<_>>().join(", ");
-                Error::new(ErrorKind::Model, format!("{name}: expected an output of {role:?}, got {got}"))
+                Error::new(ErrorKind::Model, format!("{name}: expected an output of {role}, got {got}"))
                     .help("export it with all hidden states")
             })
         };

@@ -25,7 +25,7 @@ pub struct Golden {
     pub components: BTreeMap<String, Component>,
     pub tokenizers: BTreeMap<String, BTreeMap<String, Value>>,
     pub schedulers: BTreeMap<String, Value>,
-    pub single_file: Option<Vec<(String, Vec<usize>, String, Vec<String>)>>,
+    pub single_file: Option<Vec<OriginalTensor>>,
     pub text: Text,
     pub unet: Call,
     pub vae: Vae,
@@ -35,6 +35,9 @@ pub struct Golden {
     #[serde(skip)]
     bytes: BTreeMap<String, Vec<u8>>,
 }
+
+/// Its name and shape in the single file, how it is made, and of what.
+type OriginalTensor = (String, Vec<usize>, String, Vec<String>);
 
 #[derive(Deserialize)]
 pub struct Component {
