@@ -76,6 +76,7 @@ def make(family: str, folder: Path, wheel: Path, precision: str) -> None:
     import diffusers
     import torch
     import transformers
+    from safetensors.torch import load_file, save_file
 
     import golden_checkpoints
     from checkpoints.families import families
@@ -94,6 +95,11 @@ def make(family: str, folder: Path, wheel: Path, precision: str) -> None:
         module.to(dtype).save_pretrained(folder / name, safe_serialization=True, max_shard_size="100GB")
         print(f"{name}: {count:,} parameters", flush=True)
         del module
+        if wide.get("architectures") == ["CLIPTextModel"]:
+            # As published folders and older transformers name them.
+            file = folder / name / "model.safetensors"
+            tensors = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in load_file(file).items()}
+            save_file(tensors, file, metadata={"format": "pt"})
     for name, files in known.tokenizer.items():
         golden_checkpoints.write_tokenizer_files(wheel, folder / name)
         for file, contents in files.items():

@@ -9,6 +9,8 @@ pub mod quantize;
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -26,6 +28,8 @@ use crate::{Error, ErrorKind};
 pub(crate) const OPEN_LOCATION: &str = "weights";
 /// The operators that only ONNX Runtime has.
 const MICROSOFT: &str = "com.microsoft";
+/// The longest constant of a node that is taken into the graph.
+const MAX_CONSTANT_BYTES: usize = 64 << 20;
 /// How many missing parameters an error names.
 const NAMED_MISSING: usize = 3;
 
@@ -186,6 +190,9 @@ impl Graph {
             weights.insert(&name, dtype, &shape, index, offset_bytes)?;
             tensor.data_location = Some(proto::EXTERNAL);
             tensor.external_data = vec![entry("location", OPEN_LOCATION.into())];
+        }
+        for node in &mut graph.node {
+            bring_in(node, path).map_err(refuse)?;
         }
         let (weights, turned) = recover_names(&mut graph, weights)?;
         let mut graph = Self::of(name, model, graph)?;
@@ -434,6 +441,41 @@ fn external(tensor: &TensorProto) -> Result<(&str, u64), String> {
     Ok((location, number("offset")?.unwrap_or(0)))
 }
 
+/// Puts data that a node's own constants have in other files into the graph: exporters move small ones out, too.
+fn bring_in(node: &mut NodeProto, path: &Path) -> Result<(), String> {
+    let mut nodes = Vec::new();
+    let mut tensors = Vec::new();
+    for attribute in &mut node.attribute {
+        tensors.extend(attribute.t.as_mut());
+        tensors.extend(&mut attribute.tensors);
+        for graph in attribute.g.as_mut().into_iter().chain(&mut attribute.graphs) {
+            tensors.extend(&mut graph.initializer);
+            nodes.extend(&mut graph.node);
+        }
+    }
+    for tensor in tensors.into_iter().filter(|tensor| tensor.data_location() == proto::EXTERNAL) {
+        let (location, offset_bytes) = external(tensor)?;
+        let Parameter { name, dtype, shape, .. } = declared(0, tensor)?;
+        let len_bytes = shape.iter().product::<usize>() * dtype.size_bytes();
+        if len_bytes > MAX_CONSTANT_BYTES {
+            return Err(format!(
+                "constant {name}: expected at most {MAX_CONSTANT_BYTES} bytes, got {len_bytes}"
+            ));
+        }
+        let file = path.with_file_name(location);
+        let mut bytes = vec![0; len_bytes];
+        let read = File::open(&file).and_then(|mut file| {
+            file.seek(SeekFrom::Start(offset_bytes))?;
+            file.read_exact(&mut bytes)
+        });
+        read.map_err(|error| format!("constant {name}: {}: {error}", file.display()))?;
+        tensor.raw_data = Some(bytes);
+        tensor.data_location = None;
+        tensor.external_data.clear();
+    }
+    nodes.into_iter().try_for_each(|node| bring_in(node, path))
+}
+
 /// Gives matrices back the names that PyTorch's exporter took from them when it turned them: a node
 /// `/mid_block/attentions.0/to_q/MatMul` multiplies by `mid_block.attentions.0.to_q.weight`. Gives the names found.
 fn recover_names(graph: &mut GraphProto, weights: Weights) -> Result<(Weights, HashSet<String>), Error> {
@@ -632,6 +674,114 @@ mod tests {
 
     fn decode(model: &ModelProto) -> Result<Graph, Error> {
         Graph::decode("unet", &model.encode_to_vec())
+    }
+
+    /// Writes a model and a file `data` beside it, and opens it.
+    fn open(model: &ModelProto, data: &[u8]) -> Result<(Graph, Weights), Error> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.onnx");
+        std::fs::write(&path, model.encode_to_vec()).unwrap();
+        std::fs::write(folder.path().join("data"), data).unwrap();
+        Graph::open("unet", &path)
+    }
+
+    /// A tensor of four floats, at an offset in a file.
+    fn outside(name: &str, location: &str, offset: &str) -> TensorProto {
+        TensorProto {
+            name: Some(name.into()),
+            dims: vec![4],
+            data_type: Some(1),
+            data_location: Some(proto::EXTERNAL),
+            external_data: vec![entry("location", location.into()), entry("offset", offset.into())],
+            ..Default::default()
+        }
+    }
+
+    /// `w` multiplied by a constant of a node's own.
+    fn with_data(weight: TensorProto, constant: TensorProto) -> ModelProto {
+        let attribute =
+            AttributeProto { name: Some("value".into()), t: Some(constant), ..Default::default() };
+        let constant = NodeProto {
+            op_type: Some("Constant".into()),
+            output: vec!["c".into()],
+            attribute: vec![attribute],
+            ..Default::default()
+        };
+        let graph = GraphProto {
+            node: vec![constant],
+            initializer: vec![weight],
+            output: vec![value("c", 1, &[4])],
+            ..Default::default()
+        };
+        ModelProto { graph: Some(graph), ..Default::default() }
+    }
+
+    #[test]
+    fn data_outside_is_found_for_weights_and_for_constants_of_nodes() {
+        let data: Vec<u8> = (0..48).collect();
+        let (graph, weights) =
+            open(&with_data(outside("w", "data", "16"), outside("k", "./data", "32")), &data).unwrap();
+        assert_eq!(weights.get("w").unwrap().to_bytes(), data[16..32]);
+        let constant = graph.graph.node[0].attribute[0].t.as_ref().unwrap();
+        assert_eq!(constant.raw_data.as_deref(), Some(&data[32..]));
+        assert!(constant.external_data.is_empty() && constant.data_location != Some(proto::EXTERNAL));
+    }
+
+    #[test]
+    fn data_inside_stays_where_it_lies() {
+        for len in [4usize, 4096] {
+            let bytes: Vec<u8> = (0..len).map(|at| at as u8).collect();
+            let inside = TensorProto {
+                dims: vec![(len / 4) as i64],
+                raw_data: Some(bytes.clone()),
+                data_location: None,
+                external_data: Vec::new(),
+                ..outside("w", "", "")
+            };
+            let (graph, weights) = open(&with_data(inside, outside("k", "data", "0")), &[0; 16]).unwrap();
+            let is_long = len >= 1024;
+            assert_eq!(weights.get("w").map(|weight| weight.to_bytes()), is_long.then_some(bytes));
+            assert_eq!(graph.parameters().len(), usize::from(is_long));
+        }
+    }
+
+    #[test]
+    fn data_outside_the_folder() {
+        for location in ["../data", "/etc/passwd", "", "a/../../data"] {
+            for model in [
+                with_data(outside("w", location, "0"), outside("k", "data", "0")),
+                with_data(outside("w", "data", "0"), outside("k", location, "0")),
+            ] {
+                let error = open(&model, &[0; 16]).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Model);
+                assert!(error.to_string().contains("expected data in a file beside the graph"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn data_cut_short() {
+        for offset in ["4", "18446744073709551615"] {
+            for model in [
+                with_data(outside("w", "data", offset), outside("k", "data", "0")),
+                with_data(outside("w", "data", "0"), outside("k", "data", offset)),
+            ] {
+                assert_eq!(open(&model, &[0; 16]).unwrap_err().kind(), ErrorKind::Model);
+            }
+        }
+        let error = open(&with_data(outside("w", "nowhere", "0"), outside("k", "data", "0")), &[0; 16]);
+        assert!(error.unwrap_err().to_string().contains("nowhere"));
+    }
+
+    #[test]
+    fn file_cut_anywhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.onnx");
+        let whole = model().encode_to_vec();
+        for len in 0..whole.len() {
+            std::fs::write(&path, &whole[..len]).unwrap();
+            assert!(Graph::open("unet", &path).is_err(), "{len} of {} bytes", whole.len());
+        }
     }
 
     /// The message with which a model is refused.
