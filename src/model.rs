@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-pub(crate) use self::bundle::{check_file, hex};
+pub(crate) use self::bundle::{check_file, check_files, hex};
 use crate::adapter::Component;
 use crate::adapter::embedding::Embedding;
 use crate::adapter::lora::{self, Applied, Lora};

@@ -144,7 +144,7 @@ impl Config {
     /// Reads diffusers' `config.json` of a `UNet2DConditionModel`; `place` says in messages where it came from.
     ///
     /// # Errors
-    /// [`ErrorKind::Model`] for JSON that is none, for numbers no network can have, and for a network that is not built
+    /// [`ErrorKind::Model`](crate::ErrorKind::Model) for JSON that is none, for numbers no network can have, and for a network that is not built
     /// here, naming the key.
     pub fn parse(place: &str, json: &[u8]) -> Result<Self, Error> {
         let object: Map<String, Json> = read(place, json)?;
@@ -177,7 +177,7 @@ impl Config {
     /// Output: `out_sample [batch, out, height, width]`. Height and width may be odd.
     ///
     /// # Errors
-    /// [`ErrorKind::Model`] for numbers no network can have.
+    /// [`ErrorKind::Model`](crate::ErrorKind::Model) for numbers no network can have.
     pub fn graph(&self) -> Result<Graph, Error> {
         const NAME: &str = "unet";
         self.check(NAME)?;

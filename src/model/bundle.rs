@@ -20,6 +20,9 @@ use crate::{Error, ErrorKind};
 /// The longest graph that is unpacked; real ones have a few megabytes.
 const MAX_GRAPH_BYTES: u64 = 256 << 20;
 
+/// The longest file that is hashed whenever its bundle is opened: 64 MiB take about a twentieth of a second.
+const HASHED_AT_OPEN_BYTES: u64 = 64 << 20;
+
 /// Where the files of a bundle are.
 enum Files<'a> {
     BuiltIn,
@@ -32,25 +35,35 @@ pub(super) fn built_in() -> Result<Model, Error> {
     assemble(&Files::BuiltIn, manifest, contents)
 }
 
-/// Opens the bundle in a folder and compares every file with the manifest's sizes and hashes; all that differ are named.
+/// Opens the bundle in a folder and compares its files with the manifest: the size of all, and the hashes of those that
+/// are hashed in an instant; `calotype verify` hashes the others too.
 pub(super) fn open(folder: &Path) -> Result<Model, Error> {
     let path = folder.join(manifest::FILE_NAME);
     let (manifest, contents) = Manifest::parse(&path.display().to_string(), &read(&path)?)?;
-    let checked = contents.files.iter().map(|(name, record)| check_file(&folder.join(name), record));
+    check_files(folder, &contents, HASHED_AT_OPEN_BYTES)?;
+    assemble(&Files::Folder(folder), manifest, contents)
+}
+
+/// Compares every file of a bundle with its record, and the hash of those of at most `hashed_bytes`; all that differ are
+/// named.
+pub(crate) fn check_files(folder: &Path, contents: &Contents, hashed_bytes: u64) -> Result<(), Error> {
+    let checked = contents.files.iter().map(|(name, record)| {
+        let check = if record.len_bytes <= hashed_bytes { check_file } else { check_size };
+        check(&folder.join(name), record)
+    });
     let mut damaged: Vec<Error> = checked.filter_map(Result::err).collect();
     match damaged.len() {
-        0 => {}
-        1 => return Err(damaged.remove(0)),
+        0 => Ok(()),
+        1 => Err(damaged.remove(0)),
         count => {
             let (all, each) = (contents.files.len(), damaged.iter().map(Error::to_string));
             let each = each.collect::<Vec<_>>().join("; ");
-            return Err(Error::new(
+            Err(Error::new(
                 ErrorKind::Model,
                 format!("{}: {count} of {all} files are not what they were: {each}", folder.display()),
-            ));
+            ))
         }
     }
-    assemble(&Files::Folder(folder), manifest, contents)
 }
 
 fn assemble(files: &Files, manifest: Manifest, contents: Contents) -> Result<Model, Error> {
@@ -140,28 +153,35 @@ impl Files<'_> {
 
 /// Compares a file with what is recorded of it.
 pub(crate) fn check_file(path: &Path, record: &FileRecord) -> Result<(), Error> {
-    let shown = path.display();
-    let refuse = |error: io::Error| Error::new(ErrorKind::Model, format!("{shown}")).source(error);
-    let damaged = |what: String| {
-        Error::new(ErrorKind::Model, format!("{shown}: {what}"))
-            .help("the file is damaged or was replaced: copy the bundle again")
-    };
+    check_size(path, record)?;
+    let mut hash = Sha256::new();
+    File::open(path)
+        .and_then(|mut file| io::copy(&mut file, &mut hash))
+        .map_err(|error| Error::new(ErrorKind::Model, path.display().to_string()).source(error))?;
+    let sha256 = hex(&hash.finalize());
+    if sha256 != record.sha256 {
+        return Err(damaged(path, format!("expected SHA-256 {}, got {sha256}", record.sha256)));
+    }
+    Ok(())
+}
+
+fn check_size(path: &Path, record: &FileRecord) -> Result<(), Error> {
     // Looked at before it is opened: opening a named pipe would wait for ever.
-    let metadata = fs::metadata(path).map_err(refuse)?;
+    let metadata = fs::metadata(path)
+        .map_err(|error| Error::new(ErrorKind::Model, path.display().to_string()).source(error))?;
     if !metadata.is_file() {
-        return Err(damaged("expected a file, got something else".into()));
+        return Err(damaged(path, "expected a file, got something else".into()));
     }
     let len_bytes = metadata.len();
     if len_bytes != record.len_bytes {
-        return Err(damaged(format!("expected {} bytes, got {len_bytes}", record.len_bytes)));
-    }
-    let mut hash = Sha256::new();
-    File::open(path).and_then(|mut file| io::copy(&mut file, &mut hash)).map_err(refuse)?;
-    let sha256 = hex(&hash.finalize());
-    if sha256 != record.sha256 {
-        return Err(damaged(format!("expected SHA-256 {}, got {sha256}", record.sha256)));
+        return Err(damaged(path, format!("expected {} bytes, got {len_bytes}", record.len_bytes)));
     }
     Ok(())
+}
+
+fn damaged(path: &Path, what: String) -> Error {
+    Error::new(ErrorKind::Model, format!("{}: {what}", path.display()))
+        .help("the file is damaged or was replaced: copy the bundle again")
 }
 
 /// Bytes in lower-case hexadecimal digits.

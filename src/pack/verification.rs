@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::engine::{Session, SessionOptions};
 use crate::manifest::{self, Contents, Manifest};
-use crate::model::{Model, hex, read};
+use crate::model::{Model, check_files, hex, read};
 use crate::{Error, ErrorKind};
 
 /// A bundle that is what its manifest says.
@@ -38,6 +38,7 @@ pub fn verify(folder: &Path) -> Result<Verified, Error> {
         )
         .help("calotype pack makes a bundle of it"));
     };
+    check_files(folder, contents, u64::MAX)?;
     let options = SessionOptions { threads: NonZeroUsize::MIN };
     let mut components = Vec::new();
     for part in model.parts() {
