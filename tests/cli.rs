@@ -197,6 +197,36 @@ fn receipts(report: &Value) -> Vec<&Value> {
     report["pictures"].as_array().unwrap().iter().map(|picture| &picture["receipt"]).collect()
 }
 
+mod addition {
+    use super::*;
+
+    #[test]
+    fn lora_missing() {
+        Desk::new().refuses(&["x", "--lora", "no.safetensors"], 4, &["lora", "no.safetensors: No such file"]);
+    }
+
+    #[test]
+    fn lora_strength_that_is_no_number() {
+        for typed in
+            ["ink.safetensors@much", "ink.safetensors@", "ink.safetensors@nan", "ink.safetensors@inf"]
+        {
+            let message = format!("--lora: expected FILE or FILE@W with a number W, got {typed:?}");
+            Desk::new().refuses(&["x", "--lora", typed], 2, &[&message]);
+        }
+    }
+
+    #[test]
+    fn lora_that_is_a_model() {
+        let unet = concat!(env!("CARGO_MANIFEST_DIR"), "/models/builtin/weights/unet.safetensors");
+        Desk::new().refuses(&["x", "--lora", unet], 4, &["lora ", "expected a name as kohya's trainers"]);
+    }
+
+    #[test]
+    fn embedding_missing() {
+        Desk::new().refuses(&["x", "--embedding", "no.safetensors"], 4, &["no.safetensors: No such file"]);
+    }
+}
+
 mod prompt {
     use super::*;
 
