@@ -277,7 +277,7 @@ impl Graph {
         }
 
         let mut casts = Vec::new();
-        let mut converted_bytes = 0;
+        let (mut float_bytes, mut has_integers) = (0, false);
         for (parameter, weight) in found {
             let wanted = &parameter.name;
             let mut stored_shape = parameter.shape.clone();
@@ -297,14 +297,17 @@ impl Graph {
                 transpose(&mut model, &mut graph, wanted).map_err(refuse)?;
                 graph.initializer[parameter.initializer].dims.reverse();
             }
+            if parameter.dtype.is_float() {
+                float_bytes += parameter.shape.iter().product::<usize>() * parameter.dtype.size_bytes();
+            } else {
+                has_integers = true;
+            }
             let initializer = &mut graph.initializer[parameter.initializer];
             match (weight.dtype(), parameter.dtype) {
                 (got, expected) if got == expected => {}
                 (Dtype::F16 | Dtype::Bf16, Dtype::F32) => {
                     let stored = format!("{wanted}/stored");
                     casts.push(cast(&stored, wanted, parameter.dtype));
-                    converted_bytes +=
-                        weight.len_bytes() / weight.dtype().size_bytes() * parameter.dtype.size_bytes();
                     initializer.name = Some(stored);
                     initializer.data_type = Some(onnx_code(weight.dtype()));
                 }
@@ -327,7 +330,8 @@ impl Graph {
             inputs,
             outputs,
             weights,
-            converted_bytes,
+            float_bytes,
+            has_integers,
             custom_operators,
         })
     }
@@ -348,8 +352,10 @@ pub struct BoundGraph {
     /// The model; parameters refer to `weights` by [`Weights::files`].
     pub(crate) onnx: Vec<u8>,
     pub(crate) weights: Arc<Weights>,
-    /// How much memory the weights would take that the graph converts to wider types, once they are converted.
-    pub(crate) converted_bytes: usize,
+    /// How much memory the weights in floats take, in the types in which the graph computes with them.
+    pub(crate) float_bytes: usize,
+    /// Whether there are weights in integers.
+    pub(crate) has_integers: bool,
     /// [`Graph::custom_operators`].
     pub(crate) custom_operators: BTreeSet<String>,
 }

@@ -85,6 +85,11 @@ impl Dtype {
         }
     }
 
+    /// Whether it is a type of floats.
+    pub const fn is_float(self) -> bool {
+        matches!(self, Self::F32 | Self::F16 | Self::Bf16 | Self::F64)
+    }
+
     /// The size of one element.
     pub const fn size_bytes(self) -> usize {
         match self {

@@ -17,7 +17,7 @@ use ort::session::{SessionInputValue, SessionOutputs};
 use ort::sys::{OrtApiBase, os_char};
 use ort::value::{DynValue, PrimitiveTensorElementType, TensorElementType};
 
-use super::{Data, Output, TensorRef};
+use super::{Copies, Data, Output, TensorRef};
 use crate::weights::Weights;
 use crate::{Error, ErrorKind};
 
@@ -105,14 +105,13 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Opens a session on `model`, whose external data lies in the files of `weights`; `keeps_converted` allows it to keep
-    /// copies of weights that it converts.
+    /// Opens a session on `model`, whose external data lies in the files of `weights`.
     pub(super) fn open(
         runtime: &Runtime,
         model: &[u8],
         weights: Arc<Weights>,
         threads: usize,
-        keeps_converted: bool,
+        copies: Copies,
     ) -> Result<Self, Error> {
         let failed = |error: ort::Error| {
             let kind = match error.code() {
@@ -124,7 +123,7 @@ impl Session {
             };
             Error::new(kind, "ONNX Runtime cannot open the graph").source(error)
         };
-        let mut builder = options(runtime, threads, keeps_converted).map_err(failed)?;
+        let mut builder = options(runtime, threads, copies).map_err(failed)?;
         lend_weights(&mut builder, &weights).map_err(failed)?;
         let session = builder.commit_from_memory(model).map_err(failed)?;
         Ok(Self { session, _weights: weights })
@@ -180,7 +179,7 @@ fn result<'a>(results: &'a SessionOutputs<'_>, name: &str) -> Result<&'a DynValu
 }
 
 /// How sessions are opened: fast kernels, weights repacked for them.
-fn options(runtime: &Runtime, threads: usize, keeps_converted: bool) -> ort::Result<SessionBuilder> {
+fn options(runtime: &Runtime, threads: usize, copies: Copies) -> ort::Result<SessionBuilder> {
     let builder = SessionBuilder::new(&runtime.environment)?
         // `ort` asks for the most efficient device, and anything that was plugged in could be that.
         .with_auto_device(AutoDevicePolicy::PreferCPU)?
@@ -189,12 +188,13 @@ fn options(runtime: &Runtime, threads: usize, keeps_converted: bool) -> ort::Res
         .with_intra_op_spinning(false)?
         // Read the weights where they lie, instead of copying the files' contents first.
         .with_config_entry("session.use_external_initializer_file_buffers_directly", "1")?;
-    if keeps_converted {
+    if copies == Copies::All {
         return Ok(builder.with_optimization_level(GraphOptimizationLevel::All)?);
     }
-    // The last level converts weights for its own layouts whatever their size.
+    // The last level copies weights into layouts of its own.
     Ok(builder
         .with_optimization_level(GraphOptimizationLevel::Level2)?
+        .with_prepacking(copies == Copies::Repacked)?
         .with_config_entry("optimization.constant_folding_max_output_size_in_bytes", "65536")?)
 }
 
