@@ -146,6 +146,10 @@ impl Model {
         if path.join(manifest::FILE_NAME).exists() {
             return bundle::open(path);
         }
+        // Some published folders have both forms of the same weights; these load faster and take LoRA by name.
+        if diffusers::has_weights(path) {
+            return diffusers::open(path);
+        }
         if onnx::is_one(path) {
             return onnx::open(path);
         }

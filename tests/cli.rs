@@ -721,6 +721,18 @@ mod model {
         is_refused(&bundle, &[message]);
     }
 
+    /// As some published folders are: the safetensors are taken, and what is wrong is what is wrong with them.
+    #[test]
+    fn folder_with_both_forms_of_weights() {
+        let bundle = Bundle(TempDir::new().unwrap());
+        fs::create_dir(bundle.file("unet")).unwrap();
+        fs::write(bundle.file("unet/config.json"), "{}").unwrap();
+        fs::write(bundle.file("unet/model.onnx"), "").unwrap();
+        is_refused(&bundle, &["unet/model.onnx: expected an ONNX model"]);
+        fs::write(bundle.file("unet/diffusion_pytorch_model.safetensors"), "").unwrap();
+        is_refused(&bundle, &["scheduler/scheduler_config.json: No such file"]);
+    }
+
     #[test]
     fn weights_missing() {
         let bundle = Bundle::new();

@@ -38,6 +38,14 @@ pub(super) const MAX_NOISE_LEVEL: usize = 350;
 const BOS: &str = "<|startoftext|>";
 const EOS: &str = "<|endoftext|>";
 
+/// Whether a folder has a U-Net's configuration and weights.
+pub(super) fn has_weights(folder: &Path) -> bool {
+    let unet = folder.join("unet");
+    let files = fs::read_dir(&unet).into_iter().flatten().filter_map(Result::ok);
+    let is_weights = |path: PathBuf| path.extension().is_some_and(|extension| extension == "safetensors");
+    unet.join("config.json").exists() && files.map(|file| file.path()).any(is_weights)
+}
+
 /// Opens the model in a folder that has a U-Net's configuration.
 pub(super) fn open(folder: &Path) -> Result<Model, Error> {
     let index: Index = match folder.join(INDEX) {
