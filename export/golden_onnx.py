@@ -61,12 +61,15 @@ from checkpoints.families import (
     CROSS_UP,
     DOWN,
     EULER,
+    INIT,
     LCM,
     LCM_SCHEDULER,
+    MASK,
     NEGATIVE,
     NEW,
     PNDM,
     SD1_TOKENIZER,
+    SD2_TOKENIZER,
     UP,
     XL_SCHEDULER,
     XL_TOKENIZER,
@@ -86,6 +89,7 @@ KEPT_BYTES = 64
 # From which size on data goes to the other file.
 EXTERNAL_BYTES = {"model.onnx_data": 100, "model.onnx.data": 1024, "weights.pb": 1024}
 INLINE = "inline"
+PICTURE_AXES = ["batch", "channels", "height", "width"]
 TOLERANCE = {"F32": 1e-5, "F16": 2e-2}
 
 
@@ -129,6 +133,26 @@ def models() -> dict[str, Family]:
             narrow_vae,
             LCM_SCHEDULER,
             asks=[Ask("lcm-guided", LCM, {"guidance_scale": 5.0})],
+            **sd1,
+        ),
+        Family(
+            "sd2",
+            "StableDiffusionPipeline",
+            narrow_unet([CROSS_DOWN, DOWN], [UP, CROSS_UP], attention_head_dim=[4, 8], use_linear_projection=True),
+            narrow_vae,
+            {**PNDM, "prediction_type": "v_prediction", "timestep_spacing": "leading"},
+            text={"text_encoder": narrow_clip(32, act="gelu", kind=CLIP)},
+            tokenizer=SD2_TOKENIZER,
+            index=index,
+            asks=euler,
+        ),
+        Family(
+            "inpaint",
+            "StableDiffusionInpaintPipeline",
+            narrow_unet([CROSS_DOWN, DOWN], [UP, CROSS_UP], in_channels=9),
+            narrow_vae,
+            {**PNDM, "timestep_spacing": "leading"},
+            asks=[Ask("euler-guided", EULER, {"guidance_scale": 5.0, "image": INIT, "mask_image": MASK})],
             **sd1,
         ),
         Family(
@@ -214,6 +238,8 @@ def layouts() -> list[Layout]:
     return [
         Layout("optimum", **optimum),
         Layout("optimum-lcm", model="lcm", **optimum),
+        Layout("optimum-sd2", model="sd2", **optimum),
+        Layout("optimum-inpaint", model="inpaint", **optimum),
         Layout("optimum-xl", model="xl", **optimum),
         Layout(
             "optimum-old",
@@ -307,7 +333,7 @@ class Component(nn.Module):
 
         match self.name:
             case "unet":
-                port("sample", values.randn(1, [batch, 4, 8, 8]), ["batch", "channels", "height", "width"])
+                port("sample", values.randn(1, [batch, config.in_channels, 8, 8]), PICTURE_AXES)
                 steps = layout.steps if isinstance(layout.steps, int) else 1
                 axes = [layout.steps] if isinstance(layout.steps, str) else []
                 port("timestep", torch.full([steps], 501, dtype=layout.timestep), axes)
@@ -323,10 +349,10 @@ class Component(nn.Module):
                     port("timestep_cond", values.randn(4, [batch, config.time_cond_proj_dim]), ["batch"])
                 self.outputs = ["out_sample"]
             case "vae_encoder":
-                port("sample", values.randn(5, [batch, 3, 64, 64]), ["batch", "channels", "height", "width"])
+                port("sample", values.randn(5, [batch, 3, 64, 64]), PICTURE_AXES)
                 self.outputs = ["latent_sample" if layout.sampled else "latent_parameters"]
             case "vae_decoder":
-                port("latent_sample", values.randn(6, [batch, 4, 8, 8]), ["batch", "channels", "height", "width"])
+                port("latent_sample", values.randn(6, [batch, 4, 8, 8]), PICTURE_AXES)
                 self.outputs = ["sample"]
             case _:
                 ids = torch.tensor([[49406, 320, 8853, 539, 550, 18376] + [49407] * 71] * batch, dtype=layout.ids)

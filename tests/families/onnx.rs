@@ -40,6 +40,8 @@ macro_rules! layouts {
 layouts! {
     optimum => "optimum", F32_TOLERANCE;
     optimum_lcm => "optimum-lcm", F32_TOLERANCE;
+    optimum_sd2 => "optimum-sd2", F32_TOLERANCE;
+    optimum_inpaint => "optimum-inpaint", F32_TOLERANCE;
     optimum_xl => "optimum-xl", F32_TOLERANCE;
     optimum_old => "optimum-old", F32_TOLERANCE;
     diffusers_script => "diffusers-script", F32_TOLERANCE;
