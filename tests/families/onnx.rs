@@ -41,6 +41,9 @@ layouts! {
     optimum => "optimum", F32_TOLERANCE;
     optimum_lcm => "optimum-lcm", F32_TOLERANCE;
     optimum_sd2 => "optimum-sd2", F32_TOLERANCE;
+    optimum_turbo => "optimum-turbo", F32_TOLERANCE;
+    optimum_small => "optimum-small", F32_TOLERANCE;
+    optimum_edit => "optimum-edit", F32_TOLERANCE;
     optimum_inpaint => "optimum-inpaint", F32_TOLERANCE;
     optimum_xl => "optimum-xl", F32_TOLERANCE;
     optimum_old => "optimum-old", F32_TOLERANCE;
