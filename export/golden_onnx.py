@@ -207,6 +207,57 @@ def models() -> dict[str, Family]:
             index={"force_zeros_for_empty_prompt": True, "add_watermarker": None},
             penultimate=True,
         ),
+        Family(
+            "refiner",
+            "StableDiffusionXLImg2ImgPipeline",
+            narrow_unet(
+                [DOWN, CROSS_DOWN],
+                [CROSS_UP, UP],
+                addition_embed_type="text_time",
+                addition_time_embed_dim=32,
+                attention_head_dim=[2, 4],
+                cross_attention_dim=48,
+                projection_class_embeddings_input_dim=48 + 5 * 32,
+                transformer_layers_per_block=[1, 2],
+                use_linear_projection=True,
+            ),
+            {**narrow_vae, "scaling_factor": 0.13025},
+            XL_SCHEDULER,
+            text={"text_encoder_2": xl_text["text_encoder_2"]},
+            tokenizer={"tokenizer_2": XL_TOKENIZER["tokenizer_2"]},
+            asks=[Ask("euler-guided", EULER, {"guidance_scale": 5.0, "image": INIT, "strength": 0.75})],
+            index={
+                "force_zeros_for_empty_prompt": False,
+                "requires_aesthetics_score": True,
+                "add_watermarker": None,
+            },
+            penultimate=True,
+        ),
+        Family(
+            "ssd",
+            "StableDiffusionXLPipeline",
+            narrow_unet(
+                [DOWN, CROSS_DOWN],
+                [CROSS_UP, UP],
+                addition_embed_type="text_time",
+                addition_time_embed_dim=32,
+                attention_head_dim=[2, 4],
+                cross_attention_dim=80,
+                layers_per_block=2,
+                mid_block_type=None,
+                projection_class_embeddings_input_dim=48 + 6 * 32,
+                transformer_layers_per_block=[1, [1, 2]],
+                reverse_transformer_layers_per_block=[[2, 1, 1], 1],
+                use_linear_projection=True,
+            ),
+            {**narrow_vae, "scaling_factor": 0.13025},
+            {**TURBO, "_class_name": EULER},
+            text=xl_text,
+            tokenizer=XL_TOKENIZER,
+            asks=[Ask("euler", EULER, {"guidance_scale": 0.0})],
+            index={"force_zeros_for_empty_prompt": True, "add_watermarker": None},
+            penultimate=True,
+        ),
     ]
     return {family.name: family for family in families}
 
@@ -274,6 +325,8 @@ def layouts() -> list[Layout]:
         Layout("optimum-edit", model="edit", **optimum),
         Layout("optimum-inpaint", model="inpaint", **optimum),
         Layout("optimum-xl", model="xl", **optimum),
+        Layout("optimum-refiner", model="refiner", **optimum),
+        Layout("optimum-ssd-turbo", model="ssd", **optimum),
         Layout(
             "optimum-old",
             ids=torch.int64,
@@ -377,7 +430,8 @@ class Component(nn.Module):
                 )
                 if config.addition_embed_type == "text_time":
                     port("text_embeds", values.randn(3, [batch, 48]), ["batch"])
-                    port("time_ids", torch.tensor([[64.0, 48.0, 0.0, 8.0, 64.0, 64.0]] * batch), ["batch"])
+                    sizes = (config.projection_class_embeddings_input_dim - 48) // config.addition_time_embed_dim
+                    port("time_ids", torch.tensor([[64.0, 48.0, 0.0, 8.0, 64.0, 64.0][:sizes]] * batch), ["batch"])
                 if config.time_cond_proj_dim is not None:
                     port("timestep_cond", values.randn(4, [batch, config.time_cond_proj_dim]), ["batch"])
                 self.outputs = ["out_sample"]

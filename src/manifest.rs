@@ -23,7 +23,7 @@ pub const FILE_NAME: &str = "calotype.json";
 /// The only layout of the manifest so far.
 const FORMAT: u32 = 1;
 /// How many size ids a U-Net has that takes an aesthetic score among them, in place of the target size.
-const AESTHETIC_SIZE_IDS: usize = 5;
+pub(crate) const AESTHETIC_SIZE_IDS: usize = 5;
 /// The most latent channels that are believed; published models have 4 to 128.
 const MAX_CHANNELS: usize = 1024;
 

@@ -298,6 +298,14 @@ impl Signature {
         Ok(Self { inputs, outputs })
     }
 
+    /// Notes the size of the last dimension of an input that the graph leaves open.
+    pub(crate) fn fix_last(&mut self, role: Role, size: usize) {
+        let binding = self.inputs.iter_mut().find(|binding| binding.role == role);
+        if let Some(last @ Dim::Free(_)) = binding.and_then(|binding| binding.port.dims.last_mut()) {
+            *last = Dim::Fixed(size);
+        }
+    }
+
     /// The input of this role.
     pub fn input(&self, role: Role) -> Option<&Port> {
         self.inputs.iter().find(|binding| binding.role == role).map(|binding| &binding.port)

@@ -351,6 +351,9 @@ fn parse_json<T: DeserializeOwned>(place: &str, json: &[u8]) -> Result<T, Error>
 pub(super) struct Index {
     #[serde(default)]
     pub(super) force_zeros_for_empty_prompt: bool,
+    /// Of a refiner.
+    #[serde(default)]
+    pub(super) requires_aesthetics_score: bool,
     /// Of the picture that is enlarged.
     max_noise_level: Option<usize>,
     /// A component's library and class, both null where the model has none.

@@ -11,7 +11,7 @@ use super::diffusers::{self, INDEX, Index, Scheduler};
 use super::traits::Traits;
 use super::{Model, Part, TextEncoderPart, Vocabulary};
 use crate::graph::{Dim, Graph};
-use crate::manifest::LatentSpace;
+use crate::manifest::{AESTHETIC_SIZE_IDS, LatentSpace};
 use crate::signature::Role;
 use crate::tokenizer::SpecialTokens;
 use crate::{Error, ErrorKind};
@@ -46,7 +46,10 @@ pub(super) fn open(folder: &Path) -> Result<Model, Error> {
         path if path.exists() => diffusers::parse(&path)?,
         _ => Index::default(),
     };
-    let unet = required(folder, "unet")?;
+    let mut unet = required(folder, "unet")?;
+    if index.requires_aesthetics_score {
+        unet.signature.fix_last(Role::SizeIds, AESTHETIC_SIZE_IDS);
+    }
     let vae_decoder = required(folder, "vae_decoder")?;
     let vae_encoder = part(folder, "vae_encoder")?;
     let is_xl = unet.signature.input(Role::Pooled).is_some();

@@ -46,6 +46,8 @@ layouts! {
     optimum_edit => "optimum-edit", F32_TOLERANCE;
     optimum_inpaint => "optimum-inpaint", F32_TOLERANCE;
     optimum_xl => "optimum-xl", F32_TOLERANCE;
+    optimum_refiner => "optimum-refiner", F32_TOLERANCE;
+    optimum_ssd_turbo => "optimum-ssd-turbo", F32_TOLERANCE;
     optimum_old => "optimum-old", F32_TOLERANCE;
     diffusers_script => "diffusers-script", F32_TOLERANCE;
     olive_io16 => "olive-io16", F16_TOLERANCE;
