@@ -90,8 +90,8 @@ enum Vocabulary {
 }
 
 impl Vocabulary {
-    /// The id of a token, by its text.
-    fn id(&self, token: &str) -> Result<Option<u32>, Error> {
+    /// The ids of tokens, by their texts.
+    fn ids<const N: usize>(&self, tokens: [&str; N]) -> Result<[Option<u32>; N], Error> {
         #[derive(Deserialize)]
         struct Json {
             #[serde(default)]
@@ -109,15 +109,17 @@ impl Vocabulary {
         }
         let refuse = |error| Error::new(ErrorKind::Model, "tokenizer: expected a vocabulary").source(error);
         Ok(match self {
-            Self::Clip => None,
+            Self::Clip => [None; N],
             Self::Json(json) => {
                 let json: Json = serde_json::from_slice(json).map_err(refuse)?;
-                let added = json.added_tokens.into_iter().find(|added| added.content == token);
-                added.map(|added| added.id).or_else(|| json.model.vocab.get(token).copied())
+                tokens.map(|token| {
+                    let added = json.added_tokens.iter().find(|added| added.content == token);
+                    added.map(|added| added.id).or_else(|| json.model.vocab.get(token).copied())
+                })
             }
             Self::Merges { vocabulary, .. } => {
                 let vocabulary: HashMap<String, u32> = serde_json::from_slice(vocabulary).map_err(refuse)?;
-                vocabulary.get(token).copied()
+                tokens.map(|token| vocabulary.get(token).copied())
             }
         })
     }

@@ -298,10 +298,7 @@ impl Builder {
         let shape = self.sizes(x, 0, 4);
         let normal = self.groups_normal(x, groups, epsilon);
         let normal = self.op("Reshape", &[&normal, &shape], &[]);
-        let scale = self.weight(&format!("{name}.weight"), &[channels, 1, 1]);
-        let shift = self.weight(&format!("{name}.bias"), &[channels, 1, 1]);
-        let scaled = self.mul(&normal, &scale);
-        self.add(&scaled, &shift)
+        self.scale_and_shift(&normal, name, &[channels, 1, 1])
     }
 
     /// The same, but with the picture's cells as tokens: `[batch, height * width, channels]`.
@@ -316,9 +313,14 @@ impl Builder {
         let normal = self.groups_normal(x, groups, epsilon);
         let planes = self.reshape(&normal, &[0, channels as i64, -1]);
         let tokens = self.transpose(&planes, &[0, 2, 1]);
-        let scale = self.weight(&format!("{name}.weight"), &[channels]);
-        let shift = self.weight(&format!("{name}.bias"), &[channels]);
-        let scaled = self.mul(&tokens, &scale);
+        self.scale_and_shift(&tokens, name, &[channels])
+    }
+
+    /// Multiplied by `{name}.weight`, plus `{name}.bias`.
+    fn scale_and_shift(&mut self, x: &Value, name: &str, shape: &[usize]) -> Value {
+        let scale = self.weight(&format!("{name}.weight"), shape);
+        let shift = self.weight(&format!("{name}.bias"), shape);
+        let scaled = self.mul(x, &scale);
         self.add(&scaled, &shift)
     }
 
@@ -351,15 +353,7 @@ impl Builder {
     /// `interpolate(mode="nearest")` does. `sizes` has four elements.
     pub(super) fn nearest(&mut self, x: &Value, sizes: &Value) -> Value {
         let absent = Value(String::new());
-        self.op(
-            "Resize",
-            &[x, &absent, &absent, sizes],
-            &[
-                ("mode", Attribute::Text("nearest")),
-                ("coordinate_transformation_mode", Attribute::Text("asymmetric")),
-                ("nearest_mode", Attribute::Text("floor")),
-            ],
-        )
+        self.resize(&[x, &absent, &absent, sizes])
     }
 
     /// Doubles height and width of `[batch, channels, height, width]` by repeating pixels.
@@ -371,9 +365,14 @@ impl Builder {
     pub(super) fn enlarge(&mut self, x: &Value, factor: usize) -> Value {
         let absent = Value(String::new());
         let scales = self.floats(&[1.0, 1.0, factor as f32, factor as f32]);
+        self.resize(&[x, &absent, &scales])
+    }
+
+    /// A resize that repeats pixels.
+    fn resize(&mut self, inputs: &[&Value]) -> Value {
         self.op(
             "Resize",
-            &[x, &absent, &scales],
+            inputs,
             &[
                 ("mode", Attribute::Text("nearest")),
                 ("coordinate_transformation_mode", Attribute::Text("asymmetric")),

@@ -267,23 +267,21 @@ pub(super) fn tokenizer_of(
             ),
         ));
     };
-    let id = |role: &str, token: Option<&str>, default: &str| {
-        let token = token.unwrap_or(default);
-        vocabulary.id(token)?.ok_or_else(|| {
+    let text = |key: fn(&TokenizerConfig) -> &Option<AddedToken>, default: &'static str| {
+        key(&config).as_ref().or(key(&map).as_ref()).map_or(default, AddedToken::text)
+    };
+    let marks = [text(|c| &c.bos_token, BOS), text(|c| &c.eos_token, EOS), text(|c| &c.pad_token, EOS)];
+    let ids = vocabulary.ids(marks)?;
+    let id = |at: usize, role: &str| {
+        ids[at].ok_or_else(|| {
             Error::new(
                 ErrorKind::Model,
-                format!("{}: {role}: expected a token {token:?}, got none", shown(folder)),
+                format!("{}: {role}: expected a token {:?}, got none", shown(folder), marks[at]),
             )
         })
     };
-    let text = |key: fn(&TokenizerConfig) -> &Option<AddedToken>| {
-        key(&config).as_ref().or(key(&map).as_ref()).map(AddedToken::text)
-    };
-    let special = SpecialTokens {
-        bos: id("bos_token", text(|c| &c.bos_token), BOS)?,
-        eos: id("eos_token", text(|c| &c.eos_token), EOS)?,
-        pad: id("pad_token", text(|c| &c.pad_token), EOS)?,
-    };
+    let special =
+        SpecialTokens { bos: id(0, "bos_token")?, eos: id(1, "eos_token")?, pad: id(2, "pad_token")? };
     let context =
         config.model_max_length.filter(|length| *length < positions as f64).map_or(positions, |x| x as usize);
     Ok((vocabulary, special, context))
