@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Runs an ARM program under emulation; cargo calls it for every program and test.
+# Usage: CALOTYPE_CROSS=FOLDER cross/run_aarch64.sh PROGRAM ARGUMENT...
+set -euo pipefail
+# Never `max`: qemu's SME gives wrong results of integer kernels there.
+cpu=${CALOTYPE_CPU:-cortex-a76}
+case $cpu in
+    cortex-a53 | cortex-a72 | cortex-a76) ;;
+    *)
+        echo "cross/run_aarch64.sh: CALOTYPE_CPU: expected cortex-a53, cortex-a72 or cortex-a76, got $cpu" >&2
+        exit 2
+        ;;
+esac
+emulator=$CALOTYPE_CROSS/bin/qemu-aarch64
+
+# Tests of the command line start the program beside them, and the kernel would refuse it: a script goes in its place.
+# Cargo's next build puts the program back.
+program=$(dirname "$1")/../calotype
+if [ "$(basename "$(dirname "$1")")" = deps ] && [ -e "$program" ] && [ "$(head -c 4 "$program")" = $'\x7fELF' ]; then
+    mv "$program" "$program.aarch64"
+    printf '#!/bin/sh\nexec "%s" -cpu %s "%s" "$@"\n' "$emulator" '${CALOTYPE_CPU:-cortex-a76}' \
+        "$(realpath "$program.aarch64")" > "$program"
+    chmod +x "$program"
+fi
+exec "$emulator" -cpu "$cpu" "$@"
