@@ -104,11 +104,10 @@ llvm=$(apt-cache depends "libstd-rust-web-$release:amd64" | grep -oE 'libllvm[0-
     done
 )
 find "$new/root/usr/bin" -name 'qemu-*' ! -name qemu-aarch64 -delete
-# Of the sources the standard library's are needed, where cargo looks for them; of the rest, no manuals.
-sources=$new/root/usr/src/rustc-$(cut -d+ -f1 <<<"$rust")
-mkdir -p "$new/root/usr/lib/rustlib/src/rust"
-mv "$sources/library" "$sources/COPYRIGHT" "$new/root/usr/lib/rustlib/src/rust"
-rm -rf "$new/root/usr/src" "$new/root/usr/share"
+# Of the sources only those of the standard library are needed (cargo finds them by a link); of the rest, no manuals.
+sources=$new/root/usr/lib/rustlib/src/rust
+find "$sources/" -mindepth 1 -maxdepth 1 ! -name library ! -name COPYRIGHT -exec rm -r {} +
+rm -r "$new/root/usr/share"
 python3 -m pip --quiet --disable-pip-version-check install --no-deps --only-binary=:all: --require-hashes \
     --target "$new/python" --requirement "$here/requirements.txt" >&2
 
