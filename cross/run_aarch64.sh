@@ -11,15 +11,14 @@ case $cpu in
         exit 2
         ;;
 esac
-emulator=$CALOTYPE_CROSS/bin/qemu-aarch64
+emulator=${CALOTYPE_CROSS:?expected the folder that cross/toolchain.sh prints}/bin/qemu-aarch64
 
 # Tests of the command line start the program beside them, and the kernel would refuse it: a script goes in its place.
 # Cargo's next build puts the program back.
 program=$(dirname "$1")/../calotype
-if [ "$(basename "$(dirname "$1")")" = deps ] && [ -e "$program" ] && [ "$(head -c 4 "$program")" = $'\x7fELF' ]; then
+if [ "$(basename "$(dirname "$1")")" = deps ] && [ "$(head -c 4 "$program" | tail -c 3)" = ELF ]; then
     mv "$program" "$program.aarch64"
-    printf '#!/bin/sh\nexec "%s" -cpu %s "%s" "$@"\n' "$emulator" '${CALOTYPE_CPU:-cortex-a76}' \
-        "$(realpath "$program.aarch64")" > "$program"
+    printf '#!/bin/sh\nexec "%s" "%s" "$@"\n' "$(realpath "$0")" "$(realpath "$program.aarch64")" > "$program"
     chmod +x "$program"
 fi
 exec "$emulator" -cpu "$cpu" "$@"
