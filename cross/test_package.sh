@@ -73,7 +73,9 @@ for architecture; do
     "${dpkg_here[@]}" --install "$package" >/dev/null 2>"$work/dpkg" || fail "dpkg: $(cat "$work/dpkg")"
     has "$root/usr/lib/calotype" calotype libonnxruntime.so
     has "$root/usr/share/doc/calotype" copyright "${documents[@]}"
-    "${dpkg_here[@]}" --verify calotype || fail "$package: installed files are not those of its list"
+    # It succeeds whatever it finds.
+    unlike=$("${dpkg_here[@]}" --verify calotype)
+    [ -z "$unlike" ] || fail "$package: installed files are not those of its list: $unlike"
     draws "$root/usr/bin/calotype" "$work/package.png"
     cmp "$work/archive.png" "$work/package.png" || fail "expected the same picture of both forms"
     "${dpkg_here[@]}" --purge calotype >/dev/null 2>"$work/dpkg" || fail "dpkg: $(cat "$work/dpkg")"
