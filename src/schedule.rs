@@ -5,167 +5,30 @@
 //! sampler works on such latents (Karras et al. 2022, section 2); a model that wants `x / sqrt(sigma^2 + 1)`,
 //! as Stable Diffusion does, gets it from its [`Prediction`](crate::prediction::Prediction).
 
+mod clock;
+mod curve;
+mod kind;
+mod spacing;
+
+pub use clock::Clock;
+pub use curve::{Betas, MAX_TIMESTEPS, NoiseCurve};
+pub use kind::ScheduleKind;
+pub use spacing::Spacing;
+
 use crate::{Error, ErrorKind};
+use clock::Time;
 
-/// The longest noise curve that is believed; published ones have 1000 timesteps.
-pub const MAX_TIMESTEPS: usize = 100_000;
-
-/// How much noise each training timestep adds: the recipe of a [`NoiseCurve`].
-///
-/// `beta[t]` is the variance that timestep `t` adds (Ho et al. 2020, equation 2).
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Betas {
-    /// Evenly spaced betas (Ho et al. 2020, section 4).
-    Linear {
-        /// The first beta.
-        start: f64,
-        /// The last beta.
-        end: f64,
-    },
-    /// Betas whose square roots are evenly spaced (Stable Diffusion).
-    ScaledLinear {
-        /// The first beta.
-        start: f64,
-        /// The last beta.
-        end: f64,
-    },
-    /// The cosine curve with betas of at most 0.999 (Nichol & Dhariwal 2021, equation 17).
-    SquaredCosCapV2,
-}
-
-/// The noise level of each training timestep, strictly growing.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NoiseCurve {
-    sigmas: Vec<f64>,
-}
-
-impl NoiseCurve {
-    /// The curve of `timesteps` betas; [`ErrorKind::Model`] where they make no curve.
-    pub fn new(betas: Betas, timesteps: usize) -> Result<Self, Error> {
-        check_timesteps(timesteps)?;
-        let part = |t: usize| t as f64 / (timesteps - 1) as f64;
-        let betas: Vec<f32> = match betas {
-            Betas::Linear { start, end } => {
-                (0..timesteps).map(|t| (start + (end - start) * part(t)) as f32).collect()
-            }
-            Betas::ScaledLinear { start, end } => {
-                let (start, end) = (start.sqrt(), end.sqrt());
-                (0..timesteps).map(|t| ((start + (end - start) * part(t)) as f32).powi(2)).collect()
-            }
-            Betas::SquaredCosCapV2 => {
-                let alpha_bar = |t: usize| {
-                    let u = (t as f64 / timesteps as f64 + 0.008) / 1.008;
-                    (u * std::f64::consts::FRAC_PI_2).cos().powi(2)
-                };
-                (0..timesteps).map(|t| (1.0 - alpha_bar(t + 1) / alpha_bar(t)).min(0.999) as f32).collect()
-            }
-        };
-        Self::from_betas(&betas)
-    }
-
-    /// The curve of betas listed by the model itself; [`ErrorKind::Model`] where they make no curve.
-    ///
-    /// `sigma = sqrt((1 - a) / a)` with `a` the product of `1 - beta` so far. The factors and the products are
-    /// rounded to `f32` as diffusers rounds them: near 1 that moves `sigma` by up to 2e-5 of itself, and
-    /// models were trained on, and are compared with, the moved values.
-    pub fn from_betas(betas: &[f32]) -> Result<Self, Error> {
-        check_timesteps(betas.len())?;
-        let mut product = 1.0;
-        let mut sigmas = Vec::with_capacity(betas.len());
-        for (t, &beta) in betas.iter().enumerate() {
-            if !(beta > 0.0 && beta < 1.0) {
-                return Err(Error::new(
-                    ErrorKind::Model,
-                    format!("noise curve: beta[{t}]: expected a number between 0 and 1, got {beta}"),
-                ));
-            }
-            product *= f64::from(1.0 - beta);
-            let a = f64::from(product as f32);
-            let sigma = ((1.0 - a) / a).sqrt();
-            let before = sigmas.last().copied().unwrap_or(0.0);
-            if !(sigma > before && sigma.is_finite()) {
-                return Err(Error::new(
-                    ErrorKind::Model,
-                    format!("noise curve: sigma[{t}]: expected a number above {before}, got {sigma}"),
-                ));
-            }
-            sigmas.push(sigma);
-        }
-        Ok(Self { sigmas })
-    }
-
-    /// The number of training timesteps.
-    #[allow(clippy::len_without_is_empty)] // a curve has at least two
-    pub fn len(&self) -> usize {
-        self.sigmas.len()
-    }
-
-    /// The lowest noise level.
-    pub fn sigma_min(&self) -> f64 {
-        self.sigmas[0]
-    }
-
-    /// The highest noise level.
-    pub fn sigma_max(&self) -> f64 {
-        self.sigmas[self.len() - 1]
-    }
-
-    /// The noise level at a timestep between 0 and `len() - 1`, by linear interpolation.
-    pub fn sigma_of_timestep(&self, timestep: f64) -> f64 {
-        let low = (timestep as usize).min(self.len() - 2);
-        let weight = timestep - low as f64;
-        self.sigmas[low] + weight * (self.sigmas[low + 1] - self.sigmas[low])
-    }
-
-    /// The timestep of a noise level between `sigma_min()` and `sigma_max()`, by linear interpolation of
-    /// `ln sigma`.
-    pub fn timestep_of_sigma(&self, sigma: f64) -> f64 {
-        let high = self.sigmas.partition_point(|&other| other <= sigma).clamp(1, self.len() - 1);
-        let [low_log, high_log] = [self.sigmas[high - 1].ln(), self.sigmas[high].ln()];
-        // A level computed from an end may miss it by a rounding error.
-        let weight = ((sigma.ln() - low_log) / (high_log - low_log)).clamp(0.0, 1.0);
-        (high - 1) as f64 + weight
-    }
-}
-
-/// Which training timesteps a run visits (Lin et al. 2024, table 2).
+/// How a run's levels relate to whole timesteps of the curve: which of diffusers' schedulers a sampler mirrors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Spacing {
-    /// Whole multiples of `timesteps / steps`, plus `offset`; never reaches the end of the curve.
-    Leading {
-        /// Added to each timestep: 1 for Stable Diffusion.
-        offset: u32,
-    },
-    /// Evenly from the last timestep to the first, both included; a single step takes the *first*.
-    Linspace,
-    /// Evenly from the last timestep on, the first left out.
-    Trailing,
-}
-
-impl Spacing {
-    /// `steps` falling timesteps of a curve of `len` timesteps; those of `Linspace` may be fractions.
-    ///
-    /// The order of operations is that of numpy's `linspace` and `arange`, which diffusers uses: where timesteps
-    /// are rounded it decides which way halves go (in 30 steps of DPM++ 2M, for one).
-    pub(crate) fn timesteps(self, len: usize, steps: usize) -> Vec<f64> {
-        let (last, end, parts) = ((len - 1) as f64, len as f64, steps as f64);
-        match self {
-            Self::Leading { offset } => {
-                let stride = len / steps;
-                (0..steps).rev().map(|i| (i * stride) as f64 + f64::from(offset)).collect()
-            }
-            Self::Linspace if steps == 1 => vec![0.0],
-            Self::Linspace => {
-                let stride = last / (parts - 1.0);
-                let rest = (0..steps - 1).rev().map(|i| stride * i as f64);
-                std::iter::once(last).chain(rest).collect()
-            }
-            Self::Trailing => {
-                let stride = (end - end / parts) - end;
-                (0..steps).map(|i| (end + stride * i as f64).round_ties_even() - 1.0).collect()
-            }
-        }
-    }
+pub enum Grid {
+    /// Levels at fractional timesteps where the spacing gives them (k-diffusion; diffusers' Euler, Heun, KDPM2, LMS
+    /// and DPMSolverSDE).
+    Fractional,
+    /// Levels at whole timesteps (diffusers' DDIM, DDPM, PNDM, LCM and TCD).
+    Whole,
+    /// The same, spaced as if there were one step more, whose lowest level is left to the final 0 (diffusers'
+    /// DPM-Solvers, UniPC and DEIS).
+    WholeAboveLast,
 }
 
 /// One step of a run: from one noise level down to the next.
@@ -185,10 +48,47 @@ pub struct Step {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
     steps: Vec<Step>,
+    clock: Clock,
     starts_from_noise_alone: bool,
 }
 
 impl Schedule {
+    /// The levels that a kind of schedule visits in `steps` steps.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] for no steps, or for more than the curve and the kind have room for.
+    pub fn of(kind: &ScheduleKind, curve: &NoiseCurve, grid: Grid, steps: usize) -> Result<Self, Error> {
+        let len = curve.len();
+        let most = match kind {
+            ScheduleKind::Lcm { trained_steps } => len.min(*trained_steps),
+            _ => len,
+        };
+        if !(1..=most).contains(&steps) {
+            return Err(Error::new(ErrorKind::Usage, format!("steps: expected 1 to {most}, got {steps}")));
+        }
+        let whole = |mut timesteps: Vec<f64>| {
+            timesteps.iter_mut().for_each(|timestep| *timestep = timestep.round_ties_even());
+            timesteps
+        };
+        let schedule = match (kind, grid) {
+            (ScheduleKind::Spaced(spacing), Grid::Fractional) => {
+                Self::at_timesteps(curve, &spacing.timesteps(len, steps))
+            }
+            (ScheduleKind::Spaced(spacing), Grid::Whole) => {
+                Self::at_timesteps(curve, &whole(spacing.timesteps(len, steps)))
+            }
+            (ScheduleKind::Spaced(spacing), Grid::WholeAboveLast) => {
+                Self::at_timesteps(curve, &whole(spacing.timesteps_above_last(len, steps)))
+            }
+            (ScheduleKind::Karras { .. }, _) => Self::karras(curve, steps),
+            (ScheduleKind::Lcm { trained_steps }, _) => {
+                Self::at_timesteps(curve, &spacing::distilled(len, *trained_steps, steps))
+            }
+        }?;
+        let is_leading = matches!(kind, ScheduleKind::Spaced(Spacing::Leading { .. }));
+        Ok(Self { starts_from_noise_alone: grid == Grid::Fractional && !is_leading, ..schedule })
+    }
+
     /// The schedule that visits the given falling timesteps of a curve; [`ErrorKind::Usage`] where they leave the
     /// curve or repeat.
     pub(crate) fn at_timesteps(curve: &NoiseCurve, timesteps: &[f64]) -> Result<Self, Error> {
@@ -196,7 +96,7 @@ impl Schedule {
         if let Some(outside) = timesteps.iter().find(|&&t| !(0.0..=last as f64).contains(&t)) {
             return Err(too_many_steps(timesteps.len(), format!("timesteps up to {last}, got {outside}")));
         }
-        Self::new(timesteps.iter().map(|&t| (curve.sigma_of_timestep(t), t)).collect())
+        Self::new(curve, timesteps.iter().map(|&t| (curve.sigma_of_timestep(t), t)).collect())
     }
 
     /// The schedule of Karras et al. 2022, equation 5 with `rho = 7`, over the whole of a curve.
@@ -209,7 +109,7 @@ impl Schedule {
             let sigma = (max + part * (min - max)).powf(RHO);
             (sigma, curve.timestep_of_sigma(sigma).round_ties_even())
         };
-        Self::new((0..steps).map(level).collect())
+        Self::new(curve, (0..steps).map(level).collect())
     }
 
     /// The same schedule, begun as if the latents at the first level were noise alone: see
@@ -231,6 +131,16 @@ impl Schedule {
         &self.steps
     }
 
+    /// How many steps were asked for, before the first were left out for latents that are less noisy.
+    pub fn asked_steps(&self) -> usize {
+        self.clock.levels().len()
+    }
+
+    /// The model's own time of the levels.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
     /// The factor that turns unit noise into the latents that the first step takes.
     ///
     /// Latents at level `sigma` are data and noise together, so that with data of unit variance their scale is
@@ -243,7 +153,7 @@ impl Schedule {
     }
 
     /// Pairs of noise level and timestep, at least one; [`ErrorKind::Usage`] where levels do not fall.
-    fn new(levels: Vec<(f64, f64)>) -> Result<Self, Error> {
+    fn new(curve: &NoiseCurve, levels: Vec<(f64, f64)>) -> Result<Self, Error> {
         if let Some(pair) = levels.windows(2).find(|pair| pair[1].0 >= pair[0].0) {
             return Err(too_many_steps(levels.len(), format!("falling timesteps, got {} twice", pair[0].1)));
         }
@@ -251,18 +161,8 @@ impl Schedule {
         let steps = levels.iter().zip(ends).enumerate();
         let steps: Vec<Step> =
             steps.map(|(index, (&(from, timestep), to))| Step { index, from, to, timestep }).collect();
-        Ok(Self { steps, starts_from_noise_alone: false })
-    }
-}
-
-fn check_timesteps(timesteps: usize) -> Result<(), Error> {
-    if (2..=MAX_TIMESTEPS).contains(&timesteps) {
-        Ok(())
-    } else {
-        Err(Error::new(
-            ErrorKind::Model,
-            format!("noise curve: expected 2 to {MAX_TIMESTEPS} timesteps, got {timesteps}"),
-        ))
+        let clock = Clock::new(levels, Time::Curve(curve.clone()));
+        Ok(Self { steps, clock, starts_from_noise_alone: false })
     }
 }
 
