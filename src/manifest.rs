@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::graph::{Dim, Graph, Port};
 use crate::guidance::Guidance;
 use crate::prediction::Prediction;
-use crate::sampler::SamplerKind;
-use crate::schedule::{Betas, NoiseCurve, Spacing};
+use crate::sampler::{Method, Sampling};
+use crate::schedule::{Betas, NoiseCurve, Schedule, ScheduleKind, Spacing};
 use crate::signature::{Role, Signature};
 use crate::tensor::{LatentShape, PixelSize};
 use crate::tokenizer::SpecialTokens;
@@ -369,7 +369,7 @@ impl LatentSpace {
 }
 
 /// What a request gets where it does not say.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Defaults {
     /// The size that the model was trained on.
     pub size: PixelSize,
@@ -378,7 +378,9 @@ pub struct Defaults {
     /// The guidance scale.
     pub guidance: f64,
     /// The sampling method.
-    pub sampler: SamplerKind,
+    pub sampler: Method,
+    /// The schedule that goes with it, where it is not the model's spacing.
+    pub schedule: Option<ScheduleKind>,
 }
 
 /// What is known of a file.
@@ -415,11 +417,14 @@ impl Manifest {
         let betas = file.curve.betas();
         let curve = NoiseCurve::new(betas, file.curve.train_timesteps).map_err(|e| at("curve", e))?;
         let [width_px, height_px] = file.defaults.size;
+        let sampling: Sampling = file.defaults.sampler.parse().map_err(|e| at("defaults.sampler", e))?;
+        let schedule = file.defaults.schedule.as_deref().map(str::parse).transpose();
         let defaults = Defaults {
             size: PixelSize::new(width_px, height_px).map_err(|e| at("defaults.size", e))?,
             steps: file.defaults.steps,
             guidance: file.defaults.guidance,
-            sampler: file.defaults.sampler.parse().map_err(|e| at("defaults.sampler", e))?,
+            sampler: sampling.method,
+            schedule: schedule.map_err(|e| at("defaults.schedule", e))?.or(sampling.schedule),
         };
         let manifest = Self {
             name: file.name,
@@ -461,6 +466,7 @@ impl Manifest {
                 steps: self.defaults.steps,
                 guidance: self.defaults.guidance,
                 sampler: self.defaults.sampler.to_string(),
+                schedule: self.defaults.schedule.as_ref().map(ToString::to_string),
             },
             files: contents.files.clone(),
         };
@@ -486,11 +492,33 @@ impl Manifest {
                 ),
             ));
         }
-        let Defaults { size, steps, guidance, sampler } = self.defaults;
+        let Defaults { size, steps, guidance, .. } = self.defaults;
         self.latents.shape(size).map_err(|e| at("defaults.size", e))?;
-        sampler.schedule(&self.curve, self.spacing, steps).map_err(|e| at("defaults.steps", e))?;
+        self.schedule(None, None, steps).map_err(|e| at("defaults.steps", e))?;
         Guidance::new(guidance).map_err(|e| at("defaults.guidance", e))?;
         Ok(())
+    }
+
+    /// The levels of a run: those of `kind` or, where it is absent, of the method's own or the model's schedule.
+    ///
+    /// The model's default schedule belongs to its default method; with another one it is the model's spacing.
+    ///
+    /// # Errors
+    /// As [`Schedule::of`].
+    pub fn schedule(
+        &self,
+        method: Option<Method>,
+        kind: Option<ScheduleKind>,
+        steps: usize,
+    ) -> Result<(ScheduleKind, Schedule), Error> {
+        let sampler = method.unwrap_or(self.defaults.sampler).kind();
+        let default = || if method.is_none() { self.defaults.schedule.clone() } else { None };
+        let kind = kind
+            .or_else(|| sampler.own_schedule())
+            .or_else(default)
+            .unwrap_or(ScheduleKind::Spaced(self.spacing));
+        let schedule = Schedule::of(&kind, &self.curve, sampler.grid(), steps)?;
+        Ok((kind, schedule))
     }
 }
 
@@ -692,6 +720,8 @@ struct DefaultFields {
     steps: usize,
     guidance: f64,
     sampler: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    schedule: Option<String>,
 }
 
 /// Whether a file's name leads nowhere but into the bundle.

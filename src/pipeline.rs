@@ -174,7 +174,7 @@ impl Pipeline {
         let vae_encoder = started.elapsed();
 
         let started = Instant::now();
-        let mut sampler = request.sampler.build(latents.len());
+        let mut sampler = request.sampler.build(&request.schedule, latents.len());
         let mut denoiser = self.denoiser.guided(&conditioning, request, &beside)?;
         let steps = request.schedule.steps();
         for step in steps {

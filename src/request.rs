@@ -10,8 +10,8 @@ use image::{GrayImage, RgbImage};
 use crate::guidance::Guidance;
 use crate::manifest::{Conditions, Manifest};
 use crate::picture;
-use crate::sampler::SamplerKind;
-use crate::schedule::Schedule;
+use crate::sampler::Method;
+use crate::schedule::{Schedule, ScheduleKind};
 use crate::tensor::{LatentShape, PixelSize};
 use crate::{Error, ErrorKind};
 
@@ -53,7 +53,9 @@ pub struct Draft {
     /// How much noise is put on `init` in a model that enlarges pictures, in timesteps of its own curve; 20 when absent.
     pub noise_level: Option<usize>,
     /// The sampling method.
-    pub sampler: Option<SamplerKind>,
+    pub sampler: Option<Method>,
+    /// How the noise levels are chosen.
+    pub schedule: Option<ScheduleKind>,
     /// The seed; random when absent.
     pub seed: Option<u64>,
 }
@@ -68,7 +70,8 @@ pub struct Request {
     pub(crate) source: Source,
     pub(crate) schedule: Schedule,
     pub(crate) guidance: Guidance,
-    pub(crate) sampler: SamplerKind,
+    pub(crate) sampler: Method,
+    schedule_kind: ScheduleKind,
     pub(crate) seed: u64,
     strength: Option<f64>,
     asked_steps: usize,
@@ -142,7 +145,7 @@ impl Request {
             ));
         }
         let shape = manifest.latents.shape(size)?;
-        let mut schedule = sampler.schedule(&manifest.curve, manifest.spacing, steps)?;
+        let (schedule_kind, mut schedule) = manifest.schedule(draft.sampler, draft.schedule.clone(), steps)?;
         let strength = strength(&draft, manifest.conditions)?;
         if let Some(strength) = strength {
             schedule = schedule.last(steps_left(steps, strength)?);
@@ -181,6 +184,7 @@ impl Request {
             size,
             guidance,
             sampler,
+            schedule_kind,
         })
     }
 
@@ -206,8 +210,13 @@ impl Request {
     }
 
     /// The sampling method.
-    pub fn sampler(&self) -> SamplerKind {
+    pub fn sampler(&self) -> Method {
         self.sampler
+    }
+
+    /// How the noise levels were chosen.
+    pub fn schedule(&self) -> &ScheduleKind {
+        &self.schedule_kind
     }
 
     /// The guidance scale; 1 is no guidance.

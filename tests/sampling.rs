@@ -1,19 +1,25 @@
-//! Schedules and samplers against diffusers (`golden/sampling.json`, made by `export/golden_sampling.py`), and
-//! against an equation with a known solution.
+//! Samplers against diffusers, k-diffusion and papers (`golden/sampling.*`, made by `export/golden_sampling.py`), and
+//! against an equation with a known solution. Schedules have tests of their own: `tests/schedule.rs`.
 
-use calotype::noise::{NoiseSource, TorchCpu};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use calotype::noise::{BrownianTree, NoiseSource, StepNoise, TorchCpu};
 use calotype::prediction::Prediction;
-use calotype::sampler::{Denoise, SamplerKind};
-use calotype::schedule::{Betas, NoiseCurve, Schedule, Spacing, Step};
+use calotype::sampler::{Denoise, Method, Sampler, SamplerKind, StepNoiseKind};
+use calotype::schedule::{Betas, Clock, NoiseCurve, Schedule, ScheduleKind, Step};
+use calotype::weights::Weights;
 use calotype::{Error, ErrorKind};
+use flate2::read::GzDecoder;
 use serde::Deserialize;
 
 /// Diffusers works in single precision: its rounding leaves up to 8e-6 (two Euler steps down from level 41).
 const TOLERANCE: f64 = 1e-5;
 
-/// The values of the golden latents, and the seed of their noise.
-const LEN: usize = 32;
+/// The values of the golden latents, and the seeds of their noise and of what is clean.
+const LEN: usize = 16;
 const SEED: u64 = 20;
+const CLEAN_SEED: u64 = 21;
 
 #[derive(Deserialize)]
 struct Golden {
@@ -23,44 +29,39 @@ struct Golden {
 #[derive(Deserialize)]
 struct Case {
     sampler: String,
-    beta_end: f64,
-    spacing: String,
+    curve: String,
+    schedule: String,
+    prediction: String,
     steps: usize,
+    strength: f64,
     timesteps: Vec<f64>,
     sigmas: Vec<f64>,
     initial_scale: f64,
-    runs: Vec<Run>,
-}
-
-#[derive(Deserialize)]
-struct Run {
-    prediction: String,
-    latents: Vec<f32>,
-    next_normal: f32,
+    reference: String,
+    /// The first of its latents, and how many there are: one per step, but for a last one that the reference does not end
+    /// at 0.
+    start: usize,
+    states: usize,
 }
 
 impl Case {
-    fn kind(&self) -> SamplerKind {
+    fn method(&self) -> Method {
         self.sampler.parse().unwrap()
     }
 
-    fn schedule(&self) -> Schedule {
-        let spacing = match self.spacing.as_str() {
-            "leading" => Spacing::Leading { offset: 1 },
-            "linspace" => Spacing::Linspace,
-            "trailing" => Spacing::Trailing,
-            other => panic!("spacing {other}"),
+    /// The whole schedule, and how many of its last steps the strength leaves.
+    fn schedule(&self) -> (Schedule, usize) {
+        let curve = match self.curve.as_str() {
+            "scaled_linear" => stable_diffusion(),
+            "linear" => NoiseCurve::new(Betas::Linear { start: 0.0001, end: 0.02 }, 1000).unwrap(),
+            other => panic!("curve {other}"),
         };
-        self.kind().schedule(&stable_diffusion(self.beta_end), spacing, self.steps).unwrap()
+        let sampler = self.method().kind();
+        let kind = sampler.own_schedule().unwrap_or_else(|| self.schedule.parse().unwrap());
+        let schedule = Schedule::of(&kind, &curve, sampler.grid(), self.steps).unwrap();
+        (schedule, (self.steps as f64 * self.strength) as usize)
     }
 
-    fn name(&self) -> String {
-        let Self { sampler, beta_end, spacing, steps, .. } = self;
-        format!("{sampler}, beta_end {beta_end}, {spacing}, {steps} steps")
-    }
-}
-
-impl Run {
     fn prediction(&self) -> Prediction {
         match self.prediction.as_str() {
             "epsilon" => Prediction::Epsilon,
@@ -69,25 +70,46 @@ impl Run {
             other => panic!("prediction {other}"),
         }
     }
+
+    fn name(&self) -> String {
+        let Self { sampler, curve, schedule, prediction, steps, strength, reference, .. } = self;
+        format!("{sampler}, {curve}, {schedule}, {prediction}, {steps} steps, strength {strength} ({reference})")
+    }
+
+    /// The latents after each step.
+    fn trajectory<'a>(&self, latents: &'a [f32]) -> impl Iterator<Item = &'a [f32]> {
+        latents.chunks_exact(LEN).skip(self.start).take(self.states)
+    }
 }
 
-fn golden() -> Golden {
-    serde_json::from_str(include_str!("golden/sampling.json")).unwrap()
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
-fn stable_diffusion(beta_end: f64) -> NoiseCurve {
-    NoiseCurve::new(Betas::ScaledLinear { start: 0.00085, end: beta_end }, 1000).unwrap()
+fn cases() -> (Vec<Case>, Vec<f32>) {
+    let mut json = String::new();
+    let file = std::fs::File::open(golden("sampling.json.gz")).unwrap();
+    GzDecoder::new(file).read_to_string(&mut json).unwrap();
+    let Golden { cases } = serde_json::from_str(&json).unwrap();
+    let bytes = Weights::open(&[golden("sampling.safetensors")]).unwrap().get("latents").unwrap().to_bytes();
+    let latents = bytes.as_chunks().0.iter().map(|value| f32::from_le_bytes(*value)).collect();
+    (cases, latents)
+}
+
+fn stable_diffusion() -> NoiseCurve {
+    NoiseCurve::new(Betas::ScaledLinear { start: 0.00085, end: 0.012 }, 1000).unwrap()
 }
 
 /// `fake_model` of the golden script behind a prediction; `sign` is 1, or -1 for a wrong one.
-struct FakeModel {
+struct FakeModel<'a> {
     prediction: Prediction,
+    clock: &'a Clock,
     sign: f64,
 }
 
-impl Denoise for FakeModel {
-    fn denoise(&mut self, x: &[f32], sigma: f64, timestep: f64, out: &mut [f32]) -> Result<(), Error> {
-        let scale = Prediction::input_scale(sigma);
+impl Denoise for FakeModel<'_> {
+    fn denoise(&mut self, x: &[f32], sigma: f64, out: &mut [f32]) -> Result<(), Error> {
+        let (scale, timestep) = (Prediction::input_scale(sigma), self.clock.timestep(sigma));
         let output = x.iter().enumerate().map(|(i, x)| {
             let z = f64::from((f64::from(*x) * scale) as f32);
             let u = (0.6 + 0.0004 * timestep) * z + 0.3 * ((i % 5) as f64 - 2.0);
@@ -96,24 +118,57 @@ impl Denoise for FakeModel {
         self.prediction.to_denoised(x, &output.collect::<Vec<f32>>(), sigma, out);
         Ok(())
     }
+
+    /// The golden script's unconditional answer is three quarters of the other.
+    fn denoise_apart(
+        &mut self,
+        x: &[f32],
+        sigma: f64,
+        out: &mut [f32],
+        unconditional: &mut [f32],
+    ) -> Result<(), Error> {
+        self.denoise(x, sigma, out)?;
+        unconditional.iter_mut().zip(out).for_each(|(to, from)| *to = 0.75 * *from);
+        Ok(())
+    }
 }
 
-/// Runs all steps but the first `left_out`, and gives the latents and the generator behind them.
-fn sample(
-    kind: SamplerKind,
-    schedule: &Schedule,
-    left_out: usize,
-    mut model: FakeModel,
-) -> (Vec<f32>, TorchCpu) {
-    let mut noise = TorchCpu::new(SEED);
+/// The latents after each of the steps that a case takes, under the fake model or, with `sign` -1, its opposite.
+fn sample(case: &Case, sign: f64) -> Vec<Vec<f32>> {
+    let (whole, taken) = case.schedule();
+    let left_out = case.steps - taken;
+    let schedule = whole.last(taken);
+    let mut stream = TorchCpu::new(SEED);
     let mut x = vec![0.0; LEN];
-    noise.fill_normal(&mut x);
-    x.iter_mut().for_each(|x| *x = (f64::from(*x) * schedule.initial_scale()) as f32);
-    let mut sampler = kind.build(LEN);
-    for step in &schedule.steps()[left_out..] {
-        sampler.step(&mut x, step, &mut model, &mut noise).unwrap();
+    stream.fill_normal(&mut x);
+    if left_out == 0 {
+        // Where the samplers' kin start otherwise, it is the sampler that is compared here.
+        x.iter_mut().for_each(|x| *x = (f64::from(*x) * case.initial_scale) as f32);
+    } else {
+        let mut clean = vec![0.0; LEN];
+        TorchCpu::new(CLEAN_SEED).fill_normal(&mut clean);
+        let sigma = schedule.steps()[0].from;
+        x.iter_mut().zip(clean).for_each(|(x, clean)| {
+            *x = (0.5 * f64::from(clean) + sigma * f64::from(*x)) as f32;
+        });
     }
-    (x, noise)
+    let method = case.method();
+    let mut tree;
+    let noise: &mut dyn StepNoise = match method.settings().noise {
+        StepNoiseKind::Stream => &mut stream,
+        StepNoiseKind::Tree => {
+            let steps = schedule.steps();
+            tree = BrownianTree::new(LEN, steps[steps.len() - 1].from, steps[0].from, SEED);
+            &mut tree
+        }
+    };
+    let mut sampler = method.build(&schedule, LEN);
+    let mut model = FakeModel { prediction: case.prediction(), clock: schedule.clock(), sign };
+    let states = schedule.steps().iter().take(case.states).map(|step| {
+        sampler.step(&mut x, step, &mut model, noise).unwrap();
+        x.clone()
+    });
+    states.collect()
 }
 
 /// The length of the difference over the length of the expected vector; endless where something is not a number.
@@ -127,278 +182,65 @@ fn relative_l2(actual: &[f32], expected: &[f32]) -> f64 {
 }
 
 #[test]
-fn schedules_are_those_of_diffusers() {
-    let golden = golden();
-    assert_eq!(golden.cases.len(), SamplerKind::ALL.len() * 3 * (2 * 4 + 3));
-    for case in golden.cases {
+fn schedules_of_samplers_are_those_of_their_references() {
+    for case in cases().0 {
         let name = case.name();
-        let schedule = case.schedule();
-        assert_eq!(schedule.steps().len(), case.steps, "{name}");
-        assert_eq!(case.sigmas.len(), case.steps + 1, "{name}");
+        let (whole, taken) = case.schedule();
         // Diffusers keeps levels and fractional timesteps in single precision, after some operations in it.
         let close = |ours: f64, theirs: f64| (ours - theirs).abs() <= 1e-6 * theirs;
-        assert!(close(schedule.initial_scale(), case.initial_scale), "{name}: {}", schedule.initial_scale());
+        if case.reference == "diffusers" {
+            assert!(close(whole.initial_scale(), case.initial_scale), "{name}: {}", whole.initial_scale());
+        }
+        let schedule = whole.last(taken);
+        assert_eq!((schedule.asked_steps(), case.sigmas.len()), (case.steps, taken + 1), "{name}");
         for (step, i) in schedule.steps().iter().zip(0..) {
             assert_eq!(step.index, i, "{name}");
-            assert!(
-                close(step.timestep, case.timesteps[i]),
-                "{name}: {step:?}, expected {}",
-                case.timesteps[i]
-            );
             assert!(close(step.from, case.sigmas[i]), "{name}: {step:?}, expected {}", case.sigmas[i]);
             assert!(close(step.to, case.sigmas[i + 1]), "{name}: {step:?}, expected {}", case.sigmas[i + 1]);
-        }
-    }
-}
-
-#[test]
-fn samplers_are_those_of_diffusers() {
-    let mut runs = 0;
-    for case in golden().cases {
-        let (kind, schedule) = (case.kind(), case.schedule());
-        for run in &case.runs {
-            let name = format!("{}, {}", case.name(), run.prediction);
-            let prediction = run.prediction();
-            let (latents, mut noise) = sample(kind, &schedule, 0, FakeModel { prediction, sign: 1.0 });
-            let error = relative_l2(&latents, &run.latents);
-            assert!(error <= TOLERANCE, "{name}: relative error {error:.1e}");
-
-            let mut next = [0.0];
-            noise.fill_normal(&mut next);
-            assert_eq!(next, [run.next_normal], "{name}: noise drawn");
-
-            // What the tolerance must refuse.
-            let zeros = relative_l2(&[0.0; LEN], &run.latents);
-            let (shifted, _) = sample(kind, &schedule, 1, FakeModel { prediction, sign: 1.0 });
-            let shifted = relative_l2(&shifted, &run.latents);
-            let (flipped, _) = sample(kind, &schedule, 0, FakeModel { prediction, sign: -1.0 });
-            let flipped = relative_l2(&flipped, &run.latents);
-            for (wrong, error) in [("zeros", zeros), ("one step left out", shifted), ("sign", flipped)] {
-                assert!(error > 10.0 * TOLERANCE, "{name}: {wrong}: relative error of only {error:.1e}");
+            if case.reference == "diffusers" {
+                let expected = case.timesteps[i];
+                assert!(close(step.timestep, expected), "{name}: {step:?}, expected {expected}");
             }
-            runs += 1;
-        }
-    }
-    // All but Euler ancestral predicting samples, and DDIM in linspace spacing of several steps.
-    assert_eq!(runs, 6 * 2 * 3 * 4 * 3 - 2 * 3 * 4 - 2 * 3 * 3);
-}
-
-/// The perfect denoiser of data distributed as N(0, DATA^2).
-struct Gaussian;
-
-const DATA: f64 = 0.5;
-
-impl Denoise for Gaussian {
-    fn denoise(&mut self, x: &[f32], sigma: f64, _timestep: f64, out: &mut [f32]) -> Result<(), Error> {
-        let shrink = DATA * DATA / (DATA * DATA + sigma * sigma);
-        out.iter_mut().zip(x).for_each(|(out, x)| *out = (shrink * f64::from(*x)) as f32);
-        Ok(())
-    }
-}
-
-/// The error of a run on Gaussian data from level 8 to level 0.4, on unevenly spaced levels, against the solution
-/// `x(sigma) = x(0) * sqrt((DATA^2 + sigma^2) / DATA^2)` of the probability flow ODE.
-fn gaussian_error(kind: SamplerKind, steps: usize) -> f64 {
-    let level = |i: usize| {
-        let part = i as f64 / steps as f64;
-        8.0 * (0.4f64 / 8.0).powf(part - 0.1 * (std::f64::consts::TAU * part).sin())
-    };
-    let mut sampler = kind.build(1);
-    let mut x = [1.0];
-    for index in 0..steps {
-        let step = Step { index, from: level(index), to: level(index + 1), timestep: 0.0 };
-        sampler.step(&mut x, &step, &mut Gaussian, &mut TorchCpu::new(0)).unwrap();
-    }
-    let spread = |sigma: f64| DATA.hypot(sigma);
-    let exact = spread(level(steps)) / spread(level(0));
-    (f64::from(x[0]) / exact - 1.0).abs()
-}
-
-#[test]
-fn errors_shrink_with_the_order_of_the_method() {
-    for (kind, order) in [(SamplerKind::Euler, 1.0), (SamplerKind::Ddim, 1.0), (SamplerKind::DpmPp2m, 2.0)] {
-        for steps in [20, 40, 80] {
-            let measured = (gaussian_error(kind, steps) / gaussian_error(kind, 2 * steps)).log2();
-            assert!((measured - order).abs() < 0.2, "{kind}, {steps} steps: order {measured:.2}");
         }
     }
 }
 
-/// Ancestral noise replaces what the step below the target takes away: data and noise keep their variance.
 #[test]
-fn ancestral_steps_keep_the_variance() {
-    const COUNT: usize = 10_000;
-    let mut noise = TorchCpu::new(1);
-    let mut x = vec![0.0; COUNT];
-    noise.fill_normal(&mut x);
-    let levels: Vec<f64> = (0..=200).map(|i| 5.0 * (0.5f64 / 5.0).powf(f64::from(i) / 200.0)).collect();
-    x.iter_mut().for_each(|x| *x = (f64::from(*x) * DATA.hypot(levels[0])) as f32);
-    let mut sampler = SamplerKind::EulerAncestral.build(COUNT);
-    for (index, pair) in levels.windows(2).enumerate() {
-        let step = Step { index, from: pair[0], to: pair[1], timestep: 0.0 };
-        sampler.step(&mut x, &step, &mut Gaussian, &mut noise).unwrap();
-    }
-    let variance = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / COUNT as f64;
-    let expected = DATA.hypot(0.5).powi(2);
-    // The sampling error is 1.4 % (one standard deviation), the discretisation's about as much.
-    assert!((variance / expected - 1.0).abs() < 0.05, "variance {variance}, expected {expected}");
-}
+fn samplers_are_their_references() {
+    let (cases, latents) = cases();
+    assert!(cases.len() >= 800, "{} cases", cases.len());
+    let mut worst = (0.0, String::new());
+    for case in &cases {
+        let name = case.name();
+        let actual = sample(case, 1.0);
+        let expected: Vec<&[f32]> = case.trajectory(&latents).collect();
+        assert_eq!(actual.len(), expected.len(), "{name}");
+        for (index, (actual, expected)) in actual.iter().zip(&expected).enumerate() {
+            let error = relative_l2(actual, expected);
+            assert!(error <= TOLERANCE, "{name}: after step {index}: relative error {error:.1e}");
+            if error > worst.0 {
+                worst = (error, name.clone());
+            }
+        }
 
-#[test]
-fn an_error_of_the_denoiser_leaves_the_latents_alone() {
-    struct Broken;
-    impl Denoise for Broken {
-        fn denoise(&mut self, _: &[f32], _: f64, _: f64, _: &mut [f32]) -> Result<(), Error> {
-            Err(Error::new(ErrorKind::Cancelled, "cancelled"))
+        // What the tolerance must refuse.
+        let (Some(first), Some(last)) = (expected.first(), expected.last()) else { continue };
+        let zeros = relative_l2(&[0.0; LEN], last);
+        let flipped = relative_l2(sample(case, -1.0).last().unwrap(), last);
+        let shifted = if expected.len() > 1 { relative_l2(expected[1], first) } else { f64::INFINITY };
+        for (wrong, error) in [("zeros", zeros), ("one step too far", shifted), ("sign", flipped)] {
+            assert!(error > 10.0 * TOLERANCE, "{name}: {wrong}: relative error of only {error:.1e}");
         }
     }
-    let step = Step { index: 0, from: 2.0, to: 1.0, timestep: 500.0 };
+    println!("worst: {:.1e}, {}", worst.0, worst.1);
+}
+
+/// Every kind is in the golden files, with all of the predictions that its reference has.
+#[test]
+fn every_sampler_is_compared() {
+    let (cases, _) = cases();
     for kind in SamplerKind::ALL {
-        let mut x = [1.0, -2.0];
-        let error =
-            kind.build(2).step(&mut x, &step, &mut Broken, &mut TorchCpu::new(0)).expect_err("broken");
-        assert_eq!((error.kind(), x), (ErrorKind::Cancelled, [1.0, -2.0]), "{kind}");
-    }
-}
-
-const SPACINGS: [Spacing; 4] =
-    [Spacing::Leading { offset: 0 }, Spacing::Leading { offset: 1 }, Spacing::Linspace, Spacing::Trailing];
-
-#[test]
-fn every_schedule_falls_strictly_to_zero() {
-    let curves = [
-        stable_diffusion(0.012),
-        NoiseCurve::new(Betas::Linear { start: 0.0001, end: 0.02 }, 1000).unwrap(),
-        NoiseCurve::new(Betas::SquaredCosCapV2, 1000).unwrap(),
-        NoiseCurve::new(Betas::ScaledLinear { start: 0.01, end: 0.2 }, 40).unwrap(),
-    ];
-    for curve in &curves {
-        for (kind, spacing) in
-            SamplerKind::ALL.into_iter().flat_map(|kind| SPACINGS.map(|spacing| (kind, spacing)))
-        {
-            let mut made = 0;
-            // Every small number, the crowded end, and some of those between.
-            let tried = (1..=curve.len()).filter(|n| n % 41 == 0 || *n <= 60 || curve.len() - n < 3);
-            for steps in tried.clone() {
-                let name = format!("{kind}, {spacing:?}, {steps} of {}", curve.len());
-                let schedule = match kind.schedule(curve, spacing, steps) {
-                    Ok(schedule) => schedule,
-                    Err(error) => {
-                        assert_eq!(error.kind(), ErrorKind::Usage, "{name}");
-                        continue;
-                    }
-                };
-                made += 1;
-                let list = schedule.steps();
-                assert_eq!(list.len(), steps, "{name}");
-                assert_eq!(list[steps - 1].to, 0.0, "{name}");
-                assert!(list.iter().all(|step| step.from > step.to), "{name}");
-                assert!(list.windows(2).all(|pair| pair[0].to == pair[1].from), "{name}");
-                assert!(list.windows(2).all(|pair| pair[0].timestep >= pair[1].timestep), "{name}");
-                assert!(list[0].timestep <= (curve.len() - 1) as f64, "{name}");
-                assert!(list[0].from <= curve.sigma_max() * (1.0 + 1e-12), "{name}");
-                assert!(schedule.initial_scale() >= list[0].from, "{name}");
-            }
-            // All that fit but those next to the curve's own number: that they are few shows that the rest was tested.
-            let fit = if kind == SamplerKind::Lcm { 50.min(curve.len()) } else { tried.count() - 3 };
-            assert!(made >= fit, "{kind}, {spacing:?}: {made} of {fit}");
-        }
-    }
-}
-
-#[test]
-fn steps_out_of_range_are_refused_and_the_range_named() {
-    let curve = stable_diffusion(0.012);
-    let short = NoiseCurve::new(Betas::Linear { start: 0.01, end: 0.2 }, 40).unwrap();
-    for (kind, curve, steps, range) in [
-        (SamplerKind::Euler, &curve, 0, "1 to 1000"),
-        (SamplerKind::Euler, &curve, 1001, "1 to 1000"),
-        (SamplerKind::DpmPp2mKarras, &curve, usize::MAX, "1 to 1000"),
-        (SamplerKind::Lcm, &curve, 51, "1 to 50"),
-        (SamplerKind::Lcm, &short, 41, "1 to 40"),
-    ] {
-        let error = kind.schedule(curve, Spacing::Trailing, steps).expect_err("out of range");
-        assert_eq!(error.kind(), ErrorKind::Usage);
-        assert!(error.to_string().contains(range), "{error}");
-    }
-    // In range, but the offset pushes the first timestep off the curve.
-    let error =
-        SamplerKind::Ddim.schedule(&curve, Spacing::Leading { offset: 1 }, 1000).expect_err("off the curve");
-    assert_eq!(error.kind(), ErrorKind::Usage);
-    assert!(error.to_string().contains("999"), "{error}");
-    // One timestep more than there is room for between the first and the last.
-    let error = SamplerKind::DpmPp2m.schedule(&curve, Spacing::Linspace, 1000).expect_err("crowded");
-    assert_eq!(error.kind(), ErrorKind::Usage);
-}
-
-#[test]
-fn the_cosine_curve_is_not_integer_division() {
-    let curve = NoiseCurve::new(Betas::SquaredCosCapV2, 1000).unwrap();
-    // alpha_bar(1/2) of Nichol & Dhariwal 2021, equation 17, after 500 of 1000 timesteps.
-    let f = |u: f64| ((u + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2);
-    let alpha_bar = f(0.5) / f(0.0);
-    let sigma = ((1.0 - alpha_bar) / alpha_bar).sqrt();
-    assert!((curve.sigma_of_timestep(499.0) / sigma - 1.0).abs() < 1e-5);
-    // The last beta is capped: a thousandth of the signal's variance is left, not nothing.
-    let signal = |t: f64| 1.0 / (curve.sigma_of_timestep(t).powi(2) + 1.0);
-    assert!((signal(999.0) / signal(998.0) - 0.001).abs() < 1e-6);
-}
-
-#[test]
-fn a_curve_is_the_product_of_its_betas() {
-    let curves = [
-        (NoiseCurve::new(Betas::Linear { start: 0.1, end: 0.3 }, 3), [0.1, 0.2, 0.3]),
-        (NoiseCurve::new(Betas::ScaledLinear { start: 0.04, end: 0.36 }, 3), [0.04, 0.16, 0.36]),
-        (NoiseCurve::from_betas(&[0.5, 0.1, 0.7]), [0.5, 0.1, 0.7]),
-    ];
-    for (curve, betas) in curves {
-        let curve = curve.unwrap();
-        let mut signal = 1.0f64;
-        for (beta, t) in betas.into_iter().zip(0..) {
-            signal *= 1.0 - beta;
-            let sigma = ((1.0 - signal) / signal).sqrt();
-            assert!((curve.sigma_of_timestep(f64::from(t)) / sigma - 1.0).abs() < 1e-6, "{betas:?}, {t}");
-        }
-    }
-}
-
-#[test]
-fn sigma_and_timestep_are_inverse_at_whole_timesteps() {
-    let curve = stable_diffusion(0.012);
-    for t in 0..curve.len() {
-        let sigma = curve.sigma_of_timestep(t as f64);
-        assert!((curve.timestep_of_sigma(sigma) - t as f64).abs() < 1e-9, "timestep {t}");
-    }
-    // Halfway between two levels in the logarithm, where linear interpolation of sigma would be elsewhere.
-    let between = (curve.sigma_of_timestep(0.0) * curve.sigma_of_timestep(1.0)).sqrt();
-    assert!((curve.timestep_of_sigma(between) - 0.5).abs() < 1e-9);
-}
-
-#[test]
-fn hostile_curves_are_model_errors() {
-    let linear = |start, end| Betas::Linear { start, end };
-    let hostile = [
-        ("no timesteps", "got 0", NoiseCurve::new(linear(0.1, 0.2), 0)),
-        ("one timestep", "got 1", NoiseCurve::new(linear(0.1, 0.2), 1)),
-        ("endless timesteps", "timesteps", NoiseCurve::new(linear(0.1, 0.2), usize::MAX)),
-        ("zero beta", "beta[0]", NoiseCurve::new(linear(0.0, 0.2), 10)),
-        ("negative beta", "beta[0]", NoiseCurve::new(linear(-0.1, 0.2), 10)),
-        (
-            "root of a negative beta",
-            "beta[0]",
-            NoiseCurve::new(Betas::ScaledLinear { start: -0.1, end: 0.2 }, 10),
-        ),
-        ("beta of one", "beta[9]", NoiseCurve::new(linear(0.1, 1.0), 10)),
-        ("nan beta", "beta[0]", NoiseCurve::new(linear(0.1, f64::NAN), 10)),
-        ("infinite beta", "beta[", NoiseCurve::new(linear(0.1, f64::INFINITY), 10)),
-        ("vanishing signal", "sigma[", NoiseCurve::from_betas(&[0.999; 100])),
-        ("betas too small to change anything", "sigma[0]", NoiseCurve::from_betas(&[1e-30; 10])),
-        ("listed nan", "beta[1]", NoiseCurve::from_betas(&[0.1, f32::NAN])),
-        ("nothing listed", "got 0", NoiseCurve::from_betas(&[])),
-    ];
-    for (name, place, curve) in hostile {
-        let error = curve.expect_err(name);
-        assert_eq!(error.kind(), ErrorKind::Model, "{name}");
-        assert!(error.to_string().contains(place), "{name}: {error}");
+        let of_kind = || cases.iter().filter(|case| case.method().kind() == kind && case.states > 0);
+        assert!(of_kind().count() >= 7, "{kind}: {} cases", of_kind().count());
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use calotype::picture;
 use calotype::pipeline::{Options, Picture, Pipeline, Progress};
 use calotype::request::{Draft, Request};
-use calotype::sampler::SamplerKind;
+use calotype::sampler::Sampling;
 use calotype::tensor::PixelSize;
 use calotype::{Error, ErrorKind};
 use clap::value_parser;
@@ -90,13 +90,15 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let mask = flags.mask.as_deref().map(|path| open_picture(path, picture::decode_mask)).transpose()?;
     let (init, init_sha256) = init.unzip();
     let (mask, mask_sha256) = mask.unzip();
+    let sampling = flags.sampler.as_deref().map(str::parse::<Sampling>).transpose()?;
     let draft = Draft {
         prompt: if flags.prompt == "-" { prompt_from_stdin()? } else { flags.prompt.clone() },
         negative: flags.negative.clone(),
         size: flags.size.as_deref().map(str::parse::<PixelSize>).transpose()?,
         steps: flags.steps,
         guidance: flags.guidance,
-        sampler: flags.sampler.as_deref().map(str::parse::<SamplerKind>).transpose()?,
+        sampler: sampling.as_ref().map(|sampling| sampling.method),
+        schedule: sampling.and_then(|sampling| sampling.schedule),
         seed: flags.seed,
         init,
         mask,

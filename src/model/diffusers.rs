@@ -19,8 +19,8 @@ use crate::checkpoint;
 use crate::graph::{Dim, Graph};
 use crate::manifest::{LatentSpace, LowRes};
 use crate::prediction::Prediction;
-use crate::sampler::SamplerKind;
-use crate::schedule::{Betas, Spacing};
+use crate::sampler::{Method, SamplerKind, Sampling};
+use crate::schedule::{Betas, ScheduleKind, Spacing};
 use crate::signature::Role;
 use crate::tokenizer::SpecialTokens;
 use crate::weights::Weights;
@@ -78,7 +78,7 @@ pub(super) fn open(folder: &Path) -> Result<Model, Error> {
         train_timesteps: scheduler.num_train_timesteps,
         spacing: scheduler.spacing(),
         prediction: scheduler.prediction(),
-        sampler: scheduler.sampler(),
+        sampling: scheduler.sampling(),
         latents,
         zero_negative: index.force_zeros_for_empty_prompt && is_xl,
         low_res: low_res(folder, &index)?,
@@ -420,6 +420,9 @@ pub(super) struct Scheduler {
     timestep_spacing: Option<String>,
     steps_offset: u32,
     use_karras_sigmas: Option<bool>,
+    algorithm_type: Option<String>,
+    solver_order: Option<usize>,
+    solver_type: Option<String>,
 }
 
 impl Default for Scheduler {
@@ -436,6 +439,9 @@ impl Default for Scheduler {
             timestep_spacing: None,
             steps_offset: 0,
             use_karras_sigmas: None,
+            algorithm_type: None,
+            solver_order: None,
+            solver_type: None,
         }
     }
 }
@@ -517,17 +523,28 @@ impl Scheduler {
         }
     }
 
-    /// The scheduler's own method where calotype has it.
-    pub(super) fn sampler(&self) -> Option<SamplerKind> {
-        let name = match self.class.as_str() {
-            "EulerDiscreteScheduler" => "euler",
-            "EulerAncestralDiscreteScheduler" => "euler-a",
-            "DDIMScheduler" => "ddim",
-            "LCMScheduler" => "lcm",
-            "DPMSolverMultistepScheduler" if self.use_karras_sigmas == Some(true) => "dpm++2m-karras",
-            "DPMSolverMultistepScheduler" => "dpm++2m",
-            _ => return None,
+    /// The scheduler's own method and levels, where calotype has them.
+    pub(super) fn sampling(&self) -> Option<Sampling> {
+        let kind: SamplerKind = self.class.parse().ok()?;
+        let sde = if self.algorithm_type.as_deref().unwrap_or_default().starts_with("sde-") { "-sde" } else { "" };
+        let is_noise = self.algorithm_type.as_deref().is_some_and(|name| !name.ends_with("++"));
+        let name = match kind {
+            SamplerKind::DpmPp2m if is_noise => format!("dpm-solver{sde}"),
+            SamplerKind::DpmPp2m => format!("dpm++2m{sde}"),
+            SamplerKind::DpmPp2s if is_noise => "dpm-solver-s".into(),
+            _ => kind.to_string(),
         };
-        Some(name.parse().expect("the name of a sampler"))
+        let settings = [
+            self.solver_order.map(|order| format!("order={order}")),
+            self.solver_type.as_ref().map(|solver| format!("solver={solver}")),
+        ];
+        // What a class has of these and calotype's kind does not, it ignores, too.
+        let method = settings.into_iter().flatten().fold(Some(name.clone()), |whole, setting| {
+            let whole = whole?;
+            let longer = format!("{whole}{}{setting}", if whole.contains(':') { ',' } else { ':' });
+            Some(if longer.parse::<Method>().is_ok() { longer } else { whole })
+        });
+        let schedule = (self.use_karras_sigmas == Some(true)).then_some(ScheduleKind::KARRAS);
+        Some(Sampling { method: method?.parse().ok()?, schedule })
     }
 }

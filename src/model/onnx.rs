@@ -101,7 +101,7 @@ pub(super) fn open(folder: &Path) -> Result<Model, Error> {
         train_timesteps: scheduler.num_train_timesteps,
         spacing: scheduler.spacing(),
         prediction: scheduler.prediction(),
-        sampler: scheduler.sampler(),
+        sampling: scheduler.sampling(),
         latents,
         zero_negative: index.force_zeros_for_empty_prompt && is_xl,
         low_res: diffusers::low_res(folder, &index)?,

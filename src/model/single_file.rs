@@ -81,7 +81,7 @@ pub(super) fn open(path: &Path) -> Result<Model, Error> {
         train_timesteps: scheduler.num_train_timesteps,
         spacing: scheduler.spacing(),
         prediction: found.hint.prediction,
-        sampler: None,
+        sampling: None,
         latents,
         zero_negative: found.family == Family::Sdxl,
         low_res: low_res.transpose()?,

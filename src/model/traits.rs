@@ -2,8 +2,8 @@
 
 use crate::manifest::{Conditions, Defaults, LatentSpace, LowRes, Manifest};
 use crate::prediction::Prediction;
-use crate::sampler::SamplerKind;
-use crate::schedule::{Betas, NoiseCurve, Spacing};
+use crate::sampler::{SamplerKind, Sampling};
+use crate::schedule::{Betas, NoiseCurve, ScheduleKind, Spacing};
 use crate::signature::{Role, Signature};
 use crate::tensor::PixelSize;
 use crate::{Error, ErrorKind};
@@ -19,7 +19,7 @@ pub(super) struct Traits {
     pub(super) spacing: Spacing,
     pub(super) prediction: Prediction,
     /// The method that the model's files name, where calotype has it.
-    pub(super) sampler: Option<SamplerKind>,
+    pub(super) sampling: Option<Sampling>,
     pub(super) latents: LatentSpace,
     pub(super) zero_negative: bool,
     /// Of a model that enlarges pictures.
@@ -52,8 +52,13 @@ impl Traits {
             Some(_) => (20, 5.0),
             None => (20, 7.5),
         };
-        let usual = if is_consistent { SamplerKind::Lcm } else { SamplerKind::DpmPp2mKarras };
-        let sampler = self.sampler.unwrap_or(usual);
+        let usual = || match is_consistent {
+            true => Sampling { method: SamplerKind::Lcm.into(), schedule: None },
+            false => {
+                Sampling { method: SamplerKind::DpmPp2m.into(), schedule: Some(ScheduleKind::KARRAS) }
+            }
+        };
+        let Sampling { method, schedule } = self.sampling.unwrap_or_else(usual);
         Ok(Manifest {
             name: self.name,
             licence: self.licence,
@@ -68,7 +73,7 @@ impl Traits {
             conditions: Conditions::default(),
             encodes: false,
             low_res: self.low_res,
-            defaults: Defaults { size, steps, guidance, sampler },
+            defaults: Defaults { size, steps, guidance, sampler: method, schedule },
         })
     }
 }

@@ -19,3 +19,36 @@ pub enum ScheduleKind {
         trained_steps: usize,
     },
 }
+
+impl ScheduleKind {
+    /// As published.
+    pub const KARRAS: Self = Self::Karras { rho: 7.0 };
+    /// As published models were distilled.
+    pub const LCM: Self = Self::Lcm { trained_steps: 50 };
+}
+
+impl std::fmt::Display for ScheduleKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Spaced(Spacing::Leading { .. }) => "leading",
+            Self::Spaced(Spacing::Linspace) => "linspace",
+            Self::Spaced(Spacing::Trailing) => "trailing",
+            Self::Karras { .. } => "karras",
+            Self::Lcm { .. } => "lcm",
+        })
+    }
+}
+
+impl std::str::FromStr for ScheduleKind {
+    type Err = crate::Error;
+    fn from_str(text: &str) -> Result<Self, crate::Error> {
+        match text.to_lowercase().as_str() {
+            "leading" => Ok(Self::Spaced(Spacing::Leading { offset: 1 })),
+            "linspace" => Ok(Self::Spaced(Spacing::Linspace)),
+            "trailing" => Ok(Self::Spaced(Spacing::Trailing)),
+            "karras" => Ok(Self::KARRAS),
+            "lcm" => Ok(Self::LCM),
+            _ => Err(crate::Error::new(crate::ErrorKind::Usage, "schedule")),
+        }
+    }
+}

@@ -11,6 +11,7 @@ use crate::model::Model;
 use crate::prediction::Prediction;
 use crate::request::{Request, Source};
 use crate::sampler::Denoise;
+use crate::schedule::Clock;
 use crate::signature::{Role, Signature};
 use crate::tensor::PixelSize;
 use crate::{Error, ErrorKind};
@@ -41,7 +42,7 @@ impl Denoiser {
     pub(crate) fn guided<'a>(
         &'a mut self,
         conditioning: &Conditioning,
-        request: &Request,
+        request: &'a Request,
         beside: &'a [f32],
     ) -> Result<GuidedDenoiser<'a>, Error> {
         let (signature, guidance, shape) = (&self.signature, request.guidance, request.shape);
@@ -61,6 +62,7 @@ impl Denoiser {
             runs,
             beside,
             guidance,
+            clock: request.schedule.clock(),
             predictions: vec![0.0; views.len() * shape.len()],
             guided: vec![0.0; shape.len()],
             spent: Duration::ZERO,
@@ -78,6 +80,7 @@ pub(crate) struct GuidedDenoiser<'a> {
     /// What the U-Net sees beside the latents.
     beside: &'a [f32],
     guidance: Guidance,
+    clock: &'a Clock,
     /// One prediction, or those that [`Guidance::combine`] takes.
     predictions: Vec<f32>,
     guided: Vec<f32>,
@@ -192,7 +195,8 @@ impl GuidedDenoiser<'_> {
 }
 
 impl Denoise for GuidedDenoiser<'_> {
-    fn denoise(&mut self, x: &[f32], sigma: f64, timestep: f64, out: &mut [f32]) -> Result<(), Error> {
+    fn denoise(&mut self, x: &[f32], sigma: f64, out: &mut [f32]) -> Result<(), Error> {
+        let timestep = self.clock.timestep(sigma);
         let scale = Prediction::input_scale(sigma);
         for run in &mut self.runs {
             let (latents, beside) = (x.iter(), self.beside.iter());
