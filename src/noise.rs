@@ -85,8 +85,11 @@ impl Rng {
             Self::Torch => Box::new(TorchCpu::new(seed)),
             Self::Philox => Box::new(Philox::new(seed)),
             Self::Numpy => Box::new(Numpy::new(seed.try_into().map_err(|_| {
-                Error::new(ErrorKind::Usage, format!("seed: expected 0 to {} for numpy, got {seed}", u32::MAX))
-                    .help("torch and philox take larger ones")
+                Error::new(
+                    ErrorKind::Usage,
+                    format!("seed: expected 0 to {} for numpy, got {seed}", u32::MAX),
+                )
+                .help("torch and philox take larger ones")
             })?)),
         })
     }

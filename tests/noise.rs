@@ -164,7 +164,10 @@ fn variations() -> Variations {
 
 fn distance(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |most, next| if next > most || next.is_nan() { next } else { most })
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, |most, next| if next > most || next.is_nan() { next } else { most })
 }
 
 #[test]
@@ -230,6 +233,7 @@ fn brownian_trees_are_torchsdes_bit_for_bit() {
     }
     #[derive(Deserialize)]
     struct Case {
+        rng: String,
         sigma_min: f64,
         sigma_max: f64,
         seed: u64,
@@ -244,11 +248,14 @@ fn brownian_trees_are_torchsdes_bit_for_bit() {
         draw: Draw,
     }
     let golden: Golden = serde_json::from_str(include_str!("golden/noise_brownian.json")).unwrap();
-    assert_eq!(golden.cases.len(), 5 * 5 * 3 + 5 + 1);
+    assert_eq!(golden.cases.len(), 5 * 5 * 3 + 5 + 1 + 5);
     for case in golden.cases {
-        let mut tree = BrownianTree::new(case.len, case.sigma_min, case.sigma_max, case.seed).unwrap();
+        let mut tree =
+            BrownianTree::new(case.rng.parse().unwrap(), case.len, case.sigma_min, case.sigma_max, case.seed)
+                .unwrap();
         for Between { from, to, draw } in &case.draws {
-            let place = format!("seed {}, {from} to {to} of {} to {}", case.seed, case.sigma_max, case.sigma_min);
+            let place =
+                format!("seed {}, {from} to {to} of {} to {}", case.seed, case.sigma_max, case.sigma_min);
             draw.check(&between(&mut tree, case.len, *from, *to), &place);
         }
     }
@@ -258,7 +265,7 @@ fn brownian_trees_are_torchsdes_bit_for_bit() {
 fn brownian_noise_does_not_depend_on_the_steps() {
     const LEN: usize = 32;
     let (low, high) = (0.03, 14.6);
-    let mut tree = BrownianTree::new(LEN, low, high, 3).unwrap();
+    let mut tree = BrownianTree::new(Rng::Torch, LEN, low, high, 3).unwrap();
     let whole = between(&mut tree, LEN, high, low);
     for steps in [2, 3, 10, 50] {
         let level = |step: usize| high + (low - high) * step as f64 / steps as f64;
@@ -278,9 +285,9 @@ fn brownian_noise_does_not_depend_on_the_steps() {
 #[test]
 fn brownian_noise_does_not_depend_on_what_was_asked_before() {
     const LEN: usize = 20;
-    let mut fresh = BrownianTree::new(LEN, 0.1, 10.0, 8).unwrap();
+    let mut fresh = BrownianTree::new(Rng::Torch, LEN, 0.1, 10.0, 8).unwrap();
     let expected = between(&mut fresh, LEN, 4.4, 1.7);
-    let mut used = BrownianTree::new(LEN, 0.1, 10.0, 8).unwrap();
+    let mut used = BrownianTree::new(Rng::Torch, LEN, 0.1, 10.0, 8).unwrap();
     for (from, to) in [(10.0, 0.1), (4.4, 1.7), (2.0, 1.99), (5.05, 5.0), (0.2, 0.1), (9.0, 1.7)] {
         between(&mut used, LEN, from, to);
         assert_eq!(between(&mut used, LEN, 4.4, 1.7), expected, "after {from} to {to}");
@@ -290,19 +297,23 @@ fn brownian_noise_does_not_depend_on_what_was_asked_before() {
 #[test]
 fn brownian_noise_is_standard_and_that_of_parts_independent() {
     const LEN: usize = 4096;
-    let mut tree = BrownianTree::new(LEN, 0.0, 14.6, 1).unwrap();
-    let [one, two] = [(7.1, 3.3), (3.3, 0.9)].map(|(from, to)| between(&mut tree, LEN, from, to));
-    let mean = |product: &dyn Fn(usize) -> f32| (0..LEN).map(|i| f64::from(product(i))).sum::<f64>() / LEN as f64;
-    // Five standard deviations of each: sqrt(1 / n) of a mean or a product, sqrt(2 / n) of a square.
-    let deviation = (1.0 / LEN as f64).sqrt();
-    assert!(mean(&|i| one[i]).abs() < 5.0 * deviation);
-    assert!((mean(&|i| one[i] * one[i]) - 1.0).abs() < 5.0 * std::f64::consts::SQRT_2 * deviation);
-    assert!(mean(&|i| one[i] * two[i]).abs() < 5.0 * deviation);
+    for rng in Rng::ALL {
+        let mut tree = BrownianTree::new(rng, LEN, 0.0, 14.6, 1).unwrap();
+        let [one, two] = [(7.1, 3.3), (3.3, 0.9)].map(|(from, to)| between(&mut tree, LEN, from, to));
+        let mean = |product: &dyn Fn(usize) -> f32| {
+            (0..LEN).map(|i| f64::from(product(i))).sum::<f64>() / LEN as f64
+        };
+        // Five standard deviations of each: sqrt(1 / n) of a mean or a product, sqrt(2 / n) of a square.
+        let deviation = (1.0 / LEN as f64).sqrt();
+        assert!(mean(&|i| one[i]).abs() < 5.0 * deviation);
+        assert!((mean(&|i| one[i] * one[i]) - 1.0).abs() < 5.0 * std::f64::consts::SQRT_2 * deviation);
+        assert!(mean(&|i| one[i] * two[i]).abs() < 5.0 * deviation);
+    }
 }
 
 #[test]
 fn levels_of_the_same_millionth_have_no_increment() {
-    let mut tree = BrownianTree::new(3, 0.1, 10.0, 8).unwrap();
+    let mut tree = BrownianTree::new(Rng::Torch, 3, 0.1, 10.0, 8).unwrap();
     for (from, to) in [(2.000_000_2, 2.0), (2.0_f64.next_up(), 2.0), (0.1, 0.0), (30.0, 20.0)] {
         assert_eq!(between(&mut tree, 3, from, to), [0.0; 3], "{from} to {to}");
     }
@@ -313,14 +324,14 @@ fn ranges_that_are_none_are_usage_errors() {
     let nan = f64::NAN;
     let ranges = [(1.0, 0.5), (-1.0, 1.0), (nan, 1.0), (0.0, nan), (0.0, f64::INFINITY), (0.0, 1.1e9)];
     for (sigma_min, sigma_max) in ranges {
-        let error: Error = BrownianTree::new(1, sigma_min, sigma_max, 0).err().expect("no range");
+        let error: Error = BrownianTree::new(Rng::Torch, 1, sigma_min, sigma_max, 0).err().expect("no range");
         assert_eq!(error.kind(), ErrorKind::Usage, "{sigma_min} {sigma_max}");
     }
 }
 
 #[test]
 fn the_widest_range_is_resolved_to_a_millionth() {
-    let mut tree = BrownianTree::new(1, 0.0, 1e9, 0).unwrap();
+    let mut tree = BrownianTree::new(Rng::Torch, 1, 0.0, 1e9, 0).unwrap();
     for (from, to) in [(1e9, 0.0), (1e9 / 3.0, 1e-6), (3e-6, 2e-6), (1e9, 1e9 - 64.0)] {
         assert!(between(&mut tree, 1, from, to)[0].is_finite(), "{from} to {to}");
     }

@@ -1,6 +1,6 @@
 //! Noise that belongs to places on the way from noise to picture, not to steps.
 
-use super::{NoiseSource, StepNoise, TorchCpu, seed_sequence};
+use super::{NoiseSource, Numpy, Philox, Rng, StepNoise, TorchCpu, seed_sequence};
 use crate::{Error, ErrorKind};
 
 /// Levels are told apart to a millionth (torchsde's `tol=1e-6`).
@@ -15,17 +15,22 @@ const SIGMA_LIMIT: f64 = 1e9;
 /// What an interval gives depends on the seed, the range and the interval alone: a run of twice the steps follows the
 /// same path, and half a run has the noise that it has in the whole. torchsde's tree (Li et al. 2020,
 /// section 4) halves the range until a bound of the interval is met, rounding bounds to 6 decimals, and draws each
-/// half's increment from a generator of its own; levels go through float as k-diffusion's do. Values are those of
-/// torchsde 0.2.6 over [`TorchCpu`]'s generator, bit for bit.
+/// half's increment from a generator of its own; levels go through float as k-diffusion's do.
+///
+/// With [`Rng::Torch`] the increments are those of torchsde 0.2.6 on the CPU, with [`Rng::Philox`] those of A1111's "NV",
+/// bit for bit. The root is the float nearest to the exact one; torch's on x86-64 misses it by one bit in a fifth of the
+/// cases, and then all values of the interval differ by one part in ten million. numpy's generator has no trees
+/// elsewhere that these could be compared with.
 ///
 /// - The part of an interval that is outside the range of the tree has no increment, so that the noise
 ///   is smaller than standard; torchsde warns.
 /// - Levels that round to the same millionth have no increment either; torchsde does not end.
 ///
 /// torchsde keeps every interval that was ever asked for. This keeps the increments on one path from the whole range down
-/// to a millionth, sized when it is made (24 tensors of `len` for Stable Diffusion's 14.6), and allocates nothing after.
-/// An interval takes about twice as many tensors of normal values.
+/// to a millionth, sized when it is made (25 tensors of `len` for Stable Diffusion's 14.6), and allocates nothing after.
+/// An interval takes up to twice as many tensors of normal values.
 pub struct BrownianTree {
+    rng: Rng,
     seed: u64,
     start: f64,
     end: f64,
@@ -36,7 +41,7 @@ pub struct BrownianTree {
 impl BrownianTree {
     /// The tree of `len` independent motions over noise levels from `sigma_min` to `sigma_max`; [`ErrorKind::Usage`]
     /// where these are no range in 0 to 10^9.
-    pub fn new(len: usize, sigma_min: f64, sigma_max: f64, seed: u64) -> Result<Self, Error> {
+    pub fn new(rng: Rng, len: usize, sigma_min: f64, sigma_max: f64, seed: u64) -> Result<Self, Error> {
         if !(0.0 <= sigma_min && sigma_min <= sigma_max && sigma_max <= SIGMA_LIMIT) {
             return Err(Error::new(
                 ErrorKind::Usage,
@@ -46,16 +51,13 @@ impl BrownianTree {
             ));
         }
         let [sigma_min, sigma_max] = [sigma_min, sigma_max].map(|sigma| f64::from(sigma as f32));
-        let mut whole = vec![0.0; len];
-        TorchCpu::new(seed_sequence::first_word(seed, &[]).into()).fill_normal(&mut whole);
-        let scale = (sigma_max - sigma_min).sqrt() as f32;
-        whole.iter_mut().for_each(|value| *value *= scale);
-
         let [start, end] = [sigma_min, sigma_max].map(rounded);
-        let mut path = vec![whole];
         let halvings = ((end - start) * PER_LEVEL).round().max(1.0).log2().ceil() as usize;
-        path.resize_with(1 + halvings, || vec![0.0; len]);
-        Ok(Self { seed, start, end, path })
+        let mut path = vec![vec![0.0; len]; 1 + halvings];
+        fill_normal(rng, seed_sequence::first_word(seed, &[]), &mut path[0]);
+        let scale = (sigma_max - sigma_min).sqrt() as f32;
+        path[0].iter_mut().for_each(|value| *value *= scale);
+        Ok(Self { rng, seed, start, end, path })
     }
 
     /// Adds to `out` the increments of the intervals that `from..to` falls into, from left to right.
@@ -67,11 +69,13 @@ impl BrownianTree {
             return;
         }
         let [left, right] = here.halves();
-        let [whole, half] =
-            self.path.get_disjoint_mut([here.depth, left.depth]).expect("the path reaches down to a millionth");
+        let [whole, half] = self
+            .path
+            .get_disjoint_mut([here.depth, left.depth])
+            .expect("the path reaches down to a millionth");
         // The Brownian bridge: what is expected of the left half, given the whole, and how it varies.
         let seed = seed_sequence::first_word(self.seed, &[here.key, here.depth as u64]);
-        TorchCpu::new(seed.into()).fill_normal(half);
+        fill_normal(self.rng, seed, half);
         let (left_length, right_length) = (left.end - left.start, right.end - right.start);
         let reciprocal = 1.0 / (here.end - here.start);
         let deviation = (left_length * right_length * reciprocal).sqrt() as f32;
@@ -127,6 +131,15 @@ impl Interval {
         let middle = rounded(0.5 * (self.end + self.start));
         let half = Self { key: 2 * self.key, depth: self.depth + 1, ..self };
         [Self { end: middle, ..half }, Self { start: middle, key: half.key + 1, ..half }]
+    }
+}
+
+/// Every interval has a generator of its own; a [`Rng::source`] would allocate.
+fn fill_normal(rng: Rng, seed: u32, out: &mut [f32]) {
+    match rng {
+        Rng::Torch => TorchCpu::new(seed.into()).fill_normal(out),
+        Rng::Philox => Philox::new(seed.into()).fill_normal(out),
+        Rng::Numpy => Numpy::new(seed).fill_normal(out),
     }
 }
 

@@ -22,9 +22,8 @@ pub fn slerp(noise: &mut [f32], variation: &[f32], shape: LatentShape, strength:
     let starts = || (0..shape.channels).flat_map(move |channel| (0..width).map(move |x| channel * cells + x));
     let places = |start: usize| (start..start + cells).step_by(width);
     let cosine = |noise: &[f32], start: usize| {
-        let dot = |a: &[f32], b: &[f32]| -> f64 {
-            places(start).map(|i| f64::from(a[i]) * f64::from(b[i])).sum()
-        };
+        let dot =
+            |a: &[f32], b: &[f32]| -> f64 { places(start).map(|i| f64::from(a[i]) * f64::from(b[i])).sum() };
         dot(noise, variation) / (dot(noise, noise).sqrt() * dot(variation, variation).sqrt())
     };
     let mix = |noise: &mut f32, variation: f32, weights: [f64; 2]| {
