@@ -80,6 +80,7 @@ impl Schedule {
             (ScheduleKind::Spaced(spacing), Grid::WholeAboveLast) => {
                 Self::at_timesteps(curve, &whole(spacing.timesteps_above_last(len, steps)))
             }
+            (ScheduleKind::Custom(l), _) => Self::new(curve, l.iter().map(|s| (*s, curve.timestep_of_sigma(*s))).collect()),
             (ScheduleKind::Karras { .. }, _) => Self::karras(curve, steps),
             (ScheduleKind::Lcm { trained_steps }, _) => {
                 Self::at_timesteps(curve, &spacing::distilled(len, *trained_steps, steps))

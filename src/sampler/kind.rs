@@ -431,7 +431,7 @@ impl SamplerKind {
             },
             Self::UniPc => &About {
                 name: "unipc",
-                order: 2,
+                order: 3,
                 diffusers: "UniPCMultistepScheduler",
                 a1111: "UniPC",
                 comfyui: "uni_pc_bh2",

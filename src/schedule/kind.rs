@@ -13,6 +13,8 @@ pub enum ScheduleKind {
         /// How much the low levels are favoured: 7 in the paper.
         rho: f64,
     },
+    /// TEMP
+    Custom(Vec<f64>),
     /// Timesteps that a consistency model was distilled on.
     Lcm {
         /// The teacher's steps: 50 for published models (diffusers' `original_inference_steps`).
@@ -34,7 +36,7 @@ impl std::fmt::Display for ScheduleKind {
             Self::Spaced(Spacing::Linspace) => "linspace",
             Self::Spaced(Spacing::Trailing) => "trailing",
             Self::Karras { .. } => "karras",
-            Self::Lcm { .. } => "lcm",
+            Self::Lcm { .. } => "lcm", Self::Custom(_) => "custom",
         })
     }
 }
