@@ -6,29 +6,29 @@ use crate::{Error, ErrorKind};
 /// Levels are told apart to a millionth (torchsde's `tol=1e-6`).
 const PER_LEVEL: f64 = 1e6;
 
-/// Below this, f64 tells millionths apart and a tree is less than 50 halvings deep.
+/// Below this, f64 tells millionths apart and a tree is at most 50 halvings deep.
 const SIGMA_LIMIT: f64 = 1e9;
 
-/// k-diffusion's `BrownianTreeNoiseSampler` with one seed, on the CPU: the increments of one Brownian motion over noise
-/// levels, each divided by the square root of its length.
+/// k-diffusion's `BrownianTreeNoiseSampler` with one seed, on the CPU: the increments of one Brownian motion over
+/// noise levels, each divided by the square root of its length.
 ///
 /// What an interval gives depends on the seed, the range and the interval alone: a run of twice the steps follows the
 /// same path, and half a run has the noise that it has in the whole. torchsde's tree (Li et al. 2020,
 /// section 4) halves the range until a bound of the interval is met, rounding bounds to 6 decimals, and draws each
 /// half's increment from a generator of its own; levels go through float as k-diffusion's do.
 ///
-/// With [`Rng::Torch`] the increments are those of torchsde 0.2.6 on the CPU, with [`Rng::Philox`] those of A1111's "NV",
-/// bit for bit. The root is the float nearest to the exact one; torch's on x86-64 misses it by one bit in a fifth of the
-/// cases, and then all values of the interval differ by one part in ten million. numpy's generator has no trees
-/// elsewhere that these could be compared with.
+/// With [`Rng::Torch`] the increments are those of torchsde 0.2.6 on the CPU, with [`Rng::Philox`] those of A1111's
+/// "NV", bit for bit. The root is the float nearest to the exact one; torch's on x86-64 misses it by one bit in a
+/// fifth of the cases, and then all values of the interval differ by one part in ten million. numpy's generator has
+/// no trees elsewhere that these could be compared with.
 ///
 /// - The part of an interval that is outside the range of the tree has no increment, so that the noise
 ///   is smaller than standard; torchsde warns.
 /// - Levels that round to the same millionth have no increment either; torchsde does not end.
 ///
-/// torchsde keeps every interval that was ever asked for. This keeps the increments on one path from the whole range down
-/// to a millionth, sized when it is made (25 tensors of `len` for Stable Diffusion's 14.6), and allocates nothing after.
-/// An interval takes up to twice as many tensors of normal values.
+/// torchsde keeps every interval that was ever asked for. This keeps the increments on one path from the whole range
+/// down to a millionth, sized when it is made (25 tensors of `len` for Stable Diffusion's 14.6), and allocates
+/// nothing after. An interval takes up to twice as many tensors of normal values.
 pub struct BrownianTree {
     rng: Rng,
     seed: u64,
@@ -143,7 +143,8 @@ fn fill_normal(rng: Rng, seed: u32, out: &mut [f32]) {
     }
 }
 
-/// Python's `round(x, 6)`, for `x` within [`SIGMA_LIMIT`]: the nearest float to the nearest decimal, halves to the even one.
+/// Python's `round(x, 6)`, for `x` within [`SIGMA_LIMIT`]: the nearest float to the nearest decimal, halves to the
+/// even one.
 fn rounded(x: f64) -> f64 {
     let product = x * PER_LEVEL;
     // Whether `x` is halfway is asked of the exact product: here is what the rounded one lacks.

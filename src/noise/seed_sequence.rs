@@ -50,3 +50,18 @@ fn mixed(x: u32, y: u32) -> u32 {
     let word = x.wrapping_mul(0xca01_f9dd).wrapping_sub(y.wrapping_mul(0x4973_f715));
     word ^ (word >> 16)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// numpy 2.4: `SeedSequence(entropy=e, spawn_key=k, pool_size=24).generate_state(4)[0]`.
+    #[test]
+    fn words_are_numpys() {
+        assert_eq!(first_word(0, &[]), 0xeff4_1bd6);
+        assert_eq!(first_word(42, &[0, 0]), 0x7d4a_3fcb);
+        // Two words of each, as keys have more than 32 halvings down.
+        assert_eq!(first_word(u64::MAX, &[(1 << 33) + 5, 34]), 0xcc0b_1e37);
+        assert_eq!(first_word(1 << 32, &[1 << 32, 33]), 0xcbf7_bbd3);
+    }
+}
