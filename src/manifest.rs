@@ -486,6 +486,12 @@ impl Manifest {
                 ),
             ));
         }
+        if let Prediction::Edm { sigma_data } | Prediction::EdmV { sigma_data } = self.prediction {
+            if !(sigma_data.is_finite() && sigma_data > 0.0) {
+                let got = format!("prediction.sigma_data: expected a number above 0, got {sigma_data}");
+                return Err(Error::new(ErrorKind::Model, got));
+            }
+        }
         let Defaults { size, steps, guidance, sampler } = self.defaults;
         self.latents.shape(size).map_err(|e| at("defaults.size", e))?;
         sampler.schedule(&self.curve, self.spacing, steps).map_err(|e| at("defaults.steps", e))?;
@@ -663,6 +669,9 @@ enum PredictionName {
     Epsilon,
     VPrediction,
     Sample,
+    Flow,
+    Edm { sigma_data: f64 },
+    EdmV { sigma_data: f64 },
 }
 
 impl From<PredictionName> for Prediction {
@@ -671,6 +680,9 @@ impl From<PredictionName> for Prediction {
             PredictionName::Epsilon => Self::Epsilon,
             PredictionName::VPrediction => Self::V,
             PredictionName::Sample => Self::Sample,
+            PredictionName::Flow => Self::Flow,
+            PredictionName::Edm { sigma_data } => Self::Edm { sigma_data },
+            PredictionName::EdmV { sigma_data } => Self::EdmV { sigma_data },
         }
     }
 }
@@ -681,6 +693,9 @@ impl From<Prediction> for PredictionName {
             Prediction::Epsilon => Self::Epsilon,
             Prediction::V => Self::VPrediction,
             Prediction::Sample => Self::Sample,
+            Prediction::Flow => Self::Flow,
+            Prediction::Edm { sigma_data } => Self::Edm { sigma_data },
+            Prediction::EdmV { sigma_data } => Self::EdmV { sigma_data },
         }
     }
 }
