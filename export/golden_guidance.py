@@ -97,13 +97,13 @@ def input_scale(prediction: str, sigma: float) -> float:
 
 
 def together(base: Array, prompts: list[Array], weights: Iterable[float]) -> Array:
-    """Liu et al. 2022, equation 11 at a scale of 1."""
+    """Liu et al. 2022, algorithm 1, at a scale of 1."""
     pulls = [weight * (prompt - base) for weight, prompt in zip(weights, prompts, strict=True)]
     return base + np.sum(pulls, axis=0)
 
 
 def perpendicular(empty: Array, cond: Array, negative: Array, scale: float, negative_scale: float) -> Array:
-    """Armandpour et al. 2023, equation 10, with one negative prompt."""
+    """Armandpour et al. 2023, with one negative prompt."""
     main, against = cond - empty, negative - empty
     parallel = np.vdot(against, main) / np.vdot(main, main) * main
     return empty + scale * (main - negative_scale * (against - parallel))

@@ -21,7 +21,7 @@ const MAX_VIEWS: usize = MAX_PROMPTS + 2;
 ///
 /// Every method pulls from a base prediction to the prompts' own; `scale` says how far. Several prompts act as one:
 /// `cond = base + sum(weight * (cond_i - base))` (Liu et al. 2022, "Compositional visual generation with composable
-/// diffusion models", equation 11; A1111's `AND`), which every method then takes for the prompt's own prediction.
+/// diffusion models", algorithm 1; A1111's `AND`), which every method then takes for the prompt's own prediction.
 ///
 /// A step goes by `cond` alone where its scale is exactly 1, or where it is outside of the interval. It then needs no
 /// base, unless the weights of several prompts sum to something else than 1.
@@ -57,7 +57,7 @@ pub enum Method {
         image_scale: f64,
     },
     /// A negative prompt that cannot pull against the prompt: of `negative - empty` only what is perpendicular to
-    /// `cond - empty` is taken away (Armandpour et al. 2023, "Re-imagine the negative prompt algorithm", equation 10;
+    /// `cond - empty` is taken away (Armandpour et al. 2023, "Re-imagine the negative prompt algorithm";
     /// ComfyUI's `perp_neg`). The base is the prediction of an empty prompt. At a scale of 1 the negative prompt still
     /// counts.
     Perpendicular {
@@ -67,7 +67,7 @@ pub enum Method {
         rescale: f64,
     },
     /// Adaptive projected guidance (Sadat et al. 2025, "Eliminating oversaturation and artifacts of high guidance scales
-    /// in diffusion models", section 4): of the update `cond - uncond`, the part parallel to `cond` counts `eta` times.
+    /// in diffusion models"): of the update `cond - uncond`, the part parallel to `cond` counts `eta` times.
     ///
     /// As in the paper it works on clean latents, `D_cond + (scale - 1) * update`, so that thresholds and momentum mean
     /// the same at every noise level. diffusers' guider works on what the model puts out, and by default starts from
@@ -80,8 +80,8 @@ pub enum Method {
         /// The length to which longer updates are shortened.
         norm_threshold: Option<f64>,
     },
-    /// CFG-Zero* (Fan et al. 2025, "CFG-Zero*: improved classifier-free guidance for flow matching models", equations 8
-    /// to 10): `uncond` is first scaled by `<cond, uncond> / |uncond|^2`, and the first steps go by an output of zeros,
+    /// CFG-Zero* (Fan et al. 2025, "CFG-Zero*: improved classifier-free guidance for flow matching models"):
+    /// `uncond` is first scaled by `<cond, uncond> / |uncond|^2`, and the first steps go by an output of zeros,
     /// which needs no model.
     ZeroStar {
         /// How many steps go by zeros; 1 is usual.
@@ -125,7 +125,7 @@ pub enum View {
 }
 
 /// The noise levels at which there is guidance (Kynkaanniemi et al. 2024, "Applying guidance in a limited interval
-/// improves sample and distribution quality in diffusion models", equation 6): above the one, up to the other.
+/// improves sample and distribution quality in diffusion models"): above the one, up to the other.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Interval {
     above: f64,
@@ -356,4 +356,158 @@ pub fn embedding(scale: f64, width: usize) -> Vec<f64> {
     let angle = |k: usize| 1000.0 * (scale - 1.0) * (-decay * k as f64).exp();
     let sines = (0..half).map(|k| angle(k).sin());
     sines.chain((0..half).map(|k| angle(k).cos())).chain((half * 2..width).map(|_| 0.0)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sampler::SamplerKind;
+    use crate::schedule::{Betas, NoiseCurve, Spacing};
+
+    const UNUSABLE: [f64; 4] = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -0.1];
+    const MIMIC: Mimic = Mimic {
+        scale: 4.0,
+        percentile: 0.9,
+        share: 0.5,
+        per_channel: true,
+        origin: Origin::Mean,
+        measure: Measure::Largest,
+    };
+
+    #[track_caller]
+    fn refused<T: std::fmt::Debug>(result: Result<T, Error>, case: &str) {
+        let error = result.expect_err(case);
+        assert_eq!(error.kind(), ErrorKind::Usage, "{case}: {error}");
+        assert!(error.to_string().contains("expected"), "{case}: {error}");
+    }
+
+    #[test]
+    fn unusable_scales_are_usage_errors() {
+        for scale in UNUSABLE {
+            let case = scale.to_string();
+            refused(Guidance::new(scale), &case);
+            refused(Guidance::new(7.5).unwrap().with_scales(vec![7.5, scale], 2), &case);
+            refused(Guidance::by(Method::Edit { image_scale: 1.5 }, scale), &case);
+            refused(Guidance::by(Method::Edit { image_scale: scale }, 7.5), &case);
+        }
+        refused(Guidance::by(Method::Edit { image_scale: 0.9 }, 7.5), "below 1");
+    }
+
+    #[test]
+    fn unusable_settings_are_usage_errors() {
+        let projected =
+            |eta, momentum, threshold| Method::Projected { eta, momentum, norm_threshold: Some(threshold) };
+        let residual = |delta| Method::Residual { residue: Residue::Source, delta };
+        let mut methods = vec![
+            Method::Cfg { rescale: 1.1 },
+            Method::Perpendicular { negative_scale: 1.0, rescale: 1.1 },
+            Method::ZeroStar { zero_steps: 1, rescale: 1.1 },
+            projected(0.0, 1.0, 1.0),
+            projected(0.0, -1.0, 1.0),
+            projected(0.0, 0.0, 0.0),
+            Method::DynamicThreshold(Mimic { percentile: 1.1, ..MIMIC }),
+            Method::DynamicThreshold(Mimic { share: 1.1, ..MIMIC }),
+            residual(0.0),
+        ];
+        for value in UNUSABLE {
+            methods.extend([
+                Method::Cfg { rescale: value },
+                Method::Perpendicular { negative_scale: value, rescale: 0.0 },
+                Method::Perpendicular { negative_scale: 1.0, rescale: value },
+                Method::ZeroStar { zero_steps: 1, rescale: value },
+                projected(value, 0.0, 1.0),
+                projected(0.0, if value == -0.1 { f64::NAN } else { value }, 1.0),
+                projected(0.0, 0.0, value),
+                Method::DynamicThreshold(Mimic { scale: value, ..MIMIC }),
+                Method::DynamicThreshold(Mimic { percentile: value, ..MIMIC }),
+                Method::DynamicThreshold(Mimic { share: value, ..MIMIC }),
+                residual(value),
+            ]);
+        }
+        for method in methods {
+            refused(Guidance::by(method, 7.5), &format!("{method:?}"));
+        }
+        Guidance::by(Method::DynamicThreshold(MIMIC), 7.5).unwrap();
+        Guidance::by(projected(0.0, -0.5, 15.0), 7.5).unwrap();
+    }
+
+    #[test]
+    fn scales_and_steps_must_agree() {
+        let guidance = || Guidance::new(7.5).unwrap();
+        refused(guidance().with_scales(vec![7.0, 1.0], 3), "too few");
+        refused(guidance().with_scales(vec![7.0, 1.0], 1), "too many");
+        refused(guidance().with_scales(vec![], 0), "no step");
+        let falling = guidance().with_scales(vec![7.0, 1.0, 3.0], 3).unwrap();
+        assert_eq!([0, 1, 2].map(|step| falling.scale(step)), [7.0, 1.0, 3.0]);
+        assert_eq!([0, 1, 900].map(|step| guidance().scale(step)), [7.5; 3]);
+    }
+
+    #[test]
+    fn unusable_prompts_are_usage_errors() {
+        let guidance = || Guidance::new(7.5).unwrap();
+        refused(guidance().with_prompts(vec![]), "none");
+        refused(guidance().with_prompts(vec![1.0; MAX_PROMPTS + 1]), "too many");
+        for weight in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            refused(guidance().with_prompts(vec![1.0, weight]), &weight.to_string());
+        }
+        guidance().with_prompts(vec![1.0; MAX_PROMPTS]).unwrap();
+        guidance().with_prompts(vec![1.0, -0.5]).unwrap();
+        let edit = || Guidance::by(Method::Edit { image_scale: 1.5 }, 7.5).unwrap();
+        refused(edit().with_prompts(vec![0.5, 0.5]), "two for a picture");
+        assert_eq!(edit().with_prompts(vec![1.0]).unwrap(), edit());
+    }
+
+    #[test]
+    fn intervals_are_falling_levels() {
+        for (above, up_to) in [(5.0, 1.0), (1.0, 1.0), (-1.0, 1.0), (f64::NAN, 1.0), (1.0, f64::NAN)] {
+            refused(Interval::new(above, up_to), &format!("{above} to {up_to}"));
+        }
+        refused(Interval::new(f64::INFINITY, f64::INFINITY), "infinite");
+        let interval = Interval::new(0.3, 5.0).unwrap();
+        let contains = [0.2, 0.3, 0.31, 5.0, 5.1, f64::NAN].map(|sigma| interval.contains(sigma));
+        assert_eq!(contains, [false, false, true, true, false, false]);
+        assert!(Interval::new(0.0, f64::INFINITY).unwrap().contains(1e30));
+    }
+
+    #[test]
+    fn unusable_parts_of_the_steps_are_usage_errors() {
+        let curve = NoiseCurve::new(Betas::ScaledLinear { start: 0.00085, end: 0.012 }, 1000).unwrap();
+        let schedule = SamplerKind::Euler.schedule(&curve, Spacing::Trailing, 10).unwrap();
+        let cases = [(0.5, 0.2), (0.5, 0.5), (-0.1, 0.5), (0.5, 1.1), (f64::NAN, 0.5), (0.5, f64::NAN)];
+        for (start, stop) in cases {
+            refused(Interval::of_steps(start, stop, &schedule), &format!("{start} to {stop}"));
+        }
+        refused(Interval::of_steps(0.11, 0.19, &schedule), "no step in it");
+        let all = Interval::of_steps(0.0, 1.0, &schedule).unwrap();
+        assert!(schedule.steps().iter().all(|step| all.contains(step.from)));
+        assert!(all.contains(schedule.steps()[0].from * 1.4), "noise may be added before the first step");
+    }
+
+    #[test]
+    fn no_more_is_predicted_than_is_needed() {
+        use View::{Empty, Negative, NegativeWithoutPicture, Positive};
+        let views = |method, scale| Guidance::by(method, scale).unwrap().views();
+        let cfg = Method::Cfg { rescale: 0.7 };
+        assert_eq!(views(cfg, 7.5), [Negative, Positive(0)]);
+        assert_eq!(views(cfg, 1.0), [Positive(0)]);
+        let edit = Method::Edit { image_scale: 1.5 };
+        assert_eq!(views(edit, 7.5), [NegativeWithoutPicture, Negative, Positive(0)]);
+        assert_eq!(views(edit, 1.0), [Positive(0)], "as in diffusers");
+        let perpendicular = |negative_scale| Method::Perpendicular { negative_scale, rescale: 0.0 };
+        assert_eq!(views(perpendicular(1.0), 7.5), [Negative, Empty, Positive(0)]);
+        assert_eq!(views(perpendicular(1.0), 1.0), [Negative, Empty, Positive(0)], "still pushed away");
+        assert_eq!(views(perpendicular(0.0), 7.5), [Empty, Positive(0)]);
+        assert_eq!(views(perpendicular(0.0), 1.0), [Positive(0)]);
+        let residual = |residue| Method::Residual { residue, delta: 1.0 };
+        assert_eq!(views(residual(Residue::Source), 7.5), [Positive(0)]);
+        assert_eq!(views(residual(Residue::FirstNegative), 7.5), [Negative, Positive(0)]);
+        let of = |weights: &[f64], scale| {
+            Guidance::new(scale).unwrap().with_prompts(weights.to_vec()).unwrap().views()
+        };
+        assert_eq!(of(&[0.5, 0.5], 7.5), [Negative, Positive(0), Positive(1)]);
+        assert_eq!(of(&[0.5, 0.5], 1.0), [Positive(0), Positive(1)]);
+        assert_eq!(of(&[1.0, 0.5], 1.0), [Negative, Positive(0), Positive(1)], "the base counts");
+        let some = Guidance::new(1.0).unwrap().with_scales(vec![1.0, 2.0, 1.0], 3).unwrap();
+        assert_eq!(some.views(), [Negative, Positive(0)], "one step needs both");
+    }
 }

@@ -44,9 +44,12 @@ impl Mix {
     }
 
     pub(super) fn times(mut self, factor: f64) -> Self {
-        self.x *= factor;
-        self.kept *= factor;
-        self.views.iter_mut().for_each(|weight| *weight *= factor);
+        for weight in self.views.iter_mut().chain([&mut self.x, &mut self.kept]) {
+            // What is not part of the sum stays out of it even if the factor is not a number.
+            if *weight != 0.0 {
+                *weight *= factor;
+            }
+        }
         self
     }
 
