@@ -486,11 +486,12 @@ impl Manifest {
                 ),
             ));
         }
-        if let Prediction::Edm { sigma_data } | Prediction::EdmV { sigma_data } = self.prediction {
-            if !(sigma_data.is_finite() && sigma_data > 0.0) {
-                let got = format!("prediction.sigma_data: expected a number above 0, got {sigma_data}");
-                return Err(Error::new(ErrorKind::Model, got));
-            }
+        if let Prediction::Flow | Prediction::Edm { .. } | Prediction::EdmV { .. } = self.prediction {
+            let got = format!(
+                "prediction: expected one that goes with a curve of betas, got {:?}",
+                self.prediction
+            );
+            return Err(Error::new(ErrorKind::Model, got));
         }
         let Defaults { size, steps, guidance, sampler } = self.defaults;
         self.latents.shape(size).map_err(|e| at("defaults.size", e))?;
