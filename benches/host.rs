@@ -1,15 +1,16 @@
 //! What a step costs besides the U-Net: sampler, guidance and prediction on latents of a 512x512 picture.
 
 use calotype::Error;
-use calotype::guidance::Guidance;
+use calotype::guidance::{Guidance, Guide, Moment};
 use calotype::noise::{NoiseSource, TorchCpu};
 use calotype::prediction::Prediction;
 use calotype::sampler::{Denoise, SamplerKind};
 use calotype::schedule::{Betas, NoiseCurve, Spacing, Step};
+use calotype::tensor::LatentShape;
 use divan::Bencher;
 use divan::counter::ItemsCount;
 
-/// 1x4x64x64.
+const SHAPE: LatentShape = LatentShape { channels: 4, height_cells: 64, width_cells: 64 };
 const LEN: usize = 4 * 64 * 64;
 
 fn main() {
@@ -20,7 +21,7 @@ fn main() {
 fn step(bencher: Bencher, kind: SamplerKind) {
     let mut noise = TorchCpu::new(1);
     let (mut x, mut output, middle) = (normal(&mut noise, LEN), normal(&mut noise, 2 * LEN), middle(kind));
-    let mut denoiser = Guided { output: &mut output, guided: vec![0.0; LEN] };
+    let mut denoiser = Guided { output: &mut output, guide: guide() };
     let mut sampler = kind.build(LEN);
     bencher
         .counter(ItemsCount::new(LEN))
@@ -29,9 +30,11 @@ fn step(bencher: Bencher, kind: SamplerKind) {
 
 #[divan::bench]
 fn guidance(bencher: Bencher) {
-    let output = normal(&mut TorchCpu::new(1), 2 * LEN);
-    let (guidance, mut out) = (Guidance::new(7.5).unwrap(), vec![0.0; LEN]);
-    bencher.counter(ItemsCount::new(LEN)).bench_local(|| guidance.combine(&output, &mut out));
+    let mut noise = TorchCpu::new(1);
+    let (x, output) = (normal(&mut noise, LEN), normal(&mut noise, 2 * LEN));
+    let (mut guide, mut out) = (guide(), vec![0.0; LEN]);
+    let at = Moment { step: 0, sigma: 1.5 };
+    bencher.counter(ItemsCount::new(LEN)).bench_local(|| guide.combine(at, &x, &output, &mut out, None));
 }
 
 #[divan::bench(args = [Prediction::Epsilon, Prediction::V, Prediction::Sample])]
@@ -50,15 +53,18 @@ fn noise(bencher: Bencher) {
 /// A denoiser whose model costs nothing: guidance and prediction remain.
 struct Guided<'a> {
     output: &'a mut [f32],
-    guided: Vec<f32>,
+    guide: Guide,
 }
 
 impl Denoise for Guided<'_> {
     fn denoise(&mut self, x: &[f32], sigma: f64, _timestep: f64, out: &mut [f32]) -> Result<(), Error> {
-        Guidance::Cfg { scale: 7.5 }.combine(self.output, &mut self.guided);
-        Prediction::Epsilon.to_denoised(x, &self.guided, sigma, out);
+        self.guide.combine(Moment { step: 0, sigma }, x, self.output, out, None);
         Ok(())
     }
+}
+
+fn guide() -> Guide {
+    Guide::new(Guidance::new(7.5).unwrap(), Prediction::Epsilon, SHAPE)
 }
 
 /// A step from the middle of twenty.

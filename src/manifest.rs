@@ -492,6 +492,13 @@ impl Manifest {
                 ),
             ));
         }
+        if let Prediction::Flow | Prediction::Edm { .. } | Prediction::EdmV { .. } = self.prediction {
+            let got = format!(
+                "prediction: expected one that goes with a curve of betas, got {:?}",
+                self.prediction
+            );
+            return Err(Error::new(ErrorKind::Model, got));
+        }
         let Defaults { size, steps, guidance, .. } = self.defaults;
         self.latents.shape(size).map_err(|e| at("defaults.size", e))?;
         self.schedule(None, None, steps).map_err(|e| at("defaults.steps", e))?;
@@ -691,6 +698,9 @@ enum PredictionName {
     Epsilon,
     VPrediction,
     Sample,
+    Flow,
+    Edm { sigma_data: f64 },
+    EdmV { sigma_data: f64 },
 }
 
 impl From<PredictionName> for Prediction {
@@ -699,6 +709,9 @@ impl From<PredictionName> for Prediction {
             PredictionName::Epsilon => Self::Epsilon,
             PredictionName::VPrediction => Self::V,
             PredictionName::Sample => Self::Sample,
+            PredictionName::Flow => Self::Flow,
+            PredictionName::Edm { sigma_data } => Self::Edm { sigma_data },
+            PredictionName::EdmV { sigma_data } => Self::EdmV { sigma_data },
         }
     }
 }
@@ -709,6 +722,9 @@ impl From<Prediction> for PredictionName {
             Prediction::Epsilon => Self::Epsilon,
             Prediction::V => Self::VPrediction,
             Prediction::Sample => Self::Sample,
+            Prediction::Flow => Self::Flow,
+            Prediction::Edm { sigma_data } => Self::Edm { sigma_data },
+            Prediction::EdmV { sigma_data } => Self::EdmV { sigma_data },
         }
     }
 }

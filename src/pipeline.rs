@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use image::RgbImage;
 
 use crate::engine::SessionOptions;
-use crate::guidance::Guidance;
+use crate::guidance::View;
 use crate::manifest::Manifest;
 use crate::model::Model;
 use crate::noise::TorchCpu;
@@ -159,11 +159,11 @@ impl Pipeline {
         let started = Instant::now();
         let prompt = Some(&request.prompt[..]);
         let negative = request.negative.as_deref().or((!self.manifest.zero_negative).then_some(""));
-        let conditioning = match request.guidance {
-            Guidance::Cfg { .. } | Guidance::Edit { .. } if !self.manifest.embedded_guidance => {
-                self.text_encoder.encode(&[negative, prompt])?
-            }
-            _ => self.text_encoder.encode(&[prompt])?,
+        let needs_negative = request.guidance.views().contains(&View::Negative);
+        let conditioning = if needs_negative && !self.manifest.embedded_guidance {
+            self.text_encoder.encode(&[negative, prompt])?
+        } else {
+            self.text_encoder.encode(&[prompt])?
         };
         let text_encoder = started.elapsed();
 

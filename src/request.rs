@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use image::{GrayImage, RgbImage};
 
-use crate::guidance::Guidance;
+use crate::guidance::{self, Guidance, View};
 use crate::manifest::{Conditions, Manifest};
 use crate::picture;
 use crate::sampler::Method;
@@ -121,17 +121,21 @@ impl Request {
         let steps = draft.steps.unwrap_or(defaults.steps);
         let scale = draft.guidance.unwrap_or(defaults.guidance);
         let guidance = match manifest.conditions {
-            Conditions::Editing => Guidance::edit(scale, draft.image_guidance.unwrap_or(IMAGE_GUIDANCE))?,
+            Conditions::Editing => {
+                let image_scale = draft.image_guidance.unwrap_or(IMAGE_GUIDANCE);
+                Guidance::by(guidance::Method::Edit { image_scale }, scale)?
+            }
             _ => Guidance::new(scale)?,
         };
-        if draft.image_guidance.is_some() && guidance == Guidance::Off {
+        let is_guided = guidance.views().contains(&View::Negative);
+        if draft.image_guidance.is_some() && !is_guided {
             return Err(Error::new(
                 ErrorKind::Usage,
                 "image guidance: expected guidance other than 1, got 1",
             )
             .help("at guidance 1 the picture pulls as it was trained to"));
         }
-        if draft.negative.is_some() && guidance == Guidance::Off {
+        if draft.negative.is_some() && !is_guided {
             return Err(Error::new(
                 ErrorKind::Usage,
                 "negative prompt: expected guidance other than 1, got 1",
@@ -221,7 +225,7 @@ impl Request {
 
     /// The guidance scale; 1 is no guidance.
     pub fn guidance_scale(&self) -> f64 {
-        self.guidance.scale()
+        self.guidance.scales()[0]
     }
 
     /// The noise levels, strictly falling, from the first to the final 0.
@@ -237,8 +241,8 @@ impl Request {
 
     /// How strongly the picture that is edited pulls, if one is and it does.
     pub fn image_guidance(&self) -> Option<f64> {
-        match self.guidance {
-            Guidance::Edit { image_scale, .. } => Some(image_scale),
+        match self.guidance.method() {
+            guidance::Method::Edit { image_scale } if self.guidance.views().len() > 1 => Some(image_scale),
             _ => None,
         }
     }

@@ -222,6 +222,16 @@ fn curve_that_is_none() {
 }
 
 #[test]
+fn predictions_that_no_betas_belong_to() {
+    for prediction in
+        [json!("flow"), json!({"edm": {"sigma_data": 0.5}}), json!({"edm_v": {"sigma_data": -1.0}})]
+    {
+        let message = refusal("/prediction", prediction);
+        assert!(message.starts_with("prediction: expected one that goes with a curve of betas"), "{message}");
+    }
+}
+
+#[test]
 fn offset_beyond_the_curve() {
     let mut manifest = built_in();
     manifest["curve"]["spacing"] = "leading".into();

@@ -111,7 +111,7 @@ struct FakeModel<'a> {
 
 impl Denoise for FakeModel<'_> {
     fn denoise(&mut self, x: &[f32], sigma: f64, out: &mut [f32]) -> Result<(), Error> {
-        let (scale, timestep) = (Prediction::input_scale(sigma), self.clock.timestep(sigma));
+        let (scale, timestep) = (self.prediction.input_scale(sigma), self.clock.timestep(sigma));
         let output = x.iter().enumerate().map(|(i, x)| {
             let z = f64::from((f64::from(*x) * scale) as f32);
             let u = (0.6 + 0.0004 * timestep) * z + 0.3 * ((i % 5) as f64 - 2.0);

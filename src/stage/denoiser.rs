@@ -6,7 +6,7 @@ use super::feed::{Feed, constants, runs};
 use super::text_encoder::Conditioning;
 use crate::engine::{Session, SessionOptions, TensorRef};
 use crate::graph::{Dim, Port};
-use crate::guidance::{self, Guidance};
+use crate::guidance::{self, Guidance, Guide, Moment};
 use crate::model::Model;
 use crate::prediction::Prediction;
 use crate::request::{Request, Source};
@@ -45,9 +45,14 @@ impl Denoiser {
         request: &'a Request,
         beside: &'a [f32],
     ) -> Result<GuidedDenoiser<'a>, Error> {
-        let (signature, guidance, shape) = (&self.signature, request.guidance, request.shape);
+        let (signature, shape) = (&self.signature, request.shape);
         let latents = signature.input(Role::Latents).expect("no signature without latents");
-        let views = View::all(conditioning.shape[0], guidance);
+        let guidance = match conditioning.shape[0] {
+            // The U-Net takes the guidance scale as an input.
+            1 => Guidance::new(1.0)?,
+            _ => request.guidance.clone(),
+        };
+        let views = View::all(conditioning.shape[0], &guidance);
         let groups = runs(latents, views.len());
         let runs = groups.into_iter().map(|members| {
             let views = members.iter().map(|&member| views[member]).collect();
@@ -58,13 +63,12 @@ impl Denoiser {
         Ok(GuidedDenoiser {
             session: &mut self.session,
             prediction: self.prediction,
+            guide: Guide::new(guidance, self.prediction, shape),
             output,
             runs,
             beside,
-            guidance,
             clock: request.schedule.clock(),
             predictions: vec![0.0; views.len() * shape.len()],
-            guided: vec![0.0; shape.len()],
             spent: Duration::ZERO,
         })
     }
@@ -74,16 +78,15 @@ impl Denoiser {
 pub(crate) struct GuidedDenoiser<'a> {
     session: &'a mut Session,
     prediction: Prediction,
+    guide: Guide,
     /// The name of the U-Net's output.
     output: &'a str,
     runs: Vec<Run>,
     /// What the U-Net sees beside the latents.
     beside: &'a [f32],
-    guidance: Guidance,
     clock: &'a Clock,
-    /// One prediction, or those that [`Guidance::combine`] takes.
+    /// Those that [`Guide::combine`] takes.
     predictions: Vec<f32>,
-    guided: Vec<f32>,
     spent: Duration,
 }
 
@@ -99,16 +102,16 @@ struct View {
 }
 
 impl View {
-    /// Those of a step, in the order in which [`Guidance::combine`] takes their predictions.
-    fn all(prompts: usize, guidance: Guidance) -> Vec<Self> {
+    /// Those of a step, in the order in which [`Guide::combine`] takes their predictions.
+    fn all(prompts: usize, guidance: &Guidance) -> Vec<Self> {
         let positive = Self { prompt: prompts - 1, is_negative: false, sees_beside: true };
         let negative = Self { prompt: 0, is_negative: true, sees_beside: true };
-        match guidance {
-            // Also of a U-Net that takes the guidance scale as an input.
-            _ if prompts == 1 => vec![positive],
-            Guidance::Edit { .. } => vec![Self { sees_beside: false, ..negative }, negative, positive],
-            _ => vec![negative, positive],
-        }
+        let view = |view| match view {
+            guidance::View::Positive(_) => positive,
+            guidance::View::Negative | guidance::View::Empty => negative,
+            guidance::View::NegativeWithoutPicture => Self { sees_beside: false, ..negative },
+        };
+        guidance.views().into_iter().map(view).collect()
     }
 }
 
@@ -169,7 +172,7 @@ impl Run {
                 Role::GuidanceEmbedding => {
                     let width = fixed(port, 1)
                         .ok_or_else(|| unfit(format!("a guidance embedding of fixed width, got {port}")))?;
-                    let one = guidance::embedding(request.guidance.scale(), width);
+                    let one = guidance::embedding(request.guidance.scale(0), width);
                     let numbers = members.iter().flat_map(|_| &one).copied().collect::<Vec<_>>();
                     feeds.push(Feed::of(port, &[batch, width], numbers)?);
                 }
@@ -197,7 +200,7 @@ impl GuidedDenoiser<'_> {
 impl Denoise for GuidedDenoiser<'_> {
     fn denoise(&mut self, x: &[f32], sigma: f64, out: &mut [f32]) -> Result<(), Error> {
         let timestep = self.clock.timestep(sigma);
-        let scale = Prediction::input_scale(sigma);
+        let scale = self.prediction.input_scale(sigma);
         for run in &mut self.runs {
             let (latents, beside) = (x.iter(), self.beside.iter());
             run.feeds[0].fill(run.views.iter().flat_map(|view| {
@@ -215,13 +218,8 @@ impl Denoise for GuidedDenoiser<'_> {
                 self.predictions[member * x.len()..][..x.len()].copy_from_slice(prediction);
             }
         }
-        let prediction = if self.predictions.len() == x.len() {
-            &self.predictions
-        } else {
-            self.guidance.combine(&self.predictions, &mut self.guided);
-            &self.guided
-        };
-        self.prediction.to_denoised(x, prediction, sigma, out);
+        // Of what depends on the step, a request holds nothing yet.
+        self.guide.combine(Moment { step: 0, sigma }, x, &self.predictions, out, None);
         Ok(())
     }
 }

@@ -6,7 +6,6 @@ use image::{GrayImage, RgbImage};
 use super::vae::VaeEncoder;
 use crate::manifest::{Conditions, LowRes, Manifest};
 use crate::noise::{NoiseSource, TorchCpu};
-use crate::prediction::Prediction;
 use crate::request::{Request, Source};
 use crate::{Error, ErrorKind};
 
@@ -107,7 +106,7 @@ impl Start {
                 })?;
                 let sigma = curve.sigma_of_timestep(*level as f64);
                 // Not added as to latents: the sum keeps its variance (Ho et al. 2020, equation 4).
-                let alpha = Prediction::input_scale(sigma);
+                let alpha = 1.0 / sigma.hypot(1.0);
                 for (x, noise) in beside.iter_mut().zip(noise) {
                     *x = (alpha * (f64::from(*x) + sigma * f64::from(noise))) as f32;
                 }
