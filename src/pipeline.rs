@@ -12,11 +12,14 @@ use crate::guidance::Guidance;
 use crate::manifest::Manifest;
 use crate::model::Model;
 use crate::noise::TorchCpu;
+use crate::prompt::{Part, Prompt, Text};
 use crate::request::Request;
 use crate::stage::denoiser::Denoiser;
 use crate::stage::start::Start;
+pub use crate::stage::text_encoder::TextStates;
 use crate::stage::text_encoder::{Conditioning, TextEncoder};
 use crate::stage::vae::{VaeDecoder, VaeEncoder};
+use crate::tokenizer::Cut;
 use crate::{Error, ErrorKind};
 
 /// An opened model, ready to draw.
@@ -71,9 +74,9 @@ pub struct Picture {
     /// Its pixels.
     pub image: RgbImage,
     /// What of the prompt was too long to be read.
-    pub cut_prompt: Option<String>,
+    pub cut_prompt: Option<Cut>,
     /// What of the negative prompt was too long to be read.
-    pub cut_negative: Option<String>,
+    pub cut_negative: Option<Cut>,
     /// Where the time went.
     pub times: Times,
 }
@@ -135,7 +138,7 @@ impl Pipeline {
         let started = Instant::now();
         let image = self.vae_decoder.decode(&latents, request.shape, request.size)?;
         times.vae_decoder = started.elapsed();
-        let mut cut = conditioning.cut.into_iter().rev();
+        let mut cut = conditioning.texts.into_iter().map(|text| text.cut).rev();
         Ok(Picture { image, cut_prompt: cut.next().flatten(), cut_negative: cut.next().flatten(), times })
     }
 
@@ -151,19 +154,29 @@ impl Pipeline {
         Ok(self.run(request, on_step)?.latents)
     }
 
+    /// What the U-Net is told of a text.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Numeric`] for a state that is not a number; otherwise those of running a text encoder.
+    pub fn encode(&mut self, text: &Text) -> Result<TextStates, Error> {
+        Ok(self.text_encoder.encode(&[Some(text)])?.texts.remove(0))
+    }
+
     fn run(
         &mut self,
         request: &Request,
         mut on_step: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Denoised, Error> {
         let started = Instant::now();
-        let prompt = Some(&request.prompt[..]);
+        let prompt = unchanging(&Prompt::parse(&request.prompt)?, request)?;
         let negative = request.negative.as_deref().or((!self.manifest.zero_negative).then_some(""));
+        let negative = negative.map(|negative| unchanging(&Prompt::parse_negative(negative)?, request));
+        let negative = negative.transpose()?;
         let conditioning = match request.guidance {
             Guidance::Cfg { .. } | Guidance::Edit { .. } if !self.manifest.embedded_guidance => {
-                self.text_encoder.encode(&[negative, prompt])?
+                self.text_encoder.encode(&[negative.as_ref(), Some(&prompt)])?
             }
-            _ => self.text_encoder.encode(&[prompt])?,
+            _ => self.text_encoder.encode(&[Some(&prompt)])?,
         };
         let text_encoder = started.elapsed();
 
@@ -199,5 +212,14 @@ impl Pipeline {
         let (unet, denoising) = (denoiser.spent(), started.elapsed());
         let times = Times { text_encoder, vae_encoder, unet, denoising, vae_decoder: Duration::ZERO };
         Ok(Denoised { latents, conditioning, times })
+    }
+}
+
+/// The text of a prompt that is the same in all steps.
+fn unchanging(prompt: &Prompt, request: &Request) -> Result<Text, Error> {
+    let mut parts = prompt.parts(request.schedule.steps().len())?;
+    match &mut parts[..] {
+        [Part { weight: 1.0, texts, .. }] if texts.len() == 1 => Ok(texts.remove(0)),
+        _ => Err(Error::new(ErrorKind::Usage, "prompt: expected one text in all steps, got several")),
     }
 }

@@ -1,9 +1,10 @@
 //! The denoiser: the U-Net, its prediction made guided and clean, as samplers want it.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::feed::{Feed, constants, runs};
-use super::text_encoder::Conditioning;
+use super::text_encoder::{Conditioning, TextStates};
 use crate::engine::{Session, SessionOptions, TensorRef};
 use crate::graph::{Dim, Port};
 use crate::guidance::{self, Guidance};
@@ -46,11 +47,15 @@ impl Denoiser {
     ) -> Result<GuidedDenoiser<'a>, Error> {
         let (signature, guidance, shape) = (&self.signature, request.guidance, request.shape);
         let latents = signature.input(Role::Latents).expect("no signature without latents");
-        let views = View::all(conditioning.shape[0], guidance);
-        let groups = runs(latents, views.len());
-        let runs = groups.into_iter().map(|members| {
+        let texts = &conditioning.texts;
+        let views = View::all(texts.len(), guidance);
+        let runs = by_tokens(&views, texts).into_iter().flat_map(|alike| {
+            let members = runs(latents, alike.len()).into_iter();
+            members.map(move |slots| slots.into_iter().map(|slot| alike[slot]).collect::<Vec<_>>())
+        });
+        let runs = runs.map(|members| {
             let views = members.iter().map(|&member| views[member]).collect();
-            Run::new(signature, conditioning, request, beside, members, views)
+            Run::new(signature, texts, request, beside, members, views)
         });
         let runs = runs.collect::<Result<Vec<Run>, Error>>()?;
         let output = &signature.output(Role::Latents).expect("no signature without a prediction").name;
@@ -109,7 +114,16 @@ impl View {
     }
 }
 
-/// One call of the U-Net per step: all predictions at once where the graph allows it.
+/// The predictions whose texts are of one length, and can be made at once.
+fn by_tokens(views: &[View], texts: &[TextStates]) -> Vec<Vec<usize>> {
+    let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for (member, view) in views.iter().enumerate() {
+        groups.entry(texts[view.prompt].tokens).or_default().push(member);
+    }
+    groups.into_values().collect()
+}
+
+/// One call of the U-Net per step: as many predictions at once as the graph and the texts allow.
 struct Run {
     /// The first two are the latents and the timestep, which every step sets anew.
     feeds: Vec<Feed>,
@@ -122,7 +136,7 @@ struct Run {
 impl Run {
     fn new(
         signature: &Signature,
-        conditioning: &Conditioning,
+        texts: &[TextStates],
         request: &Request,
         beside: &[f32],
         members: Vec<usize>,
@@ -136,27 +150,20 @@ impl Run {
             Feed::zeros(input(Role::Latents), &[batch, channels, shape.height_cells, shape.width_cells])?,
             Feed::zeros(timestep, &timestep_shape(timestep, batch))?,
         ];
-        let of_members = |values: &[f32]| {
-            let one = values.len() / conditioning.shape[0];
-            views
-                .iter()
-                .flat_map(|view| &values[view.prompt * one..][..one])
-                .map(|&x| f64::from(x))
-                .collect::<Vec<_>>()
-        };
-        let [_, tokens, width] = conditioning.shape;
-        let states = of_members(&conditioning.states);
+        let tokens = texts[views[0].prompt].tokens;
+        let states = views.iter().flat_map(|view| &texts[view.prompt].states).map(|x| f64::from(*x));
+        let width = texts[views[0].prompt].states.len() / tokens;
         feeds.push(Feed::of(input(Role::States), &[batch, tokens, width], states)?);
         for port in signature.inputs.iter() {
             let (role, port) = (port.role, &port.port);
             match role {
                 Role::Pooled => {
-                    let pooled = conditioning
-                        .pooled
-                        .as_ref()
+                    let pooled = views.iter().map(|view| texts[view.prompt].pooled.as_deref());
+                    let pooled = pooled
+                        .collect::<Option<Vec<_>>>()
                         .ok_or_else(|| unfit("a text encoder that pools the prompt, got none".into()))?;
-                    let width = pooled.len() / conditioning.shape[0];
-                    feeds.push(Feed::of(port, &[batch, width], of_members(pooled))?);
+                    let numbers = pooled.concat().into_iter().map(f64::from);
+                    feeds.push(Feed::of(port, &[batch, pooled[0].len()], numbers)?);
                 }
                 Role::SizeIds => {
                     let ids = views.iter().map(|view| size_ids(port, request.size, view.is_negative));
