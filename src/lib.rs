@@ -17,6 +17,7 @@ pub mod pack;
 pub mod picture;
 pub mod pipeline;
 pub mod prediction;
+pub mod prompt;
 pub mod request;
 pub mod sampler;
 pub mod schedule;

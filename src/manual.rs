@@ -2,3 +2,6 @@
 
 #[doc = include_str!("manual/decisions.md")]
 pub mod decisions {}
+
+#[doc = include_str!("manual/prompts.md")]
+pub mod prompts {}

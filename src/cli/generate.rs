@@ -12,6 +12,7 @@ use calotype::pipeline::{Options, Picture, Pipeline, Progress};
 use calotype::request::{Draft, Request};
 use calotype::sampler::Sampling;
 use calotype::tensor::PixelSize;
+use calotype::tokenizer::Cut;
 use calotype::{Error, ErrorKind};
 use clap::value_parser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -146,8 +147,8 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         text += &format!("{} (seed {})\n", destination.path().display(), request.seed());
         pictures.push(json!({
             "file": destination.path(),
-            "cut_prompt": picture.cut_prompt,
-            "cut_negative": picture.cut_negative,
+            "cut_prompt": picture.cut_prompt.as_ref().map(|cut| &cut.text),
+            "cut_negative": picture.cut_negative.as_ref().map(|cut| &cut.text),
             "seconds": {
                 "text_encoder": seconds(picture.times.text_encoder),
                 "vae_encoder": seconds(picture.times.vae_encoder),
@@ -230,8 +231,8 @@ fn progress_bar(steps: usize) -> ProgressBar {
 
 fn report_cut(picture: &Picture) {
     for (which, cut) in [("prompt", &picture.cut_prompt), ("negative prompt", &picture.cut_negative)] {
-        if let Some(cut) = cut {
-            eprintln!("calotype: {which}: longer than the model reads; not used: {cut:?}");
+        if let Some(Cut { place_bytes, text }) = cut {
+            eprintln!("calotype: {which}: longer than the model reads; not used, from byte {place_bytes} on: {text:?}");
         }
     }
 }
