@@ -10,7 +10,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::noise::NoiseSource;
-use crate::schedule::{NoiseCurve, Schedule, Spacing, Step};
+use crate::schedule::{Grid, NoiseCurve, Schedule, ScheduleKind, Spacing, Step};
 use crate::{Error, ErrorKind};
 
 /// What a sampler asks of a model: the clean latents behind noisy ones.
@@ -73,24 +73,15 @@ impl SamplerKind {
     /// The Karras levels and those of latent consistency models do not depend on the spacing.
     /// [`ErrorKind::Usage`] for no steps, or for more than the curve and the spacing have room for.
     pub fn schedule(self, curve: &NoiseCurve, spacing: Spacing, steps: usize) -> Result<Schedule, Error> {
-        let len = curve.len();
-        let most = if self == Self::Lcm { lcm::TRAINED_STEPS.min(len) } else { len };
-        if !(1..=most).contains(&steps) {
-            return Err(Error::new(ErrorKind::Usage, format!("steps: expected 1 to {most}, got {steps}")));
-        }
+        let spaced = ScheduleKind::Spaced(spacing);
         match self {
-            Self::Euler | Self::EulerAncestral => {
-                let schedule = Schedule::at_timesteps(curve, &spacing.timesteps(len, steps))?;
-                Ok(if let Spacing::Leading { .. } = spacing {
-                    schedule
-                } else {
-                    schedule.started_from_noise_alone()
-                })
+            Self::Euler | Self::EulerAncestral => Schedule::of(&spaced, curve, Grid::Fractional, steps),
+            Self::Ddim => Schedule::of(&spaced, curve, Grid::Whole, steps),
+            Self::DpmPp2m => Schedule::of(&spaced, curve, Grid::WholeAboveLast, steps),
+            Self::DpmPp2mKarras => {
+                Schedule::of(&ScheduleKind::Karras { rho: 7.0 }, curve, Grid::WholeAboveLast, steps)
             }
-            Self::Ddim => Schedule::at_timesteps(curve, &rounded(spacing.timesteps(len, steps))),
-            Self::DpmPp2m => Schedule::at_timesteps(curve, &rounded(dpmpp::timesteps(spacing, len, steps))),
-            Self::DpmPp2mKarras => Schedule::karras(curve, steps),
-            Self::Lcm => Schedule::at_timesteps(curve, &lcm::timesteps(len, steps)),
+            Self::Lcm => Schedule::of(&ScheduleKind::Lcm { trained_steps: 50 }, curve, Grid::Whole, steps),
         }
     }
 
@@ -165,12 +156,6 @@ fn edit_distance(one: &str, other: &str) -> usize {
         }
     }
     row[row.len() - 1]
-}
-
-/// Whole timesteps, with halves to the even neighbour as numpy rounds them.
-fn rounded(mut timesteps: Vec<f64>) -> Vec<f64> {
-    timesteps.iter_mut().for_each(|timestep| *timestep = timestep.round_ties_even());
-    timesteps
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use crate::graph::{Dim, Graph};
 use crate::manifest::{LatentSpace, LowRes};
 use crate::prediction::Prediction;
 use crate::sampler::SamplerKind;
-use crate::schedule::{Betas, Spacing};
+use crate::schedule::{Betas, ScheduleKind, Spacing};
 use crate::signature::Role;
 use crate::tokenizer::SpecialTokens;
 use crate::weights::Weights;
@@ -79,6 +79,7 @@ pub(super) fn open(folder: &Path) -> Result<Model, Error> {
         spacing: scheduler.spacing(),
         prediction: scheduler.prediction(),
         sampler: scheduler.sampler(),
+        schedule: scheduler.schedule(),
         latents,
         zero_negative: index.force_zeros_for_empty_prompt && is_xl,
         low_res: low_res(folder, &index)?,
@@ -414,12 +415,14 @@ pub(super) struct Scheduler {
     beta_start: f64,
     beta_end: f64,
     beta_schedule: String,
-    trained_betas: Option<Value>,
+    trained_betas: Option<Vec<f32>>,
     rescale_betas_zero_snr: bool,
     prediction_type: String,
     timestep_spacing: Option<String>,
     steps_offset: u32,
     use_karras_sigmas: Option<bool>,
+    use_exponential_sigmas: Option<bool>,
+    use_beta_sigmas: Option<bool>,
 }
 
 impl Default for Scheduler {
@@ -436,6 +439,8 @@ impl Default for Scheduler {
             timestep_spacing: None,
             steps_offset: 0,
             use_karras_sigmas: None,
+            use_exponential_sigmas: None,
+            use_beta_sigmas: None,
         }
     }
 }
@@ -463,14 +468,13 @@ impl Scheduler {
         }
     }
 
+    /// The same of a model that was trained down to noise alone.
+    pub(super) fn to_zero_terminal_snr(self) -> Self {
+        Self { rescale_betas_zero_snr: true, timestep_spacing: None, ..self }
+    }
+
     pub(super) fn betas(&self, place: &str) -> Result<Betas, Error> {
         let refuse = |problem: String| Err(Error::new(ErrorKind::Model, format!("{place}: {problem}")));
-        if self.trained_betas.as_ref().is_some_and(|betas| !betas.is_null()) {
-            return refuse("trained_betas: expected none, got some".into());
-        }
-        if self.rescale_betas_zero_snr {
-            return refuse("rescale_betas_zero_snr: expected false, got true".into());
-        }
         if !["epsilon", "v_prediction", "sample"].contains(&self.prediction_type.as_str()) {
             return refuse(format!(
                 "prediction_type: expected epsilon, v_prediction or sample, got {}",
@@ -485,23 +489,31 @@ impl Scheduler {
             return refuse(format!("timestep_spacing: expected leading, linspace or trailing, got {other}"));
         }
         let (start, end) = (self.beta_start, self.beta_end);
-        match self.beta_schedule.as_str() {
-            "linear" => Ok(Betas::Linear { start, end }),
-            "scaled_linear" => Ok(Betas::ScaledLinear { start, end }),
-            "squaredcos_cap_v2" => Ok(Betas::SquaredCosCapV2),
-            other => refuse(format!(
-                "beta_schedule: expected linear, scaled_linear or squaredcos_cap_v2, got {other}"
-            )),
-        }
+        let betas = match (&self.trained_betas, self.beta_schedule.as_str()) {
+            (Some(list), _) => Betas::Trained(list.clone()),
+            (None, "linear") => Betas::Linear { start, end },
+            (None, "scaled_linear") => Betas::ScaledLinear { start, end },
+            (None, "squaredcos_cap_v2") => Betas::SquaredCosCapV2,
+            (None, "sigmoid") => Betas::Sigmoid { start, end },
+            (None, other) => {
+                return refuse(format!(
+                    "beta_schedule: expected linear, scaled_linear, squaredcos_cap_v2 or sigmoid, got {other}"
+                ));
+            }
+        };
+        let is_rescaled = self.rescale_betas_zero_snr;
+        Ok(if is_rescaled { Betas::ZeroTerminalSnr(Box::new(betas)) } else { betas })
     }
 
-    /// As diffusers' classes default where the file says nothing.
+    /// As diffusers' classes default where the file says nothing; but a model that was trained down to noise alone starts
+    /// from there (Lin et al. 2024, section 3.3), which the other spacings are not sure to.
     pub(super) fn spacing(&self) -> Spacing {
         let leading = Spacing::Leading { offset: self.steps_offset };
         match self.timestep_spacing.as_deref() {
             Some("linspace") => Spacing::Linspace,
             Some("trailing") => Spacing::Trailing,
             Some(_) => leading,
+            None if self.rescale_betas_zero_snr => Spacing::Trailing,
             None => match self.class.as_str() {
                 "DDIMScheduler" | "PNDMScheduler" | "DDPMScheduler" | "LCMScheduler" => leading,
                 _ => Spacing::Linspace,
@@ -515,6 +527,18 @@ impl Scheduler {
             "sample" => Prediction::Sample,
             _ => Prediction::Epsilon,
         }
+    }
+
+    /// The levels that the scheduler names, where these are not evenly spaced timesteps; diffusers, too, takes the first
+    /// that is named.
+    pub(super) fn schedule(&self) -> Option<ScheduleKind> {
+        let named = [
+            (self.use_karras_sigmas, "karras"),
+            (self.use_exponential_sigmas, "exponential"),
+            (self.use_beta_sigmas, "beta"),
+        ];
+        let (_, name) = named.into_iter().find(|(is_used, _)| *is_used == Some(true))?;
+        Some(name.parse().expect("the name of a schedule"))
     }
 
     /// The scheduler's own method where calotype has it.

@@ -3,7 +3,7 @@
 use crate::manifest::{Conditions, Defaults, LatentSpace, LowRes, Manifest};
 use crate::prediction::Prediction;
 use crate::sampler::SamplerKind;
-use crate::schedule::{Betas, NoiseCurve, Spacing};
+use crate::schedule::{Betas, NoiseCurve, ScheduleKind, Spacing};
 use crate::signature::{Role, Signature};
 use crate::tensor::PixelSize;
 use crate::{Error, ErrorKind};
@@ -20,6 +20,8 @@ pub(super) struct Traits {
     pub(super) prediction: Prediction,
     /// The method that the model's files name, where calotype has it.
     pub(super) sampler: Option<SamplerKind>,
+    /// The levels that they name, where these are not evenly spaced timesteps.
+    pub(super) schedule: Option<ScheduleKind>,
     pub(super) latents: LatentSpace,
     pub(super) zero_negative: bool,
     /// Of a model that enlarges pictures.
@@ -57,8 +59,8 @@ impl Traits {
         Ok(Manifest {
             name: self.name,
             licence: self.licence,
+            curve: NoiseCurve::new(self.betas.clone(), self.train_timesteps)?,
             betas: self.betas,
-            curve: NoiseCurve::new(self.betas, self.train_timesteps)?,
             spacing: self.spacing,
             prediction: self.prediction,
             latents: self.latents,
@@ -68,7 +70,7 @@ impl Traits {
             conditions: Conditions::default(),
             encodes: false,
             low_res: self.low_res,
-            defaults: Defaults { size, steps, guidance, sampler },
+            defaults: Defaults { size, steps, guidance, sampler, schedule: self.schedule },
         })
     }
 }

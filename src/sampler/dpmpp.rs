@@ -1,9 +1,9 @@
-//! Second-order multistep DPM-Solver++. It knows nothing of where the levels come from, but for its own spacing.
+//! Second-order multistep DPM-Solver++. It knows nothing of where the levels come from.
 
 use super::{Denoise, Sampler};
 use crate::Error;
 use crate::noise::NoiseSource;
-use crate::schedule::{Spacing, Step};
+use crate::schedule::Step;
 
 /// DPM-Solver++(2M) (Lu et al. 2022, "DPM-Solver++", algorithm 2), its midpoint form.
 ///
@@ -49,18 +49,5 @@ impl Sampler for DpmPp2m {
         std::mem::swap(&mut self.denoised, &mut self.last_denoised);
         self.last_from = Some(step.from);
         Ok(())
-    }
-}
-
-/// The timesteps of `steps` steps, before rounding: diffusers' solver spaces one more where a spacing includes
-/// the lowest timestep, and leaves that one to the final 0.
-pub(super) fn timesteps(spacing: Spacing, len: usize, steps: usize) -> Vec<f64> {
-    match spacing {
-        Spacing::Trailing => spacing.timesteps(len, steps),
-        Spacing::Leading { .. } | Spacing::Linspace => {
-            let mut timesteps = spacing.timesteps(len, steps + 1);
-            timesteps.truncate(steps);
-            timesteps
-        }
     }
 }

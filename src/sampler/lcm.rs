@@ -1,13 +1,9 @@
-//! The sampler of latent consistency models. It knows nothing of where the levels come from, but for its own spacing.
+//! The sampler of latent consistency models. It knows nothing of where the levels come from.
 
 use super::{Denoise, Sampler};
 use crate::Error;
 use crate::noise::NoiseSource;
 use crate::schedule::Step;
-
-/// The steps of the teacher that published latent consistency models were distilled from
-/// (diffusers' `original_inference_steps`).
-pub(super) const TRAINED_STEPS: usize = 50;
 
 /// Multistep consistency sampling (Song et al. 2023, "Consistency models", algorithm 1), as latent consistency models
 /// run it (Luo et al. 2023, section 4): to the clean latents in one leap, then fresh noise of the next level.
@@ -50,14 +46,6 @@ impl Sampler for Lcm {
         }
         Ok(())
     }
-}
-
-/// The timesteps of `steps` of the teacher's steps, evenly chosen from the last on; `steps` is at most
-/// [`TRAINED_STEPS`] and `len`.
-pub(super) fn timesteps(len: usize, steps: usize) -> Vec<f64> {
-    let trained = TRAINED_STEPS.min(len);
-    let stride = len / trained;
-    (0..steps).map(|i| ((trained - i * trained / steps) * stride - 1) as f64).collect()
 }
 
 #[cfg(test)]
