@@ -7,6 +7,7 @@ mod inspect;
 mod output;
 mod pack;
 mod receipt;
+mod samplers;
 mod verify;
 
 use std::fs::File;

@@ -4,9 +4,11 @@
 mod guide;
 mod mimic;
 mod mix;
+mod typed;
 
 pub use guide::{Guide, Moment};
 pub use mimic::{Measure, Mimic, Origin};
+pub use typed::{Scales, Within};
 
 use crate::schedule::Schedule;
 use crate::{Error, ErrorKind};
@@ -33,6 +35,7 @@ pub struct Guidance {
     /// Of the prompts.
     weights: Vec<f64>,
     interval: Option<Interval>,
+    keeps_base: bool,
 }
 
 /// What is done with the predictions.
@@ -180,7 +183,7 @@ impl Guidance {
 
     /// Guidance by one prompt at all noise levels; [`ErrorKind::Usage`] for settings that cannot be used.
     pub fn by(method: Method, scale: f64) -> Result<Self, Error> {
-        let guidance = Self { method: method.checked()?, scales: vec![], weights: vec![1.0], interval: None };
+        let guidance = Self { method: method.checked()?, scales: vec![], weights: vec![1.0], interval: None, keeps_base: false };
         guidance.with_scales(vec![scale], 1)
     }
 
@@ -224,6 +227,13 @@ impl Guidance {
         Self { interval: Some(interval), ..self }
     }
 
+    /// With the base predicted in every step, also where the step goes by `cond` alone: for samplers that use it for
+    /// themselves (Chung et al. 2024, "CFG++").
+    #[must_use]
+    pub fn with_base(self) -> Self {
+        Self { keeps_base: true, ..self }
+    }
+
     /// What is done with the predictions.
     pub fn method(&self) -> Method {
         self.method
@@ -261,7 +271,7 @@ impl Guidance {
     fn needed(&self, scale: f64, is_inside: bool, is_residue_known: bool) -> usize {
         let prompts = self.weights.len();
         let is_plain = self.is_plain(scale, is_inside);
-        let needs_base = !is_plain || self.base_weight() != 0.0;
+        let needs_base = !is_plain || self.keeps_base || self.base_weight() != 0.0;
         match self.method {
             Method::Residual { residue: Residue::Source, .. } => prompts,
             Method::Residual { residue: Residue::FirstNegative, .. } => {

@@ -12,6 +12,7 @@ pub mod guidance;
 pub mod manifest;
 pub mod manual;
 pub mod model;
+mod name;
 pub mod noise;
 pub mod pack;
 pub mod picture;

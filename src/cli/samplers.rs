@@ -1,6 +1,7 @@
 //! `--sampler help` and `--schedule help`: tables of what there is. It knows how they look, and nothing of what they do.
 
 use calotype::sampler::{About, SamplerKind};
+use calotype::schedule::ScheduleKind;
 use serde_json::{Value, json};
 
 use super::Report;
@@ -24,6 +25,12 @@ pub(super) fn report() -> Report {
         })
     });
     Report { text: table(), json: json!({ "samplers": json }) }
+}
+
+/// A line per schedule.
+pub(super) fn report_schedules() -> Report {
+    let names: Vec<&str> = ScheduleKind::names().collect();
+    Report { text: names.join("\n") + "\n", json: json!({ "schedules": names }) }
 }
 
 fn name(name: &str) -> Value {

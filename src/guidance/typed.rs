@@ -225,7 +225,7 @@ impl FromStr for Method {
             "zerostar" | "cfgzerostar" | "cfgzero" => Self::ZeroStar { zero_steps: 1, rescale: 0.0 },
             "mimic" | "dynamicthresholding" | "dynthres" => Self::DynamicThreshold(Mimic::default()),
             "residual" | "rcfg" => Self::Residual { residue: Residue::FirstNegative, delta: 1.0 },
-            bare => return Err(name::unknown(WHAT, NAMES, text, bare)),
+            _ => return Err(name::unknown(WHAT, NAMES, typed)),
         };
         for setting in settings {
             let Setting { name, .. } = setting;

@@ -1,6 +1,10 @@
 //! Thresholding: clean latents kept in the range of the data, for models whose data has one.
 //! It knows nothing of how they were predicted.
 
+use std::fmt;
+use std::str::FromStr;
+
+use crate::name::{self, Setting};
 use crate::{Error, ErrorKind};
 
 /// How clean latents are kept in range: a setting of models that work on pixels. Latents of a VAE have no sharp range,
@@ -37,6 +41,47 @@ impl Thresholding {
             return Err(Error::new(ErrorKind::Usage, message).help("at 1 it only clips"));
         }
         Ok(Self(Kind::Dynamic { ratio, max }))
+    }
+}
+
+impl fmt::Display for Thresholding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&match self.0 {
+            Kind::Static { range } => format!("static:range={range}"),
+            Kind::Dynamic { ratio, max } => format!("dynamic:ratio={ratio},max={max}"),
+        })
+    }
+}
+
+impl FromStr for Thresholding {
+    type Err = Error;
+
+    /// Reads `static:range=1` or `dynamic:ratio=0.995,max=1`, the numbers of diffusers where they are left out;
+    /// [`ErrorKind::Usage`] for anything else.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        const WHAT: &str = "thresholding";
+        let (typed, settings) = name::settings(text);
+        let mut kind = match name::bare(typed).as_str() {
+            "static" => Kind::Static { range: 1.0 },
+            "dynamic" => Kind::Dynamic { ratio: 0.995, max: 1.0 },
+            _ => return Err(name::unknown(WHAT, ["static", "dynamic"], typed)),
+        };
+        for setting in settings {
+            let Setting { name, .. } = setting;
+            match (&mut kind, name) {
+                (Kind::Static { range }, "range") => *range = setting.read(WHAT)?,
+                (Kind::Dynamic { ratio, .. }, "ratio") => *ratio = setting.read(WHAT)?,
+                (Kind::Dynamic { max, .. }, "max") => *max = setting.read(WHAT)?,
+                _ => {
+                    let got = format!("{WHAT}: {typed}: expected other settings, got {name:?}");
+                    return Err(Error::new(ErrorKind::Usage, got).help(format!("it has {}", Self(kind))));
+                }
+            }
+        }
+        match kind {
+            Kind::Static { range } => Self::fixed(range),
+            Kind::Dynamic { ratio, max } => Self::dynamic(ratio, max),
+        }
     }
 }
 
@@ -96,6 +141,23 @@ pub(crate) fn quantile(values: &mut [f32], q: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn text_reads_as_it_is_written() {
+        for text in ["static:range=2", "dynamic:ratio=0.9,max=3"] {
+            assert_eq!(text.parse::<Thresholding>().unwrap().to_string(), text);
+        }
+        assert_eq!("dynamic".parse::<Thresholding>().unwrap(), Thresholding::dynamic(0.995, 1.0).unwrap());
+        for (text, message) in [
+            ("statik", "did you mean static?"),
+            ("static:ratio=1", "expected other settings, got \"ratio\"; it has static:range=1"),
+            ("static:range=-1", "expected a range above 0, got -1"),
+            ("dynamic:max=x", "thresholding: max: expected a number, got \"x\""),
+        ] {
+            let error = text.parse::<Thresholding>().expect_err(text);
+            assert!(error.to_string().contains(message), "{error}");
+        }
+    }
     use crate::noise::{NoiseSource, TorchCpu};
 
     fn normal(len: usize, scale: f32) -> Vec<f32> {

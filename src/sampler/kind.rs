@@ -10,7 +10,7 @@ use super::er_sde;
 use super::method::{Bh, Key, Settings, Solver, StepNoiseKind, Third, Variance};
 use super::unipc;
 use crate::schedule::{Grid, ScheduleKind};
-use crate::{Error, ErrorKind};
+use crate::{Error, name};
 
 /// The kinds of sampling methods. What each is, and what it is called elsewhere, is in its [`About`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -545,44 +545,15 @@ impl FromStr for SamplerKind {
     fn from_str(text: &str) -> Result<Self, Error> {
         let typed = bare(text);
         let is_named = |kind: &Self| kind.about().names().any(|name| bare(name) == typed);
-        if let Some(kind) = Self::ALL.into_iter().find(is_named) {
-            return Ok(kind);
-        }
-        let names = Self::ALL.map(|kind| kind.about().name).join(", ");
-        let mut error =
-            Error::new(ErrorKind::Usage, format!("sampler: expected one of {names}, got {text:?}"));
-        // Measuring an endless name is not worth a suggestion.
-        if typed.len() < 32 {
-            let distance = |kind: &Self| {
-                let names = kind.about().names().map(|name| edit_distance(&bare(name), &typed));
-                names.min().unwrap_or(usize::MAX)
-            };
-            let nearest = Self::ALL.into_iter().min_by_key(distance).expect("there are kinds");
-            error = error.help(format!("did you mean {nearest}?"));
-        }
-        Err(error)
+        let known = Self::ALL.into_iter().find(is_named);
+        known.ok_or_else(|| name::unknown("sampler", Self::ALL.map(|kind| kind.about().name), text))
     }
 }
 
-/// A name without case, spaces and punctuation, and without the word that ends all names in diffusers.
+/// A name as it is compared, without the word that ends all names in diffusers.
 fn bare(name: &str) -> String {
-    let bare: String =
-        name.to_lowercase().replace("++", "pp").chars().filter(|c| c.is_alphanumeric()).collect();
+    let bare = name::bare(name);
     bare.strip_suffix("scheduler").map(str::to_owned).unwrap_or(bare)
-}
-
-/// How many letters must be put in, taken out or exchanged to make one word of the other (Levenshtein 1966).
-fn edit_distance(one: &str, other: &str) -> usize {
-    let mut row: Vec<usize> = (0..=other.chars().count()).collect();
-    for (i, a) in one.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, b) in other.chars().enumerate() {
-            let exchanged = diagonal + usize::from(a != b);
-            diagonal = row[j + 1];
-            row[j + 1] = exchanged.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[row.len() - 1]
 }
 
 #[cfg(test)]
@@ -590,6 +561,7 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
+    use crate::ErrorKind;
 
     #[test]
     fn every_kind_reads_every_name_it_has() {
@@ -650,16 +622,6 @@ mod tests {
             let adds = about.defaults.eta > 0.0 || kind == SamplerKind::Lcm;
             assert_eq!(about.is_stochastic, adds, "{kind}");
             assert!(about.defaults.order <= about.max_order || !about.keys.contains(&Key::Order), "{kind}");
-        }
-    }
-
-    #[test]
-    fn edit_distance_counts_edits() {
-        for (one, other, edits) in
-            [("", "", 0), ("abc", "", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2)]
-        {
-            assert_eq!(edit_distance(one, other), edits, "{one} {other}");
-            assert_eq!(edit_distance(other, one), edits, "{other} {one}");
         }
     }
 }

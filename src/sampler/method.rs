@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::kind::SamplerKind;
+use crate::name::{self, Setting};
 use crate::schedule::ScheduleKind;
 use crate::{Error, ErrorKind};
 
@@ -115,20 +116,16 @@ impl Method {
         self.settings
     }
 
-    fn set(&mut self, name: &str, value: &str) -> Result<(), Error> {
+    fn set(&mut self, setting: Setting<'_>) -> Result<(), Error> {
         let about = self.kind.about();
-        let refuse = |expected: String| {
-            Err(Error::new(ErrorKind::Usage, format!("sampler: {}: expected {expected}", self.kind)))
-        };
-        let Some(key) = about.keys.iter().find(|key| key.name() == name) else {
-            let names = about.keys.iter().map(|key| key.name()).collect::<Vec<_>>().join(", ");
+        let what = format!("sampler: {}", self.kind);
+        let Some(key) = about.keys.iter().find(|key| key.name() == setting.name) else {
+            let names = about.settings().collect::<Vec<_>>().join(", ");
             let expected = if names.is_empty() { "no settings".into() } else { format!("settings of {names}") };
-            return refuse(format!("{expected}, got {name:?}"));
+            let got = format!("{what}: expected {expected}, got {:?}", setting.name);
+            return Err(Error::new(ErrorKind::Usage, got));
         };
-        match key.set(&mut self.settings, value, about.max_order) {
-            Some(()) => Ok(()),
-            None => refuse(format!("{name} to be {}, got {value:?}", key.values(about.max_order))),
-        }
+        key.set(&mut self.settings, setting, about.max_order, &what)
     }
 }
 
@@ -141,16 +138,11 @@ impl From<SamplerKind> for Method {
 impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let about = self.kind.about();
-        let mut text = self.kind.to_string();
-        let mut separator = ':';
-        for key in about.keys {
+        let changed = about.keys.iter().filter_map(|key| {
             let value = key.get(&self.settings);
-            if value != key.get(&about.defaults) {
-                text += &format!("{separator}{}={value}", key.name());
-                separator = ',';
-            }
-        }
-        f.pad(&text)
+            (value != key.get(&about.defaults)).then_some((key.name(), value))
+        });
+        f.pad(&name::with_settings(about.name, &changed.collect::<Vec<_>>()))
     }
 }
 
@@ -159,11 +151,10 @@ impl FromStr for Method {
 
     /// Reads a name as [`SamplerKind`] does, and settings; [`ErrorKind::Usage`] for what is neither.
     fn from_str(text: &str) -> Result<Self, Error> {
-        let (name, settings) = text.split_once(':').unwrap_or((text, ""));
+        let (name, settings) = name::settings(text);
         let mut method = Self::from(name.parse::<SamplerKind>()?);
-        for setting in settings.split(',').filter(|setting| !setting.trim().is_empty()) {
-            let (name, value) = setting.split_once('=').unwrap_or((setting, ""));
-            method.set(name.trim(), value.trim())?;
+        for setting in settings {
+            method.set(setting)?;
         }
         if method.settings.s_tmin > method.settings.s_tmax {
             return Err(Error::new(
@@ -258,81 +249,55 @@ impl Key {
         }
     }
 
-    /// What it may be, in words.
-    fn values(self, max_order: usize) -> String {
+    /// Sets it; [`ErrorKind::Usage`] for what it cannot be.
+    fn set(
+        self,
+        settings: &mut Settings,
+        setting: Setting<'_>,
+        max_order: usize,
+        what: &str,
+    ) -> Result<(), Error> {
+        let number = |expected: &str, fits: &dyn Fn(f64) -> bool| {
+            let number = setting.value.parse::<f64>().ok().filter(|number| fits(*number));
+            number.ok_or_else(|| setting.refused(what, expected))
+        };
+        let from_0 = || number("a number from 0 up", &|number| number.is_finite() && number >= 0.0);
         match self {
-            Self::Eta => "a number from 0 to 1".into(),
-            Self::SNoise | Self::SChurn | Self::STmin => "a number from 0 up".into(),
-            Self::STmax => "a number from 0 up, or inf".into(),
-            Self::Order => format!("1 to {max_order}"),
-            Self::Solver => "midpoint or heun".into(),
-            Self::Bh => "bh1 or bh2".into(),
-            Self::Third => "published or exact".into(),
-            Self::LowerFinal => "on or off".into(),
-            Self::Variance => "small or large".into(),
-            Self::R => "a number above 0, at most 1".into(),
-            Self::Noise => "stream or tree".into(),
-        }
-    }
-
-    /// Sets it; `None` for what it cannot be.
-    fn set(self, settings: &mut Settings, value: &str, max_order: usize) -> Option<()> {
-        let number = |fits: &dyn Fn(f64) -> bool| value.parse::<f64>().ok().filter(|number| fits(*number));
-        let positive = |number: f64| number.is_finite() && number >= 0.0;
-        match self {
-            Self::Eta => settings.eta = number(&|eta| (0.0..=1.0).contains(&eta))?,
-            Self::SNoise => settings.s_noise = number(&positive)?,
-            Self::SChurn => settings.s_churn = number(&positive)?,
-            Self::STmin => settings.s_tmin = number(&positive)?,
-            Self::STmax => settings.s_tmax = number(&|level| level >= 0.0)?,
+            Self::Eta => {
+                settings.eta = number("a number from 0 to 1", &|eta| (0.0..=1.0).contains(&eta))?;
+            }
+            Self::SNoise => settings.s_noise = from_0()?,
+            Self::SChurn => settings.s_churn = from_0()?,
+            Self::STmin => settings.s_tmin = from_0()?,
+            Self::STmax => settings.s_tmax = number("a number from 0 up, or inf", &|level| level >= 0.0)?,
             Self::Order => {
-                settings.order = value.parse().ok().filter(|order| (1..=max_order).contains(order))?;
+                let order = setting.value.parse().ok().filter(|order| (1..=max_order).contains(order));
+                settings.order =
+                    order.ok_or_else(|| setting.refused(what, &format!("1 to {max_order}")))?;
             }
             Self::Solver => {
-                settings.solver = match value {
-                    "midpoint" => Solver::Midpoint,
-                    "heun" => Solver::Heun,
-                    _ => return None,
-                }
+                let solvers = [("midpoint", Solver::Midpoint), ("heun", Solver::Heun)];
+                settings.solver = setting.choose(what, solvers)?;
             }
-            Self::Bh => {
-                settings.bh = match value {
-                    "bh1" => Bh::Bh1,
-                    "bh2" => Bh::Bh2,
-                    _ => return None,
-                }
-            }
+            Self::Bh => settings.bh = setting.choose(what, [("bh1", Bh::Bh1), ("bh2", Bh::Bh2)])?,
             Self::Third => {
-                settings.third = match value {
-                    "published" => Third::Published,
-                    "exact" => Third::Exact,
-                    _ => return None,
-                }
+                let forms = [("published", Third::Published), ("exact", Third::Exact)];
+                settings.third = setting.choose(what, forms)?;
             }
             Self::LowerFinal => {
-                settings.lower_final = match value {
-                    "on" => true,
-                    "off" => false,
-                    _ => return None,
-                }
+                settings.lower_final = setting.choose(what, [("on", true), ("off", false)])?;
             }
             Self::Variance => {
-                settings.variance = match value {
-                    "small" => Variance::Small,
-                    "large" => Variance::Large,
-                    _ => return None,
-                }
+                let variances = [("small", Variance::Small), ("large", Variance::Large)];
+                settings.variance = setting.choose(what, variances)?;
             }
-            Self::R => settings.r = number(&|r| r > 0.0 && r <= 1.0)?,
+            Self::R => settings.r = number("a number above 0, at most 1", &|r| r > 0.0 && r <= 1.0)?,
             Self::Noise => {
-                settings.noise = match value {
-                    "stream" => StepNoiseKind::Stream,
-                    "tree" => StepNoiseKind::Tree,
-                    _ => return None,
-                }
+                let kinds = [("stream", StepNoiseKind::Stream), ("tree", StepNoiseKind::Tree)];
+                settings.noise = setting.choose(what, kinds)?;
             }
         }
-        Some(())
+        Ok(())
     }
 
     /// Its value as text, as [`Key::set`] reads it.
@@ -385,18 +350,18 @@ mod tests {
         for (text, message) in [
             ("euler:eta=0.5", "sampler: euler: expected settings of s_noise, s_churn, s_tmin, s_tmax, got \"eta\""),
             ("lcm:eta=0.5", "sampler: lcm: expected no settings, got \"eta\""),
-            ("ddim:eta=1.5", "sampler: ddim: expected eta to be a number from 0 to 1, got \"1.5\""),
-            ("ddim:eta=nan", "expected eta to be a number from 0 to 1, got \"nan\""),
-            ("ddim:eta", "expected eta to be a number from 0 to 1, got \"\""),
+            ("ddim:eta=1.5", "sampler: ddim: eta: expected a number from 0 to 1, got \"1.5\""),
+            ("ddim:eta=nan", "eta: expected a number from 0 to 1, got \"nan\""),
+            ("ddim:eta", "eta: expected a number from 0 to 1, got \"\""),
             ("ddim:=", "got \"\""),
-            ("euler-a:s_noise=inf", "expected s_noise to be a number from 0 up"),
-            ("unipc:order=4", "expected order to be 1 to 3, got \"4\""),
-            ("unipc:order=0", "expected order to be 1 to 3"),
-            ("unipc:solver=heun", "expected solver to be bh1 or bh2"),
-            ("dpm++2m:solver=bh1", "expected solver to be midpoint or heun"),
-            ("dpm++sde:r=0", "expected r to be a number above 0, at most 1"),
+            ("euler-a:s_noise=inf", "s_noise: expected a number from 0 up"),
+            ("unipc:order=4", "order: expected 1 to 3, got \"4\""),
+            ("unipc:order=0", "order: expected 1 to 3"),
+            ("unipc:solver=heun", "solver: expected bh1 or bh2"),
+            ("dpm++2m:solver=bh1", "solver: expected midpoint or heun"),
+            ("dpm++sde:r=0", "r: expected a number above 0, at most 1"),
             ("euler:s_tmin=5,s_tmax=1", "expected s_tmin up to s_tmax, got 5 and 1"),
-            ("dpm++2m-sde:noise=pink", "expected noise to be stream or tree"),
+            ("dpm++2m-sde:noise=pink", "noise: expected stream or tree"),
         ] {
             let error = text.parse::<Method>().expect_err(text);
             assert_eq!(error.kind(), ErrorKind::Usage, "{text}");

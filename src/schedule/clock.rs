@@ -16,6 +16,28 @@ pub struct Clock {
 pub(super) enum Time {
     /// Training timesteps of a curve.
     Curve(NoiseCurve),
+    /// The level as a share of the training timesteps.
+    Flow { train_timesteps: f64 },
+    /// The fourth part of the level's logarithm.
+    Edm,
+}
+
+impl Time {
+    pub(super) fn of_sigma(&self, sigma: f64) -> f64 {
+        match self {
+            Self::Curve(curve) => curve.timestep_of_sigma(sigma),
+            Self::Flow { train_timesteps } => sigma * train_timesteps,
+            Self::Edm => sigma.ln() / 4.0,
+        }
+    }
+
+    fn sigma(&self, timestep: f64) -> f64 {
+        match self {
+            Self::Curve(curve) => curve.sigma_of_timestep(timestep),
+            Self::Flow { train_timesteps } => timestep / train_timesteps,
+            Self::Edm => (4.0 * timestep).exp(),
+        }
+    }
 }
 
 impl Clock {
@@ -28,23 +50,21 @@ impl Clock {
     }
 
     /// The timestep of a level above 0: the schedule's own where `sigma` is one of its levels, which may have been
-    /// rounded; elsewhere the curve's [`timestep_of_sigma`](NoiseCurve::timestep_of_sigma).
+    /// rounded; elsewhere the curve's [`timestep_of_sigma`](NoiseCurve::timestep_of_sigma), or what the model knows in
+    /// place of a curve.
     pub fn timestep(&self, sigma: f64) -> f64 {
         let at = self.levels.partition_point(|&(level, _)| level > sigma);
         match self.levels.get(at) {
             Some(&(level, timestep)) if level == sigma => timestep,
-            _ => match &self.time {
-                Time::Curve(curve) => curve.timestep_of_sigma(sigma),
-            },
+            _ => self.time.of_sigma(sigma),
         }
     }
 
-    /// The level of a timestep: the curve's [`sigma_of_timestep`](NoiseCurve::sigma_of_timestep).
+    /// The level of a timestep of the model: the curve's [`sigma_of_timestep`](NoiseCurve::sigma_of_timestep), or what
+    /// the model knows in place of a curve.
     ///
     /// At whole timesteps it is the inverse of [`timestep`](Self::timestep), but for levels whose own were rounded.
     pub fn sigma(&self, timestep: f64) -> f64 {
-        match &self.time {
-            Time::Curve(curve) => curve.sigma_of_timestep(timestep),
-        }
+        self.time.sigma(timestep)
     }
 }
