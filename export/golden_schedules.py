@@ -24,7 +24,7 @@ from typing import Any
 
 import diffusers
 import numpy as np
-import scipy
+import scipy.stats
 import torch
 from diffusers.schedulers.scheduling_utils import AysSchedules
 from numpy.typing import NDArray
@@ -51,7 +51,7 @@ CURVES: dict[str, dict[str, Any]] = {
         "rescale_betas_zero_snr": True,
     },
 }
-SPACINGS = {
+SPACINGS: dict[str, dict[str, Any]] = {
     "leading:offset=0": {"timestep_spacing": "leading", "steps_offset": 0},
     "leading": {"timestep_spacing": "leading", "steps_offset": 1},
     "linspace": {"timestep_spacing": "linspace"},

@@ -695,7 +695,7 @@ mod tests {
         );
         refuses(
             Editing,
-            Draft { image_guidance: Some(1.5), guidance: Some(1.0), ..with_init() },
+            Draft { image_guidance: Some(1.5), guidance: Some(1.0.into()), ..with_init() },
             "image guidance: expected guidance other than 1, got 1",
         );
         let level = |level| Draft { init: init(8, 8), noise_level: Some(level), ..Draft::default() };

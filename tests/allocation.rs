@@ -11,12 +11,12 @@ use calotype::engine::{Session, SessionOptions, TensorRef};
 use calotype::graph::Dim;
 use calotype::guidance::{Guidance, Guide, Method, Mimic, Moment, Residue};
 use calotype::model::Model;
-use calotype::noise::TorchCpu;
+use calotype::noise::{BrownianTree, Rng, StepNoise, TorchCpu};
 use calotype::pipeline::{Options, Pipeline};
 use calotype::prediction::{Prediction, Thresholder, Thresholding};
 use calotype::request::{Draft, Request};
-use calotype::sampler::{Denoise, SamplerKind};
-use calotype::schedule::{Betas, NoiseCurve, Spacing};
+use calotype::sampler::{Denoise, Method as Sampling, SamplerKind, StepNoiseKind};
+use calotype::schedule::{Betas, NoiseCurve, Schedule, ScheduleKind};
 use calotype::tensor::LatentShape;
 use image::{GrayImage, RgbImage};
 
@@ -80,7 +80,7 @@ struct Guided {
 }
 
 impl Denoise for Guided {
-    fn denoise(&mut self, x: &[f32], sigma: f64, _timestep: f64, out: &mut [f32]) -> Result<(), Error> {
+    fn denoise(&mut self, x: &[f32], sigma: f64, out: &mut [f32]) -> Result<(), Error> {
         for (output, x) in self.output.chunks_exact_mut(x.len()).flat_map(|copy| copy.iter_mut().zip(x)) {
             *output = x * self.prediction.input_scale(sigma) as f32;
         }
@@ -102,19 +102,30 @@ fn a_step_of_any_sampler_allocates_nothing() {
     let curve = NoiseCurve::new(betas, 1000).unwrap();
     for kind in SamplerKind::ALL {
         for prediction in [Prediction::Epsilon, Prediction::V, Prediction::Sample] {
-            let schedule = kind.schedule(&curve, Spacing::Trailing, 8).unwrap();
+            let schedule = Schedule::of(&ScheduleKind::KARRAS, &curve, kind.grid(), 8).unwrap();
+            let method = Sampling::from(kind);
             let mut denoiser = Guided {
                 prediction,
                 guide: Guide::new(Guidance::new(5.0).unwrap(), prediction, SHAPE),
                 output: vec![0.0; 2 * LEN],
             };
-            let (mut sampler, mut noise, mut x) = (kind.build(LEN), TorchCpu::new(1), vec![1.0; LEN]);
+            let (mut sampler, mut x) = (method.build(&schedule, LEN), vec![1.0; LEN]);
+            let (mut stream, mut tree) = (TorchCpu::new(1), tree(&schedule));
+            let noise: &mut dyn StepNoise = match method.settings().noise {
+                StepNoiseKind::Stream => &mut stream,
+                StepNoiseKind::Tree => &mut tree,
+            };
             for step in schedule.steps() {
-                let calls = allocations(|| sampler.step(&mut x, step, &mut denoiser, &mut noise).unwrap());
+                let calls = allocations(|| sampler.step(&mut x, step, &mut denoiser, noise).unwrap());
                 assert_eq!(calls, 0, "{kind}, {prediction:?}, step {}", step.index);
             }
         }
     }
+}
+
+fn tree(schedule: &Schedule) -> BrownianTree {
+    let steps = schedule.steps();
+    BrownianTree::new(Rng::Torch, LEN, steps[steps.len() - 1].from, steps[0].from, 1).unwrap()
 }
 
 #[test]
@@ -156,7 +167,7 @@ fn a_step_of_the_pipeline_allocates_no_more_than_running_its_unet() {
     let (init, mask) = (RgbImage::new(128, 128), GrayImage::new(128, 128));
     for (sampler, is_masked) in SamplerKind::ALL.into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
         let draft = Draft {
-            sampler: Some(sampler),
+            sampler: Some(sampler.into()),
             steps: Some(5),
             seed: Some(1),
             init: is_masked.then(|| init.clone()),
@@ -173,7 +184,9 @@ fn a_step_of_the_pipeline_allocates_no_more_than_running_its_unet() {
             })
             .unwrap();
         let per_step: Vec<usize> = marks.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        assert_eq!(per_step, [alone; 4], "{sampler}, masked: {is_masked}");
+        // The last step, to 0, asks once.
+        let asked = [sampler.about().evaluations * alone; 3].into_iter().chain([alone]);
+        assert_eq!(per_step, asked.collect::<Vec<_>>(), "{sampler}, masked: {is_masked}");
     }
 }
 

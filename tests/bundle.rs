@@ -113,7 +113,7 @@ fn noise_on_what_is_enlarged() {
     for (field, value, message) in [
         ("max_level", 1000.into(), "low_res: noise level: expected at most 999, got up to 1000"),
         ("train_timesteps", 1.into(), "low_res: noise curve: expected 2 to 100000 timesteps, got 1"),
-        ("end", 1.5.into(), "low_res: noise curve: sigma["),
+        ("end", 1.5.into(), "low_res: noise curve: beta["),
         ("colour", 1.into(), "unknown field `colour`"),
     ] {
         let mut damaged = manifest.clone();

@@ -7,8 +7,7 @@ use calotype::guidance::{
     Guidance, Guide, Interval, Measure, Method, Mimic, Moment, Origin, Residue, View, embedding,
 };
 use calotype::prediction::{Prediction, Thresholder, Thresholding};
-use calotype::sampler::SamplerKind;
-use calotype::schedule::{Betas, NoiseCurve, Spacing};
+use calotype::schedule::{Betas, Grid, NoiseCurve, Schedule, ScheduleKind, Spacing};
 use calotype::tensor::LatentShape;
 use serde::Deserialize;
 
@@ -255,7 +254,8 @@ fn intervals_hold_the_steps_that_diffusers_guides() {
     let curve = NoiseCurve::new(Betas::ScaledLinear { start: 0.00085, end: 0.012 }, 1000).unwrap();
     for IntervalCase { steps, start, stop, guided } in golden().intervals {
         assert!(guided.contains(&true) && guided.contains(&false));
-        let schedule = SamplerKind::Euler.schedule(&curve, Spacing::Trailing, steps).unwrap();
+        let kind = ScheduleKind::Spaced(Spacing::Trailing);
+        let schedule = Schedule::of(&kind, &curve, Grid::Fractional, steps).unwrap();
         let interval = Interval::of_steps(start, stop, &schedule).unwrap();
         let guidance = Guidance::new(7.5).unwrap().within(interval);
         let guide = Guide::new(guidance, Prediction::Epsilon, SHAPE);

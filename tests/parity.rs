@@ -8,6 +8,7 @@ use std::path::Path;
 use calotype::model::Model;
 use calotype::pipeline::{Options, Pipeline};
 use calotype::request::{Draft, Request};
+use calotype::sampler::Sampling;
 use calotype::weights::Weights;
 use image::RgbImage;
 use serde::Deserialize;
@@ -53,11 +54,13 @@ impl Golden {
     }
 
     fn request(&self, case: &Case, pipeline: &Pipeline) -> Request {
+        let sampling: Sampling = case.sampler.parse().unwrap();
         let draft = Draft {
             prompt: case.prompt.clone(),
             steps: Some(self.steps),
-            guidance: Some(case.guidance),
-            sampler: Some(case.sampler.parse().unwrap()),
+            guidance: Some(case.guidance.into()),
+            sampler: Some(sampling.method),
+            schedule: sampling.schedule,
             seed: Some(self.seed),
             ..Draft::default()
         };

@@ -570,3 +570,64 @@ impl Scheduler {
         method.parse().ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scheduler(json: &str) -> Scheduler {
+        parse_json("scheduler_config.json", json.as_bytes()).unwrap()
+    }
+
+    fn betas(json: &str) -> Betas {
+        scheduler(json).betas("scheduler_config.json").unwrap()
+    }
+
+    #[test]
+    fn betas_of_scheduler_configs() {
+        assert_eq!(betas("{}"), Betas::Linear { start: 0.0001, end: 0.02 });
+        assert_eq!(
+            betas(r#"{"beta_schedule": "sigmoid", "beta_end": 0.5}"#),
+            Betas::Sigmoid { start: 0.0001, end: 0.5 }
+        );
+        assert_eq!(
+            betas(r#"{"beta_schedule": "scaled_linear", "trained_betas": [0.1, 0.2]}"#),
+            Betas::Trained(vec![0.1, 0.2])
+        );
+        assert_eq!(
+            betas(r#"{"trained_betas": null, "rescale_betas_zero_snr": true}"#),
+            Betas::ZeroTerminalSnr(Box::new(Betas::Linear { start: 0.0001, end: 0.02 }))
+        );
+        let error = scheduler(r#"{"beta_schedule": "cosine"}"#).betas("x").expect_err("cosine");
+        assert_eq!(error.kind(), ErrorKind::Model);
+        assert!(error.to_string().contains("squaredcos_cap_v2 or sigmoid, got cosine"), "{error}");
+    }
+
+    #[test]
+    fn models_trained_down_to_noise_start_from_it() {
+        let zero = r#"{"_class_name": "EulerDiscreteScheduler", "rescale_betas_zero_snr": true"#;
+        assert_eq!(scheduler(&format!("{zero}}}")).spacing(), Spacing::Trailing);
+        let said = format!(r#"{zero}, "timestep_spacing": "leading", "steps_offset": 1}}"#);
+        assert_eq!(scheduler(&said).spacing(), Spacing::Leading { offset: 1 });
+        let stable_diffusion = Scheduler::stable_diffusion();
+        let plain = stable_diffusion.betas("x").unwrap();
+        assert_eq!(stable_diffusion.spacing(), Spacing::Leading { offset: 1 });
+        let rescaled = stable_diffusion.to_zero_terminal_snr();
+        assert_eq!(rescaled.betas("x").unwrap(), Betas::ZeroTerminalSnr(Box::new(plain)));
+        assert_eq!(rescaled.spacing(), Spacing::Trailing);
+    }
+
+    #[test]
+    fn schedules_of_scheduler_configs() {
+        for (json, name) in [
+            (r#"{"use_karras_sigmas": true, "use_beta_sigmas": false}"#, Some("karras")),
+            (r#"{"use_exponential_sigmas": true}"#, Some("exponential")),
+            (r#"{"use_karras_sigmas": false, "use_beta_sigmas": true}"#, Some("beta")),
+            (r#"{"use_karras_sigmas": null}"#, None),
+            ("{}", None),
+        ] {
+            let schedule = scheduler(json).schedule().map(|kind| kind.to_string());
+            assert_eq!(schedule.as_deref(), name, "{json}");
+        }
+    }
+}

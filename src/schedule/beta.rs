@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn shares_have_their_closed_form() {
         for a in [0.1, 0.6, 3.0, 50.0] {
-            for x in [1e-6, 0.1, 0.5, 0.9, 0.999] {
+            for x in [1e-6, 0.1, 0.5, 0.9, 0.999f64] {
                 let exact = x.powf(a) * (1.0 + a * (1.0 - x));
                 assert!((share(x, a, 2.0) - exact).abs() < 1e-13, "{a}, {x}: {}", share(x, a, 2.0));
             }

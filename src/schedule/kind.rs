@@ -89,6 +89,9 @@ pub enum AysTable {
 }
 
 /// Every kind with its default numbers, under its name here and then the names that others gave it.
+///
+/// Leading timesteps are offset by 1 as in the schedulers of all published Stable Diffusions; ComfyUI's `ddim_uniform` is
+/// the same where the steps divide the curve, and elsewhere has more steps than were asked for.
 static NAMED: [(ScheduleKind, &[&str]); 17] = [
     (ScheduleKind::Spaced(Spacing::Leading { offset: 1 }), &["leading", "ddim-uniform", "ddim"]),
     (ScheduleKind::Spaced(Spacing::Linspace), &["linspace"]),

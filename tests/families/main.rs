@@ -246,7 +246,7 @@ fn request(picture: &Picture, pipeline: &Pipeline) -> Request {
         noise_level: number("noise_level").map(|level| level as usize),
         steps: number("num_inference_steps").map(|steps| steps as usize),
         // diffusers takes every scale up to 1 for none.
-        guidance: number("guidance_scale").map(|scale| scale.max(1.0)),
+        guidance: number("guidance_scale").map(|scale| scale.max(1.0).into()),
         sampler: Some(sampler.parse().unwrap()),
         seed: Some(picture.seed),
     };
