@@ -533,10 +533,15 @@ mod tests {
 
     #[test]
     fn what_has_no_deviation_is_not_rescaled() {
-        let flat = vec![0.3; LEN];
-        assert_eq!(combined(guide(Method::Cfg { rescale: 1.0 }, 7.5), &[&flat, &flat]), flat);
-        let method = Method::DynamicThreshold(Mimic { measure: Measure::Deviation, ..Mimic::default() });
-        assert_eq!(combined(guide(method, 7.5), &[&flat, &flat]), flat);
+        for value in (1..100).map(|k| 0.137 * k as f32) {
+            let (uncond, cond) = (vec![value; LEN], vec![-0.7 * value; LEN]);
+            let run = |method| combined(guide(method, 7.5), &[&uncond, &cond]);
+            assert_eq!(run(Method::Cfg { rescale: 1.0 }), run(CFG), "{value}");
+            for (measure, origin) in [(Measure::Deviation, Origin::Zero), (Measure::Largest, Origin::Mean)] {
+                let mimic = Mimic { measure, origin, ..Mimic::default() };
+                assert_eq!(run(Method::DynamicThreshold(mimic)), run(CFG), "{value}, {mimic:?}");
+            }
+        }
     }
 
     #[test]

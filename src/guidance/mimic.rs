@@ -110,13 +110,14 @@ fn to_distances(values: &mut [f32], plane: usize) {
     }
 }
 
+/// From the first value on, so that the mean of one value throughout is exactly that.
 fn mean(values: &[f32]) -> f64 {
-    values.iter().map(|&value| f64::from(value)).sum::<f64>() / values.len() as f64
+    let pivot = f64::from(values[0]);
+    pivot + values.iter().map(|&value| f64::from(value) - pivot).sum::<f64>() / values.len() as f64
 }
 
-/// The standard deviation of values with these distances from their mean, with one degree of freedom less than there
-/// are values.
+/// The standard deviation of values with these distances from their mean, as in [`super::mix`].
 fn deviation(distances: &[f32]) -> f64 {
     let squares: f64 = distances.iter().map(|&distance| f64::from(distance).powi(2)).sum();
-    (squares / (distances.len() as f64 - 1.0)).sqrt()
+    (squares / distances.len() as f64).sqrt()
 }

@@ -109,10 +109,9 @@ impl Sources<'_> {
         products
     }
 
-    /// The standard deviations of two mixes, estimated with one degree of freedom less than there are values, as
-    /// `torch.std` does.
+    /// The standard deviations of two mixes. (torch divides by one less than the count, which their ratio does not tell.)
     pub(super) fn deviations(self, mixes: [Mix; 2]) -> [f64; 2] {
-        // From the first value on, because the squares of large values would drown small differences.
+        // From the first value on, so that what is one value throughout has exactly none.
         let mut pivots = None;
         let (mut sums, mut squares) = ([0.0; 2], [0.0; 2]);
         self.visit(mixes, |values| {
@@ -124,7 +123,7 @@ impl Sources<'_> {
             }
         });
         let count = self.x.len() as f64;
-        std::array::from_fn(|i| ((squares[i] - sums[i] * sums[i] / count) / (count - 1.0)).max(0.0).sqrt())
+        std::array::from_fn(|i| ((squares[i] - sums[i] * sums[i] / count) / count).max(0.0).sqrt())
     }
 
     fn visit(self, mixes: [Mix; 2], mut with: impl FnMut([f64; 2])) {
