@@ -371,7 +371,7 @@ pub fn embedding(scale: f64, width: usize) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schedule::{Betas, NoiseCurve};
+    use crate::schedule::{Betas, Grid, NoiseCurve, ScheduleKind};
 
     const UNUSABLE: [f64; 4] = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -0.1];
     const MIMIC: Mimic = Mimic {
@@ -481,8 +481,7 @@ mod tests {
     #[test]
     fn unusable_parts_of_the_steps_are_usage_errors() {
         let curve = NoiseCurve::new(Betas::ScaledLinear { start: 0.00085, end: 0.012 }, 1000).unwrap();
-        let timesteps: Vec<f64> = (0..10).rev().map(|step| 100.0 * f64::from(step)).collect();
-        let schedule = Schedule::at_timesteps(&curve, &timesteps).unwrap();
+        let schedule = Schedule::of(&ScheduleKind::KARRAS, &curve, Grid::Fractional, 10).unwrap();
         let cases = [(0.5, 0.2), (0.5, 0.5), (-0.1, 0.5), (0.5, 1.1), (f64::NAN, 0.5), (0.5, f64::NAN)];
         for (start, stop) in cases {
             refused(Interval::of_steps(start, stop, &schedule), &format!("{start} to {stop}"));

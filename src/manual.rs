@@ -5,3 +5,6 @@ pub mod decisions {}
 
 #[doc = include_str!("manual/prompts.md")]
 pub mod prompts {}
+
+#[doc = include_str!("manual/samplers.md")]
+pub mod samplers {}

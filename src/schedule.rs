@@ -150,7 +150,7 @@ impl Schedule {
 
     /// The last `count` steps alone, for latents that are only as noisy as the first of them takes; at least one, and at
     /// most all.
-    pub(crate) fn last(mut self, count: usize) -> Self {
+    pub fn last(mut self, count: usize) -> Self {
         self.steps.drain(..self.steps.len() - count);
         self.steps.iter_mut().enumerate().for_each(|(index, step)| step.index = index);
         self

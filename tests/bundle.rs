@@ -66,7 +66,7 @@ fn every_field_is_needed() {
     for parent in ["", "/components", "/components/unet", TOKENIZER, "/curve", "/latents", "/defaults"] {
         let fields_of_parent = whole.pointer(parent).unwrap().as_object().unwrap().keys();
         // A model may have one text encoder or the other, or both, and only they have tokenizers.
-        const OPTIONAL: [&str; 3] = ["text_encoder", "tokenizer", "vae_encoder"];
+        const OPTIONAL: [&str; 4] = ["text_encoder", "tokenizer", "vae_encoder", "schedule"];
         for field in fields_of_parent.filter(|field| !OPTIONAL.contains(&field.as_str())) {
             let mut manifest = whole.clone();
             manifest.pointer_mut(parent).unwrap().as_object_mut().unwrap().remove(field);
@@ -236,7 +236,7 @@ fn offset_beyond_the_curve() {
     let mut manifest = built_in();
     manifest["curve"]["spacing"] = "leading".into();
     manifest["curve"]["steps_offset"] = u32::MAX.into();
-    manifest["defaults"]["sampler"] = "euler".into();
+    manifest["defaults"].as_object_mut().unwrap().remove("schedule");
     let message = refusal_of(&serde_json::to_vec(&manifest).unwrap());
     assert!(message.starts_with("defaults.steps: steps: "), "{message}");
 }
@@ -262,6 +262,7 @@ fn defaults_that_the_model_cannot_draw() {
             json!(-1.0),
             "defaults.guidance: guidance: expected a number from 0 up, got -1",
         ),
+        ("/defaults/schedule", json!("karas"), "defaults.schedule: schedule: expected one of "),
         ("/defaults/sampler", json!("eluer"), "defaults.sampler: sampler: expected one of euler, "),
     ] {
         let message = refusal(pointer, value);

@@ -1,4 +1,4 @@
-//! DEIS. It knows nothing of where the levels come from.
+//! The diffusion exponential integrator sampler, DEIS. It knows nothing of where the levels come from.
 
 use super::arithmetic::{History, blend};
 use super::{Denoise, Sampler, Settings};

@@ -54,7 +54,8 @@ pub struct About {
     pub name: &'static str,
     /// How often a step asks the model.
     pub evaluations: usize,
-    /// How fast errors shrink with the number of steps, at its default settings; 0 for methods that follow no equation.
+    /// How fast errors shrink with the number of steps, at its default settings but `eta`, which is 0; 0 for methods that
+    /// cannot follow the ordinary equation.
     pub order: usize,
     /// Whether steps add fresh noise at its default settings.
     pub is_stochastic: bool,
@@ -303,6 +304,7 @@ impl SamplerKind {
             },
             Self::DpmSolverSde => &About {
                 name: "dpm-solver-sde",
+                order: 0,
                 is_stochastic: true,
                 diffusers: "DPMSolverMultistepScheduler algorithm_type=sde-dpmsolver",
                 defaults: Settings { order: 2, ..ANCESTRAL },
@@ -347,6 +349,7 @@ impl SamplerKind {
             },
             Self::DpmPp2mSde => &About {
                 name: "dpm++2m-sde",
+                order: 2,
                 is_stochastic: true,
                 diffusers: "DPMSolverMultistepScheduler algorithm_type=sde-dpmsolver++",
                 a1111: "DPM++ 2M SDE",
@@ -361,6 +364,7 @@ impl SamplerKind {
             },
             Self::DpmPp2mSdeHeun => &About {
                 name: "dpm++2m-sde-heun",
+                order: 2,
                 is_stochastic: true,
                 diffusers: "DPMSolverMultistepScheduler algorithm_type=sde-dpmsolver++ solver_type=heun",
                 a1111: "DPM++ 2M SDE Heun",
@@ -374,6 +378,7 @@ impl SamplerKind {
             },
             Self::DpmPp3mSde => &About {
                 name: "dpm++3m-sde",
+                order: 2,
                 is_stochastic: true,
                 diffusers: "DPMSolverMultistepScheduler algorithm_type=sde-dpmsolver++ solver_order=3",
                 a1111: "DPM++ 3M SDE",
@@ -420,6 +425,7 @@ impl SamplerKind {
             Self::DpmPpSde => &About {
                 name: "dpm++sde",
                 evaluations: 2,
+                order: 2,
                 is_stochastic: true,
                 diffusers: "DPMSolverSDEScheduler",
                 a1111: "DPM++ SDE",
@@ -479,6 +485,7 @@ impl SamplerKind {
             },
             Self::ErSde => &About {
                 name: "er-sde",
+                order: 0,
                 is_stochastic: true,
                 comfyui: "er_sde",
                 sd_cpp: "er_sde",

@@ -1,4 +1,4 @@
-//! UniPC. It knows nothing of where the levels come from.
+//! The unified predictor-corrector, UniPC. It knows nothing of where the levels come from.
 
 use super::arithmetic::{History, blend, solve};
 use super::{Bh, Denoise, Sampler, Settings};
