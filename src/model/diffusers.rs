@@ -475,7 +475,7 @@ impl Scheduler {
     }
 
     /// The same of a model that was trained down to noise alone.
-    pub(super) fn to_zero_terminal_snr(self) -> Self {
+    pub(super) fn with_zero_terminal_snr(self) -> Self {
         Self { rescale_betas_zero_snr: true, timestep_spacing: None, ..self }
     }
 
@@ -612,7 +612,7 @@ mod tests {
         let stable_diffusion = Scheduler::stable_diffusion();
         let plain = stable_diffusion.betas("x").unwrap();
         assert_eq!(stable_diffusion.spacing(), Spacing::Leading { offset: 1 });
-        let rescaled = stable_diffusion.to_zero_terminal_snr();
+        let rescaled = stable_diffusion.with_zero_terminal_snr();
         assert_eq!(rescaled.betas("x").unwrap(), Betas::ZeroTerminalSnr(Box::new(plain)));
         assert_eq!(rescaled.spacing(), Spacing::Trailing);
     }

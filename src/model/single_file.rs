@@ -66,7 +66,7 @@ pub(super) fn open(path: &Path) -> Result<Model, Error> {
         (_, true) => Scheduler::latent_consistency(),
         _ => Scheduler::stable_diffusion(),
     };
-    let scheduler = if found.hint.zero_terminal_snr { scheduler.to_zero_terminal_snr() } else { scheduler };
+    let scheduler = if found.hint.zero_terminal_snr { scheduler.with_zero_terminal_snr() } else { scheduler };
     let low_res = is_upscaler
         .then(|| LowRes::new(scheduler.betas(&place)?, scheduler.num_train_timesteps, MAX_NOISE_LEVEL));
     let traits = Traits {

@@ -64,7 +64,7 @@ impl FlowShift {
             Self::Dynamic { .. } => 1.0 / steps as f64,
             Self::None | Self::Static(_) => shifted(1.0 / train_timesteps as f64),
         };
-        let even = |i: usize| if i == 0 { 1.0 } else { 1.0 + i as f64 * (last - 1.0) / (steps - 1) as f64 };
+        let even = |i: usize| 1.0 + i as f64 * (last - 1.0) / (steps - 1).max(1) as f64;
         let mut levels: Vec<f64> = (0..steps).map(|i| shifted(even(i))).collect();
         // A single level is noise, and nothing can be stretched between it and the lowest.
         if let Some(terminal) = terminal.filter(|_| steps > 1) {

@@ -23,7 +23,7 @@ pub enum ScheduleKind {
     /// Evenly spaced timesteps.
     Spaced(Spacing),
     /// Evenly spaced timesteps from the last to the first, the first left out, at levels interpolated by their logarithm
-    /// (Stability's `generative-models`; ComfyUI's `sgm_uniform`).
+    /// (ComfyUI's `sgm_uniform`, A1111's `SGM Uniform`).
     SgmUniform,
     /// The same with the first timestep (k-diffusion's `DiscreteSchedule.get_sigmas`; ComfyUI's `normal`, A1111's
     /// `Uniform`, stable-diffusion.cpp's `discrete`). A single step takes the last timestep, unlike
@@ -65,8 +65,8 @@ pub enum ScheduleKind {
         /// How far they spread: 0.5 in ComfyUI.
         beta: f64,
     },
-    /// Levels whose arc tangents are evenly spaced (Sabour et al. 2024, "Align Your Steps", theorem 3.1; ComfyUI's
-    /// `kl_optimal`).
+    /// Levels whose arc tangents are evenly spaced, the best ones for normally distributed data (Sabour et al. 2024, "Align
+    /// Your Steps"; ComfyUI's `kl_optimal`).
     KlOptimal,
     /// Levels that were optimised for a model family (Sabour et al. 2024).
     Ays(AysTable),

@@ -10,10 +10,7 @@ use super::{ScheduleKind, beta, table};
 /// Diffusers' Euler scheduler and its kin narrow the range to the first and last level of their spacing, which in leading
 /// and trailing spacing are others.
 pub(super) fn over([min, max]: [f64; 2], kind: &ScheduleKind, steps: usize) -> Option<Vec<f64>> {
-    let parts: Box<dyn Iterator<Item = f64>> = match steps {
-        1 => Box::new(std::iter::once(0.0)),
-        _ => Box::new((0..steps).map(|i| i as f64 / (steps - 1) as f64)),
-    };
+    let parts = (0..steps).map(|i| i as f64 / (steps - 1).max(1) as f64);
     let (log_min, log_max) = (min.ln(), max.ln());
     let levels = match kind {
         ScheduleKind::Karras { rho } => {
@@ -47,7 +44,7 @@ pub(super) fn over([min, max]: [f64; 2], kind: &ScheduleKind, steps: usize) -> O
 }
 
 /// The level above which the share `part` of a Laplace distribution of `ln sigma` lies (Hang et al. 2024, "Improved noise
-/// schedule for diffusion training", table 1, with ComfyUI's guard against the logarithm of 0).
+/// schedule for diffusion training", with ComfyUI's guard against the logarithm of 0).
 fn laplace(part: f64, mu: f64, beta: f64) -> f64 {
     const GUARD: f64 = 1e-5;
     let distance = 0.5 - part;
