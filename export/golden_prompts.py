@@ -8,8 +8,9 @@ Forge is the web UI's fork whose text processing runs without the rest: modules/
 weights) and backend/text_processing (chunks, states). Both are imported and run here, with stand-ins for the settings.
 
 prompts.json:
-    cases     [{prompt, steps, parts: [{weight, texts: [[[text, weight], ..], ..], of_step: [index of a text]}],
-              negative: the one part of it as a negative prompt} or {prompt, steps, raises}, ..]
+    cases     [{prompt, steps, answers: [{parts: [{weight, texts: [[[text, weight], ..], ..], of_step: [index of a text]},
+              ..], negative: the one part of it as a negative prompt} or {raises}, ..]}, ..]. Where a grammar of brackets
+              that may mean themselves allows several readings, Python's hash seed picks one: these are several answers.
     tokens    [{prompt, ids: [[77], ..], weights: [[77], ..]}, ..] of CLIP's tokenizer
     states    {model: [{prompt, chunks, states, plain, pooled}, ..]}: names of arrays in prompts.safetensors: of the
               `rows` of every chunk the states, those of the same tokens without weights, and the vector or null
@@ -19,8 +20,11 @@ prompts.safetensors: these arrays, f32.
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
+import os
 import random
+import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -46,6 +50,7 @@ Json = dict[str, Any]
 COMMIT = "dfdcbab685e57677014f05a3309b48cc87383167"
 SEED = 5
 FUZZED = 260
+HASH_SEEDS = 6
 # Of a chunk: attention is causal, so a few tell about all.
 ROWS = {77: [0, 1, 2, 3, 7, 20, 76], 24: [0, 1, 2, 3, 7, 20, 23]}
 PIECES = ["a", "b ", "(", ")", "[", "]", "[", "]", ":", ":", "|", "\\", " ", "0.5", "2", ".25", "AND", " BREAK ", ","]
@@ -194,20 +199,59 @@ def part_of(parser: Any, text: str, weight: float, steps: int) -> Json:
     return {"weight": weight, "texts": [parser.parse_prompt_attention(text) for text in texts], "of_step": of_step}
 
 
-def case_of(parser: Any, prompt: str, steps: int) -> Json:
-    case: Json = {"prompt": prompt, "steps": steps}
+def answer_of(parser: Any, prompt: str, steps: int) -> Json:
     [indexes], texts, _ = parser.get_multicond_prompt_list(parser.SdConditioning([prompt]))
     try:
         parts = [part_of(parser, texts[index], weight, steps) for index, weight in indexes]
-        return case | {"parts": parts, "negative": part_of(parser, prompt, 1.0, steps)}
+        return {"parts": parts, "negative": part_of(parser, prompt, 1.0, steps)}
     except ValueError as error:
-        return case | {"raises": str(error)}
+        return {"raises": str(error)}
+
+
+def cases_of(forge: Path) -> list[Json]:
+    """Each prompt with its different answers, from processes of different hash seeds."""
+    asked = list(zip(prompts(), itertools.cycle([10, 7, 20, 1])))
+    runs = []
+    for seed in range(HASH_SEEDS):
+        command = [sys.executable, __file__, str(forge)]
+        environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
+        run = subprocess.run(
+            command, env=environment, input=json.dumps(asked), stdout=subprocess.PIPE, check=True, text=True
+        )
+        runs.append(json.loads(run.stdout))
+    cases: list[Json] = []
+    for (prompt, steps), *answers in zip(asked, *runs, strict=True):
+        unique = [answer for index, answer in enumerate(answers) if answer not in answers[:index]]
+        cases.append({"prompt": prompt, "steps": steps, "answers": unique})
+    return cases
 
 
 def prompts() -> list[str]:
     generator = random.Random(SEED)
-    made = ["".join(generator.choices(PIECES, k=generator.randint(3, 16))) for _ in range(FUZZED)]
+    made = [nested(generator, 3) for _ in range(FUZZED // 2)]
+    made += ["".join(generator.choices(PIECES, k=generator.randint(3, 16))) for _ in range(FUZZED // 2)]
     return list(dict.fromkeys(TYPED + made))
+
+
+def nested(generator: random.Random, depth: int) -> str:
+    """Brackets that are closed, of all kinds within one another."""
+    if depth == 0:
+        return generator.choice(["a", "b c", " d ", "", ", ", "\\[", "BREAK"])
+    forms = [
+        "{}",
+        "{} {}",
+        "({})",
+        "({}:0.5)",
+        "[{}]",
+        "[{}:{}:3]",
+        "[{}:.5]",
+        "[{}::0.7]",
+        "[{}|{}]",
+        "[{}|{}|{}]",
+        "{}{}",
+    ]
+    form = generator.choice(forms)
+    return form.format(*(nested(generator, depth - 1) for _ in range(form.count("{}"))))
 
 
 def long_prompts() -> list[str]:
@@ -234,7 +278,7 @@ def state_prompts(words: int) -> list[str]:
         "a red apple on a blue background",
         "a (red:1.4) apple on a [blue] background",
         "(a red apple:0) on a (((blue))) background",
-        f"a ({clause}:1.2) [{long}], a (castle:1.5)",
+        f"({clause}:1.2), [{long}], a (castle:1.5)",
         "a (red:1.3) apple BREAK a blue (background:0.7)",
         "",
     ]
@@ -304,6 +348,8 @@ def states_of(engines: list[Any], context: int, name: str, arrays: dict[str, Ten
                     result = engine([prompt])
                 if engine.return_pooled:
                     result, pooled = result
+                # Where the mean is next to nothing, its restoration is made of rounding errors.
+                assert all(abs(z.mean()) > 1e-3 * z.std() for z in result[0].split(context)), prompt
                 into.append(result[0])
         case: Json = {"prompt": prompt, "chunks": len(states[0]) // context}
         rows = [chunk * context + row for chunk in range(case["chunks"]) for row in ROWS[context]]
@@ -341,10 +387,14 @@ def tokens_of(engine: Any, prompt: str) -> Json:
 
 
 def main() -> None:
+    if len(sys.argv) == 2:
+        parser, _ = references(Path(sys.argv[1]))
+        print(json.dumps([answer_of(parser, prompt, steps) for prompt, steps in json.load(sys.stdin)]))
+        return
     forge, wheel, bundle, out = (Path(argument) for argument in sys.argv[1:5])
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    parser, reference = references(forge)
+    _, reference = references(forge)
     clip = tokenizer(wheel, pad=END)
     end = clip.convert_tokens_to_ids(END)
     known = {family.name: family for family in families()}
@@ -376,7 +426,7 @@ def main() -> None:
             "builtin": states_of([engine_of(reference, own, words, 24, words.eos_token_id)], 24, "builtin", arrays),
         },
     }
-    cases = [case_of(parser, prompt, steps) for prompt, steps in zip(prompts(), [10, 7, 1] * 1000, strict=False)]
+    cases = cases_of(forge)
     tokens = [tokens_of(first, prompt) for prompt in long_prompts()]
     lists = {"cases": cases, "tokens": tokens}
     text = json.dumps(contents, indent=1, ensure_ascii=False).removesuffix("\n}")

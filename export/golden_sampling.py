@@ -235,7 +235,7 @@ def run_diffusers(
         # Rounded by diffusers for Karras alone; Euler, Heun and LMS keep them as they are.
         log_sigmas = np.log(curve_sigmas(curve))
         scheduler.timesteps = scheduler.timesteps.double()
-        scheduler.timesteps[::2] = torch.tensor([scheduler._sigma_to_t(np.array(s), log_sigmas) for s in sigmas[:-1]])
+        scheduler.timesteps[::2] = torch.from_numpy(np.interp(np.log(sigmas[:-1]), log_sigmas, np.arange(TRAIN_TIMESTEPS)))
     taken = min(int(steps * strength), steps)
     left_out = steps - taken
     timesteps = scheduler.timesteps[left_out * (2 if name in TWICE else 1) :]

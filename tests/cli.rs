@@ -6,6 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use calotype::tokenizer::MAX_CHUNKS;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -288,7 +289,8 @@ mod prompt {
         let desk = Desk::new();
         let context =
             manifest()["components"]["text_encoder"]["tokenizer"]["context"].as_u64().unwrap() as usize;
-        let [prompt, negative] = ["zebra", "yak"].map(|last| "apple ".repeat(context) + last);
+        // It goes on in further chunks, as many as there are.
+        let [prompt, negative] = ["zebra", "yak"].map(|last| "apple ".repeat(MAX_CHUNKS * context) + last);
         let said = desk.generate(&[&prompt, "-n", &negative, "--json"]);
         assert_eq!(said.code, Some(0), "{}", said.stderr);
         let report = said.json();
@@ -298,7 +300,10 @@ mod prompt {
         ] {
             let cut = report["pictures"][0][key].as_str().unwrap();
             assert!(cut.ends_with(end) && whole.ends_with(cut) && cut != whole, "{cut}");
-            let line = format!("calotype: {which}: longer than the model reads; not used: {cut:?}\n");
+            let place = whole.len() - cut.len();
+            let line = format!(
+                "calotype: {which}: longer than the model reads; not used, from byte {place} on: {cut:?}\n"
+            );
             assert!(said.stderr.contains(&line), "{}", said.stderr);
         }
         assert_eq!(desk.files(), ["out.png"]);
