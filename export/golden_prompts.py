@@ -8,7 +8,7 @@ Forge is the web UI's fork whose text processing runs without the rest: modules/
 weights) and backend/text_processing (chunks, states). Both are imported and run here, with stand-ins for the settings.
 
 prompts.json:
-    cases     [{prompt, steps, answers: [answer, ..]}, ..], where an answer is {parts: [part, ..], negative: the one part
+    cases     [{prompt, steps, answers: [answer, ..]}, ..]; an answer is {parts: [part, ..], negative: the one part
               of it as a negative prompt} or {raises}; and a part {weight, texts: [[[text, weight], ..], ..],
               of_step: [index of a text]}. Where a grammar of brackets that may mean themselves allows several
               readings, Python's hash seed picks one: these have several answers.
