@@ -8,9 +8,10 @@ Forge is the web UI's fork whose text processing runs without the rest: modules/
 weights) and backend/text_processing (chunks, states). Both are imported and run here, with stand-ins for the settings.
 
 prompts.json:
-    cases     [{prompt, steps, answers: [{parts: [{weight, texts: [[[text, weight], ..], ..], of_step: [index of a text]},
-              ..], negative: the one part of it as a negative prompt} or {raises}, ..]}, ..]. Where a grammar of brackets
-              that may mean themselves allows several readings, Python's hash seed picks one: these are several answers.
+    cases     [{prompt, steps, answers: [answer, ..]}, ..]; an answer is {parts: [part, ..], negative: the one part
+              of it as a negative prompt} or {raises}; and a part {weight, texts: [[[text, weight], ..], ..],
+              of_step: [index of a text]}. Where a grammar of brackets that may mean themselves allows several
+              readings, Python's hash seed picks one: these have several answers.
     tokens    [{prompt, ids: [[77], ..], weights: [[77], ..]}, ..] of CLIP's tokenizer
     states    {model: [{prompt, chunks, states, plain, pooled}, ..]}: names of arrays in prompts.safetensors: of the
               `rows` of every chunk the states, those of the same tokens without weights, and the vector or null
@@ -168,7 +169,8 @@ TYPED = [
     "(a:1.2.3)",
     "a (b:.) c",
 ]
-WORDS = "red fox stone river old castle morning light ancient forest glass city neon rain".split()
+WORDS = ["red", "fox", "stone", "river", "old", "castle", "morning"]
+WORDS += ["light", "ancient", "forest", "glass", "city", "neon", "rain"]
 
 
 def references(forge: Path) -> tuple[Any, Any]:
@@ -341,7 +343,9 @@ def builtin(folder: Path) -> tuple[nn.Module, PreTrainedTokenizerFast]:
 def states_of(engines: list[Any], context: int, name: str, arrays: dict[str, Tensor]) -> list[Json]:
     cases = []
     for number, prompt in enumerate(state_prompts(context - 2)):
-        states, plain, pooled = [], [], None
+        states: list[Tensor] = []
+        plain: list[Tensor] = []
+        pooled = None
         for engine in engines:
             for weighted, into in ((True, states), (False, plain)):
                 with unweighted(engine, weighted):
@@ -349,7 +353,7 @@ def states_of(engines: list[Any], context: int, name: str, arrays: dict[str, Ten
                 if engine.return_pooled:
                     result, pooled = result
                 # Where the mean is next to nothing, its restoration is made of rounding errors.
-                assert all(abs(z.mean()) > 1e-3 * z.std() for z in result[0].split(context)), prompt
+                assert all(abs(z.mean()) > 5e-4 * z.std() for z in result[0].split(context)), prompt
                 into.append(result[0])
         case: Json = {"prompt": prompt, "chunks": len(states[0]) // context}
         rows = [chunk * context + row for chunk in range(case["chunks"]) for row in ROWS[context]]

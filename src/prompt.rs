@@ -223,7 +223,9 @@ fn check(source: &str) -> Result<(), Error> {
         ));
     }
     match source.find('\0') {
-        Some(place) => Err(Error::new(ErrorKind::Usage, format!("prompt: expected text, got NUL at byte {place}"))),
+        Some(place) => {
+            Err(Error::new(ErrorKind::Usage, format!("prompt: expected text, got NUL at byte {place}")))
+        }
         None => Ok(()),
     }
 }

@@ -31,9 +31,13 @@ fn parts_texts_and_weights_are_those_of_the_web_ui() {
         }
         let parts = parts.unwrap();
         let negative = Prompt::parse_negative(source).unwrap().parts(steps).unwrap();
-        let got = json!({ "parts": parts.iter().map(told).collect::<Vec<_>>(), "negative": told(&negative[0]) });
+        let got =
+            json!({ "parts": parts.iter().map(told).collect::<Vec<_>>(), "negative": told(&negative[0]) });
         let is_answer = answers.iter().any(|answer| rounded(answer) == got);
-        assert!(is_answer && negative.len() == 1, "{source:?} in {steps} steps: got {got}, expected {answers:?}");
+        assert!(
+            is_answer && negative.len() == 1,
+            "{source:?} in {steps} steps: got {got}, expected {answers:?}"
+        );
         changing += usize::from(parts.iter().any(|part| part.texts.len() > 1));
         several += usize::from(parts.len() > 1);
         let mut fragments = parts.iter().flat_map(|part| &part.texts).flat_map(Text::fragments);
@@ -73,12 +77,17 @@ fn states_are_those_of_the_web_ui() {
     for case in golden["states"]["builtin"].as_array().unwrap() {
         let prompt = case["prompt"].as_str().unwrap();
         let encoded = pipeline.encode(&text(prompt)).unwrap();
-        let (chunks, width) = (case["chunks"].as_u64().unwrap() as usize, encoded.states.len() / encoded.tokens);
+        let (chunks, width) =
+            (case["chunks"].as_u64().unwrap() as usize, encoded.states.len() / encoded.tokens);
         assert_eq!((encoded.tokens, encoded.cut), (24 * chunks, None), "{prompt}");
         most_chunks = most_chunks.max(chunks);
         let kept = |states: &[f32]| {
-            let rows: Vec<usize> =
-                golden["rows"]["24"].as_array().unwrap().iter().map(|row| row.as_u64().unwrap() as usize).collect();
+            let rows: Vec<usize> = golden["rows"]["24"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|row| row.as_u64().unwrap() as usize)
+                .collect();
             let rows = (0..chunks).flat_map(|chunk| rows.iter().map(move |row| 24 * chunk + row));
             rows.flat_map(|row| states[row * width..][..width].to_vec()).collect::<Vec<f32>>()
         };
@@ -117,7 +126,10 @@ fn what_a_place_in_the_prompt_means_is_kept() {
 fn a_literal_prompt_means_itself() {
     let source = "(a:1.2) [b|c] BREAK AND \\( d:0.5";
     let parts = Prompt::literal(source).unwrap().parts(3).unwrap();
-    assert_eq!(told(&parts[0]), rounded(&json!({ "weight": 1, "texts": [[[source, 1]]], "of_step": [0, 0, 0] })));
+    assert_eq!(
+        told(&parts[0]),
+        rounded(&json!({ "weight": 1, "texts": [[[source, 1]]], "of_step": [0, 0, 0] }))
+    );
     assert_eq!((parts.len(), &parts[0].texts[0]), (1, &Text::literal(source).unwrap()));
 }
 
@@ -135,7 +147,11 @@ mod hostile {
     #[test]
     fn nul() {
         refused("a red\0apple", "prompt: expected text, got NUL at byte 5");
-        assert!(Prompt::literal("\0").is_err() && Prompt::parse_negative("\0").is_err() && Text::literal("\0").is_err());
+        assert!(
+            Prompt::literal("\0").is_err()
+                && Prompt::parse_negative("\0").is_err()
+                && Text::literal("\0").is_err()
+        );
     }
 
     #[test]
@@ -195,12 +211,18 @@ mod hostile {
         refused("a (b:1.2.3)", &format!("prompt: byte 5: expected a weight, got 1.2.3; {way_out}"));
         refused("é (b: .)", &format!("prompt: byte 7: expected a weight, got .; {way_out}"));
         let digits = "9".repeat(400);
-        refused(&format!("(b:{digits})"), "prompt: byte 1: expected a finite weight, got a product that is too large");
+        refused(
+            &format!("(b:{digits})"),
+            "prompt: byte 1: expected a finite weight, got a product that is too large",
+        );
         refused(
             &format!("((a:{0}) b:{0})", "9".repeat(30)),
             "prompt: byte 2: expected a finite weight, got a product that is too large",
         );
-        refused(&format!("b:{digits}"), "prompt: byte 2: expected a finite weight, got one with too many digits");
+        refused(
+            &format!("b:{digits}"),
+            "prompt: byte 2: expected a finite weight, got one with too many digits",
+        );
     }
 
     #[test]

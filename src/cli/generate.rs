@@ -304,7 +304,9 @@ fn progress_bar(steps: usize) -> ProgressBar {
 fn report_cut(picture: &Picture) {
     for (which, cut) in [("prompt", &picture.cut_prompt), ("negative prompt", &picture.cut_negative)] {
         if let Some(Cut { place_bytes, text }) = cut {
-            eprintln!("calotype: {which}: longer than the model reads; not used, from byte {place_bytes} on: {text:?}");
+            eprintln!(
+                "calotype: {which}: longer than the model reads; not used, from byte {place_bytes} on: {text:?}"
+            );
         }
     }
 }

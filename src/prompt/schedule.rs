@@ -101,7 +101,7 @@ impl When {
     }
 
     /// A whole number, below 1 for what comes before the first step.
-    fn step(self, steps: usize) -> f64 {
+    fn last_step(self, steps: usize) -> f64 {
         let step = match self {
             Self::Share(share) => share * steps as f64,
             Self::Step(step) => step,
@@ -132,11 +132,7 @@ impl Frame {
     }
 }
 
-fn parse(
-    source: &str,
-    text: Range<usize>,
-    switches: &mut usize,
-) -> Result<Result<Vec<Item>, Unfit>, Error> {
+fn parse(source: &str, text: Range<usize>, switches: &mut usize) -> Result<Result<Vec<Item>, Unfit>, Error> {
     let mut root = Vec::new();
     let mut frames: Vec<Frame> = Vec::new();
     let mut characters = source[text.clone()].char_indices();
@@ -228,7 +224,9 @@ fn close(
     if frame.depth == MAX_NESTING {
         return Err(refusal(
             frame.open,
-            &format!("expected at most {MAX_NESTING} of [from:to:when] and [a|b] within one another, got more"),
+            &format!(
+                "expected at most {MAX_NESTING} of [from:to:when] and [a|b] within one another, got more"
+            ),
         ));
     }
     Ok(Ok((vec![item], frame.depth + 1)))
@@ -275,7 +273,7 @@ fn collect_ends(items: &[Item], steps: usize, into: &mut Vec<usize>) {
         match item {
             Item::Text(_) => {}
             Item::Change { before, after, when } => {
-                let end = when.step(steps);
+                let end = when.last_step(steps);
                 if end >= 1.0 {
                     into.push(end as usize);
                 }
@@ -296,7 +294,7 @@ fn collect(items: &[Item], step: usize, steps: usize, into: &mut Vec<Range<usize
         match item {
             Item::Text(text) => into.push(text.clone()),
             Item::Change { before, after, when } => {
-                let is_before = step as f64 <= when.step(steps);
+                let is_before = step as f64 <= when.last_step(steps);
                 collect(if is_before { before } else { after }, step, steps, into);
             }
             Item::Turns(turns) => collect(&turns[(step - 1) % turns.len()], step, steps, into),

@@ -164,7 +164,8 @@ impl Encoder {
                 states.extend(of_chunk);
                 pooled = pooled.or(vector);
             }
-            if let Some(value) = states.iter().chain(pooled.iter().flatten()).find(|value| !value.is_finite()) {
+            if let Some(value) = states.iter().chain(pooled.iter().flatten()).find(|value| !value.is_finite())
+            {
                 return Err(Error::new(
                     ErrorKind::Numeric,
                     format!("{}: expected finite states, got {value}", self.name),
@@ -185,7 +186,8 @@ impl Encoder {
         for (chunks, results) in chunks.chunks(MAX_BATCH).zip(results.chunks_mut(MAX_BATCH)) {
             for members in runs(&self.ids, chunks.len()) {
                 let batch = members.len();
-                let numbers = members.iter().flat_map(|&member| chunks[member].ids.iter().map(|&id| id as f64));
+                let numbers =
+                    members.iter().flat_map(|&member| chunks[member].ids.iter().map(|&id| id as f64));
                 let mut feeds = constants(&self.signature, batch, tokens)?;
                 feeds.push(Feed::of(&self.ids, &[batch, tokens], numbers)?);
                 let inputs: Vec<_> = feeds.iter().map(Feed::input).collect();
