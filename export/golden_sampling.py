@@ -106,9 +106,9 @@ DIFFUSERS: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ("dpm-solver", DPM, {"solver_order": 2, "solver_type": "midpoint", **NOISE}, {}),
     ("dpm-solver:solver=heun", DPM, {"solver_order": 2, "solver_type": "heun", **NOISE}, {}),
     ("dpm-solver:order=3", DPM, {"solver_order": 3, **NOISE}, {}),
-    ("dpm-solver-sde", DPM, {"solver_order": 2, "solver_type": "midpoint", **NOISE_SDE}, {}),
-    ("dpm-solver-sde:order=1", DPM, {"solver_order": 1, **NOISE_SDE}, {}),
-    ("dpm-solver-sde:solver=heun", DPM, {"solver_order": 2, "solver_type": "heun", **NOISE_SDE}, {}),
+    ("sde-dpm-solver", DPM, {"solver_order": 2, "solver_type": "midpoint", **NOISE_SDE}, {}),
+    ("sde-dpm-solver:order=1", DPM, {"solver_order": 1, **NOISE_SDE}, {}),
+    ("sde-dpm-solver:solver=heun", DPM, {"solver_order": 2, "solver_type": "heun", **NOISE_SDE}, {}),
     ("dpm++2m", DPM, {}, {}),
     ("dpm++2m:order=1", DPM, {"solver_order": 1}, {}),
     ("dpm++2m:solver=heun", DPM, {"solver_type": "heun"}, {}),
@@ -144,7 +144,7 @@ DIFFUSERS: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
 ]
 # Whose class of diffusers stands for a whole family in the long lists below.
 MAIN = {
-    "euler", "euler-a", "heun", "dpm2", "dpm2-a", "lms", "ddim", "ddpm", "pndm", "dpm-solver", "dpm-solver-sde", "dpm-solver-s", "dpm++2m", "dpm++3m",
+    "euler", "euler-a", "heun", "dpm2", "dpm2-a", "lms", "ddim", "ddpm", "pndm", "dpm-solver", "sde-dpm-solver", "dpm-solver-s", "dpm++2m", "dpm++3m",
     "dpm++2m-sde:lower_final=on,noise=stream", "dpm++2s", "dpm++3s", "dpm++sde:noise=stream", "unipc:order=2,solver=bh2",
     "unipc:order=3,solver=bh2", "deis:order=2", "deis:order=3", "lcm", "tcd",
 }  # fmt: skip

@@ -379,7 +379,7 @@ fn stochastic_steps_keep_the_variance() {
         "dpm2-a",
         "ddim:eta=0.7",
         "ddpm",
-        "dpm-solver-sde",
+        "sde-dpm-solver",
         "dpm++2m-sde:noise=stream",
         "dpm++2m-sde:noise=stream,eta=0.5",
         "dpm++2m-sde-heun:noise=stream",

@@ -790,7 +790,7 @@ fn manifests_keep_curves_and_schedules() {
             "curve: noise curve: expected 1000 betas, as many as timesteps, got 0",
         ),
         (curve("linear"), "karas".into(), "defaults.schedule: schedule: expected one of"),
-        (curve("linear"), "karras:rho=0".into(), "defaults.schedule: schedule: karras:rho=0: rho: expected"),
+        (curve("linear"), "karras:rho=0".into(), "defaults.steps: schedule: karras:rho=0: rho: expected"),
     ] {
         let error = manifest(set(curve, schedule)).expect_err(message);
         assert_eq!(error.kind(), ErrorKind::Model);

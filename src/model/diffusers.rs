@@ -554,7 +554,7 @@ impl Scheduler {
         let algorithm = self.algorithm_type.as_deref().unwrap_or("dpmsolver++");
         let name = match (kind, algorithm) {
             (SamplerKind::DpmPp2m, "dpmsolver") => "dpm-solver".into(),
-            (SamplerKind::DpmPp2m, "sde-dpmsolver") => "dpm-solver-sde".into(),
+            (SamplerKind::DpmPp2m, "sde-dpmsolver") => "sde-dpm-solver".into(),
             (SamplerKind::DpmPp2m, "sde-dpmsolver++") => "dpm++2m-sde".into(),
             (SamplerKind::DpmPp2s, "dpmsolver") => "dpm-solver-s".into(),
             _ => kind.to_string(),

@@ -303,7 +303,7 @@ impl SamplerKind {
                 ..USUAL
             },
             Self::DpmSolverSde => &About {
-                name: "dpm-solver-sde",
+                name: "sde-dpm-solver",
                 order: 0,
                 is_stochastic: true,
                 diffusers: "DPMSolverMultistepScheduler algorithm_type=sde-dpmsolver",
@@ -608,7 +608,7 @@ mod tests {
     #[test]
     fn unknown_names_list_all_and_suggest_the_nearest() {
         for (typo, nearest) in
-            [("eluer", "euler"), ("dmp++2m", "dpm++2m"), ("dpm++2m-sd", "dpm++2m-sde"), ("lmc", "lcm")]
+            [("eluer", "euler"), ("dmp++2m", "dpm++2m"), ("dpm++2m-sd", "dpm++2m-sde"), ("lmc", "lms")]
         {
             let error = typo.parse::<SamplerKind>().expect_err(typo);
             assert_eq!(error.kind(), ErrorKind::Usage);

@@ -252,6 +252,7 @@ fn request(picture: &Picture, pipeline: &Pipeline) -> Request {
         guidance: number("guidance_scale").map(|scale| scale.max(1.0).into()),
         sampler: Some(sampler.parse().unwrap()),
         seed: Some(picture.seed),
+        ..Draft::default()
     };
     Request::new(draft, pipeline.manifest()).unwrap()
 }

@@ -41,7 +41,7 @@ fn lengths_may_differ() {
         let draft = Draft {
             prompt: prompt.into(),
             negative: negative.map(Into::into),
-            guidance: Some(guidance),
+            guidance: Some(guidance.into()),
             size: Some("64x64".parse().unwrap()),
             steps: Some(1),
             sampler: Some("euler".parse().unwrap()),
