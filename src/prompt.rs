@@ -171,7 +171,7 @@ impl Text {
     /// As [`Prompt::literal`].
     pub fn literal(source: &str) -> Result<Self, Error> {
         check(source)?;
-        Ok(Self::of(source, &[0..source.len()]))
+        Ok(Self::of(source, std::slice::from_ref(&(0..source.len()))))
     }
 
     /// Its fragments, in the order in which they are read.

@@ -12,6 +12,9 @@ use crate::{Error, ErrorKind};
 /// The most chunks that are encoded at once: more would cost memory and save no time.
 const MAX_BATCH: usize = 8;
 
+/// A chunk's states, `[tokens, width]`, and its vector, where an encoder gives one.
+type OfChunk = (Vec<f32>, Option<Vec<f32>>);
+
 /// The tokenizers and text encoders of a model.
 pub(crate) struct TextEncoder {
     encoders: Vec<Encoder>,
@@ -177,8 +180,8 @@ impl Encoder {
         texts.collect()
     }
 
-    /// Per chunk its states and, where this encoder gives it, its vector.
-    fn run(&mut self, chunks: &[&Chunk]) -> Result<Vec<(Vec<f32>, Option<Vec<f32>>)>, Error> {
+    /// What becomes of each chunk.
+    fn run(&mut self, chunks: &[&Chunk]) -> Result<Vec<OfChunk>, Error> {
         let tokens = self.context;
         let names: Vec<&str> =
             [Some(&self.states), self.pooled.as_ref()].into_iter().flatten().map(String::as_str).collect();
