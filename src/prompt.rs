@@ -82,8 +82,11 @@ impl Prompt {
             ));
         }
         let mut switches = 0;
+        // Of a prompt without `AND` a number at the end is part of the text, `widescreen 16:9`; the web UI makes it 9 times as
+        // strong.
+        let has_weights = parts.len() > 1;
         let branches = parts.into_iter().map(|part| {
-            let (text, weight) = split_weight(source, part)?;
+            let (text, weight) = if has_weights { split_weight(source, part)? } else { (part, 1.0) };
             Ok(Branch { weight, schedule: Schedule::parse(source, text, &mut switches)? })
         });
         let branches = branches.collect::<Result<_, Error>>()?;

@@ -33,7 +33,14 @@ fn parts_texts_and_weights_are_those_of_the_web_ui() {
         let negative = Prompt::parse_negative(source).unwrap().parts(steps).unwrap();
         let got =
             json!({ "parts": parts.iter().map(told).collect::<Vec<_>>(), "negative": told(&negative[0]) });
-        let is_answer = answers.iter().any(|answer| rounded(answer) == got);
+        let is_answer = answers.iter().any(|answer| {
+            let mut answer = rounded(answer);
+            // A weight at the end of a prompt without AND is text for us, as in negative prompts.
+            if parts.len() == 1 && answer["parts"][0]["weight"] != json!(1.0) {
+                answer["parts"][0] = answer["negative"].clone();
+            }
+            answer == got
+        });
         assert!(
             is_answer && negative.len() == 1,
             "{source:?} in {steps} steps: got {got}, expected {answers:?}"
@@ -220,8 +227,8 @@ mod hostile {
             "prompt: byte 2: expected a finite weight, got a product that is too large",
         );
         refused(
-            &format!("b:{digits}"),
-            "prompt: byte 2: expected a finite weight, got one with too many digits",
+            &format!("a AND b:{digits}"),
+            "prompt: byte 8: expected a finite weight, got one with too many digits",
         );
     }
 
