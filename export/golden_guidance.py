@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import diffusers
 import numpy as np
@@ -21,8 +21,8 @@ from diffusers import guiders
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer
 from diffusers.guiders.guider_utils import rescale_noise_cfg
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
-Inputs = dict[str, Array]
+Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+Inputs: TypeAlias = dict[str, Array]
 
 SHAPE = (1, 4, 5, 5)
 SEED = 11

@@ -13,8 +13,10 @@ Three references, in this order where several have a sampler:
 from __future__ import annotations
 
 import gzip
+import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import logging
 import math
@@ -22,7 +24,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import diffusers
 import numpy as np
@@ -42,7 +44,7 @@ STEPS = [1, 2, 4, 10, 20]
 SPACINGS = ["leading", "linspace", "trailing"]
 LEVELS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas", "beta": "use_beta_sigmas"}
 
-Tensor = torch.Tensor
+Tensor: TypeAlias = torch.Tensor
 
 
 def fake_model(z: Tensor, timestep: float) -> Tensor:
@@ -130,7 +132,11 @@ DIFFUSERS: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
             f"unipc:order={order},solver={solver}",
             "UniPCMultistepScheduler",
             # In a step to 0 diffusers multiplies bh1's infinite B(h) with nothing, and gets NaN.
-            {"solver_order": order, "solver_type": solver, "final_sigmas_type": "sigma_min" if solver == "bh1" else "zero"},
+            {
+                "solver_order": order,
+                "solver_type": solver,
+                "final_sigmas_type": "sigma_min" if solver == "bh1" else "zero",
+            },
             {},
         )
         for order in (1, 2, 3)
@@ -144,9 +150,10 @@ DIFFUSERS: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
 ]
 # Whose class of diffusers stands for a whole family in the long lists below.
 MAIN = {
-    "euler", "euler-a", "heun", "dpm2", "dpm2-a", "lms", "ddim", "ddpm", "pndm", "dpm-solver", "sde-dpm-solver", "dpm-solver-s", "dpm++2m", "dpm++3m",
-    "dpm++2m-sde:lower_final=on,noise=stream", "dpm++2s", "dpm++3s", "dpm++sde:noise=stream", "unipc:order=2,solver=bh2",
-    "unipc:order=3,solver=bh2", "deis:order=2", "deis:order=3", "lcm", "tcd",
+    "euler", "euler-a", "heun", "dpm2", "dpm2-a", "lms", "ddim", "ddpm", "pndm", "lcm", "tcd",
+    "dpm-solver", "sde-dpm-solver", "dpm-solver-s", "dpm++2m", "dpm++3m", "dpm++2m-sde:lower_final=on,noise=stream",
+    "dpm++2s", "dpm++3s", "dpm++sde:noise=stream",
+    "unipc:order=2,solver=bh2", "unipc:order=3,solver=bh2", "deis:order=2", "deis:order=3",
 }  # fmt: skip
 
 
@@ -194,7 +201,9 @@ def unrepeated(scheduler: Any, name: str) -> list[int]:
     return timesteps[:1] + timesteps[2:] if name == "PNDMScheduler" and len(timesteps) > 1 else timesteps
 
 
-def why_not(sampler: str, name: str, curve: str, schedule: str, prediction: str, steps: int, strength: float) -> str | None:
+def why_not(
+    sampler: str, name: str, curve: str, schedule: str, prediction: str, steps: int, strength: float
+) -> str | None:
     """Why diffusers is no reference for a case."""
     if prediction == "sample" and name == "EulerAncestralDiscreteScheduler":
         return "diffusers has not implemented it"
@@ -235,7 +244,9 @@ def run_diffusers(
         # Rounded by diffusers for Karras alone; Euler, Heun and LMS keep them as they are.
         log_sigmas = np.log(curve_sigmas(curve))
         scheduler.timesteps = scheduler.timesteps.double()
-        scheduler.timesteps[::2] = torch.from_numpy(np.interp(np.log(sigmas[:-1]), log_sigmas, np.arange(TRAIN_TIMESTEPS)))
+        scheduler.timesteps[::2] = torch.from_numpy(
+            np.interp(np.log(sigmas[:-1]), log_sigmas, np.arange(TRAIN_TIMESTEPS))
+        )
     taken = min(int(steps * strength), steps)
     left_out = steps - taken
     timesteps = scheduler.timesteps[left_out * (2 if name in TWICE else 1) :]
@@ -244,11 +255,11 @@ def run_diffusers(
 
     generator = torch.Generator("cpu").manual_seed(SEED)
     if name == "DEISMultistepScheduler":
-        # Its weights are differences of large numbers: in single precision they are wrong by up to 1.6e-5 at the third order.
+        # Its weights are differences of large numbers: in single precision they are wrong by up to 1.6e-5.
         scheduler.sigmas = scheduler.sigmas.double()
     if name == "DPMSolverSDEScheduler":
-        # A Brownian path is so rough that the rounding of levels to single precision moves it by 5e-4: it is compared with
-        # k-diffusion in double precision, below.
+        # A Brownian path is so rough that the rounding of levels to single precision moves it by 5e-4: the tree is
+        # compared with k-diffusion in double precision, below.
         scheduler.noise_sampler = lambda sigma, to: normal(generator)
     noise = normal(generator)
     if strength < 1:
@@ -258,7 +269,7 @@ def run_diffusers(
     extra = dict(step_settings)
     if "generator" in type(scheduler).step.__code__.co_varnames and name != "DPMSolverSDEScheduler":
         extra["generator"] = generator
-    trajectory = []
+    trajectory: list[Tensor] = []
     for count, timestep in enumerate(timesteps):
         output = fake_model(scheduler.scale_model_input(x, timestep), float(timestep))
         x = scheduler.step(output, timestep, x, **extra).prev_sample
@@ -268,18 +279,13 @@ def run_diffusers(
         if ends_step:
             reached = sigmas[left_out + len(trajectory) + 1]
             trajectory.append(x.double() * (1.0 if name in IN_SIGMA_SPACE else unit_scale(reached)))
-    ends_elsewhere = settings.get("final_sigmas_type") == "sigma_min" or name in ("TCDScheduler", "DEISMultistepScheduler")
-    if ends_elsewhere or settings.get("variance_type") == "fixed_large":
-        # These end at the curve's lowest level, and calotype at 0; DDPM of large variance adds noise in the last step, too.
+    is_low = settings.get("final_sigmas_type") == "sigma_min" or name in ("TCDScheduler", "DEISMultistepScheduler")
+    if is_low or settings.get("variance_type") == "fixed_large":
+        # These end at the curve's lowest level, and calotype at 0; DDPM of large variance adds noise in the last step.
         trajectory.pop()
-    if name in TWICE:
-        shown = [float(timestep) for timestep in scheduler.timesteps[::2]]
-    else:
-        shown = [float(timestep) for timestep in (unrepeated(scheduler, name) if name == "PNDMScheduler" else scheduler.timesteps)]
-    if name in IN_SIGMA_SPACE:
-        initial_scale = float(scheduler.init_noise_sigma)
-    else:
-        initial_scale = unit_scale(sigmas[0])
+    asked = scheduler.timesteps[::2] if name in TWICE else scheduler.timesteps
+    shown = [float(timestep) for timestep in (unrepeated(scheduler, name) if name == "PNDMScheduler" else asked)]
+    initial_scale = float(scheduler.init_noise_sigma) if name in IN_SIGMA_SPACE else unit_scale(sigmas[0])
     return {
         "reference": "diffusers",
         "timesteps": shown[left_out:],
@@ -368,7 +374,7 @@ def euler_cfg_pp(model: Model, x: Tensor, sigmas: list[float], noise: Function, 
 
 def ipndm(model: Model, x: Tensor, sigmas: list[float], order: int, record: Function) -> None:
     """Liu et al. 2022, equation 12 on dx/dsigma, from Euler's step on; to the clean latents themselves at the end."""
-    table = {1: [1], 2: [3 / 2, -1 / 2], 3: [23 / 12, -16 / 12, 5 / 12], 4: [55 / 24, -59 / 24, 37 / 24, -9 / 24]}
+    table: dict[int, list[float]] = {1: [1], 2: [3 / 2, -1 / 2], 3: [23 / 12, -16 / 12, 5 / 12], 4: [55 / 24, -59 / 24, 37 / 24, -9 / 24]}
     slopes: list[Tensor] = []
     for sigma, to in zip(sigmas, sigmas[1:], strict=False):
         slopes.insert(0, (x - model(x, torch.tensor([sigma], dtype=torch.float64))) / sigma)
@@ -458,7 +464,9 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-def run_other(k: Any, sampler: str, reference: str, settings: dict[str, Any], prediction: str, steps: int) -> dict[str, Any]:
+def run_other(
+    k: Any, sampler: str, reference: str, settings: dict[str, Any], prediction: str, steps: int
+) -> dict[str, Any]:
     curve = "scaled_linear"
     model = Model(curve, prediction)
     sigmas = karras_levels(curve, steps)
@@ -487,15 +495,15 @@ def run_other(k: Any, sampler: str, reference: str, settings: dict[str, Any], pr
         elif kind == "res-multistep":
             res_multistep(model, x, sigmas, trajectory.append)
         else:
-            quiet = "s_noise" in typed
-            er_sde(model, x, sigmas, (lambda *_: 0.0) if quiet else noise, int(typed.get("order", 3)), trajectory.append)
+            drawn_noise: Function = (lambda *_: 0.0) if "s_noise" in typed else noise
+            er_sde(model, x, sigmas, drawn_noise, int(typed.get("order", 3)), trajectory.append)
     else:
         function = getattr(k, reference)
-        options = dict(settings)
-        if options.pop("tree", False):
-            options["noise_sampler"] = tree(sigmas[-2], sigmas[0])
-        elif "noise_sampler" in function.__wrapped__.__code__.co_varnames if hasattr(function, "__wrapped__") else False:
-            options["noise_sampler"] = noise
+        given = {**settings}
+        if given.pop("tree", False):
+            given["noise_sampler"] = tree(sigmas[-2], sigmas[0])
+        elif "noise_sampler" in inspect.signature(function).parameters:
+            given["noise_sampler"] = noise
         levels = torch.tensor(sigmas, dtype=torch.float64)
         starts: list[Tensor] = []
         drawn: list[Tensor] = []
@@ -503,22 +511,22 @@ def run_other(k: Any, sampler: str, reference: str, settings: dict[str, Any], pr
         def churn(like: Tensor) -> Tensor:
             """k-diffusion also draws in steps without churn, and throws that away."""
             sigma = sigmas[len(starts)]
-            is_used = options.get("s_tmin", 0.0) <= sigma <= options.get("s_tmax", math.inf)
+            is_used = given.get("s_tmin", 0.0) <= sigma <= given.get("s_tmax", math.inf)
             drawn.append(noise(sigma, sigma) if is_used else torch.zeros_like(like))
             return drawn[-1]
 
         def record(at: dict[str, Any]) -> None:
             """The latents that a step starts from, before churn."""
             start = at["x"].clone()
-            if "s_churn" in options:
+            if "s_churn" in given:
                 added = math.sqrt(float(at["sigma_hat"]) ** 2 - float(at["sigma"]) ** 2)
-                start -= options.get("s_noise", 1.0) * added * drawn[-1]
+                start -= given.get("s_noise", 1.0) * added * drawn[-1]
             starts.append(start)
 
         original = torch.randn_like
         torch.randn_like = churn  # type: ignore[assignment]
         try:
-            end = function(model, x, levels, callback=record, disable=True, **options)
+            end = function(model, x, levels, callback=record, disable=True, **given)
         finally:
             torch.randn_like = original
         trajectory = [*starts[1:], end]

@@ -20,7 +20,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import diffusers
 import numpy as np
@@ -29,7 +29,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import AysSchedules
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+Floats: TypeAlias = NDArray[np.float64]
 
 STEPS = [1, 2, 4, 10, 20, 50]
 # Where timesteps fall on halves, so that the order of operations decides how they are rounded.
