@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use calotype::noise::{BrownianTree, NoiseSource, Rng, StepNoise, TorchCpu};
 use calotype::prediction::Prediction;
 use calotype::sampler::{Denoise, Method, SamplerKind, StepNoiseKind};
-use calotype::schedule::{Betas, Clock, Grid, NoiseCurve, Schedule, ScheduleKind};
+use calotype::schedule::{Betas, Clock, FlowShift, Grid, NoiseCurve, Schedule, ScheduleKind};
 use calotype::weights::Weights;
 use calotype::{Error, ErrorKind};
 use flate2::read::GzDecoder;
@@ -51,6 +51,18 @@ impl Case {
 
     /// The whole schedule, and how many of its last steps the strength leaves.
     fn schedule(&self) -> (Schedule, usize) {
+        let taken = (self.steps as f64 * self.strength) as usize;
+        match self.curve.as_str() {
+            "edm" => {
+                let kind = self.schedule.parse().unwrap();
+                return (Schedule::edm(&kind, 0.002, 80.0, self.steps).unwrap(), taken);
+            }
+            "flow" => {
+                let shift = FlowShift::Static(self.schedule.parse().unwrap());
+                return (Schedule::flow(self.steps, &shift, 1000).unwrap(), taken);
+            }
+            _ => {}
+        }
         let curve = match self.curve.as_str() {
             "scaled_linear" => stable_diffusion(),
             "linear" => NoiseCurve::new(Betas::Linear { start: 0.0001, end: 0.02 }, 1000).unwrap(),
@@ -61,7 +73,7 @@ impl Case {
         // The other references ask the model at fractional timesteps, whatever the sampler.
         let grid = if self.reference == "diffusers" { sampler.grid() } else { Grid::Fractional };
         let schedule = Schedule::of(&kind, &curve, grid, self.steps).unwrap();
-        (schedule, (self.steps as f64 * self.strength) as usize)
+        (schedule, taken)
     }
 
     fn prediction(&self) -> Prediction {
@@ -69,6 +81,9 @@ impl Case {
             "epsilon" => Prediction::Epsilon,
             "v" => Prediction::V,
             "sample" => Prediction::Sample,
+            "edm" => Prediction::Edm { sigma_data: 0.5 },
+            "edm_v" => Prediction::EdmV { sigma_data: 0.5 },
+            "flow" => Prediction::Flow,
             other => panic!("prediction {other}"),
         }
     }
@@ -189,7 +204,7 @@ fn schedules_of_samplers_are_those_of_their_references() {
         let name = case.name();
         let (whole, taken) = case.schedule();
         // Diffusers keeps levels and fractional timesteps in single precision, after some operations in it.
-        let close = |ours: f64, theirs: f64| (ours - theirs).abs() <= 1e-6 * theirs + 1e-6;
+        let close = |ours: f64, theirs: f64| (ours - theirs).abs() <= 1e-6 * theirs.abs() + 1e-6;
         if case.reference == "diffusers" {
             assert!(close(whole.initial_scale(), case.initial_scale), "{name}: {}", whole.initial_scale());
         }
