@@ -183,7 +183,13 @@ impl Guidance {
 
     /// Guidance by one prompt at all noise levels; [`ErrorKind::Usage`] for settings that cannot be used.
     pub fn by(method: Method, scale: f64) -> Result<Self, Error> {
-        let guidance = Self { method: method.checked()?, scales: vec![], weights: vec![1.0], interval: None, keeps_base: false };
+        let guidance = Self {
+            method: method.checked()?,
+            scales: vec![],
+            weights: vec![1.0],
+            interval: None,
+            keeps_base: false,
+        };
         guidance.with_scales(vec![scale], 1)
     }
 

@@ -23,7 +23,11 @@ pub(crate) fn nearest<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> 
 }
 
 /// The error for a name that none of these is; `what` they name.
-pub(crate) fn unknown<'a>(what: &str, names: impl IntoIterator<Item = &'a str> + Clone, typed: &str) -> Error {
+pub(crate) fn unknown<'a>(
+    what: &str,
+    names: impl IntoIterator<Item = &'a str> + Clone,
+    typed: &str,
+) -> Error {
     let known = names.clone().into_iter().collect::<Vec<_>>().join(", ");
     let error = Error::new(ErrorKind::Usage, format!("{what}: expected one of {known}, got {typed:?}"));
     match nearest(typed, names.into_iter()) {

@@ -17,8 +17,8 @@ use crate::request::Request;
 use crate::sampler::StepNoiseKind;
 use crate::stage::denoiser::{Denoiser, Told};
 use crate::stage::start::Start;
-pub use crate::stage::text_encoder::TextStates;
 use crate::stage::text_encoder::TextEncoder;
+pub use crate::stage::text_encoder::TextStates;
 use crate::stage::vae::{VaeDecoder, VaeEncoder};
 use crate::tokenizer::Cut;
 use crate::{Error, ErrorKind};
@@ -161,7 +161,7 @@ impl Pipeline {
     /// # Errors
     /// [`ErrorKind::Numeric`] for a state that is not a number; otherwise those of running a text encoder.
     pub fn encode(&mut self, text: &Text) -> Result<TextStates, Error> {
-        Ok(self.text_encoder.encode(&[Some(text)])?.texts.remove(0))
+        Ok(self.text_encoder.encode(&[Some(text)])?.remove(0))
     }
 
     fn run(
@@ -221,7 +221,8 @@ impl Pipeline {
         let cuts = [true, false].map(|is_prompt| {
             let is_meant = |view: &View| matches!(view, View::Positive(_)) == is_prompt;
             let read = told.of_step.iter().flat_map(|texts| views.iter().zip(texts));
-            let mut cuts = read.filter(|(view, _)| is_meant(view)).filter_map(|(_, &text)| told.texts[text].cut.clone());
+            let mut cuts =
+                read.filter(|(view, _)| is_meant(view)).filter_map(|(_, &text)| told.texts[text].cut.clone());
             cuts.next()
         });
         Ok(Denoised { latents, cuts, times })
@@ -252,7 +253,7 @@ impl Pipeline {
             });
             of_step.push(read.collect());
         }
-        let texts = self.text_encoder.encode(&texts)?.texts;
+        let texts = self.text_encoder.encode(&texts)?;
         Ok(Told { texts, of_step })
     }
 }

@@ -161,7 +161,8 @@ impl Request {
         let sampler = draft.sampler.unwrap_or(defaults.sampler);
         let steps = steps_asked(&draft, defaults.steps)?;
         let shape = manifest.latents.shape(size)?;
-        let (schedule_kind, mut schedule) = manifest.schedule(draft.sampler, draft.schedule.clone(), steps)?;
+        let (schedule_kind, mut schedule) =
+            manifest.schedule(draft.sampler, draft.schedule.clone(), steps)?;
         let strength = strength(&draft, manifest.conditions)?;
         if let Some(strength) = strength {
             schedule = schedule.last(steps_left(steps, strength)?);
@@ -170,7 +171,9 @@ impl Request {
         let scales = draft.guidance.clone().unwrap_or_else(|| defaults.guidance.into());
         let guidance = guidance(&draft, manifest, sampler, &scales, &prompt, &schedule)?;
         let embedded_scale = manifest.embedded_guidance.then(|| scales.for_steps(1)).transpose()?;
-        if let Some(Variation { strength, .. }) = draft.variation.filter(|v| !(0.0..=1.0).contains(&v.strength)) {
+        if let Some(Variation { strength, .. }) =
+            draft.variation.filter(|v| !(0.0..=1.0).contains(&v.strength))
+        {
             return Err(Error::new(
                 ErrorKind::Usage,
                 format!("variation strength: expected a number from 0 to 1, got {strength}"),

@@ -1096,13 +1096,17 @@ mod picture {
             let schedule = schedule.as_str().unwrap();
             // Levels for video reach further up than this model's.
             if schedule == "ays-svd" {
-                desk.generate(&["x", "--schedule", schedule]).is_refusal(2, &["schedule: expected levels up to 65.9287, the model's highest, got 700"]);
+                desk.generate(&["x", "--schedule", schedule]).is_refusal(
+                    2,
+                    &["schedule: expected levels up to 65.9287, the model's highest, got 700"],
+                );
                 continue;
             }
             let report = desk.draws(&["a red apple", "--schedule", schedule]);
             assert_eq!(receipts(&report)[0]["schedule"], schedule);
         }
-        let report = desk.draws(&["a red apple", "--sampler", "euler", "--steps", "3", "--sigmas", "20, 5.5, 1,0"]);
+        let report =
+            desk.draws(&["a red apple", "--sampler", "euler", "--steps", "3", "--sigmas", "20, 5.5, 1,0"]);
         assert_eq!(receipts(&report)[0]["sigmas"], json!([20.0, 5.5, 1.0, 0.0]));
         assert_eq!(receipts(&report)[0]["schedule"], "20,5.5,1,0");
     }
@@ -1124,13 +1128,31 @@ mod picture {
             (&["--variation-seed", "9", "--variation-strength", "0.4"], "variation_seed", json!(9)),
             (&["--guidance", "5x2,1"], "guidance_schedule", json!("5x2,1")),
             (&["--guidance-method", "cfg:rescale=0.9"], "guidance_method", json!("cfg:rescale=0.9")),
-            (&["--guidance-method", "apg"], "guidance_method", json!("projected:eta=0,momentum=-0.5,norm_threshold=15")),
-            (&["--guidance-method", "zero-star"], "guidance_method", json!("zero-star:zero_steps=1,rescale=0")),
-            (&["--guidance-method", "mimic:scale=2"], "guidance_method",
-             json!("mimic:scale=2,percentile=1,share=1,per_channel=on,origin=mean,measure=largest")),
-            (&["--guidance-method", "residual"], "guidance_method", json!("residual:from=first-negative,delta=1")),
-            (&["-n", "a dog", "--guidance-method", "perpendicular"], "guidance_method",
-             json!("perpendicular:negative_scale=1,rescale=0")),
+            (
+                &["--guidance-method", "apg"],
+                "guidance_method",
+                json!("projected:eta=0,momentum=-0.5,norm_threshold=15"),
+            ),
+            (
+                &["--guidance-method", "zero-star"],
+                "guidance_method",
+                json!("zero-star:zero_steps=1,rescale=0"),
+            ),
+            (
+                &["--guidance-method", "mimic:scale=2"],
+                "guidance_method",
+                json!("mimic:scale=2,percentile=1,share=1,per_channel=on,origin=mean,measure=largest"),
+            ),
+            (
+                &["--guidance-method", "residual"],
+                "guidance_method",
+                json!("residual:from=first-negative,delta=1"),
+            ),
+            (
+                &["-n", "a dog", "--guidance-method", "perpendicular"],
+                "guidance_method",
+                json!("perpendicular:negative_scale=1,rescale=0"),
+            ),
             (&["--guidance-interval", "0.5..8"], "guidance_interval", json!("0.5..8")),
             (&["--guidance-interval", "25%..75%"], "guidance_interval", json!("25%..75%")),
             (&["--thresholding", "static:range=0.5"], "thresholding", json!("static:range=0.5")),
@@ -1143,7 +1165,9 @@ mod picture {
         }
         // Nothing of these is in a recipe that does without.
         let (receipt, _) = draw(&[]);
-        for field in ["variation_seed", "guidance_schedule", "guidance_method", "guidance_interval", "thresholding"] {
+        for field in
+            ["variation_seed", "guidance_schedule", "guidance_method", "guidance_interval", "thresholding"]
+        {
             assert_eq!(receipt.get(field), None, "{field}");
         }
         // All of the other seed's noise is that seed's picture.
@@ -1189,10 +1213,16 @@ mod picture {
             (&["--sigmas", "5,1", "--steps", "3"], "steps: expected 2, as many as levels were listed, got 3"),
             (&["--sigmas", "karras"], "levels: expected numbers"),
             (&["--rng", "numpy", "--seed", "4294967296"], "4294967296"),
-            (&["--variation-seed", "1", "--variation-strength", "1.5"], "variation strength: expected a number"),
+            (
+                &["--variation-seed", "1", "--variation-strength", "1.5"],
+                "variation strength: expected a number",
+            ),
             (&["--guidance", "5x1,1x9"], "guidance: expected scales for 2 steps, got 10"),
             (&["--guidance-method", "pag"], "guidance method: expected one of cfg,"),
-            (&["--guidance-method", "residual:from=source", "-n", "x"], "negative prompt: expected a guidance"),
+            (
+                &["--guidance-method", "residual:from=source", "-n", "x"],
+                "negative prompt: expected a guidance",
+            ),
             (&["--guidance-interval", "5..1"], "guidance interval"),
             (&["--guidance-interval", "1%..2%"], "expected a part with a step in it"),
             (&["--thresholding", "dynamic:max=0"], "dynamic thresholding"),

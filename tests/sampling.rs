@@ -90,7 +90,9 @@ impl Case {
 
     fn name(&self) -> String {
         let Self { sampler, curve, schedule, prediction, steps, strength, reference, .. } = self;
-        format!("{sampler}, {curve}, {schedule}, {prediction}, {steps} steps, strength {strength} ({reference})")
+        format!(
+            "{sampler}, {curve}, {schedule}, {prediction}, {steps} steps, strength {strength} ({reference})"
+        )
     }
 
     /// The latents after each step.
@@ -175,7 +177,8 @@ fn sample(case: &Case, sign: f64) -> Vec<Vec<f32>> {
         StepNoiseKind::Stream => &mut stream,
         StepNoiseKind::Tree => {
             let steps = schedule.steps();
-            tree = BrownianTree::new(Rng::Torch, LEN, steps[steps.len() - 1].from, steps[0].from, SEED).unwrap();
+            tree =
+                BrownianTree::new(Rng::Torch, LEN, steps[steps.len() - 1].from, steps[0].from, SEED).unwrap();
             &mut tree
         }
     };
@@ -358,7 +361,9 @@ fn errors_shrink_with_the_order_of_the_method() {
         let measured = (coarse / fine).log2();
         // Errors of single precision are 1e-7.
         if (measured - order).abs() > 0.4 || fine < 5e-7 {
-            failures.push(format!("{text}, {steps} steps: order {measured:.2}, errors {coarse:.1e} and {fine:.1e}"));
+            failures.push(format!(
+                "{text}, {steps} steps: order {measured:.2}, errors {coarse:.1e} and {fine:.1e}"
+            ));
         }
         if method == method.kind().into() || text.ends_with(":eta=0") {
             assert_eq!(method.kind().about().order as f64, order, "{text}: what its table says");
@@ -380,7 +385,7 @@ fn errors_shrink_with_the_order_of_the_method() {
 /// Fresh noise replaces what steps take away: data and noise keep their variance, whatever part is replaced.
 #[test]
 fn stochastic_steps_keep_the_variance() {
-    const COUNT: usize = 20_000;
+    const COUNT: usize = 8_000;
     const STEPS: usize = 200;
     let curve = NoiseCurve::new(Betas::Linear { start: 0.0001, end: 0.02 }, 1000).unwrap();
     let levels: Vec<f64> = (0..=STEPS).map(|i| 5.0 * (0.5f64 / 5.0).powf(i as f64 / STEPS as f64)).collect();
@@ -416,8 +421,8 @@ fn stochastic_steps_keep_the_variance() {
         }
         let variance = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / COUNT as f64;
         let expected = DATA.hypot(0.5).powi(2);
-        // The sampling error is 1 % (one standard deviation), the discretisation's about as much.
-        assert!((variance / expected - 1.0).abs() < 0.04, "{text}: variance {variance}, expected {expected}");
+        // The sampling error is 1.6 % (one standard deviation), the discretisation's about 1 %.
+        assert!((variance / expected - 1.0).abs() < 0.06, "{text}: variance {variance}, expected {expected}");
     }
 }
 
@@ -476,7 +481,10 @@ fn steps_ask_as_often_as_their_table_says() {
             assert_eq!(counting.0 - before, expected, "{kind}, step {}", step.index);
         }
         if kind != SamplerKind::Lcm {
-            assert!(x.iter().all(|x| (x - 0.5).abs() < 1e-6), "{kind} ends at {x:?}, not at the clean latents");
+            assert!(
+                x.iter().all(|x| (x - 0.5).abs() < 1e-6),
+                "{kind} ends at {x:?}, not at the clean latents"
+            );
         }
     }
 }

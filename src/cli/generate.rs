@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use calotype::noise::Rng;
 use calotype::picture;
 use calotype::pipeline::{Options, Picture, Pipeline, Progress};
-use calotype::noise::Rng;
 use calotype::request::{Draft, Request, Variation};
 use calotype::sampler::{Method, Sampling};
 use calotype::schedule::ScheduleKind;

@@ -52,7 +52,8 @@ impl Scales {
             }
             _ => {
                 let got = format!("guidance: expected scales for {steps} steps, got {named}");
-                Err(Error::new(ErrorKind::Usage, got).help("a last scale without a number is for what is left"))
+                Err(Error::new(ErrorKind::Usage, got)
+                    .help("a last scale without a number is for what is left"))
             }
         }
     }
@@ -185,10 +186,9 @@ impl fmt::Display for Method {
                 let numbers = [("eta", eta.to_string()), ("momentum", momentum.to_string())];
                 ("projected", numbers.into_iter().chain([("norm_threshold", threshold)]).collect())
             }
-            Self::ZeroStar { zero_steps, rescale } => (
-                "zero-star",
-                vec![("zero_steps", zero_steps.to_string()), ("rescale", rescale.to_string())],
-            ),
+            Self::ZeroStar { zero_steps, rescale } => {
+                ("zero-star", vec![("zero_steps", zero_steps.to_string()), ("rescale", rescale.to_string())])
+            }
             Self::DynamicThreshold(mimic) => {
                 let measure = if mimic.measure == Measure::Largest { "largest" } else { "deviation" };
                 let settings = [
@@ -286,7 +286,8 @@ mod tests {
         assert_eq!(steps("7x2,1x1", 3).unwrap(), [7.0, 7.0, 1.0]);
         assert_eq!(steps("7x1,3x1,1", 5).unwrap(), [7.0, 3.0, 1.0, 1.0, 1.0]);
         assert_eq!(steps("7x3,1", 3).unwrap(), [7.0; 3]);
-        for (text, count) in [("7x2,1x1", 4), ("7x2,1x1", 2), ("7x4,1", 3), ("1x18446744073709551615,2x9", 3)] {
+        for (text, count) in [("7x2,1x1", 4), ("7x2,1x1", 2), ("7x4,1", 3), ("1x18446744073709551615,2x9", 3)]
+        {
             assert_eq!(steps(text, count).expect_err(text).kind(), ErrorKind::Usage, "{text}");
         }
         for text in ["", "x", "7x", "x5", "7,1", "7x5,", "7x-1", "7x1.5", "seven", &"1x1,".repeat(20_000)] {

@@ -75,15 +75,15 @@ impl History {
 /// The systems of multistep methods are Vandermonde's, of different nodes: they have a solution.
 pub(super) fn solve<const N: usize>(mut matrix: [[f64; N]; N], mut right: [f64; N], size: usize) -> [f64; N] {
     for column in 0..size {
-        let largest = (column..size).max_by(|&a, &b| matrix[a][column].abs().total_cmp(&matrix[b][column].abs()));
+        let largest =
+            (column..size).max_by(|&a, &b| matrix[a][column].abs().total_cmp(&matrix[b][column].abs()));
         let pivot = largest.expect("at least one row is left");
         matrix.swap(column, pivot);
         right.swap(column, pivot);
         for row in column + 1..size {
             let factor = matrix[row][column] / matrix[column][column];
-            for k in column..size {
-                matrix[row][k] -= factor * matrix[column][k];
-            }
+            let upper = matrix[column];
+            matrix[row].iter_mut().zip(upper).for_each(|(value, upper)| *value -= factor * upper);
             right[row] -= factor * right[column];
         }
     }

@@ -34,7 +34,14 @@ impl Euler {
     pub(super) fn new(settings: &Settings, steps: usize, len: usize) -> Self {
         let Settings { eta, s_noise, variance, .. } = *settings;
         let noise = vec![0.0; if eta > 0.0 { len } else { 0 }];
-        Self { churn: Churn::new(settings, steps, len), eta, s_noise, variance, denoised: vec![0.0; len], noise }
+        Self {
+            churn: Churn::new(settings, steps, len),
+            eta,
+            s_noise,
+            variance,
+            denoised: vec![0.0; len],
+            noise,
+        }
     }
 }
 

@@ -89,7 +89,11 @@ impl About {
     fn names(&self) -> impl Iterator<Item = &'static str> {
         let elsewhere = [self.name, self.a1111, self.comfyui, self.sd_cpp];
         let classes = self.diffusers.split(' ').take(1).filter(|_| !self.diffusers.contains('='));
-        elsewhere.into_iter().chain(classes).chain(self.others.iter().copied()).filter(|name| !name.is_empty())
+        elsewhere
+            .into_iter()
+            .chain(classes)
+            .chain(self.others.iter().copied())
+            .filter(|name| !name.is_empty())
     }
 }
 
@@ -548,7 +552,7 @@ impl FromStr for SamplerKind {
     type Err = Error;
 
     /// Reads a name as it is written here, or by the users of diffusers, A1111, ComfyUI or stable-diffusion.cpp: case,
-    /// spaces and punctuation do not matter, and `pp` may stand for `++`. [`ErrorKind::Usage`] for any other name.
+    /// spaces and punctuation do not matter, and `pp` may stand for `++`. [`ErrorKind::Usage`](crate::ErrorKind::Usage) for any other name.
     fn from_str(text: &str) -> Result<Self, Error> {
         let typed = bare(text);
         let is_named = |kind: &Self| kind.about().names().any(|name| bare(name) == typed);

@@ -121,7 +121,8 @@ impl Method {
         let what = format!("sampler: {}", self.kind);
         let Some(key) = about.keys.iter().find(|key| key.name() == setting.name) else {
             let names = about.settings().collect::<Vec<_>>().join(", ");
-            let expected = if names.is_empty() { "no settings".into() } else { format!("settings of {names}") };
+            let expected =
+                if names.is_empty() { "no settings".into() } else { format!("settings of {names}") };
             let got = format!("{what}: expected {expected}, got {:?}", setting.name);
             return Err(Error::new(ErrorKind::Usage, got));
         };
@@ -272,8 +273,7 @@ impl Key {
             Self::STmax => settings.s_tmax = number("a number from 0 up, or inf", &|level| level >= 0.0)?,
             Self::Order => {
                 let order = setting.value.parse().ok().filter(|order| (1..=max_order).contains(order));
-                settings.order =
-                    order.ok_or_else(|| setting.refused(what, &format!("1 to {max_order}")))?;
+                settings.order = order.ok_or_else(|| setting.refused(what, &format!("1 to {max_order}")))?;
             }
             Self::Solver => {
                 let solvers = [("midpoint", Solver::Midpoint), ("heun", Solver::Heun)];
@@ -348,7 +348,10 @@ mod tests {
     #[test]
     fn settings_that_cannot_be_are_refused_with_what_can() {
         for (text, message) in [
-            ("euler:eta=0.5", "sampler: euler: expected settings of s_noise, s_churn, s_tmin, s_tmax, got \"eta\""),
+            (
+                "euler:eta=0.5",
+                "sampler: euler: expected settings of s_noise, s_churn, s_tmin, s_tmax, got \"eta\"",
+            ),
             ("lcm:eta=0.5", "sampler: lcm: expected no settings, got \"eta\""),
             ("ddim:eta=1.5", "sampler: ddim: eta: expected a number from 0 to 1, got \"1.5\""),
             ("ddim:eta=nan", "eta: expected a number from 0 to 1, got \"nan\""),

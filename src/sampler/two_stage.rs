@@ -94,11 +94,7 @@ impl Rule {
             }
             Self::DpmPp2s => {
                 let sigma = (from * down).sqrt();
-                Stages {
-                    sigma,
-                    middle: line(sigma),
-                    end: [down / from, 0.0, 1.0 - down / from, up],
-                }
+                Stages { sigma, middle: line(sigma), end: [down / from, 0.0, 1.0 - down / from, up] }
             }
             Self::DpmPpSde => {
                 let sigma = from.powf(1.0 - r) * to.powf(r);
@@ -143,7 +139,8 @@ impl Sampler for TwoStage {
         if up > 0.0 {
             noise.fill_between(step.from, stages.sigma, &mut self.noise);
         }
-        let parts = [(keep, &*x), (keep * weight, self.churn.noise()), (first, &self.first), (up, &self.noise)];
+        let parts =
+            [(keep, &*x), (keep * weight, self.churn.noise()), (first, &self.first), (up, &self.noise)];
         blend(&mut self.middle, 0.0, &parts);
         denoiser.denoise(&self.middle, stages.sigma, &mut self.second)?;
 

@@ -274,7 +274,6 @@ impl FromStr for ScheduleKind {
     }
 }
 
-
 fn check_levels(levels: &[f64]) -> Result<(), Error> {
     if levels.is_empty() {
         return Err(refused("levels: expected at least one above 0, got none".into()));

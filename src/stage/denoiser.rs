@@ -225,8 +225,7 @@ impl Call {
             }
         }
         feeds.extend(constants(signature, batch, tokens)?);
-        let mut call =
-            Self { feeds, pooled, output: vec![0.0; batch * shape.len()], members, views, texts };
+        let mut call = Self { feeds, pooled, output: vec![0.0; batch * shape.len()], members, views, texts };
         call.fill_texts(told);
         Ok(call)
     }
@@ -246,7 +245,8 @@ impl Call {
         let texts = self.texts.iter().map(|&text| &told.texts[text]);
         self.feeds[STATES].fill(texts.clone().flat_map(|text| &text.states).map(|&x| f64::from(x)));
         if let Some(pooled) = self.pooled {
-            self.feeds[pooled].fill(texts.flat_map(|text| text.pooled.iter().flatten()).map(|&x| f64::from(x)));
+            self.feeds[pooled]
+                .fill(texts.flat_map(|text| text.pooled.iter().flatten()).map(|&x| f64::from(x)));
         }
     }
 }

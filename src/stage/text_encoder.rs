@@ -35,12 +35,7 @@ struct Encoder {
     pooled: Option<String>,
 }
 
-/// What the U-Net is told about the picture, per text. All states are of one width.
-pub(crate) struct Conditioning {
-    pub(crate) texts: Vec<TextStates>,
-}
-
-/// What a text becomes.
+/// What a text becomes. Those of one model have one width.
 #[derive(Clone, Debug)]
 pub struct TextStates {
     /// `[tokens, width]`: the states of all chunks one after the other, weighted, per token those of all encoders.
@@ -82,7 +77,7 @@ impl TextEncoder {
     /// # Errors
     /// [`ErrorKind::Numeric`] for a state that is not a number; [`ErrorKind::Model`] when encoders differ in what they
     /// make of a text.
-    pub(crate) fn encode(&mut self, texts: &[Option<&Text>]) -> Result<Conditioning, Error> {
+    pub(crate) fn encode(&mut self, texts: &[Option<&Text>]) -> Result<Vec<TextStates>, Error> {
         let max_chunks = self.max_chunks;
         let encoded = self.encoders.iter_mut().map(|encoder| encoder.encode(texts, max_chunks));
         let mut encoded = encoded.collect::<Result<Vec<Vec<TextStates>>, Error>>()?.into_iter();
@@ -99,7 +94,7 @@ impl TextEncoder {
             one.states = vec![0.0; len];
             one.pooled.iter_mut().for_each(|pooled| pooled.fill(0.0));
         }
-        Ok(Conditioning { texts: joined })
+        Ok(joined)
     }
 }
 
