@@ -22,11 +22,26 @@ pub(super) enum Equation {
 }
 
 impl Equation {
-    /// Makes the model's answer `out`, which are clean latents, what this equation is about.
-    fn convert(self, x: &[f32], sigma: f64, out: &mut [f32]) {
-        if self == Self::Noise {
-            blend(out, -1.0 / sigma, &[(1.0 / sigma, x)]);
+    /// Asks the model, and keeps what of its answer this equation is about. The last answer, to level 0, is where the
+    /// run ends, whatever came before: then `x` is that, and this says so.
+    fn ask(
+        self,
+        history: &mut History,
+        x: &mut [f32],
+        step: &Step,
+        denoiser: &mut dyn Denoise,
+    ) -> Result<bool, Error> {
+        let answer = history.next();
+        denoiser.denoise(x, step.from, answer)?;
+        if step.to == 0.0 {
+            x.copy_from_slice(answer);
+            return Ok(true);
         }
+        if self == Self::Noise {
+            blend(answer, -1.0 / step.from, &[(1.0 / step.from, &*x)]);
+        }
+        history.keep(step.from);
+        Ok(false)
     }
 
     /// The share of `x` that is kept from `from` to `to`, the weights of the polynomial's value and of its first and second
@@ -123,14 +138,9 @@ impl Sampler for Multistep {
     ) -> Result<(), Error> {
         let &Step { index, from, to, .. } = step;
         let Self { equation, history, .. } = self;
-        let answer = history.next();
-        denoiser.denoise(x, from, answer)?;
-        if to == 0.0 {
-            x.copy_from_slice(answer);
+        if equation.ask(history, x, step, denoiser)? {
             return Ok(());
         }
-        equation.convert(x, from, answer);
-        history.keep(from);
 
         let Settings { eta, s_noise, solver, third, .. } = self.settings;
         let weights = equation.weights(from, to, eta, solver);
@@ -217,16 +227,11 @@ impl Sampler for Singlestep {
         denoiser: &mut dyn Denoise,
         _noise: &mut dyn StepNoise,
     ) -> Result<(), Error> {
-        let &Step { index, from, to, .. } = step;
+        let &Step { index, to, .. } = step;
         let Self { equation, history, .. } = self;
-        let answer = history.next();
-        denoiser.denoise(x, from, answer)?;
-        if to == 0.0 {
-            x.copy_from_slice(answer);
+        if equation.ask(history, x, step, denoiser)? {
             return Ok(());
         }
-        equation.convert(x, from, answer);
-        history.keep(from);
         // A run that starts within a group has fewer answers than the group's order asks for.
         let order = self.orders[index].min(history.len());
         if order == 1 {
