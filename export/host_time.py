@@ -1,9 +1,9 @@
-"""Prints what steps cost diffusers besides the U-Net, for benches/record: schedulers and guidance on 1x4x128x128 latents.
+"""Prints what steps cost diffusers besides the U-Net, for benches/record.
 
     python host_time.py
 
-It is the counterpart of `cargo bench --bench host`: runs of 20 steps under a model that costs nothing, with guidance,
-on one thread; medians per step.
+It is the counterpart of `cargo bench --bench host`: schedulers and guidance on 1x4x128x128 latents, in runs of 20 steps
+under a model that costs nothing, on one thread; medians per step.
 """
 
 from __future__ import annotations

@@ -201,13 +201,17 @@ impl Request {
             (Some(picture), None, Conditions::Upscaling) => Source::Enlarged { picture, level },
             (Some(picture), None, _) => Source::Picture(picture),
         };
+        let seed = draft.seed.unwrap_or_else(random_seed);
+        // Not every generator takes every seed.
+        draft.rng.source(seed)?;
+        draft.variation.map(|variation| draft.rng.source(variation.seed)).transpose()?;
         Ok(Self {
             shape,
             source,
             schedule,
             strength,
             asked_steps: steps,
-            seed: draft.seed.unwrap_or_else(random_seed),
+            seed,
             rng: draft.rng,
             variation: draft.variation,
             prompt,

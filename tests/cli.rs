@@ -1213,6 +1213,11 @@ mod picture {
             (&["--sigmas", "5,1", "--steps", "3"], "steps: expected 2, as many as levels were listed, got 3"),
             (&["--sigmas", "karras"], "levels: expected numbers"),
             (&["--rng", "numpy", "--seed", "4294967296"], "4294967296"),
+            (&["--rng", "numpy", "--seed", "4294967295", "--count", "2"], "4294967296"),
+            (
+                &["--rng", "numpy", "--variation-seed", "4294967296", "--variation-strength", "1"],
+                "4294967296",
+            ),
             (
                 &["--variation-seed", "1", "--variation-strength", "1.5"],
                 "variation strength: expected a number",

@@ -164,13 +164,14 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let (model, additions) =
         open_model(flags.model.as_ref(), &flags.additions.lora, &flags.additions.embedding)?;
     let first = Request::new(draft, model.manifest())?;
-    let last_seed = first.seed().checked_add(u64::from(flags.count) - 1);
-    if last_seed.is_none() {
+    let Some(last_seed) = first.seed().checked_add(u64::from(flags.count) - 1) else {
         return Err(Error::new(
             ErrorKind::Usage,
             format!("seed: expected room for {} consecutive seeds, got {}", flags.count, first.seed()),
         ));
-    }
+    };
+    // The first seed may be the last that the generator takes.
+    first.rng().source(last_seed)?;
     let stop = stop_on_interrupt()?;
     let library = flags.common.library()?;
     let options = match flags.threads.map(usize::from).and_then(NonZeroUsize::new) {
