@@ -1093,7 +1093,7 @@ mod picture {
         let schedules = help("--schedule", "schedules");
         assert!(schedules.len() >= 16, "{schedules:?}");
         for schedule in schedules {
-            let schedule = schedule.as_str().unwrap();
+            let schedule = schedule["name"].as_str().unwrap();
             // Levels for video reach further up than this model's.
             if schedule == "ays-svd" {
                 desk.generate(&["x", "--schedule", schedule]).is_refusal(

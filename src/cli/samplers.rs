@@ -29,8 +29,19 @@ pub(super) fn report() -> Report {
 
 /// A line per schedule.
 pub(super) fn report_schedules() -> Report {
-    let names: Vec<&str> = ScheduleKind::names().collect();
-    Report { text: names.join("\n") + "\n", json: json!({ "schedules": names }) }
+    let json: Vec<Value> = ScheduleKind::about()
+        .map(
+            |(name, settings, aliases)| json!({ "name": name, "settings": settings, "other_names": aliases }),
+        )
+        .collect();
+    Report { text: schedules(), json: json!({ "schedules": json }) }
+}
+
+fn schedules() -> String {
+    let rows = ScheduleKind::about()
+        .map(|(name, settings, aliases)| [name.to_owned(), settings, aliases.join(", ")])
+        .collect::<Vec<_>>();
+    markdown(["name", "settings", "other names"], &rows)
 }
 
 fn name(name: &str) -> Value {
@@ -68,16 +79,19 @@ fn table() -> String {
             about.sd_cpp.into(),
         ]
     };
-    let rows: Vec<[String; 10]> = SamplerKind::ALL.iter().map(|kind| row(kind.about())).collect();
-    let widths: [usize; 10] = std::array::from_fn(|column| {
-        rows.iter().map(|row| row[column].len()).chain([HEAD[column].len()]).max().unwrap_or(0)
+    markdown(HEAD, &SamplerKind::ALL.map(|kind| row(kind.about())))
+}
+
+fn markdown<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        rows.iter().map(|row| row[column].len()).chain([head[column].len()]).max().unwrap_or(0)
     });
-    let line = |cells: [&str; 10]| {
+    let line = |cells: [&str; N]| {
         let cells = cells.iter().zip(widths).map(|(cell, width)| format!(" {cell:width$} "));
         format!("|{}|\n", cells.collect::<Vec<_>>().join("|"))
     };
     let rule = widths.map(|width| "-".repeat(width));
-    let mut table = line(HEAD) + &line(rule.each_ref().map(String::as_str));
+    let mut table = line(head) + &line(rule.each_ref().map(String::as_str));
     table.extend(rows.iter().map(|row| line(row.each_ref().map(String::as_str))));
     table
 }
@@ -87,8 +101,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_manual_has_the_table() {
+    fn the_manual_has_the_tables() {
         let manual = include_str!("../manual/samplers.md");
-        assert!(manual.contains(&table()), "src/manual/samplers.md: expected this table:\n{}", table());
+        for table in [table(), schedules()] {
+            assert!(manual.contains(&table), "src/manual/samplers.md: expected this table:\n{table}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use super::{MAX_TIMESTEPS, Spacing};
-use crate::name::{bare, nearest};
+use crate::name::{self, Setting};
 use crate::{Error, ErrorKind};
 
 /// How the noise levels of a run are chosen.
@@ -130,6 +130,14 @@ impl ScheduleKind {
         NAMED.iter().map(|(_, names)| names[0])
     }
 
+    /// Of every kind but [`Self::Custom`] its name, its settings with their defaults, and the names that others gave it.
+    pub fn about() -> impl Iterator<Item = (&'static str, String, &'static [&'static str])> {
+        NAMED.iter().map(|(kind, names)| {
+            let settings = kind.options().into_iter().map(|(name, value)| format!("{name}={value}"));
+            (names[0], settings.collect::<Vec<_>>().join(","), &names[1..])
+        })
+    }
+
     /// Levels as a user types them, with commas between.
     ///
     /// # Errors
@@ -239,8 +247,7 @@ impl fmt::Display for ScheduleKind {
         let usual = NAMED.iter().find(|(_, names)| names[0] == name).map(|(kind, _)| kind.options());
         let options =
             self.options().into_iter().filter(|option| !usual.iter().flatten().any(|o| o == option));
-        let options = options.map(|(option, value)| format!("{option}={value}")).collect::<Vec<_>>();
-        if options.is_empty() { f.pad(name) } else { f.pad(&format!("{name}:{}", options.join(","))) }
+        f.pad(&name::with_settings(name, &options.collect::<Vec<_>>()))
     }
 }
 
@@ -254,21 +261,15 @@ impl FromStr for ScheduleKind {
         if text.trim_start().starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c)) {
             return Self::listed(text);
         }
-        let (typed, options) = text.split_once(':').unwrap_or((text, ""));
-        let typed = bare(typed);
-        let found = NAMED.iter().find(|(_, names)| names.iter().any(|name| bare(name) == typed));
+        let (typed, options) = name::settings(text);
+        let bare = name::bare(typed);
+        let found = NAMED.iter().find(|(_, names)| names.iter().any(|name| name::bare(name) == bare));
         let Some((kind, _)) = found else {
-            let names = Self::names().collect::<Vec<_>>().join(", ");
-            let error = refused(format!("expected one of {names}, or levels like 14.6,3,0.5, got {text:?}"));
-            return Err(match nearest(&typed, Self::names()) {
-                Some(name) => error.help(format!("did you mean {name}?")),
-                None => error,
-            });
+            return Err(name::unknown("schedule", Self::names().collect::<Vec<_>>(), typed));
         };
         let mut kind = kind.clone();
-        for option in options.split(',').filter(|_| !options.is_empty()) {
-            let (name, value) = option.split_once('=').unwrap_or((option, ""));
-            kind.set(&name.trim().to_lowercase().replace('_', "-"), value)?;
+        for Setting { name, value } in options {
+            kind.set(&name.to_lowercase().replace('_', "-"), value)?;
         }
         Ok(kind)
     }
