@@ -1108,7 +1108,7 @@ mod picture {
         let report =
             desk.draws(&["a red apple", "--sampler", "euler", "--steps", "3", "--sigmas", "20, 5.5, 1,0"]);
         assert_eq!(receipts(&report)[0]["sigmas"], json!([20.0, 5.5, 1.0, 0.0]));
-        assert_eq!(receipts(&report)[0]["schedule"], "20,5.5,1,0");
+        assert_eq!(receipts(&report)[0]["schedule"], "20,5.5,1");
     }
 
     /// What a recipe says of sampling draws the same picture again, and every part of it counts.
@@ -1173,6 +1173,29 @@ mod picture {
         // All of the other seed's noise is that seed's picture.
         let (_, other) = draw(&["--variation-seed", "9", "--variation-strength", "0"]);
         assert!(other == plain, "a variation of nothing");
+    }
+
+    /// Where guidance ends, the step goes by the prompt, which is what a scale next to 1 goes by with both predictions.
+    #[test]
+    fn steps_without_guidance_go_by_the_prompt() {
+        let desk = Desk::new();
+        let draw = |guidance: &str, args: &[&str]| {
+            let sampler = if args.contains(&"--sampler") { &[][..] } else { &["--sampler", "euler"] };
+            let base = ["a red apple", "--seed", "3", "--steps", "4", "--guidance", guidance];
+            desk.draws(&[&base, sampler, args].concat());
+            pixels(&desk.read("out.png")).2
+        };
+        let far = |one: &[u8], other: &[u8]| {
+            one.iter().zip(other).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>() / one.len() as f64
+        };
+        let near = draw("5x1,1.000001", &[]);
+        for (guidance, args) in [("5x1,1", &[][..]), ("5", &["--guidance-interval", "0%..25%"])] {
+            let picture = draw(guidance, args);
+            assert!(far(&picture, &near) < 0.01, "{guidance} {args:?}: {}", far(&picture, &near));
+        }
+        assert!(far(&draw("5", &[]), &near) > 1.0, "a later step's guidance changes nothing");
+        // CFG++ goes back by the unconditional noise, also where the prompt's prediction is all that a step goes by.
+        assert!(far(&draw("1", &["--sampler", "euler-cfg++"]), &draw("1", &[])) > 1.0);
     }
 
     #[test]
