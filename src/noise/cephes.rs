@@ -2,13 +2,14 @@
 //! rounds them. It knows nothing of random numbers.
 //!
 //! Torch uses `avx_mathfun.h` (Pommier 2007, Garberoglio 2012, after Cephes' `logf.c` and `sinf.c`), and its
-//! compiler fuses each product that is added to something into one rounding. Here every such place is [`fused`],
+//! compiler fuses each product that is added to something into one rounding. Here every such place is a `mul_add`,
 //! and no other is: the golden values of `tests/noise.rs` tell.
 
 // The coefficients are quoted as Cephes prints them, beyond what f32 holds.
 #![allow(clippy::excessive_precision)]
 
 /// The natural logarithm of a positive normal number.
+#[inline(always)]
 pub(super) fn ln(x: f32) -> f32 {
     // x = m * 2^e with m in [sqrt(1/2), sqrt(2)), then m - 1.
     let exponent = (x.to_bits() >> 23) as i32 - 126;
@@ -34,25 +35,26 @@ pub(super) fn ln(x: f32) -> f32 {
             3.333_333_117_4e-1,
         ],
     ) * x;
-    let y = fused(y, z, e * -2.121_944_40e-4) - 0.5 * z;
-    fused(e, 0.693_359_375, x + y)
+    let y = y.mul_add(z, e * -2.121_944_40e-4) - 0.5 * z;
+    e.mul_add(0.693_359_375, x + y)
 }
 
 /// The sine and cosine of an angle in `[0, 2 pi]`, in radians.
+#[inline(always)]
 pub(super) fn sin_cos(angle: f32) -> (f32, f32) {
     // The octant, rounded up to an even one, and the angle's distance from it in three steps of pi/4.
     let octant = ((angle * (4.0 / std::f32::consts::PI)) as i32 + 1) & !1;
     let y = octant as f32;
-    let x = fused(y, -0.785_156_25, angle);
-    let x = fused(y, -2.418_756_484_985_351_562_5e-4, x);
-    let x = fused(y, -3.774_894_977_445_941_08e-8, x);
+    let x = y.mul_add(-0.785_156_25, angle);
+    let x = y.mul_add(-2.418_756_484_985_351_562_5e-4, x);
+    let x = y.mul_add(-3.774_894_977_445_941_08e-8, x);
     let z = x * x;
 
     let p =
         polynomial(z, [2.443_315_711_809_948e-5, -1.388_731_625_493_765e-3, 4.166_664_568_298_827e-2]) * z;
-    let cos = fused(p, z, -0.5 * z) + 1.0;
+    let cos = p.mul_add(z, -0.5 * z) + 1.0;
     let p = polynomial(z, [-1.951_529_589_1e-4, 8.332_160_873_6e-3, -1.666_665_461_1e-1]) * z;
-    let sin = fused(p, x, x);
+    let sin = p.mul_add(x, x);
 
     // An octant is a quarter turn where it is 2 or 6; the signs follow from the half planes.
     let (sin, cos) = if octant & 2 == 0 { (sin, cos) } else { (cos, sin) };
@@ -60,59 +62,14 @@ pub(super) fn sin_cos(angle: f32) -> (f32, f32) {
 }
 
 /// Horner's rule, highest power first.
+#[inline(always)]
 fn polynomial<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
-    coefficients.into_iter().reduce(|sum, coefficient| fused(sum, x, coefficient)).unwrap_or(0.0)
-}
-
-/// `a * b + c` with one rounding, as `f32::mul_add`, which calls the C library where a build may not take a processor's
-/// instruction for granted (x86-64 without options), at five times the cost.
-///
-/// The product of two floats is exact in double precision. Their sum with a third is rounded to odd there (Boldo &
-/// Melquiond 2008, "Emulation of a FMA and correctly rounded sums", theorem 1): what its error says decides the last bit, so
-/// that rounding it again, to a float, is as if it had been exact.
-fn fused(a: f32, b: f32, c: f32) -> f32 {
-    let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
-    let sum = product + c;
-    let c_part = sum - product;
-    let error = (product - (sum - c_part)) + (c - c_part);
-    let bits = sum.to_bits();
-    // An even last bit goes one towards the error, which makes it odd.
-    let away = u64::from((error > 0.0) == (sum > 0.0));
-    let is_moved = u64::from(error != 0.0 && bits & 1 == 0);
-    f64::from_bits(bits.wrapping_add(is_moved.wrapping_mul(away.wrapping_mul(2).wrapping_sub(1)))) as f32
+    coefficients.into_iter().reduce(|sum, coefficient| sum.mul_add(x, coefficient)).unwrap_or(0.0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::noise::mersenne::Mersenne;
-
-    /// On bit patterns of all kinds whose product and sum are normal, and on those that lie next to a tie.
-    #[test]
-    fn fused_rounds_once() {
-        let mut bits = Mersenne::new(9);
-        let mut float = |exponents: u32| {
-            let exponent = 127 - exponents / 2 + bits.draw() % exponents;
-            f32::from_bits((bits.draw() & 0x807f_ffff) | (exponent << 23))
-        };
-        for round in 0..200_000 {
-            let (a, b, c) = (float(12), float(12), float(60));
-            assert_eq!(fused(a, b, c).to_bits(), a.mul_add(b, c).to_bits(), "{a} * {b} + {c}, {round}");
-        }
-        let tiny = (-40f32).exp2();
-        for (a, b, c) in [
-            (1.0 + f32::EPSILON, 1.0 + f32::EPSILON, tiny),
-            (1.0 + f32::EPSILON, 1.0 + f32::EPSILON, -tiny),
-            (1.0 + f32::EPSILON, 0.5, (-60f32).exp2()),
-            (1.0, 1.0 + f32::EPSILON / 2.0, -(-80f32).exp2()),
-            (4097.0, 4097.0, (-60f32).exp2()),
-            (4097.0, 4097.0, -(-60f32).exp2()),
-            (3.0, -7.0, 21.0),
-            (0.0, 5.0, -0.0),
-        ] {
-            assert_eq!(fused(a, b, c).to_bits(), a.mul_add(b, c).to_bits(), "{a} * {b} + {c}");
-        }
-    }
 
     #[test]
     fn ln_is_the_logarithm() {
