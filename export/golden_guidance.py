@@ -21,6 +21,8 @@ from diffusers import guiders
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer
 from diffusers.guiders.guider_utils import rescale_noise_cfg
 
+from digits import short
+
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 Inputs: TypeAlias = dict[str, Array]
 
@@ -393,17 +395,6 @@ def make_embeddings() -> list[dict[str, Any]]:
         row = embed(None, torch.tensor([scale - 1.0], dtype=torch.float64), width, torch.float64)[0]
         embeddings.append({"scale": scale, "embedding": [float(value) for value in row]})
     return embeddings
-
-
-def short(value: Any) -> Any:
-    """Nine significant digits tell every float32 from its neighbours."""
-    if isinstance(value, float):
-        return float(f"{value:.9g}")
-    if isinstance(value, list):
-        return [short(item) for item in value]
-    if isinstance(value, dict):
-        return {key: short(item) for key, item in value.items()}
-    return value
 
 
 def main() -> None:

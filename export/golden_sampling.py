@@ -32,6 +32,8 @@ import safetensors.numpy
 import scipy
 import torch
 
+from digits import short
+
 SHAPE = (1, 4, 2, 2)
 SEED = 20
 CLEAN_SEED = 21
@@ -622,17 +624,6 @@ def diffusers_cases() -> list[tuple[int, str, str, str, int, float]]:
             cases += [(index, "scaled_linear", spacing, "epsilon", steps, 1.0) for steps in (3, 14, 15)]
             cases.append((index, "scaled_linear", spacing, "epsilon", 50, 0.3))
     return cases
-
-
-def short(value: Any) -> Any:
-    """Nine significant digits tell every float32 from its neighbours."""
-    if isinstance(value, float):
-        return float(f"{value:.9g}")
-    if isinstance(value, list):
-        return [short(item) for item in value]
-    if isinstance(value, dict):
-        return {key: short(item) for key, item in value.items()}
-    return value
 
 
 def main() -> None:

@@ -29,6 +29,11 @@ import torch
 from diffusers.schedulers.scheduling_utils import AysSchedules
 from numpy.typing import NDArray
 
+from digits import short
+
+# A hundred times finer than single precision.
+DIGITS = 10
+
 Floats: TypeAlias = NDArray[np.float64]
 
 STEPS = [1, 2, 4, 10, 20, 50]
@@ -340,17 +345,6 @@ def case(kind: str, grid: str, steps: int, levels: Floats, timesteps: list[float
     }
 
 
-def short(value: Any) -> Any:
-    """Ten significant digits are a hundred times finer than single precision."""
-    if isinstance(value, float):
-        return float(f"{value:.10g}")
-    if isinstance(value, list):
-        return [short(item) for item in value]
-    if isinstance(value, dict):
-        return {key: short(item) for key, item in value.items()}
-    return value
-
-
 def main() -> None:
     logging.disable(logging.WARNING)
     sampling, target = Path(sys.argv[1]), Path(sys.argv[2])
@@ -377,9 +371,9 @@ def main() -> None:
             "scipy": scipy.__version__,
             "k_diffusion_sampling_sha256": hashlib.sha256(sampling.read_bytes()).hexdigest(),
         },
-        "curves": short(curves),
-        "flows": short(flows()),
-        "edms": short(edms()),
+        "curves": short(curves, DIGITS),
+        "flows": short(flows(), DIGITS),
+        "edms": short(edms(), DIGITS),
     }
     text = json.dumps(golden, separators=(",", ":")) + "\n"
     with open(target, "wb") as raw, gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as file:
