@@ -305,10 +305,8 @@ fn gaussian_error(method: Method, steps: usize) -> f64 {
     (f64::from(x[0]) / exact - 1.0).abs()
 }
 
-/// Of the published third order the errors shrink as those of second, which [`Third::Exact`] mends: see `sampler/dpm.rs`.
+/// Of the published third order the errors shrink as those of second, which `third=exact` mends: see `sampler/dpm.rs`.
 /// UniPC's corrector adds an order.
-///
-/// [`Third::Exact`]: calotype::sampler::Third::Exact
 #[test]
 fn errors_shrink_with_the_order_of_the_method() {
     let methods = [
