@@ -1,37 +1,56 @@
-//! What a step costs besides the U-Net: sampler, guidance and prediction on latents of a 512x512 picture.
+//! What steps cost besides the U-Net: sampler, guidance, prediction and noise, on latents of a 1024x1024 picture.
 
 use calotype::Error;
-use calotype::guidance::Guidance;
-use calotype::noise::{NoiseSource, TorchCpu};
+use calotype::guidance::{Guidance, Guide, Moment};
+use calotype::noise::{BrownianTree, NoiseSource, Rng, StepNoise, TorchCpu};
 use calotype::prediction::Prediction;
-use calotype::sampler::{Denoise, SamplerKind};
-use calotype::schedule::{Betas, NoiseCurve, Spacing, Step};
+use calotype::sampler::{Denoise, Method, SamplerKind, StepNoiseKind};
+use calotype::schedule::{Betas, NoiseCurve, Schedule, ScheduleKind};
+use calotype::tensor::LatentShape;
 use divan::Bencher;
 use divan::counter::ItemsCount;
 
-/// 1x4x64x64.
-const LEN: usize = 4 * 64 * 64;
+const SHAPE: LatentShape = LatentShape { channels: 4, height_cells: 128, width_cells: 128 };
+const LEN: usize = 4 * 128 * 128;
+/// A run's steps.
+const STEPS: usize = 20;
 
 fn main() {
     divan::main();
 }
 
-#[divan::bench(args = SamplerKind::ALL)]
-fn step(bencher: Bencher, kind: SamplerKind) {
-    let mut noise = TorchCpu::new(1);
-    let (mut x, mut output, middle) = (normal(&mut noise, LEN), normal(&mut noise, 2 * LEN), middle(kind));
-    let mut denoiser = Guided { output: &mut output, guided: vec![0.0; LEN] };
-    let mut sampler = kind.build(LEN);
-    bencher
-        .counter(ItemsCount::new(LEN))
-        .bench_local(|| sampler.step(&mut x, &middle, &mut denoiser, &mut noise).unwrap());
+/// A whole run.
+#[divan::bench(args = SamplerKind::ALL, sample_count = 20, sample_size = 1)]
+fn run(bencher: Bencher, kind: SamplerKind) {
+    let betas = Betas::ScaledLinear { start: 0.00085, end: 0.012 };
+    let curve = NoiseCurve::new(betas, 1000).unwrap();
+    let schedule_kind = kind.own_schedule().unwrap_or(ScheduleKind::KARRAS);
+    let schedule = Schedule::of(&schedule_kind, &curve, kind.grid(), STEPS).unwrap();
+    let (method, steps) = (Method::from(kind), schedule.steps());
+    let mut stream = TorchCpu::new(1);
+    let (latents, output) = (normal(&mut stream, LEN), normal(&mut stream, 2 * LEN));
+    let mut tree = BrownianTree::new(Rng::Torch, LEN, steps[STEPS - 1].from, steps[0].from, 1).unwrap();
+    let noise: &mut dyn StepNoise = match method.settings().noise {
+        StepNoiseKind::Stream => &mut stream,
+        StepNoiseKind::Tree => &mut tree,
+    };
+    bencher.counter(ItemsCount::new(STEPS)).bench_local(|| {
+        let (mut x, mut sampler) = (latents.clone(), method.build(&schedule, LEN));
+        let mut denoiser = Guided { output: &output, guide: guide() };
+        for step in steps {
+            sampler.step(&mut x, step, &mut denoiser, noise).unwrap();
+        }
+        x
+    });
 }
 
 #[divan::bench]
 fn guidance(bencher: Bencher) {
-    let output = normal(&mut TorchCpu::new(1), 2 * LEN);
-    let (guidance, mut out) = (Guidance::new(7.5).unwrap(), vec![0.0; LEN]);
-    bencher.counter(ItemsCount::new(LEN)).bench_local(|| guidance.combine(&output, &mut out));
+    let mut noise = TorchCpu::new(1);
+    let (x, output) = (normal(&mut noise, LEN), normal(&mut noise, 2 * LEN));
+    let (mut guide, mut out) = (guide(), vec![0.0; LEN]);
+    let at = Moment { step: 0, sigma: 1.5 };
+    bencher.counter(ItemsCount::new(LEN)).bench_local(|| guide.combine(at, &x, &output, &mut out, None));
 }
 
 #[divan::bench(args = [Prediction::Epsilon, Prediction::V, Prediction::Sample])]
@@ -49,23 +68,19 @@ fn noise(bencher: Bencher) {
 
 /// A denoiser whose model costs nothing: guidance and prediction remain.
 struct Guided<'a> {
-    output: &'a mut [f32],
-    guided: Vec<f32>,
+    output: &'a [f32],
+    guide: Guide,
 }
 
 impl Denoise for Guided<'_> {
-    fn denoise(&mut self, x: &[f32], sigma: f64, _timestep: f64, out: &mut [f32]) -> Result<(), Error> {
-        Guidance::Cfg { scale: 7.5 }.combine(self.output, &mut self.guided);
-        Prediction::Epsilon.to_denoised(x, &self.guided, sigma, out);
+    fn denoise(&mut self, x: &[f32], sigma: f64, out: &mut [f32]) -> Result<(), Error> {
+        self.guide.combine(Moment { step: 0, sigma }, x, self.output, out, None);
         Ok(())
     }
 }
 
-/// A step from the middle of twenty.
-fn middle(kind: SamplerKind) -> Step {
-    let betas = Betas::ScaledLinear { start: 0.00085, end: 0.012 };
-    let curve = NoiseCurve::new(betas, 1000).unwrap();
-    kind.schedule(&curve, Spacing::Trailing, 20).unwrap().steps()[10]
+fn guide() -> Guide {
+    Guide::new(Guidance::new(7.5).unwrap(), Prediction::Epsilon, SHAPE)
 }
 
 fn normal(noise: &mut TorchCpu, len: usize) -> Vec<f32> {

@@ -44,7 +44,7 @@ fn generate(bencher: Bencher) {
     let draft = Draft {
         prompt: PROMPT.into(),
         steps: Some(STEPS),
-        guidance: Some(GUIDANCE),
+        guidance: Some(GUIDANCE.into()),
         seed: Some(1),
         ..Draft::default()
     };

@@ -26,7 +26,7 @@ LICENCE = "MIT AND Apache-2.0"
 
 
 # What a request gets where it does not say; a diffusers folder has no place for it.
-DEFAULTS = {"size": [128, 128], "steps": 20, "guidance": 3.5, "sampler": "dpm++2m-karras"}
+DEFAULTS = {"size": [128, 128], "steps": 20, "guidance": 3.5, "sampler": "dpm++2m", "schedule": "karras"}
 
 
 def main() -> None:

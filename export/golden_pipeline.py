@@ -27,8 +27,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextModel
 
-from golden_sampling import SAMPLERS
-
 # One seed for all, so that what tells the pictures apart is what they were asked for.
 SEED = 7
 # A divisor of 1000: with others diffusers' DDIM steps to timesteps between those of its own schedule.
@@ -41,7 +39,13 @@ PROMPTS = [
     # Longer than the context: both must cut it at the same place.
     "a small yellow star and a big purple heart and a blue fish and a brown bear and a red balloon and a white ghost",
 ]
-NAMES = ["euler", "euler-a", "ddim", "dpm++2m-karras"]
+SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "euler": (diffusers.EulerDiscreteScheduler, {}),
+    "euler-a": (diffusers.EulerAncestralDiscreteScheduler, {}),
+    "ddim": (diffusers.DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": True}),
+    "dpm++2m-karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
+}
+NAMES = list(SAMPLERS)
 SCALES = [1, 5]
 
 

@@ -7,6 +7,7 @@ mod inspect;
 mod output;
 mod pack;
 mod receipt;
+mod samplers;
 mod verify;
 
 use std::fs::File;
@@ -35,7 +36,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Draw a picture.
-    Generate(generate::Flags),
+    Generate(Box<generate::Flags>),
     /// Explain a model: its files, graphs and numbers.
     Inspect(inspect::Flags),
     /// Make a bundle of a model: one folder, every file with its hash.

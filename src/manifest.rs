@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::graph::{Dim, Graph, Port};
 use crate::guidance::Guidance;
 use crate::prediction::Prediction;
-use crate::sampler::SamplerKind;
-use crate::schedule::{Betas, NoiseCurve, Spacing};
+use crate::sampler::{Method, Sampling};
+use crate::schedule::{Betas, NoiseCurve, Schedule, ScheduleKind, Spacing};
 use crate::signature::{Role, Signature};
 use crate::tensor::{LatentShape, PixelSize};
 use crate::tokenizer::SpecialTokens;
@@ -143,7 +143,7 @@ impl LowRes {
     /// # Errors
     /// [`ErrorKind::Model`] where they make no curve, or one that ends before `max_level`.
     pub fn new(betas: Betas, train_timesteps: usize, max_level: usize) -> Result<Self, Error> {
-        let curve = NoiseCurve::new(betas, train_timesteps)?;
+        let curve = NoiseCurve::new(betas.clone(), train_timesteps)?;
         if max_level >= curve.len() {
             return Err(Error::new(
                 ErrorKind::Model,
@@ -369,7 +369,7 @@ impl LatentSpace {
 }
 
 /// What a request gets where it does not say.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Defaults {
     /// The size that the model was trained on.
     pub size: PixelSize,
@@ -378,7 +378,9 @@ pub struct Defaults {
     /// The guidance scale.
     pub guidance: f64,
     /// The sampling method.
-    pub sampler: SamplerKind,
+    pub sampler: Method,
+    /// The noise levels that go with it, where the model's files name others than evenly spaced timesteps.
+    pub schedule: Option<ScheduleKind>,
 }
 
 /// What is known of a file.
@@ -413,13 +415,16 @@ impl Manifest {
 
         let at = |place: &str, error: Error| refuse(place.to_owned()).source(error);
         let betas = file.curve.betas();
-        let curve = NoiseCurve::new(betas, file.curve.train_timesteps).map_err(|e| at("curve", e))?;
+        let curve = NoiseCurve::new(betas.clone(), file.curve.train_timesteps).map_err(|e| at("curve", e))?;
         let [width_px, height_px] = file.defaults.size;
+        let sampling: Sampling = file.defaults.sampler.parse().map_err(|e| at("defaults.sampler", e))?;
+        let schedule = file.defaults.schedule.as_deref().map(str::parse).transpose();
         let defaults = Defaults {
             size: PixelSize::new(width_px, height_px).map_err(|e| at("defaults.size", e))?,
             steps: file.defaults.steps,
             guidance: file.defaults.guidance,
-            sampler: file.defaults.sampler.parse().map_err(|e| at("defaults.sampler", e))?,
+            sampler: sampling.method,
+            schedule: schedule.map_err(|e| at("defaults.schedule", e))?.or(sampling.schedule),
         };
         let manifest = Self {
             name: file.name,
@@ -434,7 +439,7 @@ impl Manifest {
             fixed_size: None,
             conditions: Conditions::default(),
             encodes: false,
-            low_res: file.low_res.map(|fields| fields.low_res()).transpose().map_err(|e| at("low_res", e))?,
+            low_res: file.low_res.map(LowResFields::low_res).transpose().map_err(|e| at("low_res", e))?,
             defaults,
         };
         manifest.check().map_err(|error| refuse_with(origin, error))?;
@@ -451,7 +456,7 @@ impl Manifest {
             name: self.name.clone(),
             licence: self.licence.clone(),
             components: contents.components.clone(),
-            curve: CurveFields::of(self.betas, self.curve.len(), self.spacing),
+            curve: CurveFields::of(&self.betas, self.curve.len(), self.spacing),
             prediction: self.prediction.into(),
             latents: self.latents,
             zero_negative: self.zero_negative,
@@ -461,6 +466,7 @@ impl Manifest {
                 steps: self.defaults.steps,
                 guidance: self.defaults.guidance,
                 sampler: self.defaults.sampler.to_string(),
+                schedule: self.defaults.schedule.as_ref().map(ToString::to_string),
             },
             files: contents.files.clone(),
         };
@@ -486,11 +492,40 @@ impl Manifest {
                 ),
             ));
         }
-        let Defaults { size, steps, guidance, sampler } = self.defaults;
+        if let Prediction::Flow | Prediction::Edm { .. } | Prediction::EdmV { .. } = self.prediction {
+            let got = format!(
+                "prediction: expected one that goes with a curve of betas, got {:?}",
+                self.prediction
+            );
+            return Err(Error::new(ErrorKind::Model, got));
+        }
+        let Defaults { size, steps, guidance, .. } = self.defaults;
         self.latents.shape(size).map_err(|e| at("defaults.size", e))?;
-        sampler.schedule(&self.curve, self.spacing, steps).map_err(|e| at("defaults.steps", e))?;
+        self.schedule(None, None, steps).map_err(|e| at("defaults.steps", e))?;
         Guidance::new(guidance).map_err(|e| at("defaults.guidance", e))?;
         Ok(())
+    }
+
+    /// The levels of a run: those of `kind` or, where it is absent, of the method's own or the model's schedule.
+    ///
+    /// The model's default schedule belongs to its default method; with another one it is the model's spacing.
+    ///
+    /// # Errors
+    /// As [`Schedule::of`].
+    pub fn schedule(
+        &self,
+        method: Option<Method>,
+        kind: Option<ScheduleKind>,
+        steps: usize,
+    ) -> Result<(ScheduleKind, Schedule), Error> {
+        let sampler = method.unwrap_or(self.defaults.sampler).kind();
+        let default = || if method.is_none() { self.defaults.schedule.clone() } else { None };
+        let kind = kind
+            .or_else(|| sampler.own_schedule())
+            .or_else(default)
+            .unwrap_or(ScheduleKind::Spaced(self.spacing));
+        let schedule = Schedule::of(&kind, &self.curve, sampler.grid(), steps)?;
+        Ok((kind, schedule))
     }
 }
 
@@ -570,6 +605,11 @@ struct CurveFields {
     /// The first and last beta; 0 where the recipe has none.
     start: f64,
     end: f64,
+    /// The betas themselves; `trained` alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    trained: Vec<f32>,
+    #[serde(default, skip_serializing_if = "is_false")]
+    zero_terminal_snr: bool,
     train_timesteps: usize,
     spacing: SpacingName,
     /// Added to every timestep; leading spacing only.
@@ -577,18 +617,19 @@ struct CurveFields {
 }
 
 impl CurveFields {
-    fn of(betas: Betas, train_timesteps: usize, spacing: Spacing) -> Self {
-        let (betas, start, end) = BetasName::of(betas);
+    fn of(betas: &Betas, train_timesteps: usize, spacing: Spacing) -> Self {
+        let BetasFields { betas, start, end, trained, zero_terminal_snr } = BetasFields::of(betas);
         let (spacing, steps_offset) = match spacing {
             Spacing::Leading { offset } => (SpacingName::Leading, offset),
             Spacing::Linspace => (SpacingName::Linspace, 0),
             Spacing::Trailing => (SpacingName::Trailing, 0),
         };
-        Self { betas, start, end, train_timesteps, spacing, steps_offset }
+        Self { betas, start, end, trained, zero_terminal_snr, train_timesteps, spacing, steps_offset }
     }
 
     fn betas(&self) -> Betas {
-        self.betas.betas(self.start, self.end)
+        let Self { betas, start, end, ref trained, zero_terminal_snr, .. } = *self;
+        BetasFields { betas, start, end, trained: trained.clone(), zero_terminal_snr }.betas()
     }
 
     fn spacing(&self) -> Spacing {
@@ -606,25 +647,52 @@ enum BetasName {
     Linear,
     ScaledLinear,
     SquaredcosCapV2,
+    Sigmoid,
+    Trained,
 }
 
-impl BetasName {
-    /// The name of a recipe, and its first and last beta.
-    fn of(betas: Betas) -> (Self, f64, f64) {
+/// A recipe of betas as fields. They are repeated where they are written, because serde finds unknown fields no longer
+/// where others are flattened.
+struct BetasFields {
+    betas: BetasName,
+    start: f64,
+    end: f64,
+    trained: Vec<f32>,
+    zero_terminal_snr: bool,
+}
+
+impl BetasFields {
+    fn of(betas: &Betas) -> Self {
+        let fields = |betas, start, end| {
+            let trained = Vec::new();
+            Self { betas, start, end, trained, zero_terminal_snr: false }
+        };
         match betas {
-            Betas::Linear { start, end } => (Self::Linear, start, end),
-            Betas::ScaledLinear { start, end } => (Self::ScaledLinear, start, end),
-            Betas::SquaredCosCapV2 => (Self::SquaredcosCapV2, 0.0, 0.0),
+            Betas::Linear { start, end } => fields(BetasName::Linear, *start, *end),
+            Betas::ScaledLinear { start, end } => fields(BetasName::ScaledLinear, *start, *end),
+            Betas::SquaredCosCapV2 => fields(BetasName::SquaredcosCapV2, 0.0, 0.0),
+            Betas::Sigmoid { start, end } => fields(BetasName::Sigmoid, *start, *end),
+            Betas::Trained(list) => Self { trained: list.clone(), ..fields(BetasName::Trained, 0.0, 0.0) },
+            Betas::ZeroTerminalSnr(betas) => Self { zero_terminal_snr: true, ..Self::of(betas) },
         }
     }
 
-    fn betas(self, start: f64, end: f64) -> Betas {
-        match self {
-            Self::Linear => Betas::Linear { start, end },
-            Self::ScaledLinear => Betas::ScaledLinear { start, end },
-            Self::SquaredcosCapV2 => Betas::SquaredCosCapV2,
-        }
+    fn betas(self) -> Betas {
+        let Self { betas, start, end, trained, zero_terminal_snr } = self;
+        let betas = match betas {
+            BetasName::Linear => Betas::Linear { start, end },
+            BetasName::ScaledLinear => Betas::ScaledLinear { start, end },
+            BetasName::SquaredcosCapV2 => Betas::SquaredCosCapV2,
+            BetasName::Sigmoid => Betas::Sigmoid { start, end },
+            BetasName::Trained => Betas::Trained(trained),
+        };
+        if zero_terminal_snr { Betas::ZeroTerminalSnr(Box::new(betas)) } else { betas }
     }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's way of asking
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 #[derive(Deserialize, Serialize)]
@@ -633,19 +701,26 @@ struct LowResFields {
     betas: BetasName,
     start: f64,
     end: f64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    trained: Vec<f32>,
+    #[serde(default, skip_serializing_if = "is_false")]
+    zero_terminal_snr: bool,
     train_timesteps: usize,
     max_level: usize,
 }
 
 impl LowResFields {
     fn of(low_res: &LowRes) -> Self {
-        let (betas, start, end) = BetasName::of(low_res.betas);
+        let BetasFields { betas, start, end, trained, zero_terminal_snr } = BetasFields::of(&low_res.betas);
         let LowRes { curve, max_level, .. } = low_res;
-        Self { betas, start, end, train_timesteps: curve.len(), max_level: *max_level }
+        let (train_timesteps, max_level) = (curve.len(), *max_level);
+        Self { betas, start, end, trained, zero_terminal_snr, train_timesteps, max_level }
     }
 
-    fn low_res(&self) -> Result<LowRes, Error> {
-        LowRes::new(self.betas.betas(self.start, self.end), self.train_timesteps, self.max_level)
+    fn low_res(self) -> Result<LowRes, Error> {
+        let Self { betas, start, end, trained, zero_terminal_snr, train_timesteps, max_level } = self;
+        let betas = BetasFields { betas, start, end, trained, zero_terminal_snr }.betas();
+        LowRes::new(betas, train_timesteps, max_level)
     }
 }
 
@@ -663,6 +738,9 @@ enum PredictionName {
     Epsilon,
     VPrediction,
     Sample,
+    Flow,
+    Edm { sigma_data: f64 },
+    EdmV { sigma_data: f64 },
 }
 
 impl From<PredictionName> for Prediction {
@@ -671,6 +749,9 @@ impl From<PredictionName> for Prediction {
             PredictionName::Epsilon => Self::Epsilon,
             PredictionName::VPrediction => Self::V,
             PredictionName::Sample => Self::Sample,
+            PredictionName::Flow => Self::Flow,
+            PredictionName::Edm { sigma_data } => Self::Edm { sigma_data },
+            PredictionName::EdmV { sigma_data } => Self::EdmV { sigma_data },
         }
     }
 }
@@ -681,6 +762,9 @@ impl From<Prediction> for PredictionName {
             Prediction::Epsilon => Self::Epsilon,
             Prediction::V => Self::VPrediction,
             Prediction::Sample => Self::Sample,
+            Prediction::Flow => Self::Flow,
+            Prediction::Edm { sigma_data } => Self::Edm { sigma_data },
+            Prediction::EdmV { sigma_data } => Self::EdmV { sigma_data },
         }
     }
 }
@@ -692,6 +776,8 @@ struct DefaultFields {
     steps: usize,
     guidance: f64,
     sampler: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    schedule: Option<String>,
 }
 
 /// Whether a file's name leads nowhere but into the bundle.

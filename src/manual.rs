@@ -2,3 +2,9 @@
 
 #[doc = include_str!("manual/decisions.md")]
 pub mod decisions {}
+
+#[doc = include_str!("manual/prompts.md")]
+pub mod prompts {}
+
+#[doc = include_str!("manual/samplers.md")]
+pub mod samplers {}

@@ -1,10 +1,25 @@
 //! Standard normal noise that reproduces another program's generator, bit for bit.
-//! It knows nothing of latents, schedules or samplers: it fills slices.
+//! It knows nothing of schedules, samplers or models: it fills slices.
 
+mod brownian;
 mod cephes;
 mod mersenne;
+mod numpy;
+mod philox;
+mod seed_sequence;
+mod torch_cpu;
+mod variation;
 
-use mersenne::Mersenne;
+pub use brownian::BrownianTree;
+pub use numpy::Numpy;
+pub use philox::Philox;
+pub use torch_cpu::TorchCpu;
+pub use variation::slerp;
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::{Error, ErrorKind};
 
 /// A stream of independent standard normal values.
 pub trait NoiseSource {
@@ -15,115 +30,96 @@ pub trait NoiseSource {
     fn fill_normal(&mut self, out: &mut [f32]);
 }
 
-/// `torch.manual_seed(seed)`, then one contiguous float32 `torch.randn` on the CPU per call.
-///
-/// Torch transforms tensors of 16 values or more in blocks of 16, and smaller ones value by value; both
-/// transforms are Box-Muller, on different uniforms and in different precision.
-/// - Blocks: what torch 2.15 runs on x86-64 processors with AVX2 (it has no AVX-512 variant), bit for bit. Torch
-///   elsewhere (aarch64, or `ATEN_CPU_CAPABILITY=default`) calls the C library's functions instead, and differs in
-///   the last bits of about 4 in 10 values (by at most 2e-6). This type gives the AVX2 values on every processor.
-/// - Single values: double precision through the platform's `sin`, `cos` and `log1p`, then rounded to float, so
-///   that differences between C libraries vanish but for about one value in a hundred million.
-///
-/// Torch maps a negative Python seed to `seed + 2^64`; only the low 32 bits of a seed are used.
-pub struct TorchCpu {
-    bits: Mersenne,
-    /// The second half of the last pair of single values, which the next call for a few values takes up.
-    spare: Option<f64>,
-}
-
-impl TorchCpu {
-    /// A generator in the state that `torch.manual_seed(seed)` leaves.
-    pub fn new(seed: u64) -> Self {
-        // The cut to 32 bits is torch's (`mt19937_engine::init_with_uint32`).
-        Self { bits: Mersenne::new(seed as u32), spare: None }
-    }
-
-    /// A multiple of 2^-24 in `[0, 1)`.
-    fn uniform_f32(&mut self) -> f32 {
-        (self.bits.draw() & ((1 << 24) - 1)) as f32 * (-24f32).exp2()
-    }
-
-    /// A multiple of 2^-53 in `[0, 1)`.
-    fn uniform_f64(&mut self) -> f64 {
-        let high = u64::from(self.bits.draw());
-        let low = u64::from(self.bits.draw());
-        (((high << 32) | low) & ((1 << 53) - 1)) as f64 * (-53f64).exp2()
-    }
-
-    fn normal_f64(&mut self) -> f64 {
-        if let Some(spare) = self.spare.take() {
-            return spare;
-        }
-        let u1 = self.uniform_f64();
-        let u2 = self.uniform_f64();
-        let radius = (-2.0 * (-u2).ln_1p()).sqrt();
-        let theta = 2.0 * std::f64::consts::PI * u1;
-        self.spare = Some(radius * theta.sin());
-        radius * theta.cos()
-    }
-}
-
-impl NoiseSource for TorchCpu {
+impl<N: NoiseSource + ?Sized> NoiseSource for Box<N> {
     fn fill_normal(&mut self, out: &mut [f32]) {
-        if out.len() < BLOCK {
-            out.fill_with(|| self.normal_f64() as f32);
-            return;
-        }
-        out.fill_with(|| self.uniform_f32());
-        let (blocks, rest) = out.as_chunks_mut::<BLOCK>();
-        blocks.iter_mut().for_each(box_muller);
-        if !rest.is_empty() {
-            // Torch draws the last 16 values anew, over the end of the last whole block.
-            let last = out.last_chunk_mut::<BLOCK>().expect("at least one block long");
-            last.fill_with(|| self.uniform_f32());
-            box_muller(last);
+        (**self).fill_normal(out);
+    }
+}
+
+/// Noise for the part of a run between two noise levels.
+pub trait StepNoise {
+    /// Fills `out` with standard normal noise for the part from one level down to another,
+    /// `from_sigma > to_sigma >= 0`. Parts that do not overlap have independent noise.
+    fn fill_between(&mut self, from_sigma: f64, to_sigma: f64, out: &mut [f32]);
+}
+
+/// The next values of the stream, whatever the levels.
+impl<N: NoiseSource + ?Sized> StepNoise for N {
+    fn fill_between(&mut self, _from_sigma: f64, _to_sigma: f64, out: &mut [f32]) {
+        self.fill_normal(out);
+    }
+}
+
+/// Whose stream of noise a picture is drawn from.
+///
+/// ```
+/// use calotype::noise::Rng;
+/// assert_eq!("NV".parse::<Rng>()?, Rng::Philox);
+/// let mut first = [0.0];
+/// Rng::Numpy.source(0)?.fill_normal(&mut first);
+/// assert_eq!(first, [1.764_052_4]); // numpy.random.seed(0); numpy.random.randn()
+/// # Ok::<(), calotype::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Rng {
+    /// PyTorch on the CPU ([`TorchCpu`]): diffusers' and ComfyUI's usual noise, A1111's "CPU".
+    #[default]
+    Torch,
+    /// PyTorch on an NVIDIA GPU ([`Philox`]): A1111's "NV", and its "GPU" but for the last bits.
+    Philox,
+    /// `numpy.random.seed` ([`Numpy`]): the noise of diffusers' ONNX pipelines.
+    Numpy,
+}
+
+impl Rng {
+    /// Every generator.
+    pub const ALL: [Self; 3] = [Self::Torch, Self::Philox, Self::Numpy];
+
+    /// The stream of a seed; [`ErrorKind::Usage`] for a seed that the reproduced program refuses, too: numpy's are at
+    /// most 2^32 - 1. Torch takes every seed, but on the CPU it uses the low 32 bits alone.
+    ///
+    /// Every picture has a generator of its own: the source of `seed + k` draws, of a batch that begins at `seed`,
+    /// picture `k` (A1111's batches, and diffusers' with a list of generators), whatever the batch's size.
+    pub fn source(self, seed: u64) -> Result<Box<dyn NoiseSource + Send>, Error> {
+        Ok(match self {
+            Self::Torch => Box::new(TorchCpu::new(seed)),
+            Self::Philox => Box::new(Philox::new(seed)),
+            Self::Numpy => Box::new(Numpy::new(seed.try_into().map_err(|_| {
+                Error::new(
+                    ErrorKind::Usage,
+                    format!("seed: expected 0 to {} for numpy, got {seed}", u32::MAX),
+                )
+                .help("torch and philox take larger ones")
+            })?)),
+        })
+    }
+
+    /// The name, then what others call it.
+    const fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Torch => &["torch", "cpu"],
+            Self::Philox => &["philox", "gpu", "nv", "cuda"],
+            Self::Numpy => &["numpy"],
         }
     }
 }
 
-/// Values that torch transforms together: 8 pairs, `i` with `i + 8`.
-const BLOCK: usize = 16;
-
-/// Box and Muller (1958): uniforms in `[0, 1)` become standard normal values, in place.
-fn box_muller(block: &mut [f32; BLOCK]) {
-    let (firsts, seconds) = block.split_at_mut(BLOCK / 2);
-    for (first, second) in firsts.iter_mut().zip(seconds) {
-        let radius = (-2.0 * cephes::ln(1.0 - *first)).sqrt();
-        let (sin, cos) = cephes::sin_cos(std::f32::consts::TAU * *second);
-        // Adding the mean makes -0 positive.
-        *first = radius * cos + 0.0;
-        *second = radius * sin + 0.0;
+impl fmt::Display for Rng {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.names()[0])
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+impl FromStr for Rng {
+    type Err = Error;
 
-    #[test]
-    fn the_smallest_uniforms_give_positive_zero() {
-        let mut block = [0.0; BLOCK];
-        box_muller(&mut block);
-        assert_eq!(block.map(f32::to_bits), [0; BLOCK]);
-    }
-
-    #[test]
-    fn the_largest_uniforms_give_finite_values() {
-        let mut block = [1.0 - (-24f32).exp2(); BLOCK];
-        box_muller(&mut block);
-        // sqrt(-2 ln 2^-24), the longest radius there is.
-        assert!((block[0] - 5.768).abs() < 1e-3, "{block:?}");
-        assert!(block.iter().all(|value| value.is_finite()));
-    }
-
-    #[test]
-    fn an_empty_call_draws_nothing() {
-        let (mut one, mut two) = (TorchCpu::new(7), TorchCpu::new(7));
-        one.fill_normal(&mut []);
-        let (mut a, mut b) = ([0.0; 5], [0.0; 5]);
-        one.fill_normal(&mut a);
-        two.fill_normal(&mut b);
-        assert_eq!(a, b);
+    /// Reads a name as it is written here or in A1111's settings (`CPU`, `GPU`, `NV`), in any case;
+    /// [`ErrorKind::Usage`] for any other name.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let is_named = |rng: &Self| rng.names().iter().any(|name| name.eq_ignore_ascii_case(text));
+        Self::ALL.into_iter().find(is_named).ok_or_else(|| {
+            let names = Self::ALL.map(|rng| rng.names()[0]).join(", ");
+            Error::new(ErrorKind::Usage, format!("rng: expected one of {names}, got {text:?}"))
+        })
     }
 }

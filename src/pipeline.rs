@@ -8,15 +8,19 @@ use std::time::{Duration, Instant};
 use image::RgbImage;
 
 use crate::engine::SessionOptions;
-use crate::guidance::Guidance;
+use crate::guidance::View;
 use crate::manifest::Manifest;
 use crate::model::Model;
-use crate::noise::TorchCpu;
+use crate::noise::{BrownianTree, StepNoise};
+use crate::prompt::{Part, Text};
 use crate::request::Request;
-use crate::stage::denoiser::Denoiser;
+use crate::sampler::StepNoiseKind;
+use crate::stage::denoiser::{Denoiser, Told};
 use crate::stage::start::Start;
-use crate::stage::text_encoder::{Conditioning, TextEncoder};
+use crate::stage::text_encoder::TextEncoder;
+pub use crate::stage::text_encoder::TextStates;
 use crate::stage::vae::{VaeDecoder, VaeEncoder};
+use crate::tokenizer::Cut;
 use crate::{Error, ErrorKind};
 
 /// An opened model, ready to draw.
@@ -71,9 +75,9 @@ pub struct Picture {
     /// Its pixels.
     pub image: RgbImage,
     /// What of the prompt was too long to be read.
-    pub cut_prompt: Option<String>,
+    pub cut_prompt: Option<Cut>,
     /// What of the negative prompt was too long to be read.
-    pub cut_negative: Option<String>,
+    pub cut_negative: Option<Cut>,
     /// Where the time went.
     pub times: Times,
 }
@@ -93,10 +97,11 @@ pub struct Times {
     pub vae_decoder: Duration,
 }
 
-/// The latents that the loop ended with, `[channels, height_cells, width_cells]`, and what came of the prompts.
+/// The latents that the loop ended with, `[channels, height_cells, width_cells]`, and what was not read of the prompt and
+/// of the negative prompt.
 struct Denoised {
     latents: Vec<f32>,
-    conditioning: Conditioning,
+    cuts: [Option<Cut>; 2],
     times: Times,
 }
 
@@ -131,12 +136,12 @@ impl Pipeline {
         request: &Request,
         on_step: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Picture, Error> {
-        let Denoised { latents, conditioning, mut times } = self.run(request, on_step)?;
+        let Denoised { latents, cuts, mut times } = self.run(request, on_step)?;
         let started = Instant::now();
         let image = self.vae_decoder.decode(&latents, request.shape, request.size)?;
         times.vae_decoder = started.elapsed();
-        let mut cut = conditioning.cut.into_iter().rev();
-        Ok(Picture { image, cut_prompt: cut.next().flatten(), cut_negative: cut.next().flatten(), times })
+        let [cut_prompt, cut_negative] = cuts;
+        Ok(Picture { image, cut_prompt, cut_negative, times })
     }
 
     /// The latents of one picture, `[channels, height_cells, width_cells]` in row-major order, before they are decoded.
@@ -151,34 +156,48 @@ impl Pipeline {
         Ok(self.run(request, on_step)?.latents)
     }
 
+    /// What the U-Net is told of a text.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Numeric`] for a state that is not a number; otherwise those of running a text encoder.
+    pub fn encode(&mut self, text: &Text) -> Result<TextStates, Error> {
+        Ok(self.text_encoder.encode(&[Some(text)])?.remove(0))
+    }
+
     fn run(
         &mut self,
         request: &Request,
         mut on_step: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Denoised, Error> {
         let started = Instant::now();
-        let prompt = Some(&request.prompt[..]);
-        let negative = request.negative.as_deref().or((!self.manifest.zero_negative).then_some(""));
-        let conditioning = match request.guidance {
-            Guidance::Cfg { .. } | Guidance::Edit { .. } if !self.manifest.embedded_guidance => {
-                self.text_encoder.encode(&[negative, prompt])?
-            }
-            _ => self.text_encoder.encode(&[prompt])?,
-        };
+        let told = self.tell(request)?;
         let text_encoder = started.elapsed();
 
         let started = Instant::now();
-        let mut noise = TorchCpu::new(request.seed);
-        let Start { mut latents, beside, kept } =
+        let mut noise = request.rng.source(request.seed)?;
+        let Start { mut latents, beside, kept, clean } =
             Start::new(request, &self.manifest, self.vae_encoder.as_mut(), &mut noise)?;
         let vae_encoder = started.elapsed();
 
         let started = Instant::now();
-        let mut sampler = request.sampler.build(latents.len());
-        let mut denoiser = self.denoiser.guided(&conditioning, request, &beside)?;
         let steps = request.schedule.steps();
+        let mut tree;
+        let noise: &mut dyn StepNoise = match request.sampler.settings().noise {
+            StepNoiseKind::Stream => &mut noise,
+            StepNoiseKind::Tree => {
+                let (highest, lowest) = (steps[0].from, steps[steps.len() - 1].from);
+                tree = BrownianTree::new(request.rng, latents.len(), lowest, highest, request.seed)?;
+                &mut tree
+            }
+        };
+        let mut sampler = request.sampler.build(&request.schedule, latents.len());
+        let mut denoiser = self.denoiser.guided(&told, request, &beside)?;
+        if let Some(clean) = &clean {
+            denoiser.remember(clean);
+        }
         for step in steps {
-            sampler.step(&mut latents, step, &mut denoiser, &mut noise)?;
+            denoiser.begin(step);
+            sampler.step(&mut latents, step, &mut denoiser, noise)?;
             let done = step.index + 1;
             if !latents.iter().all(|value| value.is_finite()) {
                 return Err(Error::new(
@@ -198,6 +217,43 @@ impl Pipeline {
         }
         let (unet, denoising) = (denoiser.spent(), started.elapsed());
         let times = Times { text_encoder, vae_encoder, unet, denoising, vae_decoder: Duration::ZERO };
-        Ok(Denoised { latents, conditioning, times })
+        let views = request.guidance.views();
+        let cuts = [true, false].map(|is_prompt| {
+            let is_meant = |view: &View| matches!(view, View::Positive(_)) == is_prompt;
+            let read = told.of_step.iter().flat_map(|texts| views.iter().zip(texts));
+            let mut cuts =
+                read.filter(|(view, _)| is_meant(view)).filter_map(|(_, &text)| told.texts[text].cut.clone());
+            cuts.next()
+        });
+        Ok(Denoised { latents, cuts, times })
+    }
+
+    /// Encodes every text that some step reads, each once.
+    fn tell(&mut self, request: &Request) -> Result<Told, Error> {
+        let nothing = Part::unchanging(Text::literal("")?, request.steps());
+        // What the model was trained to take for no negative prompt.
+        let absent = if self.manifest.zero_negative { None } else { Some(&nothing) };
+        let negative = request.negative.as_ref().map(|negative| &negative.parts[0]).or(absent);
+        let parts = request.guidance.views().into_iter().map(|view| match view {
+            View::Positive(index) => Some(&request.prompt.parts[index]),
+            View::Negative | View::NegativeWithoutPicture => negative,
+            View::Empty => absent,
+        });
+        let parts: Vec<Option<&Part>> = parts.collect();
+
+        let mut texts: Vec<Option<&Text>> = Vec::new();
+        let mut of_step = Vec::new();
+        for step in 0..request.steps() {
+            let read = parts.iter().map(|part| {
+                let text = part.map(|part| part.text(step));
+                texts.iter().position(|known| *known == text).unwrap_or_else(|| {
+                    texts.push(text);
+                    texts.len() - 1
+                })
+            });
+            of_step.push(read.collect());
+        }
+        let texts = self.text_encoder.encode(&texts)?;
+        Ok(Told { texts, of_step })
     }
 }

@@ -1,38 +1,81 @@
 //! What a model's output means, and how the clean latents follow from it.
 //! It knows nothing of graphs, guidance or samplers.
 
+mod thresholding;
+
+pub(crate) use thresholding::quantile;
+pub use thresholding::{Thresholder, Thresholding};
+
 /// What a denoising model predicts.
 ///
-/// The latents `x` given to the methods are `x0 + sigma * noise` (variance exploding). The model itself was
-/// trained on `z = alpha * x0 + sqrt(1 - alpha^2) * noise` (variance preserving) with
-/// `alpha = 1 / sqrt(sigma^2 + 1)`, so that `z = alpha * x`: [`Prediction::input_scale`] turns one into the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// The latents `x` given to the methods are `x0 + sigma * noise` (variance exploding), except for
+/// [`Prediction::Flow`]. The model itself was trained on `c_in * x`: see [`Preconditioning`].
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Prediction {
     /// The noise (Ho et al. 2020, section 3.2).
     Epsilon,
-    /// The velocity `v = alpha * noise - sqrt(1 - alpha^2) * x0` (Salimans & Ho 2022, section 4).
+    /// The velocity `v = alpha * noise - sqrt(1 - alpha^2) * x0` with `alpha = 1 / sqrt(sigma^2 + 1)` (Salimans & Ho
+    /// 2022, section 4).
     V,
     /// The clean latents `x0` themselves.
     Sample,
+    /// The velocity `noise - x0` of latents that go straight from one to the other: `x = (1 - sigma) * x0 + sigma *
+    /// noise`, with `sigma` from 0 to 1 (Liu et al. 2023, "Flow straight and fast", equation 1).
+    Flow,
+    /// The output of a network that is told how far the latents are from data of deviation `sigma_data`, which is
+    /// above 0 (Karras et al. 2022, table 1, column "Ours").
+    Edm {
+        /// The deviation of the data that the model was trained on.
+        sigma_data: f64,
+    },
+    /// The same of the opposite sign, as diffusers' `EDMEulerScheduler` has it for `v_prediction`; at a `sigma_data` of
+    /// 1 this is [`Prediction::V`].
+    EdmV {
+        /// As in [`Prediction::Edm`].
+        sigma_data: f64,
+    },
+}
+
+/// How a network `F` becomes a denoiser, `D(x; sigma) = c_skip * x + c_out * F(c_in * x)` (Karras et al. 2022,
+/// equation 7).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Preconditioning {
+    /// The share of the latents themselves.
+    pub c_skip: f64,
+    /// The share of the model's output.
+    pub c_out: f64,
+    /// The factor that turns latents into the model's input.
+    pub c_in: f64,
 }
 
 impl Prediction {
-    /// The factor `c_in = 1 / sqrt(sigma^2 + 1)` that turns latents into the model's input
-    /// (Karras et al. 2022, equation 7 and table 1, column VP).
-    pub fn input_scale(sigma: f64) -> f64 {
-        1.0 / sigma.hypot(1.0)
+    /// The factors at a noise level. Models of noise, `V` and `x0` were trained on `z = alpha * x0 + sqrt(1 - alpha^2)
+    /// * noise` (variance preserving), so that `z = alpha * x` (Karras et al. 2022, table 1, column VP).
+    pub fn preconditioning(self, sigma: f64) -> Preconditioning {
+        let alpha = 1.0 / sigma.hypot(1.0);
+        let (c_skip, c_out, c_in) = match self {
+            Self::Epsilon => (1.0, -sigma, alpha),
+            Self::V => (alpha * alpha, -sigma * alpha, alpha),
+            Self::Sample => (0.0, 1.0, alpha),
+            Self::Flow => (1.0, -sigma, 1.0),
+            Self::Edm { sigma_data } | Self::EdmV { sigma_data } => {
+                let c_in = 1.0 / sigma.hypot(sigma_data);
+                let sign = if matches!(self, Self::Edm { .. }) { 1.0 } else { -1.0 };
+                ((sigma_data * c_in).powi(2), sign * sigma * sigma_data * c_in, c_in)
+            }
+        };
+        Preconditioning { c_skip, c_out, c_in }
     }
 
-    /// Writes the clean latents `D(x; sigma) = c_skip * x + c_out * model_output` to `out`
-    /// (Karras et al. 2022, equation 7). All slices have one length.
+    /// The factor that turns latents into the model's input: [`Preconditioning::c_in`].
+    pub fn input_scale(self, sigma: f64) -> f64 {
+        self.preconditioning(sigma).c_in
+    }
+
+    /// Writes the clean latents behind `x` to `out`. All slices have one length.
     pub fn to_denoised(self, x: &[f32], model_output: &[f32], sigma: f64, out: &mut [f32]) {
         assert!(x.len() == out.len() && model_output.len() == out.len(), "latents of one length");
-        let alpha = Self::input_scale(sigma);
-        let (c_skip, c_out) = match self {
-            Self::Epsilon => (1.0, -sigma),
-            Self::V => (alpha * alpha, -sigma * alpha),
-            Self::Sample => (0.0, 1.0),
-        };
+        let Preconditioning { c_skip, c_out, .. } = self.preconditioning(sigma);
         for ((out, x), output) in out.iter_mut().zip(x).zip(model_output) {
             *out = (c_skip * f64::from(*x) + c_out * f64::from(*output)) as f32;
         }
@@ -50,27 +93,65 @@ mod tests {
         for sigma in [0.03, 1.0, 14.6] {
             let alpha = 1.0 / (sigma * sigma + 1.0f64).sqrt();
             let spread = (1.0 - alpha * alpha).sqrt();
-            let x: Vec<f32> = x0.iter().zip(noise).map(|(x0, noise)| (x0 + sigma * noise) as f32).collect();
+            let x: Vec<f64> = x0.iter().zip(noise).map(|(x0, noise)| x0 + sigma * noise).collect();
             let v: Vec<f64> = x0.iter().zip(noise).map(|(x0, noise)| alpha * noise - spread * x0).collect();
-            for (prediction, output) in
-                [(Prediction::Epsilon, noise.to_vec()), (Prediction::V, v), (Prediction::Sample, x0.to_vec())]
-            {
-                let output: Vec<f32> = output.into_iter().map(|value| value as f32).collect();
-                let mut denoised = [f32::NAN; 3];
-                prediction.to_denoised(&x, &output, sigma, &mut denoised);
-                for (denoised, x0) in denoised.into_iter().zip(x0) {
-                    // Rounding x to f32 leaves an error of half a unit in the last place of its noise.
-                    assert!((f64::from(denoised) - x0).abs() < 1e-5, "{prediction:?}, {sigma}: {denoised}");
-                }
-            }
+            check(Prediction::Epsilon, sigma, &x, &noise, &x0);
+            check(Prediction::V, sigma, &x, &v, &x0);
+            check(Prediction::Sample, sigma, &x, &x0, &x0);
+            // Equation 8: the training target is what is left of x0 without its share of x, at unit variance.
+            let sigma_data: f64 = 0.5;
+            let variance = sigma * sigma + sigma_data * sigma_data;
+            let target = |(x0, x): (&f64, &f64)| {
+                (x0 - sigma_data * sigma_data / variance * x) / (sigma * sigma_data / variance.sqrt())
+            };
+            let output: Vec<f64> = x0.iter().zip(&x).map(target).collect();
+            check(Prediction::Edm { sigma_data }, sigma, &x, &output, &x0);
+            let negated: Vec<f64> = output.iter().map(|output| -output).collect();
+            check(Prediction::EdmV { sigma_data }, sigma, &x, &negated, &x0);
+        }
+        for sigma in [0.02, 0.5, 1.0] {
+            let x: Vec<f64> =
+                x0.iter().zip(noise).map(|(x0, noise)| (1.0 - sigma) * x0 + sigma * noise).collect();
+            let velocity: Vec<f64> = x0.iter().zip(noise).map(|(x0, noise)| noise - x0).collect();
+            check(Prediction::Flow, sigma, &x, &velocity, &x0);
+        }
+    }
+
+    #[track_caller]
+    fn check(prediction: Prediction, sigma: f64, x: &[f64], output: &[f64], x0: &[f64]) {
+        let single = |values: &[f64]| values.iter().map(|&value| value as f32).collect::<Vec<_>>();
+        let mut denoised = [f32::NAN; 3];
+        prediction.to_denoised(&single(x), &single(output), sigma, &mut denoised);
+        for (denoised, x0) in denoised.into_iter().zip(x0) {
+            // Rounding x to f32 leaves an error of half a unit in the last place of its noise.
+            assert!((f64::from(denoised) - x0).abs() < 1e-5, "{prediction:?}, {sigma}: {denoised}");
         }
     }
 
     #[test]
     fn the_model_input_has_unit_variance() {
         for sigma in [0.03, 1.0, 14.6] {
-            let variance: f64 = (1.0 + sigma * sigma) * Prediction::input_scale(sigma).powi(2);
-            assert!((variance - 1.0).abs() < 1e-12);
+            for (prediction, sigma_data) in [
+                (Prediction::Epsilon, 1.0f64),
+                (Prediction::V, 1.0),
+                (Prediction::Sample, 1.0),
+                (Prediction::Edm { sigma_data: 0.5 }, 0.5),
+                (Prediction::EdmV { sigma_data: 3.0 }, 3.0),
+            ] {
+                let variance = (sigma_data.powi(2) + sigma * sigma) * prediction.input_scale(sigma).powi(2);
+                assert!((variance - 1.0f64).abs() < 1e-12, "{prediction:?}, {sigma}: {variance}");
+            }
+        }
+        assert_eq!(Prediction::Flow.input_scale(0.3), 1.0, "flows mix, so that nothing grows");
+    }
+
+    #[test]
+    fn v_is_edm_v_of_data_of_unit_deviation() {
+        for sigma in [0.03, 1.0, 14.6] {
+            let (v, edm) = (Prediction::V, Prediction::EdmV { sigma_data: 1.0 });
+            let (v, edm) = (v.preconditioning(sigma), edm.preconditioning(sigma));
+            assert!((v.c_skip - edm.c_skip).abs() < 1e-15 && (v.c_out - edm.c_out).abs() < 1e-15, "{sigma}");
+            assert_eq!(v.c_in, edm.c_in);
         }
     }
 }

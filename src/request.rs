@@ -7,11 +7,14 @@ use std::sync::Arc;
 
 use image::{GrayImage, RgbImage};
 
-use crate::guidance::Guidance;
+use crate::guidance::{self, Guidance, Scales, View, Within};
 use crate::manifest::{Conditions, Manifest};
+use crate::noise::Rng;
 use crate::picture;
-use crate::sampler::SamplerKind;
-use crate::schedule::Schedule;
+use crate::prediction::Thresholding;
+use crate::prompt::{Part, Prompt};
+use crate::sampler::Method;
+use crate::schedule::{Schedule, ScheduleKind};
 use crate::tensor::{LatentShape, PixelSize};
 use crate::{Error, ErrorKind};
 
@@ -29,16 +32,24 @@ const NOISE_LEVEL: usize = 20;
 /// A request as typed: what is absent gets the model's default.
 #[derive(Clone, Debug, Default)]
 pub struct Draft {
-    /// What to draw; may be empty.
+    /// What to draw; may be empty. Its language is described in [the manual](crate::manual::prompts).
     pub prompt: String,
     /// What to steer away from.
     pub negative: Option<String>,
+    /// Whether both prompts are literal: every character means itself.
+    pub literal: bool,
     /// The picture's size; where there is a picture to draw from, that one's.
     pub size: Option<PixelSize>,
     /// How many denoising steps.
     pub steps: Option<usize>,
-    /// The guidance scale.
-    pub guidance: Option<f64>,
+    /// The guidance scale, or one per step.
+    pub guidance: Option<Scales>,
+    /// How guidance works; classifier-free guidance when absent. Not for models that edit pictures, which have their own.
+    pub guidance_method: Option<guidance::Method>,
+    /// Where in the run there is guidance; everywhere when absent.
+    pub guidance_within: Option<Within>,
+    /// How clean latents are kept in range, for models that work on pixels; not at all when absent.
+    pub thresholding: Option<Thresholding>,
     /// The picture to draw from, which is resized to the picture's size, and for a model that enlarges pictures to
     /// that of its latents.
     pub init: Option<RgbImage>,
@@ -53,25 +64,58 @@ pub struct Draft {
     /// How much noise is put on `init` in a model that enlarges pictures, in timesteps of its own curve; 20 when absent.
     pub noise_level: Option<usize>,
     /// The sampling method.
-    pub sampler: Option<SamplerKind>,
+    pub sampler: Option<Method>,
+    /// How the noise levels are chosen.
+    pub schedule: Option<ScheduleKind>,
     /// The seed; random when absent.
     pub seed: Option<u64>,
+    /// Which generator's noise the run starts from, and takes in its steps.
+    pub rng: Rng,
+    /// The noise of another seed that is mixed into that of the first.
+    pub variation: Option<Variation>,
+}
+
+/// Noise of another seed, mixed into the noise that a run starts from: small changes of a picture that stays the same
+/// (A1111's `Variation seed`).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Variation {
+    /// The other seed.
+    pub seed: u64,
+    /// How much of it, from 0 to 1.
+    pub strength: f64,
 }
 
 /// A request that its model can fulfil.
 #[derive(Clone, Debug)]
 pub struct Request {
-    pub(crate) prompt: String,
-    pub(crate) negative: Option<String>,
+    pub(crate) prompt: Words,
+    pub(crate) negative: Option<Words>,
+    is_literal: bool,
     pub(crate) size: PixelSize,
     pub(crate) shape: LatentShape,
     pub(crate) source: Source,
     pub(crate) schedule: Schedule,
     pub(crate) guidance: Guidance,
-    pub(crate) sampler: SamplerKind,
+    /// Of a U-Net that takes it as an input, and needs no other guidance.
+    embedded_scale: Option<f64>,
+    scales: Scales,
+    within: Option<Within>,
+    pub(crate) thresholding: Option<Thresholding>,
+    pub(crate) sampler: Method,
+    schedule_kind: ScheduleKind,
     pub(crate) seed: u64,
+    pub(crate) rng: Rng,
+    pub(crate) variation: Option<Variation>,
     strength: Option<f64>,
     asked_steps: usize,
+}
+
+/// A prompt, read for the steps of a run.
+#[derive(Clone, Debug)]
+pub(crate) struct Words {
+    source: String,
+    /// At least one; of a negative prompt no more.
+    pub(crate) parts: Vec<Part>,
 }
 
 /// What a picture is drawn from; pictures and masks have the request's size unless otherwise said.
@@ -115,37 +159,25 @@ impl Request {
             });
         }
         let sampler = draft.sampler.unwrap_or(defaults.sampler);
-        let steps = draft.steps.unwrap_or(defaults.steps);
-        let scale = draft.guidance.unwrap_or(defaults.guidance);
-        let guidance = match manifest.conditions {
-            Conditions::Editing => Guidance::edit(scale, draft.image_guidance.unwrap_or(IMAGE_GUIDANCE))?,
-            _ => Guidance::new(scale)?,
-        };
-        if draft.image_guidance.is_some() && guidance == Guidance::Off {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                "image guidance: expected guidance other than 1, got 1",
-            )
-            .help("at guidance 1 the picture pulls as it was trained to"));
-        }
-        if draft.negative.is_some() && guidance == Guidance::Off {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                "negative prompt: expected guidance other than 1, got 1",
-            )
-            .help("at guidance 1 only the prompt is used"));
-        }
-        if draft.negative.is_some() && manifest.embedded_guidance {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                "negative prompt: expected none, because this model takes the guidance scale as an input, got one",
-            ));
-        }
+        let steps = steps_asked(&draft, defaults.steps)?;
         let shape = manifest.latents.shape(size)?;
-        let mut schedule = sampler.schedule(&manifest.curve, manifest.spacing, steps)?;
+        let (schedule_kind, mut schedule) =
+            manifest.schedule(draft.sampler, draft.schedule.clone(), steps)?;
         let strength = strength(&draft, manifest.conditions)?;
         if let Some(strength) = strength {
             schedule = schedule.last(steps_left(steps, strength)?);
+        }
+        let (prompt, negative) = words(&draft, schedule.steps().len())?;
+        let scales = draft.guidance.clone().unwrap_or_else(|| defaults.guidance.into());
+        let guidance = guidance(&draft, manifest, sampler, &scales, &prompt, &schedule)?;
+        let embedded_scale = manifest.embedded_guidance.then(|| scales.for_steps(1)).transpose()?;
+        if let Some(Variation { strength, .. }) =
+            draft.variation.filter(|v| !(0.0..=1.0).contains(&v.strength))
+        {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("variation strength: expected a number from 0 to 1, got {strength}"),
+            ));
         }
         let level = draft.noise_level.unwrap_or(NOISE_LEVEL);
         if let Some(low_res) = manifest.low_res.as_ref().filter(|low_res| level > low_res.max_level) {
@@ -169,18 +201,30 @@ impl Request {
             (Some(picture), None, Conditions::Upscaling) => Source::Enlarged { picture, level },
             (Some(picture), None, _) => Source::Picture(picture),
         };
+        let seed = draft.seed.unwrap_or_else(random_seed);
+        // Not every generator takes every seed.
+        draft.rng.source(seed)?;
+        draft.variation.map(|variation| draft.rng.source(variation.seed)).transpose()?;
         Ok(Self {
             shape,
             source,
             schedule,
             strength,
             asked_steps: steps,
-            seed: draft.seed.unwrap_or_else(random_seed),
-            prompt: draft.prompt,
-            negative: draft.negative,
+            seed,
+            rng: draft.rng,
+            variation: draft.variation,
+            prompt,
+            negative,
+            is_literal: draft.literal,
             size,
             guidance,
+            embedded_scale: embedded_scale.map(|scales| scales[0]),
+            scales,
+            within: draft.guidance_within,
+            thresholding: draft.thresholding,
             sampler,
+            schedule_kind,
         })
     }
 
@@ -192,12 +236,17 @@ impl Request {
 
     /// What to draw.
     pub fn prompt(&self) -> &str {
-        &self.prompt
+        &self.prompt.source
     }
 
     /// What to steer away from; empty when nothing is.
     pub fn negative(&self) -> &str {
-        self.negative.as_deref().unwrap_or_default()
+        self.negative.as_ref().map(|words| &words.source[..]).unwrap_or_default()
+    }
+
+    /// Whether both prompts are literal.
+    pub fn is_literal(&self) -> bool {
+        self.is_literal
     }
 
     /// The picture's size.
@@ -206,13 +255,48 @@ impl Request {
     }
 
     /// The sampling method.
-    pub fn sampler(&self) -> SamplerKind {
+    pub fn sampler(&self) -> Method {
         self.sampler
     }
 
-    /// The guidance scale; 1 is no guidance.
+    /// How the noise levels were chosen.
+    pub fn schedule(&self) -> &ScheduleKind {
+        &self.schedule_kind
+    }
+
+    /// The guidance scale of the first step; 1 is no guidance.
     pub fn guidance_scale(&self) -> f64 {
-        self.guidance.scale()
+        self.embedded_scale.unwrap_or_else(|| self.guidance.scales()[0])
+    }
+
+    /// The guidance scales as they were asked for.
+    pub fn scales(&self) -> &Scales {
+        &self.scales
+    }
+
+    /// How guidance works.
+    pub fn guidance_method(&self) -> guidance::Method {
+        self.guidance.method()
+    }
+
+    /// Where in the run there is guidance, if not everywhere.
+    pub fn guidance_within(&self) -> Option<Within> {
+        self.within
+    }
+
+    /// How clean latents are kept in range, if they are.
+    pub fn thresholding(&self) -> Option<Thresholding> {
+        self.thresholding
+    }
+
+    /// Which generator's noise the run takes.
+    pub fn rng(&self) -> Rng {
+        self.rng
+    }
+
+    /// The noise of another seed that is mixed into the first, if any is.
+    pub fn variation(&self) -> Option<Variation> {
+        self.variation
     }
 
     /// The noise levels, strictly falling, from the first to the final 0.
@@ -228,8 +312,8 @@ impl Request {
 
     /// How strongly the picture that is edited pulls, if one is and it does.
     pub fn image_guidance(&self) -> Option<f64> {
-        match self.guidance {
-            Guidance::Edit { image_scale, .. } => Some(image_scale),
+        match self.guidance.method() {
+            guidance::Method::Edit { image_scale } if self.guidance.views().len() > 1 => Some(image_scale),
             _ => None,
         }
     }
@@ -256,6 +340,103 @@ impl Request {
     pub fn steps(&self) -> usize {
         self.schedule.steps().len()
     }
+}
+
+/// How many steps a draft asks for: of a list of levels, as many as it has.
+fn steps_asked(draft: &Draft, default: usize) -> Result<usize, Error> {
+    match (draft.schedule.as_ref().and_then(ScheduleKind::own_steps), draft.steps) {
+        (Some(own), Some(asked)) if own != asked => Err(Error::new(
+            ErrorKind::Usage,
+            format!("steps: expected {own}, as many as levels were listed, got {asked}"),
+        )),
+        (Some(own), _) => Ok(own),
+        (None, asked) => Ok(asked.unwrap_or(default)),
+    }
+}
+
+/// The prompts of a draft, for so many steps.
+fn words(draft: &Draft, steps: usize) -> Result<(Words, Option<Words>), Error> {
+    let read = |source: &str, parse: fn(&str) -> Result<Prompt, Error>| {
+        let prompt = if draft.literal { Prompt::literal(source)? } else { parse(source)? };
+        Ok::<Words, Error>(Words { source: source.to_owned(), parts: prompt.parts(steps)? })
+    };
+    let negative = draft.negative.as_deref().map(|negative| {
+        read(negative, Prompt::parse_negative)
+            .map_err(|error| Error::new(error.kind(), "negative").source(error))
+    });
+    Ok((read(&draft.prompt, Prompt::parse)?, negative.transpose()?))
+}
+
+/// The guidance of a draft, for a run with this schedule.
+fn guidance(
+    draft: &Draft,
+    manifest: &Manifest,
+    sampler: Method,
+    scales: &Scales,
+    prompt: &Words,
+    schedule: &Schedule,
+) -> Result<Guidance, Error> {
+    let refuse = |message: String, help: &str| {
+        let error = Error::new(ErrorKind::Usage, message);
+        Err(if help.is_empty() { error } else { error.help(help) })
+    };
+    let weights = prompt.parts.iter().map(|part| part.weight).collect::<Vec<_>>();
+    if manifest.embedded_guidance {
+        let asked = [
+            (draft.negative.is_some(), "negative prompt"),
+            (draft.guidance_method.is_some(), "guidance method"),
+            (draft.guidance_within.is_some(), "guidance interval"),
+            (sampler.kind().takes_apart(), "sampler with CFG++"),
+            (weights != [1.0], "weights of whole prompts"),
+        ];
+        if let Some((_, what)) = asked.into_iter().find(|(is_asked, _)| *is_asked) {
+            let why = "because this model takes the guidance scale as an input, got one";
+            return refuse(format!("{what}: expected none, {why}"), "");
+        }
+        // Checked as any other, and then left to the U-Net.
+        Guidance::new(scales.for_steps(1)?[0])?;
+        return Guidance::new(1.0);
+    }
+    let method = match (manifest.conditions, draft.guidance_method) {
+        (Conditions::Editing, None) => {
+            guidance::Method::Edit { image_scale: draft.image_guidance.unwrap_or(IMAGE_GUIDANCE) }
+        }
+        (Conditions::Editing, Some(method)) => {
+            let why = "because this model edits pictures, whose guidance is its own";
+            return refuse(format!("guidance method: expected none, {why}, got {method}"), "");
+        }
+        (_, method) => method.unwrap_or(guidance::Method::Cfg { rescale: 0.0 }),
+    };
+    let steps = schedule.steps().len();
+    let scales = scales.for_steps(steps)?;
+    let mut guidance = Guidance::by(method, scales[0])?.with_prompts(weights)?;
+    if scales.len() > 1 {
+        guidance = guidance.with_scales(scales, steps)?;
+    }
+    if let Some(within) = draft.guidance_within {
+        guidance = guidance.within(within.interval(schedule)?);
+    }
+    if sampler.kind().takes_apart() {
+        guidance = guidance.with_base();
+    }
+    let is_guided = guidance.views().contains(&View::Negative);
+    if draft.image_guidance.is_some() && !is_guided {
+        return refuse(
+            "image guidance: expected guidance other than 1, got 1".into(),
+            "at guidance 1 the picture pulls as it was trained to",
+        );
+    }
+    if draft.negative.is_some() && !is_guided {
+        if guidance.scales().iter().any(|scale| *scale != 1.0) {
+            let expected = "negative prompt: expected a guidance method that uses one";
+            return refuse(format!("{expected}, got {method}"), "");
+        }
+        return refuse(
+            "negative prompt: expected guidance other than 1, got 1".into(),
+            "at guidance 1 only the prompt is used",
+        );
+    }
+    Ok(guidance)
 }
 
 /// Whether the pictures of a draft, and the numbers that go with them, are what the model draws from.
@@ -521,7 +702,7 @@ mod tests {
         );
         refuses(
             Editing,
-            Draft { image_guidance: Some(1.5), guidance: Some(1.0), ..with_init() },
+            Draft { image_guidance: Some(1.5), guidance: Some(1.0.into()), ..with_init() },
             "image guidance: expected guidance other than 1, got 1",
         );
         let level = |level| Draft { init: init(8, 8), noise_level: Some(level), ..Draft::default() };

@@ -1,32 +1,53 @@
 //! Samplers: how latents move from one noise level to the next, given a denoiser.
 //! They know nothing of models, prediction types or guidance.
 
-mod ddim;
-mod dpmpp;
+mod adams;
+mod arithmetic;
+mod cfgpp;
+mod churn;
+mod consistency;
+mod deis;
+mod dpm;
+mod er_sde;
 mod euler;
-mod lcm;
+mod kind;
+mod method;
+mod two_stage;
+mod unipc;
 
-use std::fmt;
-use std::str::FromStr;
+pub use kind::{About, SamplerKind};
+pub use method::{Bh, Method, Sampling, Settings, Solver, StepNoiseKind, Third, Variance};
 
-use crate::noise::NoiseSource;
-use crate::schedule::{NoiseCurve, Schedule, Spacing, Step};
-use crate::{Error, ErrorKind};
+use crate::Error;
+use crate::noise::StepNoise;
+use crate::schedule::{Schedule, Step};
 
 /// What a sampler asks of a model: the clean latents behind noisy ones.
 pub trait Denoise {
-    /// Writes the clean latents expected behind `x` to `out`, which is as long.
-    ///
-    /// `x` is `x0 + step_sigma * noise`; `timestep` is the model's own time of `step_sigma`.
-    fn denoise(&mut self, x: &[f32], step_sigma: f64, timestep: f64, out: &mut [f32]) -> Result<(), Error>;
+    /// Writes the clean latents expected behind `x`, which is `x0 + sigma * noise`, to `out`, which is as long.
+    fn denoise(&mut self, x: &[f32], sigma: f64, out: &mut [f32]) -> Result<(), Error>;
+
+    /// The same, and to `unconditional` what the model expects without the prompt, for samplers that
+    /// [take both apart](SamplerKind::takes_apart). Where there is no guidance, both are the same.
+    fn denoise_apart(
+        &mut self,
+        x: &[f32],
+        sigma: f64,
+        out: &mut [f32],
+        unconditional: &mut [f32],
+    ) -> Result<(), Error> {
+        self.denoise(x, sigma, out)?;
+        unconditional.copy_from_slice(out);
+        Ok(())
+    }
 }
 
 /// One run of a sampling method.
 pub trait Sampler {
     /// Takes `x` from noise level `step.from` to `step.to`. Allocates nothing.
     ///
-    /// Steps come in the order of their schedule, from any one on. Noise is drawn in the order in which diffusers
-    /// draws it, a whole tensor at a time. The errors are the denoiser's; `x` is then as it was.
+    /// Steps come in the order of the schedule that the sampler was built for. The errors are the denoiser's; `x` is
+    /// then as it was.
     ///
     /// # Panics
     /// Where `x` does not have the length that the sampler was built for.
@@ -35,197 +56,55 @@ pub trait Sampler {
         x: &mut [f32],
         step: &Step,
         denoiser: &mut dyn Denoise,
-        noise: &mut dyn NoiseSource,
+        noise: &mut dyn StepNoise,
     ) -> Result<(), Error>;
 }
 
-/// The sampling methods, each with the levels it visits.
-///
-/// ```
-/// use calotype::sampler::SamplerKind;
-/// assert_eq!("DPM++ 2M Karras".parse::<SamplerKind>()?, SamplerKind::DpmPp2mKarras);
-/// assert_eq!(SamplerKind::DpmPp2mKarras.to_string(), "dpm++2m-karras");
-/// # Ok::<(), calotype::Error>(())
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum SamplerKind {
-    /// Euler's method (Karras et al. 2022).
-    Euler,
-    /// Euler's method with fresh noise after each step.
-    EulerAncestral,
-    /// Deterministic DDIM (Song, Meng & Ermon 2021).
-    Ddim,
-    /// Second-order multistep DPM-Solver++ (Lu et al. 2022).
-    DpmPp2m,
-    /// The same on the noise levels of Karras et al. 2022.
-    DpmPp2mKarras,
-    /// Latent consistency models (Luo et al. 2023): a few steps of a model distilled for it.
-    Lcm,
-}
-
-impl SamplerKind {
-    /// Every kind.
-    pub const ALL: [Self; 6] =
-        [Self::Euler, Self::EulerAncestral, Self::Ddim, Self::DpmPp2m, Self::DpmPp2mKarras, Self::Lcm];
-
-    /// The levels that this method visits in `steps` steps: those of diffusers' scheduler of that name.
-    ///
-    /// The Karras levels and those of latent consistency models do not depend on the spacing.
-    /// [`ErrorKind::Usage`] for no steps, or for more than the curve and the spacing have room for.
-    pub fn schedule(self, curve: &NoiseCurve, spacing: Spacing, steps: usize) -> Result<Schedule, Error> {
-        let len = curve.len();
-        let most = if self == Self::Lcm { lcm::TRAINED_STEPS.min(len) } else { len };
-        if !(1..=most).contains(&steps) {
-            return Err(Error::new(ErrorKind::Usage, format!("steps: expected 1 to {most}, got {steps}")));
-        }
-        match self {
-            Self::Euler | Self::EulerAncestral => {
-                let schedule = Schedule::at_timesteps(curve, &spacing.timesteps(len, steps))?;
-                Ok(if let Spacing::Leading { .. } = spacing {
-                    schedule
-                } else {
-                    schedule.started_from_noise_alone()
-                })
+impl Method {
+    /// A sampler for one run over this schedule, on latents of `len` values.
+    pub fn build(&self, schedule: &Schedule, len: usize) -> Box<dyn Sampler> {
+        use SamplerKind as Kind;
+        let (settings, steps) = (&self.settings(), schedule.steps().len());
+        match self.kind() {
+            Kind::Euler | Kind::EulerAncestral | Kind::Ddim | Kind::Ddpm => {
+                Box::new(euler::Euler::new(settings, steps, len))
             }
-            Self::Ddim => Schedule::at_timesteps(curve, &rounded(spacing.timesteps(len, steps))),
-            Self::DpmPp2m => Schedule::at_timesteps(curve, &rounded(dpmpp::timesteps(spacing, len, steps))),
-            Self::DpmPp2mKarras => Schedule::karras(curve, steps),
-            Self::Lcm => Schedule::at_timesteps(curve, &lcm::timesteps(len, steps)),
-        }
-    }
-
-    /// A sampler for one run on latents of `len` values.
-    pub fn build(self, len: usize) -> Box<dyn Sampler> {
-        match self {
-            Self::Euler => Box::new(euler::Euler::new(len)),
-            Self::EulerAncestral => Box::new(euler::EulerAncestral::new(len)),
-            Self::Ddim => Box::new(ddim::Ddim::new(len)),
-            Self::DpmPp2m | Self::DpmPp2mKarras => Box::new(dpmpp::DpmPp2m::new(len)),
-            Self::Lcm => Box::new(lcm::Lcm::new(len)),
-        }
-    }
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Euler => "euler",
-            Self::EulerAncestral => "euler-a",
-            Self::Ddim => "ddim",
-            Self::DpmPp2m => "dpm++2m",
-            Self::DpmPp2mKarras => "dpm++2m-karras",
-            Self::Lcm => "lcm",
-        }
-    }
-}
-
-impl fmt::Display for SamplerKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-impl FromStr for SamplerKind {
-    type Err = Error;
-
-    /// Reads a name as it is written here, by diffusers' users or by A1111's: case, spaces and punctuation do not
-    /// matter, and `pp` may stand for `++`. [`ErrorKind::Usage`] for any other name.
-    fn from_str(text: &str) -> Result<Self, Error> {
-        let typed = bare(text);
-        if typed == "eulerancestral" {
-            return Ok(Self::EulerAncestral);
-        }
-        if let Some(kind) = Self::ALL.into_iter().find(|kind| bare(kind.name()) == typed) {
-            return Ok(kind);
-        }
-        let names = Self::ALL.map(Self::name).join(", ");
-        let mut error =
-            Error::new(ErrorKind::Usage, format!("sampler: expected one of {names}, got {text:?}"));
-        // Measuring an endless name is not worth a suggestion.
-        if typed.len() < 32 {
-            let nearest = Self::ALL.into_iter().min_by_key(|kind| edit_distance(&bare(kind.name()), &typed));
-            error = error.help(format!("did you mean {}?", nearest.expect("there are kinds")));
-        }
-        Err(error)
-    }
-}
-
-/// A name without case, spaces and punctuation.
-fn bare(name: &str) -> String {
-    name.to_lowercase().replace("++", "pp").chars().filter(|c| c.is_alphanumeric()).collect()
-}
-
-/// How many letters must be put in, taken out or exchanged to make one word of the other (Levenshtein 1966).
-fn edit_distance(one: &str, other: &str) -> usize {
-    let mut row: Vec<usize> = (0..=other.chars().count()).collect();
-    for (i, a) in one.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, b) in other.chars().enumerate() {
-            let exchanged = diagonal + usize::from(a != b);
-            diagonal = row[j + 1];
-            row[j + 1] = exchanged.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[row.len() - 1]
-}
-
-/// Whole timesteps, with halves to the even neighbour as numpy rounds them.
-fn rounded(mut timesteps: Vec<f64>) -> Vec<f64> {
-    timesteps.iter_mut().for_each(|timestep| *timestep = timestep.round_ties_even());
-    timesteps
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_kind_reads_its_own_name() {
-        for kind in SamplerKind::ALL {
-            assert_eq!(kind.to_string().parse::<SamplerKind>().unwrap(), kind);
-        }
-    }
-
-    #[test]
-    fn names_are_read_as_people_write_them() {
-        let names = [
-            ("Euler", SamplerKind::Euler),
-            ("Euler a", SamplerKind::EulerAncestral),
-            ("euler_ancestral", SamplerKind::EulerAncestral),
-            ("DDIM", SamplerKind::Ddim),
-            ("dpmpp_2m", SamplerKind::DpmPp2m),
-            ("dpm++-2m", SamplerKind::DpmPp2m),
-            ("DPM++ 2M", SamplerKind::DpmPp2m),
-            ("dpmpp_2m_karras", SamplerKind::DpmPp2mKarras),
-            ("DPM++ 2M Karras", SamplerKind::DpmPp2mKarras),
-            ("LCM", SamplerKind::Lcm),
-        ];
-        for (name, kind) in names {
-            assert_eq!(name.parse::<SamplerKind>().unwrap(), kind, "{name}");
-        }
-    }
-
-    #[test]
-    fn unknown_names_list_all_and_suggest_the_nearest() {
-        for (typo, nearest) in
-            [("eluer", "euler"), ("dmp++2m", "dpm++2m"), ("dpm++2m-karas", "dpm++2m-karras"), ("lmc", "lcm")]
-        {
-            let error = typo.parse::<SamplerKind>().expect_err(typo);
-            assert_eq!(error.kind(), ErrorKind::Usage);
-            let text = error.to_string();
-            assert!(text.ends_with(&format!("did you mean {nearest}?")), "{text}");
-            assert!(SamplerKind::ALL.iter().all(|kind| text.contains(kind.name())), "{text}");
-        }
-        for hostile in ["", "++", "\0", &"e".repeat(1 << 20)] {
-            assert_eq!(hostile.parse::<SamplerKind>().expect_err("no name").kind(), ErrorKind::Usage);
-        }
-    }
-
-    #[test]
-    fn edit_distance_counts_edits() {
-        for (one, other, edits) in
-            [("", "", 0), ("abc", "", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2)]
-        {
-            assert_eq!(edit_distance(one, other), edits, "{one} {other}");
-            assert_eq!(edit_distance(other, one), edits, "{other} {one}");
+            Kind::Heun => Box::new(two_stage::TwoStage::new(two_stage::Rule::Heun, settings, steps, len)),
+            Kind::Dpm2 | Kind::Dpm2Ancestral => {
+                Box::new(two_stage::TwoStage::new(two_stage::Rule::Dpm2, settings, steps, len))
+            }
+            Kind::DpmPp2sAncestral => {
+                Box::new(two_stage::TwoStage::new(two_stage::Rule::DpmPp2s, settings, steps, len))
+            }
+            Kind::DpmPpSde => {
+                Box::new(two_stage::TwoStage::new(two_stage::Rule::DpmPpSde, settings, steps, len))
+            }
+            Kind::Lms => Box::new(adams::Adams::new(adams::Rule::Lms, settings, len)),
+            Kind::Pndm => Box::new(adams::Adams::new(adams::Rule::Plms, settings, len)),
+            Kind::Ipndm => Box::new(adams::Adams::new(adams::Rule::Ipndm, settings, len)),
+            Kind::DpmSolver | Kind::DpmSolverSde => {
+                Box::new(dpm::Multistep::new(dpm::Equation::Noise, settings, schedule, len))
+            }
+            Kind::DpmPp2m
+            | Kind::DpmPp3m
+            | Kind::DpmPp2mSde
+            | Kind::DpmPp2mSdeHeun
+            | Kind::DpmPp3mSde
+            | Kind::ResMultistep => {
+                Box::new(dpm::Multistep::new(dpm::Equation::Data, settings, schedule, len))
+            }
+            Kind::DpmSolverSinglestep => {
+                Box::new(dpm::Singlestep::new(dpm::Equation::Noise, settings, schedule, len))
+            }
+            Kind::DpmPp2s | Kind::DpmPp3s => {
+                Box::new(dpm::Singlestep::new(dpm::Equation::Data, settings, schedule, len))
+            }
+            Kind::UniPc => Box::new(unipc::UniPc::new(settings, schedule, len)),
+            Kind::Deis => Box::new(deis::Deis::new(settings, schedule, len)),
+            Kind::Lcm => Box::new(consistency::Lcm::new(len)),
+            Kind::Tcd => Box::new(consistency::Tcd::new(settings, schedule.clock().clone(), len)),
+            Kind::ErSde => Box::new(er_sde::ErSde::new(settings, len)),
+            Kind::EulerCfgPp | Kind::EulerAncestralCfgPp => Box::new(cfgpp::EulerCfgPp::new(settings, len)),
         }
     }
 }

@@ -5,167 +5,44 @@
 //! sampler works on such latents (Karras et al. 2022, section 2); a model that wants `x / sqrt(sigma^2 + 1)`,
 //! as Stable Diffusion does, gets it from its [`Prediction`](crate::prediction::Prediction).
 
+mod beta;
+mod clock;
+mod curve;
+mod flow;
+mod kind;
+mod level;
+mod spacing;
+mod table;
+
+pub use clock::Clock;
+pub use curve::{Betas, MAX_TIMESTEPS, NoiseCurve};
+pub use flow::{FlowShift, TimeShift};
+pub use kind::{AysTable, ScheduleKind};
+pub use spacing::Spacing;
+
 use crate::{Error, ErrorKind};
+use clock::Time;
 
-/// The longest noise curve that is believed; published ones have 1000 timesteps.
-pub const MAX_TIMESTEPS: usize = 100_000;
+/// The most steps of a run on levels that no curve limits.
+const MAX_EDM_STEPS: usize = 1000;
+/// How far a level may lie above the highest that a model was trained on: lists of levels are published in few digits.
+const MAX_EXCESS: f64 = 1.01;
 
-/// How much noise each training timestep adds: the recipe of a [`NoiseCurve`].
+/// How a run's levels relate to whole timesteps of the curve: which of diffusers' schedulers a sampler mirrors.
 ///
-/// `beta[t]` is the variance that timestep `t` adds (Ho et al. 2020, equation 2).
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Betas {
-    /// Evenly spaced betas (Ho et al. 2020, section 4).
-    Linear {
-        /// The first beta.
-        start: f64,
-        /// The last beta.
-        end: f64,
-    },
-    /// Betas whose square roots are evenly spaced (Stable Diffusion).
-    ScaledLinear {
-        /// The first beta.
-        start: f64,
-        /// The last beta.
-        end: f64,
-    },
-    /// The cosine curve with betas of at most 0.999 (Nichol & Dhariwal 2021, equation 17).
-    SquaredCosCapV2,
-}
-
-/// The noise level of each training timestep, strictly growing.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NoiseCurve {
-    sigmas: Vec<f64>,
-}
-
-impl NoiseCurve {
-    /// The curve of `timesteps` betas; [`ErrorKind::Model`] where they make no curve.
-    pub fn new(betas: Betas, timesteps: usize) -> Result<Self, Error> {
-        check_timesteps(timesteps)?;
-        let part = |t: usize| t as f64 / (timesteps - 1) as f64;
-        let betas: Vec<f32> = match betas {
-            Betas::Linear { start, end } => {
-                (0..timesteps).map(|t| (start + (end - start) * part(t)) as f32).collect()
-            }
-            Betas::ScaledLinear { start, end } => {
-                let (start, end) = (start.sqrt(), end.sqrt());
-                (0..timesteps).map(|t| ((start + (end - start) * part(t)) as f32).powi(2)).collect()
-            }
-            Betas::SquaredCosCapV2 => {
-                let alpha_bar = |t: usize| {
-                    let u = (t as f64 / timesteps as f64 + 0.008) / 1.008;
-                    (u * std::f64::consts::FRAC_PI_2).cos().powi(2)
-                };
-                (0..timesteps).map(|t| (1.0 - alpha_bar(t + 1) / alpha_bar(t)).min(0.999) as f32).collect()
-            }
-        };
-        Self::from_betas(&betas)
-    }
-
-    /// The curve of betas listed by the model itself; [`ErrorKind::Model`] where they make no curve.
-    ///
-    /// `sigma = sqrt((1 - a) / a)` with `a` the product of `1 - beta` so far. The factors and the products are
-    /// rounded to `f32` as diffusers rounds them: near 1 that moves `sigma` by up to 2e-5 of itself, and
-    /// models were trained on, and are compared with, the moved values.
-    pub fn from_betas(betas: &[f32]) -> Result<Self, Error> {
-        check_timesteps(betas.len())?;
-        let mut product = 1.0;
-        let mut sigmas = Vec::with_capacity(betas.len());
-        for (t, &beta) in betas.iter().enumerate() {
-            if !(beta > 0.0 && beta < 1.0) {
-                return Err(Error::new(
-                    ErrorKind::Model,
-                    format!("noise curve: beta[{t}]: expected a number between 0 and 1, got {beta}"),
-                ));
-            }
-            product *= f64::from(1.0 - beta);
-            let a = f64::from(product as f32);
-            let sigma = ((1.0 - a) / a).sqrt();
-            let before = sigmas.last().copied().unwrap_or(0.0);
-            if !(sigma > before && sigma.is_finite()) {
-                return Err(Error::new(
-                    ErrorKind::Model,
-                    format!("noise curve: sigma[{t}]: expected a number above {before}, got {sigma}"),
-                ));
-            }
-            sigmas.push(sigma);
-        }
-        Ok(Self { sigmas })
-    }
-
-    /// The number of training timesteps.
-    #[allow(clippy::len_without_is_empty)] // a curve has at least two
-    pub fn len(&self) -> usize {
-        self.sigmas.len()
-    }
-
-    /// The lowest noise level.
-    pub fn sigma_min(&self) -> f64 {
-        self.sigmas[0]
-    }
-
-    /// The highest noise level.
-    pub fn sigma_max(&self) -> f64 {
-        self.sigmas[self.len() - 1]
-    }
-
-    /// The noise level at a timestep between 0 and `len() - 1`, by linear interpolation.
-    pub fn sigma_of_timestep(&self, timestep: f64) -> f64 {
-        let low = (timestep as usize).min(self.len() - 2);
-        let weight = timestep - low as f64;
-        self.sigmas[low] + weight * (self.sigmas[low + 1] - self.sigmas[low])
-    }
-
-    /// The timestep of a noise level between `sigma_min()` and `sigma_max()`, by linear interpolation of
-    /// `ln sigma`.
-    pub fn timestep_of_sigma(&self, sigma: f64) -> f64 {
-        let high = self.sigmas.partition_point(|&other| other <= sigma).clamp(1, self.len() - 1);
-        let [low_log, high_log] = [self.sigmas[high - 1].ln(), self.sigmas[high].ln()];
-        // A level computed from an end may miss it by a rounding error.
-        let weight = ((sigma.ln() - low_log) / (high_log - low_log)).clamp(0.0, 1.0);
-        (high - 1) as f64 + weight
-    }
-}
-
-/// Which training timesteps a run visits (Lin et al. 2024, table 2).
+/// It moves the levels of a [`Spacing`] alone. Where levels come first, as Karras's do, it says whether the model is told
+/// their fractional timesteps or the nearest whole ones. So diffusers' DPM-Solvers do for Karras's levels; for those of
+/// its exponential and beta schedules, and of Karras's on a squared cosine curve, they cut the fraction off instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Spacing {
-    /// Whole multiples of `timesteps / steps`, plus `offset`; never reaches the end of the curve.
-    Leading {
-        /// Added to each timestep: 1 for Stable Diffusion.
-        offset: u32,
-    },
-    /// Evenly from the last timestep to the first, both included; a single step takes the *first*.
-    Linspace,
-    /// Evenly from the last timestep on, the first left out.
-    Trailing,
-}
-
-impl Spacing {
-    /// `steps` falling timesteps of a curve of `len` timesteps; those of `Linspace` may be fractions.
-    ///
-    /// The order of operations is that of numpy's `linspace` and `arange`, which diffusers uses: where timesteps
-    /// are rounded it decides which way halves go (in 30 steps of DPM++ 2M, for one).
-    pub(crate) fn timesteps(self, len: usize, steps: usize) -> Vec<f64> {
-        let (last, end, parts) = ((len - 1) as f64, len as f64, steps as f64);
-        match self {
-            Self::Leading { offset } => {
-                let stride = len / steps;
-                (0..steps).rev().map(|i| (i * stride) as f64 + f64::from(offset)).collect()
-            }
-            Self::Linspace if steps == 1 => vec![0.0],
-            Self::Linspace => {
-                let stride = last / (parts - 1.0);
-                let rest = (0..steps - 1).rev().map(|i| stride * i as f64);
-                std::iter::once(last).chain(rest).collect()
-            }
-            Self::Trailing => {
-                let stride = (end - end / parts) - end;
-                (0..steps).map(|i| (end + stride * i as f64).round_ties_even() - 1.0).collect()
-            }
-        }
-    }
+pub enum Grid {
+    /// Levels at fractional timesteps where the spacing gives them (k-diffusion; diffusers' Euler, Heun, KDPM2, LMS
+    /// and DPMSolverSDE).
+    Fractional,
+    /// Levels at whole timesteps (diffusers' DDIM, DDPM, PNDM, LCM and TCD).
+    Whole,
+    /// The same, spaced as if there were one step more, whose lowest level is left to the final 0 (diffusers'
+    /// DPM-Solvers, UniPC and DEIS).
+    WholeAboveLast,
 }
 
 /// One step of a run: from one noise level down to the next.
@@ -185,42 +62,95 @@ pub struct Step {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
     steps: Vec<Step>,
+    clock: Clock,
     starts_from_noise_alone: bool,
 }
 
 impl Schedule {
-    /// The schedule that visits the given falling timesteps of a curve; [`ErrorKind::Usage`] where they leave the
-    /// curve or repeat.
-    pub(crate) fn at_timesteps(curve: &NoiseCurve, timesteps: &[f64]) -> Result<Self, Error> {
-        let last = curve.len() - 1;
-        if let Some(outside) = timesteps.iter().find(|&&t| !(0.0..=last as f64).contains(&t)) {
-            return Err(too_many_steps(timesteps.len(), format!("timesteps up to {last}, got {outside}")));
-        }
-        Self::new(timesteps.iter().map(|&t| (curve.sigma_of_timestep(t), t)).collect())
-    }
-
-    /// The schedule of Karras et al. 2022, equation 5 with `rho = 7`, over the whole of a curve.
-    /// The model is told the nearest whole timestep of each level.
-    pub(crate) fn karras(curve: &NoiseCurve, steps: usize) -> Result<Self, Error> {
-        const RHO: f64 = 7.0;
-        let (max, min) = (curve.sigma_max().powf(1.0 / RHO), curve.sigma_min().powf(1.0 / RHO));
-        let level = |i: usize| {
-            let part = if steps == 1 { 0.0 } else { i as f64 / (steps - 1) as f64 };
-            let sigma = (max + part * (min - max)).powf(RHO);
-            (sigma, curve.timestep_of_sigma(sigma).round_ties_even())
+    /// The levels that a kind of schedule visits in `steps` steps.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] for no steps, for more than the curve and the kind have room for, for numbers of the kind that
+    /// make no sense, and for levels above those of the curve.
+    pub fn of(kind: &ScheduleKind, curve: &NoiseCurve, grid: Grid, steps: usize) -> Result<Self, Error> {
+        let len = curve.len();
+        let most = match kind {
+            ScheduleKind::Lcm { trained_steps } => len.min(*trained_steps),
+            _ => len,
         };
-        Self::new((0..steps).map(level).collect())
+        check(kind, steps, most)?;
+        let told = |timestep: f64| match grid {
+            Grid::Fractional => timestep,
+            Grid::Whole | Grid::WholeAboveLast => timestep.round_ties_even(),
+        };
+        let range = [curve.sigma_min(), curve.sigma_max()];
+        let levels = if let Some(sigmas) = level::over(range, kind, steps) {
+            check_highest(sigmas[0], curve.sigma_max())?;
+            sigmas.into_iter().map(|sigma| (sigma, told(curve.timestep_of_sigma(sigma)))).collect()
+        } else {
+            let timesteps = spacing::timesteps(kind, grid, len, steps);
+            let last = len - 1;
+            if let Some(outside) = timesteps.iter().find(|&&t| !(0.0..=last as f64).contains(&t)) {
+                return Err(too_many_steps(steps, format!("timesteps up to {last}, got {outside}")));
+            }
+            let is_log = matches!(kind, ScheduleKind::SgmUniform | ScheduleKind::Normal);
+            let level = |timestep: f64| match is_log {
+                true => (curve.log_sigma_of_timestep(timestep), told(timestep)),
+                false => (curve.sigma_of_timestep(timestep), timestep),
+            };
+            timesteps.into_iter().map(level).collect()
+        };
+        let is_leading = matches!(kind, ScheduleKind::Spaced(Spacing::Leading { .. }));
+        let starts_from_noise_alone = grid == Grid::Fractional && !is_leading;
+        Self::new(levels, Time::Curve(curve.clone()), starts_from_noise_alone)
     }
 
-    /// The same schedule, begun as if the latents at the first level were noise alone: see
-    /// [`Schedule::initial_scale`].
-    pub(crate) fn started_from_noise_alone(self) -> Self {
-        Self { starts_from_noise_alone: true, ..self }
+    /// The levels of a run of flow matching, where latents are `(1 - sigma) * x0 + sigma * noise` and the model is told
+    /// `sigma * train_timesteps`. They fall from exactly 1: the first latents are noise alone.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] for no steps, or more than `train_timesteps`, and for a shift that leaves no levels between.
+    pub fn flow(steps: usize, shift: &FlowShift, train_timesteps: usize) -> Result<Self, Error> {
+        check_steps(steps, train_timesteps)?;
+        let time = Time::Flow { train_timesteps: train_timesteps as f64 };
+        let levels = shift.levels(steps, train_timesteps)?;
+        Self::new(levels.into_iter().map(|sigma| (sigma, time.of_sigma(sigma))).collect(), time, true)
+    }
+
+    /// The levels of a model that was trained on a range of them, and is told `ln(sigma) / 4` (Karras et al. 2022, table
+    /// 1; diffusers' `EDMEulerScheduler`, and its `EulerDiscreteScheduler` with continuous timesteps).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] as in [`Schedule::of`], and for a kind that chooses timesteps of a curve;
+    /// [`ErrorKind::Model`] for a range that is none.
+    pub fn edm(kind: &ScheduleKind, sigma_min: f64, sigma_max: f64, steps: usize) -> Result<Self, Error> {
+        if !(sigma_min > 0.0 && sigma_min < sigma_max && sigma_max.is_finite()) {
+            return Err(Error::new(
+                ErrorKind::Model,
+                format!("noise levels: expected a range above 0, got {sigma_min} to {sigma_max}"),
+            ));
+        }
+        check(kind, steps, MAX_EDM_STEPS)?;
+        let Some(sigmas) = level::over([sigma_min, sigma_max], kind, steps) else {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!(
+                    "schedule: expected one of noise levels, because this model has no timesteps, got {kind}"
+                ),
+            )
+            .help("try karras"));
+        };
+        check_highest(sigmas[0], sigma_max)?;
+        Self::new(
+            sigmas.into_iter().map(|sigma| (sigma, Time::Edm.of_sigma(sigma))).collect(),
+            Time::Edm,
+            false,
+        )
     }
 
     /// The last `count` steps alone, for latents that are only as noisy as the first of them takes; at least one, and at
     /// most all.
-    pub(crate) fn last(mut self, count: usize) -> Self {
+    pub fn last(mut self, count: usize) -> Self {
         self.steps.drain(..self.steps.len() - count);
         self.steps.iter_mut().enumerate().for_each(|(index, step)| step.index = index);
         self
@@ -231,42 +161,93 @@ impl Schedule {
         &self.steps
     }
 
+    /// How many steps were asked for, before the first were left out for latents that are less noisy.
+    pub fn asked_steps(&self) -> usize {
+        self.clock.levels().len()
+    }
+
+    /// The model's own time of the levels.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
     /// The factor that turns unit noise into the latents that the first step takes.
     ///
     /// Latents at level `sigma` are data and noise together, so that with data of unit variance their scale is
-    /// `sqrt(sigma^2 + 1)`; noise alone has the scale `sigma`. Samplers differ in which they start from, and
-    /// calotype starts as diffusers does: with noise alone for Euler and its ancestral variant in linspace and
-    /// trailing spacing, otherwise with `sqrt(sigma^2 + 1)`.
+    /// `sqrt(sigma^2 + 1)`; noise alone has the scale `sigma`. Schedulers differ in which they start from, and calotype
+    /// starts as diffusers' do: with noise alone on [`Grid::Fractional`], but in leading spacing, and in flow matching;
+    /// otherwise with `sqrt(sigma^2 + 1)`.
     pub fn initial_scale(&self) -> f64 {
         let sigma = self.steps[0].from;
         if self.starts_from_noise_alone { sigma } else { sigma.hypot(1.0) }
     }
 
-    /// Pairs of noise level and timestep, at least one; [`ErrorKind::Usage`] where levels do not fall.
-    fn new(levels: Vec<(f64, f64)>) -> Result<Self, Error> {
-        if let Some(pair) = levels.windows(2).find(|pair| pair[1].0 >= pair[0].0) {
-            return Err(too_many_steps(levels.len(), format!("falling timesteps, got {} twice", pair[0].1)));
-        }
+    /// Pairs of noise level and timestep, at least one; [`ErrorKind::Usage`] where levels do not fall, or reach 0.
+    fn new(levels: Vec<(f64, f64)>, time: Time, starts_from_noise_alone: bool) -> Result<Self, Error> {
         let ends = levels.iter().skip(1).map(|level| level.0).chain([0.0]);
         let steps = levels.iter().zip(ends).enumerate();
         let steps: Vec<Step> =
             steps.map(|(index, (&(from, timestep), to))| Step { index, from, to, timestep }).collect();
-        Ok(Self { steps, starts_from_noise_alone: false })
+        match steps.iter().find(|step| step.from <= step.to) {
+            Some(step) => {
+                Err(too_many_steps(steps.len(), format!("falling levels, got {} twice", step.from)))
+            }
+            None => Ok(Self { steps, clock: Clock::new(levels, time), starts_from_noise_alone }),
+        }
     }
 }
 
-fn check_timesteps(timesteps: usize) -> Result<(), Error> {
-    if (2..=MAX_TIMESTEPS).contains(&timesteps) {
-        Ok(())
-    } else {
-        Err(Error::new(
-            ErrorKind::Model,
-            format!("noise curve: expected 2 to {MAX_TIMESTEPS} timesteps, got {timesteps}"),
-        ))
+/// Whether a kind's numbers make sense, and it has so many steps.
+fn check(kind: &ScheduleKind, steps: usize, most: usize) -> Result<(), Error> {
+    kind.check()?;
+    match kind.own_steps() {
+        Some(own) if own != steps && own <= most => Err(Error::new(
+            ErrorKind::Usage,
+            format!("steps: expected {own}, as many as there are levels, got {steps}"),
+        )),
+        _ => check_steps(steps, most),
     }
+}
+
+fn check_steps(steps: usize, most: usize) -> Result<(), Error> {
+    if (1..=most).contains(&steps) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Usage, format!("steps: expected 1 to {most}, got {steps}")))
+}
+
+/// Whether a model knows the highest level. Below the lowest that it was trained on there is next to no noise, so that
+/// lower ones do no harm.
+fn check_highest(sigma: f64, sigma_max: f64) -> Result<(), Error> {
+    if sigma <= sigma_max * MAX_EXCESS {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Usage,
+        format!("schedule: expected levels up to {sigma_max:.4}, the model's highest, got {sigma}"),
+    ))
 }
 
 fn too_many_steps(steps: usize, expected: String) -> Error {
-    Error::new(ErrorKind::Usage, format!("steps: {steps} with this spacing: expected {expected}"))
+    Error::new(ErrorKind::Usage, format!("steps: {steps} with this schedule: expected {expected}"))
         .help("ask for fewer steps")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_steps_keep_the_levels_and_the_number_of_all() {
+        let curve = NoiseCurve::new(Betas::ScaledLinear { start: 0.00085, end: 0.012 }, 1000).unwrap();
+        let all = Schedule::of(&"karras".parse().unwrap(), &curve, Grid::Whole, 10).unwrap();
+        let last = all.clone().last(4);
+        assert_eq!((last.steps().len(), last.asked_steps(), last.clock()), (4, 10, all.clock()));
+        for (step, of_all) in last.steps().iter().zip(&all.steps()[6..]) {
+            assert_eq!(Step { index: of_all.index, ..*step }, *of_all);
+        }
+        assert_eq!(last.steps().iter().map(|step| step.index).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        assert_eq!(last.initial_scale(), all.steps()[6].from.hypot(1.0));
+        assert_eq!(all.clone().last(10), all);
+    }
 }

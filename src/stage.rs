@@ -1,5 +1,5 @@
 //! The stages of a run: each wraps one session and speaks in prompts, latents and pictures.
-//! They know their own inputs and outputs by name, and of each other only the conditioning that is handed on.
+//! They know their own inputs and outputs by name, and of each other only what is handed on.
 
 pub(crate) mod denoiser;
 pub(crate) mod feed;

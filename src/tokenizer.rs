@@ -1,4 +1,4 @@
-//! Text to token ids, as CLIP-style text encoders want them: a fixed length, with known ends and padding.
+//! Text to token ids, as CLIP-style text encoders want them: chunks of a fixed length, with known ends and padding.
 //! It knows nothing of where a tokenizer is stored, nor of what encodes the ids.
 
 mod clip;
@@ -8,10 +8,19 @@ use std::ops::Range;
 
 use tokenizers::AddedToken;
 
+use crate::prompt::{Fragment, Text};
 use crate::{Error, ErrorKind};
 
 /// The longest context that is believed, in tokens; CLIP's is 77.
 pub const MAX_CONTEXT: usize = 1 << 16;
+/// The most chunks that are made of a text: each costs a run of the text encoder, and time in every step.
+pub const MAX_CHUNKS: usize = 32;
+/// The marks of a chunk.
+const ENDS: usize = 2;
+/// How many tokens may follow a comma at the end of a chunk and still go to the next chunk with what they belong to.
+const COMMA_REACH: usize = 20;
+/// A comma as CLIP's vocabulary has it, and as others do.
+const COMMAS: [&str; 2] = [",</w>", ","];
 
 /// The ids that a model puts around and behind a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,13 +33,31 @@ pub struct SpecialTokens {
     pub pad: u32,
 }
 
-/// A prompt in tokens.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A text in tokens.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Encoded {
-    /// As many ids as the context has: `bos`, the prompt, `eos`, then `pad`.
+    /// What an encoder reads one after another; at least one.
+    pub chunks: Vec<Chunk>,
+    /// The end of the text that there was no room for.
+    pub cut: Option<Cut>,
+}
+
+/// As many tokens as the context has: `bos`, a part of the text, `eos`, then `pad`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chunk {
+    /// Their ids.
     pub ids: Vec<i64>,
-    /// The end of the prompt that the context had no room for, as it was typed.
-    pub cut: Option<String>,
+    /// How much each of them counts; 1 for what is not of the text.
+    pub weights: Vec<f32>,
+}
+
+/// What of a text is not read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The byte of the prompt where it starts.
+    pub place_bytes: usize,
+    /// Its words, without what weighs them.
+    pub text: String,
 }
 
 /// A tokenizer with the context it fills.
@@ -38,6 +65,7 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     context: usize,
     special: SpecialTokens,
+    comma: Option<u32>,
     /// Per added word its first id, and its last.
     added: HashMap<u32, u32>,
 }
@@ -83,12 +111,21 @@ impl Tokenizer {
     ///
     /// The word is found as the tokenizer finds its own: in whatever case, if it ignores that. It is not found within
     /// longer words, where diffusers finds it. As in diffusers, `word_1` and so on mean the tokens after the first.
-    /// [`ErrorKind::Usage`] for a word that the tokenizer has, or that cannot be one.
+    /// [`ErrorKind::Usage`] for a word that the tokenizer has, that cannot be one, or that no chunk has room for.
     pub fn add_word(&mut self, word: &str, count: u32) -> Result<Range<u32>, Error> {
         if word.trim() != word || word.is_empty() || word.contains('\0') || count == 0 {
             return Err(Error::new(
                 ErrorKind::Usage,
                 format!("embedding: expected a word for tokens, got {word:?} for {count}"),
+            ));
+        }
+        let room = self.context - ENDS;
+        if count as usize > room {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!(
+                    "embedding: {word}: expected at most {room} tokens, which is all that is read at once, got {count}"
+                ),
             ));
         }
         let names: Vec<String> = std::iter::once(word.to_owned())
@@ -115,32 +152,73 @@ impl Tokenizer {
         }
     }
 
-    /// The ids of a prompt, and what of it did not fit; [`ErrorKind::Usage`] for a prompt with NUL.
-    pub fn encode(&self, prompt: &str) -> Result<Encoded, Error> {
-        if let Some(place) = prompt.find('\0') {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                format!("prompt: expected text, got NUL at byte {place}"),
-            ));
+    /// A text in at most `max_chunks` chunks, or [`MAX_CHUNKS`], and what of it did not fit.
+    ///
+    /// Chunks are made as AUTOMATIC1111 makes them: each fragment is tokenised by itself; `BREAK` fills a chunk up with
+    /// padding; a chunk that ends shortly after a comma ends with the comma, if there is another; added words stay
+    /// together.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] for a text that the tokenizer cannot encode.
+    pub fn encode(&self, text: &Text, max_chunks: usize) -> Result<Encoded, Error> {
+        let (room, max_chunks) = (self.context - ENDS, max_chunks.clamp(1, MAX_CHUNKS));
+        let mut chunks: Vec<Vec<(u32, f32)>> = Vec::new();
+        let (mut chunk, mut last_comma, mut cut) = (Vec::new(), None, None);
+        'text: for (index, fragment) in text.fragments().iter().enumerate() {
+            if fragment.is_break() {
+                if chunks.len() + 1 == max_chunks {
+                    cut = cut_at(&text.fragments()[index + 1..], 0);
+                    break;
+                }
+                chunks.push(std::mem::take(&mut chunk));
+                last_comma = None;
+                continue;
+            }
+            for (word, start_chars) in self.words(fragment)? {
+                let is_comma = Some(word.start) == self.comma;
+                if is_comma {
+                    last_comma = Some(chunk.len());
+                }
+                let near = last_comma.take_if(|comma| chunk.len() == room && room - *comma <= COMMA_REACH);
+                if let Some(comma) = near.filter(|_| !is_comma && chunks.len() + 1 < max_chunks) {
+                    let moved = chunk.split_off(comma + 1);
+                    chunks.push(std::mem::replace(&mut chunk, moved));
+                }
+                if chunk.len() + word.len() > room {
+                    if chunks.len() + 1 == max_chunks {
+                        cut = cut_at(&text.fragments()[index..], start_chars);
+                        break 'text;
+                    }
+                    chunks.push(std::mem::take(&mut chunk));
+                    last_comma = None;
+                }
+                chunk.extend(word.map(|id| (id, fragment.weight() as f32)));
+            }
         }
-        let tokens = self.inner.encode_char_offsets(prompt, false).map_err(|error| {
+        if chunks.is_empty() || !chunk.is_empty() {
+            chunks.push(chunk);
+        }
+        Ok(Encoded { chunks: chunks.into_iter().map(|tokens| self.chunk(tokens)).collect(), cut })
+    }
+
+    /// The tokens of a fragment, those of an added word together, and per word the character where it starts.
+    fn words(&self, fragment: &Fragment) -> Result<Vec<(Range<u32>, usize)>, Error> {
+        let tokens = self.inner.encode_char_offsets(fragment.text(), false).map_err(|error| {
             Error::new(ErrorKind::Model, "tokenizer: the prompt cannot be encoded").source(error)
         })?;
         let starts = tokens.get_offsets().iter().map(|&(start_chars, _)| start_chars);
-        let tokens = tokens.get_ids().iter().zip(starts).flat_map(|(&id, start_chars)| {
+        let words = tokens.get_ids().iter().zip(starts).map(|(&id, start_chars)| {
             let last = self.added.get(&id).copied().unwrap_or(id);
-            (id..=last).map(move |id| (id, start_chars))
+            (id..last + 1, start_chars)
         });
-        let tokens: Vec<(u32, usize)> = tokens.collect();
-        let room = self.context - 2;
-        let cut = tokens.get(room).map(|&(_, start_chars)| {
-            let rest: String = prompt.chars().skip(start_chars).collect();
-            rest.trim().to_owned()
-        });
-        let kept = tokens.iter().take(room).map(|&(id, _)| id);
+        Ok(words.collect())
+    }
+
+    fn chunk(&self, tokens: Vec<(u32, f32)>) -> Chunk {
         let ends = std::iter::once(self.special.eos).chain(std::iter::repeat(self.special.pad));
-        let ids = std::iter::once(self.special.bos).chain(kept).chain(ends).take(self.context);
-        Ok(Encoded { ids: ids.map(i64::from).collect(), cut })
+        let tokens = std::iter::once((self.special.bos, 1.0)).chain(tokens).chain(ends.map(|id| (id, 1.0)));
+        let (ids, weights) = tokens.take(self.context).map(|(id, weight)| (i64::from(id), weight)).unzip();
+        Chunk { ids, weights }
     }
 
     fn new(mut inner: tokenizers::Tokenizer, context: usize, special: SpecialTokens) -> Result<Self, Error> {
@@ -148,10 +226,13 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(|error| {
             Error::new(ErrorKind::Internal, "tokenizer: truncation cannot be switched off").source(error)
         })?;
-        if !(2..=MAX_CONTEXT).contains(&context) {
+        if !(ENDS + 1..=MAX_CONTEXT).contains(&context) {
             return Err(Error::new(
                 ErrorKind::Model,
-                format!("tokenizer: expected a context of 2 to {MAX_CONTEXT} tokens, got {context}"),
+                format!(
+                    "tokenizer: expected a context of {} to {MAX_CONTEXT} tokens, got {context}",
+                    ENDS + 1
+                ),
             ));
         }
         for (name, id) in [("bos", special.bos), ("eos", special.eos), ("pad", special.pad)] {
@@ -162,13 +243,33 @@ impl Tokenizer {
                 ));
             }
         }
-        Ok(Self { inner, context, special, added: HashMap::new() })
+        let comma = COMMAS.into_iter().find_map(|comma| inner.token_to_id(comma));
+        Ok(Self { inner, context, special, comma, added: HashMap::new() })
     }
+}
+
+/// What is left of these fragments from a character of the first on, if it is more than blanks.
+fn cut_at(fragments: &[Fragment], start_chars: usize) -> Option<Cut> {
+    let mut skipped = start_chars;
+    let mut place_bytes = None;
+    let mut text = String::new();
+    for fragment in fragments {
+        text.push_str(if fragment.is_break() { " " } else { "" });
+        for (index, character) in fragment.text().chars().enumerate().skip(std::mem::take(&mut skipped)) {
+            if place_bytes.is_none() && !character.is_whitespace() {
+                place_bytes = Some(fragment.place_bytes(index));
+            }
+            text.push(character);
+        }
+        text.push_str(if fragment.is_break() { " " } else { "" });
+    }
+    place_bytes.map(|place_bytes| Cut { place_bytes, text: text.trim().to_owned() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::prompt::Prompt;
 
     const SPECIAL: SpecialTokens = SpecialTokens { bos: 0, eos: 1, pad: 2 };
 
@@ -206,9 +307,24 @@ mod tests {
         .unwrap()
     }
 
+    fn text(prompt: &str) -> Text {
+        Prompt::parse(prompt).unwrap().parts(1).unwrap().remove(0).texts.remove(0)
+    }
+
+    /// The ids of the only chunk, and what was cut.
     fn encode(prompt: &str, context: usize) -> (Vec<i64>, Option<String>) {
-        let encoded = Tokenizer::from_bytes(&file(), context, SPECIAL).unwrap().encode(prompt).unwrap();
-        (encoded.ids, encoded.cut)
+        only(&Tokenizer::from_bytes(&file(), context, SPECIAL).unwrap(), prompt)
+    }
+
+    fn only(tokenizer: &Tokenizer, prompt: &str) -> (Vec<i64>, Option<String>) {
+        let mut encoded = tokenizer.encode(&Text::literal(prompt).unwrap(), 1).unwrap();
+        (encoded.chunks.remove(0).ids, encoded.cut.map(|cut| cut.text))
+    }
+
+    /// The ids of all chunks.
+    fn chunks(tokenizer: &Tokenizer, prompt: &str, max_chunks: usize) -> Vec<Vec<i64>> {
+        let encoded = tokenizer.encode(&text(prompt), max_chunks).unwrap();
+        encoded.chunks.into_iter().map(|chunk| chunk.ids).collect()
     }
 
     #[test]
@@ -235,7 +351,6 @@ mod tests {
         assert_eq!(encode("a Café on blue", 5), (vec![0, 4, 10, 7, 1], Some("blue".into())));
         // Within a word: what is left of it.
         assert_eq!(encode("blueish apple", 3), (vec![0, 8, 1], Some("ish apple".into())));
-        assert_eq!(encode("red", 2), (vec![0, 1], Some("red".into())));
     }
 
     /// A byte-level vocabulary makes two tokens of "é", and the cut falls between them.
@@ -252,8 +367,7 @@ mod tests {
         }))
         .unwrap();
         let tokenizer = Tokenizer::from_bytes(&file, 4, SPECIAL).unwrap();
-        let encoded = tokenizer.encode("aéa").unwrap();
-        assert_eq!(encoded, Encoded { ids: vec![0, 3, 4, 1], cut: Some("éa".into()) });
+        assert_eq!(only(&tokenizer, "aéa"), (vec![0, 3, 4, 1], Some("éa".into())));
     }
 
     /// CLIP with the padding of SD 1 (`eos`) or that of OpenCLIP (`!`, whose id is 0).
@@ -263,11 +377,7 @@ mod tests {
 
     #[test]
     fn clip_cuts_at_characters_as_they_were_typed() {
-        let mut tokenizer = clip(2, 49407);
-        let mut cut = |prompt, room: usize| {
-            tokenizer.context = room + 2;
-            tokenizer.encode(prompt).unwrap().cut
-        };
+        let cut = |prompt, room: usize| only(&clip(room + ENDS, 49407), prompt).1;
         assert_eq!(cut("A Red \t Fox, PAINTED", 2), Some("Fox, PAINTED".into()));
         // Composed by the tokenizer, and as typed again afterwards.
         assert_eq!(cut("cafe\u{301} cre\u{300}me", 1), Some("cre\u{300}me".into()));
@@ -283,10 +393,12 @@ mod tests {
     fn a_very_long_prompt_is_cut_too() {
         let tokenizer = clip(77, 0);
         for unit in ["a", "fox ", "!", "7", "é"] {
-            let prompt = unit.repeat(10_000);
-            let encoded = tokenizer.encode(&prompt).unwrap();
-            assert_eq!((encoded.ids.len(), encoded.ids[76]), (77, 49407));
-            assert!(encoded.cut.is_some_and(|cut| cut.len() > prompt.len() / 2), "{unit}");
+            let prompt = unit.repeat(crate::prompt::MAX_BYTES / unit.len());
+            let encoded = tokenizer.encode(&Text::literal(&prompt).unwrap(), usize::MAX).unwrap();
+            assert_eq!(encoded.chunks.len(), MAX_CHUNKS, "{unit}");
+            assert!(encoded.chunks.iter().all(|chunk| chunk.ids.len() == 77 && chunk.ids[76] == 49407));
+            let cut = encoded.cut.expect(unit);
+            assert_eq!(prompt[cut.place_bytes..].trim(), cut.text, "{unit}");
         }
     }
 
@@ -303,7 +415,7 @@ mod tests {
         for merges in [MERGES, &MERGES.replace('\n', "\r\n")] {
             let tokenizer = vocabulary(VOCABULARY.as_bytes(), merges.as_bytes()).unwrap();
             // What cannot be spelt is the end of the text, as in transformers.
-            assert_eq!(tokenizer.encode("AB abc x").unwrap().ids, [7, 5, 6, 8, 8, 8]);
+            assert_eq!(only(&tokenizer, "AB abc x").0, [7, 5, 6, 8, 8, 8]);
         }
     }
 
@@ -349,7 +461,7 @@ mod tests {
         let mut tokenizer = Tokenizer::from_bytes(&file(), 9, SPECIAL).unwrap();
         assert_eq!(tokenizer.add_word("<Cat-Toy>", 3).unwrap(), 12..15);
         assert_eq!(tokenizer.add_word("style", 1).unwrap(), 15..16);
-        let ids = |prompt| tokenizer.encode(prompt).unwrap().ids;
+        let ids = |prompt| only(&tokenizer, prompt).0;
         assert_eq!(ids("a <cat-toy>, red"), [0, 4, 12, 13, 14, 11, 5, 1, 2]);
         assert_eq!(ids("STYLE on style"), [0, 15, 7, 15, 1, 2, 2, 2, 2]);
         assert_eq!(ids("<cat-toy>_2 red"), [0, 14, 5, 1, 2, 2, 2, 2, 2]);
@@ -362,17 +474,29 @@ mod tests {
     fn an_added_word_that_does_not_fit_is_cut() {
         let mut tokenizer = Tokenizer::from_bytes(&file(), 5, SPECIAL).unwrap();
         tokenizer.add_word("style", 3).unwrap();
-        let encoded = tokenizer.encode("A red style on blue").unwrap();
-        assert_eq!(encoded, Encoded { ids: vec![0, 4, 5, 12, 1], cut: Some("style on blue".into()) });
+        // None of it is read, as there is no telling what a part of it would mean.
+        let cut = Some("style on blue".into());
+        assert_eq!(only(&tokenizer, "A red style on blue"), (vec![0, 4, 5, 1, 2], cut));
+        assert_eq!(
+            chunks(&tokenizer, "a red style on", 3),
+            [[0, 4, 5, 1, 2], [0, 12, 13, 14, 1], [0, 7, 1, 2, 2]]
+        );
     }
 
     #[test]
     fn words_that_cannot_be_added() {
         let mut tokenizer = Tokenizer::from_bytes(&file(), 9, SPECIAL).unwrap();
         tokenizer.add_word("style", 2).unwrap();
-        for (word, count) in
-            [("", 1), (" a", 1), ("a\0b", 1), ("new", 0), ("red", 1), ("style", 1), ("style_1", 1)]
-        {
+        for (word, count) in [
+            ("", 1),
+            (" a", 1),
+            ("a\0b", 1),
+            ("new", 0),
+            ("new", 8),
+            ("red", 1),
+            ("style", 1),
+            ("style_1", 1),
+        ] {
             let error = tokenizer.add_word(word, count).expect_err(word);
             assert_eq!(error.kind(), ErrorKind::Usage, "{word}");
         }
@@ -380,11 +504,50 @@ mod tests {
     }
 
     #[test]
-    fn prompt_with_nul() {
-        let tokenizer = Tokenizer::from_bytes(&file(), 7, SPECIAL).unwrap();
-        let error = tokenizer.encode("a red\0apple").expect_err("NUL");
-        assert_eq!(error.kind(), ErrorKind::Usage);
-        assert!(error.to_string().contains("byte 5"), "{error}");
+    fn a_long_prompt_goes_on_in_the_next_chunk() {
+        let tokenizer = Tokenizer::from_bytes(&file(), 5, SPECIAL).unwrap();
+        assert_eq!(chunks(&tokenizer, "a red apple", 9), [[0, 4, 5, 6, 1]]);
+        assert_eq!(chunks(&tokenizer, "a red apple on", 9), [[0, 4, 5, 6, 1], [0, 7, 1, 2, 2]]);
+        assert_eq!(chunks(&tokenizer, "a, red apple", 9), [[0, 4, 11, 1, 2], [0, 5, 6, 1, 2]]);
+        // No chunk is left to move it to.
+        assert_eq!(chunks(&tokenizer, "a, red apple", 1), [[0, 4, 11, 5, 1]]);
+        // A comma is no reason to move what stands before it.
+        assert_eq!(chunks(&tokenizer, "a red apple, on", 9), [[0, 4, 5, 6, 1], [0, 11, 7, 1, 2]]);
+    }
+
+    #[test]
+    fn break_ends_a_chunk() {
+        let tokenizer = Tokenizer::from_bytes(&file(), 5, SPECIAL).unwrap();
+        assert_eq!(chunks(&tokenizer, "a BREAK red", 9), [[0, 4, 1, 2, 2], [0, 5, 1, 2, 2]]);
+        assert_eq!(
+            chunks(&tokenizer, "BREAK BREAK a BREAK", 9),
+            [[0, 1, 2, 2, 2], [0, 1, 2, 2, 2], [0, 4, 1, 2, 2]]
+        );
+        let encoded = tokenizer.encode(&text("a BREAK  (red: 1.5) BREAK on"), 1).unwrap();
+        assert_eq!(encoded.cut, Some(Cut { place_bytes: 10, text: "red BREAK on".into() }));
+        assert_eq!(tokenizer.encode(&text("a BREAK "), 1).unwrap().cut, None);
+    }
+
+    #[test]
+    fn weights_are_those_of_the_tokens() {
+        let tokenizer = Tokenizer::from_bytes(&file(), 6, SPECIAL).unwrap();
+        let encoded = tokenizer.encode(&text("a (blueish:1.5), [red] on"), 9).unwrap();
+        let weights: Vec<_> = encoded.chunks.iter().map(|chunk| &chunk.weights[..]).collect();
+        assert_eq!(
+            weights,
+            [[1.0, 1.0, 1.5, 1.5, 1.0, 1.0], [1.0, (1.0 / 1.1_f64) as f32, 1.0, 1.0, 1.0, 1.0]]
+        );
+    }
+
+    #[test]
+    fn what_is_cut_is_told_with_its_place() {
+        let tokenizer = Tokenizer::from_bytes(&file(), 5, SPECIAL).unwrap();
+        let cut = |prompt| tokenizer.encode(&text(prompt), 1).unwrap().cut;
+        assert_eq!(
+            cut("Café (red: 1.2) on [BLUEISH:9] Apple"),
+            Some(Cut { place_bytes: 32, text: "Apple".into() })
+        );
+        assert_eq!(cut(r"Café (red\) blue:1.2)"), Some(Cut { place_bytes: 13, text: "blue".into() }));
     }
 
     #[test]
@@ -398,6 +561,7 @@ mod tests {
             ("other_json", (&b"{\"version\": \"1.0\"}"[..], 7, SPECIAL)),
             ("truncated_file", (truncated, 7, SPECIAL)),
             ("context_without_room_for_the_ends", (&good, 1, SPECIAL)),
+            ("context_without_room_for_words", (&good, ENDS, SPECIAL)),
             ("no_context", (&good, 0, SPECIAL)),
             ("absurd_context", (&good, usize::MAX, SPECIAL)),
             ("absent_bos", absent(SpecialTokens { bos: 12, ..SPECIAL })),

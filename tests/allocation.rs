@@ -9,14 +9,15 @@ use std::ops::ControlFlow;
 use calotype::Error;
 use calotype::engine::{Session, SessionOptions, TensorRef};
 use calotype::graph::Dim;
-use calotype::guidance::Guidance;
+use calotype::guidance::{Guidance, Guide, Method, Mimic, Moment, Residue};
 use calotype::model::Model;
-use calotype::noise::TorchCpu;
+use calotype::noise::{BrownianTree, Rng, StepNoise, TorchCpu};
 use calotype::pipeline::{Options, Pipeline};
-use calotype::prediction::Prediction;
+use calotype::prediction::{Prediction, Thresholder, Thresholding};
 use calotype::request::{Draft, Request};
-use calotype::sampler::{Denoise, SamplerKind};
-use calotype::schedule::{Betas, NoiseCurve, Spacing};
+use calotype::sampler::{Denoise, Method as Sampling, SamplerKind, StepNoiseKind};
+use calotype::schedule::{Betas, NoiseCurve, Schedule, ScheduleKind};
+use calotype::tensor::LatentShape;
 use image::{GrayImage, RgbImage};
 
 /// The system's allocator, with a count of calls per thread.
@@ -68,21 +69,22 @@ fn allocations(work: impl FnOnce()) -> usize {
     CALLS.get() - before
 }
 
+const SHAPE: LatentShape = LatentShape { channels: 4, height_cells: 16, width_cells: 16 };
+const LEN: usize = 4 * 16 * 16;
+
 /// A denoiser made of the library's own arithmetic, with a fake model: prediction and guidance included.
 struct Guided {
     prediction: Prediction,
-    guidance: Guidance,
+    guide: Guide,
     output: Vec<f32>,
-    guided: Vec<f32>,
 }
 
 impl Denoise for Guided {
-    fn denoise(&mut self, x: &[f32], sigma: f64, _timestep: f64, out: &mut [f32]) -> Result<(), Error> {
+    fn denoise(&mut self, x: &[f32], sigma: f64, out: &mut [f32]) -> Result<(), Error> {
         for (output, x) in self.output.chunks_exact_mut(x.len()).flat_map(|copy| copy.iter_mut().zip(x)) {
-            *output = x * Prediction::input_scale(sigma) as f32;
+            *output = x * self.prediction.input_scale(sigma) as f32;
         }
-        self.guidance.combine(&self.output, &mut self.guided);
-        self.prediction.to_denoised(x, &self.guided, sigma, out);
+        self.guide.combine(Moment { step: 0, sigma }, x, &self.output, out, None);
         Ok(())
     }
 }
@@ -96,23 +98,61 @@ fn the_counter_counts() {
 
 #[test]
 fn a_step_of_any_sampler_allocates_nothing() {
-    const LEN: usize = 4 * 16 * 16;
     let betas = Betas::ScaledLinear { start: 0.00085, end: 0.012 };
     let curve = NoiseCurve::new(betas, 1000).unwrap();
     for kind in SamplerKind::ALL {
         for prediction in [Prediction::Epsilon, Prediction::V, Prediction::Sample] {
-            let schedule = kind.schedule(&curve, Spacing::Trailing, 8).unwrap();
+            let schedule = Schedule::of(&ScheduleKind::KARRAS, &curve, kind.grid(), 8).unwrap();
+            let method = Sampling::from(kind);
             let mut denoiser = Guided {
                 prediction,
-                guidance: Guidance::new(5.0).unwrap(),
+                guide: Guide::new(Guidance::new(5.0).unwrap(), prediction, SHAPE),
                 output: vec![0.0; 2 * LEN],
-                guided: vec![0.0; LEN],
             };
-            let (mut sampler, mut noise, mut x) = (kind.build(LEN), TorchCpu::new(1), vec![1.0; LEN]);
+            let (mut sampler, mut x) = (method.build(&schedule, LEN), vec![1.0; LEN]);
+            let (mut stream, mut tree) = (TorchCpu::new(1), tree(&schedule));
+            let noise: &mut dyn StepNoise = match method.settings().noise {
+                StepNoiseKind::Stream => &mut stream,
+                StepNoiseKind::Tree => &mut tree,
+            };
             for step in schedule.steps() {
-                let calls = allocations(|| sampler.step(&mut x, step, &mut denoiser, &mut noise).unwrap());
+                let calls = allocations(|| sampler.step(&mut x, step, &mut denoiser, noise).unwrap());
                 assert_eq!(calls, 0, "{kind}, {prediction:?}, step {}", step.index);
             }
+        }
+    }
+}
+
+fn tree(schedule: &Schedule) -> BrownianTree {
+    let steps = schedule.steps();
+    BrownianTree::new(Rng::Torch, LEN, steps[steps.len() - 1].from, steps[0].from, 1).unwrap()
+}
+
+#[test]
+fn guidance_of_any_kind_allocates_nothing() {
+    let methods = [
+        Method::Cfg { rescale: 0.7 },
+        Method::Edit { image_scale: 1.5 },
+        Method::Perpendicular { negative_scale: 1.0, rescale: 0.7 },
+        Method::Projected { eta: 0.0, momentum: -0.5, norm_threshold: Some(2.0) },
+        Method::ZeroStar { zero_steps: 1, rescale: 0.7 },
+        Method::DynamicThreshold(Mimic { percentile: 0.9, ..Mimic::default() }),
+        Method::Residual { residue: Residue::FirstNegative, delta: 0.9 },
+    ];
+    let x: Vec<f32> = (0..LEN).map(|i| (i % 17) as f32).collect();
+    let predictions: Vec<f32> = (0..3 * LEN).map(|i| (i % 23) as f32).collect();
+    let (mut denoised, mut base) = (vec![0.0; LEN], vec![0.0; LEN]);
+    let mut thresholder = Thresholder::new(Thresholding::dynamic(0.9, 2.0).unwrap(), LEN);
+    for method in methods {
+        let mut guide = Guide::new(Guidance::by(method, 5.0).unwrap(), Prediction::V, SHAPE);
+        for step in 0..3 {
+            let at = Moment { step, sigma: 3.0 - step as f64 };
+            let calls = allocations(|| {
+                let predictions = &predictions[..guide.needs(at).len() * LEN];
+                guide.combine(at, &x, predictions, &mut denoised, Some(&mut base));
+                thresholder.apply(&mut denoised);
+            });
+            assert_eq!(calls, 0, "{method:?}, step {step}");
         }
     }
 }
@@ -127,7 +167,7 @@ fn a_step_of_the_pipeline_allocates_no_more_than_running_its_unet() {
     let (init, mask) = (RgbImage::new(128, 128), GrayImage::new(128, 128));
     for (sampler, is_masked) in SamplerKind::ALL.into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
         let draft = Draft {
-            sampler: Some(sampler),
+            sampler: Some(sampler.into()),
             steps: Some(5),
             seed: Some(1),
             init: is_masked.then(|| init.clone()),
@@ -144,7 +184,9 @@ fn a_step_of_the_pipeline_allocates_no_more_than_running_its_unet() {
             })
             .unwrap();
         let per_step: Vec<usize> = marks.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        assert_eq!(per_step, [alone; 4], "{sampler}, masked: {is_masked}");
+        // The last step, to 0, asks once.
+        let asked = [sampler.about().evaluations * alone; 3].into_iter().chain([alone]);
+        assert_eq!(per_step, asked.collect::<Vec<_>>(), "{sampler}, masked: {is_masked}");
     }
 }
 

@@ -26,8 +26,18 @@ const LAYERS: [(&str, &[&str]); 5] = [
     ),
     ("pure", &PURE),
 ];
-const PURE: [&str; 8] =
-    ["tokenizer", "sampler", "guidance", "prediction", "schedule", "noise", "tensor", "error"];
+const PURE: [&str; 10] = [
+    "tokenizer",
+    "prompt",
+    "sampler",
+    "guidance",
+    "prediction",
+    "schedule",
+    "noise",
+    "tensor",
+    "name",
+    "error",
+];
 
 /// The crate's table of contents, and its prose.
 const OUTSIDE_THE_LAYERS: [&str; 2] = ["lib", "manual"];

@@ -66,7 +66,7 @@ fn every_field_is_needed() {
     for parent in ["", "/components", "/components/unet", TOKENIZER, "/curve", "/latents", "/defaults"] {
         let fields_of_parent = whole.pointer(parent).unwrap().as_object().unwrap().keys();
         // A model may have one text encoder or the other, or both, and only they have tokenizers.
-        const OPTIONAL: [&str; 3] = ["text_encoder", "tokenizer", "vae_encoder"];
+        const OPTIONAL: [&str; 4] = ["text_encoder", "tokenizer", "vae_encoder", "schedule"];
         for field in fields_of_parent.filter(|field| !OPTIONAL.contains(&field.as_str())) {
             let mut manifest = whole.clone();
             manifest.pointer_mut(parent).unwrap().as_object_mut().unwrap().remove(field);
@@ -113,7 +113,7 @@ fn noise_on_what_is_enlarged() {
     for (field, value, message) in [
         ("max_level", 1000.into(), "low_res: noise level: expected at most 999, got up to 1000"),
         ("train_timesteps", 1.into(), "low_res: noise curve: expected 2 to 100000 timesteps, got 1"),
-        ("end", 1.5.into(), "low_res: noise curve: sigma["),
+        ("end", 1.5.into(), "low_res: noise curve: beta["),
         ("colour", 1.into(), "unknown field `colour`"),
     ] {
         let mut damaged = manifest.clone();
@@ -222,11 +222,21 @@ fn curve_that_is_none() {
 }
 
 #[test]
+fn predictions_that_no_betas_belong_to() {
+    for prediction in
+        [json!("flow"), json!({"edm": {"sigma_data": 0.5}}), json!({"edm_v": {"sigma_data": -1.0}})]
+    {
+        let message = refusal("/prediction", prediction);
+        assert!(message.starts_with("prediction: expected one that goes with a curve of betas"), "{message}");
+    }
+}
+
+#[test]
 fn offset_beyond_the_curve() {
     let mut manifest = built_in();
     manifest["curve"]["spacing"] = "leading".into();
     manifest["curve"]["steps_offset"] = u32::MAX.into();
-    manifest["defaults"]["sampler"] = "euler".into();
+    manifest["defaults"].as_object_mut().unwrap().remove("schedule");
     let message = refusal_of(&serde_json::to_vec(&manifest).unwrap());
     assert!(message.starts_with("defaults.steps: steps: "), "{message}");
 }
@@ -252,6 +262,7 @@ fn defaults_that_the_model_cannot_draw() {
             json!(-1.0),
             "defaults.guidance: guidance: expected a number from 0 up, got -1",
         ),
+        ("/defaults/schedule", json!("karas"), "defaults.schedule: schedule: expected one of "),
         ("/defaults/sampler", json!("eluer"), "defaults.sampler: sampler: expected one of euler, "),
     ] {
         let message = refusal(pointer, value);

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use calotype::tokenizer::MAX_CHUNKS;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -288,7 +289,8 @@ mod prompt {
         let desk = Desk::new();
         let context =
             manifest()["components"]["text_encoder"]["tokenizer"]["context"].as_u64().unwrap() as usize;
-        let [prompt, negative] = ["zebra", "yak"].map(|last| "apple ".repeat(context) + last);
+        // It goes on in further chunks, as many as there are.
+        let [prompt, negative] = ["zebra", "yak"].map(|last| "apple ".repeat(MAX_CHUNKS * context) + last);
         let said = desk.generate(&[&prompt, "-n", &negative, "--json"]);
         assert_eq!(said.code, Some(0), "{}", said.stderr);
         let report = said.json();
@@ -298,7 +300,10 @@ mod prompt {
         ] {
             let cut = report["pictures"][0][key].as_str().unwrap();
             assert!(cut.ends_with(end) && whole.ends_with(cut) && cut != whole, "{cut}");
-            let line = format!("calotype: {which}: longer than the model reads; not used: {cut:?}\n");
+            let place = whole.len() - cut.len();
+            let line = format!(
+                "calotype: {which}: longer than the model reads; not used, from byte {place} on: {cut:?}\n"
+            );
             assert!(said.stderr.contains(&line), "{}", said.stderr);
         }
         assert_eq!(desk.files(), ["out.png"]);
@@ -995,6 +1000,8 @@ mod interrupt {
 }
 
 mod picture {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -1071,10 +1078,193 @@ mod picture {
     #[test]
     fn every_sampler_draws() {
         let desk = Desk::new();
-        for sampler in ["euler", "euler-a", "ddim", "dpm++2m", "dpm++2m-karras", "lcm"] {
+        let samplers = help("--sampler", "samplers");
+        assert!(samplers.len() >= 30, "{samplers:?}");
+        for row in samplers {
+            let sampler = row["name"].as_str().unwrap();
             let report = desk.draws(&["a red apple", "--sampler", sampler]);
             assert_eq!(receipts(&report)[0]["sampler"], sampler);
         }
+    }
+
+    #[test]
+    fn every_schedule_draws() {
+        let desk = Desk::new();
+        let schedules = help("--schedule", "schedules");
+        assert!(schedules.len() >= 16, "{schedules:?}");
+        for schedule in schedules {
+            let schedule = schedule["name"].as_str().unwrap();
+            // Levels for video reach further up than this model's.
+            if schedule == "ays-svd" {
+                desk.generate(&["x", "--schedule", schedule]).is_refusal(
+                    2,
+                    &["schedule: expected levels up to 65.9287, the model's highest, got 700"],
+                );
+                continue;
+            }
+            let report = desk.draws(&["a red apple", "--schedule", schedule]);
+            assert_eq!(receipts(&report)[0]["schedule"], schedule);
+        }
+        let report =
+            desk.draws(&["a red apple", "--sampler", "euler", "--steps", "3", "--sigmas", "20, 5.5, 1,0"]);
+        assert_eq!(receipts(&report)[0]["sigmas"], json!([20.0, 5.5, 1.0, 0.0]));
+        assert_eq!(receipts(&report)[0]["schedule"], "20,5.5,1");
+    }
+
+    /// What a recipe says of sampling draws the same picture again, and every part of it counts.
+    #[test]
+    fn what_is_asked_of_sampling_is_done_and_in_the_recipe() {
+        let desk = Desk::new();
+        let base = ["a red apple", "--seed", "3", "--steps", "4", "--sampler", "euler-a"];
+        let draw = |args: &[&str]| {
+            let report = desk.draws(&[&base, args].concat());
+            (receipts(&report)[0].clone(), pixels(&desk.read("out.png")))
+        };
+        let (_, plain) = draw(&[]);
+        for (args, field, expected) in [
+            (&["--schedule", "karras:rho=5"][..], "schedule", json!("karras:rho=5")),
+            (&["--rng", "philox"], "rng", json!("philox")),
+            (&["--rng", "numpy"], "rng", json!("numpy")),
+            (&["--variation-seed", "9", "--variation-strength", "0.4"], "variation_seed", json!(9)),
+            (&["--guidance", "5x2,1"], "guidance_schedule", json!("5x2,1")),
+            (&["--guidance-method", "cfg:rescale=0.9"], "guidance_method", json!("cfg:rescale=0.9")),
+            (
+                &["--guidance-method", "apg"],
+                "guidance_method",
+                json!("projected:eta=0,momentum=-0.5,norm_threshold=15"),
+            ),
+            (
+                &["--guidance-method", "zero-star"],
+                "guidance_method",
+                json!("zero-star:zero_steps=1,rescale=0"),
+            ),
+            (
+                &["--guidance-method", "mimic:scale=2"],
+                "guidance_method",
+                json!("mimic:scale=2,percentile=1,share=1,per_channel=on,origin=mean,measure=largest"),
+            ),
+            (
+                &["--guidance-method", "residual"],
+                "guidance_method",
+                json!("residual:from=first-negative,delta=1"),
+            ),
+            (
+                &["-n", "a dog", "--guidance-method", "perpendicular"],
+                "guidance_method",
+                json!("perpendicular:negative_scale=1,rescale=0"),
+            ),
+            (&["--guidance-interval", "0.5..8"], "guidance_interval", json!("0.5..8")),
+            (&["--guidance-interval", "25%..75%"], "guidance_interval", json!("25%..75%")),
+            (&["--thresholding", "static:range=0.5"], "thresholding", json!("static:range=0.5")),
+        ] {
+            let (receipt, picture) = draw(args);
+            assert_eq!(receipt[field], expected, "{args:?}");
+            assert!(picture != plain, "{args:?} changes nothing");
+            let (_, again) = draw(args);
+            assert!(picture == again, "{args:?} twice");
+        }
+        // Nothing of these is in a recipe that does without.
+        let (receipt, _) = draw(&[]);
+        for field in
+            ["variation_seed", "guidance_schedule", "guidance_method", "guidance_interval", "thresholding"]
+        {
+            assert_eq!(receipt.get(field), None, "{field}");
+        }
+        // All of the other seed's noise is that seed's picture.
+        let (_, other) = draw(&["--variation-seed", "9", "--variation-strength", "0"]);
+        assert!(other == plain, "a variation of nothing");
+    }
+
+    /// Where guidance ends, the step goes by the prompt, which is what a scale next to 1 goes by with both predictions.
+    #[test]
+    fn steps_without_guidance_go_by_the_prompt() {
+        let desk = Desk::new();
+        let draw = |guidance: &str, args: &[&str]| {
+            let sampler = if args.contains(&"--sampler") { &[][..] } else { &["--sampler", "euler"] };
+            let base = ["a red apple", "--seed", "3", "--steps", "4", "--guidance", guidance];
+            desk.draws(&[&base, sampler, args].concat());
+            pixels(&desk.read("out.png")).2
+        };
+        let far = |one: &[u8], other: &[u8]| {
+            one.iter().zip(other).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>() / one.len() as f64
+        };
+        let near = draw("5x1,1.000001", &[]);
+        for (guidance, args) in [("5x1,1", &[][..]), ("5", &["--guidance-interval", "0%..25%"])] {
+            let picture = draw(guidance, args);
+            assert!(far(&picture, &near) < 0.01, "{guidance} {args:?}: {}", far(&picture, &near));
+        }
+        assert!(far(&draw("5", &[]), &near) > 1.0, "a later step's guidance changes nothing");
+        // CFG++ goes back by the unconditional noise, also where the prompt's prediction is all that a step goes by.
+        assert!(far(&draw("1", &["--sampler", "euler-cfg++"]), &draw("1", &[])) > 1.0);
+    }
+
+    #[test]
+    fn prompts_are_a_language() {
+        let desk = Desk::new();
+        let draw = |prompt: &str, args: &[&str]| {
+            desk.draws(&[&[prompt, "--seed", "3", "--steps", "4"], args].concat());
+            pixels(&desk.read("out.png"))
+        };
+        let plain = draw("a red apple", &[]);
+        for prompt in [
+            "a (red:1.6) apple",
+            "a [[red]] apple",
+            "a red apple BREAK on blue",
+            "[a red apple:a blue dog:2]",
+            "[a red apple|a blue dog]",
+            "a red apple AND a blue dog",
+            "a red apple AND a blue dog :-0.5",
+        ] {
+            assert!(draw(prompt, &[]) != plain, "{prompt}: changes nothing");
+        }
+        assert!(draw("[a red apple:a blue dog:9]", &[]) == plain, "a switch after the end");
+        assert!(draw("a red apple AND a blue dog :0", &[]) == plain, "a part without weight");
+        assert!(draw("(a red apple:1.0)", &[]) == plain, "a weight of one");
+        assert!(draw("a red apple 16:9", &[]) == draw("a red apple 16:9", &["--literal"]), "not a weight");
+        assert!(draw(r"a red apple \(on\)", &[]) == draw("a red apple (on)", &["--literal"]), "escapes");
+    }
+
+    #[test]
+    fn sampling_that_cannot_be_is_refused() {
+        let desk = Desk::new();
+        for (args, message) in [
+            (&["--sampler", "eluer"][..], "did you mean euler?"),
+            (&["--sampler", "ddim:eta=2"], "sampler: ddim: eta: expected a number from 0 to 1, got \"2\""),
+            (&["--schedule", "carras"], "did you mean karras?"),
+            (&["--sampler", "dpm++2m-karras", "--schedule", "beta"], "schedule: expected one, got karras"),
+            (&["--sigmas", "1,2,3", "--steps", "3"], "schedule"),
+            (&["--sigmas", "5,1", "--steps", "3"], "steps: expected 2, as many as levels were listed, got 3"),
+            (&["--sigmas", "karras"], "levels: expected numbers"),
+            (&["--rng", "numpy", "--seed", "4294967296"], "4294967296"),
+            (&["--rng", "numpy", "--seed", "4294967295", "--count", "2"], "4294967296"),
+            (
+                &["--rng", "numpy", "--variation-seed", "4294967296", "--variation-strength", "1"],
+                "4294967296",
+            ),
+            (
+                &["--variation-seed", "1", "--variation-strength", "1.5"],
+                "variation strength: expected a number",
+            ),
+            (&["--guidance", "5x1,1x9"], "guidance: expected scales for 2 steps, got 10"),
+            (&["--guidance-method", "pag"], "guidance method: expected one of cfg,"),
+            (
+                &["--guidance-method", "residual:from=source", "-n", "x"],
+                "negative prompt: expected a guidance",
+            ),
+            (&["--guidance-interval", "5..1"], "guidance interval"),
+            (&["--guidance-interval", "1%..2%"], "expected a part with a step in it"),
+            (&["--thresholding", "dynamic:max=0"], "dynamic thresholding"),
+        ] {
+            desk.refuses(&[&["a red apple"], args].concat(), 2, &[message]);
+        }
+        desk.refuses(&["--sampler", "euler"], 2, &["PROMPT: expected what to draw, got none"]);
+    }
+
+    /// What there is, from a table.
+    fn help(flag: &str, table: &str) -> Vec<Value> {
+        let output = calotype(&["generate", flag, "help", "--json"]).output().unwrap();
+        let object: Value = serde_json::from_slice(&output.stdout).unwrap();
+        object[table].as_array().unwrap().clone()
     }
 
     #[test]
@@ -1118,7 +1308,7 @@ mod picture {
         assert_eq!(
             texts.parameters,
             format!(
-                "a red apple\nNegative prompt: a dog\nSteps: 2, Sampler: euler, CFG scale: 2.5, Seed: 7, \
+                "a red apple\nNegative prompt: a dog\nSteps: 2, Sampler: Euler, Schedule type: trailing, CFG scale: 2.5, Seed: 7, \
                  Size: {width}x{height}, Model hash: {}, Model: {}, Version: calotype {}",
                 &manifest["files"][UNET]["sha256"].as_str().unwrap()[..10],
                 manifest["name"].as_str().unwrap(),

@@ -82,7 +82,7 @@ fn a_black_mask_leaves_the_picture() {
             init: Some(apple.clone()),
             mask: Some(mask(SIDE_PX)),
             strength: Some(strength),
-            sampler: Some(sampler),
+            sampler: Some(sampler.into()),
             ..draft("a green cat")
         };
         near(&latents(&mut pipeline, &draft), &expected);
@@ -98,7 +98,7 @@ fn a_white_mask_leaves_nothing_of_the_picture() {
     let mut pipeline = pipeline();
     let apple = apple(&mut pipeline);
     for sampler in SamplerKind::ALL {
-        let plain = Draft { sampler: Some(sampler), ..draft("a green cat") };
+        let plain = Draft { sampler: Some(sampler.into()), ..draft("a green cat") };
         let masked = Draft { init: Some(apple.clone()), mask: Some(mask(0)), ..plain.clone() };
         assert_eq!(latents(&mut pipeline, &masked), latents(&mut pipeline, &plain), "{sampler}");
     }

@@ -7,7 +7,9 @@ use std::path::Path;
 
 use calotype::model::Model;
 use calotype::pipeline::{Options, Pipeline};
+use calotype::prompt::Text;
 use calotype::request::{Draft, Request};
+use calotype::sampler::Sampling;
 use calotype::weights::Weights;
 use image::RgbImage;
 use serde::Deserialize;
@@ -53,15 +55,26 @@ impl Golden {
     }
 
     fn request(&self, case: &Case, pipeline: &Pipeline) -> Request {
+        let sampling: Sampling = case.sampler.parse().unwrap();
         let draft = Draft {
-            prompt: case.prompt.clone(),
+            prompt: Self::read_by_diffusers(&case.prompt).to_owned(),
             steps: Some(self.steps),
-            guidance: Some(case.guidance),
-            sampler: Some(case.sampler.parse().unwrap()),
+            guidance: Some(case.guidance.into()),
+            sampler: Some(sampling.method),
+            schedule: sampling.schedule,
             seed: Some(self.seed),
             ..Draft::default()
         };
         Request::new(draft, pipeline.manifest()).unwrap()
+    }
+
+    /// What fits a single chunk: diffusers has no second one.
+    fn read_by_diffusers(prompt: &str) -> &str {
+        let model = Model::built_in().unwrap();
+        let encoder = &model.text_encoders()[0];
+        let tokenizer = encoder.tokenizer(encoder.context()).unwrap();
+        let cut = tokenizer.encode(&Text::literal(prompt).unwrap(), 1).unwrap().cut;
+        &prompt[..cut.map_or(prompt.len(), |cut| cut.place_bytes)]
     }
 
     /// A case that differs from this one in nothing but its prompt.

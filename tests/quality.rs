@@ -101,7 +101,12 @@ fn open() -> Pipeline {
 }
 
 fn draw(pipeline: &mut Pipeline, prompt: &str, seed: u64, guidance: Option<f64>) -> RgbImage {
-    let draft = Draft { prompt: prompt.into(), seed: Some(seed), guidance, ..Draft::default() };
+    let draft = Draft {
+        prompt: prompt.into(),
+        seed: Some(seed),
+        guidance: guidance.map(Into::into),
+        ..Draft::default()
+    };
     let request = Request::new(draft, pipeline.manifest()).unwrap();
     pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image
 }

@@ -202,8 +202,8 @@ impl Layout {
 
     fn config(&self, source: &Source<'_>, family: Family, prediction: Prediction) -> Result<Config, Error> {
         let cells = match (family, prediction) {
-            (Family::Sd1, _) | (Family::Sd2, Prediction::Epsilon | Prediction::Sample) => 64,
             (Family::Sd2, Prediction::V) => 96,
+            (Family::Sd1 | Family::Sd2, _) => 64,
             (Family::Sdxl | Family::SdxlRefiner | Family::Upscaler, _) => 128,
         };
         let levels = self.levels.iter().enumerate().map(|(index, level)| {

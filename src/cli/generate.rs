@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use calotype::noise::Rng;
 use calotype::picture;
 use calotype::pipeline::{Options, Picture, Pipeline, Progress};
-use calotype::request::{Draft, Request};
-use calotype::sampler::SamplerKind;
+use calotype::request::{Draft, Request, Variation};
+use calotype::sampler::{Method, Sampling};
+use calotype::schedule::ScheduleKind;
 use calotype::tensor::PixelSize;
+use calotype::tokenizer::Cut;
 use calotype::{Error, ErrorKind};
 use clap::value_parser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -20,8 +23,11 @@ use sha2::{Digest, Sha256};
 
 use super::output::Destination;
 use super::receipt::Receipt;
+use super::samplers;
 use super::{Additions, Common, Report, open_model};
 
+/// What is asked for in place of a name.
+const HELP: &str = "help";
 /// The longest prompt that is read from standard input.
 const MAX_PROMPT_BYTES: u64 = 1 << 20;
 /// The most pictures that one command draws.
@@ -31,14 +37,18 @@ const MAX_THREADS: i64 = 1024;
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
-    /// What to draw; `-` reads it from standard input.
-    prompt: String,
+    /// What to draw; `-` reads it from standard input. `(words:1.2)` weigh more, `[words]` less.
+    #[arg(required_unless_present_any = ["sampler", "schedule"])]
+    prompt: Option<String>,
     /// A bundle, a diffusers folder, an ONNX folder, or a single-file checkpoint; the built-in model when absent.
     #[arg(short, long, value_name = "PATH")]
     model: Option<PathBuf>,
     /// What to steer away from.
     #[arg(short, long, value_name = "PROMPT")]
     negative: Option<String>,
+    /// Take brackets, AND and BREAK in prompts for what they are.
+    #[arg(long)]
+    literal: bool,
     /// Where to write the picture.
     #[arg(short, long, value_name = "OUT.png", default_value = "calotype.png")]
     output: PathBuf,
@@ -63,15 +73,40 @@ pub(super) struct Flags {
     /// How many denoising steps.
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
-    /// How strongly the prompt pulls; 1 is no guidance.
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    guidance: Option<f64>,
-    /// The sampling method.
+    /// How strongly the prompt pulls; 1 is no guidance. `7x5,1` is 7 for five steps, then 1.
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    guidance: Option<String>,
+    /// How guidance works: cfg, perpendicular, projected, zero-star, mimic or residual, with settings, as in
+    /// `cfg:rescale=0.7`.
+    #[arg(long, value_name = "METHOD")]
+    guidance_method: Option<String>,
+    /// Where there is guidance: at noise levels, as in `0.28..5.42`, or in a part of the steps, as in `10%..60%`.
+    #[arg(long, value_name = "FROM..TO")]
+    guidance_interval: Option<String>,
+    /// Keep clean latents in range, in models that work on pixels: static or dynamic, with settings.
+    #[arg(long, value_name = "KIND")]
+    thresholding: Option<String>,
+    /// The sampling method, with settings, as in `ddim:eta=0.5`; `help` lists all.
     #[arg(long, value_name = "S")]
     sampler: Option<String>,
+    /// How the noise levels are chosen, with settings, as in `karras:rho=5`; `help` lists all.
+    #[arg(long, value_name = "K")]
+    schedule: Option<String>,
+    /// The noise levels themselves, falling, as in `14.6,7,3,1,0`.
+    #[arg(long, value_name = "LIST", conflicts_with = "schedule", allow_hyphen_values = true)]
+    sigmas: Option<String>,
     /// The seed of the noise; random when absent, and always reported.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// Whose noise: torch, philox (NVIDIA GPUs; A1111's GPU noise) or numpy.
+    #[arg(long, value_name = "GENERATOR")]
+    rng: Option<Rng>,
+    /// The seed of noise that is mixed in, for small changes of a picture.
+    #[arg(long, value_name = "N", requires = "variation_strength")]
+    variation_seed: Option<u64>,
+    /// How much of that noise, from 0 to 1.
+    #[arg(long, value_name = "X", requires = "variation_seed", allow_negative_numbers = true)]
+    variation_strength: Option<f64>,
     /// How many pictures, with consecutive seeds.
     #[arg(long, value_name = "N", default_value = "1", value_parser = value_parser!(u16).range(1..=MAX_COUNT))]
     count: u16,
@@ -85,19 +120,40 @@ pub(super) struct Flags {
 }
 
 pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
+    match (flags.sampler.as_deref(), flags.schedule.as_deref()) {
+        (Some(HELP), _) => return Ok(samplers::report()),
+        (_, Some(HELP)) => return Ok(samplers::report_schedules()),
+        _ => {}
+    }
     let started = Instant::now();
     let init = flags.init.as_deref().map(|path| open_picture(path, picture::decode)).transpose()?;
     let mask = flags.mask.as_deref().map(|path| open_picture(path, picture::decode_mask)).transpose()?;
     let (init, init_sha256) = init.unzip();
     let (mask, mask_sha256) = mask.unzip();
+    let (sampler, schedule) = sampling(flags)?;
+    let variation = flags.variation_seed.zip(flags.variation_strength);
     let draft = Draft {
-        prompt: if flags.prompt == "-" { prompt_from_stdin()? } else { flags.prompt.clone() },
+        prompt: match flags.prompt.as_deref() {
+            Some("-") => prompt_from_stdin()?,
+            Some(prompt) => prompt.to_owned(),
+            None => {
+                let expected = "PROMPT: expected what to draw, got none";
+                return Err(Error::new(ErrorKind::Usage, expected).help("an empty one is \"\""));
+            }
+        },
         negative: flags.negative.clone(),
+        literal: flags.literal,
         size: flags.size.as_deref().map(str::parse::<PixelSize>).transpose()?,
         steps: flags.steps,
-        guidance: flags.guidance,
-        sampler: flags.sampler.as_deref().map(str::parse::<SamplerKind>).transpose()?,
+        guidance: flags.guidance.as_deref().map(str::parse).transpose()?,
+        guidance_method: flags.guidance_method.as_deref().map(str::parse).transpose()?,
+        guidance_within: flags.guidance_interval.as_deref().map(str::parse).transpose()?,
+        thresholding: flags.thresholding.as_deref().map(str::parse).transpose()?,
+        sampler,
+        schedule,
         seed: flags.seed,
+        rng: flags.rng.unwrap_or_default(),
+        variation: variation.map(|(seed, strength)| Variation { seed, strength }),
         init,
         mask,
         strength: flags.strength,
@@ -108,13 +164,14 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let (model, additions) =
         open_model(flags.model.as_ref(), &flags.additions.lora, &flags.additions.embedding)?;
     let first = Request::new(draft, model.manifest())?;
-    let last_seed = first.seed().checked_add(u64::from(flags.count) - 1);
-    if last_seed.is_none() {
+    let Some(last_seed) = first.seed().checked_add(u64::from(flags.count) - 1) else {
         return Err(Error::new(
             ErrorKind::Usage,
             format!("seed: expected room for {} consecutive seeds, got {}", flags.count, first.seed()),
         ));
-    }
+    };
+    // The first seed may be the last that the generator takes.
+    first.rng().source(last_seed)?;
     let stop = stop_on_interrupt()?;
     let library = flags.common.library()?;
     let options = match flags.threads.map(usize::from).and_then(NonZeroUsize::new) {
@@ -144,8 +201,8 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         text += &format!("{} (seed {})\n", destination.path().display(), request.seed());
         pictures.push(json!({
             "file": destination.path(),
-            "cut_prompt": picture.cut_prompt,
-            "cut_negative": picture.cut_negative,
+            "cut_prompt": picture.cut_prompt.as_ref().map(|cut| &cut.text),
+            "cut_negative": picture.cut_negative.as_ref().map(|cut| &cut.text),
             "seconds": {
                 "text_encoder": seconds(picture.times.text_encoder),
                 "vae_encoder": seconds(picture.times.vae_encoder),
@@ -161,6 +218,25 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         "seconds": { "open": seconds(opened), "all": seconds(started.elapsed()) },
     });
     Ok(Report { text, json })
+}
+
+/// The method and the schedule that were typed; a method's name may end in its schedule's.
+fn sampling(flags: &Flags) -> Result<(Option<Method>, Option<ScheduleKind>), Error> {
+    let sampling = flags.sampler.as_deref().map(str::parse::<Sampling>).transpose()?;
+    let (method, of_name) = sampling.map(|Sampling { method, schedule }| (method, schedule)).unzip();
+    let of_name = of_name.flatten();
+    let typed = match (&flags.schedule, &flags.sigmas) {
+        (Some(kind), _) => Some(kind.parse::<ScheduleKind>()?),
+        (None, Some(levels)) => Some(ScheduleKind::listed(levels)?),
+        (None, None) => None,
+    };
+    match (&of_name, &typed) {
+        (Some(one), Some(other)) if one != other => Err(Error::new(
+            ErrorKind::Usage,
+            format!("schedule: expected one, got {one} with the sampler and {other}"),
+        )),
+        _ => Ok((method, typed.or(of_name))),
+    }
 }
 
 /// One file per picture: the name as given, or with a number before its extension.
@@ -228,8 +304,10 @@ fn progress_bar(steps: usize) -> ProgressBar {
 
 fn report_cut(picture: &Picture) {
     for (which, cut) in [("prompt", &picture.cut_prompt), ("negative prompt", &picture.cut_negative)] {
-        if let Some(cut) = cut {
-            eprintln!("calotype: {which}: longer than the model reads; not used: {cut:?}");
+        if let Some(Cut { place_bytes, text }) = cut {
+            eprintln!(
+                "calotype: {which}: longer than the model reads; not used, from byte {place_bytes} on: {text:?}"
+            );
         }
     }
 }

@@ -24,8 +24,9 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let (model, _) = open_model(flags.model.as_ref(), &flags.additions.lora, &flags.additions.embedding)?;
     let manifest = model.manifest();
     let defaults = &manifest.defaults;
+    let (schedule, _) = manifest.schedule(None, None, defaults.steps)?;
     let mut text = format!(
-        "{} ({})\n  prediction {:?}, latents {} channels, 1 cell = {} px, scale {}\n  defaults {}, {} steps, guidance {}, {}\n",
+        "{} ({})\n  prediction {:?}, latents {} channels, 1 cell = {} px, scale {}\n  defaults {}, {} steps, guidance {}, {}, {}\n",
         manifest.name,
         manifest.licence,
         manifest.prediction,
@@ -36,6 +37,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         defaults.steps,
         defaults.guidance,
         defaults.sampler,
+        schedule,
     );
     let mut components = serde_json::Map::new();
     for part in model.parts() {
@@ -89,6 +91,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
             "steps": defaults.steps,
             "guidance": defaults.guidance,
             "sampler": defaults.sampler.to_string(),
+            "schedule": schedule.to_string(),
         },
         "components": components,
         "files": model.contents().map(|contents| &contents.files),

@@ -1,10 +1,13 @@
 //! The recipe that a picture carries: what is needed to draw it again, as our JSON and as A1111's `parameters`.
 
 use std::collections::BTreeMap;
+use std::ops::Not;
 
 use calotype::engine::Library;
+use calotype::guidance::Method;
 use calotype::model::Model;
 use calotype::request::Request;
+use calotype::sampler;
 use serde::Serialize;
 
 use super::Addition;
@@ -25,14 +28,34 @@ pub(super) struct Receipt<'a> {
     prompt: String,
     negative: String,
     size: String,
+    #[serde(skip_serializing_if = "Not::not")]
+    literal: bool,
     sampler: String,
+    schedule: String,
     sigmas: Vec<f64>,
     guidance: f64,
+    /// One per step, where they differ.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guidance_schedule: Option<String>,
+    /// Where it is not classifier-free guidance alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guidance_method: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guidance_interval: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    thresholding: Option<String>,
     #[serde(flatten)]
     drawn_from: Option<DrawnFrom>,
     seed: u64,
     /// The generator of the noise, named for what it reproduces.
-    rng: &'static str,
+    rng: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    variation_seed: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    variation_strength: Option<f64>,
+    /// The sampler's name in A1111's form.
+    #[serde(skip)]
+    a1111_sampler: String,
     provider: &'static str,
     onnxruntime: String,
 }
@@ -68,6 +91,8 @@ impl<'a> Receipt<'a> {
         let hashes = contents.map(|contents| {
             contents.files.iter().map(|(name, record)| (name.clone(), record.sha256.clone())).collect()
         });
+        let method = request.guidance_method();
+        let is_named = !matches!(method, Method::Edit { .. } | Method::Cfg { rescale: 0.0 });
         let unet = contents.and_then(|contents| contents.files.get(&contents.components.unet.weights[0]));
         Self {
             calotype: env!("CARGO_PKG_VERSION"),
@@ -78,9 +103,17 @@ impl<'a> Receipt<'a> {
             prompt: request.prompt().to_owned(),
             negative: request.negative().to_owned(),
             size: request.size().to_string(),
+            literal: request.is_literal(),
             sampler: request.sampler().to_string(),
+            a1111_sampler: a1111(request.sampler()),
+            schedule: request.schedule().to_string(),
             sigmas: request.sigmas(),
             guidance: request.guidance_scale(),
+            guidance_schedule: (request.scales() != &request.guidance_scale().into())
+                .then(|| request.scales().to_string()),
+            guidance_method: is_named.then(|| method.to_string()),
+            guidance_interval: request.guidance_within().map(|within| within.to_string()),
+            thresholding: request.thresholding().map(|thresholding| thresholding.to_string()),
             drawn_from: init.as_ref().map(|init| DrawnFrom {
                 init: init.clone(),
                 mask: mask.clone(),
@@ -90,7 +123,9 @@ impl<'a> Receipt<'a> {
                 noise_level: request.noise_level(),
             }),
             seed: request.seed(),
-            rng: "torch",
+            rng: request.rng().to_string(),
+            variation_seed: request.variation().map(|variation| variation.seed),
+            variation_strength: request.variation().map(|variation| variation.strength),
             provider: "cpu",
             onnxruntime: library.version().to_owned(),
         }
@@ -115,11 +150,37 @@ impl<'a> Receipt<'a> {
             Some(strength) => format!("Denoising strength: {strength}, "),
             None => String::new(),
         };
+        let variation = match self.variation_seed.zip(self.variation_strength) {
+            Some((seed, strength)) => {
+                format!("Variation seed: {seed}, Variation seed strength: {strength}, ")
+            }
+            None => String::new(),
+        };
+        let rng = match self.rng.as_str() {
+            "torch" => String::new(),
+            "philox" => "RNG: NV, ".into(),
+            other => format!("RNG: {other}, "),
+        };
         let steps = self.drawn_from.as_ref().map_or(self.sigmas.len() - 1, |from| from.steps);
         format!(
-            "{}\n{negative}Steps: {steps}, Sampler: {}, CFG scale: {}, Seed: {}, Size: {}, {hash}Model: {}, \
-             {strength}Version: calotype {}",
-            self.prompt, self.sampler, self.guidance, self.seed, self.size, self.model, self.calotype,
+            "{}\n{negative}Steps: {steps}, Sampler: {}, Schedule type: {}, CFG scale: {}, Seed: {}, Size: {}, \
+             {hash}Model: {}, {variation}{strength}{rng}Version: calotype {}",
+            self.prompt,
+            self.a1111_sampler,
+            self.schedule,
+            self.guidance,
+            self.seed,
+            self.size,
+            self.model,
+            self.calotype,
         )
+    }
+}
+
+/// A method's name in A1111's web UI or, where it has none there, here.
+fn a1111(method: sampler::Method) -> String {
+    match method.kind().about().a1111 {
+        "" => method.to_string(),
+        name => name.to_owned(),
     }
 }

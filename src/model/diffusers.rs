@@ -19,8 +19,8 @@ use crate::checkpoint;
 use crate::graph::{Dim, Graph};
 use crate::manifest::{LatentSpace, LowRes};
 use crate::prediction::Prediction;
-use crate::sampler::SamplerKind;
-use crate::schedule::{Betas, Spacing};
+use crate::sampler::{Method, SamplerKind};
+use crate::schedule::{Betas, ScheduleKind, Spacing};
 use crate::signature::Role;
 use crate::tokenizer::SpecialTokens;
 use crate::weights::Weights;
@@ -79,6 +79,7 @@ pub(super) fn open(folder: &Path) -> Result<Model, Error> {
         spacing: scheduler.spacing(),
         prediction: scheduler.prediction(),
         sampler: scheduler.sampler(),
+        schedule: scheduler.schedule(),
         latents,
         zero_negative: index.force_zeros_for_empty_prompt && is_xl,
         low_res: low_res(folder, &index)?,
@@ -414,12 +415,17 @@ pub(super) struct Scheduler {
     beta_start: f64,
     beta_end: f64,
     beta_schedule: String,
-    trained_betas: Option<Value>,
+    trained_betas: Option<Vec<f32>>,
     rescale_betas_zero_snr: bool,
     prediction_type: String,
     timestep_spacing: Option<String>,
     steps_offset: u32,
     use_karras_sigmas: Option<bool>,
+    use_exponential_sigmas: Option<bool>,
+    use_beta_sigmas: Option<bool>,
+    algorithm_type: Option<String>,
+    solver_order: Option<usize>,
+    solver_type: Option<String>,
 }
 
 impl Default for Scheduler {
@@ -436,6 +442,11 @@ impl Default for Scheduler {
             timestep_spacing: None,
             steps_offset: 0,
             use_karras_sigmas: None,
+            use_exponential_sigmas: None,
+            use_beta_sigmas: None,
+            algorithm_type: None,
+            solver_order: None,
+            solver_type: None,
         }
     }
 }
@@ -463,14 +474,13 @@ impl Scheduler {
         }
     }
 
+    /// The same of a model that was trained down to noise alone.
+    pub(super) fn with_zero_terminal_snr(self) -> Self {
+        Self { rescale_betas_zero_snr: true, timestep_spacing: None, ..self }
+    }
+
     pub(super) fn betas(&self, place: &str) -> Result<Betas, Error> {
         let refuse = |problem: String| Err(Error::new(ErrorKind::Model, format!("{place}: {problem}")));
-        if self.trained_betas.as_ref().is_some_and(|betas| !betas.is_null()) {
-            return refuse("trained_betas: expected none, got some".into());
-        }
-        if self.rescale_betas_zero_snr {
-            return refuse("rescale_betas_zero_snr: expected false, got true".into());
-        }
         if !["epsilon", "v_prediction", "sample"].contains(&self.prediction_type.as_str()) {
             return refuse(format!(
                 "prediction_type: expected epsilon, v_prediction or sample, got {}",
@@ -485,23 +495,31 @@ impl Scheduler {
             return refuse(format!("timestep_spacing: expected leading, linspace or trailing, got {other}"));
         }
         let (start, end) = (self.beta_start, self.beta_end);
-        match self.beta_schedule.as_str() {
-            "linear" => Ok(Betas::Linear { start, end }),
-            "scaled_linear" => Ok(Betas::ScaledLinear { start, end }),
-            "squaredcos_cap_v2" => Ok(Betas::SquaredCosCapV2),
-            other => refuse(format!(
-                "beta_schedule: expected linear, scaled_linear or squaredcos_cap_v2, got {other}"
-            )),
-        }
+        let betas = match (&self.trained_betas, self.beta_schedule.as_str()) {
+            (Some(list), _) => Betas::Trained(list.clone()),
+            (None, "linear") => Betas::Linear { start, end },
+            (None, "scaled_linear") => Betas::ScaledLinear { start, end },
+            (None, "squaredcos_cap_v2") => Betas::SquaredCosCapV2,
+            (None, "sigmoid") => Betas::Sigmoid { start, end },
+            (None, other) => {
+                return refuse(format!(
+                    "beta_schedule: expected linear, scaled_linear, squaredcos_cap_v2 or sigmoid, got {other}"
+                ));
+            }
+        };
+        let is_rescaled = self.rescale_betas_zero_snr;
+        Ok(if is_rescaled { Betas::ZeroTerminalSnr(Box::new(betas)) } else { betas })
     }
 
-    /// As diffusers' classes default where the file says nothing.
+    /// As diffusers' classes default where the file says nothing; but a model that was trained down to noise alone starts
+    /// from there (Lin et al. 2024, section 3.3), which the other spacings are not sure to.
     pub(super) fn spacing(&self) -> Spacing {
         let leading = Spacing::Leading { offset: self.steps_offset };
         match self.timestep_spacing.as_deref() {
             Some("linspace") => Spacing::Linspace,
             Some("trailing") => Spacing::Trailing,
             Some(_) => leading,
+            None if self.rescale_betas_zero_snr => Spacing::Trailing,
             None => match self.class.as_str() {
                 "DDIMScheduler" | "PNDMScheduler" | "DDPMScheduler" | "LCMScheduler" => leading,
                 _ => Spacing::Linspace,
@@ -517,17 +535,99 @@ impl Scheduler {
         }
     }
 
-    /// The scheduler's own method where calotype has it.
-    pub(super) fn sampler(&self) -> Option<SamplerKind> {
-        let name = match self.class.as_str() {
-            "EulerDiscreteScheduler" => "euler",
-            "EulerAncestralDiscreteScheduler" => "euler-a",
-            "DDIMScheduler" => "ddim",
-            "LCMScheduler" => "lcm",
-            "DPMSolverMultistepScheduler" if self.use_karras_sigmas == Some(true) => "dpm++2m-karras",
-            "DPMSolverMultistepScheduler" => "dpm++2m",
-            _ => return None,
+    /// The levels that the scheduler names, where these are not evenly spaced timesteps; diffusers, too, takes the first
+    /// that is named.
+    pub(super) fn schedule(&self) -> Option<ScheduleKind> {
+        let named = [
+            (self.use_karras_sigmas, "karras"),
+            (self.use_exponential_sigmas, "exponential"),
+            (self.use_beta_sigmas, "beta"),
+        ];
+        let (_, name) = named.into_iter().find(|(is_used, _)| *is_used == Some(true))?;
+        Some(name.parse().expect("the name of a schedule"))
+    }
+
+    /// The scheduler's own method, where calotype has it. PNDM does not count: it is what Stable Diffusion's folders name
+    /// because it came first, and takes 50 steps to what others do in 20.
+    pub(super) fn sampler(&self) -> Option<Method> {
+        let kind: SamplerKind = self.class.parse().ok().filter(|kind| *kind != SamplerKind::Pndm)?;
+        let algorithm = self.algorithm_type.as_deref().unwrap_or("dpmsolver++");
+        let name = match (kind, algorithm) {
+            (SamplerKind::DpmPp2m, "dpmsolver") => "dpm-solver".into(),
+            (SamplerKind::DpmPp2m, "sde-dpmsolver") => "sde-dpm-solver".into(),
+            (SamplerKind::DpmPp2m, "sde-dpmsolver++") => "dpm++2m-sde".into(),
+            (SamplerKind::DpmPp2s, "dpmsolver") => "dpm-solver-s".into(),
+            _ => kind.to_string(),
         };
-        Some(name.parse().expect("the name of a sampler"))
+        let order = self.solver_order.map(|order| format!("order={order}"));
+        let solver = self.solver_type.as_ref().map(|solver| format!("solver={solver}"));
+        // What a class is given and does not have, it ignores, too.
+        let settings = order.into_iter().chain(solver);
+        let method = settings.fold(name, |method, setting| {
+            let longer = format!("{method}{}{setting}", if method.contains(':') { ',' } else { ':' });
+            if longer.parse::<Method>().is_ok() { longer } else { method }
+        });
+        method.parse().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scheduler(json: &str) -> Scheduler {
+        parse_json("scheduler_config.json", json.as_bytes()).unwrap()
+    }
+
+    fn betas(json: &str) -> Betas {
+        scheduler(json).betas("scheduler_config.json").unwrap()
+    }
+
+    #[test]
+    fn betas_of_scheduler_configs() {
+        assert_eq!(betas("{}"), Betas::Linear { start: 0.0001, end: 0.02 });
+        assert_eq!(
+            betas(r#"{"beta_schedule": "sigmoid", "beta_end": 0.5}"#),
+            Betas::Sigmoid { start: 0.0001, end: 0.5 }
+        );
+        assert_eq!(
+            betas(r#"{"beta_schedule": "scaled_linear", "trained_betas": [0.1, 0.2]}"#),
+            Betas::Trained(vec![0.1, 0.2])
+        );
+        assert_eq!(
+            betas(r#"{"trained_betas": null, "rescale_betas_zero_snr": true}"#),
+            Betas::ZeroTerminalSnr(Box::new(Betas::Linear { start: 0.0001, end: 0.02 }))
+        );
+        let error = scheduler(r#"{"beta_schedule": "cosine"}"#).betas("x").expect_err("cosine");
+        assert_eq!(error.kind(), ErrorKind::Model);
+        assert!(error.to_string().contains("squaredcos_cap_v2 or sigmoid, got cosine"), "{error}");
+    }
+
+    #[test]
+    fn models_trained_down_to_noise_start_from_it() {
+        let zero = r#"{"_class_name": "EulerDiscreteScheduler", "rescale_betas_zero_snr": true"#;
+        assert_eq!(scheduler(&format!("{zero}}}")).spacing(), Spacing::Trailing);
+        let said = format!(r#"{zero}, "timestep_spacing": "leading", "steps_offset": 1}}"#);
+        assert_eq!(scheduler(&said).spacing(), Spacing::Leading { offset: 1 });
+        let stable_diffusion = Scheduler::stable_diffusion();
+        let plain = stable_diffusion.betas("x").unwrap();
+        assert_eq!(stable_diffusion.spacing(), Spacing::Leading { offset: 1 });
+        let rescaled = stable_diffusion.with_zero_terminal_snr();
+        assert_eq!(rescaled.betas("x").unwrap(), Betas::ZeroTerminalSnr(Box::new(plain)));
+        assert_eq!(rescaled.spacing(), Spacing::Trailing);
+    }
+
+    #[test]
+    fn schedules_of_scheduler_configs() {
+        for (json, name) in [
+            (r#"{"use_karras_sigmas": true, "use_beta_sigmas": false}"#, Some("karras")),
+            (r#"{"use_exponential_sigmas": true}"#, Some("exponential")),
+            (r#"{"use_karras_sigmas": false, "use_beta_sigmas": true}"#, Some("beta")),
+            (r#"{"use_karras_sigmas": null}"#, None),
+            ("{}", None),
+        ] {
+            let schedule = scheduler(json).schedule().map(|kind| kind.to_string());
+            assert_eq!(schedule.as_deref(), name, "{json}");
+        }
     }
 }

@@ -102,6 +102,7 @@ pub(super) fn open(folder: &Path) -> Result<Model, Error> {
         spacing: scheduler.spacing(),
         prediction: scheduler.prediction(),
         sampler: scheduler.sampler(),
+        schedule: scheduler.schedule(),
         latents,
         zero_negative: index.force_zeros_for_empty_prompt && is_xl,
         low_res: diffusers::low_res(folder, &index)?,

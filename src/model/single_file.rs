@@ -59,12 +59,6 @@ pub(super) fn open(path: &Path) -> Result<Model, Error> {
     let vae_encoder = part("vae_encoder", &vae.names, encoder)?;
     let vae_decoder = part("vae_decoder", &vae.names, decoder)?;
 
-    if found.hint.zero_terminal_snr {
-        return Err(refuse(format!(
-            "expected a curve that ends above a signal-to-noise ratio of 0, got one that ends there ({})",
-            found.hint.reason
-        )));
-    }
     let is_upscaler = found.family == Family::Upscaler;
     let is_consistent = config.time_cond_proj_dim.is_some();
     let scheduler = match (is_upscaler, is_consistent) {
@@ -72,6 +66,7 @@ pub(super) fn open(path: &Path) -> Result<Model, Error> {
         (_, true) => Scheduler::latent_consistency(),
         _ => Scheduler::stable_diffusion(),
     };
+    let scheduler = if found.hint.zero_terminal_snr { scheduler.with_zero_terminal_snr() } else { scheduler };
     let low_res = is_upscaler
         .then(|| LowRes::new(scheduler.betas(&place)?, scheduler.num_train_timesteps, MAX_NOISE_LEVEL));
     let traits = Traits {
@@ -82,6 +77,7 @@ pub(super) fn open(path: &Path) -> Result<Model, Error> {
         spacing: scheduler.spacing(),
         prediction: found.hint.prediction,
         sampler: None,
+        schedule: None,
         latents,
         zero_negative: found.family == Family::Sdxl,
         low_res: low_res.transpose()?,

@@ -2,8 +2,8 @@
 
 use crate::manifest::{Conditions, Defaults, LatentSpace, LowRes, Manifest};
 use crate::prediction::Prediction;
-use crate::sampler::SamplerKind;
-use crate::schedule::{Betas, NoiseCurve, Spacing};
+use crate::sampler::{Method, SamplerKind};
+use crate::schedule::{Betas, NoiseCurve, ScheduleKind, Spacing};
 use crate::signature::{Role, Signature};
 use crate::tensor::PixelSize;
 use crate::{Error, ErrorKind};
@@ -19,7 +19,9 @@ pub(super) struct Traits {
     pub(super) spacing: Spacing,
     pub(super) prediction: Prediction,
     /// The method that the model's files name, where calotype has it.
-    pub(super) sampler: Option<SamplerKind>,
+    pub(super) sampler: Option<Method>,
+    /// The levels that they name, where these are not evenly spaced timesteps.
+    pub(super) schedule: Option<ScheduleKind>,
     pub(super) latents: LatentSpace,
     pub(super) zero_negative: bool,
     /// Of a model that enlarges pictures.
@@ -52,13 +54,16 @@ impl Traits {
             Some(_) => (20, 5.0),
             None => (20, 7.5),
         };
-        let usual = if is_consistent { SamplerKind::Lcm } else { SamplerKind::DpmPp2mKarras };
-        let sampler = self.sampler.unwrap_or(usual);
+        let (sampler, schedule) = match self.sampler {
+            Some(sampler) => (sampler, self.schedule),
+            None if is_consistent => (SamplerKind::Lcm.into(), None),
+            None => (SamplerKind::DpmPp2m.into(), self.schedule.or(Some(ScheduleKind::KARRAS))),
+        };
         Ok(Manifest {
             name: self.name,
             licence: self.licence,
+            curve: NoiseCurve::new(self.betas.clone(), self.train_timesteps)?,
             betas: self.betas,
-            curve: NoiseCurve::new(self.betas, self.train_timesteps)?,
             spacing: self.spacing,
             prediction: self.prediction,
             latents: self.latents,
@@ -68,7 +73,7 @@ impl Traits {
             conditions: Conditions::default(),
             encodes: false,
             low_res: self.low_res,
-            defaults: Defaults { size, steps, guidance, sampler },
+            defaults: Defaults { size, steps, guidance, sampler, schedule },
         })
     }
 }

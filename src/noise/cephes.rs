@@ -9,6 +9,7 @@
 #![allow(clippy::excessive_precision)]
 
 /// The natural logarithm of a positive normal number.
+#[inline(always)]
 pub(super) fn ln(x: f32) -> f32 {
     // x = m * 2^e with m in [sqrt(1/2), sqrt(2)), then m - 1.
     let exponent = (x.to_bits() >> 23) as i32 - 126;
@@ -39,6 +40,7 @@ pub(super) fn ln(x: f32) -> f32 {
 }
 
 /// The sine and cosine of an angle in `[0, 2 pi]`, in radians.
+#[inline(always)]
 pub(super) fn sin_cos(angle: f32) -> (f32, f32) {
     // The octant, rounded up to an even one, and the angle's distance from it in three steps of pi/4.
     let octant = ((angle * (4.0 / std::f32::consts::PI)) as i32 + 1) & !1;
@@ -60,6 +62,7 @@ pub(super) fn sin_cos(angle: f32) -> (f32, f32) {
 }
 
 /// Horner's rule, highest power first.
+#[inline(always)]
 fn polynomial<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
     coefficients.into_iter().reduce(|sum, coefficient| sum.mul_add(x, coefficient)).unwrap_or(0.0)
 }

@@ -9,10 +9,11 @@ use crate::guidance::embedding;
 use crate::manifest::Manifest;
 use crate::model::{Model, Part, TextEncoderPart};
 use crate::noise::{NoiseSource, TorchCpu};
+use crate::prompt::Text;
 use crate::signature::{Binding, Role};
 use crate::stage::denoiser::timestep_shape;
 use crate::stage::feed::{Feed, constants, runs};
-use crate::stage::text_encoder::{Conditioning, TextEncoder};
+use crate::stage::text_encoder::{TextEncoder, TextStates};
 use crate::tensor::{LatentShape, PixelSize};
 use crate::{Error, ErrorKind};
 
@@ -43,13 +44,13 @@ pub(super) fn compare(
     options: &SessionOptions,
 ) -> Result<Vec<Vec<OutputError>>, Error> {
     let manifest = source.manifest();
-    let conditioning = TextEncoder::open(source, options)?.encode(&[Some(PROMPT)])?;
+    let text = TextEncoder::open(source, options)?.encode(&[Some(&Text::literal(PROMPT)?)])?.remove(0);
     let mut errors = Vec::new();
     for (part, packed) in source.parts().zip(packed.parts()) {
         let encoder = source.text_encoders().iter().find(|encoder| encoder.name() == part.name());
         let feeds = match encoder {
             Some(encoder) => text_feeds(encoder)?,
-            None if part.name() == "unet" => unet_feeds(part, manifest, &conditioning)?,
+            None if part.name() == "unet" => unet_feeds(part, manifest, &text)?,
             None => vae_feeds(part, manifest)?,
         };
         let expected = outputs(part, &feeds, options)?;
@@ -81,7 +82,7 @@ fn text_feeds(encoder: &TextEncoderPart) -> Result<Vec<Feed>, Error> {
         Dim::Fixed(context) => context,
         Dim::Free(_) => encoder.context(),
     };
-    let ids = encoder.tokenizer(context)?.encode(PROMPT)?.ids;
+    let ids = encoder.tokenizer(context)?.encode(&Text::literal(PROMPT)?, 1)?.chunks.remove(0).ids;
     let batch = batch(port);
     let mut feeds = constants(signature, batch, context)?;
     let numbers = (0..batch).flat_map(|_| &ids).map(|id| *id as f64);
@@ -91,11 +92,12 @@ fn text_feeds(encoder: &TextEncoderPart) -> Result<Vec<Feed>, Error> {
 
 /// Noise in the middle of the curve, and the prompt. What else a U-Net takes is of its size and kind, if not what a
 /// picture would need.
-fn unet_feeds(part: &Part, manifest: &Manifest, conditioning: &Conditioning) -> Result<Vec<Feed>, Error> {
+fn unet_feeds(part: &Part, manifest: &Manifest, text: &TextStates) -> Result<Vec<Feed>, Error> {
     let signature = part.signature();
     let latents = signature.input(Role::Latents).expect("no signature without latents");
     let (shape, size) = sizes(latents, manifest)?;
-    let (batch, [_, tokens, width]) = (batch(latents), conditioning.shape);
+    let (batch, tokens) = (batch(latents), text.tokens);
+    let width = text.states.len() / tokens;
     let (width_px, height_px) = (f64::from(size.width_px()), f64::from(size.height_px()));
     let tiled =
         |numbers: &[f32]| repeat_n(numbers, batch).flatten().map(|x| f64::from(*x)).collect::<Vec<_>>();
@@ -113,9 +115,9 @@ fn unet_feeds(part: &Part, manifest: &Manifest, conditioning: &Conditioning) -> 
                 (dims, noise(count))
             }
             Role::Timestep => (timestep_shape(port, batch), vec![(manifest.curve.len() / 2) as f64; batch]),
-            Role::States => (vec![batch, tokens, width], tiled(&conditioning.states)),
+            Role::States => (vec![batch, tokens, width], tiled(&text.states)),
             Role::Pooled => {
-                let pooled = conditioning.pooled.as_deref().unwrap_or_default();
+                let pooled = text.pooled.as_deref().unwrap_or_default();
                 (vec![batch, pooled.len()], tiled(pooled))
             }
             Role::SizeIds => {

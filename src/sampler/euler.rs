@@ -1,19 +1,47 @@
-//! Euler's method, plain and ancestral. It knows nothing of where the levels come from.
+//! Euler's method in its many names: plain, with churn, ancestral, DDIM and DDPM.
+//! It knows nothing of where the levels come from, in which these differ.
 
-use super::{Denoise, Sampler};
+use super::arithmetic::blend;
+use super::churn::Churn;
+use super::{Denoise, Sampler, Settings, Variance};
 use crate::Error;
-use crate::noise::NoiseSource;
+use crate::noise::StepNoise;
 use crate::schedule::Step;
 
-/// Euler's method on the probability flow ODE `dx/dsigma = (x - D(x; sigma)) / sigma` (Karras et al. 2022,
-/// algorithm 1 without lines 6 to 8, and without churn).
+/// A step along the tangent of the probability flow ODE `dx/dsigma = (x - D(x; sigma)) / sigma` (Karras et al. 2022,
+/// equation 3), to a level below the target, and fresh noise up to it.
+///
+/// With `eta` 0 it is Euler's method (Karras et al. 2022, algorithm 1 without lines 6 to 8), to which algorithm 2 adds
+/// noise before the step: [`Churn`]. With `eta` it is ancestral sampling: `sigma_down^2 + sigma_up^2 = sigma_to^2` with
+/// `sigma_up = eta * sigma_to * sqrt(1 - sigma_to^2 / sigma_from^2)` (Song et al. 2021, "Score-based generative modeling
+/// through SDEs", appendix F; k-diffusion's `get_ancestral_step`).
+///
+/// DDIM (Song, Meng & Ermon 2021, equations 12 and 16) is the same: its `sqrt(alpha) x0 + sqrt(1 - alpha - s^2) eps +
+/// s z` divided by `sqrt(alpha)` is `x0 + sigma_down eps + sigma_up z`. So is DDPM (Ho et al. 2020, equations 7 and 11)
+/// with `eta` 1, as DDIM's authors say; its other choice of variance is [`Variance::Large`]. What differs between
+/// them in diffusers is the levels.
 pub(super) struct Euler {
+    churn: Churn,
+    eta: f64,
+    s_noise: f64,
+    variance: Variance,
     denoised: Vec<f32>,
+    noise: Vec<f32>,
 }
 
 impl Euler {
-    pub(super) fn new(len: usize) -> Self {
-        Self { denoised: vec![0.0; len] }
+    /// Of the settings those of [`Churn`], and `eta`, `s_noise` and `variance`. `steps` is how many there will be.
+    pub(super) fn new(settings: &Settings, steps: usize, len: usize) -> Self {
+        let Settings { eta, s_noise, variance, .. } = *settings;
+        let noise = vec![0.0; if eta > 0.0 { len } else { 0 }];
+        Self {
+            churn: Churn::new(settings, steps, len),
+            eta,
+            s_noise,
+            variance,
+            denoised: vec![0.0; len],
+            noise,
+        }
     }
 }
 
@@ -23,55 +51,71 @@ impl Sampler for Euler {
         x: &mut [f32],
         step: &Step,
         denoiser: &mut dyn Denoise,
-        _noise: &mut dyn NoiseSource,
+        noise: &mut dyn StepNoise,
     ) -> Result<(), Error> {
-        denoiser.denoise(x, step.from, step.timestep, &mut self.denoised)?;
-        descend(x, &self.denoised, step.from, step.to);
-        Ok(())
-    }
-}
-
-/// Ancestral sampling (Song et al. 2021, "Score-based generative modeling through SDEs", appendix F): an Euler step to
-/// `sigma_down`, below the target, then fresh noise of `sigma_up`, so that
-/// `sigma_down^2 + sigma_up^2 = sigma_to^2`; k-diffusion's `sample_euler_ancestral` with `eta = 1`.
-pub(super) struct EulerAncestral {
-    denoised: Vec<f32>,
-    noise: Vec<f32>,
-}
-
-impl EulerAncestral {
-    pub(super) fn new(len: usize) -> Self {
-        Self { denoised: vec![0.0; len], noise: vec![0.0; len] }
-    }
-}
-
-impl Sampler for EulerAncestral {
-    fn step(
-        &mut self,
-        x: &mut [f32],
-        step: &Step,
-        denoiser: &mut dyn Denoise,
-        noise: &mut dyn NoiseSource,
-    ) -> Result<(), Error> {
-        denoiser.denoise(x, step.from, step.timestep, &mut self.denoised)?;
-        // The last step adds none of its noise, but diffusers draws it: the stream must go on behind it.
-        noise.fill_normal(&mut self.noise);
-        let ratio = step.to / step.from;
-        let sigma_up = step.to * (1.0 - ratio * ratio).sqrt();
-        let sigma_down = step.to * ratio;
-        descend(x, &self.denoised, step.from, sigma_down);
-        for (x, noise) in x.iter_mut().zip(&self.noise) {
-            *x = (f64::from(*x) + sigma_up * f64::from(*noise)) as f32;
+        let lift = self.churn.lift(x, step.from, noise);
+        denoiser.denoise(self.churn.lifted(x, lift), lift.sigma, &mut self.denoised)?;
+        let Ancestral { down, up } = Ancestral::new(lift.sigma, step.to, self.eta);
+        let up = self.s_noise
+            * match self.variance {
+                Variance::Small => up,
+                Variance::Large => large_variance(lift.sigma, step.to).sqrt(),
+            };
+        if up > 0.0 {
+            noise.fill_between(step.from, step.to, &mut self.noise);
         }
+        let ratio = down / lift.sigma;
+        blend(
+            x,
+            ratio,
+            &[(1.0 - ratio, &self.denoised), (ratio * lift.weight, self.churn.noise()), (up, &self.noise)],
+        );
         Ok(())
     }
 }
 
-/// `x + (to - from) * (x - denoised) / from`: along the tangent from one level to another.
-fn descend(x: &mut [f32], denoised: &[f32], from: f64, to: f64) {
-    assert_eq!(x.len(), denoised.len(), "latents of the length that the sampler was built for");
-    for (x, denoised) in x.iter_mut().zip(denoised) {
-        let slope = (f64::from(*x) - f64::from(*denoised)) / from;
-        *x = (f64::from(*x) + (to - from) * slope) as f32;
+/// A level reached from another in two parts: down by the model, up again by fresh noise.
+pub(super) struct Ancestral {
+    pub(super) down: f64,
+    pub(super) up: f64,
+}
+
+impl Ancestral {
+    pub(super) fn new(from: f64, to: f64, eta: f64) -> Self {
+        let ratio = to / from;
+        let up = (eta * to * (1.0 - ratio * ratio).sqrt()).min(to);
+        Self { down: (to * to - up * up).sqrt(), up }
+    }
+}
+
+/// The variance of DDPM's other choice, `beta = 1 - alpha_from / alpha_to` (Ho et al. 2020, section 3.2), for latents
+/// that are not scaled by `sqrt(alpha)`. The last step has none (their algorithm 2, line 3).
+fn large_variance(from: f64, to: f64) -> f64 {
+    if to == 0.0 { 0.0 } else { (from * from - to * to) / (1.0 + from * from) * (1.0 + to * to) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ancestral_parts_make_the_level() {
+        for (from, to) in [(14.6, 9.0), (2.0, 1.9), (0.5, 0.03)] {
+            for eta in [0.0, 0.4, 1.0] {
+                let Ancestral { down, up } = Ancestral::new(from, to, eta);
+                assert!((down.hypot(up) / to - 1.0).abs() < 1e-12);
+                let expected = eta * to * (1.0 - to * to / (from * from)).sqrt();
+                assert!((up - expected).abs() < 1e-12 * to, "{from} to {to}, eta {eta}");
+            }
+        }
+        let Ancestral { down, up } = Ancestral::new(3.0, 0.0, 1.0);
+        assert_eq!((down, up), (0.0, 0.0));
+    }
+
+    /// With so much `eta` that there would be more noise than the level has.
+    #[test]
+    fn there_is_never_more_noise_than_the_level() {
+        let Ancestral { down, up } = Ancestral::new(10.0, 1.0, 2.0);
+        assert_eq!((down, up), (0.0, 1.0));
     }
 }

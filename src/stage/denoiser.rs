@@ -3,26 +3,39 @@
 use std::time::{Duration, Instant};
 
 use super::feed::{Feed, constants, runs};
-use super::text_encoder::Conditioning;
+use super::text_encoder::TextStates;
 use crate::engine::{Session, SessionOptions, TensorRef};
 use crate::graph::{Dim, Port};
-use crate::guidance::{self, Guidance};
+use crate::guidance::{self, Guide, Moment, View};
 use crate::model::Model;
-use crate::prediction::Prediction;
+use crate::prediction::{Prediction, Thresholder};
 use crate::request::{Request, Source};
 use crate::sampler::Denoise;
+use crate::schedule::{Clock, Step};
 use crate::signature::{Role, Signature};
 use crate::tensor::PixelSize;
 use crate::{Error, ErrorKind};
 
 /// The most inputs of any U-Net that a [`Signature`] describes.
 const MAX_INPUTS: usize = 16;
+/// Where in the feeds of a call its first three are.
+const LATENTS: usize = 0;
+const TIMESTEP: usize = 1;
+const STATES: usize = 2;
 
 /// A model's U-Net.
 pub(crate) struct Denoiser {
     session: Session,
     signature: Signature,
     prediction: Prediction,
+}
+
+/// What the U-Net is told of the prompts in a run.
+pub(crate) struct Told {
+    /// Every text that is read in some step.
+    pub(crate) texts: Vec<TextStates>,
+    /// Per step, and per view of the run's guidance, which of them is read.
+    pub(crate) of_step: Vec<Vec<usize>>,
 }
 
 impl Denoiser {
@@ -36,33 +49,50 @@ impl Denoiser {
         Ok(Self { session, signature, prediction: model.manifest().prediction })
     }
 
-    /// The U-Net for one run. `conditioning` holds what it is told of the prompt, after what it is told of the negative
-    /// prompt where there is guidance; `beside` is what it sees beside the latents, `[channels, rows, columns]`.
+    /// The U-Net for one run. `beside` is what it sees beside the latents, `[channels, rows, columns]`.
     pub(crate) fn guided<'a>(
         &'a mut self,
-        conditioning: &Conditioning,
-        request: &Request,
+        told: &'a Told,
+        request: &'a Request,
         beside: &'a [f32],
     ) -> Result<GuidedDenoiser<'a>, Error> {
-        let (signature, guidance, shape) = (&self.signature, request.guidance, request.shape);
-        let latents = signature.input(Role::Latents).expect("no signature without latents");
-        let views = View::all(conditioning.shape[0], guidance);
-        let groups = runs(latents, views.len());
-        let runs = groups.into_iter().map(|members| {
-            let views = members.iter().map(|&member| views[member]).collect();
-            Run::new(signature, conditioning, request, beside, members, views)
-        });
-        let runs = runs.collect::<Result<Vec<Run>, Error>>()?;
+        let (signature, shape) = (&self.signature, request.shape);
+        let views = request.guidance.views();
+        let prompts = views.iter().filter(|view| !is_negative(**view)).count();
+        let mut layouts: Vec<Layout> = Vec::new();
+        let mut layout_of = Vec::new();
+        for texts in &told.of_step {
+            let mut per_count = vec![usize::MAX; views.len() + 1];
+            // A step needs the prompts' own views and some of those before them; which, depends on its noise level.
+            for (count, place) in per_count.iter_mut().enumerate().skip(prompts) {
+                let first = views.len() - count;
+                let texts = &texts[first..];
+                let tokens: Vec<usize> = texts.iter().map(|&text| told.texts[text].tokens).collect();
+                let known = layouts.iter().position(|layout| layout.tokens == tokens);
+                *place = match known {
+                    Some(known) => known,
+                    None => {
+                        layouts.push(Layout::new(signature, told, request, beside, &views[first..], texts)?);
+                        layouts.len() - 1
+                    }
+                };
+            }
+            layout_of.push(per_count);
+        }
         let output = &signature.output(Role::Latents).expect("no signature without a prediction").name;
         Ok(GuidedDenoiser {
             session: &mut self.session,
             prediction: self.prediction,
+            guide: Guide::new(request.guidance.clone(), self.prediction, shape),
+            thresholder: request.thresholding.map(|kind| Thresholder::new(kind, shape.len())),
             output,
-            runs,
+            told,
+            layouts,
+            layout_of,
             beside,
-            guidance,
+            clock: request.schedule.clock(),
+            step: 0,
             predictions: vec![0.0; views.len() * shape.len()],
-            guided: vec![0.0; shape.len()],
             spent: Duration::ZERO,
         })
     }
@@ -72,101 +102,116 @@ impl Denoiser {
 pub(crate) struct GuidedDenoiser<'a> {
     session: &'a mut Session,
     prediction: Prediction,
+    guide: Guide,
+    thresholder: Option<Thresholder>,
     /// The name of the U-Net's output.
     output: &'a str,
-    runs: Vec<Run>,
+    told: &'a Told,
+    layouts: Vec<Layout>,
+    /// Per step, and per number of predictions that it needs, the layout.
+    layout_of: Vec<Vec<usize>>,
     /// What the U-Net sees beside the latents.
     beside: &'a [f32],
-    guidance: Guidance,
-    /// One prediction, or those that [`Guidance::combine`] takes.
+    clock: &'a Clock,
+    /// The step that is being taken.
+    step: usize,
+    /// Those that [`Guide::combine`] takes.
     predictions: Vec<f32>,
-    guided: Vec<f32>,
     spent: Duration,
 }
 
-/// What the U-Net goes by for one of a step's predictions.
-#[derive(Clone, Copy)]
-struct View {
-    /// Which of the encoded prompts.
-    prompt: usize,
-    /// Whether that is the negative one.
-    is_negative: bool,
-    /// Whether what is beside the latents is seen, too, or zeros.
-    sees_beside: bool,
+/// How the predictions of a step are made: which together, in one call of the U-Net.
+struct Layout {
+    /// Per prediction, how long its text is.
+    tokens: Vec<usize>,
+    calls: Vec<Call>,
 }
 
-impl View {
-    /// Those of a step, in the order in which [`Guidance::combine`] takes their predictions.
-    fn all(prompts: usize, guidance: Guidance) -> Vec<Self> {
-        let positive = Self { prompt: prompts - 1, is_negative: false, sees_beside: true };
-        let negative = Self { prompt: 0, is_negative: true, sees_beside: true };
-        match guidance {
-            // Also of a U-Net that takes the guidance scale as an input.
-            _ if prompts == 1 => vec![positive],
-            Guidance::Edit { .. } => vec![Self { sees_beside: false, ..negative }, negative, positive],
-            _ => vec![negative, positive],
+impl Layout {
+    /// For these predictions, which read these texts at first. As many are made at once as the graph and the lengths of
+    /// the texts allow.
+    fn new(
+        signature: &Signature,
+        told: &Told,
+        request: &Request,
+        beside: &[f32],
+        views: &[View],
+        texts: &[usize],
+    ) -> Result<Self, Error> {
+        let latents = signature.input(Role::Latents).expect("no signature without latents");
+        let tokens: Vec<usize> = texts.iter().map(|&text| told.texts[text].tokens).collect();
+        let mut lengths = tokens.clone();
+        lengths.sort_unstable();
+        lengths.dedup();
+        let mut calls = Vec::new();
+        for length in lengths {
+            let alike: Vec<usize> = (0..views.len()).filter(|&index| tokens[index] == length).collect();
+            for slots in runs(latents, alike.len()) {
+                let members: Vec<usize> = slots.into_iter().map(|slot| alike[slot]).collect();
+                let views = members.iter().map(|&member| views[member]).collect();
+                let texts = members.iter().map(|&member| texts[member]).collect();
+                calls.push(Call::new(signature, told, request, beside, members, views, texts)?);
+            }
         }
+        Ok(Self { tokens, calls })
     }
 }
 
-/// One call of the U-Net per step: all predictions at once where the graph allows it.
-struct Run {
-    /// The first two are the latents and the timestep, which every step sets anew.
+/// One call of the U-Net.
+struct Call {
+    /// [`LATENTS`], [`TIMESTEP`] and [`STATES`], then the others.
     feeds: Vec<Feed>,
-    /// Per picture of the batch, which prediction it is, and what it goes by.
+    /// Where among the feeds the whole text's vector is, if it is one.
+    pooled: Option<usize>,
+    /// Per picture of the batch, which prediction it is, what it goes by, and the text that its feeds hold.
     members: Vec<usize>,
     views: Vec<View>,
+    texts: Vec<usize>,
     output: Vec<f32>,
 }
 
-impl Run {
+impl Call {
     fn new(
         signature: &Signature,
-        conditioning: &Conditioning,
+        told: &Told,
         request: &Request,
         beside: &[f32],
         members: Vec<usize>,
         views: Vec<View>,
+        texts: Vec<usize>,
     ) -> Result<Self, Error> {
         let (batch, shape) = (members.len(), request.shape);
         let channels = shape.channels + beside.len() / (shape.height_cells * shape.width_cells);
         let input = |role: Role| signature.input(role).expect("no signature without it");
         let timestep = input(Role::Timestep);
+        let first = &told.texts[texts[0]];
+        let (tokens, width) = (first.tokens, first.states.len() / first.tokens);
         let mut feeds = vec![
             Feed::zeros(input(Role::Latents), &[batch, channels, shape.height_cells, shape.width_cells])?,
             Feed::zeros(timestep, &timestep_shape(timestep, batch))?,
+            Feed::zeros(input(Role::States), &[batch, tokens, width])?,
         ];
-        let of_members = |values: &[f32]| {
-            let one = values.len() / conditioning.shape[0];
-            views
-                .iter()
-                .flat_map(|view| &values[view.prompt * one..][..one])
-                .map(|&x| f64::from(x))
-                .collect::<Vec<_>>()
-        };
-        let [_, tokens, width] = conditioning.shape;
-        let states = of_members(&conditioning.states);
-        feeds.push(Feed::of(input(Role::States), &[batch, tokens, width], states)?);
+        let mut pooled = None;
         for port in signature.inputs.iter() {
             let (role, port) = (port.role, &port.port);
             match role {
                 Role::Pooled => {
-                    let pooled = conditioning
+                    let vector = first
                         .pooled
                         .as_ref()
                         .ok_or_else(|| unfit("a text encoder that pools the prompt, got none".into()))?;
-                    let width = pooled.len() / conditioning.shape[0];
-                    feeds.push(Feed::of(port, &[batch, width], of_members(pooled))?);
+                    pooled = Some(feeds.len());
+                    feeds.push(Feed::zeros(port, &[batch, vector.len()])?);
                 }
                 Role::SizeIds => {
-                    let ids = views.iter().map(|view| size_ids(port, request.size, view.is_negative));
+                    let ids = views.iter().map(|view| size_ids(port, request.size, is_negative(*view)));
                     let ids = ids.collect::<Result<Vec<_>, Error>>()?;
                     feeds.push(Feed::of(port, &[batch, ids[0].len()], ids.concat())?);
                 }
                 Role::GuidanceEmbedding => {
                     let width = fixed(port, 1)
                         .ok_or_else(|| unfit(format!("a guidance embedding of fixed width, got {port}")))?;
-                    let one = guidance::embedding(request.guidance.scale(), width);
+                    let one = guidance::embedding(request.guidance_scale(), width);
                     let numbers = members.iter().flat_map(|_| &one).copied().collect::<Vec<_>>();
                     feeds.push(Feed::of(port, &[batch, width], numbers)?);
                 }
@@ -180,7 +225,29 @@ impl Run {
             }
         }
         feeds.extend(constants(signature, batch, tokens)?);
-        Ok(Self { feeds, output: vec![0.0; batch * shape.len()], members, views })
+        let mut call = Self { feeds, pooled, output: vec![0.0; batch * shape.len()], members, views, texts };
+        call.fill_texts(told);
+        Ok(call)
+    }
+
+    /// Tells the U-Net of these texts, one per prediction, where it was told of others before.
+    fn read(&mut self, told: &Told, texts: &[usize]) {
+        let mut is_changed = false;
+        for (text, &member) in self.texts.iter_mut().zip(&self.members) {
+            is_changed |= std::mem::replace(text, texts[member]) != texts[member];
+        }
+        if is_changed {
+            self.fill_texts(told);
+        }
+    }
+
+    fn fill_texts(&mut self, told: &Told) {
+        let texts = self.texts.iter().map(|&text| &told.texts[text]);
+        self.feeds[STATES].fill(texts.clone().flat_map(|text| &text.states).map(|&x| f64::from(x)));
+        if let Some(pooled) = self.pooled {
+            self.feeds[pooled]
+                .fill(texts.flat_map(|text| text.pooled.iter().flatten()).map(|&x| f64::from(x)));
+        }
     }
 }
 
@@ -189,37 +256,76 @@ impl GuidedDenoiser<'_> {
     pub(crate) fn spent(&self) -> Duration {
         self.spent
     }
+
+    /// Says which step comes next: texts and guidance scales may differ from step to step.
+    pub(crate) fn begin(&mut self, step: &Step) {
+        self.step = step.index;
+    }
+
+    /// Tells the guide the clean latents of the picture that is drawn from.
+    pub(crate) fn remember(&mut self, clean: &[f32]) {
+        self.guide.remember(clean);
+    }
+
+    fn predict(
+        &mut self,
+        x: &[f32],
+        sigma: f64,
+        out: &mut [f32],
+        unconditional: Option<&mut [f32]>,
+    ) -> Result<(), Error> {
+        let at = Moment { step: self.step, sigma };
+        let count = self.guide.needs(at).len();
+        if count > 0 {
+            let (timestep, scale) = (self.clock.timestep(sigma), self.prediction.input_scale(sigma));
+            let texts = &self.told.of_step[self.step];
+            let texts = &texts[texts.len() - count..];
+            for call in &mut self.layouts[self.layout_of[self.step][count]].calls {
+                call.read(self.told, texts);
+                let (latents, beside) = (x.iter(), self.beside.iter());
+                call.feeds[LATENTS].fill(call.views.iter().flat_map(|view| {
+                    let seen = if *view == View::NegativeWithoutPicture { 0.0 } else { 1.0 };
+                    let latents = latents.clone().map(move |&x| f64::from(x) * scale);
+                    latents.chain(beside.clone().map(move |&x| f64::from(x) * seen))
+                }));
+                call.feeds[TIMESTEP].fill(std::iter::repeat(timestep));
+                let started = Instant::now();
+                let mut inputs = [("", TensorRef::new(&[], &[] as &[f32])); MAX_INPUTS];
+                inputs.iter_mut().zip(&call.feeds).for_each(|(input, feed)| *input = feed.input());
+                self.session.run(&inputs[..call.feeds.len()], &mut [(self.output, &mut call.output)])?;
+                self.spent += started.elapsed();
+                for (prediction, &member) in call.output.chunks_exact(x.len()).zip(&call.members) {
+                    self.predictions[member * x.len()..][..x.len()].copy_from_slice(prediction);
+                }
+            }
+        }
+        self.guide.combine(at, x, &self.predictions[..count * x.len()], out, unconditional);
+        if let Some(thresholder) = &mut self.thresholder {
+            thresholder.apply(out);
+        }
+        Ok(())
+    }
 }
 
 impl Denoise for GuidedDenoiser<'_> {
-    fn denoise(&mut self, x: &[f32], sigma: f64, timestep: f64, out: &mut [f32]) -> Result<(), Error> {
-        let scale = Prediction::input_scale(sigma);
-        for run in &mut self.runs {
-            let (latents, beside) = (x.iter(), self.beside.iter());
-            run.feeds[0].fill(run.views.iter().flat_map(|view| {
-                let seen = if view.sees_beside { 1.0 } else { 0.0 };
-                let latents = latents.clone().map(move |&x| f64::from(x) * scale);
-                latents.chain(beside.clone().map(move |&x| f64::from(x) * seen))
-            }));
-            run.feeds[1].fill(std::iter::repeat(timestep));
-            let started = Instant::now();
-            let mut inputs = [("", TensorRef::new(&[], &[] as &[f32])); MAX_INPUTS];
-            inputs.iter_mut().zip(&run.feeds).for_each(|(input, feed)| *input = feed.input());
-            self.session.run(&inputs[..run.feeds.len()], &mut [(self.output, &mut run.output)])?;
-            self.spent += started.elapsed();
-            for (prediction, &member) in run.output.chunks_exact(x.len()).zip(&run.members) {
-                self.predictions[member * x.len()..][..x.len()].copy_from_slice(prediction);
-            }
-        }
-        let prediction = if self.predictions.len() == x.len() {
-            &self.predictions
-        } else {
-            self.guidance.combine(&self.predictions, &mut self.guided);
-            &self.guided
-        };
-        self.prediction.to_denoised(x, prediction, sigma, out);
-        Ok(())
+    fn denoise(&mut self, x: &[f32], sigma: f64, out: &mut [f32]) -> Result<(), Error> {
+        self.predict(x, sigma, out, None)
     }
+
+    fn denoise_apart(
+        &mut self,
+        x: &[f32],
+        sigma: f64,
+        out: &mut [f32],
+        unconditional: &mut [f32],
+    ) -> Result<(), Error> {
+        self.predict(x, sigma, out, Some(unconditional))
+    }
+}
+
+/// Whether a prediction is of what the picture should not be, or of nothing in particular.
+fn is_negative(view: View) -> bool {
+    !matches!(view, View::Positive(_))
 }
 
 /// The shape of a timestep for a batch: graphs want none, one, one per picture, or a column.

@@ -5,9 +5,8 @@ use image::{GrayImage, RgbImage};
 
 use super::vae::VaeEncoder;
 use crate::manifest::{Conditions, LowRes, Manifest};
-use crate::noise::{NoiseSource, TorchCpu};
-use crate::prediction::Prediction;
-use crate::request::{Request, Source};
+use crate::noise::{NoiseSource, slerp};
+use crate::request::{Request, Source, Variation};
 use crate::{Error, ErrorKind};
 
 /// From this value on, a mask's pixel is white.
@@ -21,6 +20,8 @@ pub(crate) struct Start {
     pub(crate) beside: Vec<f32>,
     /// What is put back after every step.
     pub(crate) kept: Option<Kept>,
+    /// The latents of the picture that is drawn from, where the run starts from it.
+    pub(crate) clean: Option<Vec<f32>>,
 }
 
 /// The part of a picture that a U-Net which does not know of it must leave as it is (Avrahami et al. 2023, "Blended
@@ -49,27 +50,27 @@ impl Start {
         request: &Request,
         manifest: &Manifest,
         encoder: Option<&mut VaeEncoder>,
-        noise: &mut TorchCpu,
+        noise: &mut dyn NoiseSource,
     ) -> Result<Self, Error> {
         let mut desk = Desk { request, manifest, encoder, noise };
         let sigma = request.schedule.steps()[0].from;
         match &request.source {
             Source::Noise => {
-                let noise = desk.draw();
-                Ok(Self { latents: desk.alone(&noise), beside: Vec::new(), kept: None })
+                let noise = desk.draw_first()?;
+                Ok(Self { latents: desk.alone(&noise), beside: Vec::new(), kept: None, clean: None })
             }
             // StableDiffusionImg2ImgPipeline and StableDiffusionXLImg2ImgPipeline
             Source::Picture(picture) => {
                 let clean = desk.sample(planes(picture, |_, _| true))?;
-                let latents = all_noised(&clean, &desk.draw(), sigma);
-                Ok(Self { latents, beside: Vec::new(), kept: None })
+                let latents = all_noised(&clean, &desk.draw_first()?, sigma);
+                Ok(Self { latents, beside: Vec::new(), kept: None, clean: Some(clean) })
             }
             // StableDiffusionInpaintPipeline and StableDiffusionXLInpaintPipeline
             Source::Masked { picture, mask, starts_from_noise } => {
                 let sees_mask = manifest.conditions == Conditions::Inpainting;
                 let needs_clean = !(sees_mask && *starts_from_noise);
                 let clean = needs_clean.then(|| desk.sample(planes(picture, |_, _| true))).transpose()?;
-                let noise = desk.draw();
+                let noise = desk.draw_first()?;
                 let latents = match &clean {
                     Some(clean) if !starts_from_noise => all_noised(clean, &noise, sigma),
                     _ => desk.alone(&noise),
@@ -80,22 +81,22 @@ impl Start {
                     Some(clean) if !sees_mask => {
                         desk.skip_sample();
                         let is_kept = cells.iter().map(|white| !white).cycle().take(clean.len()).collect();
-                        let kept = Kept { is_kept, clean, noise };
-                        Ok(Self { latents, beside: Vec::new(), kept: Some(kept) })
+                        let kept = Kept { is_kept, clean: clean.clone(), noise };
+                        Ok(Self { latents, beside: Vec::new(), kept: Some(kept), clean: Some(clean) })
                     }
-                    _ => {
+                    clean => {
                         let mut beside: Vec<f32> =
                             cells.iter().map(|&white| f32::from(u8::from(white))).collect();
                         beside.extend(desk.sample(planes(picture, |x, y| !is_white(x, y)))?);
-                        Ok(Self { latents, beside, kept: None })
+                        Ok(Self { latents, beside, kept: None, clean })
                     }
                 }
             }
             // StableDiffusionInstructPix2PixPipeline
             Source::Edited(picture) => {
                 let beside = desk.encoder()?.encode(&planes(picture, |_, _| true), request)?.mode();
-                let noise = desk.draw();
-                Ok(Self { latents: desk.alone(&noise), beside, kept: None })
+                let noise = desk.draw_first()?;
+                Ok(Self { latents: desk.alone(&noise), beside, kept: None, clean: None })
             }
             // StableDiffusionUpscalePipeline
             Source::Enlarged { picture, level } => {
@@ -107,12 +108,12 @@ impl Start {
                 })?;
                 let sigma = curve.sigma_of_timestep(*level as f64);
                 // Not added as to latents: the sum keeps its variance (Ho et al. 2020, equation 4).
-                let alpha = Prediction::input_scale(sigma);
+                let alpha = 1.0 / sigma.hypot(1.0);
                 for (x, noise) in beside.iter_mut().zip(noise) {
                     *x = (alpha * (f64::from(*x) + sigma * f64::from(noise))) as f32;
                 }
-                let noise = desk.draw();
-                Ok(Self { latents: desk.alone(&noise), beside, kept: None })
+                let noise = desk.draw_first()?;
+                Ok(Self { latents: desk.alone(&noise), beside, kept: None, clean: None })
             }
         }
     }
@@ -123,7 +124,7 @@ struct Desk<'a> {
     request: &'a Request,
     manifest: &'a Manifest,
     encoder: Option<&'a mut VaeEncoder>,
-    noise: &'a mut TorchCpu,
+    noise: &'a mut dyn NoiseSource,
 }
 
 impl Desk<'_> {
@@ -132,6 +133,17 @@ impl Desk<'_> {
         let mut noise = vec![0.0; self.request.shape.len()];
         self.noise.fill_normal(&mut noise);
         noise
+    }
+
+    /// The noise that the run starts from, with some of another seed's where that is asked for.
+    fn draw_first(&mut self) -> Result<Vec<f32>, Error> {
+        let mut noise = self.draw();
+        if let Some(Variation { seed, strength }) = self.request.variation {
+            let mut other = vec![0.0; noise.len()];
+            self.request.rng.source(seed)?.fill_normal(&mut other);
+            slerp(&mut noise, &other, self.request.shape, strength);
+        }
+        Ok(noise)
     }
 
     /// Latents of noise alone, as the first step takes them.

@@ -1,16 +1,25 @@
-//! The text encoders: prompts become the states that the U-Net attends to.
+//! The text encoders: texts become the states that the U-Net attends to.
 
 use super::feed::{Feed, constants, runs};
-use crate::engine::{Session, SessionOptions};
+use crate::engine::{Output, Session, SessionOptions};
 use crate::graph::{Dim, Port};
 use crate::model::{Model, TextEncoderPart};
+use crate::prompt::Text;
 use crate::signature::{Role, Signature};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Chunk, Cut, MAX_CHUNKS, Tokenizer};
 use crate::{Error, ErrorKind};
+
+/// The most chunks that are encoded at once: more would cost memory and save no time.
+const MAX_BATCH: usize = 8;
+
+/// A chunk's states, `[tokens, width]`, and its vector, where an encoder gives one.
+type OfChunk = (Vec<f32>, Option<Vec<f32>>);
 
 /// The tokenizers and text encoders of a model.
 pub(crate) struct TextEncoder {
     encoders: Vec<Encoder>,
+    /// As many as the U-Net attends to.
+    max_chunks: usize,
 }
 
 struct Encoder {
@@ -26,22 +35,25 @@ struct Encoder {
     pooled: Option<String>,
 }
 
-/// What the U-Net is told about the picture, per prompt.
-pub(crate) struct Conditioning {
-    /// `[prompts, tokens, width]`
-    pub(crate) states: Vec<f32>,
-    pub(crate) shape: [usize; 3],
-    /// `[prompts, width]`, for a U-Net that takes it.
-    pub(crate) pooled: Option<Vec<f32>>,
-    /// Per prompt, what of it was too long to be read.
-    pub(crate) cut: Vec<Option<String>>,
+/// What a text becomes. Those of one model have one width.
+#[derive(Clone, Debug)]
+pub struct TextStates {
+    /// `[tokens, width]`: the states of all chunks one after the other, weighted, per token those of all encoders.
+    pub states: Vec<f32>,
+    /// How many tokens that are, marks and padding included.
+    pub tokens: usize,
+    /// The first chunk's vector, for a U-Net that takes it.
+    pub pooled: Option<Vec<f32>>,
+    /// What of the text was not read.
+    pub cut: Option<Cut>,
 }
 
 impl TextEncoder {
     pub(crate) fn open(model: &Model, options: &SessionOptions) -> Result<Self, Error> {
         let parts = model.text_encoders();
+        let unet = model.unet().signature();
         // A U-Net that takes the whole prompt's vector was trained on the states before the last layer.
-        let is_pooled = model.unet().signature().input(Role::Pooled).is_some();
+        let is_pooled = unet.input(Role::Pooled).is_some();
         let encoders = parts.iter().enumerate().map(|(index, part)| {
             Encoder::open(part, is_pooled, is_pooled && index + 1 == parts.len(), options)
         });
@@ -53,39 +65,58 @@ impl TextEncoder {
                 format!("text encoders: expected contexts of one length, got {contexts:?} tokens"),
             ));
         }
-        Ok(Self { encoders })
+        let max_chunks = match unet.input(Role::States).and_then(|port| port.dims.get(1)) {
+            Some(Dim::Fixed(tokens)) => (tokens / contexts[0]).max(1),
+            _ => MAX_CHUNKS,
+        };
+        Ok(Self { encoders, max_chunks })
     }
 
-    /// Encodes prompts; an absent one is zeros. [`ErrorKind::Numeric`] for a state that is not a number.
-    pub(crate) fn encode(&mut self, prompts: &[Option<&str>]) -> Result<Conditioning, Error> {
-        let count = prompts.len();
-        let encoded = self.encoders.iter_mut().map(|encoder| encoder.encode(prompts));
-        let encoded = encoded.collect::<Result<Vec<Encoded>, Error>>()?;
-        let tokens = encoded[0].tokens;
-        let width = encoded.iter().map(|one| one.width).sum();
-        // Per token, the states of all encoders one after the other.
-        let mut states = Vec::with_capacity(count * tokens * width);
-        for token in 0..count * tokens {
-            for one in &encoded {
-                states.extend_from_slice(&one.states[token * one.width..][..one.width]);
+    /// Encodes texts; an absent one is zeros, as many as the longest has, which says the same at any length.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Numeric`] for a state that is not a number; [`ErrorKind::Model`] when encoders differ in what they
+    /// make of a text.
+    pub(crate) fn encode(&mut self, texts: &[Option<&Text>]) -> Result<Vec<TextStates>, Error> {
+        let max_chunks = self.max_chunks;
+        let encoded = self.encoders.iter_mut().map(|encoder| encoder.encode(texts, max_chunks));
+        let mut encoded = encoded.collect::<Result<Vec<Vec<TextStates>>, Error>>()?.into_iter();
+        let mut joined = encoded.next().unwrap_or_default();
+        for others in encoded {
+            for (one, other) in joined.iter_mut().zip(others) {
+                one.join(other)?;
             }
         }
-        let mut conditioning =
-            Conditioning { states, shape: [count, tokens, width], pooled: None, cut: vec![None; count] };
-        for one in encoded {
-            conditioning.pooled = one.pooled.or(conditioning.pooled);
-            conditioning.cut = one.cut;
+        let longest = joined.iter().max_by_key(|one| one.tokens);
+        let (tokens, len) = longest.map_or((0, 0), |one| (one.tokens, one.states.len()));
+        for (one, _) in joined.iter_mut().zip(texts).filter(|(_, text)| text.is_none()) {
+            one.tokens = tokens;
+            one.states = vec![0.0; len];
+            one.pooled.iter_mut().for_each(|pooled| pooled.fill(0.0));
         }
-        Ok(conditioning)
+        Ok(joined)
     }
 }
 
-struct Encoded {
-    tokens: usize,
-    width: usize,
-    states: Vec<f32>,
-    pooled: Option<Vec<f32>>,
-    cut: Vec<Option<String>>,
+impl TextStates {
+    /// Per token, the states of another encoder behind these.
+    fn join(&mut self, other: Self) -> Result<(), Error> {
+        if self.tokens != other.tokens {
+            return Err(Error::new(
+                ErrorKind::Model,
+                format!(
+                    "text encoders: expected as many tokens of a text, got {} and {}",
+                    self.tokens, other.tokens
+                ),
+            ));
+        }
+        let width = |one: &Self| one.states.len() / one.tokens;
+        let rows = self.states.chunks_exact(width(self)).zip(other.states.chunks_exact(width(&other)));
+        self.states = rows.flat_map(|(one, other)| one.iter().chain(other)).copied().collect();
+        self.pooled = other.pooled.or(self.pooled.take());
+        self.cut = other.cut;
+        Ok(())
+    }
 }
 
 impl Encoder {
@@ -117,55 +148,85 @@ impl Encoder {
         Ok(Self { name, tokenizer, context, session, signature, ids, states, pooled })
     }
 
-    fn encode(&mut self, prompts: &[Option<&str>]) -> Result<Encoded, Error> {
-        let tokens = self.context;
-        let (mut ids, mut cut) = (Vec::new(), Vec::new());
-        for prompt in prompts {
-            let encoded = self.tokenizer.encode(prompt.unwrap_or_default())?;
-            ids.push(encoded.ids);
-            cut.push(encoded.cut);
-        }
-        let names: Vec<&str> =
-            [Some(&self.states), self.pooled.as_ref()].into_iter().flatten().map(String::as_str).collect();
-        let mut states = vec![Vec::new(); prompts.len()];
-        let mut pooled = vec![Vec::new(); prompts.len()];
-        for members in runs(&self.ids, prompts.len()) {
-            let batch = members.len();
-            let numbers = members.iter().flat_map(|&member| ids[member].iter().map(|&id| id as f64));
-            let mut feeds = constants(&self.signature, batch, tokens)?;
-            feeds.push(Feed::of(&self.ids, &[batch, tokens], numbers)?);
-            let inputs: Vec<_> = feeds.iter().map(Feed::input).collect();
-            let outputs = self.session.compute(&inputs, &names)?;
-            for (output, into) in outputs.iter().zip([&mut states, &mut pooled]) {
-                let one = output.data.len() / batch;
-                for (slot, &member) in members.iter().enumerate() {
-                    into[member] = output.data[slot * one..][..one].to_vec();
-                }
+    /// The states of these texts; of an absent one those of no words.
+    fn encode(&mut self, texts: &[Option<&Text>], max_chunks: usize) -> Result<Vec<TextStates>, Error> {
+        let nothing = Text::literal("")?;
+        let encoded = texts.iter().map(|text| self.tokenizer.encode(text.unwrap_or(&nothing), max_chunks));
+        let encoded = encoded.collect::<Result<Vec<_>, Error>>()?;
+        let chunks: Vec<&Chunk> = encoded.iter().flat_map(|text| &text.chunks).collect();
+        let mut outputs = self.run(&chunks)?.into_iter();
+        let texts = encoded.iter().map(|text| {
+            let (mut states, mut pooled) = (Vec::new(), None);
+            for (chunk, (mut of_chunk, vector)) in text.chunks.iter().zip(outputs.by_ref()) {
+                weigh(&mut of_chunk, &chunk.weights);
+                states.extend(of_chunk);
+                pooled = pooled.or(vector);
             }
-        }
-        let mut states = states.concat();
-        let mut pooled = self.pooled.is_some().then(|| pooled.concat());
-        for values in [Some(&mut states), pooled.as_mut()].into_iter().flatten() {
-            if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+            if let Some(value) = states.iter().chain(pooled.iter().flatten()).find(|value| !value.is_finite())
+            {
                 return Err(Error::new(
                     ErrorKind::Numeric,
                     format!("{}: expected finite states, got {value}", self.name),
                 ));
             }
-            let one = values.len() / prompts.len();
-            for (values, prompt) in values.chunks_exact_mut(one.max(1)).zip(prompts) {
-                if prompt.is_none() {
-                    values.fill(0.0);
+            let tokens = text.chunks.len() * self.context;
+            Ok(TextStates { states, tokens, pooled, cut: text.cut.clone() })
+        });
+        texts.collect()
+    }
+
+    /// What becomes of each chunk.
+    fn run(&mut self, chunks: &[&Chunk]) -> Result<Vec<OfChunk>, Error> {
+        let tokens = self.context;
+        let names: Vec<&str> =
+            [Some(&self.states), self.pooled.as_ref()].into_iter().flatten().map(String::as_str).collect();
+        let mut results = vec![(Vec::new(), None); chunks.len()];
+        for (chunks, results) in chunks.chunks(MAX_BATCH).zip(results.chunks_mut(MAX_BATCH)) {
+            for members in runs(&self.ids, chunks.len()) {
+                let batch = members.len();
+                let numbers =
+                    members.iter().flat_map(|&member| chunks[member].ids.iter().map(|&id| id as f64));
+                let mut feeds = constants(&self.signature, batch, tokens)?;
+                feeds.push(Feed::of(&self.ids, &[batch, tokens], numbers)?);
+                let inputs: Vec<_> = feeds.iter().map(Feed::input).collect();
+                let outputs = self.session.compute(&inputs, &names)?;
+                let of = |index: usize, slot: usize| {
+                    let output: Option<&Output> = outputs.get(index);
+                    output.map(|output| {
+                        let one = output.data.len() / batch;
+                        output.data[slot * one..][..one].to_vec()
+                    })
+                };
+                for (slot, &member) in members.iter().enumerate() {
+                    results[member] = (of(0, slot).unwrap_or_default(), of(1, slot));
                 }
             }
         }
-        let width = states.len() / (prompts.len() * tokens);
-        if width == 0 || states.len() != prompts.len() * tokens * width {
+        if let Some((states, _)) =
+            results.iter().find(|(states, _)| states.is_empty() || states.len() % tokens > 0)
+        {
             return Err(Error::new(
                 ErrorKind::Model,
                 format!("{}: expected states for {tokens} tokens, got {} numbers", self.name, states.len()),
             ));
         }
-        Ok(Encoded { tokens, width, states, pooled, cut })
+        Ok(results)
     }
+}
+
+/// Multiplies the states of a chunk, `[tokens, width]`, by the weights of its tokens, and all of them by what restores
+/// their mean: AUTOMATIC1111's "original" emphasis, `z' = w z`, `z'' = z' mean(z) / mean(z')`.
+fn weigh(states: &mut [f32], weights: &[f32]) {
+    if weights.iter().all(|weight| *weight == 1.0) {
+        return; // They are to stay as they are, to the last bit.
+    }
+    let width = states.len() / weights.len();
+    // The mean is that of the sum: there are as many before as after.
+    let sum = |states: &[f32]| states.iter().map(|state| f64::from(*state)).sum::<f64>();
+    let before = sum(states);
+    for (states, weight) in states.chunks_exact_mut(width).zip(weights) {
+        states.iter_mut().for_each(|state| *state *= weight);
+    }
+    let factor = (before / sum(states)) as f32;
+    states.iter_mut().for_each(|state| *state *= factor);
 }

@@ -10,6 +10,7 @@ use calotype::adapter::embedding::Embedding;
 use calotype::adapter::lora::Lora;
 use calotype::model::{Adapted, Model};
 use calotype::pipeline::Pipeline;
+use calotype::prompt::Text;
 use calotype::request::{Draft, Request};
 
 use super::golden::{Golden, Precision, desk, safetensors, values};
@@ -111,7 +112,8 @@ fn a_textual_inversion_stands_for_its_word() {
         (vec![2, width], Precision::F32.bytes(&words))
     };
     let tokenizer = Model::open(&folder).unwrap().text_encoders()[0].tokenizer(77).unwrap();
-    assert_eq!(tokenizer.encode("red apple").unwrap().ids[1..3], [736, 3055]);
+    let encoded = tokenizer.encode(&Text::literal("red apple").unwrap(), 1).unwrap();
+    assert_eq!(encoded.chunks[0].ids[1..3], [736, 3055]);
     let word = desk.path().join("malus.safetensors");
     let tensors = [("clip_l", "text_encoder"), ("clip_g", "text_encoder_2")].map(|(name, component)| {
         let (shape, bytes) = rows(component);

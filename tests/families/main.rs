@@ -5,6 +5,7 @@ mod adapters;
 mod golden;
 mod onnx;
 mod pack;
+mod prompts;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -13,6 +14,7 @@ use std::ops::ControlFlow;
 use calotype::engine::{Session, SessionOptions, TensorRef};
 use calotype::model::{Model, Part};
 use calotype::pipeline::{Options, Pipeline};
+use calotype::prompt::Text;
 use calotype::request::{Draft, Request};
 use calotype::weights::Dtype;
 use serde_json::{Value, json};
@@ -139,7 +141,8 @@ fn check_parts(golden: &Golden, model: &Model, precision: Precision) {
         let mut session = open(part);
         for case in &golden.text.cases {
             let ids = &case.ids[&tokenizer_name];
-            assert_eq!(&tokenizer.encode(&case.text).unwrap().ids, ids, "{}: {}", golden.family, case.text);
+            let encoded = tokenizer.encode(&Text::literal(&case.text).unwrap(), 1).unwrap();
+            assert_eq!(&encoded.chunks[0].ids, ids, "{}: {}", golden.family, case.text);
             for (port, array) in &case.arrays {
                 let Some(port) = port.strip_prefix(&format!("{}.", part.name())) else { continue };
                 let shape = [1, ids.len()];
@@ -246,9 +249,10 @@ fn request(picture: &Picture, pipeline: &Pipeline) -> Request {
         noise_level: number("noise_level").map(|level| level as usize),
         steps: number("num_inference_steps").map(|steps| steps as usize),
         // diffusers takes every scale up to 1 for none.
-        guidance: number("guidance_scale").map(|scale| scale.max(1.0)),
+        guidance: number("guidance_scale").map(|scale| scale.max(1.0).into()),
         sampler: Some(sampler.parse().unwrap()),
         seed: Some(picture.seed),
+        ..Draft::default()
     };
     Request::new(draft, pipeline.manifest()).unwrap()
 }

@@ -1,0 +1,110 @@
+//! `--sampler help` and `--schedule help`: tables of what there is. It knows how they look, and nothing of what they do.
+
+use calotype::sampler::{About, SamplerKind};
+use calotype::schedule::ScheduleKind;
+use serde_json::{Value, json};
+
+use super::Report;
+
+/// A line per sampling method.
+pub(super) fn report() -> Report {
+    let json = SamplerKind::ALL.map(|kind| {
+        let about = kind.about();
+        json!({
+            "name": about.name,
+            "evaluations": about.evaluations,
+            "order": about.order,
+            "stochastic": about.is_stochastic,
+            "flow_matching": about.is_slope,
+            "models": about.models,
+            "settings": about.settings().collect::<Vec<_>>(),
+            "diffusers": name(about.diffusers),
+            "a1111": name(about.a1111),
+            "comfyui": name(about.comfyui),
+            "stable-diffusion.cpp": name(about.sd_cpp),
+        })
+    });
+    Report { text: table(), json: json!({ "samplers": json }) }
+}
+
+/// A line per schedule.
+pub(super) fn report_schedules() -> Report {
+    let json: Vec<Value> = ScheduleKind::about()
+        .map(
+            |(name, settings, aliases)| json!({ "name": name, "settings": settings, "other_names": aliases }),
+        )
+        .collect();
+    Report { text: schedules(), json: json!({ "schedules": json }) }
+}
+
+fn schedules() -> String {
+    let rows = ScheduleKind::about()
+        .map(|(name, settings, aliases)| [name.to_owned(), settings, aliases.join(", ")])
+        .collect::<Vec<_>>();
+    markdown(["name", "settings", "other names"], &rows)
+}
+
+fn name(name: &str) -> Value {
+    if name.is_empty() { Value::Null } else { name.into() }
+}
+
+/// The table in Markdown, which the manual has, too.
+fn table() -> String {
+    const HEAD: [&str; 10] = [
+        "name",
+        "calls a step",
+        "order",
+        "noise",
+        "models",
+        "settings",
+        "diffusers",
+        "A1111",
+        "ComfyUI",
+        "stable-diffusion.cpp",
+    ];
+    let row = |about: &About| -> [String; 10] {
+        let order = if about.order == 0 { "-".into() } else { about.order.to_string() };
+        let noise = if about.is_stochastic { "fresh" } else { "none" };
+        let models = if about.is_slope { "any, flow matching" } else { about.models };
+        [
+            about.name.into(),
+            about.evaluations.to_string(),
+            order,
+            noise.into(),
+            models.into(),
+            about.settings().collect::<Vec<_>>().join(", "),
+            about.diffusers.into(),
+            about.a1111.into(),
+            about.comfyui.into(),
+            about.sd_cpp.into(),
+        ]
+    };
+    markdown(HEAD, &SamplerKind::ALL.map(|kind| row(kind.about())))
+}
+
+fn markdown<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        rows.iter().map(|row| row[column].len()).chain([head[column].len()]).max().unwrap_or(0)
+    });
+    let line = |cells: [&str; N]| {
+        let cells = cells.iter().zip(widths).map(|(cell, width)| format!(" {cell:width$} "));
+        format!("|{}|\n", cells.collect::<Vec<_>>().join("|"))
+    };
+    let rule = widths.map(|width| "-".repeat(width));
+    let mut table = line(head) + &line(rule.each_ref().map(String::as_str));
+    table.extend(rows.iter().map(|row| line(row.each_ref().map(String::as_str))));
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manual_has_the_tables() {
+        let manual = include_str!("../manual/samplers.md");
+        for table in [table(), schedules()] {
+            assert!(manual.contains(&table), "src/manual/samplers.md: expected this table:\n{table}");
+        }
+    }
+}

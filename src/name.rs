@@ -1,0 +1,144 @@
+//! Names that people type, with settings behind a colon: `name:setting=value,setting=value`. Names are read whatever
+//! their case, spaces and punctuation, and where unknown the nearest is found. It knows nothing of what is named.
+
+use std::str::FromStr;
+
+use crate::{Error, ErrorKind};
+
+/// The longest name that is worth a suggestion.
+const MAX_SUGGESTED_LEN: usize = 32;
+
+/// A name without case, spaces and punctuation; `++` reads as `pp`.
+pub(crate) fn bare(name: &str) -> String {
+    name.to_lowercase().replace("++", "pp").chars().filter(|c| c.is_alphanumeric()).collect()
+}
+
+/// Which of some names is nearest to one that was typed, unless that is endless.
+fn nearest<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let typed = bare(typed);
+    if typed.len() >= MAX_SUGGESTED_LEN {
+        return None;
+    }
+    names.min_by_key(|name| edit_distance(&bare(name), &typed))
+}
+
+/// The error for a name that none of these is; `what` they name.
+pub(crate) fn unknown<'a>(
+    what: &str,
+    names: impl IntoIterator<Item = &'a str> + Clone,
+    typed: &str,
+) -> Error {
+    let known = names.clone().into_iter().collect::<Vec<_>>().join(", ");
+    let error = Error::new(ErrorKind::Usage, format!("{what}: expected one of {known}, got {typed:?}"));
+    match nearest(typed, names.into_iter()) {
+        Some(name) => error.help(format!("did you mean {name}?")),
+        None => error,
+    }
+}
+
+/// A name and the settings behind it.
+pub(crate) fn settings(text: &str) -> (&str, impl Iterator<Item = Setting<'_>>) {
+    let (name, settings) = text.split_once(':').unwrap_or((text, ""));
+    let settings = settings.split(',').filter(|setting| !setting.trim().is_empty()).map(|setting| {
+        let (name, value) = setting.split_once('=').unwrap_or((setting, ""));
+        Setting { name: name.trim(), value: value.trim() }
+    });
+    (name, settings)
+}
+
+/// The text that [`settings`] takes apart.
+pub(crate) fn with_settings(name: &str, settings: &[(&str, String)]) -> String {
+    let settings: Vec<String> = settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    if settings.is_empty() { name.to_owned() } else { format!("{name}:{}", settings.join(",")) }
+}
+
+/// A setting as typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Setting<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) value: &'a str,
+}
+
+impl Setting<'_> {
+    /// Its value, a number; [`ErrorKind::Usage`] for anything else, of `what` it is a setting.
+    pub(crate) fn read<T: FromStr>(self, what: &str) -> Result<T, Error> {
+        self.value.parse().map_err(|_| self.refused(what, "a number"))
+    }
+
+    /// Its value, one of these; [`ErrorKind::Usage`] for any other.
+    pub(crate) fn choose<T: Copy, const N: usize>(
+        self,
+        what: &str,
+        choices: [(&str, T); N],
+    ) -> Result<T, Error> {
+        let chosen = choices.iter().find(|(name, _)| *name == self.value);
+        let names = || choices.map(|(name, _)| name).join(" or ");
+        chosen.map(|(_, value)| *value).ok_or_else(|| self.refused(what, &names()))
+    }
+
+    /// The error for a value that it cannot have.
+    pub(crate) fn refused(self, what: &str, expected: &str) -> Error {
+        let Self { name, value } = self;
+        Error::new(ErrorKind::Usage, format!("{what}: {name}: expected {expected}, got {value:?}"))
+    }
+}
+
+/// How many letters must be put in, taken out or exchanged to make one word of the other (Levenshtein 1966).
+fn edit_distance(one: &str, other: &str) -> usize {
+    let mut row: Vec<usize> = (0..=other.chars().count()).collect();
+    for (i, a) in one.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, b) in other.chars().enumerate() {
+            let exchanged = diagonal + usize::from(a != b);
+            diagonal = row[j + 1];
+            row[j + 1] = exchanged.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[row.len() - 1]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edit_distance_counts_edits() {
+        for (one, other, edits) in
+            [("", "", 0), ("abc", "", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2)]
+        {
+            assert_eq!(edit_distance(one, other), edits, "{one} {other}");
+            assert_eq!(edit_distance(other, one), edits, "{other} {one}");
+        }
+    }
+
+    #[test]
+    fn settings_are_read_as_they_are_written() {
+        let (name, read) = settings("a b: x = 1 ,, y=2=3,z");
+        let read: Vec<(&str, &str)> = read.map(|Setting { name, value }| (name, value)).collect();
+        assert_eq!((name, &read[..]), ("a b", &[("x", "1"), ("y", "2=3"), ("z", "")][..]));
+        assert_eq!(with_settings("a", &[("x", "1".into()), ("y", "2".into())]), "a:x=1,y=2");
+        assert_eq!((settings("a").1.count(), with_settings("a", &[])), (0, "a".into()));
+    }
+
+    #[test]
+    fn values_that_are_none_are_refused_with_their_place() {
+        let setting = Setting { name: "x", value: "one" };
+        let error = setting.read::<f64>("thing").expect_err("no number");
+        assert_eq!(error.to_string(), "thing: x: expected a number, got \"one\"");
+        let error = setting.choose("thing", [("a", 1), ("b", 2)]).expect_err("no choice");
+        assert_eq!(error.to_string(), "thing: x: expected a or b, got \"one\"");
+        assert_eq!(Setting { name: "x", value: "b" }.choose("thing", [("a", 1), ("b", 2)]).unwrap(), 2);
+        let error = unknown("thing", ["sitting", "kitten"], "Kitte");
+        assert_eq!(error.kind(), ErrorKind::Usage);
+        assert_eq!(
+            error.to_string(),
+            "thing: expected one of sitting, kitten, got \"Kitte\"; did you mean kitten?"
+        );
+    }
+
+    #[test]
+    fn endless_names_have_no_neighbour() {
+        assert_eq!(nearest("Kitte n", ["sitting", "kitten"].into_iter()), Some("kitten"));
+        assert_eq!(nearest(&"k".repeat(1 << 20), ["kitten"].into_iter()), None);
+    }
+}

@@ -1,0 +1,320 @@
+//! DPM-Solver and DPM-Solver++, multistep and singlestep, for the ordinary and the stochastic equation.
+//! It knows nothing of where the levels come from.
+
+use super::arithmetic::{History, blend};
+use super::{Denoise, Sampler, Settings, Solver, Third};
+use crate::Error;
+use crate::noise::StepNoise;
+use crate::schedule::{Schedule, Step};
+
+/// The highest order.
+pub(super) const MAX_ORDER: usize = 3;
+/// In shorter runs the step before the last is of second order at most (diffusers' `lower_order_final`).
+const SHORT_RUN: usize = 15;
+
+/// What the solver takes for a polynomial in `lambda = -ln sigma`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Equation {
+    /// The clean latents: DPM-Solver++ (Lu et al. 2022, "DPM-Solver++", equation 9).
+    Data,
+    /// The noise: DPM-Solver (Lu et al. 2022, "DPM-Solver", equation 3.4).
+    Noise,
+}
+
+impl Equation {
+    /// Asks the model, and keeps what of its answer this equation is about. The last answer, to level 0, is where the
+    /// run ends, whatever came before: then `x` is that, and this says so.
+    fn ask(
+        self,
+        history: &mut History,
+        x: &mut [f32],
+        step: &Step,
+        denoiser: &mut dyn Denoise,
+    ) -> Result<bool, Error> {
+        let answer = history.next();
+        denoiser.denoise(x, step.from, answer)?;
+        if step.to == 0.0 {
+            x.copy_from_slice(answer);
+            return Ok(true);
+        }
+        if self == Self::Noise {
+            blend(answer, -1.0 / step.from, &[(1.0 / step.from, &*x)]);
+        }
+        history.keep(step.from);
+        Ok(false)
+    }
+
+    /// The share of `x` that is kept from `from` to `to`, the weights of the polynomial's value and of its first and second
+    /// derivative at `from` (times `h` and `h^2`, the second halved where [`Third::Published`] halves it), and of noise.
+    ///
+    /// With `h = ln(from / to)` and `H = (1 + eta) h` the weights for [`Equation::Data`] are
+    /// `phi_1 = 1 - e^-H`, `phi_2 = (e^-H - 1) / H + 1` and `-phi_3 = 1/2 - phi_2 / H`
+    /// (Lu et al. 2022, "DPM-Solver++", appendix A; its SDE form is section 4.5 with `eta` 1; k-diffusion's
+    /// `sample_dpmpp_2m_sde` and `sample_dpmpp_3m_sde` for `eta` between).
+    fn weights(self, from: f64, to: f64, eta: f64, solver: Solver) -> Weights {
+        let h = (from / to).ln();
+        match self {
+            Self::Data => {
+                let long = (1.0 + eta) * h;
+                let value = -(-long).exp_m1();
+                let slope = 1.0 - value / long;
+                Weights {
+                    keep: to / from * (-eta * h).exp(),
+                    value,
+                    first: if solver == Solver::Midpoint { value / 2.0 } else { slope },
+                    slope,
+                    curve: 0.5 - slope / long,
+                    noise: to * (-(-2.0 * eta * h).exp_m1()).sqrt(),
+                }
+            }
+            Self::Noise => {
+                let times = 1.0 + eta;
+                let value = times * (to - from);
+                let slope = times * (to - (from - to) / h);
+                Weights {
+                    keep: 1.0,
+                    value,
+                    first: if solver == Solver::Midpoint { value / 2.0 } else { slope },
+                    slope,
+                    curve: to / 2.0 - ((from - to) / h - to) / h,
+                    noise: eta * (from * from - to * to).sqrt(),
+                }
+            }
+        }
+    }
+}
+
+/// What a step is made of.
+struct Weights {
+    keep: f64,
+    value: f64,
+    /// Of the first derivative in a step of second order.
+    first: f64,
+    /// Of the first derivative in a step of third order.
+    slope: f64,
+    /// Of the second derivative.
+    curve: f64,
+    noise: f64,
+}
+
+/// DPM-Solver and DPM-Solver++ of the evaluations before this one (Lu et al. 2022, "DPM-Solver++", algorithm 2).
+///
+/// The step to 0, where `lambda` ends, is of first order. Third order is as published, whose second derivative has
+/// half of its weight, which makes the method one of second order, in all programs that have it; or exact, which is
+/// [`Third::Exact`]. diffusers' `sde-dpmsolver++` of third order has the sign of a half wrong in that weight; it is
+/// right here and in k-diffusion.
+pub(super) struct Multistep {
+    equation: Equation,
+    settings: Settings,
+    /// From this step on the order is at most the second.
+    lowered_from: usize,
+    history: History,
+    noise: Vec<f32>,
+}
+
+impl Multistep {
+    /// Of the settings `order` (1 to [`MAX_ORDER`]), `solver`, `third`, `lower_final`, `eta` and `s_noise`. With
+    /// [`Equation::Noise`] `eta` is 0 or 1.
+    pub(super) fn new(equation: Equation, settings: &Settings, schedule: &Schedule, len: usize) -> Self {
+        let steps = schedule.steps().len();
+        let lowers = settings.lower_final && schedule.asked_steps() < SHORT_RUN;
+        Self {
+            equation,
+            settings: *settings,
+            lowered_from: if lowers { steps.saturating_sub(2) } else { steps },
+            history: History::new(settings.order, len),
+            noise: vec![0.0; if settings.eta > 0.0 { len } else { 0 }],
+        }
+    }
+}
+
+impl Sampler for Multistep {
+    fn step(
+        &mut self,
+        x: &mut [f32],
+        step: &Step,
+        denoiser: &mut dyn Denoise,
+        noise: &mut dyn StepNoise,
+    ) -> Result<(), Error> {
+        let &Step { index, from, to, .. } = step;
+        let Self { equation, history, .. } = self;
+        if equation.ask(history, x, step, denoiser)? {
+            return Ok(());
+        }
+
+        let Settings { eta, s_noise, solver, third, .. } = self.settings;
+        let weights = equation.weights(from, to, eta, solver);
+        let order = if index >= self.lowered_from { history.len().min(2) } else { history.len() };
+        let h = (from / to).ln();
+        // Divided differences over distances in `h`, from which the derivatives follow.
+        let distance = |age: usize| (history.sigma(age + 1) / history.sigma(age)).ln() / h;
+        let answers = match order {
+            1 => [weights.value, 0.0, 0.0],
+            2 => {
+                let slope = weights.first / distance(0);
+                [weights.value + slope, -slope, 0.0]
+            }
+            _ => {
+                let (r0, r1) = (distance(0), distance(1));
+                let curve = weights.curve * if third == Third::Exact { 2.0 } else { 1.0 };
+                // d1 = d01 + r0 / (r0 + r1) (d01 - d12) and d2 = (d01 - d12) / (r0 + r1).
+                let bend = (weights.slope * r0 + curve) / (r0 + r1);
+                let (newer, older) = ((weights.slope + bend) / r0, -bend / r1);
+                [weights.value + newer, older - newer, -older]
+            }
+        };
+        let fresh = weights.noise * s_noise;
+        if fresh > 0.0 {
+            noise.fill_between(from, to, &mut self.noise);
+        }
+        let past = |age: usize| if age < order { history.values(age) } else { &[] };
+        blend(
+            x,
+            weights.keep,
+            &[(answers[0], past(0)), (answers[1], past(1)), (answers[2], past(2)), (fresh, &self.noise)],
+        );
+        Ok(())
+    }
+}
+
+/// Singlestep DPM-Solver++ and DPM-Solver: steps in groups of up to `order`, each of which starts anew from the
+/// latents at the group's beginning (Lu et al. 2022, "DPM-Solver++", algorithm 1; "DPM-Solver", algorithms 1 and 2).
+/// Every step asks the model once, so that a group of three asks as often as three steps of first order.
+///
+/// How steps are grouped is diffusers' `DPMSolverSinglestepScheduler.get_order_list`.
+pub(super) struct Singlestep {
+    equation: Equation,
+    settings: Settings,
+    /// Per step.
+    orders: Vec<usize>,
+    /// The latents at the beginning of a group.
+    start: Vec<f32>,
+    history: History,
+}
+
+impl Singlestep {
+    /// Of the settings `order` (1 to [`MAX_ORDER`]) and `solver`.
+    pub(super) fn new(equation: Equation, settings: &Settings, schedule: &Schedule, len: usize) -> Self {
+        let (steps, asked) = (schedule.steps().len(), schedule.asked_steps());
+        Self {
+            equation,
+            settings: *settings,
+            orders: orders(settings.order, asked)[asked - steps..].to_vec(),
+            start: vec![0.0; len],
+            history: History::new(settings.order, len),
+        }
+    }
+}
+
+/// The order of each of `steps` steps: groups of rising order, and the first order at the end.
+fn orders(order: usize, steps: usize) -> Vec<usize> {
+    let mut orders: Vec<usize> = (0..steps).map(|index| index % order + 1).collect();
+    if order == 3 && steps.is_multiple_of(3) {
+        // Not a whole group at the end, but one of second order and one step.
+        orders[steps - 1] = 1;
+    }
+    if let Some(last) = orders.last_mut() {
+        *last = 1;
+    }
+    orders
+}
+
+impl Sampler for Singlestep {
+    fn step(
+        &mut self,
+        x: &mut [f32],
+        step: &Step,
+        denoiser: &mut dyn Denoise,
+        _noise: &mut dyn StepNoise,
+    ) -> Result<(), Error> {
+        let &Step { index, to, .. } = step;
+        let Self { equation, history, .. } = self;
+        if equation.ask(history, x, step, denoiser)? {
+            return Ok(());
+        }
+        // A run that starts within a group has fewer answers than the group's order asks for.
+        let order = self.orders[index].min(history.len());
+        if order == 1 {
+            self.start.copy_from_slice(x);
+        }
+
+        let begin = history.sigma(order - 1);
+        let weights = equation.weights(begin, to, 0.0, self.settings.solver);
+        let h = (begin / to).ln();
+        let distance = |age: usize| (begin / history.sigma(age)).ln() / h;
+        let answers = match order {
+            1 => [weights.value, 0.0, 0.0],
+            2 => {
+                let slope = weights.first / distance(0);
+                [slope, weights.value - slope, 0.0]
+            }
+            _ => {
+                let (r0, r1) = (distance(0), distance(1));
+                let (d0, d1) = match self.settings.solver {
+                    Solver::Midpoint => (weights.slope, 0.0),
+                    // d = (r0 d1 - r1 d0) / (r0 - r1) and its derivative 2 (d0 - d1) / (r0 - r1).
+                    Solver::Heun => {
+                        let bend = 2.0 * weights.curve;
+                        ((bend - weights.slope * r1) / (r0 - r1), (weights.slope * r0 - bend) / (r0 - r1))
+                    }
+                };
+                let (newest, middle) = (d0 / r0, d1 / r1);
+                [newest, middle, weights.value - newest - middle]
+            }
+        };
+        let past = |age: usize| if age < order { history.values(age) } else { &[] };
+        let parts = [(answers[0], past(0)), (answers[1], past(1)), (answers[2], past(2))];
+        blend(x, 0.0, &[(weights.keep, &self.start), parts[0], parts[1], parts[2]]);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// diffusers' lists, written out.
+    #[test]
+    fn groups_are_those_of_diffusers() {
+        assert_eq!(orders(1, 3), [1, 1, 1]);
+        assert_eq!(orders(2, 4), [1, 2, 1, 1]);
+        assert_eq!(orders(2, 5), [1, 2, 1, 2, 1]);
+        assert_eq!(orders(3, 6), [1, 2, 3, 1, 2, 1]);
+        assert_eq!(orders(3, 7), [1, 2, 3, 1, 2, 3, 1]);
+        assert_eq!(orders(3, 8), [1, 2, 3, 1, 2, 3, 1, 1]);
+        assert_eq!(orders(3, 1), [1]);
+    }
+
+    /// Against the integral of `e^(lambda - lambda_to)` times the polynomial, by many midpoints.
+    #[test]
+    fn weights_are_integrals() {
+        const POINTS: usize = 20_000;
+        for (from, to) in [(10.0, 4.0), (1.0, 0.9)] {
+            let h = f64::ln(from / to);
+            let integral = |degree: i32, growth: f64| -> f64 {
+                let at = |k: usize| (k as f64 + 0.5) / POINTS as f64;
+                let part = |t: f64| (growth * (t - 1.0) * h).exp() * t.powi(degree) * h / POINTS as f64;
+                (0..POINTS).map(|k| part(at(k))).sum()
+            };
+            let close = |actual: f64, expected: f64| {
+                assert!((actual - expected).abs() < 1e-7, "{from} to {to}: {actual}, expected {expected}");
+            };
+            for eta in [0.0, 0.5, 1.0] {
+                let weights = Equation::Data.weights(from, to, eta, Solver::Heun);
+                let growth = 1.0 + eta;
+                close(weights.value, growth * integral(0, growth));
+                close(weights.first, growth * integral(1, growth));
+                close(2.0 * weights.curve, growth * integral(2, growth));
+                let kept = (to / from).powf(growth);
+                close(weights.keep, kept);
+                close(weights.noise.powi(2), to * to * (1.0 - (to / from).powf(2.0 * eta)));
+            }
+            let weights = Equation::Noise.weights(from, to, 0.0, Solver::Heun);
+            // The noise's weight falls as the level does.
+            let integral = |degree: i32| integral(degree, -1.0);
+            close(weights.value, -to * integral(0));
+            close(weights.first, -to * integral(1));
+            close(2.0 * weights.curve, -to * integral(2));
+        }
+    }
+}
