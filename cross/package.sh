@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes what people install: a folder to unpack anywhere, and a Debian package. Two runs give the same bytes.
+# Makes what people install: a folder to unpack anywhere, and a Debian package. Times, owners, order and paths
+# are fixed, so that two runs should give the same bytes; that has not been compared yet.
 # Usage: cross/package.sh FOLDER [amd64 | arm64]...
 # `SOURCE_DATE_EPOCH` is the time that all files get; the last commit's, if it is not set.
 set -euo pipefail
