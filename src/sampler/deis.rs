@@ -1,15 +1,13 @@
 //! The diffusion exponential integrator sampler, DEIS. It knows nothing of where the levels come from.
 
 use super::arithmetic::{History, blend};
-use super::{Denoise, Sampler, Settings};
+use super::{Denoise, Sampler, Settings, dpm};
 use crate::Error;
 use crate::noise::StepNoise;
 use crate::schedule::{Schedule, Step};
 
 /// The highest order.
 pub(super) const MAX_ORDER: usize = 3;
-/// In shorter runs the step before the last is of second order at most (diffusers' `lower_order_final`).
-const SHORT_RUN: usize = 15;
 
 /// The diffusion exponential integrator sampler (Zhang & Chen 2023, equation 15) with polynomials in `ln rho` (their
 /// log-rho Adams-Bashforth; diffusers' `DEISMultistepScheduler`): the noise that the model sees, as a polynomial in
@@ -25,9 +23,7 @@ pub(super) struct Deis {
 impl Deis {
     /// Of the settings `order`, from 1 to [`MAX_ORDER`].
     pub(super) fn new(settings: &Settings, schedule: &Schedule, len: usize) -> Self {
-        let steps = schedule.steps().len();
-        let lowered_from = if schedule.asked_steps() < SHORT_RUN { steps.saturating_sub(2) } else { steps };
-        Self { lowered_from, slopes: History::new(settings.order, len) }
+        Self { lowered_from: dpm::lowered_from(schedule), slopes: History::new(settings.order, len) }
     }
 }
 

@@ -12,6 +12,12 @@ pub(super) const MAX_ORDER: usize = 3;
 /// In shorter runs the step before the last is of second order at most (diffusers' `lower_order_final`).
 const SHORT_RUN: usize = 15;
 
+/// The step from which on a run's order is at most the second; in long runs there is none.
+pub(super) fn lowered_from(schedule: &Schedule) -> usize {
+    let steps = schedule.steps().len();
+    if schedule.asked_steps() < SHORT_RUN { steps.saturating_sub(2) } else { steps }
+}
+
 /// What the solver takes for a polynomial in `lambda = -ln sigma`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Equation {
@@ -116,12 +122,10 @@ impl Multistep {
     /// Of the settings `order` (1 to [`MAX_ORDER`]), `solver`, `third`, `lower_final`, `eta` and `s_noise`. With
     /// [`Equation::Noise`] `eta` is 0 or 1.
     pub(super) fn new(equation: Equation, settings: &Settings, schedule: &Schedule, len: usize) -> Self {
-        let steps = schedule.steps().len();
-        let lowers = settings.lower_final && schedule.asked_steps() < SHORT_RUN;
         Self {
             equation,
             settings: *settings,
-            lowered_from: if lowers { steps.saturating_sub(2) } else { steps },
+            lowered_from: if settings.lower_final { lowered_from(schedule) } else { usize::MAX },
             history: History::new(settings.order, len),
             noise: vec![0.0; if settings.eta > 0.0 { len } else { 0 }],
         }
