@@ -2,6 +2,7 @@
 //! It knows nothing of what the graphs compute.
 
 mod library;
+mod pool;
 mod sys;
 
 use std::num::NonZeroUsize;

@@ -2,11 +2,11 @@
 //! It knows nothing of where libraries are found, and checks nothing that [`super::Session`] has checked.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, c_char, c_void};
 use std::fmt::Debug;
 use std::path::Path;
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ort::AsPointer;
 use ort::environment::Environment;
@@ -14,9 +14,10 @@ use ort::logging::LogLevel;
 use ort::ortsys;
 use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
 use ort::session::{SessionInputValue, SessionOutputs};
-use ort::sys::{OrtApiBase, os_char};
+use ort::sys::{OrtAllocator, OrtAllocatorType, OrtApiBase, OrtMemType, OrtMemoryInfo, os_char};
 use ort::value::{DynValue, PrimitiveTensorElementType, TensorElementType};
 
+use super::pool::Pool;
 use super::{Copies, Data, Output, TensorRef};
 use crate::weights::Weights;
 use crate::{Error, ErrorKind};
@@ -27,6 +28,7 @@ pub(super) const LOWEST_MINOR: u32 = ort::MINOR_VERSION;
 /// ONNX Runtime, loaded. There is one in a process, and it is never unloaded.
 pub(super) struct Runtime {
     environment: Environment,
+    allocator: &'static Allocator,
     version: String,
 }
 
@@ -71,11 +73,17 @@ impl Runtime {
             .build()
             .map_err(|error| error.to_string())?;
         environment.set_log_level(LogLevel::Warning);
-        Ok(Self { environment, version })
+        let allocator = Allocator::register(&environment).map_err(|error| error.to_string())?;
+        Ok(Self { environment, allocator, version })
     }
 
     pub(super) fn version(&self) -> &str {
         &self.version
+    }
+
+    /// The memory in which all sessions compute.
+    pub(super) fn pool(&self) -> MutexGuard<'_, Pool> {
+        self.allocator.pool()
     }
 
     /// The names of the execution providers that the library was built with, best first.
@@ -94,6 +102,72 @@ impl Runtime {
         unsafe { ort::Error::result_from_status((ort::api().ReleaseAvailableProviders)(names, count)) }
             .map_err(failed)?;
         Ok(listed)
+    }
+}
+
+/// A [`Pool`] as ONNX Runtime wants it.
+#[repr(C)]
+struct Allocator {
+    /// What ONNX Runtime sees; first, so that its address is this value's.
+    functions: OrtAllocator,
+    info: *const OrtMemoryInfo,
+    pool: Mutex<Pool>,
+}
+
+// SAFETY: the functions are constant, the description is never written again and lives for ever, the pool is locked.
+unsafe impl Sync for Allocator {}
+
+impl Allocator {
+    /// Puts a new pool in the place of the arenas that sessions would have of their own. It lives as long as the process.
+    fn register(environment: &Environment) -> ort::Result<&'static Self> {
+        let mut info: *mut OrtMemoryInfo = ptr::null_mut();
+        ortsys![unsafe CreateCpuMemoryInfo(
+            OrtAllocatorType::OrtDeviceAllocator, OrtMemType::OrtMemTypeDefault, &mut info
+        )?];
+        // SAFETY: gives a structure of plain values.
+        let mut functions = unsafe { OrtAllocator::default() };
+        functions.Alloc = Some(Self::alloc);
+        functions.Free = Some(Self::free);
+        functions.Info = Some(Self::info);
+        functions.Reserve = Some(Self::reserve);
+        let allocator: &'static Self = Box::leak(Box::new(Self { functions, info, pool: Mutex::default() }));
+        // SAFETY: both live as long as the process; nothing writes to the allocator but through its lock.
+        ortsys![unsafe RegisterAllocator(
+            environment.ptr().cast_mut(), ptr::from_ref(allocator).cast_mut().cast()
+        )?];
+        Ok(allocator)
+    }
+
+    fn pool(&self) -> MutexGuard<'_, Pool> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// # Safety
+    /// `this` is what [`Allocator::register`] gave ONNX Runtime.
+    unsafe fn of<'a>(this: *const OrtAllocator) -> &'a Self {
+        // SAFETY: the table of functions is the first field of an `Allocator` that lives as long as the process.
+        unsafe { &*this.cast() }
+    }
+
+    unsafe extern "system" fn alloc(this: *mut OrtAllocator, len_bytes: usize) -> *mut c_void {
+        // SAFETY: ONNX Runtime passes what was registered.
+        let allocator = unsafe { Self::of(this) };
+        allocator.pool().take(len_bytes).map_or(ptr::null_mut(), |address| address as *mut c_void)
+    }
+
+    unsafe extern "system" fn reserve(this: *const OrtAllocator, len_bytes: usize) -> *mut c_void {
+        // SAFETY: as above.
+        unsafe { Self::alloc(this.cast_mut(), len_bytes) }
+    }
+
+    unsafe extern "system" fn free(this: *mut OrtAllocator, block: *mut c_void) {
+        // SAFETY: as above.
+        unsafe { Self::of(this) }.pool().give_back(block as usize);
+    }
+
+    unsafe extern "system" fn info(this: *const OrtAllocator) -> *const OrtMemoryInfo {
+        // SAFETY: as above.
+        unsafe { Self::of(this) }.info
     }
 }
 
@@ -187,7 +261,10 @@ fn options(runtime: &Runtime, threads: usize, copies: Copies) -> ort::Result<Ses
         // Threads that wait in a loop are no faster, and take a third more processor time.
         .with_intra_op_spinning(false)?
         // Read the weights where they lie, instead of copying the files' contents first.
-        .with_config_entry("session.use_external_initializer_file_buffers_directly", "1")?;
+        .with_config_entry("session.use_external_initializer_file_buffers_directly", "1")?
+        // Computes in the pool, which takes memory and gives it back block by block; patterns would ask for all at once.
+        .with_env_allocators()?
+        .with_memory_pattern(false)?;
     if copies == Copies::All {
         return Ok(builder.with_optimization_level(GraphOptimizationLevel::All)?);
     }
