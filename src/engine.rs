@@ -3,13 +3,17 @@
 
 mod library;
 mod pool;
+mod stream;
 mod sys;
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use half::f16;
 
 pub use self::library::Library;
+use self::stream::Streamed;
+use self::sys::Input;
 use crate::graph::{BoundGraph, Dim, Port};
 use crate::weights::Dtype;
 use crate::{Error, ErrorKind};
@@ -50,6 +54,32 @@ enum Copies {
 pub struct SessionOptions {
     /// How many threads work on one operator.
     pub threads: NonZeroUsize,
+    /// Where its weights are.
+    pub residency: Residency,
+}
+
+impl SessionOptions {
+    /// Everything in memory, on this many threads.
+    pub const fn new(threads: NonZeroUsize) -> Self {
+        Self { threads, residency: Residency::Keep }
+    }
+}
+
+/// Where the weights of a session are, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residency {
+    /// In memory for as long as the model is open, converted and repacked where that makes it faster.
+    Keep,
+    /// In memory while its stage runs, where they lie.
+    PerStage,
+    /// On disk: the graph runs in segments.
+    Streamed {
+        /// The most bytes that the weights of a segment have, in the types in which they are computed with. A single
+        /// operator may have more.
+        grain_bytes: usize,
+        /// The most bytes of the files that are in memory.
+        resident_bytes: usize,
+    },
 }
 
 /// A graph that is ready to run, with its weights.
@@ -57,7 +87,28 @@ pub struct Session {
     name: String,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
-    session: sys::Session,
+    run: Run,
+}
+
+/// What a [`Session`] runs.
+enum Run {
+    Whole(sys::Session),
+    Streamed(Streamed),
+}
+
+impl Run {
+    fn values(
+        &mut self,
+        inputs: &[(&str, TensorRef<'_>)],
+        outputs: &[&str],
+    ) -> Result<Vec<sys::Value>, Error> {
+        match self {
+            Self::Whole(session) => {
+                session.run(inputs.iter().map(|(name, tensor)| (*name, Input::Fed(*tensor))), outputs)
+            }
+            Self::Streamed(streamed) => streamed.run(inputs, outputs),
+        }
+    }
 }
 
 impl Session {
@@ -68,26 +119,38 @@ impl Session {
     /// library, or it lacks an operator of the graph.
     pub fn open(bound: BoundGraph, options: &SessionOptions) -> Result<Self, Error> {
         let library = Library::load(None)?;
-        let BoundGraph { name, inputs, outputs, onnx, weights, float_bytes, has_integers, custom_operators } =
-            bound;
-        for operator in &custom_operators {
+        for operator in &bound.custom_operators {
             if let Some(providers) = providers_needed(operator) {
                 return Err(Error::new(
                     ErrorKind::Runtime,
-                    format!("{name}: {operator}: expected an operator that a CPU can run, got one that needs {providers}"),
+                    format!(
+                        "{}: {operator}: expected an operator that a CPU can run, got one that needs {providers}",
+                        bound.name
+                    ),
                 )
                 .help("take the model's plain export, which was not optimised for one provider"));
             }
         }
-        let copies = match float_bytes {
-            ..=COPIED_BYTES => Copies::All,
+        let copies = match (options.residency, bound.float_bytes) {
+            (Residency::Keep, ..=COPIED_BYTES) => Copies::All,
             // Kernels for integers are three times as slow on weights that are not repacked.
-            _ if has_integers => Copies::Repacked,
+            _ if bound.has_integers => Copies::Repacked,
             _ => Copies::None,
         };
-        let session = sys::Session::open(library.runtime(), &onnx, weights, options.threads.get(), copies)
-            .map_err(|error| named(&name, error))?;
-        Ok(Self { name, inputs, outputs, session })
+        let (runtime, threads) = (library.runtime(), options.threads.get());
+        let run = match options.residency {
+            Residency::Keep | Residency::PerStage => {
+                let weights = Arc::clone(&bound.weights);
+                sys::Session::open(runtime, &bound.encode(), weights, threads, copies).map(Run::Whole)
+            }
+            Residency::Streamed { grain_bytes, resident_bytes } => {
+                Streamed::open(runtime, &bound, threads, copies, grain_bytes, resident_bytes)
+                    .map(Run::Streamed)
+            }
+        };
+        let run = run.map_err(|error| named(&bound.name, error))?;
+        let BoundGraph { name, inputs, outputs, .. } = bound;
+        Ok(Self { name, inputs, outputs, run })
     }
 
     /// What [`Session::run`] must be fed.
@@ -111,9 +174,12 @@ impl Session {
         inputs: &[(&str, TensorRef<'_>)],
         outputs: &mut [(&str, &mut [f32])],
     ) -> Result<(), Error> {
-        let asked = outputs.iter().map(|(name, _)| *name);
-        self.check(inputs, asked).map_err(|error| named(&self.name, error))?;
-        self.session.run(inputs, outputs).map_err(|error| named(&self.name, error))
+        let names: Vec<&str> = outputs.iter().map(|(name, _)| *name).collect();
+        let values = self.values(inputs, &names)?;
+        for ((name, out), value) in outputs.iter_mut().zip(values) {
+            value.copy_to(out).map_err(|problem| self.unfit_output(name, &problem))?;
+        }
+        Ok(())
     }
 
     /// Runs the graph once and gives the outputs of these names, as 32-bit floats in row-major order.
@@ -125,8 +191,23 @@ impl Session {
         inputs: &[(&str, TensorRef<'_>)],
         outputs: &[&str],
     ) -> Result<Vec<Output>, Error> {
+        let values = self.values(inputs, outputs)?.into_iter().zip(outputs);
+        values
+            .map(|(value, name)| value.output().map_err(|problem| self.unfit_output(name, &problem)))
+            .collect()
+    }
+
+    fn values(
+        &mut self,
+        inputs: &[(&str, TensorRef<'_>)],
+        outputs: &[&str],
+    ) -> Result<Vec<sys::Value>, Error> {
         let checked = self.check(inputs, outputs.iter().copied());
-        checked.and_then(|()| self.session.compute(inputs, outputs)).map_err(|error| named(&self.name, error))
+        checked.and_then(|()| self.run.values(inputs, outputs)).map_err(|error| named(&self.name, error))
+    }
+
+    fn unfit_output(&self, name: &str, problem: &str) -> Error {
+        named(&self.name, Error::new(ErrorKind::Model, format!("output {name}: {problem}")))
     }
 
     fn check<'a>(

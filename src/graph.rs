@@ -5,6 +5,7 @@ mod embedding;
 mod file;
 pub mod proto;
 pub mod quantize;
+mod segment;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -21,6 +22,7 @@ use self::proto::{
     AttributeProto, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
     StringStringEntryProto, TensorProto, TypeValue, ValueInfoProto,
 };
+pub(crate) use self::segment::Segment;
 use crate::weights::{Dtype, Stored, Weights};
 use crate::{Error, ErrorKind};
 
@@ -324,16 +326,7 @@ impl Graph {
         }
         graph.node.splice(0..0, casts);
         model.graph = Some(graph);
-        Ok(BoundGraph {
-            onnx: model.encode_to_vec(),
-            name,
-            inputs,
-            outputs,
-            weights,
-            float_bytes,
-            has_integers,
-            custom_operators,
-        })
+        Ok(BoundGraph { model, name, inputs, outputs, weights, float_bytes, has_integers, custom_operators })
     }
 }
 
@@ -350,7 +343,7 @@ pub struct BoundGraph {
     pub(crate) inputs: Vec<Port>,
     pub(crate) outputs: Vec<Port>,
     /// The model; parameters refer to `weights` by [`Weights::files`].
-    pub(crate) onnx: Vec<u8>,
+    model: ModelProto,
     pub(crate) weights: Arc<Weights>,
     /// How much memory the weights in floats take, in the types in which the graph computes with them.
     pub(crate) float_bytes: usize,
@@ -358,6 +351,13 @@ pub struct BoundGraph {
     pub(crate) has_integers: bool,
     /// [`Graph::custom_operators`].
     pub(crate) custom_operators: BTreeSet<String>,
+}
+
+impl BoundGraph {
+    /// The bytes of the ONNX model.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        self.model.encode_to_vec()
+    }
 }
 
 /// A model and its graph; `place` is for messages.
@@ -859,7 +859,7 @@ mod tests {
         let weights = weights(&[("block.0.bias", Dtype::F32, &[2]), ("block.0.weight", Dtype::F16, &[2, 3])]);
         let offset = |name: &str| weights.get(name).unwrap().location().1.to_string();
         let bound = decode(&model()).unwrap().bind(weights.clone()).unwrap();
-        let graph = ModelProto::decode(&bound.onnx[..]).unwrap().graph.unwrap();
+        let graph = ModelProto::decode(&bound.encode()[..]).unwrap().graph.unwrap();
 
         let external = |tensor: &TensorProto| {
             let entries =

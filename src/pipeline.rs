@@ -111,7 +111,7 @@ impl Pipeline {
     /// # Errors
     /// [`ErrorKind::Model`] when a component is damaged or unfit; [`ErrorKind::Runtime`] without ONNX Runtime.
     pub fn open(model: &Model, options: &Options) -> Result<Self, Error> {
-        let options = SessionOptions { threads: options.threads };
+        let options = SessionOptions::new(options.threads);
         Ok(Self {
             text_encoder: TextEncoder::open(model, &options)?,
             denoiser: Denoiser::open(model, &options)?,

@@ -2,7 +2,7 @@
 //! It knows nothing of where libraries are found, and checks nothing that [`super::Session`] has checked.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::fmt::Debug;
 use std::path::Path;
 use std::ptr;
@@ -12,9 +12,12 @@ use ort::AsPointer;
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 use ort::ortsys;
+use ort::session::SessionInputValue;
 use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
-use ort::session::{SessionInputValue, SessionOutputs};
-use ort::sys::{OrtAllocator, OrtAllocatorType, OrtApiBase, OrtMemType, OrtMemoryInfo, os_char};
+use ort::sys::{
+    ONNXTensorElementDataType as TypeCode, OrtAllocator, OrtAllocatorType, OrtApiBase, OrtMemType,
+    OrtMemoryInfo, OrtValue, os_char,
+};
 use ort::value::{DynValue, PrimitiveTensorElementType, TensorElementType};
 
 use super::pool::Pool;
@@ -203,53 +206,87 @@ impl Session {
         Ok(Self { session, _weights: weights })
     }
 
-    /// Runs the graph once and copies the outputs that `outputs` names into its slices as 32-bit floats.
-    pub(super) fn run(
-        &mut self,
-        inputs: &[(&str, TensorRef<'_>)],
-        outputs: &mut [(&str, &mut [f32])],
-    ) -> Result<(), Error> {
-        let results = self.results(inputs)?;
-        for (name, out) in outputs {
-            let value = result(&results, name)?;
-            copy_out(value, out)
-                .map_err(|problem| Error::new(ErrorKind::Model, format!("output {name}: {problem}")))?;
-        }
-        Ok(())
+    /// The element types of the outputs, as ONNX numbers them.
+    pub(super) fn output_types(&self) -> impl Iterator<Item = (&str, i32)> {
+        let types = self.session.outputs().iter();
+        types.filter_map(|output| Some((output.name(), TypeCode::from(output.dtype().tensor_type()?) as i32)))
     }
 
-    /// Runs the graph once and gives copies of the outputs of these names, as 32-bit floats.
-    pub(super) fn compute(
+    /// Runs the graph once; outputs stay where ONNX Runtime has put them, and may outlive the session.
+    pub(super) fn run<'a>(
         &mut self,
-        inputs: &[(&str, TensorRef<'_>)],
+        inputs: impl Iterator<Item = (&'a str, Input<'a>)>,
         outputs: &[&str],
-    ) -> Result<Vec<Output>, Error> {
-        let results = self.results(inputs)?;
-        let copy = |name: &&str| {
-            let value = result(&results, name)?;
-            let shape =
-                value.dtype().tensor_shape().map(|shape| shape.iter().map(|&size| size as usize).collect());
-            let shape: Vec<usize> = shape.unwrap_or_default();
-            let mut data = vec![0.0; shape.iter().product()];
-            copy_out(value, &mut data)
-                .map_err(|problem| Error::new(ErrorKind::Model, format!("output {name}: {problem}")))?;
-            Ok(Output { shape, data })
-        };
-        outputs.iter().map(copy).collect()
-    }
-
-    fn results(&mut self, inputs: &[(&str, TensorRef<'_>)]) -> Result<SessionOutputs<'_>, Error> {
+    ) -> Result<Vec<Value>, Error> {
         let failed = |error: ort::Error| Error::new(ErrorKind::Runtime, "run").source(error);
-        let values = inputs.iter().map(|(name, tensor)| Ok((*name, input_value(tensor)?)));
-        let values = values.collect::<ort::Result<Vec<_>>>().map_err(failed)?;
-        self.session.run(values).map_err(failed)
+        let c_name = |name: &str| CString::new(name).expect("graphs' names have no zeros");
+        let mut names = Vec::new();
+        let mut values = Vec::new();
+        for (name, input) in inputs {
+            names.push(c_name(name));
+            values.push(match input {
+                Input::Fed(tensor) => input_value(&tensor).map_err(failed)?,
+                Input::Made(value) => (&value.0).into(),
+            });
+        }
+        let output_names: Vec<CString> = outputs.iter().map(|name| c_name(name)).collect();
+        let pointers = |names: &[CString]| names.iter().map(|name| name.as_ptr()).collect::<Vec<_>>();
+        let (input_names, output_names) = (pointers(&names), pointers(&output_names));
+        let values_ptr: Vec<*const OrtValue> = values.iter().map(|value| value.ptr()).collect();
+        let mut results: Vec<*mut OrtValue> = vec![ptr::null_mut(); outputs.len()];
+        // SAFETY: per input and output a name that ends in 0 and a value, or room for one; all live until it returns. The
+        // session is ours alone.
+        let status = unsafe {
+            (ort::api().Run)(
+                self.session.ptr().cast_mut(),
+                ptr::null(),
+                input_names.as_ptr(),
+                values_ptr.as_ptr(),
+                values_ptr.len(),
+                output_names.as_ptr(),
+                output_names.len(),
+                results.as_mut_ptr(),
+            )
+        };
+        // SAFETY: the status is what ONNX Runtime gave, and is released by this.
+        unsafe { ort::Error::result_from_status(status) }.map_err(failed)?;
+        let allocator = ort::memory::Allocator::default();
+        let results = results.into_iter().zip(outputs).map(|(value, name)| {
+            let value = ptr::NonNull::new(value).ok_or_else(|| {
+                Error::new(ErrorKind::Internal, format!("output {name}: the run did not give it"))
+            })?;
+            // SAFETY: a value that is ours from now on. Its memory is of the pool, which outlives every session; the
+            // allocator that is named here only stands in for a session's, and frees nothing of it.
+            Ok(Value(unsafe { DynValue::from_ptr(value, Some(&allocator)) }))
+        });
+        results.collect()
     }
 }
 
-fn result<'a>(results: &'a SessionOutputs<'_>, name: &str) -> Result<&'a DynValue, Error> {
-    results
-        .get(name)
-        .ok_or_else(|| Error::new(ErrorKind::Internal, format!("output {name}: the run did not give it")))
+/// What an input is fed.
+pub(super) enum Input<'a> {
+    Fed(TensorRef<'a>),
+    Made(&'a Value),
+}
+
+/// A tensor that a graph has given, in ONNX Runtime's memory.
+pub(super) struct Value(DynValue);
+
+impl Value {
+    /// Its elements as 32-bit floats.
+    pub(super) fn copy_to(&self, out: &mut [f32]) -> Result<(), String> {
+        copy_out(&self.0, out)
+    }
+
+    /// A copy of it.
+    pub(super) fn output(&self) -> Result<Output, String> {
+        let shape = self.0.dtype().tensor_shape();
+        let shape: Vec<usize> =
+            shape.map(|shape| shape.iter().map(|&size| size as usize).collect()).unwrap_or_default();
+        let mut data = vec![0.0; shape.iter().product()];
+        copy_out(&self.0, &mut data)?;
+        Ok(Output { shape, data })
+    }
 }
 
 /// How sessions are opened: fast kernels, weights repacked for them.

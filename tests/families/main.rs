@@ -258,7 +258,7 @@ fn request(picture: &Picture, pipeline: &Pipeline) -> Request {
 }
 
 fn open(part: &Part) -> Session {
-    Session::open(part.bind().unwrap(), &SessionOptions { threads: NonZeroUsize::MIN }).unwrap()
+    Session::open(part.bind().unwrap(), &SessionOptions::new(NonZeroUsize::MIN)).unwrap()
 }
 
 fn options() -> Options {
