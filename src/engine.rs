@@ -82,6 +82,22 @@ pub enum Residency {
     },
 }
 
+/// Gives back the memory that sessions have computed in, but for what is in use.
+pub(crate) fn trim() {
+    if let Some(library) = Library::loaded() {
+        library.runtime().pool().trim();
+    }
+}
+
+/// Bounds the memory in which sessions compute: what they need they get, but nothing is kept beyond this.
+///
+/// # Errors
+/// As [`Library::load`].
+pub(crate) fn limit(bytes: Option<usize>) -> Result<(), Error> {
+    Library::load(None)?.runtime().pool().limit(bytes);
+    Ok(())
+}
+
 /// A graph that is ready to run, with its weights.
 pub struct Session {
     name: String,

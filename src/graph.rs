@@ -1,11 +1,13 @@
 //! Graphs: ONNX models whose parameters are declared but stored without data, and their binding to weights by name.
 //! It knows nothing of sessions.
 
+mod activation;
 mod embedding;
 mod file;
 pub mod proto;
 pub mod quantize;
 mod segment;
+mod shape;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -22,6 +24,7 @@ use self::proto::{
     AttributeProto, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
     StringStringEntryProto, TensorProto, TypeValue, ValueInfoProto,
 };
+pub(crate) use self::activation::Activations;
 pub(crate) use self::segment::Segment;
 use crate::weights::{Dtype, Stored, Weights};
 use crate::{Error, ErrorKind};

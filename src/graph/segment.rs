@@ -28,6 +28,8 @@ pub(crate) struct Segment {
     pub(crate) outputs: Vec<String>,
     /// Which of the values that it reads no later segment does.
     pub(crate) spent: Vec<String>,
+    /// How many bytes its weights take where they are converted.
+    pub(crate) converted_bytes: usize,
     /// Where its weights lie, by the number of the file in [`Weights`](crate::weights::Weights).
     pub(crate) ranges: Vec<(usize, Range<usize>)>,
 }
@@ -156,6 +158,7 @@ impl BoundGraph {
                 inputs: owned(&inputs),
                 spent: spent.map(|&name| name.to_owned()).collect(),
                 outputs: owned(&outputs),
+                converted_bytes: needs.iter().map(|&need| plan.converted_bytes(need)).sum(),
                 ranges: ranges.into_iter().map(|((file, start), end)| (file, start..end)).collect(),
                 model: ModelProto { graph: Some(own), ..self.model_without_graph() },
             }
@@ -189,19 +192,19 @@ enum Origin {
 }
 
 /// Which nodes wait for what is fed, and which constants each of them needs.
-struct Plan {
+pub(super) struct Plan {
     constants: Vec<Constant>,
     names: HashMap<String, usize>,
     /// Indices of the nodes that are no constants, in order.
-    nodes: Vec<usize>,
+    pub(super) nodes: Vec<usize>,
     /// Per such node, the constants that it needs, and those that they need.
-    needs: Vec<Vec<usize>>,
+    pub(super) needs: Vec<Vec<usize>>,
     /// Whether no node holds a graph of its own, and every node follows those whose values it reads.
     is_simple: bool,
 }
 
 impl Plan {
-    fn of(graph: &GraphProto) -> Self {
+    pub(super) fn of(graph: &GraphProto) -> Self {
         let mut plan =
             Self { constants: vec![], names: HashMap::new(), nodes: vec![], needs: vec![], is_simple: true };
         let mut closures: Vec<Vec<usize>> = Vec::new();
@@ -261,6 +264,12 @@ impl Plan {
         // Results that wait for nothing have no place in any segment.
         plan.is_simple &= graph.output.iter().all(|output| known.contains(output.name()));
         plan
+    }
+
+    /// How many bytes a constant takes, if it is computed.
+    pub(super) fn converted_bytes(&self, constant: usize) -> usize {
+        let Constant { origin, len_bytes, .. } = &self.constants[constant];
+        if matches!(origin, Origin::Node(_)) { *len_bytes } else { 0 }
     }
 
     fn is_constant(&self, name: &str) -> bool {

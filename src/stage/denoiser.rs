@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::component::Component;
 use super::feed::{Feed, constants, runs};
 use super::text_encoder::TextStates;
 use crate::engine::{Session, SessionOptions, TensorRef};
@@ -25,9 +26,11 @@ const STATES: usize = 2;
 
 /// A model's U-Net.
 pub(crate) struct Denoiser {
-    session: Session,
+    component: Component,
     signature: Signature,
     prediction: Prediction,
+    /// The most pictures that one call predicts.
+    max_batch: usize,
 }
 
 /// What the U-Net is told of the prompts in a run.
@@ -39,14 +42,19 @@ pub(crate) struct Told {
 }
 
 impl Denoiser {
-    pub(crate) fn open(model: &Model, options: &SessionOptions) -> Result<Self, Error> {
+    pub(crate) fn open(model: &Model, options: &SessionOptions, max_batch: usize) -> Result<Self, Error> {
         let part = model.unet();
         let signature = part.signature().clone();
         if signature.inputs.len() > MAX_INPUTS {
             return Err(unfit(format!("at most {MAX_INPUTS} inputs, got {}", signature.inputs.len())));
         }
-        let session = Session::open(part.bind()?, options)?;
-        Ok(Self { session, signature, prediction: model.manifest().prediction })
+        let component = Component::open(part, *options)?;
+        Ok(Self { component, signature, prediction: model.manifest().prediction, max_batch })
+    }
+
+    /// Gives its memory back, unless it is to be kept.
+    pub(crate) fn rest(&mut self) {
+        self.component.rest();
     }
 
     /// The U-Net for one run. `beside` is what it sees beside the latents, `[channels, rows, columns]`.
@@ -72,7 +80,10 @@ impl Denoiser {
                 *place = match known {
                     Some(known) => known,
                     None => {
-                        layouts.push(Layout::new(signature, told, request, beside, &views[first..], texts)?);
+                        let views = &views[first..];
+                        let layout =
+                            Layout::new(signature, told, request, beside, views, texts, self.max_batch)?;
+                        layouts.push(layout);
                         layouts.len() - 1
                     }
                 };
@@ -81,7 +92,7 @@ impl Denoiser {
         }
         let output = &signature.output(Role::Latents).expect("no signature without a prediction").name;
         Ok(GuidedDenoiser {
-            session: &mut self.session,
+            session: self.component.session()?,
             prediction: self.prediction,
             guide: Guide::new(request.guidance.clone(), self.prediction, shape),
             thresholder: request.thresholding.map(|kind| Thresholder::new(kind, shape.len())),
@@ -137,6 +148,7 @@ impl Layout {
         beside: &[f32],
         views: &[View],
         texts: &[usize],
+        max_batch: usize,
     ) -> Result<Self, Error> {
         let latents = signature.input(Role::Latents).expect("no signature without latents");
         let tokens: Vec<usize> = texts.iter().map(|&text| told.texts[text].tokens).collect();
@@ -146,7 +158,7 @@ impl Layout {
         let mut calls = Vec::new();
         for length in lengths {
             let alike: Vec<usize> = (0..views.len()).filter(|&index| tokens[index] == length).collect();
-            for slots in runs(latents, alike.len()) {
+            for slots in runs(latents, alike.len(), max_batch) {
                 let members: Vec<usize> = slots.into_iter().map(|slot| alike[slot]).collect();
                 let views = members.iter().map(|&member| views[member]).collect();
                 let texts = members.iter().map(|&member| texts[member]).collect();

@@ -1,7 +1,8 @@
 //! The text encoders: texts become the states that the U-Net attends to.
 
+use super::component::Component;
 use super::feed::{Feed, constants, runs};
-use crate::engine::{Output, Session, SessionOptions};
+use crate::engine::{Output, SessionOptions};
 use crate::graph::{Dim, Port};
 use crate::model::{Model, TextEncoderPart};
 use crate::prompt::Text;
@@ -26,7 +27,7 @@ struct Encoder {
     name: &'static str,
     tokenizer: Tokenizer,
     context: usize,
-    session: Session,
+    component: Component,
     signature: Signature,
     ids: Port,
     /// The name of the output with the states that the U-Net was trained on.
@@ -144,8 +145,8 @@ impl Encoder {
             Dim::Free(_) => part.context(),
         };
         let tokenizer = part.tokenizer(context)?;
-        let session = Session::open(part.bind()?, options)?;
-        Ok(Self { name, tokenizer, context, session, signature, ids, states, pooled })
+        let component = Component::open(part, *options)?;
+        Ok(Self { name, tokenizer, context, component, signature, ids, states, pooled })
     }
 
     /// The states of these texts; of an absent one those of no words.
@@ -155,6 +156,7 @@ impl Encoder {
         let encoded = encoded.collect::<Result<Vec<_>, Error>>()?;
         let chunks: Vec<&Chunk> = encoded.iter().flat_map(|text| &text.chunks).collect();
         let mut outputs = self.run(&chunks)?.into_iter();
+        self.component.rest();
         let texts = encoded.iter().map(|text| {
             let (mut states, mut pooled) = (Vec::new(), None);
             for (chunk, (mut of_chunk, vector)) in text.chunks.iter().zip(outputs.by_ref()) {
@@ -182,14 +184,14 @@ impl Encoder {
             [Some(&self.states), self.pooled.as_ref()].into_iter().flatten().map(String::as_str).collect();
         let mut results = vec![(Vec::new(), None); chunks.len()];
         for (chunks, results) in chunks.chunks(MAX_BATCH).zip(results.chunks_mut(MAX_BATCH)) {
-            for members in runs(&self.ids, chunks.len()) {
+            for members in runs(&self.ids, chunks.len(), MAX_BATCH) {
                 let batch = members.len();
                 let numbers =
                     members.iter().flat_map(|&member| chunks[member].ids.iter().map(|&id| id as f64));
                 let mut feeds = constants(&self.signature, batch, tokens)?;
                 feeds.push(Feed::of(&self.ids, &[batch, tokens], numbers)?);
                 let inputs: Vec<_> = feeds.iter().map(Feed::input).collect();
-                let outputs = self.session.compute(&inputs, &names)?;
+                let outputs = self.component.session()?.compute(&inputs, &names)?;
                 let of = |index: usize, slot: usize| {
                     let output: Option<&Output> = outputs.get(index);
                     output.map(|output| {

@@ -1,0 +1,48 @@
+//! A component of a model: its session, open for as long as its residency says. It knows nothing of what it computes.
+
+use crate::Error;
+use crate::engine::{self, Residency, Session, SessionOptions};
+use crate::model::Part;
+
+/// A part of a model with its session.
+pub(crate) struct Component {
+    part: Part,
+    options: SessionOptions,
+    session: Option<Session>,
+}
+
+impl Component {
+    /// The component of this part, which is opened when it is first needed.
+    pub(crate) fn new(part: &Part, options: SessionOptions) -> Self {
+        Self { part: part.clone(), options, session: None }
+    }
+
+    /// The same, open already if it is to be kept.
+    pub(crate) fn open(part: &Part, options: SessionOptions) -> Result<Self, Error> {
+        let mut component = Self::new(part, options);
+        if options.residency == Residency::Keep {
+            component.session()?;
+        }
+        Ok(component)
+    }
+
+    pub(crate) fn part(&self) -> &Part {
+        &self.part
+    }
+
+    /// Its session, which is opened if it is not open.
+    pub(crate) fn session(&mut self) -> Result<&mut Session, Error> {
+        match &mut self.session {
+            Some(session) => Ok(session),
+            empty => Ok(empty.insert(Session::open(self.part.bind()?, &self.options)?)),
+        }
+    }
+
+    /// Gives its memory back at the end of its stage, unless it is to be kept.
+    pub(crate) fn rest(&mut self) {
+        if self.options.residency != Residency::Keep {
+            self.session = None;
+            engine::trim();
+        }
+    }
+}
