@@ -1,8 +1,10 @@
 //! Graphs: ONNX models whose parameters are declared but stored without data, and their binding to weights by name.
 //! It knows nothing of sessions.
 
+mod cut;
 mod embedding;
 mod file;
+pub(crate) mod normal;
 pub mod proto;
 pub mod quantize;
 
