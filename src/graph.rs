@@ -2,8 +2,10 @@
 //! It knows nothing of sessions.
 
 mod activation;
+mod cut;
 mod embedding;
 mod file;
+pub(crate) mod normal;
 pub mod proto;
 pub mod quantize;
 mod segment;

@@ -26,6 +26,7 @@ pub mod schedule;
 pub mod signature;
 mod stage;
 pub mod tensor;
+pub mod tile;
 pub mod tokenizer;
 pub mod weights;
 

@@ -312,7 +312,7 @@ impl Model {
 }
 
 impl Part {
-    fn new(
+    pub(crate) fn new(
         name: &'static str,
         graph_origin: String,
         weights_origin: String,

@@ -138,7 +138,7 @@ impl Pipeline {
     ) -> Result<Picture, Error> {
         let Denoised { latents, cuts, mut times } = self.run(request, on_step)?;
         let started = Instant::now();
-        let image = self.vae_decoder.decode(&latents, request.shape, request.size)?;
+        let image = self.vae_decoder.decode(&latents, request.shape, request.size, None)?;
         times.vae_decoder = started.elapsed();
         let [cut_prompt, cut_negative] = cuts;
         Ok(Picture { image, cut_prompt, cut_negative, times })

@@ -6,4 +6,5 @@ pub(crate) mod denoiser;
 pub(crate) mod feed;
 pub(crate) mod start;
 pub(crate) mod text_encoder;
+pub(crate) mod tile;
 pub(crate) mod vae;

@@ -27,7 +27,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
     ),
     ("pure", &PURE),
 ];
-const PURE: [&str; 10] = [
+const PURE: [&str; 11] = [
     "tokenizer",
     "prompt",
     "sampler",
@@ -35,6 +35,7 @@ const PURE: [&str; 10] = [
     "prediction",
     "schedule",
     "noise",
+    "tile",
     "tensor",
     "name",
     "error",

@@ -98,6 +98,20 @@ pub(super) fn of_outputs(node: &NodeProto, known: &HashMap<&str, Shape>) -> Resu
             }
             one(shape)
         }
+        "ReduceMean" | "ReduceSum" => {
+            let source = input(0)?;
+            let axes = match attribute(node, "axes") {
+                Some(axes) => axes.ints.clone(),
+                None => sizes(1)?,
+            };
+            let axes: Vec<usize> = axes.iter().map(|&axis| place(axis, source.dims.len())).collect();
+            let keeps = int("keepdims", 1) != 0;
+            let dims = source.dims.iter().enumerate().filter_map(|(axis, &dim)| match axes.contains(&axis) {
+                true => keeps.then_some(1),
+                false => Some(dim),
+            });
+            one(source.with(dims.collect()))
+        }
         "Equal" | "Less" | "Greater" => {
             one(Shape::new(Dtype::Bool, broadcast(&input(0)?.dims, &input(1)?.dims)?))
         }

@@ -3,6 +3,7 @@
 use image::RgbImage;
 
 use super::feed::{Feed, constants};
+use super::tile::{Halves, Planes};
 use crate::engine::{Output, Session, SessionOptions};
 use crate::manifest::LatentSpace;
 use crate::model::{Model, Part};
@@ -10,45 +11,66 @@ use crate::noise::NoiseSource;
 use crate::request::Request;
 use crate::signature::{Role, Signature};
 use crate::tensor::{LatentShape, PixelSize};
+use crate::tile::Tile;
 use crate::{Error, ErrorKind};
 
 /// A model's VAE decoder.
 pub(crate) struct VaeDecoder {
-    session: Session,
-    signature: Signature,
+    part: Part,
+    options: SessionOptions,
+    /// For whole pictures.
+    session: Option<Session>,
     space: LatentSpace,
 }
 
 impl VaeDecoder {
     pub(crate) fn open(model: &Model, options: &SessionOptions) -> Result<Self, Error> {
-        let part = model.vae_decoder();
-        let session = Session::open(part.bind()?, options)?;
-        Ok(Self { session, signature: part.signature().clone(), space: model.manifest().latents })
+        let part = model.vae_decoder().clone();
+        let session = Some(Session::open(part.bind()?, options)?);
+        Ok(Self { part, options: *options, session, space: model.manifest().latents })
     }
 
-    /// Decodes the latents of one picture. [`ErrorKind::Numeric`] for a pixel that is not a number.
+    /// Decodes the latents of one picture, in tiles where a size is given and the picture is larger.
+    /// [`ErrorKind::Numeric`] for a pixel that is not a number; [`ErrorKind::Model`] also for a graph that cannot run in
+    /// tiles.
     pub(crate) fn decode(
         &mut self,
         latents: &[f32],
         shape: LatentShape,
         size: PixelSize,
+        tile: Option<Tile>,
     ) -> Result<RgbImage, Error> {
-        let LatentSpace { scale, shift, .. } = self.space;
+        let LatentSpace { scale, shift, factor_px, .. } = self.space;
         let unscaled = latents.iter().map(|x| f64::from(*x) / scale + shift);
         let (width, height) = (size.width_px() as usize, size.height_px() as usize);
-        let dims = [1, shape.channels, shape.height_cells, shape.width_cells];
-        let picture = self.signature.output(Role::Picture).expect("no signature without a picture");
-        let output = run(&mut self.session, &self.signature, Role::Latents, &dims, unscaled, &picture.name)?;
-        if output.shape != [1, 3, height, width] {
+        let signature = self.part.signature();
+        let picture = signature.output(Role::Picture).expect("no signature without a picture");
+        let halves = match tile {
+            Some(tile) => Halves::of_decoder(&self.part, shape, factor_px as usize, tile)?,
+            None => None,
+        };
+        let planes = match halves {
+            Some(halves) => {
+                // Its weights are not kept twice.
+                self.session = None;
+                let cut = &halves.whole.graph.outputs()[0].name;
+                let features = halves.run_whole(&self.part, &self.options, unscaled, cut)?;
+                halves.run_tiles(&self.part, &self.options, &Planes::of(features)?, &picture.name)?
+            }
+            None => {
+                let session = opened(&mut self.session, &self.part, &self.options)?;
+                let dims = [1, shape.channels, shape.height_cells, shape.width_cells];
+                Planes::of(run(session, signature, Role::Latents, &dims, unscaled, &picture.name)?)?
+            }
+        };
+        let got = [planes.channels, planes.height, planes.width];
+        if got != [3, height, width] {
             return Err(Error::new(
                 ErrorKind::Model,
-                format!(
-                    "vae_decoder: expected a picture of [1, 3, {height}, {width}], got {:?}",
-                    output.shape
-                ),
+                format!("vae_decoder: expected a picture of [3, {height}, {width}], got {got:?}"),
             ));
         }
-        let planes = output.data;
+        let planes = planes.data;
         if let Some(at) = planes.iter().position(|value| !value.is_finite()) {
             let (y, x) = (at / width % height, at % width);
             return Err(Error::new(
@@ -108,9 +130,15 @@ impl VaeEncoder {
         self.part.signature().output(Role::Moments).is_some()
     }
 
-    /// Encodes a picture, `[3, height, width]` in -1..=1 of the request's size. [`ErrorKind::Model`] for an encoder that
-    /// is damaged or unfit; [`ErrorKind::Numeric`] for a latent that is not a number.
-    pub(crate) fn encode(&mut self, planes: &[f32], request: &Request) -> Result<Posterior, Error> {
+    /// Encodes a picture, `[3, height, width]` in -1..=1 of the request's size, in tiles where a size is given and the
+    /// picture is larger. [`ErrorKind::Model`] for an encoder that is damaged or unfit, also for tiles;
+    /// [`ErrorKind::Numeric`] for a latent that is not a number.
+    pub(crate) fn encode(
+        &mut self,
+        planes: &[f32],
+        request: &Request,
+        tile: Option<Tile>,
+    ) -> Result<Posterior, Error> {
         let (signature, is_random) = (self.part.signature(), self.is_random());
         let role = if is_random { Role::Moments } else { Role::Latents };
         let output = signature.output(role).ok_or_else(|| {
@@ -119,15 +147,28 @@ impl VaeEncoder {
                 "vae_encoder: expected an output of latents or their moments, got none",
             )
         })?;
-        let session = match &mut self.session {
-            Some(session) => session,
-            empty => empty.insert(Session::open(self.part.bind()?, &self.options)?),
+        let (size, LatentShape { channels, height_cells, width_cells }) = (request.size, request.shape);
+        let (width, height) = (size.width_px() as usize, size.height_px() as usize);
+        let halves = match tile {
+            Some(tile) => Halves::of_encoder(&self.part, request.shape, width / width_cells, tile)?,
+            None => None,
         };
-        let size = request.size;
-        let dims = [1, 3, size.height_px() as usize, size.width_px() as usize];
-        let numbers = planes.iter().map(|&x| f64::from(x));
-        let mut found = run(session, signature, Role::Picture, &dims, numbers, &output.name)?;
-        let LatentShape { channels, height_cells, width_cells } = request.shape;
+        let mut found = match halves {
+            Some(halves) => {
+                // Its weights are not kept twice.
+                self.session = None;
+                let picture = Planes { channels: 3, height, width, data: planes.to_vec() };
+                let cut = &halves.tile.graph.outputs()[0].name;
+                let features = halves.run_tiles(&self.part, &self.options, &picture, cut)?.data;
+                let features = features.iter().map(|&x| f64::from(x));
+                halves.run_whole(&self.part, &self.options, features, &output.name)?
+            }
+            None => {
+                let session = opened(&mut self.session, &self.part, &self.options)?;
+                let numbers = planes.iter().map(|&x| f64::from(x));
+                run(session, signature, Role::Picture, &[1, 3, height, width], numbers, &output.name)?
+            }
+        };
         let channels = if is_random { 2 * channels } else { channels };
         if found.shape != [1, channels, height_cells, width_cells] {
             return Err(Error::new(
@@ -146,6 +187,18 @@ impl VaeEncoder {
         }
         let log_variance = is_random.then(|| found.data.split_off(request.shape.len()));
         Ok(Posterior { mean: found.data, log_variance })
+    }
+}
+
+/// The session for whole pictures, opened where it is not.
+fn opened<'a>(
+    session: &'a mut Option<Session>,
+    part: &Part,
+    options: &SessionOptions,
+) -> Result<&'a mut Session, Error> {
+    match session {
+        Some(session) => Ok(session),
+        empty => Ok(empty.insert(Session::open(part.bind()?, options)?)),
     }
 }
 
