@@ -56,12 +56,14 @@ pub struct SessionOptions {
     pub threads: NonZeroUsize,
     /// Where its weights are.
     pub residency: Residency,
+    /// How much memory is kept between its runs to compute in; as much as is of use when absent.
+    pub pool_bytes: Option<usize>,
 }
 
 impl SessionOptions {
     /// Everything in memory, on this many threads.
     pub const fn new(threads: NonZeroUsize) -> Self {
-        Self { threads, residency: Residency::Keep }
+        Self { threads, residency: Residency::Keep, pool_bytes: None }
     }
 }
 
@@ -87,15 +89,6 @@ pub(crate) fn trim() {
     if let Some(library) = Library::loaded() {
         library.runtime().pool().trim();
     }
-}
-
-/// Bounds the memory in which sessions compute: what they need they get, but nothing is kept beyond this.
-///
-/// # Errors
-/// As [`Library::load`].
-pub(crate) fn limit(bytes: Option<usize>) -> Result<(), Error> {
-    Library::load(None)?.runtime().pool().limit(bytes);
-    Ok(())
 }
 
 /// A graph that is ready to run, with its weights.
@@ -154,6 +147,7 @@ impl Session {
             _ => Copies::None,
         };
         let (runtime, threads) = (library.runtime(), options.threads.get());
+        runtime.pool().limit(options.pool_bytes);
         let run = match options.residency {
             Residency::Keep | Residency::PerStage => {
                 let weights = Arc::clone(&bound.weights);

@@ -359,6 +359,16 @@ pub struct BoundGraph {
 }
 
 impl BoundGraph {
+    /// How many nodes it has.
+    pub(crate) fn node_count(&self) -> usize {
+        self.model.graph.as_ref().map_or(0, |graph| graph.node.len())
+    }
+
+    /// How many bytes its weights have where they are stored.
+    pub(crate) fn stored_bytes(&self) -> usize {
+        self.segments(usize::MAX).iter().map(Segment::weight_bytes).sum()
+    }
+
     /// The bytes of the ONNX model.
     pub(crate) fn encode(&self) -> Vec<u8> {
         self.model.encode_to_vec()

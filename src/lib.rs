@@ -18,6 +18,7 @@ pub mod noise;
 pub mod pack;
 pub mod picture;
 pub mod pipeline;
+pub mod plan;
 pub mod prediction;
 pub mod prompt;
 pub mod request;

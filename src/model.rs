@@ -396,7 +396,12 @@ impl Part {
     /// # Errors
     /// [`ErrorKind::Model`] when weights and graph do not fit.
     pub fn bind(&self) -> Result<BoundGraph, Error> {
-        self.graph.clone().bind(Arc::clone(&self.weights))
+        self.bind_graph(self.graph.clone())
+    }
+
+    /// A graph that was made of this part's, with its weights.
+    pub(crate) fn bind_graph(&self, graph: Graph) -> Result<BoundGraph, Error> {
+        graph.bind(Arc::clone(&self.weights))
     }
 }
 

@@ -12,6 +12,7 @@ use crate::guidance::View;
 use crate::manifest::Manifest;
 use crate::model::Model;
 use crate::noise::{BrownianTree, StepNoise};
+use crate::plan::Plan;
 use crate::prompt::{Part, Text};
 use crate::request::Request;
 use crate::sampler::StepNoiseKind;
@@ -20,6 +21,7 @@ use crate::stage::start::Start;
 use crate::stage::text_encoder::TextEncoder;
 pub use crate::stage::text_encoder::TextStates;
 use crate::stage::vae::{VaeDecoder, VaeEncoder};
+use crate::tile::Tile;
 use crate::tokenizer::Cut;
 use crate::{Error, ErrorKind};
 
@@ -44,19 +46,28 @@ pub struct Pipeline {
     denoiser: Denoiser,
     vae_encoder: Option<VaeEncoder>,
     vae_decoder: VaeDecoder,
+    tiles: Tiles,
+}
+
+/// The tiles of both halves of the VAE, where pictures are not coded whole.
+struct Tiles {
+    encoder: Option<Tile>,
+    decoder: Option<Tile>,
 }
 
 /// How a pipeline runs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// How many threads work on one operator.
     pub threads: NonZeroUsize,
+    /// How it keeps within a budget; without one everything is kept in memory, and pictures are drawn whole.
+    pub plan: Option<Plan>,
 }
 
 impl Default for Options {
-    /// As many threads as the process may use cores.
+    /// As many threads as the process may use cores, and no budget.
     fn default() -> Self {
-        Self { threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN) }
+        Self { threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN), plan: None }
     }
 }
 
@@ -111,12 +122,18 @@ impl Pipeline {
     /// # Errors
     /// [`ErrorKind::Model`] when a component is damaged or unfit; [`ErrorKind::Runtime`] without ONNX Runtime.
     pub fn open(model: &Model, options: &Options) -> Result<Self, Error> {
-        let options = SessionOptions::new(options.threads);
+        let Options { threads, plan } = options;
+        let session = |component: &str| match plan {
+            Some(plan) => plan.session(component, *threads),
+            None => SessionOptions::new(*threads),
+        };
+        let tile = |component: &str| plan.as_ref().and_then(|plan| plan.tile(component));
         Ok(Self {
-            text_encoder: TextEncoder::open(model, &options)?,
-            denoiser: Denoiser::open(model, &options)?,
-            vae_encoder: VaeEncoder::of(model, options),
-            vae_decoder: VaeDecoder::open(model, &options)?,
+            text_encoder: TextEncoder::open(model, session)?,
+            denoiser: Denoiser::open(model, session("unet"), plan.as_ref().map_or(usize::MAX, Plan::batch))?,
+            vae_encoder: VaeEncoder::of(model, session("vae_encoder")),
+            vae_decoder: VaeDecoder::open(model, session("vae_decoder"))?,
+            tiles: Tiles { encoder: tile("vae_encoder"), decoder: tile("vae_decoder") },
             manifest: model.manifest().clone(),
         })
     }

@@ -42,13 +42,13 @@ pub(crate) struct Told {
 }
 
 impl Denoiser {
-    pub(crate) fn open(model: &Model, options: &SessionOptions, max_batch: usize) -> Result<Self, Error> {
+    pub(crate) fn open(model: &Model, options: SessionOptions, max_batch: usize) -> Result<Self, Error> {
         let part = model.unet();
         let signature = part.signature().clone();
         if signature.inputs.len() > MAX_INPUTS {
             return Err(unfit(format!("at most {MAX_INPUTS} inputs, got {}", signature.inputs.len())));
         }
-        let component = Component::open(part, *options)?;
+        let component = Component::open(part, options)?;
         Ok(Self { component, signature, prediction: model.manifest().prediction, max_batch })
     }
 

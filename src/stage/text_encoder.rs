@@ -50,13 +50,13 @@ pub struct TextStates {
 }
 
 impl TextEncoder {
-    pub(crate) fn open(model: &Model, options: &SessionOptions) -> Result<Self, Error> {
+    pub(crate) fn open(model: &Model, options: impl Fn(&str) -> SessionOptions) -> Result<Self, Error> {
         let parts = model.text_encoders();
         let unet = model.unet().signature();
         // A U-Net that takes the whole prompt's vector was trained on the states before the last layer.
         let is_pooled = unet.input(Role::Pooled).is_some();
         let encoders = parts.iter().enumerate().map(|(index, part)| {
-            Encoder::open(part, is_pooled, is_pooled && index + 1 == parts.len(), options)
+            Encoder::open(part, is_pooled, is_pooled && index + 1 == parts.len(), options(part.name()))
         });
         let encoders = encoders.collect::<Result<Vec<_>, Error>>()?;
         let contexts: Vec<usize> = encoders.iter().map(|encoder| encoder.context).collect();
@@ -125,7 +125,7 @@ impl Encoder {
         part: &TextEncoderPart,
         penultimate: bool,
         pooled: bool,
-        options: &SessionOptions,
+        options: SessionOptions,
     ) -> Result<Self, Error> {
         let name = part.name();
         let signature = part.signature().clone();
@@ -145,7 +145,7 @@ impl Encoder {
             Dim::Free(_) => part.context(),
         };
         let tokenizer = part.tokenizer(context)?;
-        let component = Component::open(part, *options)?;
+        let component = Component::open(part, options)?;
         Ok(Self { name, tokenizer, context, component, signature, ids, states, pooled })
     }
 

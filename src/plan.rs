@@ -1,0 +1,413 @@
+//! The plan of a run: how much memory each stage will take, and how it is kept within a budget.
+//! It knows the sizes of weights and activations before anything is opened, and nothing of ONNX Runtime's API.
+//!
+//! Stages run one after another, and give their memory back when they end, unless the budget has room for all of them at
+//! once. Each is run in the fastest way that fits: whole, or with the weights on disk; with one call of the U-Net for all
+//! predictions, or one for each; the picture whole, or in tiles.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+use crate::engine::{Library, Residency, SessionOptions};
+use crate::graph::{BoundGraph, Dim, Port};
+use crate::memory::{self, Memory};
+use crate::model::{Model, Part};
+use crate::request::Request;
+use crate::signature::{Binding, Role};
+use crate::stage::denoiser::timestep_shape;
+use crate::stage::tile::Halves;
+use crate::tensor::{LatentShape, PixelSize};
+use crate::tile::Tile;
+use crate::{Error, ErrorKind};
+
+/// What the library, its threads and our own tables take beside what the process has when it plans.
+const OVERHEAD_BYTES: u64 = 16 << 20;
+/// How much of a graph's description ONNX Runtime keeps: as many bytes per node, its kernel included.
+const NODE_BYTES: u64 = 12 << 10;
+/// The part of what is free that is left to others when no budget is given.
+const RESERVED_PART: u64 = 8;
+/// How many tokens a prompt is planned to have, in contexts of its model: longer ones are rare, and cost little more.
+const CHUNKS: usize = 4;
+/// The weights of a segment, the largest first. Smaller segments than the least are most of the time being opened.
+const GRAINS_MIB: [usize; 6] = [256, 128, 64, 32, 16, 8];
+/// The sides of tiles in cells, the largest first.
+const TILES_CELLS: [usize; 6] = [128, 96, 64, 48, 32, 16];
+/// The part of the pool that may be lost in blocks longer than what was asked for, and in pages that are not full.
+const POOL_SLACK: u64 = 12;
+
+/// How much memory the process may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    bytes: u64,
+}
+
+impl Budget {
+    /// So many bytes.
+    pub const fn of_bytes(bytes: u64) -> Self {
+        Self { bytes }
+    }
+
+    /// What is free on this machine, with what this process has, less an eighth for others; without a limit where the
+    /// machine does not say.
+    pub fn of_this_machine() -> Self {
+        let free = Memory::of_this_machine().map(|memory| {
+            let own = memory::resident_bytes().unwrap_or(0);
+            own + memory.available_bytes - memory.available_bytes / RESERVED_PART
+        });
+        Self { bytes: free.unwrap_or(u64::MAX) }
+    }
+
+    /// In bytes.
+    pub const fn bytes(self) -> u64 {
+        self.bytes
+    }
+}
+
+impl FromStr for Budget {
+    type Err = Error;
+
+    /// A number with a unit: `300MiB`, `1.5GB`.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        const UNITS: [(&str, u64); 7] = [
+            ("KiB", 1 << 10),
+            ("MiB", 1 << 20),
+            ("GiB", 1 << 30),
+            ("kB", 1_000),
+            ("MB", 1_000_000),
+            ("GB", 1_000_000_000),
+            ("B", 1),
+        ];
+        let text = text.trim();
+        let unit = UNITS.iter().find_map(|(unit, size)| Some((text.strip_suffix(unit)?.trim_end(), *size)));
+        let bytes = unit.and_then(|(number, size)| {
+            let is_plain = number.starts_with(|c: char| c.is_ascii_digit());
+            let bytes = number.parse::<f64>().ok().filter(|_| is_plain)? * size as f64;
+            (1.0..=i64::MAX as f64).contains(&bytes).then_some(bytes as u64)
+        });
+        bytes.map(Self::of_bytes).ok_or_else(|| {
+            Error::new(ErrorKind::Usage, format!("memory: expected a size, got {text:?}"))
+                .help("a size is a number and a unit, as in 300MiB or 1.5GB")
+        })
+    }
+}
+
+/// Bytes, as people read them.
+struct Size(u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Rounded up: it is told what is enough.
+        write!(f, "{} MiB", self.0.div_ceil(1 << 20))
+    }
+}
+
+/// How a run is kept within its budget.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Plan {
+    /// The most that the process may have.
+    pub budget_bytes: u64,
+    /// The most that it will have.
+    pub peak_bytes: u64,
+    /// The least budget with which the run could be planned.
+    pub least_bytes: u64,
+    /// What the process has before the first stage.
+    pub base_bytes: u64,
+    /// In the order in which they run.
+    pub stages: Vec<Stage>,
+}
+
+/// A stage of a plan.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Stage {
+    /// The component that it runs.
+    pub stage: &'static str,
+    /// `keep`, `per stage` or `streamed`.
+    pub residency: &'static str,
+    /// How many pictures one call of it takes.
+    pub batch: usize,
+    /// The side of its tiles in latent cells, where there are any.
+    pub tile_cells: Option<usize>,
+    /// The most that its weights have in memory.
+    pub weights_bytes: u64,
+    /// The most that it computes in.
+    pub activations_bytes: u64,
+    /// The most that the process has while it runs.
+    pub peak_bytes: u64,
+    /// Multiplications with an addition each, of all its calls.
+    pub operations: u64,
+    #[serde(skip)]
+    how: How,
+}
+
+/// How a stage is run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct How {
+    residency: Residency,
+    pool_bytes: Option<usize>,
+}
+
+/// One way to run a stage.
+#[derive(Clone, Debug, PartialEq)]
+struct Way {
+    residency: Residency,
+    batch: usize,
+    tile: Option<Tile>,
+    weights_bytes: u64,
+    activations_bytes: u64,
+    description_bytes: u64,
+    operations: u64,
+}
+
+impl Way {
+    /// What the stage takes beside the process's base.
+    fn bytes(&self) -> u64 {
+        self.weights_bytes + self.activations_bytes + self.description_bytes
+    }
+}
+
+impl Plan {
+    /// Plans the pictures of a request.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Memory`] when no way to run it fits, with the least budget that would do; [`ErrorKind::Model`] for a
+    /// graph whose memory cannot be predicted; [`ErrorKind::Runtime`] without ONNX Runtime.
+    pub fn new(model: &Model, request: &Request, budget: Budget) -> Result<Self, Error> {
+        // It is part of what the process has.
+        Library::load(None)?;
+        let ways = ways(model, request)?;
+        let base_bytes = memory::resident_bytes().unwrap_or(64 << 20) + OVERHEAD_BYTES;
+        let least_bytes = base_bytes + ways.iter().map(|(_, ways)| least(ways)).max().unwrap_or(0);
+        if least_bytes > budget.bytes {
+            return Err(Error::new(
+                ErrorKind::Memory,
+                format!(
+                    "memory: expected at least {} for a picture of {}, got {}",
+                    Size(least_bytes),
+                    request.size(),
+                    Size(budget.bytes)
+                ),
+            ));
+        }
+        let kept: u64 = ways.iter().map(|(_, ways)| ways[0].weights_bytes + ways[0].description_bytes).sum();
+        let most = ways.iter().map(|(_, ways)| ways[0].activations_bytes).max().unwrap_or(0);
+        // What is kept may also be copied where that makes it faster.
+        let copies: u64 = ways.iter().map(|(_, ways)| 2 * ways[0].weights_bytes.min(64 << 20)).sum();
+        let keeps_all = base_bytes.saturating_add(kept + copies).saturating_add(most) <= budget.bytes;
+
+        let stages: Vec<Stage> = ways
+            .into_iter()
+            .map(|(stage, ways)| {
+                let room = budget.bytes - base_bytes;
+                let way = ways.into_iter().find(|way| way.bytes() <= room).expect("the least fits");
+                let way = if keeps_all { way } else { with_more_resident(way, room) };
+                let peak_bytes = match keeps_all {
+                    true => base_bytes + kept + copies + way.activations_bytes,
+                    false => base_bytes + way.bytes(),
+                };
+                let (residency, pool_bytes) = match keeps_all {
+                    true => (Residency::Keep, None),
+                    false => (way.residency, Some(way.activations_bytes as usize)),
+                };
+                Stage {
+                    stage,
+                    residency: match residency {
+                        Residency::Keep => "keep",
+                        Residency::PerStage => "per stage",
+                        Residency::Streamed { .. } => "streamed",
+                    },
+                    batch: way.batch,
+                    tile_cells: way.tile.map(Tile::side_cells),
+                    weights_bytes: way.weights_bytes,
+                    activations_bytes: way.activations_bytes,
+                    peak_bytes,
+                    operations: way.operations,
+                    how: How { residency, pool_bytes },
+                }
+            })
+            .collect();
+        let peak_bytes = stages.iter().map(|stage| stage.peak_bytes).max().unwrap_or(base_bytes);
+        Ok(Self { budget_bytes: budget.bytes, peak_bytes, least_bytes, base_bytes, stages })
+    }
+
+    /// How the sessions of a component are opened.
+    pub(crate) fn session(&self, component: &str, threads: NonZeroUsize) -> SessionOptions {
+        match self.stages.iter().find(|stage| stage.stage == component) {
+            Some(Stage { how: How { residency, pool_bytes }, .. }) => {
+                SessionOptions { threads, residency: *residency, pool_bytes: *pool_bytes }
+            }
+            None => SessionOptions { residency: Residency::PerStage, ..SessionOptions::new(threads) },
+        }
+    }
+
+    /// The most pictures that one call of the U-Net takes.
+    pub(crate) fn batch(&self) -> usize {
+        let unet = self.stages.iter().find(|stage| stage.stage == "unet");
+        unet.map_or(usize::MAX, |stage| stage.batch)
+    }
+
+    /// The tiles of a component.
+    pub(crate) fn tile(&self, component: &str) -> Option<Tile> {
+        let side = self.stages.iter().find(|stage| stage.stage == component)?.tile_cells?;
+        Some(Tile::new(side).expect("tiles that were planned"))
+    }
+}
+
+/// The least that any way takes.
+fn least(ways: &[Way]) -> u64 {
+    ways.iter().map(Way::bytes).min().unwrap_or(0)
+}
+
+/// A way of streaming with as much of the weights in memory as there is room for.
+fn with_more_resident(mut way: Way, room: u64) -> Way {
+    if let Residency::Streamed { resident_bytes, .. } = &mut way.residency {
+        let more = room - way.weights_bytes - way.activations_bytes - way.description_bytes;
+        *resident_bytes += more as usize;
+        way.weights_bytes += more;
+    }
+    way
+}
+
+/// Per stage, in their order, the ways to run it, the fastest first.
+fn ways(model: &Model, request: &Request) -> Result<Vec<(&'static str, Vec<Way>)>, Error> {
+    let (size, shape) = (request.size(), request.shape());
+    let mut stages = Vec::new();
+    let mut tokens = 0;
+    for part in model.text_encoders() {
+        let context = part.context();
+        tokens = CHUNKS * context;
+        let texts = request.guidance_views() * CHUNKS;
+        let inputs = inputs(part.signature().inputs.iter(), size, shape, texts.min(8), context);
+        stages.push((part.name(), whole_or_streamed(&part.bind()?, &inputs, 1, 1)?));
+    }
+    if let Some(part) = model.vae_encoder().filter(|_| request.draws_from_picture()) {
+        stages.push((part.name(), in_tiles(part, size, shape, Halves::of_encoder)?));
+    }
+    let unet = model.unet();
+    let views = request.guidance_views();
+    let fixed = match unet.signature().input(Role::Latents).map(|port| &port.dims[0]) {
+        Some(Dim::Fixed(batch)) => Some(*batch),
+        _ => None,
+    };
+    let bound = unet.bind()?;
+    let mut found = Vec::new();
+    for batch in fixed.map_or(vec![views, 1], |batch| vec![batch]) {
+        let inputs = inputs(unet.signature().inputs.iter(), size, shape, batch, tokens);
+        found.extend(whole_or_streamed(&bound, &inputs, batch, request.steps() * views.div_ceil(batch))?);
+    }
+    // Whole before streamed, and few large segments before many small ones; of equals the doubled batch first.
+    found.sort_by_key(|way| match way.residency {
+        Residency::Streamed { grain_bytes, .. } => usize::MAX - grain_bytes,
+        _ => 0,
+    });
+    found.dedup();
+    stages.push((unet.name(), found));
+    let decoder = model.vae_decoder();
+    stages.push((decoder.name(), in_tiles(decoder, size, shape, Halves::of_decoder)?));
+    Ok(stages)
+}
+
+/// A graph in one session, and in segments of several sizes.
+fn whole_or_streamed(
+    bound: &BoundGraph,
+    inputs: &[(String, Vec<usize>)],
+    batch: usize,
+    calls: usize,
+) -> Result<Vec<Way>, Error> {
+    let activations = bound.activations(inputs)?;
+    let repacked = |bytes: u64| if bound.has_integers { bytes } else { 0 };
+    let padded = |bytes: usize| bytes as u64 + bytes as u64 / POOL_SLACK;
+    let all: u64 = bound.stored_bytes() as u64;
+    let operations = activations.operations.saturating_mul(calls as u64);
+    let description_bytes = bound.node_count() as u64 * NODE_BYTES;
+    let mut ways = vec![Way {
+        residency: Residency::PerStage,
+        batch,
+        tile: None,
+        weights_bytes: all,
+        activations_bytes: padded(activations.whole_bytes) + repacked(all),
+        description_bytes,
+        operations,
+    }];
+    for grain_bytes in GRAINS_MIB.map(|mib| mib << 20) {
+        let segments = bound.segments(grain_bytes);
+        if segments.len() < 3 {
+            continue;
+        }
+        let longest = segments.iter().map(|segment| segment.weight_bytes()).max().unwrap_or(0);
+        let converted = segments.iter().map(|segment| segment.converted_bytes).max().unwrap_or(0);
+        // The segment that runs, and the one that comes.
+        let resident_bytes = 2 * longest;
+        ways.push(Way {
+            residency: Residency::Streamed { grain_bytes, resident_bytes },
+            batch,
+            tile: None,
+            weights_bytes: resident_bytes as u64,
+            activations_bytes: padded(activations.plain_bytes + converted) + repacked(longest as u64),
+            description_bytes,
+            operations,
+        });
+    }
+    Ok(ways)
+}
+
+/// A VAE whole, and in tiles of several sizes.
+fn in_tiles(
+    part: &Part,
+    size: PixelSize,
+    shape: LatentShape,
+    halves: impl Fn(&Part, LatentShape, usize, Tile) -> Result<Option<Halves>, Error>,
+) -> Result<Vec<Way>, Error> {
+    let pixels = 2 * 3 * 4 * u64::from(size.width_px()) * u64::from(size.height_px());
+    let inputs = inputs(part.signature().inputs.iter(), size, shape, 1, 0);
+    let factor_px = size.width_px() as usize / shape.width_cells;
+    let mut ways = whole_or_streamed(&part.bind()?, &inputs, 1, 1)?;
+    ways.truncate(1);
+    for side in TILES_CELLS {
+        let Ok(Some(halves)) = halves(part, shape, factor_px, Tile::new(side)?) else { continue };
+        let mut worst: Option<Way> = None;
+        for run in [&halves.whole, &halves.tile] {
+            let way = whole_or_streamed(&part.bind_graph(run.graph.clone())?, &run.inputs, 1, 1)?.swap_remove(0);
+            worst = Some(match worst {
+                Some(other) if other.bytes() >= way.bytes() => other,
+                _ => way,
+            });
+        }
+        ways.extend(worst.map(|way| Way { tile: Tile::new(side).ok(), ..way }));
+    }
+    for way in &mut ways {
+        way.activations_bytes += pixels;
+    }
+    Ok(ways)
+}
+
+/// The sizes of a graph's inputs.
+fn inputs<'a>(
+    bindings: impl Iterator<Item = &'a Binding>,
+    size: PixelSize,
+    shape: LatentShape,
+    batch: usize,
+    tokens: usize,
+) -> Vec<(String, Vec<usize>)> {
+    let (width, height) = (size.width_px() as usize, size.height_px() as usize);
+    let dims = |port: &Port, role: Role| -> Vec<usize> {
+        let free: &[usize] = match role {
+            Role::Latents | Role::Moments => &[batch, shape.channels, shape.height_cells, shape.width_cells],
+            Role::Picture => &[batch, 3, height, width],
+            Role::Timestep => return timestep_shape(port, batch),
+            Role::TokenIds | Role::Mask => &[batch, tokens],
+            Role::States | Role::PenultimateStates => &[batch, tokens, 1],
+            Role::SizeIds => &[batch, 6],
+            Role::Pooled | Role::GuidanceEmbedding | Role::ClassLabels => &[batch, 1],
+            Role::On | Role::Off => &[1],
+        };
+        let size = |(axis, dim): (usize, &Dim)| match dim {
+            Dim::Fixed(size) => *size,
+            Dim::Free(_) => free.get(axis).copied().unwrap_or(1),
+        };
+        port.dims.iter().enumerate().map(size).collect()
+    };
+    bindings.map(|binding| (binding.port.name.clone(), dims(&binding.port, binding.role))).collect()
+}
