@@ -190,7 +190,7 @@ impl Halves {
 
     /// A picture of tiles, each of which is there as much as its feathers say.
     fn join(&self, mut tile: impl FnMut(&Span, &Span) -> Result<Planes, Error>) -> Result<Planes, Error> {
-        let mut joined: Option<(Planes, usize, [Vec<Vec<f32>>; 2])> = None;
+        let mut joined: Option<Joined> = None;
         for (y, row) in self.rows.iter().enumerate() {
             for (x, column) in self.columns.iter().enumerate() {
                 let planes = tile(row, column)?;
@@ -203,25 +203,32 @@ impl Halves {
                         row.len()
                     )));
                 }
-                let (joined, scale, [down, across]) = joined.get_or_insert_with(|| {
+                let Joined { planes: all, down, across } = joined.get_or_insert_with(|| {
                     let (height, width) = (end(&self.rows) * scale, end(&self.columns) * scale);
                     let data = vec![0.0; channels * height * width];
-                    let feathers = [&self.rows, &self.columns].map(|spans| feathers(spans, scale));
-                    (Planes { channels, height, width, data }, scale, feathers)
+                    let [down, across] = [&self.rows, &self.columns].map(|spans| feathers(spans, scale));
+                    Joined { planes: Planes { channels, height, width, data }, down, across }
                 });
-                let (top, left) = (row.cells.start * *scale, column.cells.start * *scale);
+                let (top, left) = (row.cells.start * scale, column.cells.start * scale);
                 for (line, from) in planes.data.chunks_exact(planes.width).enumerate() {
                     let (channel, line) = (line / planes.height, line % planes.height);
-                    let start = (channel * joined.height + top + line) * joined.width + left;
-                    let to = &mut joined.data[start..start + planes.width];
+                    let start = (channel * all.height + top + line) * all.width + left;
+                    let to = &mut all.data[start..start + planes.width];
                     for ((to, from), share) in to.iter_mut().zip(from).zip(&across[x]) {
                         *to += from * share * down[y][line];
                     }
                 }
             }
         }
-        Ok(joined.expect("a picture has tiles").0)
+        Ok(joined.expect("a picture has tiles").planes)
     }
+}
+
+/// A picture that tiles are added to, and how much of each is in it.
+struct Joined {
+    planes: Planes,
+    down: Vec<Vec<f32>>,
+    across: Vec<Vec<f32>>,
 }
 
 /// The half that runs in tiles, open.
