@@ -6,9 +6,9 @@ use std::ops::Range;
 
 use crate::{Error, ErrorKind};
 
-/// The least that neighbours have in common. Both sides of their middle then see 4 cells beyond it, which is as far as
-/// all but a thousandth of a VAE's layers above the latents' resolution look.
-pub const OVERLAP_CELLS: usize = 8;
+/// The least that neighbours have in common. What lies beyond the edge of a tile changes little of it but the outermost
+/// cell, which is a quarter of this and is not in the picture.
+pub const OVERLAP_CELLS: usize = 4;
 
 /// The largest part of a picture that is computed at once: a square, in cells of the latents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,8 +17,8 @@ pub struct Tile {
 }
 
 impl Tile {
-    /// The smallest side: half of such a tile is its neighbours' too, and smaller ones would be nothing else.
-    pub const MIN_CELLS: usize = 2 * OVERLAP_CELLS;
+    /// The smallest side: a third of such a tile is its own, and of smaller ones even less.
+    pub const MIN_CELLS: usize = 3 * OVERLAP_CELLS;
 
     /// A checked size; [`ErrorKind::Usage`] below [`Tile::MIN_CELLS`].
     pub fn new(side_cells: usize) -> Result<Self, Error> {
@@ -79,11 +79,11 @@ impl Span {
 }
 
 /// Per tile, and per pixel of it along this side, how much of the tile is in the picture: half a period of a cosine over
-/// what two of them share. `scale` is a cell's pixels. Over every pixel the tiles' shares sum to 1.
+/// the middle half of what two of them share. `scale` is a cell's pixels. Over every pixel the tiles' shares sum to 1.
 pub(crate) fn feathers(spans: &[Span], scale: usize) -> Vec<Vec<f32>> {
-    let ramp = |at: usize, len: usize| match at < len {
-        true => 0.5 - 0.5 * (PI * (at as f64 + 0.5) / len as f64).cos(),
-        false => 1.0,
+    let ramp = |at: usize, len: usize| {
+        let way = if at < len { 2.0 * (at as f64 + 0.5) / len as f64 - 0.5 } else { 1.0 };
+        0.5 - 0.5 * (PI * way.clamp(0.0, 1.0)).cos()
     };
     let mut shares: Vec<Vec<f64>> = Vec::new();
     let mut sums = vec![0.0; spans.last().map_or(0, |last| last.cells.end * scale)];
@@ -108,7 +108,7 @@ mod tests {
 
     /// Every side from one cell to well beyond several tiles, with small, odd and large tiles.
     fn cases() -> impl Iterator<Item = (usize, usize, Vec<Span>)> {
-        let tiles = [16, 17, 24, 31, 64];
+        let tiles = [12, 13, 24, 31, 64];
         tiles.into_iter().flat_map(|side| {
             (1..200).map(move |length| (side, length, Tile::new(side).unwrap().spans(length)))
         })
@@ -167,14 +167,15 @@ mod tests {
 
     #[test]
     fn shares_rise_and_fall_without_a_step() {
-        let spans = Tile::new(24).unwrap().spans(40);
+        let spans = Tile::new(24).unwrap().spans(44);
         let shares = feathers(&spans, 8);
         assert_eq!(spans.len(), 2);
-        // Over 64 pixels a cosine's steepest step is pi / 128.
-        assert!(shares[1].windows(2).all(|pair| (0.0..0.025).contains(&(pair[1] - pair[0]))));
-        assert!(shares[1][0] < 0.001 && shares[1][63] > 0.999 && shares[1][64..].iter().all(|&x| x == 1.0));
+        // They share 32 pixels. Over the middle 16, a cosine's steepest step is pi / 32.
+        assert!(shares[1].windows(2).all(|pair| (0.0..0.099).contains(&(pair[1] - pair[0]))));
+        assert!(shares[1][..8].iter().all(|&x| x == 0.0) && shares[1][24..].iter().all(|&x| x == 1.0));
+        assert!(shares[1][8..24].iter().all(|&x| 0.0 < x && x < 1.0));
         assert!(
-            (shares[1][31] + shares[1][32] - 1.0).abs() < 1e-6,
+            (shares[1][15] + shares[1][16] - 1.0).abs() < 1e-6,
             "the middle of the overlap is the middle"
         );
         assert!(shares[0].iter().rev().eq(shares[1].iter()), "the first is the second's mirror image");
@@ -182,8 +183,8 @@ mod tests {
 
     #[test]
     fn a_tile_that_is_too_small() {
-        let error = Tile::new(15).unwrap_err();
+        let error = Tile::new(11).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Usage);
-        assert_eq!(error.to_string(), "tile: expected at least 16 cells, got 15");
+        assert_eq!(error.to_string(), "tile: expected at least 12 cells, got 11");
     }
 }

@@ -94,7 +94,10 @@ impl Start {
             }
             // StableDiffusionInstructPix2PixPipeline
             Source::Edited(picture) => {
-                let beside = desk.encoder()?.encode(&planes(picture, |_, _| true), request, None)?.mode();
+                let beside = desk
+                    .encoder()?
+                    .encode(&planes(picture, |_, _| true), request.size, request.shape, None)?
+                    .mode();
                 let noise = desk.draw_first()?;
                 Ok(Self { latents: desk.alone(&noise), beside, kept: None, clean: None })
             }
@@ -161,7 +164,7 @@ impl Desk<'_> {
     /// Latents of a picture as the U-Net takes them, drawn from the VAE's distribution where it gives one.
     fn sample(&mut self, planes: Vec<f32>) -> Result<Vec<f32>, Error> {
         let (request, space) = (self.request, self.manifest.latents);
-        let posterior = self.encoder()?.encode(&planes, request, None)?;
+        let posterior = self.encoder()?.encode(&planes, request.size, request.shape, None)?;
         let mut latents = posterior.sample(self.noise);
         for x in &mut latents {
             *x = ((f64::from(*x) - space.shift) * space.scale) as f32;

@@ -13,8 +13,9 @@ use crate::tensor::LatentShape;
 use crate::tile::{Span, Tile, feathers};
 use crate::{Error, ErrorKind};
 
-/// How often all tiles are computed for the statistics of their norms alone.
-const LOOKS: usize = 2;
+/// Statistics are settled where those found differ less from those given: in means by parts of a deviation, in deviations
+/// by parts of themselves.
+const SETTLED: f64 = 0.1;
 /// How many times as large, in cells, the planes of a tile are at the end of its half as those of the whole picture may
 /// be at the cut: layers have about twice the channels there.
 const CHANNELS_RATIO: f64 = 2.0;
@@ -162,18 +163,22 @@ impl Halves {
             input: feed(graph, &inputs[0], std::iter::empty())?,
             planes,
         };
+        // No tile knows the picture's statistics. At first each norm goes by those of its tile's core, and what all found
+        // together is the picture's but for what the norms before it got wrong. What is found with these is nearer: the
+        // first norm is right after one look, and each look makes at least one more right.
         let mut given = vec![0.0; self.groups.iter().sum::<usize>() * 2];
-        if !self.groups.is_empty() {
-            // No tile knows the picture's statistics. At first each norm goes by those of its tile's core, and what all
-            // found together is the picture's but for what those before it got wrong. What is found with these is nearer.
-            for look in 0..LOOKS {
-                let own = if look == 0 { 1.0 } else { 0.0 };
-                let mut found = Statistics::new(&self.groups);
-                for (row, column) in self.places() {
-                    let [core] = &desk.run(row, column, own, &given, &[FOUND])?[..] else { unreachable!() };
-                    found.add(&core.data, (row.core.len() * column.core.len()) as f64);
-                }
-                given = found.whole();
+        for look in 0..self.groups.len() {
+            let own = if look == 0 { 1.0 } else { 0.0 };
+            let mut found = Statistics::new(&self.groups);
+            for (row, column) in self.places() {
+                let core = desk.run(row, column, own, &given, &[FOUND])?.remove(0);
+                found.add(&core.data, (row.core.len() * column.core.len()) as f64);
+            }
+            let found = found.whole();
+            let is_settled = look > 0 && change(&self.groups, &given, &found) < SETTLED;
+            given = found;
+            if is_settled {
+                break;
             }
         }
         self.join(|row, column| Planes::of(desk.run(row, column, 0.0, &given, from_ref(&output))?.remove(0)))
@@ -185,7 +190,7 @@ impl Halves {
 
     /// A picture of tiles, each of which is there as much as its feathers say.
     fn join(&self, mut tile: impl FnMut(&Span, &Span) -> Result<Planes, Error>) -> Result<Planes, Error> {
-        let mut joined: Option<(Planes, usize, [Vec<Vec<f32>>; 2])> = None;
+        let mut joined: Option<Joined> = None;
         for (y, row) in self.rows.iter().enumerate() {
             for (x, column) in self.columns.iter().enumerate() {
                 let planes = tile(row, column)?;
@@ -198,25 +203,32 @@ impl Halves {
                         row.len()
                     )));
                 }
-                let (joined, scale, [down, across]) = joined.get_or_insert_with(|| {
+                let Joined { planes: all, down, across } = joined.get_or_insert_with(|| {
                     let (height, width) = (end(&self.rows) * scale, end(&self.columns) * scale);
                     let data = vec![0.0; channels * height * width];
-                    let feathers = [&self.rows, &self.columns].map(|spans| feathers(spans, scale));
-                    (Planes { channels, height, width, data }, scale, feathers)
+                    let [down, across] = [&self.rows, &self.columns].map(|spans| feathers(spans, scale));
+                    Joined { planes: Planes { channels, height, width, data }, down, across }
                 });
-                let (top, left) = (row.cells.start * *scale, column.cells.start * *scale);
+                let (top, left) = (row.cells.start * scale, column.cells.start * scale);
                 for (line, from) in planes.data.chunks_exact(planes.width).enumerate() {
                     let (channel, line) = (line / planes.height, line % planes.height);
-                    let start = (channel * joined.height + top + line) * joined.width + left;
-                    let to = &mut joined.data[start..start + planes.width];
+                    let start = (channel * all.height + top + line) * all.width + left;
+                    let to = &mut all.data[start..start + planes.width];
                     for ((to, from), share) in to.iter_mut().zip(from).zip(&across[x]) {
                         *to += from * share * down[y][line];
                     }
                 }
             }
         }
-        Ok(joined.expect("a picture has tiles").0)
+        Ok(joined.expect("a picture has tiles").planes)
     }
+}
+
+/// A picture that tiles are added to, and how much of each is in it.
+struct Joined {
+    planes: Planes,
+    down: Vec<Vec<f32>>,
+    across: Vec<Vec<f32>>,
 }
 
 /// The half that runs in tiles, open.
@@ -306,6 +318,23 @@ impl<'a> Statistics<'a> {
     }
 }
 
+/// How far statistics differ, at most, in the units of [`SETTLED`]. Those of a picture that is not a number do not.
+fn change(groups: &[usize], before: &[f32], after: &[f32]) -> f64 {
+    let (mut largest, mut start) = (0.0f64, 0);
+    for &groups in groups {
+        for mean in start..start + groups {
+            let [before, after] =
+                [before, after].map(|all| (f64::from(all[mean]), f64::from(all[mean + groups])));
+            // What is flat has no deviation to measure by.
+            let deviations = [before, after].map(|(_, variance)| (variance + 1e-6).sqrt());
+            let shift = (after.0 - before.0).abs() / deviations[1];
+            largest = largest.max(shift).max((deviations[0] / deviations[1]).ln().abs());
+        }
+        start += 2 * groups;
+    }
+    largest
+}
+
 /// The places of tiles, down and across; none where one is the picture.
 fn places(shape: LatentShape, tile: Tile) -> Option<(Vec<Span>, Vec<Span>)> {
     let (rows, columns) = (tile.spans(shape.height_cells), tile.spans(shape.width_cells));
@@ -363,4 +392,246 @@ fn switches(signature: &Signature, graph: &Graph) -> Result<Vec<Feed>, Error> {
 
 fn unfit(problem: String) -> Error {
     Error::new(ErrorKind::Model, format!("vae: {problem}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::architecture::autoencoder_kl::Config;
+    use crate::graph::proto::ModelProto;
+    use crate::noise::{NoiseSource, TorchCpu};
+    use crate::weights::Weights;
+    use flate2::read::GzDecoder;
+    use prost::Message;
+    use std::io::Read as _;
+
+    const FACTOR_PX: usize = 8;
+
+    fn options() -> SessionOptions {
+        SessionOptions { threads: 1.try_into().unwrap() }
+    }
+
+    /// A narrow `AutoencoderKL` of Stable Diffusion's depth.
+    fn config() -> Config {
+        let block_out_channels = vec![8, 16, 16, 16];
+        Config { block_out_channels, layers_per_block: 2, norm_num_groups: 4, ..Config::default() }
+    }
+
+    /// Weights that keep the size of what goes through, as trained ones do.
+    fn numbers(seed: u64, name: &str, shape: &[usize]) -> Vec<f32> {
+        let mut numbers = vec![0.0; shape.iter().product()];
+        TorchCpu::new(seed).fill_normal(&mut numbers);
+        let matters = shape.iter().filter(|size| **size != 1).count();
+        let (mean, scale) = match (matters, name.ends_with(".bias")) {
+            (_, true) => (0.0, 0.2),
+            (0 | 1, _) => (1.0, 0.2),
+            _ => (0.0, (shape[1..].iter().product::<usize>() as f32).powf(-0.5)),
+        };
+        numbers.iter_mut().for_each(|x| *x = mean + scale * *x);
+        numbers
+    }
+
+    /// A derived graph with weights of noise.
+    fn derived(name: &'static str, graph: Graph) -> Part {
+        let (mut header, mut data) = (Vec::new(), Vec::new());
+        for (index, parameter) in graph.parameters().iter().enumerate() {
+            let begin = data.len();
+            let numbers = numbers(index as u64, &parameter.name, &parameter.shape);
+            data.extend(numbers.iter().flat_map(|x| x.to_le_bytes()));
+            let (name, shape, end) = (&parameter.name, &parameter.shape, data.len());
+            header.push(format!(
+                r#""{name}":{{"dtype":"F32","shape":{shape:?},"data_offsets":[{begin},{end}]}}"#
+            ));
+        }
+        let header = format!("{{{}}}", header.join(","));
+        let header = format!("{header:width$}", width = header.len().next_multiple_of(8));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.safetensors");
+        let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat();
+        std::fs::write(&path, bytes).unwrap();
+        let weights = Arc::new(Weights::open(&[path]).unwrap());
+        Part::new(name, String::new(), String::new(), graph, weights).unwrap()
+    }
+
+    /// A ready-made graph of `tests/golden/onnx_folders` with weights of noise.
+    fn ready_made(layout: &str, name: &'static str) -> Part {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/onnx_folders");
+        let packed = std::fs::read(root.join(layout).join(name).join("model.onnx.gz")).unwrap();
+        let mut bytes = Vec::new();
+        GzDecoder::new(&packed[..]).read_to_end(&mut bytes).unwrap();
+        let mut model = ModelProto::decode(&bytes[..]).unwrap();
+        for (index, tensor) in model.graph.as_mut().unwrap().initializer.iter_mut().enumerate() {
+            let is_empty = tensor.raw_data.as_ref().is_none_or(Vec::is_empty) && tensor.float_data.is_empty();
+            if tensor.data_type() == 1 && is_empty {
+                let shape: Vec<usize> = tensor.dims.iter().map(|&size| size as usize).collect();
+                let numbers = numbers(index as u64, tensor.name(), &shape);
+                tensor.raw_data = Some(numbers.iter().flat_map(|x| x.to_le_bytes()).collect());
+                tensor.data_location = None;
+                tensor.external_data.clear();
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.onnx");
+        std::fs::write(&path, model.encode_to_vec()).unwrap();
+        let (graph, weights) = Graph::open(name, &path).unwrap();
+        Part::new(name, String::new(), String::new(), graph, Arc::new(weights)).unwrap()
+    }
+
+    /// Planes whose parts are unlike one another: flat ones, stripes, a slope, noise.
+    fn uneven(channels: usize, height: usize, width: usize) -> Planes {
+        let mut data = vec![0.0; channels * height * width];
+        TorchCpu::new(7).fill_normal(&mut data);
+        for (at, x) in data.iter_mut().enumerate() {
+            let (channel, row, column) = (at / (height * width), at / width % height, at % width);
+            let (down, across) = (row as f32 / height as f32, column as f32 / width as f32);
+            let phase = (channel + 1) as f32;
+            *x = match (down < 0.5, across < 0.5) {
+                (true, true) => 0.02 * *x + 0.8 - 0.3 * phase,
+                (true, false) => (40.0 * across + phase).sin() * 0.7,
+                (false, true) => 1.5 * (down - across) * (phase * 2.0).cos() + 0.1 * *x,
+                (false, false) => 0.6 * *x,
+            };
+        }
+        Planes { channels, height, width, data }
+    }
+
+    fn whole(part: &Part, input: &Planes, output: &str) -> Planes {
+        let mut session = Session::open(part.bind().unwrap(), &options()).unwrap();
+        let Planes { channels, height, width, data } = input;
+        let port = &part.graph().inputs()[0];
+        let numbers = data.iter().map(|&x| f64::from(x));
+        let mut feeds = constants(part.signature(), 1, 0).unwrap();
+        feeds.push(Feed::of(port, &[1, *channels, *height, *width], numbers).unwrap());
+        let inputs: Vec<_> = feeds.iter().map(Feed::input).collect();
+        Planes::of(session.compute(&inputs, &[output]).unwrap().remove(0)).unwrap()
+    }
+
+    /// Peak signal-to-noise ratio; the range of an encoder's latents is taken for their signal.
+    fn psnr_db(got: &Planes, expected: &Planes) -> f64 {
+        assert_eq!((got.height, got.width), (expected.height, expected.width));
+        let pairs = || got.data.iter().zip(&expected.data).map(|(&a, &b)| (f64::from(a), f64::from(b)));
+        let (low, high) = pairs().fold((f64::MAX, f64::MIN), |(low, high), (_, x)| (low.min(x), high.max(x)));
+        let error = pairs().map(|(a, b)| (a - b).powi(2)).sum::<f64>() / got.data.len() as f64;
+        10.0 * ((high - low).powi(2) / error).log10()
+    }
+
+    /// How much larger than elsewhere the steps are that tiles have along the borders of their cores and the whole has not.
+    fn seam(got: &Planes, expected: &Planes, columns: &[Span], scale: usize) -> f64 {
+        let (mut at_borders, mut elsewhere) = ([0.0, 0.0], [0.0, 0.0]);
+        for (at, pair) in got.data.windows(2).enumerate() {
+            let column = at % got.width;
+            if column + 1 == got.width {
+                continue;
+            }
+            let step = (pair[1] - pair[0] - expected.data[at + 1] + expected.data[at]).abs();
+            let is_border = columns.iter().any(|span| span.core.end * scale == column + 1);
+            let [sum, count] = if is_border { &mut at_borders } else { &mut elsewhere };
+            (*sum, *count) = (*sum + f64::from(step), *count + 1.0);
+        }
+        (at_borders[0] / at_borders[1]) / (elsewhere[0] / elsewhere[1])
+    }
+
+    fn decoded(part: &Part, latents: &Planes, tile: usize) -> (Halves, Planes, Planes) {
+        let Planes { channels, height, width, data } = latents;
+        let shape = LatentShape { channels: *channels, height_cells: *height, width_cells: *width };
+        let halves = Halves::of_decoder(part, shape, FACTOR_PX, Tile::new(tile).unwrap()).unwrap().unwrap();
+        let cut = halves.whole.graph.outputs()[0].name.clone();
+        let numbers = data.iter().map(|&x| f64::from(x));
+        let features = Planes::of(halves.run_whole(part, &options(), numbers, &cut).unwrap()).unwrap();
+        let tiled = halves.run_tiles(part, &options(), &features, "sample").unwrap();
+        (halves, features, tiled)
+    }
+
+    #[test]
+    fn tiles_of_a_decoder_see_the_whole_picture() {
+        let part = derived("vae_decoder", config().decoder().unwrap());
+        for (height, width, tile) in [(32, 32, 16), (20, 45, 16), (33, 32, 24)] {
+            let latents = uneven(4, height, width);
+            let expected = whole(&part, &latents, "sample");
+            let (halves, features, tiled) = decoded(&part, &latents, tile);
+            let (psnr, seam_ratio) =
+                (psnr_db(&tiled, &expected), seam(&tiled, &expected, &halves.columns, FACTOR_PX));
+            assert!(psnr >= 50.0, "{width}x{height} in {tile}: {psnr:.1} dB");
+            assert!(seam_ratio <= 2.0, "{width}x{height} in {tile}: seam {seam_ratio:.2}");
+
+            // Norms that see their tile alone are not good enough, and this sees it.
+            let session = open(&halves.tile.graph, &part, &options()).unwrap();
+            let input = feed(&halves.tile.graph, &halves.tile.inputs[0], std::iter::empty()).unwrap();
+            let mut desk = Desk { halves: &halves, session, switches: Vec::new(), input, planes: &features };
+            let given = vec![0.0; halves.groups.iter().sum::<usize>() * 2];
+            let local = halves
+                .join(|row, column| Planes::of(desk.run(row, column, 1.0, &given, &["sample"])?.remove(0)));
+            let psnr = psnr_db(&local.unwrap(), &expected);
+            assert!(psnr < 40.0, "{width}x{height} in {tile}: {psnr:.1} dB with statistics of tiles");
+        }
+    }
+
+    #[test]
+    fn tiles_of_an_encoder_see_the_whole_picture() {
+        let part = derived("vae_encoder", config().encoder().unwrap());
+        for (height_cells, width_cells, tile) in [(32, 32, 16), (20, 45, 16)] {
+            let picture = uneven(3, height_cells * FACTOR_PX, width_cells * FACTOR_PX);
+            let expected = whole(&part, &picture, "latent_parameters");
+            let shape = LatentShape { channels: 4, height_cells, width_cells };
+            let tile = Tile::new(tile).unwrap();
+            let halves = Halves::of_encoder(&part, shape, FACTOR_PX, tile).unwrap().unwrap();
+            let cut = halves.tile.graph.outputs()[0].name.clone();
+            let features = halves.run_tiles(&part, &options(), &picture, &cut).unwrap();
+            let numbers = features.data.iter().map(|&x| f64::from(x));
+            let moments = halves.run_whole(&part, &options(), numbers, "latent_parameters").unwrap();
+            let psnr = psnr_db(&Planes::of(moments).unwrap(), &expected);
+            assert!(psnr >= 50.0, "{width_cells}x{height_cells}: {psnr:.1} dB");
+        }
+    }
+
+    #[test]
+    fn ready_made_decoders() {
+        for layout in ["optimum", "optimum-old", "diffusers-script"] {
+            let part = ready_made(layout, "vae_decoder");
+            let latents = uneven(4, 24, 24);
+            let expected = whole(&part, &latents, "sample");
+            let psnr = psnr_db(&decoded(&part, &latents, 16).2, &expected);
+            assert!(psnr >= 50.0, "{layout}: {psnr:.1} dB");
+        }
+    }
+
+    #[test]
+    fn a_graph_of_one_size_is_refused() {
+        let part = ready_made("static-1", "vae_decoder");
+        let shape = LatentShape { channels: 4, height_cells: 32, width_cells: 32 };
+        let error = Halves::of_decoder(&part, shape, FACTOR_PX, Tile::new(16).unwrap()).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Model);
+        let message = error.to_string();
+        assert!(
+            message.starts_with("vae_decoder: cannot run in tiles: expected an input of any size"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn statistics_of_parts_are_those_of_the_whole() {
+        let mut numbers = vec![0.0; 700];
+        TorchCpu::new(3).fill_normal(&mut numbers);
+        numbers.iter_mut().enumerate().for_each(|(at, x)| *x = 100.0 + *x * (1.0 + at as f32 / 100.0));
+        let moments = |numbers: &[f32]| {
+            let mean = numbers.iter().map(|&x| f64::from(x)).sum::<f64>() / numbers.len() as f64;
+            let square = numbers.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>();
+            [mean as f32, (square / numbers.len() as f64) as f32]
+        };
+        let mut statistics = Statistics::new(&[1, 2]);
+        for part in [0..10, 10..400, 400..401, 401..700] {
+            let [mean, variance] = moments(&numbers[part.clone()]);
+            // The second norm's groups: the same numbers shifted, and stretched.
+            let found = [mean, variance, mean + 5.0, mean * 2.0, variance, variance * 4.0];
+            statistics.add(&found, part.len() as f64);
+        }
+        let [mean, variance] = moments(&numbers);
+        let expected = [mean, variance, mean + 5.0, mean * 2.0, variance, variance * 4.0];
+        for (got, expected) in statistics.whole().iter().zip(expected) {
+            assert!((got / expected - 1.0).abs() < 1e-5, "expected {expected}, got {got}");
+        }
+    }
 }

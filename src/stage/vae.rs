@@ -8,7 +8,6 @@ use crate::engine::{Output, Session, SessionOptions};
 use crate::manifest::LatentSpace;
 use crate::model::{Model, Part};
 use crate::noise::NoiseSource;
-use crate::request::Request;
 use crate::signature::{Role, Signature};
 use crate::tensor::{LatentShape, PixelSize};
 use crate::tile::Tile;
@@ -130,13 +129,14 @@ impl VaeEncoder {
         self.part.signature().output(Role::Moments).is_some()
     }
 
-    /// Encodes a picture, `[3, height, width]` in -1..=1 of the request's size, in tiles where a size is given and the
+    /// Encodes a picture, `[3, height, width]` in -1..=1, in tiles where a size is given and the
     /// picture is larger. [`ErrorKind::Model`] for an encoder that is damaged or unfit, also for tiles;
     /// [`ErrorKind::Numeric`] for a latent that is not a number.
     pub(crate) fn encode(
         &mut self,
         planes: &[f32],
-        request: &Request,
+        size: PixelSize,
+        shape: LatentShape,
         tile: Option<Tile>,
     ) -> Result<Posterior, Error> {
         let (signature, is_random) = (self.part.signature(), self.is_random());
@@ -147,10 +147,10 @@ impl VaeEncoder {
                 "vae_encoder: expected an output of latents or their moments, got none",
             )
         })?;
-        let (size, LatentShape { channels, height_cells, width_cells }) = (request.size, request.shape);
+        let LatentShape { channels, height_cells, width_cells } = shape;
         let (width, height) = (size.width_px() as usize, size.height_px() as usize);
         let halves = match tile {
-            Some(tile) => Halves::of_encoder(&self.part, request.shape, width / width_cells, tile)?,
+            Some(tile) => Halves::of_encoder(&self.part, shape, width / width_cells, tile)?,
             None => None,
         };
         let mut found = match halves {
@@ -185,7 +185,7 @@ impl VaeEncoder {
                 format!("vae_encoder: expected finite latents, got {value}"),
             ));
         }
-        let log_variance = is_random.then(|| found.data.split_off(request.shape.len()));
+        let log_variance = is_random.then(|| found.data.split_off(shape.len()));
         Ok(Posterior { mean: found.data, log_variance })
     }
 }
@@ -221,4 +221,90 @@ fn run(
     feeds.push(Feed::of(port, shape, numbers)?);
     let inputs: Vec<_> = feeds.iter().map(Feed::input).collect();
     Ok(session.compute(&inputs, &[output])?.remove(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FACTOR_PX: usize = 16;
+
+    /// What the built-in model draws at its best: flat colours, edges, a shade.
+    fn picture(width: usize, height: usize) -> Vec<f32> {
+        let value = |at: usize| {
+            let (channel, row, column) = (at / (width * height), at / width % height, at % width);
+            let (x, y) = (column as f32 / 64.0 - 2.0, row as f32 / 64.0 - 2.0);
+            let is_disc = x.rem_euclid(3.0).powi(2) + y * y < 1.0;
+            let shade = 0.4 * (x + y).sin();
+            if is_disc { [0.8, -0.6, -0.4][channel] + 0.2 * shade } else { [-0.2, 0.3, 0.7][channel] + shade }
+        };
+        (0..3 * width * height).map(value).collect()
+    }
+
+    fn psnr_db(got: &[f32], expected: &[f32], range: f64) -> f64 {
+        let squares = got.iter().zip(expected).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2));
+        10.0 * (range * range / (squares.sum::<f64>() / got.len() as f64)).log10()
+    }
+
+    fn floats(image: &RgbImage) -> Vec<f32> {
+        image.iter().map(|&byte| f32::from(byte)).collect()
+    }
+
+    /// The built-in model's encoder and decoder, without norms, in tiles as they are whole.
+    #[test]
+    fn tiles_of_the_built_in_model() {
+        let model = Model::built_in().unwrap();
+        let options = SessionOptions { threads: 1.try_into().unwrap() };
+        let mut encoder = VaeEncoder::of(&model, options).unwrap();
+        let mut decoder = VaeDecoder::open(&model, &options).unwrap();
+        let LatentSpace { channels, scale, shift, .. } = model.manifest().latents;
+        for (height_cells, width_cells, side) in [(16, 16, 12), (12, 29, 12), (25, 25, 16), (32, 32, 24)] {
+            let shape = LatentShape { channels, height_cells, width_cells };
+            let (width, height) = (width_cells * FACTOR_PX, height_cells * FACTOR_PX);
+            let size = PixelSize::new(width as u32, height as u32).unwrap();
+            let tile = Some(Tile::new(side).unwrap());
+            let picture = picture(width, height);
+            let mut encode = |tile| encoder.encode(&picture, size, shape, tile).unwrap().mode();
+            let (whole, tiled) = (encode(None), encode(tile));
+            let encoded = psnr_db(&tiled, &whole, 6.0);
+            let latents: Vec<f32> = whole.iter().map(|&x| ((f64::from(x) - shift) * scale) as f32).collect();
+            let mut decode = |tile| decoder.decode(&latents, shape, size, tile).unwrap();
+            let (whole, tiled) = (decode(None), decode(tile));
+            let decoded = psnr_db(&floats(&tiled), &floats(&whole), 255.0);
+            assert!(encoded >= 45.0, "{width}x{height} in {side}: encoded {encoded:.1} dB");
+            assert!(decoded >= 50.0, "{width}x{height} in {side}: decoded {decoded:.1} dB");
+        }
+    }
+
+    #[test]
+    fn a_picture_of_one_tile_is_whole() {
+        let model = Model::built_in().unwrap();
+        let options = SessionOptions { threads: 1.try_into().unwrap() };
+        let mut decoder = VaeDecoder::open(&model, &options).unwrap();
+        let shape = LatentShape { channels: 16, height_cells: 12, width_cells: 8 };
+        let size = PixelSize::new(128, 192).unwrap();
+        let latents: Vec<f32> = (0..shape.len()).map(|at| (at as f32).sin()).collect();
+        let tiled = decoder.decode(&latents, shape, size, Some(Tile::new(12).unwrap())).unwrap();
+        assert!(decoder.session.is_some(), "the session for whole pictures was kept");
+        assert_eq!(tiled, decoder.decode(&latents, shape, size, None).unwrap());
+    }
+
+    #[test]
+    fn what_is_no_number_is_named_with_its_place_in_the_whole_picture() {
+        let model = Model::built_in().unwrap();
+        let options = SessionOptions { threads: 1.try_into().unwrap() };
+        let mut decoder = VaeDecoder::open(&model, &options).unwrap();
+        let shape = LatentShape { channels: 16, height_cells: 40, width_cells: 40 };
+        let size = PixelSize::new(640, 640).unwrap();
+        let mut latents = vec![0.1; shape.len()];
+        latents[35 * 40 + 36] = f32::NAN;
+        let error = decoder.decode(&latents, shape, size, Some(Tile::new(12).unwrap())).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Numeric);
+        let message = error.to_string();
+        let place = message.strip_prefix("vae_decoder: expected finite pixels, got NaN at (").unwrap();
+        let (x, y) = place.strip_suffix(')').unwrap().split_once(", ").unwrap();
+        let (x, y): (usize, usize) = (x.parse().unwrap(), y.parse().unwrap());
+        // It spreads by less than a tile, from near the end of the picture.
+        assert!((320..640).contains(&x) && (320..640).contains(&y), "{message}");
+    }
 }
