@@ -44,7 +44,7 @@ pub(super) fn compare(
     options: &SessionOptions,
 ) -> Result<Vec<Vec<OutputError>>, Error> {
     let manifest = source.manifest();
-    let text = TextEncoder::open(source, options)?.encode(&[Some(&Text::literal(PROMPT)?)])?.remove(0);
+    let text = TextEncoder::open(source, |_| *options)?.encode(&[Some(&Text::literal(PROMPT)?)])?.remove(0);
     let mut errors = Vec::new();
     for (part, packed) in source.parts().zip(packed.parts()) {
         let encoder = source.text_encoders().iter().find(|encoder| encoder.name() == part.name());
