@@ -1,7 +1,6 @@
 //! Graphs: ONNX models whose parameters are declared but stored without data, and their binding to weights by name.
 //! It knows nothing of sessions.
 
-mod activation;
 mod cut;
 mod embedding;
 mod file;
@@ -9,7 +8,6 @@ pub(crate) mod normal;
 pub mod proto;
 pub mod quantize;
 mod segment;
-mod shape;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -26,7 +24,6 @@ use self::proto::{
     AttributeProto, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
     StringStringEntryProto, TensorProto, TypeValue, ValueInfoProto,
 };
-pub(crate) use self::activation::Activations;
 pub(crate) use self::segment::Segment;
 use crate::weights::{Dtype, Stored, Weights};
 use crate::{Error, ErrorKind};
