@@ -1,10 +1,12 @@
 //! Graphs: ONNX models whose parameters are declared but stored without data, and their binding to weights by name.
 //! It knows nothing of sessions.
 
+mod activation;
 mod embedding;
 mod file;
 pub mod proto;
 pub mod quantize;
+mod shape;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
