@@ -44,7 +44,7 @@ SIZES = {
     "timestep_cond": (2, 32),
     "text_embeds": (2, 48),
     "time_ids": (2, 6),
-    "return_dict": (1,),
+    "return_dict": (),
 }
 CASES: list[tuple[str, dict[str, Shape]]] = [
     (f"{BUILTIN}/unet", {"sample": (2, 16, 8, 12), "encoder_hidden_states": (2, 20, 192)}),
@@ -95,7 +95,7 @@ def shapes(path: str, changes: dict[str, Shape]) -> dict[str, Any]:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(with_weights(model).SerializeToString(), options, ["CPUExecutionProvider"])
     inputs: dict[str, Shape] = {}
-    feeds = {}
+    feeds: dict[str, np.ndarray[Any, Any]] = {}
     for port in session.get_inputs():
         fixed = [size for size in port.shape if isinstance(size, int)]
         is_static = bool(port.shape) and len(fixed) == len(port.shape)
