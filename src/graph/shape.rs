@@ -179,7 +179,7 @@ fn initializer(tensor: &TensorProto) -> Result<Tensor, String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::io::Read as _;
     use std::path::Path;
 
@@ -198,7 +198,7 @@ mod tests {
     const GOLDEN: &str = include_str!("../../tests/golden/shapes/values.json");
 
     /// A graph of the repository, its initializers without data as those of graphs that are bound.
-    fn stored(path: &str) -> Graph {
+    pub(in super::super) fn stored(path: &str) -> Graph {
         let file = std::fs::File::open(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
         let mut bytes = Vec::new();
         GzDecoder::new(file).read_to_end(&mut bytes).unwrap();
