@@ -493,8 +493,10 @@ fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64, causal: bool, threa
 
 #[cfg(test)]
 mod tests {
-    use super::super::shape::tests::stored;
     use super::*;
+    use crate::graph::MICROSOFT;
+    use crate::graph::integer;
+    use crate::graph::shape::tests::{graph, node, plain, stored};
 
     fn builtin(name: &str) -> Graph {
         stored(&format!("models/builtin/graphs/{name}.onnx.gz"))
@@ -577,5 +579,73 @@ mod tests {
             graph.parameters().iter().find(|parameter| conv.initializers.contains(&&*parameter.name));
         let weight = weight.unwrap();
         assert_eq!(conv.operations, (weight.shape.iter().product::<usize>() * 128 * 128) as u64);
+    }
+
+    fn of<'a>(graph: &'a Graph, x: &[usize], converted: &[&str]) -> Activations<'a> {
+        graph.activations(&[("x", x)], 2, &converted.iter().copied().collect()).unwrap()
+    }
+
+    #[test]
+    fn convolutions_take_columns_or_a_buffer_per_thread() {
+        let conv = || vec![node("Conv", &["x", "w"], "y", vec![])];
+        // More filters than the 2x2 pixels: all columns, of 9 floats.
+        let narrow = graph(conv(), vec![plain("w", &[32, 1, 3, 3])], 4);
+        assert_eq!(of(&narrow, &[1, 1, 4, 4], &[]).steps()[0].scratch_bytes, 4 * 9 * 4);
+        let wide = graph(conv(), vec![plain("w", &[32, 1, 3, 3])], 4);
+        assert_eq!(of(&wide, &[1, 1, 40, 40], &[]).steps()[0].scratch_bytes, 2 * 65_536);
+        let pointwise = graph(conv(), vec![plain("w", &[32, 1, 1, 1])], 4);
+        assert_eq!(of(&pointwise, &[1, 1, 40, 40], &[]).steps()[0].scratch_bytes, 0);
+    }
+
+    #[test]
+    fn attention_takes_copies_and_scores() {
+        let scratch = |causal: i64| {
+            let flags = vec![integer("num_heads", 2), integer("unidirectional", causal)];
+            let mut attention = node("MultiHeadAttention", &["x", "x", "x"], "y", flags);
+            attention.domain = Some(MICROSOFT.into());
+            of(&graph(vec![attention], vec![], 3), &[1, 4, 8], &[]).steps()[0].scratch_bytes
+        };
+        let copies = 3 * 4 * 8;
+        assert_eq!(scratch(0), (copies + 2 * 4 * (2 + 4 + 4)) * 4);
+        assert_eq!(scratch(1), (copies + 2 * 4 * 4 + 4 * 4 + 4 * 8) * 4);
+    }
+
+    #[test]
+    fn sources_come_last_first_and_reshapes_and_silu_take_nothing() {
+        let nodes = vec![
+            node("Relu", &["x"], "a", vec![]),
+            node("Exp", &["x"], "b", vec![]),
+            node("Add", &["a", "b"], "c", vec![]),
+            node("Flatten", &["c"], "d", vec![]),
+            node("Sigmoid", &["d"], "e", vec![]),
+            node("Mul", &["d", "e"], "y", vec![]),
+        ];
+        let graph = graph(nodes, vec![], 2);
+        let activations = of(&graph, &[4, 16], &[]);
+        let order: Vec<usize> = activations.steps().iter().map(|step| step.node).collect();
+        assert_eq!(order, [1, 0, 2, 3, 4, 5]);
+        let live: Vec<usize> = (0..6).map(|step| activations.live_bytes(step) / 256).collect();
+        assert_eq!(live, [1, 2, 3, 1, 1, 2]);
+        let names: Vec<&str> = activations.crossing(1).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["b"]);
+    }
+
+    #[test]
+    fn buffers_of_converted_weights_are_held_for_the_next_of_their_shape() {
+        let nodes = || {
+            vec![
+                node("Add", &["x", "v"], "a", vec![]),
+                node("Relu", &["a"], "b", vec![]),
+                node("Add", &["b", "w"], "y", vec![]),
+            ]
+        };
+        let each = 128 * 256 * 4;
+        let live = |second: &[i64]| {
+            let graph = graph(nodes(), vec![plain("v", &[128, 256]), plain("w", second)], 2);
+            let activations = of(&graph, &[128, 256], &["v", "w"]);
+            (0..3).map(|step| activations.live_bytes(step) / each).collect::<Vec<_>>()
+        };
+        assert_eq!(live(&[128, 256]), [2, 3, 3]);
+        assert_eq!(live(&[1, 128, 256]), [2, 2, 3]);
     }
 }

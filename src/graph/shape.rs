@@ -187,18 +187,18 @@ pub(super) mod tests {
     use prost::Message as _;
     use serde_json::Value as Json;
 
-    use super::super::proto::{
+    use super::*;
+    use crate::graph::proto::{
         AttributeProto, Dimension, DimensionValue, EXTERNAL, GraphProto, ModelProto, TensorShapeProto,
         TensorType, TypeProto, TypeValue, ValueInfoProto,
     };
-    use super::super::{MICROSOFT, OPEN_LOCATION, entry, integer};
-    use super::*;
     use crate::graph::quantize::Bits;
+    use crate::graph::{MICROSOFT, OPEN_LOCATION, entry, integer};
 
     const GOLDEN: &str = include_str!("../../tests/golden/shapes/values.json");
 
     /// A graph of the repository, its initializers without data as those of graphs that are bound.
-    pub(in super::super) fn stored(path: &str) -> Graph {
+    pub(in crate::graph) fn stored(path: &str) -> Graph {
         let file = std::fs::File::open(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
         let mut bytes = Vec::new();
         GzDecoder::new(file).read_to_end(&mut bytes).unwrap();
@@ -277,7 +277,12 @@ pub(super) mod tests {
         ValueInfoProto { name: Some(name.into()), r#type: Some(kind), ..Default::default() }
     }
 
-    fn node(op: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto>) -> NodeProto {
+    pub(in crate::graph) fn node(
+        op: &str,
+        inputs: &[&str],
+        output: &str,
+        attribute: Vec<AttributeProto>,
+    ) -> NodeProto {
         NodeProto {
             name: Some(format!("the {op}")),
             op_type: Some(op.into()),
@@ -298,21 +303,30 @@ pub(super) mod tests {
         }
     }
 
-    fn plain(name: &str, dims: &[i64]) -> TensorProto {
+    pub(in crate::graph) fn plain(name: &str, dims: &[i64]) -> TensorProto {
         TensorProto { name: Some(name.into()), dims: dims.to_vec(), data_type: Some(1), ..Default::default() }
     }
 
-    /// What a graph gives as `y` when its only input `x` has this shape.
-    fn given(nodes: Vec<NodeProto>, initializer: Vec<TensorProto>, x: &[usize]) -> Result<Vec<usize>, Error> {
+    /// A graph from `x` of so many dimensions to `y`.
+    pub(in crate::graph) fn graph(
+        nodes: Vec<NodeProto>,
+        initializer: Vec<TensorProto>,
+        rank: usize,
+    ) -> Graph {
         let graph = GraphProto {
             node: nodes,
             initializer,
-            input: vec![value("x", &vec![-1; x.len()])],
+            input: vec![value("x", &vec![-1; rank])],
             output: vec![value("y", &[])],
             ..Default::default()
         };
         let model = ModelProto { graph: Some(graph), ..Default::default() };
-        let graph = Graph::decode("unet", &model.encode_to_vec()).unwrap();
+        Graph::decode("unet", &model.encode_to_vec()).unwrap()
+    }
+
+    /// The shape of `y` when `x` has this one.
+    fn given(nodes: Vec<NodeProto>, initializer: Vec<TensorProto>, x: &[usize]) -> Result<Vec<usize>, Error> {
+        let graph = graph(nodes, initializer, x.len());
         let shapes = graph.shapes(&[("x", x)])?;
         Ok(shapes.get("y").unwrap().shape.clone())
     }
@@ -342,6 +356,13 @@ pub(super) mod tests {
         assert_eq!(given(vec![slice], lists(), &[2, 5]).unwrap(), [2, 3]);
         let pad = node("Pad", &["x", "pads"], "y", vec![]);
         assert_eq!(given(vec![pad], vec![list("pads", &[0, 1, 2, -1])], &[3, 4]).unwrap(), [5, 4]);
+        let half = vec![
+            node("Shape", &["x"], "s", vec![]),
+            node("Less", &["s", "to"], "l", vec![]),
+            node("Where", &["l", "s", "to"], "w", vec![]),
+            node("ConstantOfShape", &["w"], "y", vec![]),
+        ];
+        assert_eq!(given(half, vec![list("to", &[4])], &[2, 5]).unwrap(), [2, 4]);
         let sizes = node("Shape", &["x"], "s", vec![]);
         let turned = node("Slice", &["s", "from", "to", "axes", "steps"], "t", vec![]);
         let made = node("ConstantOfShape", &["t"], "y", vec![]);

@@ -1,6 +1,6 @@
 //! The elements of small constant tensors: sizes, axes, scales. It knows no operator.
 
-use super::super::proto::{EXTERNAL, TensorProto};
+use crate::graph::proto::{EXTERNAL, TensorProto};
 use crate::weights::Dtype;
 
 /// The most elements that are followed; lists on which shapes depend have a few.

@@ -1,10 +1,10 @@
 //! What each operator gives for operands of given types and shapes, as ONNX's and ONNX Runtime's documents define it.
 //! It knows the operators of published diffusion networks, of all versions in use; any other is an error.
 
-use super::super::dtype;
-use super::super::proto::{AttributeProto, NodeProto};
 use super::content::{Content, MAX_ELEMENTS, places, strides};
 use super::{Tensor, initializer};
+use crate::graph::dtype;
+use crate::graph::proto::{AttributeProto, NodeProto};
 use crate::weights::Dtype;
 
 type Rule = Result<Vec<Tensor>, String>;
