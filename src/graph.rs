@@ -1,6 +1,7 @@
 //! Graphs: ONNX models whose parameters are declared but stored without data, and their binding to weights by name.
 //! It knows nothing of sessions.
 
+mod activation;
 mod cut;
 mod embedding;
 mod file;
@@ -8,6 +9,7 @@ pub(crate) mod normal;
 pub mod proto;
 pub mod quantize;
 mod segment;
+mod shape;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};

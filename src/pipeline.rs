@@ -155,7 +155,7 @@ impl Pipeline {
     ) -> Result<Picture, Error> {
         let Denoised { latents, cuts, mut times } = self.run(request, on_step)?;
         let started = Instant::now();
-        let image = self.vae_decoder.decode(&latents, request.shape, request.size, None)?;
+        let image = self.vae_decoder.decode(&latents, request.shape, request.size, self.tiles.decoder)?;
         times.vae_decoder = started.elapsed();
         let [cut_prompt, cut_negative] = cuts;
         Ok(Picture { image, cut_prompt, cut_negative, times })
@@ -193,7 +193,7 @@ impl Pipeline {
         let started = Instant::now();
         let mut noise = request.rng.source(request.seed)?;
         let Start { mut latents, beside, kept, clean } =
-            Start::new(request, &self.manifest, self.vae_encoder.as_mut(), &mut noise)?;
+            Start::new(request, &self.manifest, self.vae_encoder.as_mut(), self.tiles.encoder, &mut noise)?;
         let vae_encoder = started.elapsed();
 
         let started = Instant::now();
@@ -234,6 +234,7 @@ impl Pipeline {
         }
         let (unet, denoising) = (denoiser.spent(), started.elapsed());
         let times = Times { text_encoder, vae_encoder, unet, denoising, vae_decoder: Duration::ZERO };
+        self.denoiser.rest();
         let views = request.guidance.views();
         let cuts = [true, false].map(|is_prompt| {
             let is_meant = |view: &View| matches!(view, View::Positive(_)) == is_prompt;

@@ -5,6 +5,7 @@
 //! once. Each is run in the fastest way that fits: whole, or with the weights on disk; with one call of the U-Net for all
 //! predictions, or one for each; the picture whole, or in tiles.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
@@ -12,7 +13,7 @@ use std::str::FromStr;
 use serde::Serialize;
 
 use crate::engine::{Library, Residency, SessionOptions};
-use crate::graph::{BoundGraph, Dim, Port};
+use crate::graph::{Dim, Graph, Parameter, Port};
 use crate::memory::{self, Memory};
 use crate::model::{Model, Part};
 use crate::request::Request;
@@ -21,6 +22,7 @@ use crate::stage::denoiser::timestep_shape;
 use crate::stage::tile::Halves;
 use crate::tensor::{LatentShape, PixelSize};
 use crate::tile::Tile;
+use crate::weights::Dtype;
 use crate::{Error, ErrorKind};
 
 /// What the library, its threads and our own tables take beside what the process has when it plans.
@@ -174,10 +176,15 @@ impl Plan {
     /// # Errors
     /// [`ErrorKind::Memory`] when no way to run it fits, with the least budget that would do; [`ErrorKind::Model`] for a
     /// graph whose memory cannot be predicted; [`ErrorKind::Runtime`] without ONNX Runtime.
-    pub fn new(model: &Model, request: &Request, budget: Budget) -> Result<Self, Error> {
+    pub fn new(
+        model: &Model,
+        request: &Request,
+        threads: NonZeroUsize,
+        budget: Budget,
+    ) -> Result<Self, Error> {
         // It is part of what the process has.
         Library::load(None)?;
-        let ways = ways(model, request)?;
+        let ways = Planner { threads: threads.get() }.ways(model, request)?;
         let base_bytes = memory::resident_bytes().unwrap_or(64 << 20) + OVERHEAD_BYTES;
         let least_bytes = base_bytes + ways.iter().map(|(_, ways)| least(ways)).max().unwrap_or(0);
         if least_bytes > budget.bytes {
@@ -270,117 +277,145 @@ fn with_more_resident(mut way: Way, room: u64) -> Way {
     way
 }
 
-/// Per stage, in their order, the ways to run it, the fastest first.
-fn ways(model: &Model, request: &Request) -> Result<Vec<(&'static str, Vec<Way>)>, Error> {
-    let (size, shape) = (request.size(), request.shape());
-    let mut stages = Vec::new();
-    let mut tokens = 0;
-    for part in model.text_encoders() {
-        let context = part.context();
-        tokens = CHUNKS * context;
-        let texts = request.guidance_views() * CHUNKS;
-        let inputs = inputs(part.signature().inputs.iter(), size, shape, texts.min(8), context);
-        stages.push((part.name(), whole_or_streamed(&part.bind()?, &inputs, 1, 1)?));
-    }
-    if let Some(part) = model.vae_encoder().filter(|_| request.draws_from_picture()) {
-        stages.push((part.name(), in_tiles(part, size, shape, Halves::of_encoder)?));
-    }
-    let unet = model.unet();
-    let views = request.guidance_views();
-    let fixed = match unet.signature().input(Role::Latents).map(|port| &port.dims[0]) {
-        Some(Dim::Fixed(batch)) => Some(*batch),
-        _ => None,
-    };
-    let bound = unet.bind()?;
-    let mut found = Vec::new();
-    for batch in fixed.map_or(vec![views, 1], |batch| vec![batch]) {
-        let inputs = inputs(unet.signature().inputs.iter(), size, shape, batch, tokens);
-        found.extend(whole_or_streamed(&bound, &inputs, batch, request.steps() * views.div_ceil(batch))?);
-    }
-    // Whole before streamed, and few large segments before many small ones; of equals the doubled batch first.
-    found.sort_by_key(|way| match way.residency {
-        Residency::Streamed { grain_bytes, .. } => usize::MAX - grain_bytes,
-        _ => 0,
-    });
-    found.dedup();
-    stages.push((unet.name(), found));
-    let decoder = model.vae_decoder();
-    stages.push((decoder.name(), in_tiles(decoder, size, shape, Halves::of_decoder)?));
-    Ok(stages)
+/// Finds the ways to run a stage.
+struct Planner {
+    threads: usize,
 }
 
-/// A graph in one session, and in segments of several sizes.
-fn whole_or_streamed(
-    bound: &BoundGraph,
-    inputs: &[(String, Vec<usize>)],
-    batch: usize,
-    calls: usize,
-) -> Result<Vec<Way>, Error> {
-    let activations = bound.activations(inputs)?;
-    let repacked = |bytes: u64| if bound.has_integers { bytes } else { 0 };
-    let padded = |bytes: usize| bytes as u64 + bytes as u64 / POOL_SLACK;
-    let all: u64 = bound.stored_bytes() as u64;
-    let operations = activations.operations.saturating_mul(calls as u64);
-    let description_bytes = bound.node_count() as u64 * NODE_BYTES;
-    let mut ways = vec![Way {
-        residency: Residency::PerStage,
-        batch,
-        tile: None,
-        weights_bytes: all,
-        activations_bytes: padded(activations.whole_bytes) + repacked(all),
-        description_bytes,
-        operations,
-    }];
-    for grain_bytes in GRAINS_MIB.map(|mib| mib << 20) {
-        let segments = bound.segments(grain_bytes);
-        if segments.len() < 3 {
-            continue;
+impl Planner {
+    /// Per stage, in their order, the ways to run it, the fastest first.
+    fn ways(&self, model: &Model, request: &Request) -> Result<Vec<(&'static str, Vec<Way>)>, Error> {
+        let (size, shape) = (request.size(), request.shape());
+        let mut stages = Vec::new();
+        let mut tokens = 0;
+        for part in model.text_encoders() {
+            let context = part.context();
+            tokens = CHUNKS * context;
+            let texts = request.guidance_views() * CHUNKS;
+            let inputs = inputs(part.signature().inputs.iter(), size, shape, texts.min(8), context);
+            stages.push((part.name(), self.whole_or_streamed(part, part.graph(), &inputs, 1, 1)?));
         }
-        let longest = segments.iter().map(|segment| segment.weight_bytes()).max().unwrap_or(0);
-        let converted = segments.iter().map(|segment| segment.converted_bytes).max().unwrap_or(0);
-        // The segment that runs, and the one that comes.
-        let resident_bytes = 2 * longest;
-        ways.push(Way {
-            residency: Residency::Streamed { grain_bytes, resident_bytes },
+        if let Some(part) = model.vae_encoder().filter(|_| request.draws_from_picture()) {
+            stages.push((part.name(), self.in_tiles(part, size, shape, Halves::of_encoder)?));
+        }
+        let unet = model.unet();
+        let views = request.guidance_views();
+        let fixed = match unet.signature().input(Role::Latents).map(|port| &port.dims[0]) {
+            Some(Dim::Fixed(batch)) => Some(*batch),
+            _ => None,
+        };
+        let mut found = Vec::new();
+        for batch in fixed.map_or(vec![views, 1], |batch| vec![batch]) {
+            let inputs = inputs(unet.signature().inputs.iter(), size, shape, batch, tokens);
+            let calls = request.steps() * views.div_ceil(batch);
+            found.extend(self.whole_or_streamed(unet, unet.graph(), &inputs, batch, calls)?);
+        }
+        // Whole before streamed, and few large segments before many small ones; of equals the doubled batch first.
+        found.sort_by_key(|way| match way.residency {
+            Residency::Streamed { grain_bytes, .. } => usize::MAX - grain_bytes,
+            _ => 0,
+        });
+        found.dedup();
+        stages.push((unet.name(), found));
+        let decoder = model.vae_decoder();
+        stages.push((decoder.name(), self.in_tiles(decoder, size, shape, Halves::of_decoder)?));
+        Ok(stages)
+    }
+
+    /// A graph in one session, and in segments of several sizes.
+    fn whole_or_streamed(
+        &self,
+        part: &Part,
+        graph: &Graph,
+        inputs: &[(String, Vec<usize>)],
+        batch: usize,
+        calls: usize,
+    ) -> Result<Vec<Way>, Error> {
+        let bound = part.bind_graph(graph.clone())?;
+        let inputs: Vec<(&str, &[usize])> =
+            inputs.iter().map(|(name, dims)| (name.as_str(), &dims[..])).collect();
+        let converted = converted(part, graph);
+        let activations = graph.activations(&inputs, self.threads, &converted)?;
+        let steps = activations.steps().len();
+        let whole_bytes = activations.peak_bytes(0..steps) + activations.resident_bytes;
+        // In segments all weights of one may be converted before the first is used.
+        let plain = graph.activations(&inputs, self.threads, &HashSet::new())?;
+        let plain_bytes = plain.peak_bytes(0..steps) + plain.resident_bytes;
+        let repacked = |bytes: u64| if bound.has_integers { bytes } else { 0 };
+        let padded = |bytes: usize| bytes as u64 + bytes as u64 / POOL_SLACK;
+        let all: u64 = bound.stored_bytes() as u64;
+        let operations = activations.operations().saturating_mul(calls as u64);
+        let description_bytes = bound.node_count() as u64 * NODE_BYTES;
+        let mut ways = vec![Way {
+            residency: Residency::PerStage,
             batch,
             tile: None,
-            weights_bytes: resident_bytes as u64,
-            activations_bytes: padded(activations.plain_bytes + converted) + repacked(longest as u64),
+            weights_bytes: all,
+            activations_bytes: padded(whole_bytes) + repacked(all),
             description_bytes,
             operations,
-        });
-    }
-    Ok(ways)
-}
-
-/// A VAE whole, and in tiles of several sizes.
-fn in_tiles(
-    part: &Part,
-    size: PixelSize,
-    shape: LatentShape,
-    halves: impl Fn(&Part, LatentShape, usize, Tile) -> Result<Option<Halves>, Error>,
-) -> Result<Vec<Way>, Error> {
-    let pixels = 2 * 3 * 4 * u64::from(size.width_px()) * u64::from(size.height_px());
-    let inputs = inputs(part.signature().inputs.iter(), size, shape, 1, 0);
-    let factor_px = size.width_px() as usize / shape.width_cells;
-    let mut ways = whole_or_streamed(&part.bind()?, &inputs, 1, 1)?;
-    ways.truncate(1);
-    for side in TILES_CELLS {
-        let Ok(Some(halves)) = halves(part, shape, factor_px, Tile::new(side)?) else { continue };
-        let mut worst: Option<Way> = None;
-        for run in [&halves.whole, &halves.tile] {
-            let way = whole_or_streamed(&part.bind_graph(run.graph.clone())?, &run.inputs, 1, 1)?.swap_remove(0);
-            worst = Some(match worst {
-                Some(other) if other.bytes() >= way.bytes() => other,
-                _ => way,
+        }];
+        for grain_bytes in GRAINS_MIB.map(|mib| mib << 20) {
+            let segments = bound.segments(grain_bytes);
+            if segments.len() < 3 {
+                continue;
+            }
+            let longest = segments.iter().map(|segment| segment.weight_bytes()).max().unwrap_or(0);
+            let converted = segments.iter().map(|segment| segment.converted_bytes).max().unwrap_or(0);
+            // The segment that runs, and the one that comes.
+            let resident_bytes = 2 * longest;
+            ways.push(Way {
+                residency: Residency::Streamed { grain_bytes, resident_bytes },
+                batch,
+                tile: None,
+                weights_bytes: resident_bytes as u64,
+                activations_bytes: padded(plain_bytes + converted) + repacked(longest as u64),
+                description_bytes,
+                operations,
             });
         }
-        ways.extend(worst.map(|way| Way { tile: Tile::new(side).ok(), ..way }));
+        Ok(ways)
     }
-    for way in &mut ways {
-        way.activations_bytes += pixels;
+
+    /// A VAE whole, and in tiles of several sizes.
+    fn in_tiles(
+        &self,
+        part: &Part,
+        size: PixelSize,
+        shape: LatentShape,
+        halves: impl Fn(&Part, LatentShape, usize, Tile) -> Result<Option<Halves>, Error>,
+    ) -> Result<Vec<Way>, Error> {
+        let pixels = 2 * 3 * 4 * u64::from(size.width_px()) * u64::from(size.height_px());
+        let inputs = inputs(part.signature().inputs.iter(), size, shape, 1, 0);
+        let factor_px = size.width_px() as usize / shape.width_cells;
+        let mut ways = self.whole_or_streamed(part, part.graph(), &inputs, 1, 1)?;
+        ways.truncate(1);
+        for side in TILES_CELLS {
+            let Ok(Some(halves)) = halves(part, shape, factor_px, Tile::new(side)?) else { continue };
+            let mut worst: Option<Way> = None;
+            for run in [&halves.whole, &halves.tile] {
+                let way = self.whole_or_streamed(part, &run.graph, &run.inputs, 1, 1)?.swap_remove(0);
+                worst = Some(match worst {
+                    Some(other) if other.bytes() >= way.bytes() => other,
+                    _ => way,
+                });
+            }
+            ways.extend(worst.map(|way| Way { tile: Tile::new(side).ok(), ..way }));
+        }
+        for way in &mut ways {
+            way.activations_bytes += pixels;
+        }
+        Ok(ways)
     }
-    Ok(ways)
+}
+
+/// The parameters that are stored in 16-bit floats and computed with in 32-bit ones.
+fn converted<'a>(part: &Part, graph: &'a Graph) -> HashSet<&'a str> {
+    let is_short = |parameter: &&Parameter| {
+        let stored = part.weights().get(&parameter.name).map(|weight| weight.dtype());
+        parameter.dtype == Dtype::F32 && matches!(stored, Some(Dtype::F16 | Dtype::Bf16))
+    };
+    graph.parameters().iter().filter(is_short).map(|parameter| parameter.name.as_str()).collect()
 }
 
 /// The sizes of a graph's inputs.

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use calotype::memory;
 use calotype::noise::Rng;
 use calotype::picture;
 use calotype::pipeline::{Options, Picture, Pipeline, Progress};
+use calotype::plan::{Budget, Plan};
 use calotype::request::{Draft, Request, Variation};
 use calotype::sampler::{Method, Sampling};
 use calotype::schedule::ScheduleKind;
@@ -110,6 +112,9 @@ pub(super) struct Flags {
     /// How many pictures, with consecutive seeds.
     #[arg(long, value_name = "N", default_value = "1", value_parser = value_parser!(u16).range(1..=MAX_COUNT))]
     count: u16,
+    /// The most memory that the process may take, as in `300MiB`; what is free, less a reserve, when absent.
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Budget>,
     /// How many threads work on one operator.
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=MAX_THREADS))]
     threads: Option<u16>,
@@ -174,9 +179,19 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     first.rng().source(last_seed)?;
     let stop = stop_on_interrupt()?;
     let library = flags.common.library()?;
-    let options = match flags.threads.map(usize::from).and_then(NonZeroUsize::new) {
-        Some(threads) => Options { threads },
-        None => Options::default(),
+    let mut options = Options::default();
+    if let Some(threads) = flags.threads.map(usize::from).and_then(NonZeroUsize::new) {
+        options.threads = threads;
+    }
+    let budget = flags.memory.unwrap_or_else(Budget::of_this_machine);
+    options.plan = match Plan::new(&model, &first, options.threads, budget) {
+        Ok(plan) => Some(plan),
+        // Nobody asked for a promise.
+        Err(error) if flags.memory.is_none() && error.kind() == ErrorKind::Model => {
+            tracing::info!(%error, "no plan of memory");
+            None
+        }
+        Err(error) => return Err(error),
     };
     let mut pipeline = Pipeline::open(&model, &options)?;
     let opened = started.elapsed();
@@ -216,6 +231,11 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let json = json!({
         "pictures": pictures,
         "seconds": { "open": seconds(opened), "all": seconds(started.elapsed()) },
+        "memory": {
+            "budget_bytes": flags.memory.map(Budget::bytes),
+            "planned_bytes": options.plan.as_ref().map(|plan| plan.peak_bytes),
+            "peak_bytes": memory::peak_bytes(),
+        },
     });
     Ok(Report { text, json })
 }

@@ -30,6 +30,16 @@ impl Component {
         &self.part
     }
 
+    /// How its sessions are opened, those of graphs that were made of its own too.
+    pub(crate) fn options(&self) -> &SessionOptions {
+        &self.options
+    }
+
+    /// Closes its session, so that its weights are not in memory twice.
+    pub(crate) fn close(&mut self) {
+        self.session = None;
+    }
+
     /// Its session, which is opened if it is not open.
     pub(crate) fn session(&mut self) -> Result<&mut Session, Error> {
         match &mut self.session {
@@ -41,7 +51,7 @@ impl Component {
     /// Gives its memory back at the end of its stage, unless it is to be kept.
     pub(crate) fn rest(&mut self) {
         if self.options.residency != Residency::Keep {
-            self.session = None;
+            self.close();
             engine::trim();
         }
     }

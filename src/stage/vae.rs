@@ -2,11 +2,12 @@
 
 use image::RgbImage;
 
+use super::component::Component;
 use super::feed::{Feed, constants};
 use super::tile::{Halves, Planes};
 use crate::engine::{Output, Session, SessionOptions};
 use crate::manifest::LatentSpace;
-use crate::model::{Model, Part};
+use crate::model::Model;
 use crate::noise::NoiseSource;
 use crate::signature::{Role, Signature};
 use crate::tensor::{LatentShape, PixelSize};
@@ -15,18 +16,14 @@ use crate::{Error, ErrorKind};
 
 /// A model's VAE decoder.
 pub(crate) struct VaeDecoder {
-    part: Part,
-    options: SessionOptions,
-    /// For whole pictures.
-    session: Option<Session>,
+    component: Component,
     space: LatentSpace,
 }
 
 impl VaeDecoder {
-    pub(crate) fn open(model: &Model, options: &SessionOptions) -> Result<Self, Error> {
-        let part = model.vae_decoder().clone();
-        let session = Some(Session::open(part.bind()?, options)?);
-        Ok(Self { part, options: *options, session, space: model.manifest().latents })
+    pub(crate) fn open(model: &Model, options: SessionOptions) -> Result<Self, Error> {
+        let component = Component::open(model.vae_decoder(), options)?;
+        Ok(Self { component, space: model.manifest().latents })
     }
 
     /// Decodes the latents of one picture, in tiles where a size is given and the picture is larger.
@@ -42,26 +39,29 @@ impl VaeDecoder {
         let LatentSpace { scale, shift, factor_px, .. } = self.space;
         let unscaled = latents.iter().map(|x| f64::from(*x) / scale + shift);
         let (width, height) = (size.width_px() as usize, size.height_px() as usize);
-        let signature = self.part.signature();
+        let component = &mut self.component;
+        let signature = component.part().signature().clone();
         let picture = signature.output(Role::Picture).expect("no signature without a picture");
         let halves = match tile {
-            Some(tile) => Halves::of_decoder(&self.part, shape, factor_px as usize, tile)?,
+            Some(tile) => Halves::of_decoder(component.part(), shape, factor_px as usize, tile)?,
             None => None,
         };
         let planes = match halves {
             Some(halves) => {
                 // Its weights are not kept twice.
-                self.session = None;
+                component.close();
+                let (part, options) = (component.part(), component.options());
                 let cut = &halves.whole.graph.outputs()[0].name;
-                let features = halves.run_whole(&self.part, &self.options, unscaled, cut)?;
-                halves.run_tiles(&self.part, &self.options, &Planes::of(features)?, &picture.name)?
+                let features = halves.run_whole(part, options, unscaled, cut)?;
+                halves.run_tiles(part, options, &Planes::of(features)?, &picture.name)?
             }
             None => {
-                let session = opened(&mut self.session, &self.part, &self.options)?;
+                let session = component.session()?;
                 let dims = [1, shape.channels, shape.height_cells, shape.width_cells];
-                Planes::of(run(session, signature, Role::Latents, &dims, unscaled, &picture.name)?)?
+                Planes::of(run(session, &signature, Role::Latents, &dims, unscaled, &picture.name)?)?
             }
         };
+        component.rest();
         let got = [planes.channels, planes.height, planes.width];
         if got != [3, height, width] {
             return Err(Error::new(
@@ -86,9 +86,7 @@ impl VaeDecoder {
 
 /// A model's VAE encoder, which is opened when it is first needed.
 pub(crate) struct VaeEncoder {
-    part: Part,
-    options: SessionOptions,
-    session: Option<Session>,
+    component: Component,
 }
 
 /// The latents that an encoder finds behind a picture, not scaled: a normal distribution (Kingma & Welling 2014, section
@@ -121,12 +119,12 @@ impl Posterior {
 impl VaeEncoder {
     /// The model's, if it has one.
     pub(crate) fn of(model: &Model, options: SessionOptions) -> Option<Self> {
-        model.vae_encoder().map(|part| Self { part: part.clone(), options, session: None })
+        model.vae_encoder().map(|part| Self { component: Component::new(part, options) })
     }
 
     /// Whether latents are drawn from what it gives.
     pub(crate) fn is_random(&self) -> bool {
-        self.part.signature().output(Role::Moments).is_some()
+        self.component.part().signature().output(Role::Moments).is_some()
     }
 
     /// Encodes a picture, `[3, height, width]` in -1..=1, in tiles where a size is given and the
@@ -139,7 +137,9 @@ impl VaeEncoder {
         shape: LatentShape,
         tile: Option<Tile>,
     ) -> Result<Posterior, Error> {
-        let (signature, is_random) = (self.part.signature(), self.is_random());
+        let is_random = self.is_random();
+        let component = &mut self.component;
+        let signature = component.part().signature().clone();
         let role = if is_random { Role::Moments } else { Role::Latents };
         let output = signature.output(role).ok_or_else(|| {
             Error::new(
@@ -150,25 +150,27 @@ impl VaeEncoder {
         let LatentShape { channels, height_cells, width_cells } = shape;
         let (width, height) = (size.width_px() as usize, size.height_px() as usize);
         let halves = match tile {
-            Some(tile) => Halves::of_encoder(&self.part, shape, width / width_cells, tile)?,
+            Some(tile) => Halves::of_encoder(component.part(), shape, width / width_cells, tile)?,
             None => None,
         };
         let mut found = match halves {
             Some(halves) => {
                 // Its weights are not kept twice.
-                self.session = None;
+                component.close();
+                let (part, options) = (component.part(), component.options());
                 let picture = Planes { channels: 3, height, width, data: planes.to_vec() };
                 let cut = &halves.tile.graph.outputs()[0].name;
-                let features = halves.run_tiles(&self.part, &self.options, &picture, cut)?.data;
+                let features = halves.run_tiles(part, options, &picture, cut)?.data;
                 let features = features.iter().map(|&x| f64::from(x));
-                halves.run_whole(&self.part, &self.options, features, &output.name)?
+                halves.run_whole(part, options, features, &output.name)?
             }
             None => {
-                let session = opened(&mut self.session, &self.part, &self.options)?;
+                let session = component.session()?;
                 let numbers = planes.iter().map(|&x| f64::from(x));
-                run(session, signature, Role::Picture, &[1, 3, height, width], numbers, &output.name)?
+                run(session, &signature, Role::Picture, &[1, 3, height, width], numbers, &output.name)?
             }
         };
+        component.rest();
         let channels = if is_random { 2 * channels } else { channels };
         if found.shape != [1, channels, height_cells, width_cells] {
             return Err(Error::new(
@@ -187,18 +189,6 @@ impl VaeEncoder {
         }
         let log_variance = is_random.then(|| found.data.split_off(shape.len()));
         Ok(Posterior { mean: found.data, log_variance })
-    }
-}
-
-/// The session for whole pictures, opened where it is not.
-fn opened<'a>(
-    session: &'a mut Option<Session>,
-    part: &Part,
-    options: &SessionOptions,
-) -> Result<&'a mut Session, Error> {
-    match session {
-        Some(session) => Ok(session),
-        empty => Ok(empty.insert(Session::open(part.bind()?, options)?)),
     }
 }
 
@@ -254,9 +244,9 @@ mod tests {
     #[test]
     fn tiles_of_the_built_in_model() {
         let model = Model::built_in().unwrap();
-        let options = SessionOptions { threads: 1.try_into().unwrap() };
+        let options = SessionOptions::new(std::num::NonZeroUsize::MIN);
         let mut encoder = VaeEncoder::of(&model, options).unwrap();
-        let mut decoder = VaeDecoder::open(&model, &options).unwrap();
+        let mut decoder = VaeDecoder::open(&model, options).unwrap();
         let LatentSpace { channels, scale, shift, .. } = model.manifest().latents;
         for (height_cells, width_cells, side) in [(16, 16, 12), (12, 29, 12), (25, 25, 16), (32, 32, 24)] {
             let shape = LatentShape { channels, height_cells, width_cells };
@@ -279,21 +269,20 @@ mod tests {
     #[test]
     fn a_picture_of_one_tile_is_whole() {
         let model = Model::built_in().unwrap();
-        let options = SessionOptions { threads: 1.try_into().unwrap() };
-        let mut decoder = VaeDecoder::open(&model, &options).unwrap();
+        let options = SessionOptions::new(std::num::NonZeroUsize::MIN);
+        let mut decoder = VaeDecoder::open(&model, options).unwrap();
         let shape = LatentShape { channels: 16, height_cells: 12, width_cells: 8 };
         let size = PixelSize::new(128, 192).unwrap();
         let latents: Vec<f32> = (0..shape.len()).map(|at| (at as f32).sin()).collect();
         let tiled = decoder.decode(&latents, shape, size, Some(Tile::new(12).unwrap())).unwrap();
-        assert!(decoder.session.is_some(), "the session for whole pictures was kept");
         assert_eq!(tiled, decoder.decode(&latents, shape, size, None).unwrap());
     }
 
     #[test]
     fn what_is_no_number_is_named_with_its_place_in_the_whole_picture() {
         let model = Model::built_in().unwrap();
-        let options = SessionOptions { threads: 1.try_into().unwrap() };
-        let mut decoder = VaeDecoder::open(&model, &options).unwrap();
+        let options = SessionOptions::new(std::num::NonZeroUsize::MIN);
+        let mut decoder = VaeDecoder::open(&model, options).unwrap();
         let shape = LatentShape { channels: 16, height_cells: 40, width_cells: 40 };
         let size = PixelSize::new(640, 640).unwrap();
         let mut latents = vec![0.1; shape.len()];
