@@ -308,12 +308,14 @@ impl Graph {
             } else {
                 has_integers = true;
             }
-            let initializer = &mut graph.initializer[parameter.initializer];
             match (weight.dtype(), parameter.dtype) {
                 (got, expected) if got == expected => {}
                 (Dtype::F16 | Dtype::Bf16, Dtype::F32) => {
                     let stored = format!("{wanted}/stored");
-                    casts.push(cast(&stored, wanted, parameter.dtype));
+                    if !convert_rows(&mut graph.node, wanted, &stored) {
+                        casts.push(cast(&stored, wanted, parameter.dtype));
+                    }
+                    let initializer = &mut graph.initializer[parameter.initializer];
                     initializer.name = Some(stored);
                     initializer.data_type = Some(onnx_code(weight.dtype()));
                 }
@@ -322,6 +324,7 @@ impl Graph {
                 }
             }
             let (file, offset_bytes) = weight.location();
+            let initializer = &mut graph.initializer[parameter.initializer];
             initializer.external_data = vec![
                 entry("location", file),
                 entry("offset", offset_bytes.to_string()),
@@ -339,6 +342,26 @@ impl fmt::Debug for Graph {
         let (nodes, parameters) = (self.graph.node.len(), self.parameters.len());
         write!(f, "Graph({}: {nodes} nodes, {parameters} parameters)", self.name)
     }
+}
+
+/// Makes nodes that only look rows up in a table look them up in the table as it is `stored`, and converts the rows: they
+/// are few, and the table is long. Whether all that read the table are such nodes.
+fn convert_rows(nodes: &mut Vec<NodeProto>, table: &str, stored: &str) -> bool {
+    let looks_up =
+        |node: &NodeProto| node.op_type() == "Gather" && node.input.first().is_some_and(|name| name == table);
+    let reads = |node: &NodeProto| node.input.iter().any(|name| name == table);
+    if !nodes.iter().all(|node| !reads(node) || looks_up(node)) {
+        return false;
+    }
+    while let Some(place) = nodes.iter().position(looks_up) {
+        let node = &mut nodes[place];
+        let rows = node.output[0].clone();
+        node.input[0] = stored.into();
+        node.output[0] = format!("{rows}/stored");
+        let cast = cast(&node.output[0], &rows, Dtype::F32);
+        nodes.insert(place + 1, cast);
+    }
+    true
 }
 
 /// A graph all of whose parameters have data.

@@ -361,6 +361,11 @@ impl Weights {
         self.files[file].populate(range);
     }
 
+    /// Takes the pages of all files out of memory, where they can be read again.
+    pub(crate) fn release_all(&self) {
+        self.files.iter().for_each(|bytes| bytes.release(0..bytes.len()));
+    }
+
     /// Takes the pages around these bytes of a file out of memory, where they can be read again.
     pub(crate) fn release(&self, file: usize, range: Range<usize>) {
         self.files[file].release(range);

@@ -52,6 +52,7 @@ impl Component {
     pub(crate) fn rest(&mut self) {
         if self.options.residency != Residency::Keep {
             self.close();
+            self.part.weights().release_all();
             engine::trim();
         }
     }
