@@ -229,6 +229,16 @@ impl Graph {
         &self.parameters
     }
 
+    /// The parameters that these weights have as 16-bit floats, and that are made 32-bit ones whenever they are used.
+    pub(crate) fn converted(&self, weights: &Weights) -> HashSet<&str> {
+        let is_short = |parameter: &&Parameter| {
+            let stored = weights.get(&parameter.name).map(|weight| weight.dtype());
+            parameter.dtype == Dtype::F32 && matches!(stored, Some(Dtype::F16 | Dtype::Bf16))
+        };
+        let names = self.parameters.iter().filter(is_short).map(|parameter| parameter.name.as_str());
+        names.filter(|name| !is_table(&self.graph.node, name)).collect()
+    }
+
     /// The bytes of the ONNX model, its parameters without data, as [`Graph::decode`] reads them.
     pub fn encode(&self) -> Vec<u8> {
         ModelProto { graph: Some(self.graph.clone()), ..self.model.clone() }.encode_to_vec()
@@ -347,13 +357,10 @@ impl fmt::Debug for Graph {
 /// Makes nodes that only look rows up in a table look them up in the table as it is `stored`, and converts the rows: they
 /// are few, and the table is long. Whether all that read the table are such nodes.
 fn convert_rows(nodes: &mut Vec<NodeProto>, table: &str, stored: &str) -> bool {
-    let looks_up =
-        |node: &NodeProto| node.op_type() == "Gather" && node.input.first().is_some_and(|name| name == table);
-    let reads = |node: &NodeProto| node.input.iter().any(|name| name == table);
-    if !nodes.iter().all(|node| !reads(node) || looks_up(node)) {
+    if !is_table(nodes, table) {
         return false;
     }
-    while let Some(place) = nodes.iter().position(looks_up) {
+    while let Some(place) = nodes.iter().position(|node| node.input.iter().any(|name| name == table)) {
         let node = &mut nodes[place];
         let rows = node.output[0].clone();
         node.input[0] = stored.into();
@@ -362,6 +369,18 @@ fn convert_rows(nodes: &mut Vec<NodeProto>, table: &str, stored: &str) -> bool {
         nodes.insert(place + 1, cast);
     }
     true
+}
+
+/// Whether a tensor is a table of rows: all that read it look rows up.
+fn is_table(nodes: &[NodeProto], name: &str) -> bool {
+    let mut readers = nodes.iter().filter(|node| node.input.iter().any(|input| input == name)).peekable();
+    readers.peek().is_some()
+        && readers.all(|node| {
+            let axis = node.attribute.iter().find(|attribute| attribute.name() == "axis");
+            node.op_type() == "Gather"
+                && node.input.iter().position(|input| input == name) == Some(0)
+                && axis.is_none_or(|axis| axis.i() == 0)
+        })
 }
 
 /// A graph all of whose parameters have data.
@@ -384,11 +403,6 @@ impl BoundGraph {
     /// How many nodes it has.
     pub(crate) fn node_count(&self) -> usize {
         self.model.graph.as_ref().map_or(0, |graph| graph.node.len())
-    }
-
-    /// How many bytes its weights have where they are stored.
-    pub(crate) fn stored_bytes(&self) -> usize {
-        self.segments(usize::MAX).iter().map(Segment::weight_bytes).sum()
     }
 
     /// The bytes of the ONNX model.

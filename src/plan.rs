@@ -5,7 +5,6 @@
 //! once. Each is run in the fastest way that fits: whole, or with the weights on disk; with one call of the U-Net for all
 //! predictions, or one for each; the picture whole, or in tiles.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
@@ -13,7 +12,7 @@ use std::str::FromStr;
 use serde::Serialize;
 
 use crate::engine::{Library, Residency, SessionOptions};
-use crate::graph::{Dim, Graph, Parameter, Port};
+use crate::graph::{Dim, Graph, Port};
 use crate::memory::{self, Memory};
 use crate::model::{Model, Part};
 use crate::request::Request;
@@ -22,7 +21,6 @@ use crate::stage::denoiser::timestep_shape;
 use crate::stage::tile::Halves;
 use crate::tensor::{LatentShape, PixelSize};
 use crate::tile::Tile;
-use crate::weights::Dtype;
 use crate::{Error, ErrorKind};
 
 /// What the library, its threads and our own tables take beside what the process has when it plans.
@@ -334,16 +332,15 @@ impl Planner {
         let bound = part.bind_graph(graph.clone())?;
         let inputs: Vec<(&str, &[usize])> =
             inputs.iter().map(|(name, dims)| (name.as_str(), &dims[..])).collect();
-        let converted = converted(part, graph);
-        let activations = graph.activations(&inputs, self.threads, &converted)?;
+        let activations = graph.activations(&inputs, self.threads, Some(&graph.converted(part.weights())))?;
         let steps = activations.steps().len();
         let whole_bytes = activations.peak_bytes(0..steps) + activations.resident_bytes;
-        // In segments all weights of one may be converted before the first is used.
-        let plain = graph.activations(&inputs, self.threads, &HashSet::new())?;
-        let plain_bytes = plain.peak_bytes(0..steps) + plain.resident_bytes;
-        let repacked = |bytes: u64| if bound.has_integers { bytes } else { 0 };
         let padded = |bytes: usize| bytes as u64 + bytes as u64 / POOL_SLACK;
-        let all: u64 = bound.stored_bytes() as u64;
+        let [whole] = &bound.segments(usize::MAX)[..] else { unreachable!("nothing is larger") };
+        let all = whole.weight_bytes() as u64;
+        // In segments all weights of one may be converted before the first is used.
+        let plain = graph.activations(&inputs, self.threads, None)?;
+        let plain_bytes = plain.peak_bytes(0..plain.steps().len()) + plain.resident_bytes;
         let operations = activations.operations().saturating_mul(calls as u64);
         let description_bytes = bound.node_count() as u64 * NODE_BYTES;
         let mut ways = vec![Way {
@@ -351,7 +348,7 @@ impl Planner {
             batch,
             tile: None,
             weights_bytes: all,
-            activations_bytes: padded(whole_bytes) + repacked(all),
+            activations_bytes: padded(whole_bytes + whole.repacked_bytes),
             description_bytes,
             operations,
         }];
@@ -362,6 +359,7 @@ impl Planner {
             }
             let longest = segments.iter().map(|segment| segment.weight_bytes()).max().unwrap_or(0);
             let converted = segments.iter().map(|segment| segment.converted_bytes).max().unwrap_or(0);
+            let repacked = segments.iter().map(|segment| segment.repacked_bytes).max().unwrap_or(0);
             // The segment that runs, and the one that comes.
             let resident_bytes = 2 * longest;
             ways.push(Way {
@@ -369,7 +367,7 @@ impl Planner {
                 batch,
                 tile: None,
                 weights_bytes: resident_bytes as u64,
-                activations_bytes: padded(plain_bytes + converted) + repacked(longest as u64),
+                activations_bytes: padded(plain_bytes + converted + repacked),
                 description_bytes,
                 operations,
             });
@@ -407,15 +405,6 @@ impl Planner {
         }
         Ok(ways)
     }
-}
-
-/// The parameters that are stored in 16-bit floats and computed with in 32-bit ones.
-fn converted<'a>(part: &Part, graph: &'a Graph) -> HashSet<&'a str> {
-    let is_short = |parameter: &&Parameter| {
-        let stored = part.weights().get(&parameter.name).map(|weight| weight.dtype());
-        parameter.dtype == Dtype::F32 && matches!(stored, Some(Dtype::F16 | Dtype::Bf16))
-    };
-    graph.parameters().iter().filter(is_short).map(|parameter| parameter.name.as_str()).collect()
 }
 
 /// The sizes of a graph's inputs.

@@ -123,7 +123,8 @@ impl<'a> Activations<'a> {
 
 impl Graph {
     /// What the graph's values take when it is fed tensors of these shapes and runs on so many threads.
-    /// `converted` names the parameters that are stored in 16-bit floats, and so made 32-bit ones in every run.
+    /// `converted` names the parameters that are stored in 16-bit floats, and so made 32-bit ones in every run; without it
+    /// no weights are counted, in whatever way they are converted.
     ///
     /// # Errors
     /// Those of [`Graph::shapes`].
@@ -131,7 +132,7 @@ impl Graph {
         &self,
         inputs: &[(&str, &[usize])],
         threads: usize,
-        converted: &HashSet<&str>,
+        converted: Option<&HashSet<&str>>,
     ) -> Result<Activations<'_>, Error> {
         let shapes = self.shapes(inputs)?;
         let plan = Plan::new(self, &shapes, converted);
@@ -154,7 +155,7 @@ struct Plan<'a, 's> {
 }
 
 impl<'a, 's> Plan<'a, 's> {
-    fn new(graph: &'a Graph, shapes: &'s Shapes<'a>, converted: &HashSet<&str>) -> Self {
+    fn new(graph: &'a Graph, shapes: &'s Shapes<'a>, converted: Option<&HashSet<&str>>) -> Self {
         let proto = &graph.graph;
         let mut plan = Self {
             graph,
@@ -167,7 +168,7 @@ impl<'a, 's> Plan<'a, 's> {
         for tensor in &proto.initializer {
             let name = tensor.name();
             plan.known.insert(name);
-            if !converted.contains(name) {
+            if converted.is_none_or(|converted| !converted.contains(name)) {
                 plan.constant.insert(name);
             } else if plan.len_bytes(name) <= MAX_FOLDED_BYTES {
                 plan.fold(name);
@@ -182,6 +183,7 @@ impl<'a, 's> Plan<'a, 's> {
                 node.input.iter().all(|name| name.is_empty() || set.contains(name.as_str()))
             };
             let is_known = is_static || all_in(&plan.known);
+            let is_free = converted.is_none() && !node.input.is_empty() && all_in(&plan.constant);
             let is_constant = all_in(&plan.constant)
                 && !matches!(node.op_type(), "DequantizeLinear" | "RandomNormalLike" | "RandomUniformLike")
                 && node.output.iter().all(|name| plan.len_bytes(name) <= MAX_FOLDED_BYTES);
@@ -189,7 +191,9 @@ impl<'a, 's> Plan<'a, 's> {
                 if is_known {
                     plan.known.insert(name);
                 }
-                if is_constant {
+                if is_free {
+                    plan.constant.insert(name);
+                } else if is_constant {
                     plan.fold(name);
                 }
             }

@@ -13,7 +13,7 @@ use prost::Message;
 use super::proto::{
     self, GraphProto, ModelProto, NodeProto, TensorProto, TensorType, TypeProto, TypeValue, ValueInfoProto,
 };
-use super::{BoundGraph, declared};
+use super::{BoundGraph, declared, is_table};
 
 /// Operators in front of which a graph may be cut.
 const OPENERS: [&str; 5] = ["Conv", "FusedMatMul", "Gemm", "MatMul", "MatMulNBits"];
@@ -28,6 +28,8 @@ pub(crate) struct Segment {
     pub(crate) outputs: Vec<String>,
     /// Which of the values that it reads no later segment does.
     pub(crate) spent: Vec<String>,
+    /// How many bytes of its weights are copied where kernels want them in another order.
+    pub(crate) repacked_bytes: usize,
     /// How many bytes its weights take where they are converted.
     pub(crate) converted_bytes: usize,
     /// Where its weights lie, by the number of the file in [`Weights`](crate::weights::Weights).
@@ -158,6 +160,7 @@ impl BoundGraph {
                 inputs: owned(&inputs),
                 spent: spent.map(|&name| name.to_owned()).collect(),
                 outputs: owned(&outputs),
+                repacked_bytes: repacked(&own),
                 converted_bytes: needs.iter().map(|&need| plan.converted_bytes(need)).sum(),
                 ranges: ranges.into_iter().map(|((file, start), end)| (file, start..end)).collect(),
                 model: ModelProto { graph: Some(own), ..self.model_without_graph() },
@@ -213,10 +216,12 @@ impl Plan {
                 .map_or(0, |own| own.shape.iter().product::<usize>() * own.dtype.size_bytes());
             plan.names.insert(tensor.name().into(), plan.constants.len());
             closures.push(vec![plan.constants.len()]);
+            // Of a table only the rows that are looked up are ever in memory.
+            let is_table = is_table(&graph.node, tensor.name());
             plan.constants.push(Constant {
                 origin: Origin::Initializer(index),
-                len_bytes,
-                range: stored(tensor),
+                len_bytes: if is_table { 0 } else { len_bytes },
+                range: if is_table { None } else { stored(tensor) },
             });
         }
         let mut known: HashSet<&str> = graph.input.iter().map(|input| input.name()).collect();
@@ -275,6 +280,14 @@ impl Plan {
     fn is_constant(&self, name: &str) -> bool {
         self.names.contains_key(name)
     }
+}
+
+/// The bytes of weights that `MatMulNBits` keeps in its own order.
+fn repacked(graph: &GraphProto) -> usize {
+    let packed = graph.node.iter().filter(|node| node.op_type() == "MatMulNBits");
+    let names: HashSet<&str> = packed.flat_map(|node| &node.input[1..]).map(String::as_str).collect();
+    let tensors = graph.initializer.iter().filter(|tensor| names.contains(tensor.name()));
+    tensors.filter_map(stored).map(|(_, range)| range.len()).sum()
 }
 
 fn elements(tensor: &TensorProto) -> usize {
