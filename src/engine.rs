@@ -91,6 +91,11 @@ pub(crate) fn trim() {
     }
 }
 
+/// How many bytes of weights a session that is kept converts and repacks: all or none.
+pub(crate) fn copied_bytes(bound: &BoundGraph) -> usize {
+    if bound.float_bytes <= COPIED_BYTES { bound.float_bytes } else { 0 }
+}
+
 /// A graph that is ready to run, with its weights.
 pub struct Session {
     name: String,
@@ -140,8 +145,8 @@ impl Session {
                 .help("take the model's plain export, which was not optimised for one provider"));
             }
         }
-        let copies = match (options.residency, bound.float_bytes) {
-            (Residency::Keep, ..=COPIED_BYTES) => Copies::All,
+        let copies = match options.residency {
+            Residency::Keep if copied_bytes(&bound) > 0 => Copies::All,
             // Kernels for integers are three times as slow on weights that are not repacked.
             _ if bound.has_integers => Copies::Repacked,
             _ => Copies::None,

@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
-use crate::engine::{Library, Residency, SessionOptions};
+use crate::engine::{self, Library, Residency, SessionOptions};
 use crate::graph::{Dim, Graph, Port};
 use crate::memory::{self, Memory};
 use crate::model::{Model, Part};
@@ -158,6 +158,8 @@ struct Way {
     weights_bytes: u64,
     activations_bytes: u64,
     description_bytes: u64,
+    /// What is copied if the session is kept, so that it is faster.
+    copies_bytes: u64,
     operations: u64,
 }
 
@@ -199,7 +201,7 @@ impl Plan {
         let kept: u64 = ways.iter().map(|(_, ways)| ways[0].weights_bytes + ways[0].description_bytes).sum();
         let most = ways.iter().map(|(_, ways)| ways[0].activations_bytes).max().unwrap_or(0);
         // What is kept may also be copied where that makes it faster.
-        let copies: u64 = ways.iter().map(|(_, ways)| 2 * ways[0].weights_bytes.min(64 << 20)).sum();
+        let copies: u64 = ways.iter().map(|(_, ways)| ways[0].copies_bytes).sum();
         let keeps_all = base_bytes.saturating_add(kept + copies).saturating_add(most) <= budget.bytes;
 
         let stages: Vec<Stage> = ways
@@ -343,6 +345,8 @@ impl Planner {
         let plain_bytes = plain.peak_bytes(0..plain.steps().len()) + plain.resident_bytes;
         let operations = activations.operations().saturating_mul(calls as u64);
         let description_bytes = bound.node_count() as u64 * NODE_BYTES;
+        // Converted, and repacked for the kernels.
+        let copies_bytes = 2 * engine::copied_bytes(&bound) as u64;
         let mut ways = vec![Way {
             residency: Residency::PerStage,
             batch,
@@ -350,6 +354,7 @@ impl Planner {
             weights_bytes: all,
             activations_bytes: padded(whole_bytes + whole.repacked_bytes),
             description_bytes,
+            copies_bytes,
             operations,
         }];
         for grain_bytes in GRAINS_MIB.map(|mib| mib << 20) {
@@ -369,6 +374,7 @@ impl Planner {
                 weights_bytes: resident_bytes as u64,
                 activations_bytes: padded(plain_bytes + converted + repacked),
                 description_bytes,
+                copies_bytes,
                 operations,
             });
         }

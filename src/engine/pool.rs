@@ -5,7 +5,7 @@
 //! between things that are not. Here every block is a mapping of its own, so that memory in use is what was asked for, to
 //! the page, and memory that is given back is given back.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use memmap2::MmapMut;
 
@@ -57,14 +57,13 @@ impl Block {
 pub(super) struct Pool {
     /// By address, with how many bytes were asked for.
     used: HashMap<usize, (Block, usize)>,
-    /// Long ones, by length.
-    kept: BTreeMap<usize, Vec<Block>>,
+    /// Long ones, sorted by length.
+    kept: Vec<Block>,
     used_bytes: usize,
     wasted_bytes: usize,
     kept_bytes: usize,
     /// The most that was in use at once.
     most_used_bytes: usize,
-    peak_bytes: usize,
     limit_bytes: Option<usize>,
 }
 
@@ -82,7 +81,6 @@ impl Pool {
         self.used_bytes += block.len_bytes();
         self.wasted_bytes += block.len_bytes() - len_bytes;
         self.most_used_bytes = self.most_used_bytes.max(self.used_bytes);
-        self.peak_bytes = self.peak_bytes.max(self.used_bytes + self.kept_bytes);
         let address = block.address();
         self.used.insert(address, (block, len_bytes));
         Some(address)
@@ -95,7 +93,8 @@ impl Pool {
         self.wasted_bytes -= block.len_bytes() - len_bytes;
         if matches!(block, Block::Long(_)) {
             self.kept_bytes += block.len_bytes();
-            self.kept.entry(block.len_bytes()).or_default().push(block);
+            let place = self.kept.partition_point(|kept| kept.len_bytes() < block.len_bytes());
+            self.kept.insert(place, block);
         }
     }
 
@@ -112,11 +111,6 @@ impl Pool {
         self.trim();
     }
 
-    /// The most bytes that blocks have had since this was last asked.
-    pub(super) fn peak_bytes(&mut self) -> usize {
-        std::mem::replace(&mut self.peak_bytes, self.used_bytes + self.kept_bytes)
-    }
-
     /// How many bytes blocks in use and kept ones may have together. Without a limit a quarter more than was ever in use:
     /// with less, pages come and go all the time; with more, nothing is faster.
     fn capacity_bytes(&self) -> usize {
@@ -128,12 +122,10 @@ impl Pool {
         let part = WASTED_PART[usize::from(self.limit_bytes.is_some())];
         let wasted_bytes = (self.capacity_bytes() / part).saturating_sub(self.wasted_bytes);
         let longest = len_bytes.saturating_mul(LEAST_PART).min(len_bytes.saturating_add(wasted_bytes));
-        let (&len, blocks) = self.kept.range_mut(len_bytes..=longest).next()?;
-        let block = blocks.pop()?;
-        if blocks.is_empty() {
-            self.kept.remove(&len);
-        }
-        self.kept_bytes -= len;
+        let place = self.kept.partition_point(|kept| kept.len_bytes() < len_bytes);
+        self.kept.get(place).filter(|kept| kept.len_bytes() <= longest)?;
+        let block = self.kept.remove(place);
+        self.kept_bytes -= block.len_bytes();
         Some(block)
     }
 
@@ -141,11 +133,8 @@ impl Pool {
     fn make_room(&mut self, len_bytes: usize) {
         let needed = self.used_bytes.saturating_add(len_bytes);
         while needed.saturating_add(self.kept_bytes) > self.capacity_bytes() {
-            let Some(mut longest) = self.kept.last_entry() else { break };
-            self.kept_bytes -= longest.get_mut().pop().map_or(0, |block| block.len_bytes());
-            if longest.get().is_empty() {
-                longest.remove();
-            }
+            let Some(longest) = self.kept.pop() else { break };
+            self.kept_bytes -= longest.len_bytes();
         }
     }
 }
@@ -179,7 +168,7 @@ mod tests {
         let _second = pool.take(3 * MIB).unwrap();
         assert_eq!((pool.used_bytes, pool.kept_bytes), (3 * MIB, 0));
         assert!(pool.take(MIB).is_some());
-        assert_eq!(pool.peak_bytes(), 4 * MIB);
+        assert_eq!(pool.used_bytes + pool.kept_bytes, 4 * MIB);
         assert!(pool.take(MIB).is_some(), "what is needed is had");
         assert_eq!(pool.take(usize::MAX), None);
     }
@@ -203,7 +192,6 @@ mod tests {
         pool.give_back(block);
         assert_eq!(pool.kept_bytes, MIB);
         pool.trim();
-        assert_eq!((pool.kept_bytes, pool.used_bytes, pool.peak_bytes()), (0, 0, MIB));
-        assert_eq!(pool.peak_bytes(), 0);
+        assert_eq!((pool.kept_bytes, pool.used_bytes), (0, 0));
     }
 }

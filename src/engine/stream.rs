@@ -52,13 +52,20 @@ impl Streamed {
         let mut left_bytes = resident_bytes.saturating_sub(WINDOW * longest);
         for segment in segments {
             let (onnx, segment) = segment.encode(&types);
+            // What is repacked is in memory twice.
+            let bytes = segment.weight_bytes() + segment.repacked_bytes;
+            let is_pinned = bytes <= left_bytes;
+            if is_pinned {
+                left_bytes -= bytes;
+            }
+            let copies = if is_pinned { copies } else { Copies::None };
             let session = sys::Session::open(runtime, &onnx, Arc::clone(&weights), threads, copies)?;
             types.extend(session.output_types().map(|(name, code)| (name.to_owned(), code)));
-            let is_pinned = segment.weight_bytes() <= left_bytes;
-            if is_pinned {
-                left_bytes -= segment.weight_bytes();
+            let pinned = is_pinned.then_some(session);
+            if pinned.is_none() {
+                release(&weights, &segment.ranges);
             }
-            parts.push(Part { segment, onnx, pinned: is_pinned.then_some(session) });
+            parts.push(Part { segment, onnx, pinned });
         }
         let ranges = parts.iter().map(|part| part.segment.ranges.clone()).collect();
         let ahead = Ahead::start(Arc::clone(&weights), ranges)?;
