@@ -335,14 +335,13 @@ impl Planner {
         let inputs: Vec<(&str, &[usize])> =
             inputs.iter().map(|(name, dims)| (name.as_str(), &dims[..])).collect();
         let activations = graph.activations(&inputs, self.threads, Some(&graph.converted(part.weights())))?;
-        let steps = activations.steps().len();
-        let whole_bytes = activations.peak_bytes(0..steps) + activations.resident_bytes;
+        let whole_bytes = activations.peak_bytes();
         let padded = |bytes: usize| bytes as u64 + bytes as u64 / POOL_SLACK;
         let [whole] = &bound.segments(usize::MAX)[..] else { unreachable!("nothing is larger") };
         let all = whole.weight_bytes() as u64;
         // In segments all weights of one may be converted before the first is used.
         let plain = graph.activations(&inputs, self.threads, None)?;
-        let plain_bytes = plain.peak_bytes(0..plain.steps().len()) + plain.resident_bytes;
+        let plain_bytes = plain.peak_bytes();
         let operations = activations.operations().saturating_mul(calls as u64);
         let description_bytes = bound.node_count() as u64 * NODE_BYTES;
         // Converted, and repacked for the kernels.

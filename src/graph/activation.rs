@@ -34,25 +34,20 @@ const MARGIN_BYTES: usize = 64 << 10;
 
 /// What a graph's values take, node by node in the order in which they are computed.
 #[derive(Debug)]
-pub(crate) struct Activations<'a> {
-    steps: Vec<Step<'a>>,
+pub(crate) struct Activations {
+    steps: Vec<Step>,
     buffers: Vec<Buffer>,
-    values: Vec<Value<'a>>,
     /// What values take for as long as the session is open, because they are computed when it opens.
     pub(crate) resident_bytes: usize,
 }
 
 /// One node's part.
 #[derive(Debug)]
-pub(crate) struct Step<'a> {
-    /// Its index in the graph's file.
-    pub(crate) node: usize,
+pub(crate) struct Step {
     /// What its kernel takes for itself while it runs.
     pub(crate) scratch_bytes: usize,
     /// Its multiplications with an addition.
     pub(crate) operations: u64,
-    /// The initializers that it reads.
-    pub(crate) initializers: Vec<&'a str>,
 }
 
 /// Memory and when it is taken.
@@ -63,56 +58,26 @@ struct Buffer {
     steps: Range<usize>,
 }
 
-/// A value that a node gives or the graph is fed.
-#[derive(Debug)]
-struct Value<'a> {
-    name: &'a str,
-    len_bytes: usize,
-    /// From the step that gives it to the one after the last that uses it.
-    steps: Range<usize>,
-}
-
-impl<'a> Activations<'a> {
-    /// The nodes in the order in which they are computed.
-    pub(crate) fn steps(&self) -> &[Step<'a>] {
-        &self.steps
-    }
-
-    /// What is taken while step `step` runs, its outputs and its kernel's scratch included.
-    pub(crate) fn live_bytes(&self, step: usize) -> usize {
-        let live = self.buffers.iter().filter(|buffer| buffer.steps.contains(&step));
-        live.map(|buffer| buffer.len_bytes).sum::<usize>() + self.steps[step].scratch_bytes
-    }
-
-    /// The most that is taken at once while the steps of a range run as a session of its own: what crosses its beginning
-    /// is held throughout, what crosses its end from when it is made.
-    pub(crate) fn peak_bytes(&self, range: Range<usize>) -> usize {
-        let mut changes = vec![0isize; range.len() + 1];
-        let mut held = 0;
+impl Activations {
+    /// What is taken while each step runs, its outputs and its kernel's scratch included.
+    fn live_bytes(&self) -> Vec<usize> {
+        let mut changes = vec![0isize; self.steps.len() + 1];
         for Buffer { len_bytes, steps } in &self.buffers {
-            if steps.start < range.start && steps.end > range.start {
-                held += len_bytes;
-            } else if range.contains(&steps.start) {
-                changes[steps.start - range.start] += *len_bytes as isize;
-                if steps.end < range.end {
-                    changes[steps.end - range.start] -= *len_bytes as isize;
-                }
-            }
+            changes[steps.start] += *len_bytes as isize;
+            changes[steps.end] -= *len_bytes as isize;
         }
-        let mut live = held;
-        let peaks = range.clone().map(|step| {
-            live = live.saturating_add_signed(changes[step - range.start]);
-            live + self.steps[step].scratch_bytes
+        let mut live = 0usize;
+        let live = self.steps.iter().zip(changes).map(|(step, change)| {
+            live = live.saturating_add_signed(change);
+            live + step.scratch_bytes
         });
-        let peak = peaks.max().unwrap_or(held);
-        peak + peak / MARGIN + MARGIN_BYTES
+        live.collect()
     }
 
-    /// The values that are there before step `step` and needed from then on, and their sizes in bytes; not the graph's
-    /// inputs, which are nobody's to compute.
-    pub(crate) fn crossing(&self, step: usize) -> Vec<(&'a str, usize)> {
-        let crosses = |value: &&Value<'_>| value.steps.start < step && value.steps.end > step;
-        self.values.iter().filter(crosses).map(|value| (value.name, value.len_bytes)).collect()
+    /// The most that is taken at once, what is there as long as the session is open included.
+    pub(crate) fn peak_bytes(&self) -> usize {
+        let peak = self.live_bytes().into_iter().max().unwrap_or(0);
+        self.resident_bytes + peak + peak / MARGIN + MARGIN_BYTES
     }
 
     /// The multiplications with an addition of all steps.
@@ -133,7 +98,7 @@ impl Graph {
         inputs: &[(&str, &[usize])],
         threads: usize,
         converted: Option<&HashSet<&str>>,
-    ) -> Result<Activations<'_>, Error> {
+    ) -> Result<Activations, Error> {
         let shapes = self.shapes(inputs)?;
         let plan = Plan::new(self, &shapes, converted);
         plan.walk(threads)
@@ -278,12 +243,10 @@ impl<'a, 's> Plan<'a, 's> {
             .collect()
     }
 
-    fn walk(self, threads: usize) -> Result<Activations<'a>, String> {
+    fn walk(self, threads: usize) -> Result<Activations, String> {
         let nodes = &self.graph.graph.node;
         let order = self.order();
         let outputs: HashSet<&str> = self.graph.outputs.iter().map(|port| port.name.as_str()).collect();
-
-        let stored: HashSet<&str> = self.graph.graph.initializer.iter().map(|tensor| tensor.name()).collect();
 
         // The step after the last that uses each value; outputs are there to the end.
         let mut ends: HashMap<&str, usize> = HashMap::new();
@@ -300,7 +263,6 @@ impl<'a, 's> Plan<'a, 's> {
         let mut shared: Vec<Option<&Tensor>> = Vec::new();
         let mut free: Vec<usize> = Vec::new();
         let mut steps = Vec::with_capacity(order.len());
-        let mut values = Vec::new();
         for (step, &index) in order.iter().enumerate() {
             let node = &nodes[index];
             let converted =
@@ -313,7 +275,6 @@ impl<'a, 's> Plan<'a, 's> {
                 }
                 let Some(tensor) = self.tensor(name) else { continue };
                 let end = *ends.get(name).unwrap_or(&(step + 1));
-                values.push(Value { name, len_bytes: tensor.len_bytes(), steps: step..end });
                 let is_made_here = node.output.iter().any(|output| output == name);
                 if is_made_here && shares_input(node) {
                     let input = node.input[0].as_str();
@@ -362,11 +323,9 @@ impl<'a, 's> Plan<'a, 's> {
                 }
             }
             let (scratch_bytes, operations) = cost(node, self.shapes, threads);
-            let initializers =
-                node.input.iter().map(String::as_str).filter(|name| stored.contains(name)).collect();
-            steps.push(Step { node: index, scratch_bytes, operations, initializers });
+            steps.push(Step { scratch_bytes, operations });
         }
-        Ok(Activations { steps, buffers, values, resident_bytes: self.resident_bytes })
+        Ok(Activations { steps, buffers, resident_bytes: self.resident_bytes })
     }
 }
 
@@ -533,8 +492,8 @@ mod tests {
                 }
                 _ => builtin(name),
             };
-            let activations = graph.activations(inputs, threads, &HashSet::new()).unwrap();
-            let peak = activations.peak_bytes(0..activations.steps().len());
+            let activations = graph.activations(inputs, threads, Some(&HashSet::new())).unwrap();
+            let peak = activations.peak_bytes();
             assert!(peak >= measured, "{name}: {peak}, measured {measured}");
             assert!(peak as f64 <= 1.25 * measured as f64, "{name}: {peak}, measured {measured}");
         }
@@ -546,47 +505,26 @@ mod tests {
         let all = graph.parameters().iter().map(|parameter| parameter.name.as_str()).collect();
         let inputs: [(&str, &[usize]); 3] =
             [("sample", &[1, 16, 16, 16]), ("timestep", &[]), ("encoder_hidden_states", &[1, 32, 192])];
-        let plain = graph.activations(&inputs, 1, &HashSet::new()).unwrap();
-        let converted = graph.activations(&inputs, 1, &all).unwrap();
-        let peak = |activations: &Activations<'_>| activations.peak_bytes(0..activations.steps().len());
-        assert!(peak(&converted) > peak(&plain));
+        let plain = graph.activations(&inputs, 1, Some(&HashSet::new())).unwrap();
+        let converted = graph.activations(&inputs, 1, Some(&all)).unwrap();
+        assert!(converted.peak_bytes() > plain.peak_bytes());
         assert_eq!(plain.resident_bytes, 0);
         assert!(converted.resident_bytes > 0);
-    }
-
-    #[test]
-    fn parts_take_no_more_than_the_whole_and_meet_at_what_crosses() {
-        let graph = builtin("vae_decoder");
-        let inputs: [(&str, &[usize]); 1] = [("latent_sample", &[1, 16, 8, 8])];
-        let activations = graph.activations(&inputs, 1, &HashSet::new()).unwrap();
-        let count = activations.steps().len();
-        let whole = activations.peak_bytes(0..count);
-        let live = (0..count).map(|step| activations.live_bytes(step)).max().unwrap();
-        assert_eq!(whole, live + live / MARGIN + MARGIN_BYTES);
-        assert!(activations.crossing(0).is_empty());
-        assert!(activations.crossing(count).iter().all(|(name, _)| *name == "sample"));
-        let narrowest = (1..count).min_by_key(|&step| activations.crossing(step).len()).unwrap();
-        let crossing = activations.crossing(narrowest);
-        assert_eq!(crossing.len(), 1);
-        let shapes = graph.shapes(&inputs).unwrap();
-        assert_eq!(crossing[0].1, shapes.get(crossing[0].0).unwrap().len_bytes());
-        assert!(activations.peak_bytes(0..narrowest).max(activations.peak_bytes(narrowest..count)) >= whole);
     }
 
     #[test]
     fn work_is_that_of_products_and_convolutions() {
         let graph = builtin("vae_encoder");
         let inputs: [(&str, &[usize]); 1] = [("sample", &[1, 3, 128, 128])];
-        let first = graph.activations(&inputs, 1, &HashSet::new()).unwrap();
-        let conv = first.steps().iter().find(|step| step.operations > 0).unwrap();
-        let weight =
-            graph.parameters().iter().find(|parameter| conv.initializers.contains(&&*parameter.name));
-        let weight = weight.unwrap();
+        let first = graph.activations(&inputs, 1, Some(&HashSet::new())).unwrap();
+        let conv = first.steps.iter().find(|step| step.operations > 0).unwrap();
+        let node = graph.graph.node.iter().find(|node| node.op_type() == "Conv").unwrap();
+        let weight = graph.parameters().iter().find(|parameter| parameter.name == node.input[1]).unwrap();
         assert_eq!(conv.operations, (weight.shape.iter().product::<usize>() * 128 * 128) as u64);
     }
 
-    fn of<'a>(graph: &'a Graph, x: &[usize], converted: &[&str]) -> Activations<'a> {
-        graph.activations(&[("x", x)], 2, &converted.iter().copied().collect()).unwrap()
+    fn of(graph: &Graph, x: &[usize], converted: &[&str]) -> Activations {
+        graph.activations(&[("x", x)], 2, Some(&converted.iter().copied().collect())).unwrap()
     }
 
     #[test]
@@ -594,11 +532,11 @@ mod tests {
         let conv = || vec![node("Conv", &["x", "w"], "y", vec![])];
         // More filters than the 2x2 pixels: all columns, of 9 floats.
         let narrow = graph(conv(), vec![plain("w", &[32, 1, 3, 3])], 4);
-        assert_eq!(of(&narrow, &[1, 1, 4, 4], &[]).steps()[0].scratch_bytes, 4 * 9 * 4);
+        assert_eq!(of(&narrow, &[1, 1, 4, 4], &[]).steps[0].scratch_bytes, 4 * 9 * 4);
         let wide = graph(conv(), vec![plain("w", &[32, 1, 3, 3])], 4);
-        assert_eq!(of(&wide, &[1, 1, 40, 40], &[]).steps()[0].scratch_bytes, 2 * 65_536);
+        assert_eq!(of(&wide, &[1, 1, 40, 40], &[]).steps[0].scratch_bytes, 2 * 65_536);
         let pointwise = graph(conv(), vec![plain("w", &[32, 1, 1, 1])], 4);
-        assert_eq!(of(&pointwise, &[1, 1, 40, 40], &[]).steps()[0].scratch_bytes, 0);
+        assert_eq!(of(&pointwise, &[1, 1, 40, 40], &[]).steps[0].scratch_bytes, 0);
     }
 
     #[test]
@@ -607,7 +545,7 @@ mod tests {
             let flags = vec![integer("num_heads", 2), integer("unidirectional", causal)];
             let mut attention = node("MultiHeadAttention", &["x", "x", "x"], "y", flags);
             attention.domain = Some(MICROSOFT.into());
-            of(&graph(vec![attention], vec![], 3), &[1, 4, 8], &[]).steps()[0].scratch_bytes
+            of(&graph(vec![attention], vec![], 3), &[1, 4, 8], &[]).steps[0].scratch_bytes
         };
         let copies = 3 * 4 * 8;
         assert_eq!(scratch(0), (copies + 2 * 4 * (2 + 4 + 4)) * 4);
@@ -625,13 +563,10 @@ mod tests {
             node("Mul", &["d", "e"], "y", vec![]),
         ];
         let graph = graph(nodes, vec![], 2);
-        let activations = of(&graph, &[4, 16], &[]);
-        let order: Vec<usize> = activations.steps().iter().map(|step| step.node).collect();
-        assert_eq!(order, [1, 0, 2, 3, 4, 5]);
-        let live: Vec<usize> = (0..6).map(|step| activations.live_bytes(step) / 256).collect();
+        let shapes = graph.shapes(&[("x", &[4, 16])]).unwrap();
+        assert_eq!(Plan::new(&graph, &shapes, None).order(), [1, 0, 2, 3, 4, 5]);
+        let live: Vec<usize> = of(&graph, &[4, 16], &[]).live_bytes().iter().map(|live| live / 256).collect();
         assert_eq!(live, [1, 2, 3, 1, 1, 2]);
-        let names: Vec<&str> = activations.crossing(1).into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names, ["b"]);
     }
 
     #[test]
@@ -646,8 +581,8 @@ mod tests {
         let each = 128 * 256 * 4;
         let live = |second: &[i64]| {
             let graph = graph(nodes(), vec![plain("v", &[128, 256]), plain("w", second)], 2);
-            let activations = of(&graph, &[128, 256], &["v", "w"]);
-            (0..3).map(|step| activations.live_bytes(step) / each).collect::<Vec<_>>()
+            let live = of(&graph, &[128, 256], &["v", "w"]).live_bytes();
+            live.into_iter().map(|live| live / each).collect::<Vec<_>>()
         };
         assert_eq!(live(&[128, 256]), [2, 3, 3]);
         assert_eq!(live(&[1, 128, 256]), [2, 2, 3]);
