@@ -84,11 +84,12 @@ pub enum Residency {
     },
 }
 
-/// Gives back the memory that sessions have computed in, but for what is in use.
+/// Gives back the memory that sessions have computed in and what else was freed, but for what is in use.
 pub(crate) fn trim() {
     if let Some(library) = Library::loaded() {
         library.runtime().pool().trim();
     }
+    sys::trim_heap();
 }
 
 /// How many bytes of weights a session that is kept converts and repacks: all or none.

@@ -24,7 +24,7 @@ use crate::tile::Tile;
 use crate::{Error, ErrorKind};
 
 /// What the library, its threads and our own tables take beside what the process has when it plans.
-const OVERHEAD_BYTES: u64 = 16 << 20;
+const OVERHEAD_BYTES: u64 = 20 << 20;
 /// How much of a graph's description ONNX Runtime keeps: as many bytes per node, its kernel included.
 const NODE_BYTES: u64 = 12 << 10;
 /// The part of what is free that is left to others when no budget is given.
@@ -157,6 +157,8 @@ struct Way {
     tile: Option<Tile>,
     weights_bytes: u64,
     activations_bytes: u64,
+    /// Planes of the picture that are ours.
+    planes_bytes: u64,
     description_bytes: u64,
     /// What is copied if the session is kept, so that it is faster.
     copies_bytes: u64,
@@ -164,9 +166,22 @@ struct Way {
 }
 
 impl Way {
+    /// The weights of its segments, if it is streamed.
+    fn grain_mib(&self) -> Option<usize> {
+        match self.residency {
+            Residency::Streamed { grain_bytes, .. } => Some(grain_bytes >> 20),
+            Residency::Keep | Residency::PerStage => None,
+        }
+    }
+
+    /// What is there only while it computes.
+    fn computed_bytes(&self) -> u64 {
+        self.activations_bytes + self.planes_bytes
+    }
+
     /// What the stage takes beside the process's base.
     fn bytes(&self) -> u64 {
-        self.weights_bytes + self.activations_bytes + self.description_bytes
+        self.weights_bytes + self.computed_bytes() + self.description_bytes
     }
 }
 
@@ -185,6 +200,7 @@ impl Plan {
         // It is part of what the process has.
         Library::load(None)?;
         let ways = Planner { threads: threads.get() }.ways(model, request)?;
+        engine::trim();
         let base_bytes = memory::resident_bytes().unwrap_or(64 << 20) + OVERHEAD_BYTES;
         let least_bytes = base_bytes + ways.iter().map(|(_, ways)| least(ways)).max().unwrap_or(0);
         if least_bytes > budget.bytes {
@@ -199,7 +215,7 @@ impl Plan {
             ));
         }
         let kept: u64 = ways.iter().map(|(_, ways)| ways[0].weights_bytes + ways[0].description_bytes).sum();
-        let most = ways.iter().map(|(_, ways)| ways[0].activations_bytes).max().unwrap_or(0);
+        let most = ways.iter().map(|(_, ways)| ways[0].computed_bytes()).max().unwrap_or(0);
         // What is kept may also be copied where that makes it faster.
         let copies: u64 = ways.iter().map(|(_, ways)| ways[0].copies_bytes).sum();
         let keeps_all = base_bytes.saturating_add(kept + copies).saturating_add(most) <= budget.bytes;
@@ -211,7 +227,7 @@ impl Plan {
                 let way = ways.into_iter().find(|way| way.bytes() <= room).expect("the least fits");
                 let way = if keeps_all { way } else { with_more_resident(way, room) };
                 let peak_bytes = match keeps_all {
-                    true => base_bytes + kept + copies + way.activations_bytes,
+                    true => base_bytes + kept + copies + way.computed_bytes(),
                     false => base_bytes + way.bytes(),
                 };
                 let (residency, pool_bytes) = match keeps_all {
@@ -228,7 +244,7 @@ impl Plan {
                     batch: way.batch,
                     tile_cells: way.tile.map(Tile::side_cells),
                     weights_bytes: way.weights_bytes,
-                    activations_bytes: way.activations_bytes,
+                    activations_bytes: way.computed_bytes(),
                     peak_bytes,
                     operations: way.operations,
                     how: How { residency, pool_bytes },
@@ -269,8 +285,8 @@ fn least(ways: &[Way]) -> u64 {
 
 /// A way of streaming with as much of the weights in memory as there is room for.
 fn with_more_resident(mut way: Way, room: u64) -> Way {
+    let more = room - way.bytes();
     if let Residency::Streamed { resident_bytes, .. } = &mut way.residency {
-        let more = room - way.weights_bytes - way.activations_bytes - way.description_bytes;
         *resident_bytes += more as usize;
         way.weights_bytes += more;
     }
@@ -352,6 +368,7 @@ impl Planner {
             tile: None,
             weights_bytes: all,
             activations_bytes: padded(whole_bytes + whole.repacked_bytes),
+            planes_bytes: 0,
             description_bytes,
             copies_bytes,
             operations,
@@ -372,6 +389,7 @@ impl Planner {
                 tile: None,
                 weights_bytes: resident_bytes as u64,
                 activations_bytes: padded(plain_bytes + converted + repacked),
+                planes_bytes: 0,
                 description_bytes,
                 copies_bytes,
                 operations,
@@ -395,18 +413,32 @@ impl Planner {
         ways.truncate(1);
         for side in TILES_CELLS {
             let Ok(Some(halves)) = halves(part, shape, factor_px, Tile::new(side)?) else { continue };
-            let mut worst: Option<Way> = None;
-            for run in [&halves.whole, &halves.tile] {
-                let way = self.whole_or_streamed(part, &run.graph, &run.inputs, 1, 1)?.swap_remove(0);
-                worst = Some(match worst {
-                    Some(other) if other.bytes() >= way.bytes() => other,
-                    _ => way,
+            let planes_bytes = halves.planes_bytes() as u64;
+            let [whole, tile] = [&halves.whole, &halves.tile]
+                .map(|run| self.whole_or_streamed(part, &run.graph, &run.inputs, 1, 1));
+            let (whole, tile) = (whole?, tile?);
+            // Both halves are opened in the same way.
+            for grain in std::iter::once(None).chain(GRAINS_MIB.map(Some)) {
+                let [whole, tile] = [&whole, &tile].map(|ways| {
+                    let is_so = |way: &&Way| way.grain_mib() == grain;
+                    ways.iter().find(is_so).unwrap_or(&ways[0])
                 });
+                if [whole, tile].iter().all(|way| way.grain_mib() != grain) {
+                    continue;
+                }
+                let larger = if whole.bytes() > tile.bytes() { whole } else { tile };
+                let resident_bytes = whole.weights_bytes.max(tile.weights_bytes) as usize;
+                let residency = match grain {
+                    Some(mib) => Residency::Streamed { grain_bytes: mib << 20, resident_bytes },
+                    None => Residency::PerStage,
+                };
+                let operations = whole.operations + tile.operations * halves.tiles() as u64;
+                let tile = Tile::new(side).ok();
+                ways.push(Way { residency, tile, planes_bytes, operations, ..larger.clone() });
             }
-            ways.extend(worst.map(|way| Way { tile: Tile::new(side).ok(), ..way }));
         }
         for way in &mut ways {
-            way.activations_bytes += pixels;
+            way.planes_bytes += pixels;
         }
         Ok(ways)
     }

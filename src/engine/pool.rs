@@ -119,6 +119,9 @@ impl Pool {
 
     /// The shortest kept block that will do.
     fn fitting(&mut self, len_bytes: usize) -> Option<Block> {
+        if len_bytes < LONG_BYTES {
+            return None;
+        }
         let part = WASTED_PART[usize::from(self.limit_bytes.is_some())];
         let wasted_bytes = (self.capacity_bytes() / part).saturating_sub(self.wasted_bytes);
         let longest = len_bytes.saturating_mul(LEAST_PART).min(len_bytes.saturating_add(wasted_bytes));

@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::engine::{self, Residency, Session, SessionOptions};
+use crate::memory;
 use crate::model::Part;
 
 /// A part of a model with its session.
@@ -54,6 +55,7 @@ impl Component {
             self.close();
             self.part.weights().release_all();
             engine::trim();
+            tracing::debug!(stage = self.part.name(), resident_bytes = memory::resident_bytes(), "rests");
         }
     }
 }

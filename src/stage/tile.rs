@@ -4,7 +4,7 @@
 use std::slice::from_ref;
 
 use super::feed::{Feed, constants};
-use crate::engine::{Output, Session, SessionOptions, TensorRef};
+use crate::engine::{self, Output, Session, SessionOptions, TensorRef};
 use crate::graph::normal::{CORE_END, CORE_START, FOUND, GIVEN, OWN};
 use crate::graph::{Dim, Graph, Port};
 use crate::model::Part;
@@ -54,6 +54,8 @@ pub(crate) struct Halves {
     pub(crate) tile: Run,
     /// Per norm of the tiles' half, the number of its groups.
     groups: Vec<usize>,
+    /// Channels of what tiles are joined to, and how many of its lines there are for a line of cells.
+    joined: (usize, usize),
     rows: Vec<Span>,
     columns: Vec<Span>,
 }
@@ -80,7 +82,7 @@ impl Halves {
         let sizes = vec![1, channels, height_cells, width_cells];
         let whole = Run { graph: whole, inputs: vec![(latents.clone(), sizes)] };
         let scale = scale_at(level, steps, factor_px);
-        Ok(Some(Self::new(whole, tile, input, scale, rows, columns)?))
+        Ok(Some(Self::new(whole, tile, input, scale, (3, factor_px), (rows, columns))?))
     }
 
     /// Those of an encoder; `None` where one tile is the whole picture.
@@ -99,10 +101,11 @@ impl Halves {
         let (tile, whole) = part.graph().cut_after_shrinking(level)?;
         let scale = scale_at(level, steps, factor_px);
         let cut = &tile.outputs()[0];
-        let sizes = vec![1, channels(cut)?, shape.height_cells * scale, shape.width_cells * scale];
+        let joined = (channels(cut)?, scale);
+        let sizes = vec![1, joined.0, shape.height_cells * scale, shape.width_cells * scale];
         let whole = Run { graph: whole, inputs: vec![(cut.name.clone(), sizes)] };
         let picture = &part.signature().input(Role::Picture).expect("no signature without a picture").name;
-        Ok(Some(Self::new(whole, tile, (picture.clone(), 3), factor_px, rows, columns)?))
+        Ok(Some(Self::new(whole, tile, (picture.clone(), 3), factor_px, joined, (rows, columns))?))
     }
 
     fn new(
@@ -110,8 +113,8 @@ impl Halves {
         tile: Graph,
         (input, channels): (String, usize),
         scale: usize,
-        rows: Vec<Span>,
-        columns: Vec<Span>,
+        joined: (usize, usize),
+        (rows, columns): (Vec<Span>, Vec<Span>),
     ) -> Result<Self, Error> {
         let (graph, groups) = tile.with_open_norms(&input)?;
         let sizes = vec![1, channels, rows[0].len() * scale, columns[0].len() * scale];
@@ -121,7 +124,7 @@ impl Halves {
             let norms = [(OWN, 1), (CORE_START, 2), (CORE_END, 2), (GIVEN, all)];
             inputs.extend(norms.map(|(name, len)| (name.to_owned(), vec![len])));
         }
-        Ok(Self { whole, tile: Run { graph, inputs }, groups, rows, columns })
+        Ok(Self { whole, tile: Run { graph, inputs }, groups, joined, rows, columns })
     }
 
     /// Runs the half for the whole picture.
@@ -137,7 +140,10 @@ impl Halves {
         let mut feeds = switches(part.signature(), graph)?;
         feeds.push(feed(graph, &inputs[0], numbers)?);
         let inputs: Vec<_> = feeds.iter().map(Feed::input).collect();
-        Ok(session.compute(&inputs, &[output])?.remove(0))
+        let computed = session.compute(&inputs, &[output])?.remove(0);
+        drop(session);
+        rest(part);
+        Ok(computed)
     }
 
     /// Runs the other half for every tile of `planes` and joins what it gives.
@@ -186,7 +192,27 @@ impl Halves {
                 tracing::warn!(looks = MAX_LOOKS, "the statistics of the tiles' norms have not settled");
             }
         }
-        self.join(|row, column| Planes::of(desk.run(row, column, 0.0, &given, from_ref(&output))?.remove(0)))
+        let joined = self
+            .join(|row, column| Planes::of(desk.run(row, column, 0.0, &given, from_ref(&output))?.remove(0)));
+        drop(desk);
+        rest(part);
+        joined
+    }
+
+    /// What the planes at the cut, those of a tile before and after its run, and the joined ones take beside the graphs'.
+    pub(crate) fn planes_bytes(&self) -> usize {
+        let [_, channels, height, width] = self.tile.inputs[0].1[..] else { unreachable!("planes") };
+        let cells = |spans: &[Span]| spans[0].len();
+        let (tile_cells, all_cells) =
+            (cells(&self.rows) * cells(&self.columns), end(&self.rows) * end(&self.columns));
+        let given = channels * height * width;
+        let joined = |cells: usize| self.joined.0 * self.joined.1.pow(2) * cells;
+        (given + given / tile_cells * all_cells + joined(tile_cells) + joined(all_cells)) * size_of::<f32>()
+    }
+
+    /// How many tiles there are.
+    pub(crate) fn tiles(&self) -> usize {
+        self.rows.len() * self.columns.len()
     }
 
     fn places(&self) -> impl Iterator<Item = (&Span, &Span)> {
@@ -373,6 +399,12 @@ fn channels(port: &Port) -> Result<usize, Error> {
         Some(Dim::Fixed(channels)) => Ok(*channels),
         _ => Err(unfit(format!("expected planes of known channels at the cut, got {port}"))),
     }
+}
+
+/// Gives back the memory of one half, before the other is opened.
+fn rest(part: &Part) {
+    part.weights().release_all();
+    engine::trim();
 }
 
 fn open(graph: &Graph, part: &Part, options: &SessionOptions) -> Result<Session, Error> {
