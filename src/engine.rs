@@ -165,7 +165,12 @@ impl Session {
             }
         };
         let run = run.map_err(|error| named(&bound.name, error))?;
-        let BoundGraph { name, inputs, outputs, .. } = bound;
+        let BoundGraph { name, inputs, outputs, model, .. } = bound;
+        drop(model);
+        if options.residency != Residency::Keep {
+            // Reading a graph leaves as many holes as it has names.
+            sys::trim_heap();
+        }
         Ok(Self { name, inputs, outputs, run })
     }
 

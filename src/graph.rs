@@ -5,6 +5,7 @@ mod activation;
 mod cut;
 mod embedding;
 mod file;
+mod narrow;
 pub(crate) mod normal;
 pub mod proto;
 pub mod quantize;
@@ -229,6 +230,13 @@ impl Graph {
         &self.parameters
     }
 
+    /// The same graph with its largest values computed in slices, as graphs in segments have them.
+    pub(crate) fn in_slices(&self) -> Self {
+        let mut sliced = self.clone();
+        sliced.graph.slice_tokens(opset(&self.model));
+        sliced
+    }
+
     /// The parameters that these weights have as 16-bit floats, and that are made 32-bit ones whenever they are used.
     pub(crate) fn converted(&self, weights: &Weights) -> HashSet<&str> {
         let is_short = |parameter: &&Parameter| {
@@ -389,7 +397,7 @@ pub struct BoundGraph {
     pub(crate) inputs: Vec<Port>,
     pub(crate) outputs: Vec<Port>,
     /// The model; parameters refer to `weights` by [`Weights::files`].
-    model: ModelProto,
+    pub(crate) model: ModelProto,
     pub(crate) weights: Arc<Weights>,
     /// How much memory the weights in floats take, in the types in which the graph computes with them.
     pub(crate) float_bytes: usize,
@@ -400,11 +408,6 @@ pub struct BoundGraph {
 }
 
 impl BoundGraph {
-    /// How many nodes it has.
-    pub(crate) fn node_count(&self) -> usize {
-        self.model.graph.as_ref().map_or(0, |graph| graph.node.len())
-    }
-
     /// The bytes of the ONNX model.
     pub(crate) fn encode(&self) -> Vec<u8> {
         self.model.encode_to_vec()
@@ -647,6 +650,12 @@ fn transpose(model: &mut ModelProto, graph: &mut GraphProto, weight: &str) -> Re
     }
     import_microsoft(model);
     Ok(())
+}
+
+/// The version of the standard operators.
+fn opset(model: &ModelProto) -> i64 {
+    let standard = model.opset_import.iter().find(|import| matches!(import.domain(), "" | "ai.onnx"));
+    standard.map_or(1, |import| import.version())
 }
 
 /// Declares that a model has operators that only ONNX Runtime knows.

@@ -51,7 +51,8 @@ pub struct Part {
     name: &'static str,
     graph_origin: String,
     weights_origin: String,
-    graph: Graph,
+    /// Shared by the copies of this part: descriptions of graphs take megabytes.
+    graph: Arc<Graph>,
     weights: Arc<Weights>,
     signature: Signature,
 }
@@ -276,7 +277,7 @@ impl Model {
                 "text_encoder_2" => Component::TextEncoder2,
                 _ => Component::TextEncoder,
             };
-            let mut graph = encoder.graph.clone();
+            let mut graph = Graph::clone(&encoder.graph);
             let width = graph.embedding_width()?;
             let mut tokenizer = encoder.tokenizer(encoder.context)?;
             let (mut words, mut rows, mut first) = (Vec::new(), Vec::new(), None);
@@ -293,7 +294,7 @@ impl Model {
             changed.push((graph, words));
         }
         for (encoder, (graph, words)) in self.text_encoders.iter_mut().zip(changed) {
-            encoder.part.graph = graph;
+            encoder.part.graph = Arc::new(graph);
             encoder.words = words;
         }
         Ok(())
@@ -320,6 +321,7 @@ impl Part {
         weights: Arc<Weights>,
     ) -> Result<Self, Error> {
         let signature = Signature::of(name, &graph)?;
+        let graph = Arc::new(graph);
         Ok(Self { name, graph_origin, weights_origin, graph, weights, signature })
     }
 
@@ -396,7 +398,7 @@ impl Part {
     /// # Errors
     /// [`ErrorKind::Model`] when weights and graph do not fit.
     pub fn bind(&self) -> Result<BoundGraph, Error> {
-        self.bind_graph(self.graph.clone())
+        self.bind_graph(Graph::clone(&self.graph))
     }
 
     /// A graph that was made of this part's, with its weights.

@@ -12,7 +12,7 @@ use std::str::FromStr;
 use serde::Serialize;
 
 use crate::engine::{self, Library, Residency, SessionOptions};
-use crate::graph::{Dim, Graph, Port};
+use crate::graph::{Dim, Graph, Port, Segment};
 use crate::memory::{self, Memory};
 use crate::model::{Model, Part};
 use crate::request::Request;
@@ -24,9 +24,7 @@ use crate::tile::Tile;
 use crate::{Error, ErrorKind};
 
 /// What the library, its threads and our own tables take beside what the process has when it plans.
-const OVERHEAD_BYTES: u64 = 20 << 20;
-/// How much of a graph's description ONNX Runtime keeps: as many bytes per node, its kernel included.
-const NODE_BYTES: u64 = 12 << 10;
+const OVERHEAD_BYTES: u64 = 28 << 20;
 /// The part of what is free that is left to others when no budget is given.
 const RESERVED_PART: u64 = 8;
 /// How many tokens a prompt is planned to have, in contexts of its model: longer ones are rare, and cost little more.
@@ -356,12 +354,12 @@ impl Planner {
         let [whole] = &bound.segments(usize::MAX)[..] else { unreachable!("nothing is larger") };
         let all = whole.weight_bytes() as u64;
         // In segments all weights of one may be converted before the first is used.
-        let plain = graph.activations(&inputs, self.threads, None)?;
+        let plain = graph.in_slices().activations(&inputs, self.threads, None)?;
         let plain_bytes = plain.peak_bytes();
         let operations = activations.operations().saturating_mul(calls as u64);
-        let description_bytes = bound.node_count() as u64 * NODE_BYTES;
-        // Converted, and repacked for the kernels.
-        let copies_bytes = 2 * engine::copied_bytes(&bound) as u64;
+        // Converted, and repacked for the kernels one after another.
+        let copied_bytes = engine::copied_bytes(&bound) as u64;
+        let copies_bytes = copied_bytes + copied_bytes / 2;
         let mut ways = vec![Way {
             residency: Residency::PerStage,
             batch,
@@ -369,7 +367,7 @@ impl Planner {
             weights_bytes: all,
             activations_bytes: padded(whole_bytes + whole.repacked_bytes),
             planes_bytes: 0,
-            description_bytes,
+            description_bytes: whole.description_bytes as u64,
             copies_bytes,
             operations,
         }];
@@ -378,9 +376,9 @@ impl Planner {
             if segments.len() < 3 {
                 continue;
             }
-            let longest = segments.iter().map(|segment| segment.weight_bytes()).max().unwrap_or(0);
-            let converted = segments.iter().map(|segment| segment.converted_bytes).max().unwrap_or(0);
-            let repacked = segments.iter().map(|segment| segment.repacked_bytes).max().unwrap_or(0);
+            let most = |bytes: fn(&Segment) -> usize| segments.iter().map(bytes).max().unwrap_or(0);
+            let longest = most(Segment::weight_bytes);
+            let copied = most(|segment| segment.converted_bytes + segment.repacked_bytes);
             // The segment that runs, and the one that comes.
             let resident_bytes = 2 * longest;
             ways.push(Way {
@@ -388,9 +386,9 @@ impl Planner {
                 batch,
                 tile: None,
                 weights_bytes: resident_bytes as u64,
-                activations_bytes: padded(plain_bytes + converted + repacked),
+                activations_bytes: padded(plain_bytes + copied),
                 planes_bytes: 0,
-                description_bytes,
+                description_bytes: most(|segment| segment.description_bytes) as u64,
                 copies_bytes,
                 operations,
             });

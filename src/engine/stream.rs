@@ -53,7 +53,7 @@ impl Streamed {
         for segment in segments {
             let (onnx, segment) = segment.encode(&types);
             // What is repacked is in memory twice.
-            let bytes = segment.weight_bytes() + segment.repacked_bytes;
+            let bytes = segment.weight_bytes() + segment.repacked_bytes + segment.description_bytes;
             let is_pinned = bytes <= left_bytes;
             if is_pinned {
                 left_bytes -= bytes;

@@ -13,10 +13,13 @@ use prost::Message;
 use super::proto::{
     self, GraphProto, ModelProto, NodeProto, TensorProto, TensorType, TypeProto, TypeValue, ValueInfoProto,
 };
-use super::{BoundGraph, declared, is_table};
+use super::{BoundGraph, declared, is_table, opset};
 
 /// Operators in front of which a graph may be cut.
 const OPENERS: [&str; 5] = ["Conv", "FusedMatMul", "Gemm", "MatMul", "MatMulNBits"];
+
+/// How much of a graph's description ONNX Runtime keeps: as many bytes per node, its kernel included.
+const NODE_BYTES: usize = 12 << 10;
 
 /// A part of a [`BoundGraph`].
 pub(crate) struct Segment {
@@ -28,6 +31,8 @@ pub(crate) struct Segment {
     pub(crate) outputs: Vec<String>,
     /// Which of the values that it reads no later segment does.
     pub(crate) spent: Vec<String>,
+    /// How many bytes ONNX Runtime has for a session of it, but for weights and what it computes.
+    pub(crate) description_bytes: usize,
     /// How many bytes of its weights are copied where kernels want them in another order.
     pub(crate) repacked_bytes: usize,
     /// How many bytes its weights take where they are converted.
@@ -58,10 +63,15 @@ impl Segment {
 
 impl BoundGraph {
     /// Cuts the graph into as few segments as keep each one's weights, in the types in which they are computed with, to
-    /// `grain_bytes`. A single operator whose weights are more is a segment of its own, and a graph that cannot be cut,
-    /// because nodes of it hold graphs, is one segment.
+    /// `grain_bytes`; operators with more are taken in slices, where they can be. A graph that cannot be cut, because
+    /// nodes of it hold graphs, is one segment.
     pub(crate) fn segments(&self, grain_bytes: usize) -> Vec<Segment> {
-        let graph = self.model.graph.as_ref().expect("a bound graph has one");
+        let mut graph = self.model.graph.clone().expect("a bound graph has one");
+        if Plan::of(&graph).is_simple {
+            graph.slice_tokens(opset(&self.model));
+            graph.slice_channels(grain_bytes);
+        }
+        let graph = &graph;
         let plan = Plan::of(graph);
         let mut cuts = vec![0];
         if plan.is_simple {
@@ -160,6 +170,7 @@ impl BoundGraph {
                 inputs: owned(&inputs),
                 spent: spent.map(|&name| name.to_owned()).collect(),
                 outputs: owned(&outputs),
+                description_bytes: own.node.len() * NODE_BYTES,
                 repacked_bytes: repacked(&own),
                 converted_bytes: needs.iter().map(|&need| plan.converted_bytes(need)).sum(),
                 ranges: ranges.into_iter().map(|((file, start), end)| (file, start..end)).collect(),
@@ -290,12 +301,12 @@ fn repacked(graph: &GraphProto) -> usize {
     tensors.filter_map(stored).map(|(_, range)| range.len()).sum()
 }
 
-fn elements(tensor: &TensorProto) -> usize {
+pub(super) fn elements(tensor: &TensorProto) -> usize {
     tensor.dims.iter().map(|&size| usize::try_from(size).unwrap_or(0)).product()
 }
 
 /// Where a bound parameter lies: the number of its file, and its bytes.
-fn stored(tensor: &TensorProto) -> Option<(usize, Range<usize>)> {
+pub(super) fn stored(tensor: &TensorProto) -> Option<(usize, Range<usize>)> {
     if tensor.data_location() != proto::EXTERNAL {
         return None;
     }
