@@ -25,6 +25,8 @@ use crate::{Error, ErrorKind};
 
 /// What the library, its threads and our own tables take beside what the process has when it plans.
 const OVERHEAD_BYTES: u64 = 28 << 20;
+/// What our own copies of a graph take while it is open, as one part in so many of what ONNX Runtime has for it.
+const COPIES_PART: u64 = 4;
 /// The part of what is free that is left to others when no budget is given.
 const RESERVED_PART: u64 = 8;
 /// How many tokens a prompt is planned to have, in contexts of its model: longer ones are rare, and cost little more.
@@ -199,7 +201,9 @@ impl Plan {
         Library::load(None)?;
         let ways = Planner { threads: threads.get() }.ways(model, request)?;
         engine::trim();
-        let base_bytes = memory::resident_bytes().unwrap_or(64 << 20) + OVERHEAD_BYTES;
+        let described = ways.iter().map(|(_, ways)| ways[0].description_bytes).max().unwrap_or(0);
+        let base_bytes =
+            memory::resident_bytes().unwrap_or(64 << 20) + OVERHEAD_BYTES + described / COPIES_PART;
         let least_bytes = base_bytes + ways.iter().map(|(_, ways)| least(ways)).max().unwrap_or(0);
         if least_bytes > budget.bytes {
             return Err(Error::new(
