@@ -47,10 +47,6 @@ class Run:
     out: str
     err: str
 
-    @property
-    def killed(self) -> bool:
-        return self.exit_code == -signal.SIGKILL or bool(self.oom_kills)
-
 
 class Group:
     """A memory control group that lives for one run."""
