@@ -161,6 +161,8 @@ def main() -> None:
     setting = Setting(**flags)
     if part == "table":
         return print(table([json.loads(line) for line in setting.results.read_text().splitlines()]))
+    # Asked to stop, it must take the run and its group along.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     setting.keep(machine(setting))
     for name, measure in parts.items():
         if part in (name, "all"):
@@ -289,7 +291,7 @@ def time_optimum(folder: Path) -> None:
         times = []
         for _ in range(6):
             started = time.perf_counter()
-            pipeline.unet(cells, np.array([500], dtype=np.int64), words)
+            pipeline.unet(cells, np.array(500, dtype=np.int64), words)
             times.append(time.perf_counter() - started)
         medians[f"unet_batch{batch}_s"] = statistics.median(times[1:])  # the first also warms up
     print(json.dumps(medians))
