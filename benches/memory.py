@@ -532,7 +532,9 @@ def verdict(case: Case, found: list[Record], of_optimum: float | None, of_unlimi
     runs = [record["run"] for record in found]
     if case.refused:
         refused = all(run["exit_code"] == REFUSED and run["wall_s"] <= AT_ONCE_S for run in runs)
-        return "yes" if refused and all(re.search(r"\d+ ?MiB", run["err"] + run["out"]) for run in runs) else "NO"
+        named = [re.findall(r"(\d+) ?MiB", run["err"] + run["out"]) for run in runs]
+        enough = all(any(int(mib) > case.budget_mib for mib in budgets) for budgets in named)
+        return "yes" if refused and enough else "NO"
     if any(run["exit_code"] for run in runs):
         return "NO"
     for limit, measured in ((case.of_optimum, of_optimum), (case.of_unlimited, of_unlimited)):
@@ -551,7 +553,8 @@ def prediction_rows(records: list[Record]) -> list[list[str]]:
     for (model, size, budget_mib), found in grouped(records, "model", "size", "budget_mib").items():
         plans = [record["plan"]["peak_bytes"] for record in found if record["plan"]]
         measured = highest(found, "rss_peak_bytes")
-        over = plans[-1] / measured if plans and measured and not found[-1]["run"]["exit_code"] else None
+        over = plans[-1] / measured if plans and measured else None
+        failed = len(finished(found)) < len(found)
         rows.append(
             [
                 model,
@@ -559,8 +562,8 @@ def prediction_rows(records: list[Record]) -> list[list[str]]:
                 f"{budget_mib} MiB" if budget_mib else "none",
                 f"{mib(plans[-1])} MiB" if plans else "",
                 f"{mib(measured)} MiB",
-                "" if over is None else f"{(over - 1) * 100:+.0f} %",
-                "?" if over is None else "yes" if 1 <= over <= OVER else "NO",
+                "" if over is None or failed else f"{(over - 1) * 100:+.1f} %",
+                "?" if over is None else "yes" if 1 <= over <= OVER and not failed else "NO",
             ]
         )
     return rows
