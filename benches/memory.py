@@ -320,6 +320,7 @@ class Peer:
     unit_s: float
     per_run: bool
     """Whether that is the time of all steps."""
+    least_steps: int
 
 
 def peer_list(setting: Setting) -> list[Peer]:
@@ -343,7 +344,7 @@ def peer_list(setting: Setting) -> list[Peer]:
                 what = f"stable-diffusion.cpp {form}{name}"
                 step = r"sampling completed, taking ([\d.]+)s"
                 command += [*extra.split(), "--steps"]
-                found.append(Peer(what, command, [setting.sdcpp, file], r"\| 1/\d+", step, 1, True))
+                found.append(Peer(what, command, [setting.sdcpp, file], r"\| 1/\d+", step, 1, True, 1))
     folder = setting.models / "sd15-onnxstream"
     for name, extra in (("", ""), (", least memory", "--rpi-lowmem")):
         if setting.onnxstream and folder.exists():
@@ -351,7 +352,7 @@ def peer_list(setting: Setting) -> list[Peer]:
             command = ["stdbuf", "-oL", setting.onnxstream, "--models-path", folder, "--download", "never", *words]
             command += ["--neg-prompt", NEGATIVE, "--sampler", "euler", *extra.split(), "--steps"]
             step = r"step:\d+\s+(\d+)ms"
-            found.append(Peer(f"OnnxStream{name}", command, [setting.onnxstream, folder], step, step, 1e-3, False))
+            found.append(Peer(f"OnnxStream{name}", command, [setting.onnxstream, folder], step, step, 1e-3, False, 3))
     return found
 
 
@@ -361,9 +362,10 @@ def peers(setting: Setting) -> None:
             if setting.wanted(f"{peer.name}-{budget_mib or 'none'}"):
                 cgroup.evict(peer.reads)
                 limit_bytes = None if budget_mib is None else budget_mib * MIB
-                run = cgroup.run([*peer.command, str(setting.steps)], limit_bytes, {"first_step": peer.first_step})
-                record = {"kind": "peer", "subject": peer.name, "size": 512, "budget_mib": budget_mib}
-                setting.keep(record | {"steps": setting.steps, "step_s": step_s(peer, run, setting.steps), **kept(run)})
+                steps = max(setting.steps, peer.least_steps)
+                run = cgroup.run([*peer.command, str(steps)], limit_bytes)
+                record = {"kind": "peer", "subject": peer.name, "size": 512, "budget_mib": budget_mib, "steps": steps}
+                setting.keep(record | {"step_s": step_s(peer, run, steps), **kept(run)})
 
 
 def step_s(peer: Peer, run: cgroup.Run, steps: int) -> float | None:
@@ -395,7 +397,7 @@ def cold(setting: Setting) -> None:
         for peer in peer_list(setting):
             if setting.wanted(peer.name):
                 stayed_bytes = prepare(setting, cache, peer.reads)
-                run = cgroup.run([*peer.command, "1"], None, {"first_step": peer.first_step})
+                run = cgroup.run([*peer.command, str(peer.least_steps)], marks={"first_step": peer.first_step})
                 start(setting, peer.name, cache, run.marks.get("first_step"), stayed_bytes, run)
 
 
