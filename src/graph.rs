@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use prost::Message;
 
+pub(crate) use self::cut::value_info;
 use self::file::Skeleton;
 use self::proto::{
     AttributeProto, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,

@@ -5,12 +5,15 @@
 //! once. Each is run in the fastest way that fits: whole, or with the weights on disk; with one call of the U-Net for all
 //! predictions, or one for each; the picture whole, or in tiles.
 
+mod speed;
+
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 
 use serde::Serialize;
 
+pub use self::speed::multiplications_per_second;
 use crate::engine::{self, Library, Residency, SessionOptions};
 use crate::graph::{Dim, Graph, Port, Segment};
 use crate::memory::{self, Memory};
@@ -24,9 +27,9 @@ use crate::tile::Tile;
 use crate::{Error, ErrorKind};
 
 /// What the library, its threads and our own tables take beside what the process has when it plans.
-const OVERHEAD_BYTES: u64 = 28 << 20;
+const OVERHEAD_BYTES: u64 = 24 << 20;
 /// What our own copies of a graph take while it is open, as one part in so many of what ONNX Runtime has for it.
-const COPIES_PART: u64 = 4;
+const COPIES_PART: u64 = 2;
 /// The part of what is free that is left to others when no budget is given.
 const RESERVED_PART: u64 = 8;
 /// How many tokens a prompt is planned to have, in contexts of its model: longer ones are rare, and cost little more.
@@ -137,7 +140,7 @@ pub struct Stage {
     /// The most that the process has while it runs.
     pub peak_bytes: u64,
     /// Multiplications with an addition each, of all its calls.
-    pub operations: u64,
+    pub multiplications: u64,
     #[serde(skip)]
     how: How,
 }
@@ -204,8 +207,10 @@ impl Plan {
         let described = ways.iter().map(|(_, ways)| ways[0].description_bytes).max().unwrap_or(0);
         let base_bytes =
             memory::resident_bytes().unwrap_or(64 << 20) + OVERHEAD_BYTES + described / COPIES_PART;
-        let least_bytes = base_bytes + ways.iter().map(|(_, ways)| least(ways)).max().unwrap_or(0);
-        if least_bytes > budget.bytes {
+        let (stages, ways): (Vec<&'static str>, Vec<Vec<Way>>) = ways.into_iter().unzip();
+        let least_bytes = base_bytes + least(&ways);
+        let room = budget.bytes.saturating_sub(base_bytes);
+        let Some(Choice { ways, kept_bytes }) = choose(ways, room) else {
             return Err(Error::new(
                 ErrorKind::Memory,
                 format!(
@@ -215,26 +220,14 @@ impl Plan {
                     Size(budget.bytes)
                 ),
             ));
-        }
-        let kept: u64 = ways.iter().map(|(_, ways)| ways[0].weights_bytes + ways[0].description_bytes).sum();
-        let most = ways.iter().map(|(_, ways)| ways[0].computed_bytes()).max().unwrap_or(0);
-        // What is kept may also be copied where that makes it faster.
-        let copies: u64 = ways.iter().map(|(_, ways)| ways[0].copies_bytes).sum();
-        let keeps_all = base_bytes.saturating_add(kept + copies).saturating_add(most) <= budget.bytes;
-
-        let stages: Vec<Stage> = ways
+        };
+        let stages: Vec<Stage> = stages
             .into_iter()
-            .map(|(stage, ways)| {
-                let room = budget.bytes - base_bytes;
-                let way = ways.into_iter().find(|way| way.bytes() <= room).expect("the least fits");
-                let way = if keeps_all { way } else { with_more_resident(way, room) };
-                let peak_bytes = match keeps_all {
-                    true => base_bytes + kept + copies + way.computed_bytes(),
-                    false => base_bytes + way.bytes(),
-                };
-                let (residency, pool_bytes) = match keeps_all {
-                    true => (Residency::Keep, None),
-                    false => (way.residency, Some(way.activations_bytes as usize)),
+            .zip(ways)
+            .map(|(stage, way)| {
+                let (residency, pool_bytes, bytes) = match kept_bytes {
+                    Some(kept_bytes) => (Residency::Keep, None, kept_bytes + way.computed_bytes()),
+                    None => (way.residency, Some(way.activations_bytes as usize), way.bytes()),
                 };
                 Stage {
                     stage,
@@ -247,8 +240,8 @@ impl Plan {
                     tile_cells: way.tile.map(Tile::side_cells),
                     weights_bytes: way.weights_bytes,
                     activations_bytes: way.computed_bytes(),
-                    peak_bytes,
-                    operations: way.operations,
+                    peak_bytes: base_bytes + bytes,
+                    multiplications: way.operations,
                     how: How { residency, pool_bytes },
                 }
             })
@@ -280,9 +273,35 @@ impl Plan {
     }
 }
 
-/// The least that any way takes.
-fn least(ways: &[Way]) -> u64 {
-    ways.iter().map(Way::bytes).min().unwrap_or(0)
+/// How all stages are run.
+#[derive(Debug, PartialEq)]
+struct Choice {
+    /// One of each stage.
+    ways: Vec<Way>,
+    /// What is there all the time, if everything is kept.
+    kept_bytes: Option<u64>,
+}
+
+/// The least room in which all stages can run: that of the largest, in its smallest way.
+fn least(stages: &[Vec<Way>]) -> u64 {
+    let least = |ways: &Vec<Way>| ways.iter().map(Way::bytes).min().unwrap_or(u64::MAX);
+    stages.iter().map(least).max().unwrap_or(0)
+}
+
+/// Everything kept, if that fits; else of each stage, as only one is in memory at a time, its first way that does.
+fn choose(stages: Vec<Vec<Way>>, room: u64) -> Option<Choice> {
+    // What is kept may also be copied where that makes it faster.
+    let kept = |way: &Way| way.weights_bytes + way.description_bytes + way.copies_bytes;
+    let kept_bytes: u64 = stages.iter().map(|ways| kept(&ways[0])).sum();
+    let computed = stages.iter().map(|ways| ways[0].computed_bytes()).max().unwrap_or(0);
+    if kept_bytes + computed <= room {
+        let ways = stages.into_iter().map(|mut ways| ways.swap_remove(0)).collect();
+        return Some(Choice { ways, kept_bytes: Some(kept_bytes) });
+    }
+    let first = |ways: Vec<Way>| ways.into_iter().find(|way| way.bytes() <= room);
+    let ways: Option<Vec<Way>> = stages.into_iter().map(first).collect();
+    let ways = ways?.into_iter().map(|way| with_more_resident(way, room)).collect();
+    Some(Choice { ways, kept_bytes: None })
 }
 
 /// A way of streaming with as much of the weights in memory as there is room for.
@@ -434,7 +453,7 @@ impl Planner {
                     Some(mib) => Residency::Streamed { grain_bytes: mib << 20, resident_bytes },
                     None => Residency::PerStage,
                 };
-                let operations = whole.operations + tile.operations * halves.tiles() as u64;
+                let operations = whole.operations + tile.operations * halves.tile_runs() as u64;
                 let tile = Tile::new(side).ok();
                 ways.push(Way { residency, tile, planes_bytes, operations, ..larger.clone() });
             }
@@ -473,4 +492,82 @@ fn inputs<'a>(
         port.dims.iter().enumerate().map(size).collect()
     };
     bindings.map(|binding| (binding.port.name.clone(), dims(&binding.port, binding.role))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn way(weights_bytes: u64, activations_bytes: u64) -> Way {
+        Way {
+            residency: Residency::PerStage,
+            batch: 1,
+            tile: None,
+            weights_bytes,
+            activations_bytes,
+            planes_bytes: 3,
+            description_bytes: 2,
+            copies_bytes: weights_bytes / 2,
+            operations: 0,
+        }
+    }
+
+    /// One of `ways` per stage, in all combinations, the later stages' ways changing first.
+    fn combinations(stages: &[Vec<Way>]) -> Vec<Vec<&Way>> {
+        let Some((first, others)) = stages.split_first() else { return vec![vec![]] };
+        let others = combinations(others);
+        let with = |way| others.iter().map(move |others| [&[way][..], others].concat());
+        first.iter().flat_map(with).collect()
+    }
+
+    /// Against all combinations of ways: the first of those that fit is taken, which is the one with the fastest way for
+    /// every stage, and nothing is refused that could be run.
+    #[test]
+    fn what_is_chosen_is_the_best_of_all_that_fits() {
+        let stages = [
+            vec![way(40, 20), way(10, 25)],
+            vec![way(100, 30), way(60, 12), way(30, 41), way(20, 9)],
+            vec![way(8, 90), way(8, 50), way(9, 20)],
+        ];
+        let all = combinations(&stages);
+        assert_eq!(all.len(), 2 * 4 * 3);
+        let mut kinds = [0; 3];
+        for room in 0..400 {
+            let kept: u64 = all[0].iter().map(|way| way.weights_bytes + 2 + way.copies_bytes).sum();
+            let computed = all[0].iter().map(|way| way.activations_bytes + 3).max().unwrap();
+            let peak = |ways: &&Vec<&Way>| {
+                let bytes = ways.iter().map(|way| way.weights_bytes + way.activations_bytes + 5);
+                bytes.max().unwrap() <= room
+            };
+            let found = all.iter().find(peak).map(|ways| ways.iter().copied().cloned().collect());
+            let chosen = choose(stages.to_vec(), room);
+            kinds[chosen.as_ref().map_or(0, |choice| 1 + usize::from(choice.kept_bytes.is_some()))] += 1;
+            assert_eq!(chosen.is_some(), room >= least(&stages), "{room}");
+            if kept + computed <= room {
+                let ways = all[0].iter().copied().cloned().collect();
+                assert_eq!(chosen, Some(Choice { ways, kept_bytes: Some(kept) }), "{room}");
+            } else {
+                assert_eq!(chosen.map(|choice| choice.ways), found, "{room}");
+            }
+        }
+        assert!(kinds.iter().all(|&count| count > 20), "{kinds:?}");
+    }
+
+    #[test]
+    fn weights_that_are_streamed_fill_the_room() {
+        let streamed = Residency::Streamed { grain_bytes: 5, resident_bytes: 10 };
+        let stages = vec![vec![Way { residency: streamed, ..way(10, 20) }]];
+        let Choice { ways, kept_bytes } = choose(stages, 39).unwrap();
+        assert_eq!(ways[0].residency, Residency::Streamed { grain_bytes: 5, resident_bytes: 14 });
+        assert_eq!((ways[0].bytes(), kept_bytes), (39, None));
+    }
+
+    #[test]
+    fn sizes_are_read_and_written() {
+        for (text, bytes) in [("300MiB", 300 << 20), ("1.5GiB", 3 << 29), ("2 GB", 2_000_000_000), ("7B", 7)]
+        {
+            assert_eq!(text.parse::<Budget>().unwrap().bytes(), bytes, "{text}");
+        }
+        assert_eq!(Size((1 << 20) + 1).to_string(), "2 MiB");
+    }
 }

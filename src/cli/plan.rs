@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use calotype::Error;
 use calotype::pipeline::Options;
-use calotype::plan::{Budget, Plan, Stage};
+use calotype::plan::{Budget, Plan, Stage, multiplications_per_second};
 use calotype::request::{Draft, Request};
 use calotype::tensor::PixelSize;
 use serde_json::json;
@@ -51,36 +51,40 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let budget = flags.memory.unwrap_or_else(Budget::of_this_machine);
     let threads = flags.threads.unwrap_or(Options::default().threads);
     let plan = Plan::new(&model, &request, threads, budget)?;
-    let json = json!(&plan);
-    Ok(Report { text: table(&plan), json })
+    let speed = multiplications_per_second(threads)?;
+    let seconds = |stage: &Stage| stage.multiplications as f64 / speed;
+    let mut json = json!(&plan);
+    for (json, stage) in json["stages"].as_array_mut().into_iter().flatten().zip(&plan.stages) {
+        json["seconds"] = json!(seconds(stage));
+    }
+    Ok(Report { text: table(&plan, seconds), json })
 }
 
-fn table(plan: &Plan) -> String {
+fn table(plan: &Plan, seconds: impl Fn(&Stage) -> f64) -> String {
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     let mut text = format!(
-        "{:<16} {:<10} {:>5} {:>6} {:>11} {:>15} {:>10} {:>8}\n",
-        "stage", "weights", "batch", "tile", "weights MiB", "activations MiB", "peak MiB", "GFLOP"
+        "{:<16} {:<10} {:>5} {:>6} {:>11} {:>15} {:>9} {:>8}\n",
+        "stage", "weights", "batch", "tile", "weights MiB", "activations MiB", "peak MiB", "about s"
     );
     for stage in &plan.stages {
         let Stage {
-            stage,
+            stage: name,
             residency,
             batch,
             tile_cells,
             weights_bytes,
             activations_bytes,
             peak_bytes,
-            operations,
             ..
         } = stage;
         let tile = tile_cells.map_or("whole".into(), |cells| cells.to_string());
         writeln!(
             text,
-            "{stage:<16} {residency:<10} {batch:>5} {tile:>6} {:>11} {:>15} {:>10} {:>8.1}",
+            "{name:<16} {residency:<10} {batch:>5} {tile:>6} {:>11} {:>15} {:>9} {:>8.2}",
             mib(*weights_bytes),
             mib(*activations_bytes),
             mib(*peak_bytes),
-            2.0 * *operations as f64 / 1e9,
+            seconds(stage),
         )
         .expect("a String takes all text");
     }

@@ -195,7 +195,7 @@ struct Behind<'a> {
 }
 
 /// An input or output of these dimensions, `None` for any.
-pub(super) fn value_info(
+pub(crate) fn value_info(
     name: &str,
     dtype: Dtype,
     dims: impl IntoIterator<Item = Option<DimensionValue>>,

@@ -16,6 +16,8 @@ use super::{MICROSOFT, declared, entry, integer};
 const TOKEN_SLICES: usize = 4;
 /// The first version of the standard operators whose `Split` takes a number of parts that are not all equally long.
 const SPLIT_OPSET: i64 = 18;
+/// How many nodes after its first a feed-forward may have its last: those of exporters have 20.
+const REGION_NODES: usize = 64;
 /// Slices of channels are no narrower than this: the kernel for products takes narrower ones in another order
 /// (`MlasSgemmOperation` halves its strides), each thread by itself; that for convolutions goes by the pixels.
 const LEAST_PRODUCT_ROWS: usize = 512;
@@ -277,7 +279,7 @@ impl Region {
         let weight = constants.tensor(graph, first.input.get(1)?)?;
         let mut inside: HashSet<&str> = HashSet::new();
         let (mut nodes, mut products, mut is_gated) = (Vec::new(), 0, false);
-        for (index, node) in graph.node.iter().enumerate().skip(start) {
+        for (index, node) in graph.node.iter().enumerate().skip(start).take(REGION_NODES) {
             let mut fed = node.input.iter().filter(|name| !constants.contains(name)).peekable();
             let is_within =
                 index == start || fed.peek().is_some() && fed.all(|name| inside.contains(&**name));
@@ -289,6 +291,9 @@ impl Region {
             inside.extend(node.output.iter().map(String::as_str));
             nodes.push(index);
         }
+        if products < 2 || !is_gated {
+            return None;
+        }
         let within: HashSet<usize> = nodes.iter().copied().collect();
         let outside = graph.node.iter().enumerate().filter(|(index, _)| !within.contains(index));
         let read = outside.flat_map(|(_, node)| &node.input).map(String::as_str);
@@ -296,7 +301,7 @@ impl Region {
         let left: HashSet<&str> = read.chain(results).filter(|name| inside.contains(name)).collect();
         let mut left = left.into_iter();
         match (left.next(), left.next()) {
-            (Some(output), None) if products == 2 && is_gated => Some(Self {
+            (Some(output), None) => Some(Self {
                 nodes,
                 input: first.input[0].clone(),
                 output: output.into(),

@@ -354,6 +354,13 @@ pub(super) mod tests {
         let lists =
             || vec![list("from", &[-1]), list("to", &[i64::MIN]), list("axes", &[1]), list("steps", &[-2])];
         assert_eq!(given(vec![slice], lists(), &[2, 5]).unwrap(), [2, 3]);
+        // The fifth example of ONNX's description.
+        let gathered = |batch: i64| {
+            let gather = node("GatherND", &["x", "at"], "y", vec![integer("batch_dims", batch)]);
+            given(vec![gather], vec![plain("at", &[2, 1])], &[2, 3, 5])
+        };
+        assert_eq!((gathered(1).unwrap(), gathered(0).unwrap()), (vec![2, 5], vec![2, 3, 5]));
+        assert!(gathered(3).is_err() && gathered(-1).is_err());
         let pad = node("Pad", &["x", "pads"], "y", vec![]);
         assert_eq!(given(vec![pad], vec![list("pads", &[0, 1, 2, -1])], &[3, 4]).unwrap(), [5, 4]);
         let half = vec![

@@ -18,6 +18,7 @@ use crate::{Error, ErrorKind};
 const SETTLED: f64 = 0.1;
 /// How often statistics are looked for at most. Trained decoders settle after two to four looks, encoders after seven.
 const MAX_LOOKS: usize = 8;
+const USUAL_LOOKS: usize = 3;
 /// How many times as large, in cells, the planes of a tile are at the end of its half as those of the whole picture may
 /// be at the cut: layers have about twice the channels there.
 const CHANNELS_RATIO: f64 = 2.0;
@@ -210,9 +211,10 @@ impl Halves {
         (given + given / tile_cells * all_cells + joined(tile_cells) + joined(all_cells)) * size_of::<f32>()
     }
 
-    /// How many tiles there are.
-    pub(crate) fn tiles(&self) -> usize {
-        self.rows.len() * self.columns.len()
+    /// How often the tiles' half runs, with as many looks as trained models need.
+    pub(crate) fn tile_runs(&self) -> usize {
+        let looks = if self.groups.is_empty() { 0 } else { USUAL_LOOKS };
+        self.rows.len() * self.columns.len() * (looks + 1)
     }
 
     fn places(&self) -> impl Iterator<Item = (&Span, &Span)> {

@@ -77,6 +77,7 @@ pub(super) fn apply(node: &NodeProto, operands: &[Option<&Tensor>]) -> Rule {
         "Split" => op.split(),
         "Slice" => op.slice(),
         "Gather" => op.gather(),
+        "GatherND" => op.gather_nd(),
         "GatherElements" => one(op.get(0)?.dtype, op.get(1)?.shape.clone()),
         "Pad" => op.pad(),
         "Resize" | "Upsample" => op.resize(),
@@ -594,6 +595,19 @@ impl<'a> Op<'a> {
             _ => None,
         };
         Ok(vec![result.with(content)])
+    }
+
+    fn gather_nd(&self) -> Rule {
+        let (x, indices) = (self.get(0)?, self.get(1)?);
+        let Some((&depth, rows)) = indices.shape.split_last() else {
+            return Err("expected indices with a dimension, got one number".into());
+        };
+        let taken =
+            usize::try_from(self.int("batch_dims", 0)).ok().and_then(|batch| batch.checked_add(depth));
+        let rest = taken.and_then(|taken| x.shape.get(taken..)).ok_or_else(|| {
+            format!("expected indices of at most {} dimensions, got {depth}", x.shape.len())
+        })?;
+        Ok(vec![Tensor::new(x.dtype, [rows, rest].concat())?])
     }
 
     fn pad(&self) -> Rule {
