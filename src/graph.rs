@@ -245,7 +245,8 @@ impl Graph {
             parameter.dtype == Dtype::F32 && matches!(stored, Some(Dtype::F16 | Dtype::Bf16))
         };
         let names = self.parameters.iter().filter(is_short).map(|parameter| parameter.name.as_str());
-        names.filter(|name| !is_table(&self.graph.node, name)).collect()
+        let tables = tables(&self.graph.node);
+        names.filter(|name| !tables.contains(name)).collect()
     }
 
     /// The bytes of the ONNX model, its parameters without data, as [`Graph::decode`] reads them.
@@ -301,6 +302,7 @@ impl Graph {
             return Err(refuse(describe_missing(&missing, count, &weights)));
         }
 
+        let tables: HashSet<String> = tables(&graph.node).into_iter().map(str::to_owned).collect();
         let mut casts = Vec::new();
         let (mut float_bytes, mut has_integers) = (0, false);
         for (parameter, weight) in found {
@@ -331,7 +333,9 @@ impl Graph {
                 (got, expected) if got == expected => {}
                 (Dtype::F16 | Dtype::Bf16, Dtype::F32) => {
                     let stored = format!("{wanted}/stored");
-                    if !convert_rows(&mut graph.node, wanted, &stored) {
+                    if tables.contains(wanted) {
+                        convert_rows(&mut graph.node, wanted, &stored);
+                    } else {
                         casts.push(cast(&stored, wanted, parameter.dtype));
                     }
                     let initializer = &mut graph.initializer[parameter.initializer];
@@ -363,12 +367,9 @@ impl fmt::Debug for Graph {
     }
 }
 
-/// Makes nodes that only look rows up in a table look them up in the table as it is `stored`, and converts the rows: they
-/// are few, and the table is long. Whether all that read the table are such nodes.
-fn convert_rows(nodes: &mut Vec<NodeProto>, table: &str, stored: &str) -> bool {
-    if !is_table(nodes, table) {
-        return false;
-    }
+/// Makes nodes that look rows up in a table look them up in the table as it is `stored`, and converts the rows: they are
+/// few, and the table is long.
+fn convert_rows(nodes: &mut Vec<NodeProto>, table: &str, stored: &str) {
     while let Some(place) = nodes.iter().position(|node| node.input.iter().any(|name| name == table)) {
         let node = &mut nodes[place];
         let rows = node.output[0].clone();
@@ -377,19 +378,19 @@ fn convert_rows(nodes: &mut Vec<NodeProto>, table: &str, stored: &str) -> bool {
         let cast = cast(&node.output[0], &rows, Dtype::F32);
         nodes.insert(place + 1, cast);
     }
-    true
 }
 
-/// Whether a tensor is a table of rows: all that read it look rows up.
-fn is_table(nodes: &[NodeProto], name: &str) -> bool {
-    let mut readers = nodes.iter().filter(|node| node.input.iter().any(|input| input == name)).peekable();
-    readers.peek().is_some()
-        && readers.all(|node| {
-            let axis = node.attribute.iter().find(|attribute| attribute.name() == "axis");
-            node.op_type() == "Gather"
-                && node.input.iter().position(|input| input == name) == Some(0)
-                && axis.is_none_or(|axis| axis.i() == 0)
-        })
+/// The tensors that are tables of rows: all that read them look rows up.
+fn tables(nodes: &[NodeProto]) -> HashSet<&str> {
+    let mut is_table: HashMap<&str, bool> = HashMap::new();
+    for node in nodes {
+        let axis = node.attribute.iter().find(|attribute| attribute.name() == "axis");
+        let looks_up = node.op_type() == "Gather" && axis.is_none_or(|axis| axis.i() == 0);
+        for (place, name) in node.input.iter().enumerate() {
+            *is_table.entry(name).or_insert(true) &= looks_up && place == 0;
+        }
+    }
+    is_table.into_iter().filter_map(|(name, is_table)| is_table.then_some(name)).collect()
 }
 
 /// A graph all of whose parameters have data.

@@ -13,7 +13,7 @@ use prost::Message;
 use super::proto::{
     self, GraphProto, ModelProto, NodeProto, TensorProto, TensorType, TypeProto, TypeValue, ValueInfoProto,
 };
-use super::{BoundGraph, declared, is_table, opset};
+use super::{BoundGraph, declared, opset, tables};
 
 /// Operators in front of which a graph may be cut.
 const OPENERS: [&str; 5] = ["Conv", "FusedMatMul", "Gemm", "MatMul", "MatMulNBits"];
@@ -222,13 +222,14 @@ impl Plan {
         let mut plan =
             Self { constants: vec![], names: HashMap::new(), nodes: vec![], needs: vec![], is_simple: true };
         let mut closures: Vec<Vec<usize>> = Vec::new();
+        let tables = tables(&graph.node);
         for (index, tensor) in graph.initializer.iter().enumerate() {
             let len_bytes = declared(0, tensor)
                 .map_or(0, |own| own.shape.iter().product::<usize>() * own.dtype.size_bytes());
             plan.names.insert(tensor.name().into(), plan.constants.len());
             closures.push(vec![plan.constants.len()]);
             // Of a table only the rows that are looked up are ever in memory.
-            let is_table = is_table(&graph.node, tensor.name());
+            let is_table = tables.contains(tensor.name());
             plan.constants.push(Constant {
                 origin: Origin::Initializer(index),
                 len_bytes: if is_table { 0 } else { len_bytes },
