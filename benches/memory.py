@@ -244,7 +244,9 @@ def seconds(out: str, steps: int) -> Record:
 def planned(setting: Setting, model: str, size: int, budget_mib: int | None) -> Record | None:
     """What `calotype plan` says; none where it says nothing."""
     command: Command = [setting.calotype, "plan", "--size", f"{size}x{size}", "--json"]
-    done = subprocess.run([*command, *model_and_budget(setting, model, budget_mib)], capture_output=True, text=True)
+    command += [] if model == "builtin" else [setting.models / model]
+    command += [] if budget_mib is None else ["--memory", f"{budget_mib}MiB"]
+    done = subprocess.run(command, capture_output=True, text=True)
     try:
         plan = json.loads(done.stdout)
     except ValueError:
