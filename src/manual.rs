@@ -3,6 +3,9 @@
 #[doc = include_str!("manual/decisions.md")]
 pub mod decisions {}
 
+#[doc = include_str!("manual/memory.md")]
+pub mod memory {}
+
 #[doc = include_str!("manual/prompts.md")]
 pub mod prompts {}
 
