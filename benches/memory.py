@@ -236,7 +236,6 @@ def seconds(out: str, steps: int) -> Record:
     return {
         "open_s": report["seconds"]["open"],
         "unet_s": parts["unet"] / steps,
-        "draw_s": report["seconds"]["all"] - report["seconds"]["open"],
         "first_step_s": first if steps == 1 else None,
     }
 

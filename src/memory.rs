@@ -2,6 +2,16 @@
 //! It reads Linux's tables and knows nothing of what the memory is for.
 
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Memory is short when less than one part in so many is left.
+const SHORT_PART: u64 = 16;
+/// How often it is looked at: what fills a small board takes a second or more.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// What this process has to live on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +64,52 @@ impl Memory {
             }
         }
         Some(memory)
+    }
+}
+
+impl Memory {
+    /// Whether so little is left that the kernel will soon take from somebody.
+    pub(crate) fn is_short(&self) -> bool {
+        self.available_bytes < self.limit_bytes.unwrap_or(self.total_bytes) / SHORT_PART
+    }
+}
+
+/// A thread that looks at the memory while something runs, so that those who ask need not.
+pub(crate) struct Watch {
+    is_short: Arc<AtomicBool>,
+    /// Dropped to end it.
+    end: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    /// Begins to look, with `is_short`; without a thread, where the system gives none, memory is never short.
+    pub(crate) fn start(is_short: impl Fn() -> bool + Send + 'static) -> Self {
+        let found = Arc::new(AtomicBool::new(is_short()));
+        let (end, ended) = channel();
+        let told = Arc::clone(&found);
+        let look = move || {
+            while ended.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
+                told.store(is_short(), Ordering::Relaxed);
+            }
+        };
+        let thread = std::thread::Builder::new().name("calotype-memory".into()).spawn(look).ok();
+        Self { is_short: found, end: Some(end), thread }
+    }
+
+    /// Whether memory was short at the last look.
+    pub(crate) fn is_short(&self) -> bool {
+        self.is_short.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.end = None;
+        if let Some(thread) = self.thread.take() {
+            // It does nothing that could panic.
+            let _ = thread.join();
+        }
     }
 }
 
@@ -122,6 +178,9 @@ impl Version {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::time::Instant;
+
     use super::*;
 
     /// Captured on Linux 6.1; the rows between are left out.
@@ -239,5 +298,33 @@ mod tests {
             let memory = Memory::of_this_machine().expect("a kernel that says what it has");
             assert!(memory.available_bytes > 0 && memory.available_bytes <= memory.total_bytes, "{memory:?}");
         }
+    }
+
+    #[test]
+    fn short_is_what_leaves_a_sixteenth() {
+        let memory = |available_bytes, limit_bytes| Memory {
+            total_bytes: 1600,
+            available_bytes,
+            limit_bytes,
+            swap_bytes: 0,
+        };
+        assert_eq!([99, 100].map(|left| memory(left, None).is_short()), [true, false]);
+        assert_eq!([9, 10].map(|left| memory(left, Some(160)).is_short()), [true, false]);
+    }
+
+    #[test]
+    fn what_is_watched_is_told_until_it_ends() {
+        let looks = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&looks);
+        let watch = Watch::start(move || counted.fetch_add(1, Ordering::Relaxed) >= 1);
+        assert!(!watch.is_short());
+        let started = Instant::now();
+        while !watch.is_short() {
+            assert!(started.elapsed() < Duration::from_secs(60), "expected another look");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        drop(watch);
+        // The thread is gone, and with it what it looked with.
+        assert_eq!(Arc::strong_count(&looks), 1);
     }
 }

@@ -10,6 +10,7 @@ use image::RgbImage;
 use crate::engine::SessionOptions;
 use crate::guidance::View;
 use crate::manifest::Manifest;
+use crate::memory::{Memory, Watch};
 use crate::model::Model;
 use crate::noise::{BrownianTree, StepNoise};
 use crate::plan::Plan;
@@ -47,6 +48,8 @@ pub struct Pipeline {
     vae_encoder: Option<VaeEncoder>,
     vae_decoder: VaeDecoder,
     tiles: Tiles,
+    /// Whether memory runs short.
+    is_short: fn() -> bool,
 }
 
 /// The tiles of both halves of the VAE, where pictures are not coded whole.
@@ -135,6 +138,7 @@ impl Pipeline {
             vae_decoder: VaeDecoder::open(model, session("vae_decoder"))?,
             tiles: Tiles { encoder: tile("vae_encoder"), decoder: tile("vae_decoder") },
             manifest: model.manifest().clone(),
+            is_short: || Memory::of_this_machine().is_some_and(|memory| memory.is_short()),
         })
     }
 
@@ -155,7 +159,12 @@ impl Pipeline {
     ) -> Result<Picture, Error> {
         let Denoised { latents, cuts, mut times } = self.run(request, on_step)?;
         let started = Instant::now();
-        let image = self.vae_decoder.decode(&latents, request.shape, request.size, self.tiles.decoder)?;
+        let mut tile = self.tiles.decoder;
+        if (self.is_short)() {
+            tile = self.vae_decoder.squeeze(request.shape).or(tile);
+            tracing::warn!("memory runs short: the picture is decoded in tiles, where the model can be");
+        }
+        let image = self.vae_decoder.decode(&latents, request.shape, request.size, tile)?;
         times.vae_decoder = started.elapsed();
         let [cut_prompt, cut_negative] = cuts;
         Ok(Picture { image, cut_prompt, cut_negative, times })
@@ -212,6 +221,7 @@ impl Pipeline {
         if let Some(clean) = &clean {
             denoiser.remember(clean);
         }
+        let watch = Watch::start(self.is_short);
         for step in steps {
             denoiser.begin(step);
             sampler.step(&mut latents, step, &mut denoiser, noise)?;
@@ -230,6 +240,10 @@ impl Pipeline {
                     ErrorKind::Cancelled,
                     format!("stopped after step {done} of {}", steps.len()),
                 ));
+            }
+            if watch.is_short() && denoiser.squeeze() {
+                self.text_encoder.squeeze();
+                tracing::warn!(step = done, "memory runs short: weights are read from the disk from here on");
             }
         }
         let (unet, denoising) = (denoiser.spent(), started.elapsed());
@@ -273,5 +287,33 @@ impl Pipeline {
         }
         let texts = self.text_encoder.encode(&texts)?;
         Ok(Told { texts, of_step })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::Draft;
+
+    /// When memory runs short in the middle of a run, it goes on in other ways, and to the same picture but for rounding.
+    #[test]
+    fn a_run_goes_on_when_memory_runs_short() {
+        let mut pipeline = Pipeline::open(&Model::built_in().unwrap(), &Options::default()).unwrap();
+        let draft = Draft { prompt: "a red apple".into(), seed: Some(1), steps: Some(3), ..Draft::default() };
+        let request = Request::new(draft, pipeline.manifest()).unwrap();
+        let mut draw = |is_short: fn() -> bool| {
+            pipeline.is_short = is_short;
+            let picture = pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap();
+            (picture.image, pipeline.denoiser.is_streamed())
+        };
+        let (whole, was_streamed) = draw(|| false);
+        assert!(!was_streamed);
+        // The first step is in memory, the others are read from the disk; so is all of the second picture.
+        for _ in 0..2 {
+            let (squeezed, is_streamed) = draw(|| true);
+            assert!(is_streamed);
+            let worst = whole.iter().zip(squeezed.iter()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+            assert!(worst <= 2, "{worst} levels off");
+        }
     }
 }

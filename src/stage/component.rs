@@ -5,6 +5,9 @@ use crate::engine::{self, Residency, Session, SessionOptions};
 use crate::memory;
 use crate::model::Part;
 
+/// Segments small enough for any board, which are read again for every call.
+const SQUEEZED: Residency = Residency::Streamed { grain_bytes: 16 << 20, resident_bytes: 0 };
+
 /// A part of a model with its session.
 pub(crate) struct Component {
     part: Part,
@@ -47,6 +50,21 @@ impl Component {
             Some(session) => Ok(session),
             empty => Ok(empty.insert(Session::open(self.part.bind()?, &self.options)?)),
         }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_streamed(&self) -> bool {
+        matches!(self.options.residency, Residency::Streamed { .. })
+    }
+
+    /// Takes as little memory as it can from now on; whether that is a change.
+    pub(crate) fn squeeze(&mut self) -> bool {
+        if matches!(self.options.residency, Residency::Streamed { .. }) {
+            return false;
+        }
+        self.options.residency = SQUEEZED;
+        self.rest();
+        true
     }
 
     /// Gives its memory back at the end of its stage, unless it is to be kept.

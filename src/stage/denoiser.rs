@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::component::Component;
 use super::feed::{Feed, constants, runs};
 use super::text_encoder::TextStates;
-use crate::engine::{Session, SessionOptions, TensorRef};
+use crate::engine::{SessionOptions, TensorRef};
 use crate::graph::{Dim, Port};
 use crate::guidance::{self, Guide, Moment, View};
 use crate::model::Model;
@@ -52,6 +52,11 @@ impl Denoiser {
         Ok(Self { component, signature, prediction: model.manifest().prediction, max_batch })
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_streamed(&self) -> bool {
+        self.component.is_streamed()
+    }
+
     /// Gives its memory back, unless it is to be kept.
     pub(crate) fn rest(&mut self) {
         self.component.rest();
@@ -92,7 +97,7 @@ impl Denoiser {
         }
         let output = &signature.output(Role::Latents).expect("no signature without a prediction").name;
         Ok(GuidedDenoiser {
-            session: self.component.session()?,
+            component: &mut self.component,
             prediction: self.prediction,
             guide: Guide::new(request.guidance.clone(), self.prediction, shape),
             thresholder: request.thresholding.map(|kind| Thresholder::new(kind, shape.len())),
@@ -111,7 +116,7 @@ impl Denoiser {
 
 /// A denoiser for one run, with all the memory that its steps need.
 pub(crate) struct GuidedDenoiser<'a> {
-    session: &'a mut Session,
+    component: &'a mut Component,
     prediction: Prediction,
     guide: Guide,
     thresholder: Option<Thresholder>,
@@ -269,6 +274,11 @@ impl GuidedDenoiser<'_> {
         self.spent
     }
 
+    /// Takes as little memory as it can from now on; whether that is a change.
+    pub(crate) fn squeeze(&mut self) -> bool {
+        self.component.squeeze()
+    }
+
     /// Says which step comes next: texts and guidance scales may differ from step to step.
     pub(crate) fn begin(&mut self, step: &Step) {
         self.step = step.index;
@@ -304,7 +314,8 @@ impl GuidedDenoiser<'_> {
                 let started = Instant::now();
                 let mut inputs = [("", TensorRef::new(&[], &[] as &[f32])); MAX_INPUTS];
                 inputs.iter_mut().zip(&call.feeds).for_each(|(input, feed)| *input = feed.input());
-                self.session.run(&inputs[..call.feeds.len()], &mut [(self.output, &mut call.output)])?;
+                let session = self.component.session()?;
+                session.run(&inputs[..call.feeds.len()], &mut [(self.output, &mut call.output)])?;
                 self.spent += started.elapsed();
                 for (prediction, &member) in call.output.chunks_exact(x.len()).zip(&call.members) {
                     self.predictions[member * x.len()..][..x.len()].copy_from_slice(prediction);

@@ -73,6 +73,13 @@ impl TextEncoder {
         Ok(Self { encoders, max_chunks })
     }
 
+    /// Takes as little memory as it can from now on.
+    pub(crate) fn squeeze(&mut self) {
+        self.encoders.iter_mut().for_each(|encoder| {
+            encoder.component.squeeze();
+        });
+    }
+
     /// Encodes texts; an absent one is zeros, as many as the longest has, which says the same at any length.
     ///
     /// # Errors

@@ -26,6 +26,15 @@ impl VaeDecoder {
         Ok(Self { component, space: model.manifest().latents })
     }
 
+    /// Takes as little memory as it can from now on, for latents of this shape in tiles of the size that it gives, if it
+    /// can run in tiles.
+    pub(crate) fn squeeze(&mut self, shape: LatentShape) -> Option<Tile> {
+        self.component.squeeze();
+        let tile = Tile::new(SQUEEZED_CELLS).ok()?;
+        let halves = Halves::of_decoder(self.component.part(), shape, self.space.factor_px as usize, tile);
+        halves.ok().flatten().map(|_| tile)
+    }
+
     /// Decodes the latents of one picture, in tiles where a size is given and the picture is larger.
     /// [`ErrorKind::Numeric`] for a pixel that is not a number; [`ErrorKind::Model`] also for a graph that cannot run in
     /// tiles.
@@ -83,6 +92,9 @@ impl VaeDecoder {
         }))
     }
 }
+
+/// The side of tiles where memory runs short.
+const SQUEEZED_CELLS: usize = 24;
 
 /// A model's VAE encoder, which is opened when it is first needed.
 pub(crate) struct VaeEncoder {
