@@ -11,6 +11,7 @@ pub mod graph;
 pub mod guidance;
 pub mod manifest;
 pub mod manual;
+pub mod memory;
 pub mod model;
 mod name;
 pub mod noise;

@@ -22,6 +22,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "graph",
             "weights",
             "picture",
+            "memory",
         ],
     ),
     ("pure", &PURE),
