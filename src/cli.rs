@@ -6,6 +6,7 @@ mod generate;
 mod inspect;
 mod output;
 mod pack;
+mod provider;
 mod receipt;
 mod samplers;
 mod verify;

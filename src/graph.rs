@@ -15,6 +15,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use prost::Message;
+use sha2::{Digest, Sha256};
 
 use self::file::Skeleton;
 use self::proto::{
@@ -358,6 +359,16 @@ pub struct BoundGraph {
     pub(crate) has_integers: bool,
     /// [`Graph::custom_operators`].
     pub(crate) custom_operators: BTreeSet<String>,
+}
+
+impl BoundGraph {
+    /// A name for this graph with these weights, and no others: the first half of a SHA-256 in hexadecimal digits.
+    pub(crate) fn key(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(&self.onnx);
+        hash.update(self.weights.sha256());
+        hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
 }
 
 /// A model and its graph; `place` is for messages.

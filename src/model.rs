@@ -299,6 +299,11 @@ impl Model {
         Ok(())
     }
 
+    /// The text encoder that a component is, if it is one.
+    pub(crate) fn encoder(&self, part: &Part) -> Option<&TextEncoderPart> {
+        self.text_encoders.iter().find(|encoder| encoder.name == part.name)
+    }
+
     fn parts_mut(&mut self) -> impl Iterator<Item = &mut Part> {
         let encoders = self.text_encoders.iter_mut().map(|encoder| &mut encoder.part);
         encoders.chain([&mut self.unet]).chain(&mut self.vae_encoder).chain([&mut self.vae_decoder])

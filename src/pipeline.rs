@@ -1,13 +1,14 @@
 //! The pipeline: one request becomes one picture, through the only denoising loop there is.
 //! It knows the order of the stages, and nothing of ONNX Runtime or of where pictures go.
 
-use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use image::RgbImage;
 
-use crate::engine::SessionOptions;
+use crate::engine::Placement;
+/// How a pipeline runs: what its sessions are told.
+pub use crate::engine::SessionOptions as Options;
 use crate::guidance::View;
 use crate::manifest::Manifest;
 use crate::model::Model;
@@ -44,20 +45,6 @@ pub struct Pipeline {
     denoiser: Denoiser,
     vae_encoder: Option<VaeEncoder>,
     vae_decoder: VaeDecoder,
-}
-
-/// How a pipeline runs.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// How many threads work on one operator.
-    pub threads: NonZeroUsize,
-}
-
-impl Default for Options {
-    /// As many threads as the process may use cores.
-    fn default() -> Self {
-        Self { threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN) }
-    }
 }
 
 /// How far a run has come.
@@ -111,12 +98,11 @@ impl Pipeline {
     /// # Errors
     /// [`ErrorKind::Model`] when a component is damaged or unfit; [`ErrorKind::Runtime`] without ONNX Runtime.
     pub fn open(model: &Model, options: &Options) -> Result<Self, Error> {
-        let options = SessionOptions { threads: options.threads };
         Ok(Self {
-            text_encoder: TextEncoder::open(model, &options)?,
-            denoiser: Denoiser::open(model, &options)?,
-            vae_encoder: VaeEncoder::of(model, options),
-            vae_decoder: VaeDecoder::open(model, &options)?,
+            text_encoder: TextEncoder::open(model, options)?,
+            denoiser: Denoiser::open(model, options)?,
+            vae_encoder: VaeEncoder::of(model, options.clone()),
+            vae_decoder: VaeDecoder::open(model, options)?,
             manifest: model.manifest().clone(),
         })
     }
@@ -124,6 +110,14 @@ impl Pipeline {
     /// What the model says of itself.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// Where its components run, in the order in which a picture meets them; a VAE encoder that was not needed yet runs
+    /// nowhere.
+    pub fn placements(&self) -> impl Iterator<Item = &Placement> {
+        let vae_encoder = self.vae_encoder.as_ref().and_then(VaeEncoder::placement);
+        let before = self.text_encoder.placements().chain([self.denoiser.placement()]);
+        before.chain(vae_encoder).chain([self.vae_decoder.placement()])
     }
 
     /// Draws one picture. `on_step` is called after every step and may break off.

@@ -3,6 +3,8 @@
 
 pub(crate) mod denoiser;
 pub(crate) mod feed;
+pub(crate) mod seeded;
 pub(crate) mod start;
 pub(crate) mod text_encoder;
+pub(crate) mod trial;
 pub(crate) mod vae;

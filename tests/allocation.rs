@@ -195,7 +195,7 @@ fn allocations_of_one_unet_run(model: &Model) -> usize {
     let manifest = model.manifest();
     let threads = NonZeroUsize::new(2).unwrap();
     let bound = model.unet().bind().unwrap();
-    let mut session = Session::open(bound, &SessionOptions { threads }).unwrap();
+    let mut session = Session::open(bound, &SessionOptions { threads, ..SessionOptions::default() }).unwrap();
     let states = session.inputs().iter().find(|port| port.name == "encoder_hidden_states").unwrap();
     let Dim::Fixed(width) = states.dims[2] else { panic!("{states}") };
 

@@ -41,7 +41,11 @@ fn refusal(result: Result<Report, Error>, kind: ErrorKind, message: &str) {
 
 /// The pixels of a small picture.
 fn picture(model: &Model) -> Vec<u8> {
-    let mut pipeline = Pipeline::open(model, &pipeline::Options { threads: NonZeroUsize::MIN }).unwrap();
+    let mut pipeline = Pipeline::open(
+        model,
+        &pipeline::Options { threads: NonZeroUsize::MIN, ..pipeline::Options::default() },
+    )
+    .unwrap();
     let draft = Draft { prompt: "a red apple".into(), steps: Some(3), seed: Some(5), ..Draft::default() };
     let request = Request::new(draft, pipeline.manifest()).unwrap();
     pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image.into_raw()

@@ -156,7 +156,7 @@ fn bind(onnx: &[u8], weights: Weights) -> BoundGraph {
 }
 
 fn options(threads: usize) -> SessionOptions {
-    SessionOptions { threads: NonZeroUsize::new(threads).unwrap() }
+    SessionOptions { threads: NonZeroUsize::new(threads).unwrap(), ..SessionOptions::default() }
 }
 
 fn dense_session(stored: Stored, threads: usize) -> Session {

@@ -23,8 +23,8 @@ use sha2::{Digest, Sha256};
 
 use super::output::Destination;
 use super::receipt::Receipt;
-use super::samplers;
 use super::{Additions, Common, Report, open_model};
+use super::{provider, samplers};
 
 /// What is asked for in place of a name.
 const HELP: &str = "help";
@@ -114,6 +114,8 @@ pub(super) struct Flags {
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=MAX_THREADS))]
     threads: Option<u16>,
     #[command(flatten)]
+    provider: provider::Choice,
+    #[command(flatten)]
     additions: Additions,
     #[command(flatten)]
     pub(super) common: Common,
@@ -174,12 +176,14 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     first.rng().source(last_seed)?;
     let stop = stop_on_interrupt()?;
     let library = flags.common.library()?;
-    let options = match flags.threads.map(usize::from).and_then(NonZeroUsize::new) {
-        Some(threads) => Options { threads },
-        None => Options::default(),
-    };
+    let mut options: Options = flags.provider.options()?;
+    if let Some(threads) = flags.threads.map(usize::from).and_then(NonZeroUsize::new) {
+        options.threads = threads;
+    }
     let mut pipeline = Pipeline::open(&model, &options)?;
     let opened = started.elapsed();
+    pipeline.placements().for_each(provider::report);
+    let mut placed = pipeline.placements().count();
 
     let (mut text, mut pictures) = (String::new(), Vec::new());
     for (index, destination) in destinations.iter().enumerate() {
@@ -195,7 +199,15 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         if stop.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Cancelled, "stopped before the picture was written"));
         }
-        let receipt = Receipt::new(&request, &model, &additions, library, &init_sha256, &mask_sha256);
+        if pipeline.placements().count() > placed {
+            // The first picture that is drawn from opened it.
+            let vae_encoder = pipeline.placements().filter(|placement| placement.component == "vae_encoder");
+            vae_encoder.for_each(provider::report);
+            placed = pipeline.placements().count();
+        }
+        let provider = provider::summary(pipeline.placements());
+        let receipt =
+            Receipt::new(&request, &model, &additions, library, provider, &init_sha256, &mask_sha256);
         report_cut(&picture);
         destination.write(&picture.image, &receipt)?;
         text += &format!("{} (seed {})\n", destination.path().display(), request.seed());
@@ -215,6 +227,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     }
     let json = json!({
         "pictures": pictures,
+        "placements": pipeline.placements().map(provider::json).collect::<Vec<_>>(),
         "seconds": { "open": seconds(opened), "all": seconds(started.elapsed()) },
     });
     Ok(Report { text, json })

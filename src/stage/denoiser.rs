@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::feed::{Feed, constants, runs};
 use super::text_encoder::TextStates;
-use crate::engine::{Session, SessionOptions, TensorRef};
+use super::trial;
+use crate::engine::{Placement, Session, SessionOptions, TensorRef};
 use crate::graph::{Dim, Port};
 use crate::guidance::{self, Guide, Moment, View};
 use crate::model::Model;
@@ -45,8 +46,13 @@ impl Denoiser {
         if signature.inputs.len() > MAX_INPUTS {
             return Err(unfit(format!("at most {MAX_INPUTS} inputs, got {}", signature.inputs.len())));
         }
-        let session = Session::open(part.bind()?, options)?;
+        let session = trial::open(part, None, model.manifest(), options)?;
         Ok(Self { session, signature, prediction: model.manifest().prediction })
+    }
+
+    /// Where it runs.
+    pub(crate) fn placement(&self) -> &Placement {
+        self.session.placement()
     }
 
     /// The U-Net for one run. `beside` is what it sees beside the latents, `[channels, rows, columns]`.

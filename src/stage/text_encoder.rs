@@ -1,7 +1,8 @@
 //! The text encoders: texts become the states that the U-Net attends to.
 
 use super::feed::{Feed, constants, runs};
-use crate::engine::{Output, Session, SessionOptions};
+use super::trial;
+use crate::engine::{Output, Placement, Session, SessionOptions};
 use crate::graph::{Dim, Port};
 use crate::model::{Model, TextEncoderPart};
 use crate::prompt::Text;
@@ -55,7 +56,8 @@ impl TextEncoder {
         // A U-Net that takes the whole prompt's vector was trained on the states before the last layer.
         let is_pooled = unet.input(Role::Pooled).is_some();
         let encoders = parts.iter().enumerate().map(|(index, part)| {
-            Encoder::open(part, is_pooled, is_pooled && index + 1 == parts.len(), options)
+            let session = trial::open(part, Some(part), model.manifest(), options)?;
+            Encoder::new(part, is_pooled, is_pooled && index + 1 == parts.len(), session)
         });
         let encoders = encoders.collect::<Result<Vec<_>, Error>>()?;
         let contexts: Vec<usize> = encoders.iter().map(|encoder| encoder.context).collect();
@@ -70,6 +72,11 @@ impl TextEncoder {
             _ => MAX_CHUNKS,
         };
         Ok(Self { encoders, max_chunks })
+    }
+
+    /// Where it runs.
+    pub(crate) fn placements(&self) -> impl Iterator<Item = &Placement> {
+        self.encoders.iter().map(|encoder| encoder.session.placement())
     }
 
     /// Encodes texts; an absent one is zeros, as many as the longest has, which says the same at any length.
@@ -120,12 +127,7 @@ impl TextStates {
 }
 
 impl Encoder {
-    fn open(
-        part: &TextEncoderPart,
-        penultimate: bool,
-        pooled: bool,
-        options: &SessionOptions,
-    ) -> Result<Self, Error> {
+    fn new(part: &TextEncoderPart, penultimate: bool, pooled: bool, session: Session) -> Result<Self, Error> {
         let name = part.name();
         let signature = part.signature().clone();
         let output = |role: Role| {
@@ -144,7 +146,6 @@ impl Encoder {
             Dim::Free(_) => part.context(),
         };
         let tokenizer = part.tokenizer(context)?;
-        let session = Session::open(part.bind()?, options)?;
         Ok(Self { name, tokenizer, context, session, signature, ids, states, pooled })
     }
 

@@ -3,8 +3,9 @@
 use image::RgbImage;
 
 use super::feed::{Feed, constants};
-use crate::engine::{Output, Session, SessionOptions};
-use crate::manifest::LatentSpace;
+use super::trial;
+use crate::engine::{Output, Placement, Session, SessionOptions};
+use crate::manifest::{LatentSpace, Manifest};
 use crate::model::{Model, Part};
 use crate::noise::NoiseSource;
 use crate::request::Request;
@@ -22,8 +23,13 @@ pub(crate) struct VaeDecoder {
 impl VaeDecoder {
     pub(crate) fn open(model: &Model, options: &SessionOptions) -> Result<Self, Error> {
         let part = model.vae_decoder();
-        let session = Session::open(part.bind()?, options)?;
+        let session = trial::open(part, None, model.manifest(), options)?;
         Ok(Self { session, signature: part.signature().clone(), space: model.manifest().latents })
+    }
+
+    /// Where it runs.
+    pub(crate) fn placement(&self) -> &Placement {
+        self.session.placement()
     }
 
     /// Decodes the latents of one picture. [`ErrorKind::Numeric`] for a pixel that is not a number.
@@ -66,6 +72,7 @@ impl VaeDecoder {
 /// A model's VAE encoder, which is opened when it is first needed.
 pub(crate) struct VaeEncoder {
     part: Part,
+    manifest: Manifest,
     options: SessionOptions,
     session: Option<Session>,
 }
@@ -100,7 +107,13 @@ impl Posterior {
 impl VaeEncoder {
     /// The model's, if it has one.
     pub(crate) fn of(model: &Model, options: SessionOptions) -> Option<Self> {
-        model.vae_encoder().map(|part| Self { part: part.clone(), options, session: None })
+        let manifest = model.manifest().clone();
+        model.vae_encoder().map(|part| Self { part: part.clone(), manifest, options, session: None })
+    }
+
+    /// Where it runs, once it was needed.
+    pub(crate) fn placement(&self) -> Option<&Placement> {
+        self.session.as_ref().map(Session::placement)
     }
 
     /// Whether latents are drawn from what it gives.
@@ -121,7 +134,7 @@ impl VaeEncoder {
         })?;
         let session = match &mut self.session {
             Some(session) => session,
-            empty => empty.insert(Session::open(self.part.bind()?, &self.options)?),
+            empty => empty.insert(trial::open(&self.part, None, &self.manifest, &self.options)?),
         };
         let size = request.size;
         let dims = [1, 3, size.height_px() as usize, size.width_px() as usize];

@@ -258,11 +258,15 @@ fn request(picture: &Picture, pipeline: &Pipeline) -> Request {
 }
 
 fn open(part: &Part) -> Session {
-    Session::open(part.bind().unwrap(), &SessionOptions { threads: NonZeroUsize::MIN }).unwrap()
+    Session::open(
+        part.bind().unwrap(),
+        &SessionOptions { threads: NonZeroUsize::MIN, ..SessionOptions::default() },
+    )
+    .unwrap()
 }
 
 fn options() -> Options {
-    Options { threads: NonZeroUsize::MIN }
+    Options { threads: NonZeroUsize::MIN, ..Options::default() }
 }
 
 /// Also that zeros and the same numbers one place on would be rejected.
