@@ -3,11 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use crate::Error;
 use crate::engine::{Provider, Providers, Session, SessionOptions};
 use crate::model::Model;
 use crate::stage::seeded;
 use crate::stage::trial::{self, Sampled};
+use crate::{Error, ErrorKind};
 
 /// How many inputs a component is tried on.
 const SEEDS: u64 = 3;
@@ -19,8 +19,8 @@ const TIMED_RUNS: usize = 3;
 pub struct Certificate {
     /// The component.
     pub component: &'static str,
-    /// The provider.
-    pub provider: Provider,
+    /// The provider, and the processor behind it if that may run what it cannot.
+    pub providers: Vec<Provider>,
     /// The largest of its relative errors.
     pub error: Result<f64, String>,
     /// What that may be.
@@ -42,7 +42,8 @@ impl Certificate {
     }
 }
 
-/// Tries every component of a model on each provider that is chosen for it, one at a time, and tells of each.
+/// Tries every component of a model on each provider that is chosen for it, one at a time but for the processor behind
+/// it, and tells of each.
 ///
 /// # Errors
 /// [`crate::ErrorKind::Runtime`] for a provider that is missing or cannot run a component; a wrong result is no error
@@ -60,13 +61,21 @@ pub fn certify(
             .collect::<Result<Vec<_>, Error>>()?;
         let golden = trial::golden(part);
         let mut references: Option<Vec<Vec<Sampled>>> = None;
-        for provider in options.providers.of(part.name()) {
-            let options = SessionOptions {
-                providers: Providers::everywhere(vec![provider.clone()]),
-                ..options.clone()
-            };
+        let chosen = options.providers.of(part.name());
+        let behind = chosen.last().filter(|last| last.is_cpu());
+        for provider in chosen {
+            let behind = behind.filter(|_| !provider.is_cpu());
+            let providers: Vec<Provider> = [provider].into_iter().chain(behind).cloned().collect();
+            let options =
+                SessionOptions { providers: Providers::everywhere(providers.clone()), ..options.clone() };
             let started = Instant::now();
             let mut session = Session::open(part.bind()?, &options)?;
+            if let [(provider, reason), ..] = &session.placement().passed_over[..] {
+                return Err(Error::new(
+                    ErrorKind::Runtime,
+                    format!("{}: {provider}: expected to try it, got {reason}", part.name()),
+                ));
+            }
             let open = started.elapsed();
             let started = Instant::now();
             let mut outputs = vec![trial::run(&mut session, part, &feeds[0])?];
@@ -98,7 +107,7 @@ pub fn certify(
                 errors.map(|errors| errors.into_iter().max_by(f64::total_cmp).expect("there are seeds"));
             let certificate = Certificate {
                 component: part.name(),
-                provider: provider.clone(),
+                providers,
                 error,
                 limit,
                 has_golden: golden.is_some(),

@@ -113,7 +113,7 @@ fn certify(flags: &Flags, options: &Options) -> Result<Vec<Certificate>, Error> 
 }
 
 fn line(certificate: &Certificate) -> String {
-    let Certificate { component, provider, error, limit, has_golden, open, first_run, run } = certificate;
+    let Certificate { component, providers, error, limit, has_golden, open, first_run, run } = certificate;
     let found = match error {
         Ok(error) => format!("{error:.1e}"),
         Err(problem) => problem.clone(),
@@ -121,16 +121,19 @@ fn line(certificate: &Certificate) -> String {
     let reference = if *has_golden { "PyTorch and the processor" } else { "the processor" };
     let seconds = [open, first_run, run].map(|time| time.as_secs_f64());
     format!(
-        "{component} on {provider}: expected a relative error of at most {limit:.0e} from {reference}, got {found}; \
+        "{component} on {}: expected a relative error of at most {limit:.0e} from {reference}, got {found}; \
          opened in {:.3} s, first run {:.3} s, later {:.3} s",
-        seconds[0], seconds[1], seconds[2],
+        Provider::join(providers),
+        seconds[0],
+        seconds[1],
+        seconds[2],
     )
 }
 
 fn certificate_json(certificate: &Certificate) -> Value {
     json!({
         "component": certificate.component,
-        "provider": certificate.provider.to_string(),
+        "provider": Provider::join(&certificate.providers),
         "error": certificate.error.as_ref().ok(),
         "limit": certificate.limit,
         "golden": certificate.has_golden,

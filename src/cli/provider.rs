@@ -132,11 +132,10 @@ pub(super) fn report(placement: &Placement) {
     if placement.is_cpu() && passed_over.is_empty() {
         return;
     }
-    let providers: Vec<String> = providers.iter().map(ToString::to_string).collect();
     let tried = match error {
         Some(error) => format!(", {error:.0e} from the reference"),
         None if placement.is_cpu() => String::new(),
         None => ", not compared with the processor, which cannot run it".into(),
     };
-    eprintln!("calotype: {component}: on {}{tried}", providers.join(","));
+    eprintln!("calotype: {component}: on {}{tried}", Provider::join(providers));
 }

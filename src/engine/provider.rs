@@ -130,6 +130,11 @@ impl Provider {
         self.kind == ProviderKind::Cpu
     }
 
+    /// Some of one session, as they are typed: `cuda,cpu`.
+    pub fn join(providers: &[Self]) -> String {
+        providers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    }
+
     /// The value of an option.
     pub(crate) fn option(&self, key: &str) -> Option<&str> {
         self.options.iter().find(|(known, _)| known == key).map(|(_, value)| value.as_str())
