@@ -6,6 +6,7 @@ mod generate;
 mod inspect;
 mod output;
 mod pack;
+mod plan;
 mod provider;
 mod receipt;
 mod samplers;
@@ -40,6 +41,8 @@ enum Command {
     Generate(Box<generate::Flags>),
     /// Explain a model: its files, graphs and numbers.
     Inspect(inspect::Flags),
+    /// Say what memory a picture takes, and how it is drawn within a budget.
+    Plan(plan::Flags),
     /// Make a bundle of a model: one folder, every file with its hash.
     Pack(pack::Flags),
     /// Check that a bundle is whole and can be opened, or that a picture was drawn by a model.
@@ -77,6 +80,7 @@ pub fn run() -> ExitCode {
     let (result, json) = match &cli.command {
         Command::Generate(flags) => (generate::run(flags), flags.common.json),
         Command::Inspect(flags) => (inspect::run(flags), flags.common.json),
+        Command::Plan(flags) => (plan::run(flags), flags.common.json),
         Command::Pack(flags) => (pack::run(flags), flags.common.json),
         Command::Verify(flags) => (verify::run(flags), flags.common.json),
         Command::Doctor(flags) => (doctor::run(flags), flags.common.json),

@@ -3,11 +3,14 @@
 
 mod compile;
 mod library;
+mod pool;
 mod provider;
+mod stream;
 mod sys;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use half::f16;
 
@@ -15,7 +18,8 @@ use self::compile::{Cache, Compilation};
 pub use self::compile::{Compiling, Watch};
 pub use self::library::Library;
 pub use self::provider::{About, Precision, Provider, ProviderKind, Providers};
-use self::sys::Found;
+use self::stream::Streamed;
+use self::sys::{Found, Input};
 use crate::graph::{BoundGraph, Dim, Port};
 use crate::weights::Dtype;
 use crate::{Error, ErrorKind};
@@ -62,14 +66,63 @@ pub struct SessionOptions {
     pub cache: Option<PathBuf>,
     /// Who is told when a provider compiles a graph.
     pub watch: Option<Watch>,
+    /// Where its weights are; where another provider than the processor may run a graph, always [`Residency::Keep`].
+    pub residency: Residency,
+    /// How much memory is kept between its runs to compute in; as much as is of use when absent, or where another provider
+    /// than the processor may run a graph.
+    pub pool_bytes: Option<usize>,
 }
 
-impl Default for SessionOptions {
-    /// On the processor, with as many threads as the process may use cores.
-    fn default() -> Self {
-        let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        Self { threads, providers: Providers::default(), cache: None, watch: None }
+impl SessionOptions {
+    /// Everything in memory, on this many threads of the processor.
+    pub fn new(threads: NonZeroUsize) -> Self {
+        Self {
+            threads,
+            providers: Providers::default(),
+            cache: None,
+            watch: None,
+            residency: Residency::Keep,
+            pool_bytes: None,
+        }
     }
+
+    /// What holds for a component: devices have memory of their own, into which its weights are copied once.
+    pub(crate) fn for_component(mut self, component: &str) -> Self {
+        if !self.providers.is_cpu(component) {
+            (self.residency, self.pool_bytes) = (Residency::Keep, None);
+        }
+        self
+    }
+}
+
+/// Where the weights of a session are, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residency {
+    /// In memory for as long as the model is open, converted and repacked where that makes it faster.
+    Keep,
+    /// In memory while its stage runs, where they lie.
+    PerStage,
+    /// On disk: the graph runs in segments.
+    Streamed {
+        /// The most bytes that the weights of a segment have, in the types in which they are computed with. A single
+        /// operator may have more.
+        grain_bytes: usize,
+        /// The most bytes of the files that are in memory.
+        resident_bytes: usize,
+    },
+}
+
+/// Gives back the memory that sessions have computed in and what else was freed, but for what is in use.
+pub(crate) fn trim() {
+    if let Some(library) = Library::loaded() {
+        library.runtime().pool().trim();
+    }
+    sys::trim_heap();
+}
+
+/// How many bytes of weights a session that is kept converts and repacks: all or none.
+pub(crate) fn copied_bytes(bound: &BoundGraph) -> usize {
+    if bound.float_bytes <= COPIED_BYTES { bound.float_bytes } else { 0 }
 }
 
 /// A device that a provider offers.
@@ -111,9 +164,30 @@ pub struct Session {
     name: String,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
-    session: sys::Session,
+    run: Run,
     placement: Placement,
     compilation: Option<Compilation>,
+}
+
+/// What a [`Session`] runs.
+enum Run {
+    Whole(sys::Session),
+    Streamed(Streamed),
+}
+
+impl Run {
+    fn values(
+        &mut self,
+        inputs: &[(&str, TensorRef<'_>)],
+        outputs: &[&str],
+    ) -> Result<Vec<sys::Value>, Error> {
+        match self {
+            Self::Whole(session) => {
+                session.run(inputs.iter().map(|(name, tensor)| (*name, Input::Fed(*tensor))), outputs)
+            }
+            Self::Streamed(streamed) => streamed.run(inputs, outputs),
+        }
+    }
 }
 
 impl Session {
@@ -122,8 +196,9 @@ impl Session {
     /// # Errors
     /// [`ErrorKind::Model`] when ONNX Runtime does not accept the graph; [`ErrorKind::Runtime`] when there is no
     /// library, or none of the providers that were asked for can be had, or it lacks an operator of the graph.
-    pub fn open(bound: BoundGraph, options: &SessionOptions) -> Result<Self, Error> {
+    pub fn open(mut bound: BoundGraph, options: &SessionOptions) -> Result<Self, Error> {
         let library = Library::load(None)?;
+        let options = &options.clone().for_component(&bound.name);
         let mut placement = Placement {
             component: bound.name.clone(),
             providers: Vec::new(),
@@ -138,12 +213,15 @@ impl Session {
                 Err(reason) => placement.passed_over.push((provider.clone(), reason)),
             }
         }
-        let (session, compilation) = loop {
+        let (run, compilation) = loop {
             // All that was asked for is missing: the first was wanted most.
             let Some((first, _)) = providers.first() else {
                 let (provider, reason) = placement.passed_over.swap_remove(0);
                 return Err(named(&bound.name, library::missing(&provider, reason)));
             };
+            if first.is_cpu() {
+                bound.convert_rows();
+            }
             match open_on(library, &bound, &providers, options) {
                 Ok(opened) => break opened,
                 Err(error) if providers.len() == 1 => return Err(named(&bound.name, error)),
@@ -153,7 +231,12 @@ impl Session {
                 }
             }
         };
-        let BoundGraph { name, inputs, outputs, .. } = bound;
+        let BoundGraph { name, inputs, outputs, model, .. } = bound;
+        drop(model);
+        if options.residency != Residency::Keep {
+            // Reading a graph leaves as many holes as it has names.
+            sys::trim_heap();
+        }
         for (provider, reason) in &placement.passed_over {
             tracing::warn!(component = name, %provider, reason, "a provider was passed over");
         }
@@ -164,7 +247,7 @@ impl Session {
             placement.precision = Precision::Reduced;
         }
         placement.providers = providers.into_iter().map(|(provider, _)| provider).collect();
-        Ok(Self { name, inputs, outputs, session, placement, compilation })
+        Ok(Self { name, inputs, outputs, run, placement, compilation })
     }
 
     /// Where it runs.
@@ -202,9 +285,12 @@ impl Session {
         inputs: &[(&str, TensorRef<'_>)],
         outputs: &mut [(&str, &mut [f32])],
     ) -> Result<(), Error> {
-        let asked = outputs.iter().map(|(name, _)| *name);
-        self.check(inputs, asked).map_err(|error| named(&self.name, error))?;
-        self.session.run(inputs, outputs).map_err(|error| named(&self.name, error))
+        let names: Vec<&str> = outputs.iter().map(|(name, _)| *name).collect();
+        let values = self.values(inputs, &names)?;
+        for ((name, out), value) in outputs.iter_mut().zip(values) {
+            value.copy_to(out).map_err(|problem| self.unfit_output(name, &problem))?;
+        }
+        Ok(())
     }
 
     /// Runs the graph once and gives the outputs of these names, as 32-bit floats in row-major order.
@@ -216,8 +302,23 @@ impl Session {
         inputs: &[(&str, TensorRef<'_>)],
         outputs: &[&str],
     ) -> Result<Vec<Output>, Error> {
+        let values = self.values(inputs, outputs)?.into_iter().zip(outputs);
+        values
+            .map(|(value, name)| value.output().map_err(|problem| self.unfit_output(name, &problem)))
+            .collect()
+    }
+
+    fn values(
+        &mut self,
+        inputs: &[(&str, TensorRef<'_>)],
+        outputs: &[&str],
+    ) -> Result<Vec<sys::Value>, Error> {
         let checked = self.check(inputs, outputs.iter().copied());
-        checked.and_then(|()| self.session.compute(inputs, outputs)).map_err(|error| named(&self.name, error))
+        checked.and_then(|()| self.run.values(inputs, outputs)).map_err(|error| named(&self.name, error))
+    }
+
+    fn unfit_output(&self, name: &str, problem: &str) -> Error {
+        named(&self.name, Error::new(ErrorKind::Model, format!("output {name}: {problem}")))
     }
 
     fn check<'a>(
@@ -267,11 +368,11 @@ impl Session {
 
 /// Opens a graph on all of these providers, the first of which is to run it.
 fn open_on(
-    library: &Library,
+    library: &'static Library,
     bound: &BoundGraph,
     providers: &[(Provider, Found)],
     options: &SessionOptions,
-) -> Result<(sys::Session, Option<Compilation>), Error> {
+) -> Result<(Run, Option<Compilation>), Error> {
     let (first, found) = &providers[0];
     if first.is_cpu()
         && let Some((operator, providers)) =
@@ -283,8 +384,8 @@ fn open_on(
         )
         .help("take the model's plain export, which was not optimised for one provider"));
     }
-    let copies = match bound.float_bytes {
-        ..=COPIED_BYTES => Copies::All,
+    let copies = match options.residency {
+        Residency::Keep if copied_bytes(bound) > 0 => Copies::All,
         // Kernels for integers are three times as slow on weights that are not repacked.
         _ if bound.has_integers => Copies::Repacked,
         _ => Copies::None,
@@ -306,16 +407,24 @@ fn open_on(
     }
     let watch = options.watch.as_ref();
     let compilation = Compilation::begin(&bound.name, &found.canonical, cache.as_ref(), root, watch);
-    let (onnx, weights) = (&bound.onnx, bound.weights.clone());
-    let session =
-        sys::Session::open(library.runtime(), onnx, weights, options.threads.get(), copies, &providers);
-    let session = session.map_err(|error| match first.is_cpu() {
+    let (runtime, threads) = (library.runtime(), options.threads.get());
+    runtime.pool().limit(options.pool_bytes);
+    let run = match options.residency {
+        Residency::Keep | Residency::PerStage => {
+            let weights = Arc::clone(&bound.weights);
+            sys::Session::open(runtime, &bound.encode(), weights, threads, copies, &providers).map(Run::Whole)
+        }
+        Residency::Streamed { grain_bytes, resident_bytes } => {
+            Streamed::open(runtime, bound, threads, copies, grain_bytes, resident_bytes).map(Run::Streamed)
+        }
+    };
+    let run = run.map_err(|error| match first.is_cpu() {
         true => error,
         false => Error::new(ErrorKind::Runtime, format!("provider {first}"))
             .source(error)
             .help(format!("{},cpu would let the processor run what it cannot", first.kind)),
     })?;
-    Ok((session, compilation))
+    Ok((run, compilation))
 }
 
 /// A tensor that a graph has given.

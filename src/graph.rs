@@ -1,10 +1,16 @@
 //! Graphs: ONNX models whose parameters are declared but stored without data, and their binding to weights by name.
 //! It knows nothing of sessions.
 
+mod activation;
+mod cut;
 mod embedding;
 mod file;
+mod narrow;
+pub(crate) mod normal;
 pub mod proto;
 pub mod quantize;
+mod segment;
+mod shape;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -22,6 +28,7 @@ use self::proto::{
     AttributeProto, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
     StringStringEntryProto, TensorProto, TypeValue, ValueInfoProto,
 };
+pub(crate) use self::segment::Segment;
 use crate::weights::{Dtype, Stored, Weights};
 use crate::{Error, ErrorKind};
 
@@ -224,6 +231,23 @@ impl Graph {
         &self.parameters
     }
 
+    /// The same graph with its largest values computed in slices, as graphs in segments have them.
+    pub(crate) fn in_slices(&self) -> Self {
+        let mut sliced = self.clone();
+        sliced.graph.slice_tokens(opset(&self.model));
+        sliced
+    }
+
+    /// The parameters that these weights have as 16-bit floats, and that are made 32-bit ones whenever they are used.
+    pub(crate) fn converted(&self, weights: &Weights) -> HashSet<&str> {
+        let is_short = |parameter: &&Parameter| {
+            let stored = weights.get(&parameter.name).map(|weight| weight.dtype());
+            parameter.dtype == Dtype::F32 && matches!(stored, Some(Dtype::F16 | Dtype::Bf16))
+        };
+        let names = self.parameters.iter().filter(is_short).map(|parameter| parameter.name.as_str());
+        names.filter(|name| !is_table(&self.graph.node, name)).collect()
+    }
+
     /// The bytes of the ONNX model, its parameters without data, as [`Graph::decode`] reads them.
     pub fn encode(&self) -> Vec<u8> {
         ModelProto { graph: Some(self.graph.clone()), ..self.model.clone() }.encode_to_vec()
@@ -277,7 +301,7 @@ impl Graph {
             return Err(refuse(describe_missing(&missing, count, &weights)));
         }
 
-        let mut casts = Vec::new();
+        let (mut casts, mut tables) = (Vec::new(), Vec::new());
         let (mut float_bytes, mut has_integers) = (0, false);
         for (parameter, weight) in found {
             let wanted = &parameter.name;
@@ -303,12 +327,15 @@ impl Graph {
             } else {
                 has_integers = true;
             }
-            let initializer = &mut graph.initializer[parameter.initializer];
             match (weight.dtype(), parameter.dtype) {
                 (got, expected) if got == expected => {}
                 (Dtype::F16 | Dtype::Bf16, Dtype::F32) => {
                     let stored = format!("{wanted}/stored");
                     casts.push(cast(&stored, wanted, parameter.dtype));
+                    if is_table(&graph.node, wanted) {
+                        tables.push((wanted.clone(), stored.clone()));
+                    }
+                    let initializer = &mut graph.initializer[parameter.initializer];
                     initializer.name = Some(stored);
                     initializer.data_type = Some(onnx_code(weight.dtype()));
                 }
@@ -317,6 +344,7 @@ impl Graph {
                 }
             }
             let (file, offset_bytes) = weight.location();
+            let initializer = &mut graph.initializer[parameter.initializer];
             initializer.external_data = vec![
                 entry("location", file),
                 entry("offset", offset_bytes.to_string()),
@@ -326,11 +354,12 @@ impl Graph {
         graph.node.splice(0..0, casts);
         model.graph = Some(graph);
         Ok(BoundGraph {
-            onnx: model.encode_to_vec(),
+            model,
             name,
             inputs,
             outputs,
             weights,
+            tables,
             float_bytes,
             has_integers,
             custom_operators,
@@ -345,14 +374,28 @@ impl fmt::Debug for Graph {
     }
 }
 
+/// Whether a tensor is a table of rows: all that read it look rows up.
+fn is_table(nodes: &[NodeProto], name: &str) -> bool {
+    let mut readers = nodes.iter().filter(|node| node.input.iter().any(|input| input == name)).peekable();
+    readers.peek().is_some()
+        && readers.all(|node| {
+            let axis = node.attribute.iter().find(|attribute| attribute.name() == "axis");
+            node.op_type() == "Gather"
+                && node.input.iter().position(|input| input == name) == Some(0)
+                && axis.is_none_or(|axis| axis.i() == 0)
+        })
+}
+
 /// A graph all of whose parameters have data.
 pub struct BoundGraph {
     pub(crate) name: String,
     pub(crate) inputs: Vec<Port>,
     pub(crate) outputs: Vec<Port>,
     /// The model; parameters refer to `weights` by [`Weights::files`].
-    pub(crate) onnx: Vec<u8>,
+    pub(crate) model: ModelProto,
     pub(crate) weights: Arc<Weights>,
+    /// Tables of rows that are converted before they are used, and their names as they are stored.
+    tables: Vec<(String, String)>,
     /// How much memory the weights in floats take, in the types in which the graph computes with them.
     pub(crate) float_bytes: usize,
     /// Whether there are weights in integers.
@@ -362,10 +405,32 @@ pub struct BoundGraph {
 }
 
 impl BoundGraph {
+    /// The bytes of the ONNX model.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        self.model.encode_to_vec()
+    }
+
+    /// Has rows looked up in tables as these are stored, and converted then: they are few, and the table is long. It is for
+    /// the processor; a device that takes no 16-bit floats has no lookup for them either.
+    pub(crate) fn convert_rows(&mut self) {
+        let nodes = self.model.graph.as_mut().map(|graph| &mut graph.node).expect("a bound graph");
+        for (table, stored) in std::mem::take(&mut self.tables) {
+            nodes.retain(|node| !node.output.contains(&table));
+            while let Some(place) = nodes.iter().position(|node| node.input.contains(&table)) {
+                let node = &mut nodes[place];
+                let rows = node.output[0].clone();
+                node.input[0].clone_from(&stored);
+                node.output[0] = format!("{rows}/stored");
+                let cast = cast(&node.output[0], &rows, Dtype::F32);
+                nodes.insert(place + 1, cast);
+            }
+        }
+    }
+
     /// A name for this graph with these weights, and no others: the first half of a SHA-256 in hexadecimal digits.
     pub(crate) fn key(&self) -> String {
         let mut hash = Sha256::new();
-        hash.update(&self.onnx);
+        hash.update(self.encode());
         hash.update(self.weights.sha256());
         hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
     }
@@ -607,6 +672,12 @@ fn transpose(model: &mut ModelProto, graph: &mut GraphProto, weight: &str) -> Re
     }
     import_microsoft(model);
     Ok(())
+}
+
+/// The version of the standard operators.
+fn opset(model: &ModelProto) -> i64 {
+    let standard = model.opset_import.iter().find(|import| matches!(import.domain(), "" | "ai.onnx"));
+    standard.map_or(1, |import| import.version())
 }
 
 /// Declares that a model has operators that only ONNX Runtime knows.
@@ -870,7 +941,7 @@ mod tests {
         let weights = weights(&[("block.0.bias", Dtype::F32, &[2]), ("block.0.weight", Dtype::F16, &[2, 3])]);
         let offset = |name: &str| weights.get(name).unwrap().location().1.to_string();
         let bound = decode(&model()).unwrap().bind(weights.clone()).unwrap();
-        let graph = ModelProto::decode(&bound.onnx[..]).unwrap().graph.unwrap();
+        let graph = ModelProto::decode(&bound.encode()[..]).unwrap().graph.unwrap();
 
         let external = |tensor: &TensorProto| {
             let entries =
@@ -892,6 +963,52 @@ mod tests {
         assert_eq!(graph.node[0].input, ["block.0.weight/stored"]);
         assert_eq!(graph.node[0].output, ["block.0.weight"]);
         assert_eq!(graph.node[0].attribute[0].i(), 1);
+    }
+
+    #[test]
+    fn rows_are_converted_where_all_that_read_a_table_look_them_up() {
+        let lookup = |output: &str| NodeProto {
+            op_type: Some("Gather".into()),
+            input: vec!["block.0.weight".into(), "ids".into()],
+            output: vec![output.into()],
+            ..Default::default()
+        };
+        let sum = NodeProto {
+            op_type: Some("ReduceSum".into()),
+            input: vec!["block.0.weight".into()],
+            output: vec!["z".into()],
+            ..Default::default()
+        };
+        let bind = |nodes: Vec<NodeProto>| {
+            let mut model = model();
+            model.graph.as_mut().unwrap().node = nodes;
+            let stored: [(&str, Dtype, &[usize]); 2] =
+                [("block.0.bias", Dtype::F32, &[2]), ("block.0.weight", Dtype::F16, &[2, 3])];
+            decode(&model).unwrap().bind(weights(&stored)).unwrap()
+        };
+        let nodes = |bound: &BoundGraph| {
+            let nodes = bound.model.graph.as_ref().unwrap().node.iter();
+            nodes
+                .map(|node| format!("{} {} = {}", node.output[0], node.op_type(), node.input[0]))
+                .collect::<Vec<_>>()
+        };
+        let whole = "block.0.weight Cast = block.0.weight/stored";
+        let lookups = || vec![lookup("x"), lookup("y")];
+        let mut bound = bind(lookups());
+        assert_eq!(nodes(&bound), [whole, "x Gather = block.0.weight", "y Gather = block.0.weight"]);
+        for _ in 0..2 {
+            bound.convert_rows();
+            let converted = [
+                "x/stored Gather = block.0.weight/stored",
+                "x Cast = x/stored",
+                "y/stored Gather = block.0.weight/stored",
+                "y Cast = y/stored",
+            ];
+            assert_eq!(nodes(&bound), converted);
+        }
+        let mut bound = bind([lookups(), vec![sum]].concat());
+        bound.convert_rows();
+        assert_eq!(nodes(&bound)[0], whole, "one reader needs all of it");
     }
 
     #[test]

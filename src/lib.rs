@@ -19,6 +19,7 @@ pub mod noise;
 pub mod pack;
 pub mod picture;
 pub mod pipeline;
+pub mod plan;
 pub mod prediction;
 pub mod prompt;
 pub mod request;
@@ -27,6 +28,7 @@ pub mod schedule;
 pub mod signature;
 mod stage;
 pub mod tensor;
+pub mod tile;
 pub mod tokenizer;
 pub mod weights;
 

@@ -57,6 +57,22 @@ impl Memory {
     }
 }
 
+/// How much of the memory this process has: pages of its own, and of the files that it has mapped. Only Linux says.
+pub fn resident_bytes() -> Option<u64> {
+    of_status("VmRSS")
+}
+
+/// The most of [`resident_bytes`] since the process began.
+pub fn peak_bytes() -> Option<u64> {
+    of_status("VmHWM")
+}
+
+fn of_status(name: &str) -> Option<u64> {
+    let table = fs::read_to_string("/proc/self/status").ok()?;
+    let row = table.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    row.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
 /// One of the two interfaces of control groups; a machine may have both.
 struct Version {
     root: &'static str,

@@ -51,13 +51,14 @@ pub struct Part {
     name: &'static str,
     graph_origin: String,
     weights_origin: String,
-    graph: Graph,
+    /// Shared by the copies of this part: descriptions of graphs take megabytes.
+    graph: Arc<Graph>,
     weights: Arc<Weights>,
     signature: Signature,
 }
 
 /// A text encoder and what makes its token ids.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct TextEncoderPart {
     part: Part,
     vocabulary: Vocabulary,
@@ -79,7 +80,7 @@ pub struct Adapted {
 }
 
 /// The bytes that a tokenizer is made of.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Vocabulary {
     /// CLIP's own, which calotype has.
     Clip,
@@ -276,7 +277,7 @@ impl Model {
                 "text_encoder_2" => Component::TextEncoder2,
                 _ => Component::TextEncoder,
             };
-            let mut graph = encoder.graph.clone();
+            let mut graph = Graph::clone(&encoder.graph);
             let width = graph.embedding_width()?;
             let mut tokenizer = encoder.tokenizer(encoder.context)?;
             let (mut words, mut rows, mut first) = (Vec::new(), Vec::new(), None);
@@ -293,7 +294,7 @@ impl Model {
             changed.push((graph, words));
         }
         for (encoder, (graph, words)) in self.text_encoders.iter_mut().zip(changed) {
-            encoder.part.graph = graph;
+            encoder.part.graph = Arc::new(graph);
             encoder.words = words;
         }
         Ok(())
@@ -317,7 +318,7 @@ impl Model {
 }
 
 impl Part {
-    fn new(
+    pub(crate) fn new(
         name: &'static str,
         graph_origin: String,
         weights_origin: String,
@@ -325,6 +326,7 @@ impl Part {
         weights: Arc<Weights>,
     ) -> Result<Self, Error> {
         let signature = Signature::of(name, &graph)?;
+        let graph = Arc::new(graph);
         Ok(Self { name, graph_origin, weights_origin, graph, weights, signature })
     }
 
@@ -401,7 +403,12 @@ impl Part {
     /// # Errors
     /// [`ErrorKind::Model`] when weights and graph do not fit.
     pub fn bind(&self) -> Result<BoundGraph, Error> {
-        self.graph.clone().bind(Arc::clone(&self.weights))
+        self.bind_graph(Graph::clone(&self.graph))
+    }
+
+    /// A graph that was made of this part's, with its weights.
+    pub(crate) fn bind_graph(&self, graph: Graph) -> Result<BoundGraph, Error> {
+        graph.bind(Arc::clone(&self.weights))
     }
 }
 

@@ -286,7 +286,7 @@ fn fill(
 
     // Read back from disk, every byte of it.
     let bundle = Model::open(folder.path())?;
-    let options = SessionOptions { threads: options.threads, ..SessionOptions::default() };
+    let options = SessionOptions::new(options.threads);
     for (component, errors) in packed.iter_mut().zip(comparison::compare(model, &bundle, &options)?) {
         component.errors = errors;
     }

@@ -1,18 +1,18 @@
 //! The pipeline: one request becomes one picture, through the only denoising loop there is.
 //! It knows the order of the stages, and nothing of ONNX Runtime or of where pictures go.
 
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use image::RgbImage;
 
-use crate::engine::Placement;
-/// How a pipeline runs: what its sessions are told.
-pub use crate::engine::SessionOptions as Options;
+use crate::engine::{Placement, SessionOptions};
 use crate::guidance::View;
 use crate::manifest::Manifest;
 use crate::model::Model;
 use crate::noise::{BrownianTree, StepNoise};
+use crate::plan::{self, Plan};
 use crate::prompt::{Part, Text};
 use crate::request::Request;
 use crate::sampler::StepNoiseKind;
@@ -21,6 +21,7 @@ use crate::stage::start::Start;
 use crate::stage::text_encoder::TextEncoder;
 pub use crate::stage::text_encoder::TextStates;
 use crate::stage::vae::{VaeDecoder, VaeEncoder};
+use crate::tile::Tile;
 use crate::tokenizer::Cut;
 use crate::{Error, ErrorKind};
 
@@ -45,6 +46,30 @@ pub struct Pipeline {
     denoiser: Denoiser,
     vae_encoder: Option<VaeEncoder>,
     vae_decoder: VaeDecoder,
+    tiles: Tiles,
+}
+
+/// The tiles of both halves of the VAE, where pictures are not coded whole.
+struct Tiles {
+    encoder: Option<Tile>,
+    decoder: Option<Tile>,
+}
+
+/// How a pipeline runs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How the sessions of its components are opened, but for what a plan says.
+    pub session: SessionOptions,
+    /// How it keeps within a budget, all on the processor; without one pictures are drawn whole.
+    pub plan: Option<Plan>,
+}
+
+impl Default for Options {
+    /// On the processor, as many threads as the process may use cores, everything in memory, and no budget.
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        Self { session: SessionOptions::new(threads), plan: None }
+    }
 }
 
 /// How far a run has come.
@@ -96,13 +121,25 @@ impl Pipeline {
     /// Opens every component of a model, but the VAE encoder, which the first picture that is drawn from opens.
     ///
     /// # Errors
-    /// [`ErrorKind::Model`] when a component is damaged or unfit; [`ErrorKind::Runtime`] without ONNX Runtime.
+    /// [`ErrorKind::Model`] when a component is damaged or unfit; [`ErrorKind::Runtime`] without ONNX Runtime or the
+    /// providers that were asked for; [`ErrorKind::Numeric`] for a provider that computes wrongly; [`ErrorKind::Usage`] for
+    /// a plan and a component that may run elsewhere than on the processor.
     pub fn open(model: &Model, options: &Options) -> Result<Self, Error> {
+        let Options { session, plan } = options;
+        if plan.is_some() {
+            plan::expect_cpu(model, &session.providers)?;
+        }
+        let session = |component: &str| match plan {
+            Some(plan) => plan.session(component, session),
+            None => session.clone(),
+        };
+        let tile = |component: &str| plan.as_ref().and_then(|plan| plan.tile(component));
         Ok(Self {
-            text_encoder: TextEncoder::open(model, options)?,
-            denoiser: Denoiser::open(model, options)?,
-            vae_encoder: VaeEncoder::of(model, options.clone()),
-            vae_decoder: VaeDecoder::open(model, options)?,
+            text_encoder: TextEncoder::open(model, session)?,
+            denoiser: Denoiser::open(model, session("unet"), plan.as_ref().map_or(usize::MAX, Plan::batch))?,
+            vae_encoder: VaeEncoder::of(model, session("vae_encoder")),
+            vae_decoder: VaeDecoder::open(model, session("vae_decoder"))?,
+            tiles: Tiles { encoder: tile("vae_encoder"), decoder: tile("vae_decoder") },
             manifest: model.manifest().clone(),
         })
     }
@@ -112,12 +149,11 @@ impl Pipeline {
         &self.manifest
     }
 
-    /// Where its components run, in the order in which a picture meets them; a VAE encoder that was not needed yet runs
-    /// nowhere.
+    /// Where its components run, in the order in which a picture meets them; one that was not needed yet runs nowhere.
     pub fn placements(&self) -> impl Iterator<Item = &Placement> {
         let vae_encoder = self.vae_encoder.as_ref().and_then(VaeEncoder::placement);
-        let before = self.text_encoder.placements().chain([self.denoiser.placement()]);
-        before.chain(vae_encoder).chain([self.vae_decoder.placement()])
+        let before = self.text_encoder.placements().chain(self.denoiser.placement());
+        before.chain(vae_encoder).chain(self.vae_decoder.placement())
     }
 
     /// Draws one picture. `on_step` is called after every step and may break off.
@@ -132,7 +168,7 @@ impl Pipeline {
     ) -> Result<Picture, Error> {
         let Denoised { latents, cuts, mut times } = self.run(request, on_step)?;
         let started = Instant::now();
-        let image = self.vae_decoder.decode(&latents, request.shape, request.size)?;
+        let image = self.vae_decoder.decode(&latents, request.shape, request.size, self.tiles.decoder)?;
         times.vae_decoder = started.elapsed();
         let [cut_prompt, cut_negative] = cuts;
         Ok(Picture { image, cut_prompt, cut_negative, times })
@@ -170,7 +206,7 @@ impl Pipeline {
         let started = Instant::now();
         let mut noise = request.rng.source(request.seed)?;
         let Start { mut latents, beside, kept, clean } =
-            Start::new(request, &self.manifest, self.vae_encoder.as_mut(), &mut noise)?;
+            Start::new(request, &self.manifest, self.vae_encoder.as_mut(), self.tiles.encoder, &mut noise)?;
         let vae_encoder = started.elapsed();
 
         let started = Instant::now();
@@ -211,6 +247,7 @@ impl Pipeline {
         }
         let (unet, denoising) = (denoiser.spent(), started.elapsed());
         let times = Times { text_encoder, vae_encoder, unet, denoising, vae_decoder: Duration::ZERO };
+        self.denoiser.rest();
         let views = request.guidance.views();
         let cuts = [true, false].map(|is_prompt| {
             let is_meant = |view: &View| matches!(view, View::Positive(_)) == is_prompt;

@@ -331,6 +331,21 @@ impl Request {
         self.asked_steps
     }
 
+    /// The latents that are denoised.
+    pub(crate) fn shape(&self) -> LatentShape {
+        self.shape
+    }
+
+    /// How many predictions the guidance of one step combines.
+    pub(crate) fn guidance_views(&self) -> usize {
+        self.guidance.views().len()
+    }
+
+    /// Whether a picture is encoded before anything is drawn.
+    pub(crate) fn draws_from_picture(&self) -> bool {
+        !matches!(self.source, Source::Noise)
+    }
+
     /// The seed of the noise.
     pub fn seed(&self) -> u64 {
         self.seed

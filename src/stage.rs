@@ -1,10 +1,12 @@
 //! The stages of a run: each wraps one session and speaks in prompts, latents and pictures.
 //! They know their own inputs and outputs by name, and of each other only what is handed on.
 
+pub(crate) mod component;
 pub(crate) mod denoiser;
 pub(crate) mod feed;
 pub(crate) mod seeded;
 pub(crate) mod start;
 pub(crate) mod text_encoder;
+pub(crate) mod tile;
 pub(crate) mod trial;
 pub(crate) mod vae;

@@ -368,6 +368,21 @@ impl Weights {
         self.files.iter().enumerate().map(|(index, bytes)| (file_name(index), bytes.as_ptr(), bytes.len()))
     }
 
+    /// Reads the pages around these bytes of a file into memory.
+    pub(crate) fn populate(&self, file: usize, range: Range<usize>) {
+        self.files[file].populate(range);
+    }
+
+    /// Takes the pages of all files out of memory, where they can be read again.
+    pub(crate) fn release_all(&self) {
+        self.files.iter().for_each(|bytes| bytes.release(0..bytes.len()));
+    }
+
+    /// Takes the pages around these bytes of a file out of memory, where they can be read again.
+    pub(crate) fn release(&self, file: usize, range: Range<usize>) {
+        self.files[file].release(range);
+    }
+
     /// Adds the tensors of one file; `place` is for messages, `header` is its JSON.
     fn add(&mut self, place: &str, bytes: Bytes, header: &[u8]) -> Result<(), Error> {
         let (entries, metadata) =

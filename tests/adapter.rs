@@ -469,7 +469,7 @@ fn look_up(mut graph: Graph, dtype: Dtype, ids: &[i32]) -> Result<Vec<f32>, Erro
     graph.extend_embedding(7, &rows)?;
     let wide: Vec<i64> = ids.iter().map(|&id| id.into()).collect();
     let is_wide = graph.inputs()[0].dtype == Dtype::I64;
-    let options = SessionOptions { threads: NonZeroUsize::MIN, ..SessionOptions::default() };
+    let options = SessionOptions::new(NonZeroUsize::MIN);
     let mut session = Session::open(graph.bind(Arc::new(table(dtype)))?, &options)?;
     let shape = [1, ids.len()];
     let ids = if is_wide { TensorRef::new(&shape, &wide[..]) } else { TensorRef::new(&shape, ids) };
@@ -541,7 +541,7 @@ fn an_added_word_is_encoded_as_the_word_with_its_vectors() {
     let rows = [&words[7 * 32..8 * 32], &words[9 * 32..10 * 32]].concat();
     let mut graph = config.graph(clip::States::Last, true).unwrap();
     graph.extend_embedding(40, &rows).unwrap();
-    let options = SessionOptions { threads: NonZeroUsize::MIN, ..SessionOptions::default() };
+    let options = SessionOptions::new(NonZeroUsize::MIN);
     let mut session = Session::open(graph.bind(Arc::new(weights)).unwrap(), &options).unwrap();
     let mut encode = |ids: [i64; 5]| {
         let (mut states, mut pooled) = (vec![f32::NAN; 5 * 32], vec![f32::NAN; 16]);
@@ -599,9 +599,7 @@ fn a_changed_weight_is_the_one_that_runs() {
     let (lora, nodes) = (Lora::open(&path).unwrap(), vec![node("Gather", &[TABLE, "input_ids"], "y", &[])]);
     let (weights, _) = apply(Component::Unet, &table(Dtype::F32), &[(&lora, 0.5), (&lora, 0.25)]).unwrap();
     let graph = lookup(I64, F32, 18, nodes).unwrap().bind(Arc::new(weights)).unwrap();
-    let mut session =
-        Session::open(graph, &SessionOptions { threads: NonZeroUsize::MIN, ..SessionOptions::default() })
-            .unwrap();
+    let mut session = Session::open(graph, &SessionOptions::new(NonZeroUsize::MIN)).unwrap();
     let mut y = [f32::NAN; 2 * WIDTH];
     session.run(&[("input_ids", TensorRef::new(&[1, 2], &[3i64, 0][..]))], &mut [("y", &mut y)]).unwrap();
     assert_eq!(y, [10.5, 11.5, 12.5, 1.5, 2.5, 3.5]);

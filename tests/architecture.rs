@@ -8,7 +8,7 @@ use std::path::Path;
 /// The layers from the top down, and in them the modules: each may name those after it, and none before it.
 const LAYERS: [(&str, &[&str]); 5] = [
     ("faces", &["main", "cli"]),
-    ("diffusion", &["pack", "pipeline", "certify", "stage", "request"]),
+    ("diffusion", &["pack", "pipeline", "plan", "certify", "stage", "request"]),
     ("runtime", &["engine"]),
     (
         "untrusted bytes",
@@ -27,7 +27,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
     ),
     ("pure", &PURE),
 ];
-const PURE: [&str; 10] = [
+const PURE: [&str; 11] = [
     "tokenizer",
     "prompt",
     "sampler",
@@ -35,6 +35,7 @@ const PURE: [&str; 10] = [
     "prediction",
     "schedule",
     "noise",
+    "tile",
     "tensor",
     "name",
     "error",

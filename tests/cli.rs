@@ -1467,6 +1467,12 @@ mod report {
         desk.refuses(&["a cat", "--provider", "qn"], 2, &["expected one of cpu, cuda", "did you mean qnn?"]);
         desk.refuses(&["a cat", "--provider", "plugin:none.so"], 6, &["none.so"]);
 
+        desk.refuses(
+            &["a cat", "--provider", "vae=qnn,vae=cpu", "--memory", "1B"],
+            2,
+            &["memory: expected all components on the CPU, got qnn for vae_encoder", "leave out --memory"],
+        );
+
         let said = desk.generate(&["a cat", "--seed", "1", "--provider", "unet=qnn,unet=cpu", "--json"]);
         assert_eq!(said.code, Some(0), "{}", said.stderr);
         assert!(said.stderr.contains("calotype: unet: not on qnn: this library lacks it"), "{}", said.stderr);
@@ -1476,6 +1482,7 @@ mod report {
         let unet = placements.iter().find(|placement| placement["component"] == "unet").unwrap();
         assert_eq!(unet["providers"], serde_json::json!(["cpu"]));
         assert_eq!(unet["passed_over"][0]["provider"], "qnn");
+        assert!(json["memory"]["planned_bytes"].is_null(), "what devices have is not planned");
         assert_eq!(texts(&desk.read("out.png")).receipt()["provider"], "cpu");
     }
 }

@@ -47,7 +47,7 @@ fn mask(from: u32) -> GrayImage {
 /// What the encoder makes of a picture, by its session alone.
 fn encoded(picture: &RgbImage) -> Vec<f32> {
     let model = Model::built_in().unwrap();
-    let options = SessionOptions { threads: NonZeroUsize::MIN, ..SessionOptions::default() };
+    let options = SessionOptions::new(NonZeroUsize::MIN);
     let mut session = Session::open(model.vae_encoder().unwrap().bind().unwrap(), &options).unwrap();
     let planes: Vec<f32> = (0..3)
         .flat_map(|channel| picture.pixels().map(move |pixel| f32::from(pixel.0[channel]) / 127.5 - 1.0))

@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use calotype::engine::SessionOptions;
 use calotype::model::Model;
 use calotype::pack::{self, Options, Precision, Report};
 use calotype::pipeline::{self, Pipeline};
@@ -43,7 +44,7 @@ fn refusal(result: Result<Report, Error>, kind: ErrorKind, message: &str) {
 fn picture(model: &Model) -> Vec<u8> {
     let mut pipeline = Pipeline::open(
         model,
-        &pipeline::Options { threads: NonZeroUsize::MIN, ..pipeline::Options::default() },
+        &pipeline::Options { session: SessionOptions::new(NonZeroUsize::MIN), plan: None },
     )
     .unwrap();
     let draft = Draft { prompt: "a red apple".into(), steps: Some(3), seed: Some(5), ..Draft::default() };

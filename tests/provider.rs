@@ -8,6 +8,7 @@ use calotype::certify::certify;
 use calotype::engine::{Library, Placement, Provider, ProviderKind, Providers};
 use calotype::model::Model;
 use calotype::pipeline::{Options, Pipeline};
+use calotype::plan::{Budget, Plan};
 use calotype::request::{Draft, Request};
 use calotype::{Error, ErrorKind};
 
@@ -146,7 +147,8 @@ fn mistakes_are_refused_with_what_was_expected() {
 }
 
 fn open(providers: &str) -> Result<Pipeline, Error> {
-    let options = Options { providers: providers.parse().unwrap(), ..Options::default() };
+    let mut options = Options::default();
+    options.session.providers = providers.parse().unwrap();
     Pipeline::open(&Model::built_in().unwrap(), &options)
 }
 
@@ -199,7 +201,8 @@ fn a_plugin_that_is_none_is_an_error() {
 #[test]
 fn the_processor_is_certified() {
     let mut told = 0;
-    let certificates = certify(&Model::built_in().unwrap(), &Options::default(), |_| told += 1).unwrap();
+    let certificates =
+        certify(&Model::built_in().unwrap(), &Options::default().session, |_| told += 1).unwrap();
     let components: Vec<&str> = certificates.iter().map(|certificate| certificate.component).collect();
     assert_eq!(components, ["text_encoder", "unet", "vae_encoder", "vae_decoder"]);
     assert_eq!(told, components.len());
@@ -211,6 +214,25 @@ fn the_processor_is_certified() {
         assert!(!calotype::certify::Certificate { error: Ok(2e-3), ..certificate.clone() }.is_passed());
         assert!(!calotype::certify::Certificate { error: Ok(f64::NAN), ..certificate.clone() }.is_passed());
         assert!(!calotype::certify::Certificate { error: Err("NaN".into()), ..certificate }.is_passed());
+    }
+}
+
+#[test]
+fn plans_are_for_the_processor() {
+    let model = Model::built_in().unwrap();
+    let request = Request::new(Draft::default(), model.manifest()).unwrap();
+    let Options { mut session, .. } = Options::default();
+    let plan = Plan::new(&model, &request, &session, Budget::of_bytes(1 << 40)).unwrap();
+    session.providers = "vae_decoder=cuda,vae_decoder=cpu".parse().unwrap();
+    let refused = [
+        Plan::new(&model, &request, &session, Budget::of_bytes(1)).err(),
+        Pipeline::open(&model, &Options { session, plan: Some(plan) }).err(),
+    ];
+    for error in refused.map(|error| error.expect("a device's memory is not planned")) {
+        assert_eq!(error.kind(), ErrorKind::Usage);
+        let expected =
+            "memory: expected all components on the CPU, got cuda for vae_decoder; leave out --memory";
+        assert_eq!(error.to_string(), expected);
     }
 }
 

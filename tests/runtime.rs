@@ -156,7 +156,7 @@ fn bind(onnx: &[u8], weights: Weights) -> BoundGraph {
 }
 
 fn options(threads: usize) -> SessionOptions {
-    SessionOptions { threads: NonZeroUsize::new(threads).unwrap(), ..SessionOptions::default() }
+    SessionOptions::new(NonZeroUsize::new(threads).unwrap())
 }
 
 fn dense_session(stored: Stored, threads: usize) -> Session {

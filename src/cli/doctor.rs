@@ -5,9 +5,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use calotype::certify::{self, Certificate};
-use calotype::engine::{Device, Library, Provider, ProviderKind, Providers};
+use calotype::engine::{Device, Library, Provider, ProviderKind, Providers, SessionOptions};
 use calotype::memory::Memory;
-use calotype::pipeline::Options;
 use calotype::{Error, ErrorKind};
 use serde_json::{Value, json};
 
@@ -82,7 +81,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     });
     if flags.certify {
         let providers = chosen.unwrap_or_else(|| all_of(library));
-        let options = Options { providers, ..flags.provider.options()? };
+        let options = SessionOptions { providers, ..flags.provider.options()? };
         let certificates = certify(flags, &options)?;
         for certificate in &certificates {
             writeln!(text, "{}", line(certificate)).expect("a String takes all");
@@ -101,7 +100,7 @@ fn all_of(library: &Library) -> Providers {
 }
 
 /// All certificates, told as they come; [`ErrorKind::Numeric`] when one is not passed.
-fn certify(flags: &Flags, options: &Options) -> Result<Vec<Certificate>, Error> {
+fn certify(flags: &Flags, options: &SessionOptions) -> Result<Vec<Certificate>, Error> {
     let (model, _) = open_model(flags.model.as_ref(), &[], &[])?;
     let certificates =
         certify::certify(&model, options, |certificate| eprintln!("calotype: {}", line(certificate)))?;

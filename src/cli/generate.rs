@@ -7,9 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use calotype::engine::SessionOptions;
+use calotype::memory;
+use calotype::model::Model;
 use calotype::noise::Rng;
 use calotype::picture;
 use calotype::pipeline::{Options, Picture, Pipeline, Progress};
+use calotype::plan::{Budget, Plan};
 use calotype::request::{Draft, Request, Variation};
 use calotype::sampler::{Method, Sampling};
 use calotype::schedule::ScheduleKind;
@@ -110,6 +114,10 @@ pub(super) struct Flags {
     /// How many pictures, with consecutive seeds.
     #[arg(long, value_name = "N", default_value = "1", value_parser = value_parser!(u16).range(1..=MAX_COUNT))]
     count: u16,
+    /// The most memory that the process may take, as in `300MiB`; what is free, less a reserve, when absent. For the
+    /// processor alone.
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Budget>,
     /// How many threads work on one operator.
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=MAX_THREADS))]
     threads: Option<u16>,
@@ -176,10 +184,11 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     first.rng().source(last_seed)?;
     let stop = stop_on_interrupt()?;
     let library = flags.common.library()?;
-    let mut options: Options = flags.provider.options()?;
+    let mut session = flags.provider.options()?;
     if let Some(threads) = flags.threads.map(usize::from).and_then(NonZeroUsize::new) {
-        options.threads = threads;
+        session.threads = threads;
     }
+    let options = Options { plan: plan(flags.memory, &model, &first, &session)?, session };
     let mut pipeline = Pipeline::open(&model, &options)?;
     let opened = started.elapsed();
     pipeline.placements().for_each(provider::report);
@@ -229,6 +238,11 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         "pictures": pictures,
         "placements": pipeline.placements().map(provider::json).collect::<Vec<_>>(),
         "seconds": { "open": seconds(opened), "all": seconds(started.elapsed()) },
+        "memory": {
+            "budget_bytes": flags.memory.map(Budget::bytes),
+            "planned_bytes": options.plan.as_ref().map(|plan| plan.peak_bytes),
+            "peak_bytes": memory::peak_bytes(),
+        },
     });
     Ok(Report { text, json })
 }
@@ -249,6 +263,28 @@ fn sampling(flags: &Flags) -> Result<(Option<Method>, Option<ScheduleKind>), Err
             format!("schedule: expected one, got {one} with the sampler and {other}"),
         )),
         _ => Ok((method, typed.or(of_name))),
+    }
+}
+
+/// The plan within a budget; where nobody gave one, within what is free, if it can be made.
+fn plan(
+    budget: Option<Budget>,
+    model: &Model,
+    request: &Request,
+    options: &SessionOptions,
+) -> Result<Option<Plan>, Error> {
+    let is_cpu = model.parts().all(|part| options.providers.is_cpu(part.name()));
+    if budget.is_none() && !is_cpu {
+        return Ok(None);
+    }
+    match Plan::new(model, request, options, budget.unwrap_or_else(Budget::of_this_machine)) {
+        Ok(plan) => Ok(Some(plan)),
+        // Nobody asked for a promise.
+        Err(error) if budget.is_none() && error.kind() == ErrorKind::Model => {
+            tracing::info!(%error, "no plan of memory");
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 

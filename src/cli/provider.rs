@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use calotype::Error;
-use calotype::engine::{Compiling, Placement, Provider, Providers, Watch};
+use calotype::engine::{Compiling, Placement, Provider, Providers, SessionOptions, Watch};
 use calotype::pipeline::Options;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
@@ -31,12 +31,12 @@ impl Choice {
     }
 
     /// The defaults but for what was typed.
-    pub(super) fn options(&self) -> Result<Options, Error> {
-        Ok(Options {
+    pub(super) fn options(&self) -> Result<SessionOptions, Error> {
+        Ok(SessionOptions {
             providers: self.providers()?.unwrap_or_default(),
             cache: self.provider_cache.clone().or_else(cache_folder),
             watch: Some(watch()),
-            ..Options::default()
+            ..Options::default().session
         })
     }
 }

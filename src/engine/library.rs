@@ -68,6 +68,11 @@ impl Library {
         )))
     }
 
+    /// The one that is loaded, if one is.
+    pub(super) fn loaded() -> Option<&'static Self> {
+        *LOADED.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Where it was found; a plain name when the system found it.
     pub fn path(&self) -> &Path {
         &self.path

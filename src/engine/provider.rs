@@ -243,6 +243,11 @@ impl Providers {
         }
     }
 
+    /// Whether a component may run on the processor alone.
+    pub fn is_cpu(&self, component: &str) -> bool {
+        self.of(component).iter().all(Provider::is_cpu)
+    }
+
     /// Every provider that some component may run on, each once.
     pub fn all(&self) -> impl Iterator<Item = &Provider> {
         let mut seen = BTreeSet::new();

@@ -2,11 +2,11 @@
 //! It knows nothing of where libraries are found, and checks nothing that [`super::Session`] has checked.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::ptr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ort::AsPointer;
 use ort::device;
@@ -14,11 +14,15 @@ use ort::environment::Environment;
 use ort::logging::LogLevel;
 use ort::memory::DeviceType;
 use ort::ortsys;
+use ort::session::SessionInputValue;
 use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
-use ort::session::{SessionInputValue, SessionOutputs};
-use ort::sys::{OrtApiBase, os_char};
+use ort::sys::{
+    ONNXTensorElementDataType as TypeCode, OrtAllocator, OrtAllocatorType, OrtApiBase, OrtMemType,
+    OrtMemoryInfo, OrtValue, os_char,
+};
 use ort::value::{DynValue, PrimitiveTensorElementType, TensorElementType};
 
+use super::pool::Pool;
 use super::provider::{Provider, ProviderKind};
 use super::{Copies, Data, Device, Output, TensorRef};
 use crate::weights::Weights;
@@ -30,6 +34,7 @@ pub(super) const LOWEST_MINOR: u32 = ort::MINOR_VERSION;
 /// ONNX Runtime, loaded. There is one in a process, and it is never unloaded.
 pub(super) struct Runtime {
     environment: Environment,
+    allocator: &'static Allocator,
     version: String,
     plugins: Mutex<Vec<Plugin>>,
 }
@@ -91,11 +96,17 @@ impl Runtime {
             .build()
             .map_err(|error| error.to_string())?;
         environment.set_log_level(LogLevel::Warning);
-        Ok(Self { environment, version, plugins: Mutex::default() })
+        let allocator = Allocator::register(&environment).map_err(|error| error.to_string())?;
+        Ok(Self { environment, allocator, version, plugins: Mutex::default() })
     }
 
     pub(super) fn version(&self) -> &str {
         &self.version
+    }
+
+    /// The memory in which all sessions compute.
+    pub(super) fn pool(&self) -> MutexGuard<'_, Pool> {
+        self.allocator.pool()
     }
 
     /// The names of the execution providers that the library was built with, best first.
@@ -189,6 +200,72 @@ fn describe(device: device::Device<'_>) -> Device {
     }
 }
 
+/// A [`Pool`] as ONNX Runtime wants it.
+#[repr(C)]
+struct Allocator {
+    /// What ONNX Runtime sees; first, so that its address is this value's.
+    functions: OrtAllocator,
+    info: *const OrtMemoryInfo,
+    pool: Mutex<Pool>,
+}
+
+// SAFETY: the functions are constant, the description is never written again and lives for ever, the pool is locked.
+unsafe impl Sync for Allocator {}
+
+impl Allocator {
+    /// Puts a new pool in the place of the arenas that sessions would have of their own. It lives as long as the process.
+    fn register(environment: &Environment) -> ort::Result<&'static Self> {
+        let mut info: *mut OrtMemoryInfo = ptr::null_mut();
+        ortsys![unsafe CreateCpuMemoryInfo(
+            OrtAllocatorType::OrtDeviceAllocator, OrtMemType::OrtMemTypeDefault, &mut info
+        )?];
+        // SAFETY: gives a structure of plain values.
+        let mut functions = unsafe { OrtAllocator::default() };
+        functions.Alloc = Some(Self::alloc);
+        functions.Free = Some(Self::free);
+        functions.Info = Some(Self::info);
+        functions.Reserve = Some(Self::reserve);
+        let allocator: &'static Self = Box::leak(Box::new(Self { functions, info, pool: Mutex::default() }));
+        // SAFETY: both live as long as the process; nothing writes to the allocator but through its lock.
+        ortsys![unsafe RegisterAllocator(
+            environment.ptr().cast_mut(), ptr::from_ref(allocator).cast_mut().cast()
+        )?];
+        Ok(allocator)
+    }
+
+    fn pool(&self) -> MutexGuard<'_, Pool> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// # Safety
+    /// `this` is what [`Allocator::register`] gave ONNX Runtime.
+    unsafe fn of<'a>(this: *const OrtAllocator) -> &'a Self {
+        // SAFETY: the table of functions is the first field of an `Allocator` that lives as long as the process.
+        unsafe { &*this.cast() }
+    }
+
+    unsafe extern "system" fn alloc(this: *mut OrtAllocator, len_bytes: usize) -> *mut c_void {
+        // SAFETY: ONNX Runtime passes what was registered.
+        let allocator = unsafe { Self::of(this) };
+        allocator.pool().take(len_bytes).map_or(ptr::null_mut(), |address| address as *mut c_void)
+    }
+
+    unsafe extern "system" fn reserve(this: *const OrtAllocator, len_bytes: usize) -> *mut c_void {
+        // SAFETY: as above.
+        unsafe { Self::alloc(this.cast_mut(), len_bytes) }
+    }
+
+    unsafe extern "system" fn free(this: *mut OrtAllocator, block: *mut c_void) {
+        // SAFETY: as above.
+        unsafe { Self::of(this) }.pool().give_back(block as usize);
+    }
+
+    unsafe extern "system" fn info(this: *const OrtAllocator) -> *const OrtMemoryInfo {
+        // SAFETY: as above.
+        unsafe { Self::of(this) }.info
+    }
+}
+
 /// An open session; it owns the memory in which ONNX Runtime reads its weights.
 pub(super) struct Session {
     // Dropped in this order: the session reads the weights until it is gone.
@@ -223,53 +300,100 @@ impl Session {
         Ok(Self { session, _weights: weights })
     }
 
-    /// Runs the graph once and copies the outputs that `outputs` names into its slices as 32-bit floats.
-    pub(super) fn run(
-        &mut self,
-        inputs: &[(&str, TensorRef<'_>)],
-        outputs: &mut [(&str, &mut [f32])],
-    ) -> Result<(), Error> {
-        let results = self.results(inputs)?;
-        for (name, out) in outputs {
-            let value = result(&results, name)?;
-            copy_out(value, out)
-                .map_err(|problem| Error::new(ErrorKind::Model, format!("output {name}: {problem}")))?;
-        }
-        Ok(())
+    /// The element types of the outputs, as ONNX numbers them.
+    pub(super) fn output_types(&self) -> impl Iterator<Item = (&str, i32)> {
+        let types = self.session.outputs().iter();
+        types.filter_map(|output| Some((output.name(), TypeCode::from(output.dtype().tensor_type()?) as i32)))
     }
 
-    /// Runs the graph once and gives copies of the outputs of these names, as 32-bit floats.
-    pub(super) fn compute(
+    /// Runs the graph once; outputs stay where ONNX Runtime has put them, and may outlive the session.
+    pub(super) fn run<'a>(
         &mut self,
-        inputs: &[(&str, TensorRef<'_>)],
+        inputs: impl Iterator<Item = (&'a str, Input<'a>)>,
         outputs: &[&str],
-    ) -> Result<Vec<Output>, Error> {
-        let results = self.results(inputs)?;
-        let copy = |name: &&str| {
-            let value = result(&results, name)?;
-            let shape =
-                value.dtype().tensor_shape().map(|shape| shape.iter().map(|&size| size as usize).collect());
-            let shape: Vec<usize> = shape.unwrap_or_default();
-            let mut data = vec![0.0; shape.iter().product()];
-            copy_out(value, &mut data)
-                .map_err(|problem| Error::new(ErrorKind::Model, format!("output {name}: {problem}")))?;
-            Ok(Output { shape, data })
-        };
-        outputs.iter().map(copy).collect()
-    }
-
-    fn results(&mut self, inputs: &[(&str, TensorRef<'_>)]) -> Result<SessionOutputs<'_>, Error> {
+    ) -> Result<Vec<Value>, Error> {
         let failed = |error: ort::Error| Error::new(ErrorKind::Runtime, "run").source(error);
-        let values = inputs.iter().map(|(name, tensor)| Ok((*name, input_value(tensor)?)));
-        let values = values.collect::<ort::Result<Vec<_>>>().map_err(failed)?;
-        self.session.run(values).map_err(failed)
+        let c_name = |name: &str| CString::new(name).expect("graphs' names have no zeros");
+        let mut names = Vec::new();
+        let mut values = Vec::new();
+        for (name, input) in inputs {
+            names.push(c_name(name));
+            values.push(match input {
+                Input::Fed(tensor) => input_value(&tensor).map_err(failed)?,
+                Input::Made(value) => (&value.0).into(),
+            });
+        }
+        let output_names: Vec<CString> = outputs.iter().map(|name| c_name(name)).collect();
+        let pointers = |names: &[CString]| names.iter().map(|name| name.as_ptr()).collect::<Vec<_>>();
+        let (input_names, output_names) = (pointers(&names), pointers(&output_names));
+        let values_ptr: Vec<*const OrtValue> = values.iter().map(|value| value.ptr()).collect();
+        let mut results: Vec<*mut OrtValue> = vec![ptr::null_mut(); outputs.len()];
+        // SAFETY: per input and output a name that ends in 0 and a value, or room for one; all live until it returns. The
+        // session is ours alone.
+        let status = unsafe {
+            (ort::api().Run)(
+                self.session.ptr().cast_mut(),
+                ptr::null(),
+                input_names.as_ptr(),
+                values_ptr.as_ptr(),
+                values_ptr.len(),
+                output_names.as_ptr(),
+                output_names.len(),
+                results.as_mut_ptr(),
+            )
+        };
+        // SAFETY: the status is what ONNX Runtime gave, and is released by this.
+        unsafe { ort::Error::result_from_status(status) }.map_err(failed)?;
+        let allocator = ort::memory::Allocator::default();
+        let results = results.into_iter().zip(outputs).map(|(value, name)| {
+            let value = ptr::NonNull::new(value).ok_or_else(|| {
+                Error::new(ErrorKind::Internal, format!("output {name}: the run did not give it"))
+            })?;
+            // SAFETY: a value that is ours from now on. Its memory is of the pool, which outlives every session: what
+            // another provider computed is copied to the processor's memory, too. The allocator that is named here only
+            // stands in for a session's, and frees nothing of it.
+            Ok(Value(unsafe { DynValue::from_ptr(value, Some(&allocator)) }))
+        });
+        results.collect()
     }
 }
 
-fn result<'a>(results: &'a SessionOutputs<'_>, name: &str) -> Result<&'a DynValue, Error> {
-    results
-        .get(name)
-        .ok_or_else(|| Error::new(ErrorKind::Internal, format!("output {name}: the run did not give it")))
+/// What an input is fed.
+pub(super) enum Input<'a> {
+    Fed(TensorRef<'a>),
+    Made(&'a Value),
+}
+
+/// A tensor that a graph has given, in ONNX Runtime's memory.
+pub(super) struct Value(DynValue);
+
+impl Value {
+    /// Its elements as 32-bit floats.
+    pub(super) fn copy_to(&self, out: &mut [f32]) -> Result<(), String> {
+        copy_out(&self.0, out)
+    }
+
+    /// A copy of it.
+    pub(super) fn output(&self) -> Result<Output, String> {
+        let shape = self.0.dtype().tensor_shape();
+        let shape: Vec<usize> =
+            shape.map(|shape| shape.iter().map(|&size| size as usize).collect()).unwrap_or_default();
+        let mut data = vec![0.0; shape.iter().product()];
+        copy_out(&self.0, &mut data)?;
+        Ok(Output { shape, data })
+    }
+}
+
+/// Gives the system back what the C library keeps of memory that was freed: tens of MiB after a session was open.
+pub(super) fn trim_heap() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        unsafe extern "C" {
+            fn malloc_trim(pad: usize) -> std::ffi::c_int;
+        }
+        // SAFETY: may be called at any time by any thread.
+        unsafe { malloc_trim(0) };
+    }
 }
 
 /// How sessions are opened: fast kernels, weights repacked for them.
@@ -281,7 +405,11 @@ fn options(runtime: &Runtime, threads: usize, copies: Copies) -> ort::Result<Ses
         // Threads that wait in a loop are no faster, and take a third more processor time.
         .with_intra_op_spinning(false)?
         // Read the weights where they lie, instead of copying the files' contents first.
-        .with_config_entry("session.use_external_initializer_file_buffers_directly", "1")?;
+        .with_config_entry("session.use_external_initializer_file_buffers_directly", "1")?
+        // Computes in the pool, which takes memory and gives it back block by block; patterns would ask for all at once,
+        // and DirectML cannot work with them.
+        .with_env_allocators()?
+        .with_memory_pattern(false)?;
     if copies == Copies::All {
         return Ok(builder.with_optimization_level(GraphOptimizationLevel::All)?);
     }
@@ -295,7 +423,8 @@ fn options(runtime: &Runtime, threads: usize, copies: Copies) -> ort::Result<Ses
 /// The option by which one of a plugin's devices is chosen, by its place in their list; ours, not the plugin's.
 const DEVICE: &str = "device";
 
-/// Gives a session-to-be its providers, in order; the processor, always the last, runs nothing unless it is among them.
+/// Gives a session-to-be its providers, in order; the processor, always the last, runs nothing unless it is among them or
+/// there are none.
 fn append(
     runtime: &Runtime,
     mut builder: SessionBuilder,
@@ -371,12 +500,8 @@ fn append(
                 )?];
             }
         }
-        if provider.kind == ProviderKind::DirectMl {
-            // It says itself that it cannot work with the plan that this makes.
-            builder = builder.with_memory_pattern(false)?;
-        }
     }
-    if !providers.iter().any(|(provider, _)| provider.is_cpu()) {
+    if !providers.is_empty() && !providers.iter().any(|(provider, _)| provider.is_cpu()) {
         builder = builder.with_config_entry("session.disable_cpu_ep_fallback", "1")?;
     }
     Ok(builder)

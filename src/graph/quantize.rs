@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::{
     AttributeProto, Graph, GraphProto, MICROSOFT, NodeProto, OPEN_LOCATION, Parameter, TensorProto, entry,
-    import_microsoft, integer, onnx_code, proto,
+    import_microsoft, integer, onnx_code, opset, proto,
 };
 use crate::Error;
 use crate::weights::Dtype;
@@ -110,9 +110,7 @@ impl Graph {
     pub fn quantize(&self, bits: Bits) -> Result<(Self, BTreeMap<String, Quantized>), Error> {
         let Self { name, model, graph, parameters, .. } = self;
         let (mut model, mut graph) = (model.clone(), graph.clone());
-        let is_standard = |domain: &str| domain.is_empty() || domain == "ai.onnx";
-        let opset = model.opset_import.iter().find(|import| is_standard(import.domain()));
-        let can_dequantize = opset.is_some_and(|import| import.version() >= LEAST_OPSET);
+        let can_dequantize = opset(&model) >= LEAST_OPSET;
 
         let mut made = BTreeMap::new();
         let (mut gone, mut new, mut dequantizers) = (HashSet::new(), Vec::new(), Vec::new());

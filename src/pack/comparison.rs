@@ -31,7 +31,9 @@ pub(super) fn compare(
     options: &SessionOptions,
 ) -> Result<Vec<Vec<OutputError>>, Error> {
     let manifest = source.manifest();
-    let text = TextEncoder::open(source, options)?.encode(&[Some(&Text::literal(PROMPTS[0])?)])?.remove(0);
+    let text = TextEncoder::open(source, |_| options.clone())?
+        .encode(&[Some(&Text::literal(PROMPTS[0])?)])?
+        .remove(0);
     let mut errors = Vec::new();
     for (part, packed) in source.parts().zip(packed.parts()) {
         let feeds = seeded::feeds(part, source.encoder(part), manifest, Some(&text), SEED)?;

@@ -345,7 +345,7 @@ mod tests {
     }
 
     fn run(graph: Graph, weights: Weights, shape: &[usize], x: &[f32]) -> Vec<f32> {
-        let options = SessionOptions { threads: NonZeroUsize::MIN, ..SessionOptions::default() };
+        let options = SessionOptions::new(NonZeroUsize::MIN);
         let mut session = Session::open(graph.bind(Arc::new(weights)).unwrap(), &options).unwrap();
         session.compute(&[("x", TensorRef::new(shape, x))], &["y"]).unwrap().remove(0).data
     }

@@ -39,7 +39,7 @@ pub fn verify(folder: &Path) -> Result<Verified, Error> {
         .help("calotype pack makes a bundle of it"));
     };
     check_files(folder, contents, u64::MAX)?;
-    let options = SessionOptions { threads: NonZeroUsize::MIN, ..SessionOptions::default() };
+    let options = SessionOptions::new(NonZeroUsize::MIN);
     let mut components = Vec::new();
     for part in model.parts() {
         Session::open(part.bind()?, &options)?;

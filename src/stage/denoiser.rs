@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::component::Component;
 use super::feed::{Feed, constants, runs};
 use super::text_encoder::TextStates;
-use super::trial;
 use crate::engine::{Placement, Session, SessionOptions, TensorRef};
 use crate::graph::{Dim, Port};
 use crate::guidance::{self, Guide, Moment, View};
@@ -26,9 +26,11 @@ const STATES: usize = 2;
 
 /// A model's U-Net.
 pub(crate) struct Denoiser {
-    session: Session,
+    component: Component,
     signature: Signature,
     prediction: Prediction,
+    /// The most pictures that one call predicts.
+    max_batch: usize,
 }
 
 /// What the U-Net is told of the prompts in a run.
@@ -40,19 +42,24 @@ pub(crate) struct Told {
 }
 
 impl Denoiser {
-    pub(crate) fn open(model: &Model, options: &SessionOptions) -> Result<Self, Error> {
+    pub(crate) fn open(model: &Model, options: SessionOptions, max_batch: usize) -> Result<Self, Error> {
         let part = model.unet();
         let signature = part.signature().clone();
         if signature.inputs.len() > MAX_INPUTS {
             return Err(unfit(format!("at most {MAX_INPUTS} inputs, got {}", signature.inputs.len())));
         }
-        let session = trial::open(part, None, model.manifest(), options)?;
-        Ok(Self { session, signature, prediction: model.manifest().prediction })
+        let component = Component::open(model, part, options)?;
+        Ok(Self { component, signature, prediction: model.manifest().prediction, max_batch })
     }
 
-    /// Where it runs.
-    pub(crate) fn placement(&self) -> &Placement {
-        self.session.placement()
+    /// Gives its memory back, unless it is to be kept.
+    pub(crate) fn rest(&mut self) {
+        self.component.rest();
+    }
+
+    /// Where it runs, once it was needed.
+    pub(crate) fn placement(&self) -> Option<&Placement> {
+        self.component.placement()
     }
 
     /// The U-Net for one run. `beside` is what it sees beside the latents, `[channels, rows, columns]`.
@@ -78,7 +85,10 @@ impl Denoiser {
                 *place = match known {
                     Some(known) => known,
                     None => {
-                        layouts.push(Layout::new(signature, told, request, beside, &views[first..], texts)?);
+                        let views = &views[first..];
+                        let layout =
+                            Layout::new(signature, told, request, beside, views, texts, self.max_batch)?;
+                        layouts.push(layout);
                         layouts.len() - 1
                     }
                 };
@@ -87,7 +97,7 @@ impl Denoiser {
         }
         let output = &signature.output(Role::Latents).expect("no signature without a prediction").name;
         Ok(GuidedDenoiser {
-            session: &mut self.session,
+            session: self.component.session()?,
             prediction: self.prediction,
             guide: Guide::new(request.guidance.clone(), self.prediction, shape),
             thresholder: request.thresholding.map(|kind| Thresholder::new(kind, shape.len())),
@@ -143,6 +153,7 @@ impl Layout {
         beside: &[f32],
         views: &[View],
         texts: &[usize],
+        max_batch: usize,
     ) -> Result<Self, Error> {
         let latents = signature.input(Role::Latents).expect("no signature without latents");
         let tokens: Vec<usize> = texts.iter().map(|&text| told.texts[text].tokens).collect();
@@ -152,7 +163,7 @@ impl Layout {
         let mut calls = Vec::new();
         for length in lengths {
             let alike: Vec<usize> = (0..views.len()).filter(|&index| tokens[index] == length).collect();
-            for slots in runs(latents, alike.len()) {
+            for slots in runs(latents, alike.len(), max_batch) {
                 let members: Vec<usize> = slots.into_iter().map(|slot| alike[slot]).collect();
                 let views = members.iter().map(|&member| views[member]).collect();
                 let texts = members.iter().map(|&member| texts[member]).collect();

@@ -115,12 +115,12 @@ pub(crate) fn constants(signature: &Signature, batch: usize, tokens: usize) -> R
     Ok(feeds)
 }
 
-/// How a graph's batch is filled: which of `count` things go into each run. A graph of a fixed batch that is larger
-/// than what is left gets the last thing again.
-pub(crate) fn runs(port: &Port, count: usize) -> Vec<Vec<usize>> {
+/// How a graph's batch is filled: which of `count` things go into each run, at most `most` where the graph takes any
+/// number. A graph of a fixed batch that is larger than what is left gets the last thing again.
+pub(crate) fn runs(port: &Port, count: usize, most: usize) -> Vec<Vec<usize>> {
     let batch = match port.dims.first() {
         Some(Dim::Fixed(batch)) => (*batch).max(1),
-        _ => count,
+        _ => count.min(most),
     };
     let starts = (0..count).step_by(batch.max(1));
     starts.map(|start| (start..start + batch).map(|index| index.min(count - 1)).collect()).collect()

@@ -173,7 +173,7 @@ fn sizes(port: &Port, manifest: &Manifest) -> Result<(LatentShape, PixelSize), E
 
 /// How many pictures a graph takes at once, at least.
 fn batch(port: &Port) -> usize {
-    runs(port, 1)[0].len()
+    runs(port, 1, 1)[0].len()
 }
 
 fn noise(count: usize, seed: u64) -> Vec<f64> {

@@ -7,6 +7,7 @@ use super::vae::VaeEncoder;
 use crate::manifest::{Conditions, LowRes, Manifest};
 use crate::noise::{NoiseSource, slerp};
 use crate::request::{Request, Source, Variation};
+use crate::tile::Tile;
 use crate::{Error, ErrorKind};
 
 /// From this value on, a mask's pixel is white.
@@ -50,9 +51,10 @@ impl Start {
         request: &Request,
         manifest: &Manifest,
         encoder: Option<&mut VaeEncoder>,
+        tile: Option<Tile>,
         noise: &mut dyn NoiseSource,
     ) -> Result<Self, Error> {
-        let mut desk = Desk { request, manifest, encoder, noise };
+        let mut desk = Desk { request, manifest, encoder, tile, noise };
         let sigma = request.schedule.steps()[0].from;
         match &request.source {
             Source::Noise => {
@@ -94,7 +96,10 @@ impl Start {
             }
             // StableDiffusionInstructPix2PixPipeline
             Source::Edited(picture) => {
-                let beside = desk.encoder()?.encode(&planes(picture, |_, _| true), request)?.mode();
+                let planes = planes(picture, |_, _| true);
+                let tile = desk.tile;
+                let encoder = desk.encoder()?;
+                let beside = encoder.encode(&planes, request.size, request.shape, tile)?.mode();
                 let noise = desk.draw_first()?;
                 Ok(Self { latents: desk.alone(&noise), beside, kept: None, clean: None })
             }
@@ -124,6 +129,8 @@ struct Desk<'a> {
     request: &'a Request,
     manifest: &'a Manifest,
     encoder: Option<&'a mut VaeEncoder>,
+    /// Of what the encoder encodes.
+    tile: Option<Tile>,
     noise: &'a mut dyn NoiseSource,
 }
 
@@ -161,7 +168,8 @@ impl Desk<'_> {
     /// Latents of a picture as the U-Net takes them, drawn from the VAE's distribution where it gives one.
     fn sample(&mut self, planes: Vec<f32>) -> Result<Vec<f32>, Error> {
         let (request, space) = (self.request, self.manifest.latents);
-        let posterior = self.encoder()?.encode(&planes, request)?;
+        let tile = self.tile;
+        let posterior = self.encoder()?.encode(&planes, request.size, request.shape, tile)?;
         let mut latents = posterior.sample(self.noise);
         for x in &mut latents {
             *x = ((f64::from(*x) - space.shift) * space.scale) as f32;

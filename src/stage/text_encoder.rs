@@ -1,8 +1,8 @@
 //! The text encoders: texts become the states that the U-Net attends to.
 
+use super::component::Component;
 use super::feed::{Feed, constants, runs};
-use super::trial;
-use crate::engine::{Output, Placement, Session, SessionOptions};
+use crate::engine::{Output, Placement, SessionOptions};
 use crate::graph::{Dim, Port};
 use crate::model::{Model, TextEncoderPart};
 use crate::prompt::Text;
@@ -27,7 +27,7 @@ struct Encoder {
     name: &'static str,
     tokenizer: Tokenizer,
     context: usize,
-    session: Session,
+    component: Component,
     signature: Signature,
     ids: Port,
     /// The name of the output with the states that the U-Net was trained on.
@@ -50,14 +50,14 @@ pub struct TextStates {
 }
 
 impl TextEncoder {
-    pub(crate) fn open(model: &Model, options: &SessionOptions) -> Result<Self, Error> {
+    pub(crate) fn open(model: &Model, options: impl Fn(&str) -> SessionOptions) -> Result<Self, Error> {
         let parts = model.text_encoders();
         let unet = model.unet().signature();
         // A U-Net that takes the whole prompt's vector was trained on the states before the last layer.
         let is_pooled = unet.input(Role::Pooled).is_some();
         let encoders = parts.iter().enumerate().map(|(index, part)| {
-            let session = trial::open(part, Some(part), model.manifest(), options)?;
-            Encoder::new(part, is_pooled, is_pooled && index + 1 == parts.len(), session)
+            let is_last = index + 1 == parts.len();
+            Encoder::open(model, part, is_pooled, is_pooled && is_last, options(part.name()))
         });
         let encoders = encoders.collect::<Result<Vec<_>, Error>>()?;
         let contexts: Vec<usize> = encoders.iter().map(|encoder| encoder.context).collect();
@@ -74,9 +74,9 @@ impl TextEncoder {
         Ok(Self { encoders, max_chunks })
     }
 
-    /// Where it runs.
+    /// Where those run that were needed.
     pub(crate) fn placements(&self) -> impl Iterator<Item = &Placement> {
-        self.encoders.iter().map(|encoder| encoder.session.placement())
+        self.encoders.iter().filter_map(|encoder| encoder.component.placement())
     }
 
     /// Encodes texts; an absent one is zeros, as many as the longest has, which says the same at any length.
@@ -127,7 +127,13 @@ impl TextStates {
 }
 
 impl Encoder {
-    fn new(part: &TextEncoderPart, penultimate: bool, pooled: bool, session: Session) -> Result<Self, Error> {
+    fn open(
+        model: &Model,
+        part: &TextEncoderPart,
+        penultimate: bool,
+        pooled: bool,
+        options: SessionOptions,
+    ) -> Result<Self, Error> {
         let name = part.name();
         let signature = part.signature().clone();
         let output = |role: Role| {
@@ -146,7 +152,8 @@ impl Encoder {
             Dim::Free(_) => part.context(),
         };
         let tokenizer = part.tokenizer(context)?;
-        Ok(Self { name, tokenizer, context, session, signature, ids, states, pooled })
+        let component = Component::open(model, part, options)?;
+        Ok(Self { name, tokenizer, context, component, signature, ids, states, pooled })
     }
 
     /// The states of these texts; of an absent one those of no words.
@@ -156,6 +163,7 @@ impl Encoder {
         let encoded = encoded.collect::<Result<Vec<_>, Error>>()?;
         let chunks: Vec<&Chunk> = encoded.iter().flat_map(|text| &text.chunks).collect();
         let mut outputs = self.run(&chunks)?.into_iter();
+        self.component.rest();
         let texts = encoded.iter().map(|text| {
             let (mut states, mut pooled) = (Vec::new(), None);
             for (chunk, (mut of_chunk, vector)) in text.chunks.iter().zip(outputs.by_ref()) {
@@ -183,14 +191,14 @@ impl Encoder {
             [Some(&self.states), self.pooled.as_ref()].into_iter().flatten().map(String::as_str).collect();
         let mut results = vec![(Vec::new(), None); chunks.len()];
         for (chunks, results) in chunks.chunks(MAX_BATCH).zip(results.chunks_mut(MAX_BATCH)) {
-            for members in runs(&self.ids, chunks.len()) {
+            for members in runs(&self.ids, chunks.len(), MAX_BATCH) {
                 let batch = members.len();
                 let numbers =
                     members.iter().flat_map(|&member| chunks[member].ids.iter().map(|&id| id as f64));
                 let mut feeds = constants(&self.signature, batch, tokens)?;
                 feeds.push(Feed::of(&self.ids, &[batch, tokens], numbers)?);
                 let inputs: Vec<_> = feeds.iter().map(Feed::input).collect();
-                let outputs = self.session.compute(&inputs, &names)?;
+                let outputs = self.component.session()?.compute(&inputs, &names)?;
                 let of = |index: usize, slot: usize| {
                     let output: Option<&Output> = outputs.get(index);
                     output.map(|output| {

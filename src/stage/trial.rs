@@ -12,7 +12,7 @@ use super::feed::Feed;
 use super::seeded;
 use crate::engine::{Precision, Provider, Providers, Session, SessionOptions};
 use crate::manifest::Manifest;
-use crate::model::{Part, TextEncoderPart};
+use crate::model::{Model, Part, TextEncoderPart};
 use crate::{Error, ErrorKind};
 
 /// The seed of the trial that every component has that does not run on the processor, and that has golden values.
@@ -57,36 +57,50 @@ fn place(index: usize, len: usize) -> usize {
     ((u128::from(fraction) * len as u128) >> u64::BITS) as usize
 }
 
-/// Opens a component; when it does not run on the processor alone, tries it. [`ErrorKind::Numeric`] for a provider that
-/// computes wrongly.
-pub(crate) fn open(
-    part: &Part,
-    encoder: Option<&TextEncoderPart>,
-    manifest: &Manifest,
-    options: &SessionOptions,
-) -> Result<Session, Error> {
-    let mut session = Session::open(part.bind()?, options)?;
-    let mut error = None;
-    if !session.placement().is_cpu() {
-        let feeds = seeded::feeds(part, encoder, manifest, None, SEED)?;
-        let outputs = run(&mut session, part, &feeds)?;
-        match reference(part, &feeds, options) {
-            Ok(expected) => {
-                let providers = Provider::join(&session.placement().providers);
-                error = Some(check(
-                    part.name(),
-                    &providers,
-                    distance(&expected, &outputs),
-                    limit(session.placement().precision),
-                )?);
-            }
-            Err(problem) => {
-                tracing::warn!(component = part.name(), %problem, "not compared with the processor")
+/// The trial of a component.
+pub(crate) struct Trial {
+    manifest: Manifest,
+    /// The component itself, if it encodes text.
+    encoder: Option<TextEncoderPart>,
+}
+
+impl Trial {
+    /// What a component is to be tried by; nothing where it may run on the processor alone.
+    pub(crate) fn of(model: &Model, part: &Part, options: &SessionOptions) -> Option<Self> {
+        let is_cpu = options.providers.is_cpu(part.name());
+        (!is_cpu).then(|| Self { manifest: model.manifest().clone(), encoder: model.encoder(part).cloned() })
+    }
+
+    /// Tries the session of a component, unless it came to run on the processor alone. [`ErrorKind::Numeric`] for a provider
+    /// that computes wrongly.
+    pub(crate) fn hold(
+        &self,
+        session: &mut Session,
+        part: &Part,
+        options: &SessionOptions,
+    ) -> Result<(), Error> {
+        let mut error = None;
+        if !session.placement().is_cpu() {
+            let feeds = seeded::feeds(part, self.encoder.as_ref(), &self.manifest, None, SEED)?;
+            let outputs = run(session, part, &feeds)?;
+            match reference(part, &feeds, options) {
+                Ok(expected) => {
+                    let providers = Provider::join(&session.placement().providers);
+                    error = Some(check(
+                        part.name(),
+                        &providers,
+                        distance(&expected, &outputs),
+                        limit(session.placement().precision),
+                    )?);
+                }
+                Err(problem) => {
+                    tracing::warn!(component = part.name(), %problem, "not compared with the processor")
+                }
             }
         }
+        session.settle(error);
+        Ok(())
     }
-    session.settle(error);
-    Ok(session)
 }
 
 /// How far outputs may lie from the reference, relative to its length.
@@ -232,7 +246,7 @@ mod tests {
             let golden = golden(part).unwrap_or_else(|| panic!("{name}: no golden values"));
             let feeds = [SEED, SEED + 1]
                 .map(|seed| seeded::feeds(part, model.encoder(part), model.manifest(), None, seed).unwrap());
-            let options = SessionOptions::default();
+            let options = SessionOptions::new(std::num::NonZeroUsize::MIN);
             let mut session = Session::open(part.bind().unwrap(), &options).unwrap();
             let [right, other] = feeds.map(|feeds| run(&mut session, part, &feeds).unwrap());
             // PyTorch's sums in its own order.

@@ -2,59 +2,78 @@
 
 use image::RgbImage;
 
+use super::component::Component;
 use super::feed::{Feed, constants};
-use super::trial;
+use super::tile::{Halves, Planes};
 use crate::engine::{Output, Placement, Session, SessionOptions};
-use crate::manifest::{LatentSpace, Manifest};
-use crate::model::{Model, Part};
+use crate::manifest::LatentSpace;
+use crate::model::Model;
 use crate::noise::NoiseSource;
-use crate::request::Request;
 use crate::signature::{Role, Signature};
 use crate::tensor::{LatentShape, PixelSize};
+use crate::tile::Tile;
 use crate::{Error, ErrorKind};
 
 /// A model's VAE decoder.
 pub(crate) struct VaeDecoder {
-    session: Session,
-    signature: Signature,
+    component: Component,
     space: LatentSpace,
 }
 
 impl VaeDecoder {
-    pub(crate) fn open(model: &Model, options: &SessionOptions) -> Result<Self, Error> {
-        let part = model.vae_decoder();
-        let session = trial::open(part, None, model.manifest(), options)?;
-        Ok(Self { session, signature: part.signature().clone(), space: model.manifest().latents })
+    pub(crate) fn open(model: &Model, options: SessionOptions) -> Result<Self, Error> {
+        let component = Component::open(model, model.vae_decoder(), options)?;
+        Ok(Self { component, space: model.manifest().latents })
     }
 
-    /// Where it runs.
-    pub(crate) fn placement(&self) -> &Placement {
-        self.session.placement()
+    /// Where it runs, once it was needed.
+    pub(crate) fn placement(&self) -> Option<&Placement> {
+        self.component.placement()
     }
 
-    /// Decodes the latents of one picture. [`ErrorKind::Numeric`] for a pixel that is not a number.
+    /// Decodes the latents of one picture, in tiles where a size is given and the picture is larger.
+    /// [`ErrorKind::Numeric`] for a pixel that is not a number; [`ErrorKind::Model`] also for a graph that cannot run in
+    /// tiles.
     pub(crate) fn decode(
         &mut self,
         latents: &[f32],
         shape: LatentShape,
         size: PixelSize,
+        tile: Option<Tile>,
     ) -> Result<RgbImage, Error> {
-        let LatentSpace { scale, shift, .. } = self.space;
+        let LatentSpace { scale, shift, factor_px, .. } = self.space;
         let unscaled = latents.iter().map(|x| f64::from(*x) / scale + shift);
         let (width, height) = (size.width_px() as usize, size.height_px() as usize);
-        let dims = [1, shape.channels, shape.height_cells, shape.width_cells];
-        let picture = self.signature.output(Role::Picture).expect("no signature without a picture");
-        let output = run(&mut self.session, &self.signature, Role::Latents, &dims, unscaled, &picture.name)?;
-        if output.shape != [1, 3, height, width] {
+        let component = &mut self.component;
+        let signature = component.part().signature().clone();
+        let picture = signature.output(Role::Picture).expect("no signature without a picture");
+        let halves = match tile {
+            Some(tile) => Halves::of_decoder(component.part(), shape, factor_px as usize, tile)?,
+            None => None,
+        };
+        let planes = match halves {
+            Some(halves) => {
+                // Its weights are not kept twice.
+                component.close();
+                let cut = &halves.whole.graph.outputs()[0].name;
+                let features = halves.run_whole(component, unscaled, cut)?;
+                halves.run_tiles(component, &Planes::of(features)?, &picture.name)?
+            }
+            None => {
+                let session = component.session()?;
+                let dims = [1, shape.channels, shape.height_cells, shape.width_cells];
+                Planes::of(run(session, &signature, Role::Latents, &dims, unscaled, &picture.name)?)?
+            }
+        };
+        component.rest();
+        let got = [planes.channels, planes.height, planes.width];
+        if got != [3, height, width] {
             return Err(Error::new(
                 ErrorKind::Model,
-                format!(
-                    "vae_decoder: expected a picture of [1, 3, {height}, {width}], got {:?}",
-                    output.shape
-                ),
+                format!("vae_decoder: expected a picture of [3, {height}, {width}], got {got:?}"),
             ));
         }
-        let planes = output.data;
+        let planes = planes.data;
         if let Some(at) = planes.iter().position(|value| !value.is_finite()) {
             let (y, x) = (at / width % height, at % width);
             return Err(Error::new(
@@ -71,10 +90,7 @@ impl VaeDecoder {
 
 /// A model's VAE encoder, which is opened when it is first needed.
 pub(crate) struct VaeEncoder {
-    part: Part,
-    manifest: Manifest,
-    options: SessionOptions,
-    session: Option<Session>,
+    component: Component,
 }
 
 /// The latents that an encoder finds behind a picture, not scaled: a normal distribution (Kingma & Welling 2014, section
@@ -107,24 +123,32 @@ impl Posterior {
 impl VaeEncoder {
     /// The model's, if it has one.
     pub(crate) fn of(model: &Model, options: SessionOptions) -> Option<Self> {
-        let manifest = model.manifest().clone();
-        model.vae_encoder().map(|part| Self { part: part.clone(), manifest, options, session: None })
+        model.vae_encoder().map(|part| Self { component: Component::new(model, part, options) })
     }
 
     /// Where it runs, once it was needed.
     pub(crate) fn placement(&self) -> Option<&Placement> {
-        self.session.as_ref().map(Session::placement)
+        self.component.placement()
     }
 
     /// Whether latents are drawn from what it gives.
     pub(crate) fn is_random(&self) -> bool {
-        self.part.signature().output(Role::Moments).is_some()
+        self.component.part().signature().output(Role::Moments).is_some()
     }
 
-    /// Encodes a picture, `[3, height, width]` in -1..=1 of the request's size. [`ErrorKind::Model`] for an encoder that
-    /// is damaged or unfit; [`ErrorKind::Numeric`] for a latent that is not a number.
-    pub(crate) fn encode(&mut self, planes: &[f32], request: &Request) -> Result<Posterior, Error> {
-        let (signature, is_random) = (self.part.signature(), self.is_random());
+    /// Encodes a picture, `[3, height, width]` in -1..=1, in tiles where a size is given and the
+    /// picture is larger. [`ErrorKind::Model`] for an encoder that is damaged or unfit, also for tiles;
+    /// [`ErrorKind::Numeric`] for a latent that is not a number.
+    pub(crate) fn encode(
+        &mut self,
+        planes: &[f32],
+        size: PixelSize,
+        shape: LatentShape,
+        tile: Option<Tile>,
+    ) -> Result<Posterior, Error> {
+        let is_random = self.is_random();
+        let component = &mut self.component;
+        let signature = component.part().signature().clone();
         let role = if is_random { Role::Moments } else { Role::Latents };
         let output = signature.output(role).ok_or_else(|| {
             Error::new(
@@ -132,15 +156,29 @@ impl VaeEncoder {
                 "vae_encoder: expected an output of latents or their moments, got none",
             )
         })?;
-        let session = match &mut self.session {
-            Some(session) => session,
-            empty => empty.insert(trial::open(&self.part, None, &self.manifest, &self.options)?),
+        let LatentShape { channels, height_cells, width_cells } = shape;
+        let (width, height) = (size.width_px() as usize, size.height_px() as usize);
+        let halves = match tile {
+            Some(tile) => Halves::of_encoder(component.part(), shape, width / width_cells, tile)?,
+            None => None,
         };
-        let size = request.size;
-        let dims = [1, 3, size.height_px() as usize, size.width_px() as usize];
-        let numbers = planes.iter().map(|&x| f64::from(x));
-        let mut found = run(session, signature, Role::Picture, &dims, numbers, &output.name)?;
-        let LatentShape { channels, height_cells, width_cells } = request.shape;
+        let mut found = match halves {
+            Some(halves) => {
+                // Its weights are not kept twice.
+                component.close();
+                let picture = Planes { channels: 3, height, width, data: planes.to_vec() };
+                let cut = &halves.tile.graph.outputs()[0].name;
+                let features = halves.run_tiles(component, &picture, cut)?.data;
+                let features = features.iter().map(|&x| f64::from(x));
+                halves.run_whole(component, features, &output.name)?
+            }
+            None => {
+                let session = component.session()?;
+                let numbers = planes.iter().map(|&x| f64::from(x));
+                run(session, &signature, Role::Picture, &[1, 3, height, width], numbers, &output.name)?
+            }
+        };
+        component.rest();
         let channels = if is_random { 2 * channels } else { channels };
         if found.shape != [1, channels, height_cells, width_cells] {
             return Err(Error::new(
@@ -157,7 +195,7 @@ impl VaeEncoder {
                 format!("vae_encoder: expected finite latents, got {value}"),
             ));
         }
-        let log_variance = is_random.then(|| found.data.split_off(request.shape.len()));
+        let log_variance = is_random.then(|| found.data.split_off(shape.len()));
         Ok(Posterior { mean: found.data, log_variance })
     }
 }
@@ -181,4 +219,89 @@ fn run(
     feeds.push(Feed::of(port, shape, numbers)?);
     let inputs: Vec<_> = feeds.iter().map(Feed::input).collect();
     Ok(session.compute(&inputs, &[output])?.remove(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FACTOR_PX: usize = 16;
+
+    /// What the built-in model draws at its best: flat colours, edges, a shade.
+    fn picture(width: usize, height: usize) -> Vec<f32> {
+        let value = |at: usize| {
+            let (channel, row, column) = (at / (width * height), at / width % height, at % width);
+            let (x, y) = (column as f32 / 64.0 - 2.0, row as f32 / 64.0 - 2.0);
+            let is_disc = x.rem_euclid(3.0).powi(2) + y * y < 1.0;
+            let shade = 0.4 * (x + y).sin();
+            if is_disc { [0.8, -0.6, -0.4][channel] + 0.2 * shade } else { [-0.2, 0.3, 0.7][channel] + shade }
+        };
+        (0..3 * width * height).map(value).collect()
+    }
+
+    fn psnr_db(got: &[f32], expected: &[f32], range: f64) -> f64 {
+        let squares = got.iter().zip(expected).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2));
+        10.0 * (range * range / (squares.sum::<f64>() / got.len() as f64)).log10()
+    }
+
+    fn floats(image: &RgbImage) -> Vec<f32> {
+        image.iter().map(|&byte| f32::from(byte)).collect()
+    }
+
+    /// The built-in model's encoder and decoder, without norms, in tiles as they are whole.
+    #[test]
+    fn tiles_of_the_built_in_model() {
+        let model = Model::built_in().unwrap();
+        let options = SessionOptions::new(std::num::NonZeroUsize::MIN);
+        let mut encoder = VaeEncoder::of(&model, options.clone()).unwrap();
+        let mut decoder = VaeDecoder::open(&model, options).unwrap();
+        let LatentSpace { channels, scale, shift, .. } = model.manifest().latents;
+        for (height_cells, width_cells, side) in [(16, 16, 12), (12, 29, 12), (25, 25, 16), (32, 32, 24)] {
+            let shape = LatentShape { channels, height_cells, width_cells };
+            let (width, height) = (width_cells * FACTOR_PX, height_cells * FACTOR_PX);
+            let size = PixelSize::new(width as u32, height as u32).unwrap();
+            let tile = Some(Tile::new(side).unwrap());
+            let picture = picture(width, height);
+            let mut encode = |tile| encoder.encode(&picture, size, shape, tile).unwrap().mode();
+            let (whole, tiled) = (encode(None), encode(tile));
+            let encoded = psnr_db(&tiled, &whole, 6.0);
+            let latents: Vec<f32> = whole.iter().map(|&x| ((f64::from(x) - shift) * scale) as f32).collect();
+            let mut decode = |tile| decoder.decode(&latents, shape, size, tile).unwrap();
+            let (whole, tiled) = (decode(None), decode(tile));
+            let decoded = psnr_db(&floats(&tiled), &floats(&whole), 255.0);
+            assert!(encoded >= 45.0, "{width}x{height} in {side}: encoded {encoded:.1} dB");
+            assert!(decoded >= 50.0, "{width}x{height} in {side}: decoded {decoded:.1} dB");
+        }
+    }
+
+    #[test]
+    fn a_picture_of_one_tile_is_whole() {
+        let model = Model::built_in().unwrap();
+        let options = SessionOptions::new(std::num::NonZeroUsize::MIN);
+        let mut decoder = VaeDecoder::open(&model, options).unwrap();
+        let shape = LatentShape { channels: 16, height_cells: 12, width_cells: 8 };
+        let size = PixelSize::new(128, 192).unwrap();
+        let latents: Vec<f32> = (0..shape.len()).map(|at| (at as f32).sin()).collect();
+        let tiled = decoder.decode(&latents, shape, size, Some(Tile::new(12).unwrap())).unwrap();
+        assert_eq!(tiled, decoder.decode(&latents, shape, size, None).unwrap());
+    }
+
+    #[test]
+    fn what_is_no_number_is_named_with_its_place_in_the_whole_picture() {
+        let model = Model::built_in().unwrap();
+        let options = SessionOptions::new(std::num::NonZeroUsize::MIN);
+        let mut decoder = VaeDecoder::open(&model, options).unwrap();
+        let shape = LatentShape { channels: 16, height_cells: 40, width_cells: 40 };
+        let size = PixelSize::new(640, 640).unwrap();
+        let mut latents = vec![0.1; shape.len()];
+        latents[35 * 40 + 36] = f32::NAN;
+        let error = decoder.decode(&latents, shape, size, Some(Tile::new(12).unwrap())).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Numeric);
+        let message = error.to_string();
+        let place = message.strip_prefix("vae_decoder: expected finite pixels, got NaN at (").unwrap();
+        let (x, y) = place.strip_suffix(')').unwrap().split_once(", ").unwrap();
+        let (x, y): (usize, usize) = (x.parse().unwrap(), y.parse().unwrap());
+        // It spreads by less than a tile, from near the end of the picture.
+        assert!((320..640).contains(&x) && (320..640).contains(&y), "{message}");
+    }
 }

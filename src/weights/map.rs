@@ -58,6 +58,31 @@ impl Bytes {
         }
     }
 
+    /// Reads the pages of a mapped file around `range` into memory, where the system can be asked to; otherwise they come
+    /// when they are used.
+    pub(super) fn populate(&self, range: Range<usize>) {
+        #[cfg(target_os = "linux")]
+        if let Self::Mapped(map) = self {
+            // Before Linux 5.14 it is not known.
+            let _ = map.advise_range(memmap2::Advice::PopulateRead, range.start, range.len());
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = range;
+    }
+
+    /// Takes the pages of a mapped file around `range` out of the process; they come back when they are used.
+    pub(super) fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Self::Mapped(map) = self {
+            // SAFETY: the map is read-only and of a file, so that a page that is used again has the same bytes.
+            let _ = unsafe {
+                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
+            };
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+
     /// A copy of the bytes in `range`, which must lie inside.
     pub(super) fn copy(&self, range: Range<usize>) -> Vec<u8> {
         match self {

@@ -258,15 +258,11 @@ fn request(picture: &Picture, pipeline: &Pipeline) -> Request {
 }
 
 fn open(part: &Part) -> Session {
-    Session::open(
-        part.bind().unwrap(),
-        &SessionOptions { threads: NonZeroUsize::MIN, ..SessionOptions::default() },
-    )
-    .unwrap()
+    Session::open(part.bind().unwrap(), &SessionOptions::new(NonZeroUsize::MIN)).unwrap()
 }
 
 fn options() -> Options {
-    Options { threads: NonZeroUsize::MIN, ..Options::default() }
+    Options { session: SessionOptions::new(NonZeroUsize::MIN), plan: None }
 }
 
 /// Also that zeros and the same numbers one place on would be rejected.

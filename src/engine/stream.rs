@@ -1,0 +1,172 @@
+//! A session whose weights are not all in memory: its graph runs in segments, of which one is open at a time, while a
+//! thread reads the weights of the next. It knows nothing of what the graph computes.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use super::sys::{self, Input, Runtime, Value};
+use super::{Copies, TensorRef};
+use crate::graph::{BoundGraph, Segment};
+use crate::weights::Weights;
+use crate::{Error, ErrorKind};
+
+/// Into how many segments the weights that may be in memory are divided: the one that runs, and the one that comes.
+const WINDOW: usize = 2;
+
+/// The segments of a graph.
+pub(super) struct Streamed {
+    runtime: &'static Runtime,
+    parts: Vec<Part>,
+    weights: Arc<Weights>,
+    threads: usize,
+    copies: Copies,
+    ahead: Ahead,
+}
+
+struct Part {
+    segment: Segment,
+    onnx: Vec<u8>,
+    /// Open for good, its weights in memory.
+    pinned: Option<sys::Session>,
+}
+
+impl Streamed {
+    /// Cuts a graph so that at most `resident_bytes` of its weights are in memory, and opens as many segments for good
+    /// as leave room for the others.
+    pub(super) fn open(
+        runtime: &'static Runtime,
+        bound: &BoundGraph,
+        threads: usize,
+        copies: Copies,
+        grain_bytes: usize,
+        resident_bytes: usize,
+    ) -> Result<Self, Error> {
+        let weights = Arc::clone(&bound.weights);
+        let mut types: HashMap<String, i32> = HashMap::new();
+        let mut parts: Vec<Part> = Vec::new();
+        let segments = bound.segments(grain_bytes);
+        let longest = segments.iter().map(Segment::weight_bytes).max().unwrap_or(0);
+        let mut left_bytes = resident_bytes.saturating_sub(WINDOW * longest);
+        for segment in segments {
+            let (onnx, segment) = segment.encode(&types);
+            // What is repacked is in memory twice.
+            let bytes = segment.weight_bytes() + segment.repacked_bytes + segment.description_bytes;
+            let is_pinned = bytes <= left_bytes;
+            if is_pinned {
+                left_bytes -= bytes;
+            }
+            let copies = if is_pinned { copies } else { Copies::None };
+            let session = sys::Session::open(runtime, &onnx, Arc::clone(&weights), threads, copies, &[])?;
+            types.extend(session.output_types().map(|(name, code)| (name.to_owned(), code)));
+            let pinned = is_pinned.then_some(session);
+            if pinned.is_none() {
+                release(&weights, &segment.ranges);
+            }
+            parts.push(Part { segment, onnx, pinned });
+        }
+        let ranges = parts.iter().map(|part| part.segment.ranges.clone()).collect();
+        let ahead = Ahead::start(Arc::clone(&weights), ranges)?;
+        Ok(Self { runtime, parts, weights, threads, copies, ahead })
+    }
+
+    /// Runs all segments; gives the outputs of these names.
+    pub(super) fn run(
+        &mut self,
+        inputs: &[(&str, TensorRef<'_>)],
+        outputs: &[&str],
+    ) -> Result<Vec<Value>, Error> {
+        let mut made: HashMap<String, Value> = HashMap::new();
+        let streamed: Vec<usize> =
+            (0..self.parts.len()).filter(|&index| self.parts[index].pinned.is_none()).collect();
+        for index in 0..self.parts.len() {
+            let next = streamed.iter().copied().find(|&next| next > index).or(streamed.first().copied());
+            let part = &mut self.parts[index];
+            let segment = &part.segment;
+            let fed = segment.inputs.iter().map(|name| {
+                let fed = inputs.iter().find(|(input, _)| input == name);
+                let input = fed.map(|(_, tensor)| Input::Fed(*tensor));
+                (name.as_str(), input.unwrap_or_else(|| Input::Made(&made[name])))
+            });
+            let wanted: Vec<&str> = segment.outputs.iter().map(String::as_str).collect();
+            let mut opened;
+            let session = match &mut part.pinned {
+                Some(session) => session,
+                None => {
+                    let weights = Arc::clone(&self.weights);
+                    opened = sys::Session::open(
+                        self.runtime,
+                        &part.onnx,
+                        weights,
+                        self.threads,
+                        self.copies,
+                        &[],
+                    )?;
+                    &mut opened
+                }
+            };
+            if let Some(next) = next {
+                self.ahead.read(next);
+            }
+            let results = session.run(fed, &wanted)?;
+            made.extend(segment.outputs.iter().cloned().zip(results));
+            segment.spent.iter().for_each(|name| drop(made.remove(name)));
+            if part.pinned.is_none() && next != Some(index) {
+                release(&self.weights, &segment.ranges);
+            }
+        }
+        let results = outputs.iter().map(|name| {
+            made.remove(*name).ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Internal,
+                    format!("output {name}: no segment gives it, or it is asked for twice"),
+                )
+            })
+        });
+        results.collect()
+    }
+}
+
+fn release(weights: &Weights, ranges: &[(usize, Range<usize>)]) {
+    ranges.iter().for_each(|(file, range)| weights.release(*file, range.clone()));
+}
+
+/// The thread that reads weights before they are needed.
+struct Ahead {
+    /// Which segment is next; absent once the thread is to end.
+    orders: Option<SyncSender<usize>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Ahead {
+    fn start(weights: Arc<Weights>, ranges: Vec<Vec<(usize, Range<usize>)>>) -> Result<Self, Error> {
+        let (orders, waiting) = sync_channel::<usize>(1);
+        let read = move || {
+            for segment in waiting {
+                ranges[segment].iter().for_each(|(file, range)| weights.populate(*file, range.clone()));
+            }
+        };
+        let thread =
+            std::thread::Builder::new().name("calotype-weights".into()).spawn(read).map_err(|error| {
+                Error::new(ErrorKind::Runtime, "a thread that reads weights ahead").source(error)
+            })?;
+        Ok(Self { orders: Some(orders), thread: Some(thread) })
+    }
+
+    /// Begins to read the weights of a segment, unless the thread is still behind, when they come as they are used.
+    fn read(&self, segment: usize) {
+        let _ = self.orders.as_ref().expect("until it is dropped").try_send(segment);
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.orders = None;
+        if let Some(thread) = self.thread.take() {
+            // It does nothing that could panic.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,486 @@
+//! The plan of a run: how much memory each stage will take, and how it is kept within a budget.
+//! It knows the sizes of weights and activations before anything is opened, and nothing of ONNX Runtime's API.
+//!
+//! Stages run one after another, and give their memory back when they end, unless the budget has room for all of them at
+//! once. Each is run in the fastest way that fits: whole, or with the weights on disk; with one call of the U-Net for all
+//! predictions, or one for each; the picture whole, or in tiles.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+use crate::engine::{self, Library, Providers, Residency, SessionOptions};
+use crate::graph::{Dim, Graph, Port, Segment};
+use crate::memory::{self, Memory};
+use crate::model::{Model, Part};
+use crate::request::Request;
+use crate::signature::{Binding, Role};
+use crate::stage::denoiser::timestep_shape;
+use crate::stage::tile::Halves;
+use crate::tensor::{LatentShape, PixelSize};
+use crate::tile::Tile;
+use crate::{Error, ErrorKind};
+
+/// What the library, its threads and our own tables take beside what the process has when it plans.
+const OVERHEAD_BYTES: u64 = 28 << 20;
+/// The part of what is free that is left to others when no budget is given.
+const RESERVED_PART: u64 = 8;
+/// How many tokens a prompt is planned to have, in contexts of its model: longer ones are rare, and cost little more.
+const CHUNKS: usize = 4;
+/// The weights of a segment, the largest first. Smaller segments than the least are most of the time being opened.
+const GRAINS_MIB: [usize; 6] = [256, 128, 64, 32, 16, 8];
+/// The sides of tiles in cells, the largest first.
+const TILES_CELLS: [usize; 6] = [128, 96, 64, 48, 32, 16];
+/// The part of the pool that may be lost in blocks longer than what was asked for, and in pages that are not full.
+const POOL_SLACK: u64 = 12;
+
+/// How much memory the process may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    bytes: u64,
+}
+
+impl Budget {
+    /// So many bytes.
+    pub const fn of_bytes(bytes: u64) -> Self {
+        Self { bytes }
+    }
+
+    /// What is free on this machine, with what this process has, less an eighth for others; without a limit where the
+    /// machine does not say.
+    pub fn of_this_machine() -> Self {
+        let free = Memory::of_this_machine().map(|memory| {
+            let own = memory::resident_bytes().unwrap_or(0);
+            own + memory.available_bytes - memory.available_bytes / RESERVED_PART
+        });
+        Self { bytes: free.unwrap_or(u64::MAX) }
+    }
+
+    /// In bytes.
+    pub const fn bytes(self) -> u64 {
+        self.bytes
+    }
+}
+
+impl FromStr for Budget {
+    type Err = Error;
+
+    /// A number with a unit: `300MiB`, `1.5GB`.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        const UNITS: [(&str, u64); 7] = [
+            ("KiB", 1 << 10),
+            ("MiB", 1 << 20),
+            ("GiB", 1 << 30),
+            ("kB", 1_000),
+            ("MB", 1_000_000),
+            ("GB", 1_000_000_000),
+            ("B", 1),
+        ];
+        let text = text.trim();
+        let unit = UNITS.iter().find_map(|(unit, size)| Some((text.strip_suffix(unit)?.trim_end(), *size)));
+        let bytes = unit.and_then(|(number, size)| {
+            let is_plain = number.starts_with(|c: char| c.is_ascii_digit());
+            let bytes = number.parse::<f64>().ok().filter(|_| is_plain)? * size as f64;
+            (1.0..=i64::MAX as f64).contains(&bytes).then_some(bytes as u64)
+        });
+        bytes.map(Self::of_bytes).ok_or_else(|| {
+            Error::new(ErrorKind::Usage, format!("memory: expected a size, got {text:?}"))
+                .help("a size is a number and a unit, as in 300MiB or 1.5GB")
+        })
+    }
+}
+
+/// Bytes, as people read them.
+struct Size(u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Rounded up: it is told what is enough.
+        write!(f, "{} MiB", self.0.div_ceil(1 << 20))
+    }
+}
+
+/// How a run is kept within its budget.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Plan {
+    /// The most that the process may have.
+    pub budget_bytes: u64,
+    /// The most that it will have.
+    pub peak_bytes: u64,
+    /// The least budget with which the run could be planned.
+    pub least_bytes: u64,
+    /// What the process has before the first stage.
+    pub base_bytes: u64,
+    /// In the order in which they run.
+    pub stages: Vec<Stage>,
+}
+
+/// A stage of a plan.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Stage {
+    /// The component that it runs.
+    pub stage: &'static str,
+    /// `keep`, `per stage` or `streamed`.
+    pub residency: &'static str,
+    /// How many pictures one call of it takes.
+    pub batch: usize,
+    /// The side of its tiles in latent cells, where there are any.
+    pub tile_cells: Option<usize>,
+    /// The most that its weights have in memory.
+    pub weights_bytes: u64,
+    /// The most that it computes in.
+    pub activations_bytes: u64,
+    /// The most that the process has while it runs.
+    pub peak_bytes: u64,
+    /// Multiplications with an addition each, of all its calls.
+    pub operations: u64,
+    #[serde(skip)]
+    how: How,
+}
+
+/// How a stage is run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct How {
+    residency: Residency,
+    pool_bytes: Option<usize>,
+}
+
+/// One way to run a stage.
+#[derive(Clone, Debug, PartialEq)]
+struct Way {
+    residency: Residency,
+    batch: usize,
+    tile: Option<Tile>,
+    weights_bytes: u64,
+    activations_bytes: u64,
+    /// Planes of the picture that are ours.
+    planes_bytes: u64,
+    description_bytes: u64,
+    /// What is copied if the session is kept, so that it is faster.
+    copies_bytes: u64,
+    operations: u64,
+}
+
+impl Way {
+    /// The weights of its segments, if it is streamed.
+    fn grain_mib(&self) -> Option<usize> {
+        match self.residency {
+            Residency::Streamed { grain_bytes, .. } => Some(grain_bytes >> 20),
+            Residency::Keep | Residency::PerStage => None,
+        }
+    }
+
+    /// What is there only while it computes.
+    fn computed_bytes(&self) -> u64 {
+        self.activations_bytes + self.planes_bytes
+    }
+
+    /// What the stage takes beside the process's base.
+    fn bytes(&self) -> u64 {
+        self.weights_bytes + self.computed_bytes() + self.description_bytes
+    }
+}
+
+impl Plan {
+    /// Plans the pictures of a request.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Memory`] when no way to run it fits, with the least budget that would do; [`ErrorKind::Model`] for a
+    /// graph whose memory cannot be predicted; [`ErrorKind::Usage`] for a component that may run elsewhere than on the
+    /// processor; [`ErrorKind::Runtime`] without ONNX Runtime.
+    pub fn new(
+        model: &Model,
+        request: &Request,
+        options: &SessionOptions,
+        budget: Budget,
+    ) -> Result<Self, Error> {
+        expect_cpu(model, &options.providers)?;
+        // It is part of what the process has.
+        Library::load(None)?;
+        let ways = Planner { threads: options.threads.get() }.ways(model, request)?;
+        engine::trim();
+        let base_bytes = memory::resident_bytes().unwrap_or(64 << 20) + OVERHEAD_BYTES;
+        let least_bytes = base_bytes + ways.iter().map(|(_, ways)| least(ways)).max().unwrap_or(0);
+        if least_bytes > budget.bytes {
+            return Err(Error::new(
+                ErrorKind::Memory,
+                format!(
+                    "memory: expected at least {} for a picture of {}, got {}",
+                    Size(least_bytes),
+                    request.size(),
+                    Size(budget.bytes)
+                ),
+            ));
+        }
+        let kept: u64 = ways.iter().map(|(_, ways)| ways[0].weights_bytes + ways[0].description_bytes).sum();
+        let most = ways.iter().map(|(_, ways)| ways[0].computed_bytes()).max().unwrap_or(0);
+        // What is kept may also be copied where that makes it faster.
+        let copies: u64 = ways.iter().map(|(_, ways)| ways[0].copies_bytes).sum();
+        let keeps_all = base_bytes.saturating_add(kept + copies).saturating_add(most) <= budget.bytes;
+
+        let stages: Vec<Stage> = ways
+            .into_iter()
+            .map(|(stage, ways)| {
+                let room = budget.bytes - base_bytes;
+                let way = ways.into_iter().find(|way| way.bytes() <= room).expect("the least fits");
+                let way = if keeps_all { way } else { with_more_resident(way, room) };
+                let peak_bytes = match keeps_all {
+                    true => base_bytes + kept + copies + way.computed_bytes(),
+                    false => base_bytes + way.bytes(),
+                };
+                let (residency, pool_bytes) = match keeps_all {
+                    true => (Residency::Keep, None),
+                    false => (way.residency, Some(way.activations_bytes as usize)),
+                };
+                Stage {
+                    stage,
+                    residency: match residency {
+                        Residency::Keep => "keep",
+                        Residency::PerStage => "per stage",
+                        Residency::Streamed { .. } => "streamed",
+                    },
+                    batch: way.batch,
+                    tile_cells: way.tile.map(Tile::side_cells),
+                    weights_bytes: way.weights_bytes,
+                    activations_bytes: way.computed_bytes(),
+                    peak_bytes,
+                    operations: way.operations,
+                    how: How { residency, pool_bytes },
+                }
+            })
+            .collect();
+        let peak_bytes = stages.iter().map(|stage| stage.peak_bytes).max().unwrap_or(base_bytes);
+        Ok(Self { budget_bytes: budget.bytes, peak_bytes, least_bytes, base_bytes, stages })
+    }
+
+    /// How the sessions of a component are opened.
+    pub(crate) fn session(&self, component: &str, options: &SessionOptions) -> SessionOptions {
+        let stage = self.stages.iter().find(|stage| stage.stage == component);
+        let unplanned = How { residency: Residency::PerStage, pool_bytes: None };
+        let How { residency, pool_bytes } = stage.map_or(unplanned, |stage| stage.how);
+        SessionOptions { residency, pool_bytes, ..options.clone() }
+    }
+
+    /// The most pictures that one call of the U-Net takes.
+    pub(crate) fn batch(&self) -> usize {
+        let unet = self.stages.iter().find(|stage| stage.stage == "unet");
+        unet.map_or(usize::MAX, |stage| stage.batch)
+    }
+
+    /// The tiles of a component.
+    pub(crate) fn tile(&self, component: &str) -> Option<Tile> {
+        let side = self.stages.iter().find(|stage| stage.stage == component)?.tile_cells?;
+        Some(Tile::new(side).expect("tiles that were planned"))
+    }
+}
+
+/// [`ErrorKind::Usage`] for a component that may run elsewhere than on the processor: what is planned is its memory.
+pub(crate) fn expect_cpu(model: &Model, providers: &Providers) -> Result<(), Error> {
+    for part in model.parts() {
+        if let Some(other) = providers.of(part.name()).iter().find(|provider| !provider.is_cpu()) {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("memory: expected all components on the CPU, got {other} for {}", part.name()),
+            )
+            .help("leave out --memory"));
+        }
+    }
+    Ok(())
+}
+
+/// The least that any way takes.
+fn least(ways: &[Way]) -> u64 {
+    ways.iter().map(Way::bytes).min().unwrap_or(0)
+}
+
+/// A way of streaming with as much of the weights in memory as there is room for.
+fn with_more_resident(mut way: Way, room: u64) -> Way {
+    let more = room - way.bytes();
+    if let Residency::Streamed { resident_bytes, .. } = &mut way.residency {
+        *resident_bytes += more as usize;
+        way.weights_bytes += more;
+    }
+    way
+}
+
+/// Finds the ways to run a stage.
+struct Planner {
+    threads: usize,
+}
+
+impl Planner {
+    /// Per stage, in their order, the ways to run it, the fastest first.
+    fn ways(&self, model: &Model, request: &Request) -> Result<Vec<(&'static str, Vec<Way>)>, Error> {
+        let (size, shape) = (request.size(), request.shape());
+        let mut stages = Vec::new();
+        let mut tokens = 0;
+        for part in model.text_encoders() {
+            let context = part.context();
+            tokens = CHUNKS * context;
+            let texts = request.guidance_views() * CHUNKS;
+            let inputs = inputs(part.signature().inputs.iter(), size, shape, texts.min(8), context);
+            stages.push((part.name(), self.whole_or_streamed(part, part.graph(), &inputs, 1, 1)?));
+        }
+        if let Some(part) = model.vae_encoder().filter(|_| request.draws_from_picture()) {
+            stages.push((part.name(), self.in_tiles(part, size, shape, Halves::of_encoder)?));
+        }
+        let unet = model.unet();
+        let views = request.guidance_views();
+        let fixed = match unet.signature().input(Role::Latents).map(|port| &port.dims[0]) {
+            Some(Dim::Fixed(batch)) => Some(*batch),
+            _ => None,
+        };
+        let mut found = Vec::new();
+        for batch in fixed.map_or(vec![views, 1], |batch| vec![batch]) {
+            let inputs = inputs(unet.signature().inputs.iter(), size, shape, batch, tokens);
+            let calls = request.steps() * views.div_ceil(batch);
+            found.extend(self.whole_or_streamed(unet, unet.graph(), &inputs, batch, calls)?);
+        }
+        // Whole before streamed, and few large segments before many small ones; of equals the doubled batch first.
+        found.sort_by_key(|way| match way.residency {
+            Residency::Streamed { grain_bytes, .. } => usize::MAX - grain_bytes,
+            _ => 0,
+        });
+        found.dedup();
+        stages.push((unet.name(), found));
+        let decoder = model.vae_decoder();
+        stages.push((decoder.name(), self.in_tiles(decoder, size, shape, Halves::of_decoder)?));
+        Ok(stages)
+    }
+
+    /// A graph in one session, and in segments of several sizes.
+    fn whole_or_streamed(
+        &self,
+        part: &Part,
+        graph: &Graph,
+        inputs: &[(String, Vec<usize>)],
+        batch: usize,
+        calls: usize,
+    ) -> Result<Vec<Way>, Error> {
+        let mut bound = part.bind_graph(graph.clone())?;
+        bound.convert_rows();
+        let inputs: Vec<(&str, &[usize])> =
+            inputs.iter().map(|(name, dims)| (name.as_str(), &dims[..])).collect();
+        let activations = graph.activations(&inputs, self.threads, Some(&graph.converted(part.weights())))?;
+        let whole_bytes = activations.peak_bytes();
+        let padded = |bytes: usize| bytes as u64 + bytes as u64 / POOL_SLACK;
+        let [whole] = &bound.segments(usize::MAX)[..] else { unreachable!("nothing is larger") };
+        let all = whole.weight_bytes() as u64;
+        // In segments all weights of one may be converted before the first is used.
+        let plain = graph.in_slices().activations(&inputs, self.threads, None)?;
+        let plain_bytes = plain.peak_bytes();
+        let operations = activations.operations().saturating_mul(calls as u64);
+        // Converted, and repacked for the kernels one after another.
+        let copied_bytes = engine::copied_bytes(&bound) as u64;
+        let copies_bytes = copied_bytes + copied_bytes / 2;
+        let mut ways = vec![Way {
+            residency: Residency::PerStage,
+            batch,
+            tile: None,
+            weights_bytes: all,
+            activations_bytes: padded(whole_bytes + whole.repacked_bytes),
+            planes_bytes: 0,
+            description_bytes: whole.description_bytes as u64,
+            copies_bytes,
+            operations,
+        }];
+        for grain_bytes in GRAINS_MIB.map(|mib| mib << 20) {
+            let segments = bound.segments(grain_bytes);
+            if segments.len() < 3 {
+                continue;
+            }
+            let most = |bytes: fn(&Segment) -> usize| segments.iter().map(bytes).max().unwrap_or(0);
+            let longest = most(Segment::weight_bytes);
+            let copied = most(|segment| segment.converted_bytes + segment.repacked_bytes);
+            // The segment that runs, and the one that comes.
+            let resident_bytes = 2 * longest;
+            ways.push(Way {
+                residency: Residency::Streamed { grain_bytes, resident_bytes },
+                batch,
+                tile: None,
+                weights_bytes: resident_bytes as u64,
+                activations_bytes: padded(plain_bytes + copied),
+                planes_bytes: 0,
+                description_bytes: most(|segment| segment.description_bytes) as u64,
+                copies_bytes,
+                operations,
+            });
+        }
+        Ok(ways)
+    }
+
+    /// A VAE whole, and in tiles of several sizes.
+    fn in_tiles(
+        &self,
+        part: &Part,
+        size: PixelSize,
+        shape: LatentShape,
+        halves: impl Fn(&Part, LatentShape, usize, Tile) -> Result<Option<Halves>, Error>,
+    ) -> Result<Vec<Way>, Error> {
+        let pixels = 2 * 3 * 4 * u64::from(size.width_px()) * u64::from(size.height_px());
+        let inputs = inputs(part.signature().inputs.iter(), size, shape, 1, 0);
+        let factor_px = size.width_px() as usize / shape.width_cells;
+        let mut ways = self.whole_or_streamed(part, part.graph(), &inputs, 1, 1)?;
+        ways.truncate(1);
+        for side in TILES_CELLS {
+            let Ok(Some(halves)) = halves(part, shape, factor_px, Tile::new(side)?) else { continue };
+            let planes_bytes = halves.planes_bytes() as u64;
+            let [whole, tile] = [&halves.whole, &halves.tile]
+                .map(|run| self.whole_or_streamed(part, &run.graph, &run.inputs, 1, 1));
+            let (whole, tile) = (whole?, tile?);
+            // Both halves are opened in the same way.
+            for grain in std::iter::once(None).chain(GRAINS_MIB.map(Some)) {
+                let [whole, tile] = [&whole, &tile].map(|ways| {
+                    let is_so = |way: &&Way| way.grain_mib() == grain;
+                    ways.iter().find(is_so).unwrap_or(&ways[0])
+                });
+                if [whole, tile].iter().all(|way| way.grain_mib() != grain) {
+                    continue;
+                }
+                let larger = if whole.bytes() > tile.bytes() { whole } else { tile };
+                let resident_bytes = whole.weights_bytes.max(tile.weights_bytes) as usize;
+                let residency = match grain {
+                    Some(mib) => Residency::Streamed { grain_bytes: mib << 20, resident_bytes },
+                    None => Residency::PerStage,
+                };
+                let operations = whole.operations + tile.operations * halves.tiles() as u64;
+                let tile = Tile::new(side).ok();
+                ways.push(Way { residency, tile, planes_bytes, operations, ..larger.clone() });
+            }
+        }
+        for way in &mut ways {
+            way.planes_bytes += pixels;
+        }
+        Ok(ways)
+    }
+}
+
+/// The sizes of a graph's inputs.
+fn inputs<'a>(
+    bindings: impl Iterator<Item = &'a Binding>,
+    size: PixelSize,
+    shape: LatentShape,
+    batch: usize,
+    tokens: usize,
+) -> Vec<(String, Vec<usize>)> {
+    let (width, height) = (size.width_px() as usize, size.height_px() as usize);
+    let dims = |port: &Port, role: Role| -> Vec<usize> {
+        let free: &[usize] = match role {
+            Role::Latents | Role::Moments => &[batch, shape.channels, shape.height_cells, shape.width_cells],
+            Role::Picture => &[batch, 3, height, width],
+            Role::Timestep => return timestep_shape(port, batch),
+            Role::TokenIds | Role::Mask => &[batch, tokens],
+            Role::States | Role::PenultimateStates => &[batch, tokens, 1],
+            Role::SizeIds => &[batch, 6],
+            Role::Pooled | Role::GuidanceEmbedding | Role::ClassLabels => &[batch, 1],
+            Role::On | Role::Off => &[1],
+        };
+        let size = |(axis, dim): (usize, &Dim)| match dim {
+            Dim::Fixed(size) => *size,
+            Dim::Free(_) => free.get(axis).copied().unwrap_or(1),
+        };
+        port.dims.iter().enumerate().map(size).collect()
+    };
+    bindings.map(|binding| (binding.port.name.clone(), dims(&binding.port, binding.role))).collect()
+}
