@@ -7,6 +7,7 @@ mod inspect;
 mod output;
 mod pack;
 mod plan;
+mod provider;
 mod receipt;
 mod samplers;
 mod verify;

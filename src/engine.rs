@@ -1,19 +1,25 @@
 //! Sessions: bound graphs, opened in ONNX Runtime and run by checked names.
 //! It knows nothing of what the graphs compute.
 
+mod compile;
 mod library;
 mod pool;
+mod provider;
 mod stream;
 mod sys;
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use half::f16;
 
+use self::compile::{Cache, Compilation};
+pub use self::compile::{Compiling, Watch};
 pub use self::library::Library;
+pub use self::provider::{About, Precision, Provider, ProviderKind, Providers};
 use self::stream::Streamed;
-use self::sys::Input;
+use self::sys::{Found, Input};
 use crate::graph::{BoundGraph, Dim, Port};
 use crate::weights::Dtype;
 use crate::{Error, ErrorKind};
@@ -50,20 +56,42 @@ enum Copies {
 }
 
 /// How a session is opened.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct SessionOptions {
     /// How many threads work on one operator.
     pub threads: NonZeroUsize,
-    /// Where its weights are.
+    /// Which providers each graph may run on, by its name.
+    pub providers: Providers,
+    /// The folder in which providers keep what they compile; nothing is kept without.
+    pub cache: Option<PathBuf>,
+    /// Who is told when a provider compiles a graph.
+    pub watch: Option<Watch>,
+    /// Where its weights are; where another provider than the processor may run a graph, always [`Residency::Keep`].
     pub residency: Residency,
-    /// How much memory is kept between its runs to compute in; as much as is of use when absent.
+    /// How much memory is kept between its runs to compute in; as much as is of use when absent, or where another provider
+    /// than the processor may run a graph.
     pub pool_bytes: Option<usize>,
 }
 
 impl SessionOptions {
-    /// Everything in memory, on this many threads.
-    pub const fn new(threads: NonZeroUsize) -> Self {
-        Self { threads, residency: Residency::Keep, pool_bytes: None }
+    /// Everything in memory, on this many threads of the processor.
+    pub fn new(threads: NonZeroUsize) -> Self {
+        Self {
+            threads,
+            providers: Providers::default(),
+            cache: None,
+            watch: None,
+            residency: Residency::Keep,
+            pool_bytes: None,
+        }
+    }
+
+    /// What holds for a component: devices have memory of their own, into which its weights are copied once.
+    pub(crate) fn for_component(mut self, component: &str) -> Self {
+        if !self.providers.is_cpu(component) {
+            (self.residency, self.pool_bytes) = (Residency::Keep, None);
+        }
+        self
     }
 }
 
@@ -97,12 +125,48 @@ pub(crate) fn copied_bytes(bound: &BoundGraph) -> usize {
     if bound.float_bytes <= COPIED_BYTES { bound.float_bytes } else { 0 }
 }
 
+/// A device that a provider offers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// The provider's name in ONNX Runtime.
+    pub provider: String,
+    /// `cpu`, `gpu` or `npu`.
+    pub kind: &'static str,
+    /// Who made it.
+    pub vendor: String,
+}
+
+/// Where a component runs, and why not elsewhere.
+#[derive(Clone, Debug)]
+pub struct Placement {
+    /// The component.
+    pub component: String,
+    /// The providers of its session: each runs what those before it cannot.
+    pub providers: Vec<Provider>,
+    /// Those that were asked for before and could not be had, with the reasons.
+    pub passed_over: Vec<(Provider, String)>,
+    /// What it is computed in: the coarsest of its providers.
+    pub precision: Precision,
+    /// How far its trial lay from the reference: see [`crate::manual::providers`]. Nothing where the processor runs all of it, or
+    /// where it could not be compared with the processor.
+    pub error: Option<f64>,
+}
+
+impl Placement {
+    /// Whether the processor runs all of it.
+    pub fn is_cpu(&self) -> bool {
+        self.providers.iter().all(Provider::is_cpu)
+    }
+}
+
 /// A graph that is ready to run, with its weights.
 pub struct Session {
     name: String,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     run: Run,
+    placement: Placement,
+    compilation: Option<Compilation>,
 }
 
 /// What a [`Session`] runs.
@@ -131,47 +195,73 @@ impl Session {
     ///
     /// # Errors
     /// [`ErrorKind::Model`] when ONNX Runtime does not accept the graph; [`ErrorKind::Runtime`] when there is no
-    /// library, or it lacks an operator of the graph.
-    pub fn open(bound: BoundGraph, options: &SessionOptions) -> Result<Self, Error> {
+    /// library, or none of the providers that were asked for can be had, or it lacks an operator of the graph.
+    pub fn open(mut bound: BoundGraph, options: &SessionOptions) -> Result<Self, Error> {
         let library = Library::load(None)?;
-        for operator in &bound.custom_operators {
-            if let Some(providers) = providers_needed(operator) {
-                return Err(Error::new(
-                    ErrorKind::Runtime,
-                    format!(
-                        "{}: {operator}: expected an operator that a CPU can run, got one that needs {providers}",
-                        bound.name
-                    ),
-                )
-                .help("take the model's plain export, which was not optimised for one provider"));
+        let options = &options.clone().for_component(&bound.name);
+        let mut placement = Placement {
+            component: bound.name.clone(),
+            providers: Vec::new(),
+            passed_over: Vec::new(),
+            precision: Precision::Full,
+            error: None,
+        };
+        let mut providers = Vec::new();
+        for provider in options.providers.of(&bound.name) {
+            match library.runtime().find(provider) {
+                Ok(found) => providers.push((provider.clone(), found)),
+                Err(reason) => placement.passed_over.push((provider.clone(), reason)),
             }
         }
-        let copies = match options.residency {
-            Residency::Keep if copied_bytes(&bound) > 0 => Copies::All,
-            // Kernels for integers are three times as slow on weights that are not repacked.
-            _ if bound.has_integers => Copies::Repacked,
-            _ => Copies::None,
-        };
-        let (runtime, threads) = (library.runtime(), options.threads.get());
-        runtime.pool().limit(options.pool_bytes);
-        let run = match options.residency {
-            Residency::Keep | Residency::PerStage => {
-                let weights = Arc::clone(&bound.weights);
-                sys::Session::open(runtime, &bound.encode(), weights, threads, copies).map(Run::Whole)
+        let (run, compilation) = loop {
+            // All that was asked for is missing: the first was wanted most.
+            let Some((first, _)) = providers.first() else {
+                let (provider, reason) = placement.passed_over.swap_remove(0);
+                return Err(named(&bound.name, library::missing(&provider, reason)));
+            };
+            if first.is_cpu() {
+                bound.convert_rows();
             }
-            Residency::Streamed { grain_bytes, resident_bytes } => {
-                Streamed::open(runtime, &bound, threads, copies, grain_bytes, resident_bytes)
-                    .map(Run::Streamed)
+            match open_on(library, &bound, &providers, options) {
+                Ok(opened) => break opened,
+                Err(error) if providers.len() == 1 => return Err(named(&bound.name, error)),
+                Err(error) => {
+                    placement.passed_over.push((first.clone(), error.to_string()));
+                    providers.remove(0);
+                }
             }
         };
-        let run = run.map_err(|error| named(&bound.name, error))?;
         let BoundGraph { name, inputs, outputs, model, .. } = bound;
         drop(model);
         if options.residency != Residency::Keep {
             // Reading a graph leaves as many holes as it has names.
             sys::trim_heap();
         }
-        Ok(Self { name, inputs, outputs, run })
+        for (provider, reason) in &placement.passed_over {
+            tracing::warn!(component = name, %provider, reason, "a provider was passed over");
+        }
+        let mut precisions =
+            providers.iter().map(|(provider, found)| Precision::of(&found.canonical, provider));
+        let is_half = inputs.iter().chain(&outputs).any(|port| port.dtype == Dtype::F16);
+        if is_half || precisions.any(|precision| precision == Precision::Reduced) {
+            placement.precision = Precision::Reduced;
+        }
+        placement.providers = providers.into_iter().map(|(provider, _)| provider).collect();
+        Ok(Self { name, inputs, outputs, run, placement, compilation })
+    }
+
+    /// Where it runs.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    /// Notes what its trial found, and ends the compilation that opening it began: some providers compile when a graph
+    /// is first run.
+    pub(crate) fn settle(&mut self, error: Option<f64>) {
+        self.placement.error = error;
+        if let Some(compilation) = self.compilation.take() {
+            compilation.finish();
+        }
     }
 
     /// What [`Session::run`] must be fed.
@@ -274,6 +364,67 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Opens a graph on all of these providers, the first of which is to run it.
+fn open_on(
+    library: &'static Library,
+    bound: &BoundGraph,
+    providers: &[(Provider, Found)],
+    options: &SessionOptions,
+) -> Result<(Run, Option<Compilation>), Error> {
+    let (first, found) = &providers[0];
+    if first.is_cpu()
+        && let Some((operator, providers)) =
+            bound.custom_operators.iter().find_map(|name| Some((name, providers_needed(name)?)))
+    {
+        return Err(Error::new(
+            ErrorKind::Runtime,
+            format!("{operator}: expected an operator that a CPU can run, got one that needs {providers}"),
+        )
+        .help("take the model's plain export, which was not optimised for one provider"));
+    }
+    let copies = match options.residency {
+        Residency::Keep if copied_bytes(bound) > 0 => Copies::All,
+        // Kernels for integers are three times as slow on weights that are not repacked.
+        _ if bound.has_integers => Copies::Repacked,
+        _ => Copies::None,
+    };
+    let mut providers: Vec<(Provider, Found)> = providers.to_vec();
+    let mut cache = None;
+    let root = options.cache.as_deref();
+    if let (Some(root), [(provider, found), ..]) = (root, &mut providers[..])
+        && !provider::cache_options(&found.canonical, root).is_empty()
+    {
+        let opened = Cache::open(root, &found.canonical, &bound.key())?;
+        for (key, value) in provider::cache_options(&found.canonical, opened.folder()) {
+            // What was typed is meant.
+            if provider.option(key).is_none() {
+                provider.options.push((key.to_owned(), value));
+            }
+        }
+        cache = Some(opened);
+    }
+    let watch = options.watch.as_ref();
+    let compilation = Compilation::begin(&bound.name, &found.canonical, cache.as_ref(), root, watch);
+    let (runtime, threads) = (library.runtime(), options.threads.get());
+    runtime.pool().limit(options.pool_bytes);
+    let run = match options.residency {
+        Residency::Keep | Residency::PerStage => {
+            let weights = Arc::clone(&bound.weights);
+            sys::Session::open(runtime, &bound.encode(), weights, threads, copies, &providers).map(Run::Whole)
+        }
+        Residency::Streamed { grain_bytes, resident_bytes } => {
+            Streamed::open(runtime, bound, threads, copies, grain_bytes, resident_bytes).map(Run::Streamed)
+        }
+    };
+    let run = run.map_err(|error| match first.is_cpu() {
+        true => error,
+        false => Error::new(ErrorKind::Runtime, format!("provider {first}"))
+            .source(error)
+            .help(format!("{},cpu would let the processor run what it cannot", first.kind)),
+    })?;
+    Ok((run, compilation))
 }
 
 /// A tensor that a graph has given.

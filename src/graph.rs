@@ -21,6 +21,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use prost::Message;
+use sha2::{Digest, Sha256};
 
 pub(crate) use self::cut::value_info;
 use self::file::Skeleton;
@@ -302,8 +303,8 @@ impl Graph {
             return Err(refuse(describe_missing(&missing, count, &weights)));
         }
 
-        let tables: HashSet<String> = tables(&graph.node).into_iter().map(str::to_owned).collect();
-        let mut casts = Vec::new();
+        let known: HashSet<String> = tables(&graph.node).into_iter().map(str::to_owned).collect();
+        let (mut casts, mut tables) = (Vec::new(), Vec::new());
         let (mut float_bytes, mut has_integers) = (0, false);
         for (parameter, weight) in found {
             let wanted = &parameter.name;
@@ -333,10 +334,9 @@ impl Graph {
                 (got, expected) if got == expected => {}
                 (Dtype::F16 | Dtype::Bf16, Dtype::F32) => {
                     let stored = format!("{wanted}/stored");
-                    if tables.contains(wanted) {
-                        convert_rows(&mut graph.node, wanted, &stored);
-                    } else {
-                        casts.push(cast(&stored, wanted, parameter.dtype));
+                    casts.push(cast(&stored, wanted, parameter.dtype));
+                    if known.contains(wanted) {
+                        tables.push((wanted.clone(), stored.clone()));
                     }
                     let initializer = &mut graph.initializer[parameter.initializer];
                     initializer.name = Some(stored);
@@ -356,7 +356,17 @@ impl Graph {
         }
         graph.node.splice(0..0, casts);
         model.graph = Some(graph);
-        Ok(BoundGraph { model, name, inputs, outputs, weights, float_bytes, has_integers, custom_operators })
+        Ok(BoundGraph {
+            model,
+            name,
+            inputs,
+            outputs,
+            weights,
+            tables,
+            float_bytes,
+            has_integers,
+            custom_operators,
+        })
     }
 }
 
@@ -364,19 +374,6 @@ impl fmt::Debug for Graph {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (nodes, parameters) = (self.graph.node.len(), self.parameters.len());
         write!(f, "Graph({}: {nodes} nodes, {parameters} parameters)", self.name)
-    }
-}
-
-/// Makes nodes that look rows up in a table look them up in the table as it is `stored`, and converts the rows: they are
-/// few, and the table is long.
-fn convert_rows(nodes: &mut Vec<NodeProto>, table: &str, stored: &str) {
-    while let Some(place) = nodes.iter().position(|node| node.input.iter().any(|name| name == table)) {
-        let node = &mut nodes[place];
-        let rows = node.output[0].clone();
-        node.input[0] = stored.into();
-        node.output[0] = format!("{rows}/stored");
-        let cast = cast(&node.output[0], &rows, Dtype::F32);
-        nodes.insert(place + 1, cast);
     }
 }
 
@@ -401,6 +398,8 @@ pub struct BoundGraph {
     /// The model; parameters refer to `weights` by [`Weights::files`].
     pub(crate) model: ModelProto,
     pub(crate) weights: Arc<Weights>,
+    /// Tables of rows that are converted before they are used, and their names as they are stored.
+    tables: Vec<(String, String)>,
     /// How much memory the weights in floats take, in the types in which the graph computes with them.
     pub(crate) float_bytes: usize,
     /// Whether there are weights in integers.
@@ -413,6 +412,31 @@ impl BoundGraph {
     /// The bytes of the ONNX model.
     pub(crate) fn encode(&self) -> Vec<u8> {
         self.model.encode_to_vec()
+    }
+
+    /// Has rows looked up in tables as these are stored, and converted then: they are few, and the table is long. It is for
+    /// the processor; a device that takes no 16-bit floats has no lookup for them either.
+    pub(crate) fn convert_rows(&mut self) {
+        let nodes = self.model.graph.as_mut().map(|graph| &mut graph.node).expect("a bound graph");
+        for (table, stored) in std::mem::take(&mut self.tables) {
+            nodes.retain(|node| !node.output.contains(&table));
+            while let Some(place) = nodes.iter().position(|node| node.input.contains(&table)) {
+                let node = &mut nodes[place];
+                let rows = node.output[0].clone();
+                node.input[0].clone_from(&stored);
+                node.output[0] = format!("{rows}/stored");
+                let cast = cast(&node.output[0], &rows, Dtype::F32);
+                nodes.insert(place + 1, cast);
+            }
+        }
+    }
+
+    /// A name for this graph with these weights, and no others: the first half of a SHA-256 in hexadecimal digits.
+    pub(crate) fn key(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(self.encode());
+        hash.update(self.weights.sha256());
+        hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
@@ -943,6 +967,52 @@ mod tests {
         assert_eq!(graph.node[0].input, ["block.0.weight/stored"]);
         assert_eq!(graph.node[0].output, ["block.0.weight"]);
         assert_eq!(graph.node[0].attribute[0].i(), 1);
+    }
+
+    #[test]
+    fn rows_are_converted_where_all_that_read_a_table_look_them_up() {
+        let lookup = |output: &str| NodeProto {
+            op_type: Some("Gather".into()),
+            input: vec!["block.0.weight".into(), "ids".into()],
+            output: vec![output.into()],
+            ..Default::default()
+        };
+        let sum = NodeProto {
+            op_type: Some("ReduceSum".into()),
+            input: vec!["block.0.weight".into()],
+            output: vec!["z".into()],
+            ..Default::default()
+        };
+        let bind = |nodes: Vec<NodeProto>| {
+            let mut model = model();
+            model.graph.as_mut().unwrap().node = nodes;
+            let stored: [(&str, Dtype, &[usize]); 2] =
+                [("block.0.bias", Dtype::F32, &[2]), ("block.0.weight", Dtype::F16, &[2, 3])];
+            decode(&model).unwrap().bind(weights(&stored)).unwrap()
+        };
+        let nodes = |bound: &BoundGraph| {
+            let nodes = bound.model.graph.as_ref().unwrap().node.iter();
+            nodes
+                .map(|node| format!("{} {} = {}", node.output[0], node.op_type(), node.input[0]))
+                .collect::<Vec<_>>()
+        };
+        let whole = "block.0.weight Cast = block.0.weight/stored";
+        let lookups = || vec![lookup("x"), lookup("y")];
+        let mut bound = bind(lookups());
+        assert_eq!(nodes(&bound), [whole, "x Gather = block.0.weight", "y Gather = block.0.weight"]);
+        for _ in 0..2 {
+            bound.convert_rows();
+            let converted = [
+                "x/stored Gather = block.0.weight/stored",
+                "x Cast = x/stored",
+                "y/stored Gather = block.0.weight/stored",
+                "y Cast = y/stored",
+            ];
+            assert_eq!(nodes(&bound), converted);
+        }
+        let mut bound = bind([lookups(), vec![sum]].concat());
+        bound.convert_rows();
+        assert_eq!(nodes(&bound)[0], whole, "one reader needs all of it");
     }
 
     #[test]

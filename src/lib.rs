@@ -4,6 +4,7 @@
 
 pub mod adapter;
 pub mod architecture;
+pub mod certify;
 pub mod checkpoint;
 pub mod engine;
 pub mod error;

@@ -9,5 +9,8 @@ pub mod memory {}
 #[doc = include_str!("manual/prompts.md")]
 pub mod prompts {}
 
+#[doc = include_str!("manual/providers.md")]
+pub mod providers {}
+
 #[doc = include_str!("manual/samplers.md")]
 pub mod samplers {}

@@ -58,7 +58,7 @@ pub struct Part {
 }
 
 /// A text encoder and what makes its token ids.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct TextEncoderPart {
     part: Part,
     vocabulary: Vocabulary,
@@ -80,7 +80,7 @@ pub struct Adapted {
 }
 
 /// The bytes that a tokenizer is made of.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Vocabulary {
     /// CLIP's own, which calotype has.
     Clip,
@@ -298,6 +298,11 @@ impl Model {
             encoder.words = words;
         }
         Ok(())
+    }
+
+    /// The text encoder that a component is, if it is one.
+    pub(crate) fn encoder(&self, part: &Part) -> Option<&TextEncoderPart> {
+        self.text_encoders.iter().find(|encoder| encoder.name == part.name)
     }
 
     fn parts_mut(&mut self) -> impl Iterator<Item = &mut Part> {

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use image::RgbImage;
 
-use crate::engine::SessionOptions;
+use crate::engine::{Placement, SessionOptions};
 use crate::guidance::View;
 use crate::manifest::Manifest;
 use crate::memory::{Memory, Watch};
 use crate::model::Model;
 use crate::noise::{BrownianTree, StepNoise};
-use crate::plan::Plan;
+use crate::plan::{self, Plan};
 use crate::prompt::{Part, Text};
 use crate::request::Request;
 use crate::sampler::StepNoiseKind;
@@ -61,16 +61,17 @@ struct Tiles {
 /// How a pipeline runs.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How many threads work on one operator.
-    pub threads: NonZeroUsize,
-    /// How it keeps within a budget; without one everything is kept in memory, and pictures are drawn whole.
+    /// How the sessions of its components are opened, but for what a plan says.
+    pub session: SessionOptions,
+    /// How it keeps within a budget, all on the processor; without one pictures are drawn whole.
     pub plan: Option<Plan>,
 }
 
 impl Default for Options {
-    /// As many threads as the process may use cores, and no budget.
+    /// On the processor, as many threads as the process may use cores, everything in memory, and no budget.
     fn default() -> Self {
-        Self { threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN), plan: None }
+        let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        Self { session: SessionOptions::new(threads), plan: None }
     }
 }
 
@@ -123,12 +124,17 @@ impl Pipeline {
     /// Opens every component of a model, but the VAE encoder, which the first picture that is drawn from opens.
     ///
     /// # Errors
-    /// [`ErrorKind::Model`] when a component is damaged or unfit; [`ErrorKind::Runtime`] without ONNX Runtime.
+    /// [`ErrorKind::Model`] when a component is damaged or unfit; [`ErrorKind::Runtime`] without ONNX Runtime or the
+    /// providers that were asked for; [`ErrorKind::Numeric`] for a provider that computes wrongly; [`ErrorKind::Usage`] for
+    /// a plan and a component that may run elsewhere than on the processor.
     pub fn open(model: &Model, options: &Options) -> Result<Self, Error> {
-        let Options { threads, plan } = options;
+        let Options { session, plan } = options;
+        if plan.is_some() {
+            plan::expect_cpu(model, &session.providers)?;
+        }
         let session = |component: &str| match plan {
-            Some(plan) => plan.session(component, *threads),
-            None => SessionOptions::new(*threads),
+            Some(plan) => plan.session(component, session),
+            None => session.clone(),
         };
         let tile = |component: &str| plan.as_ref().and_then(|plan| plan.tile(component));
         Ok(Self {
@@ -145,6 +151,13 @@ impl Pipeline {
     /// What the model says of itself.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// Where its components run, in the order in which a picture meets them; one that was not needed yet runs nowhere.
+    pub fn placements(&self) -> impl Iterator<Item = &Placement> {
+        let vae_encoder = self.vae_encoder.as_ref().and_then(VaeEncoder::placement);
+        let before = self.text_encoder.placements().chain(self.denoiser.placement());
+        before.chain(vae_encoder).chain(self.vae_decoder.placement())
     }
 
     /// Draws one picture. `on_step` is called after every step and may break off.

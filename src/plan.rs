@@ -8,13 +8,12 @@
 mod speed;
 
 use std::fmt;
-use std::num::NonZeroUsize;
 use std::str::FromStr;
 
 use serde::Serialize;
 
 pub use self::speed::multiplications_per_second;
-use crate::engine::{self, Library, Residency, SessionOptions};
+use crate::engine::{self, Library, Providers, Residency, SessionOptions};
 use crate::graph::{Dim, Graph, Port, Segment};
 use crate::memory::{self, Memory};
 use crate::model::{Model, Part};
@@ -193,16 +192,18 @@ impl Plan {
     ///
     /// # Errors
     /// [`ErrorKind::Memory`] when no way to run it fits, with the least budget that would do; [`ErrorKind::Model`] for a
-    /// graph whose memory cannot be predicted; [`ErrorKind::Runtime`] without ONNX Runtime.
+    /// graph whose memory cannot be predicted; [`ErrorKind::Usage`] for a component that may run elsewhere than on the
+    /// processor; [`ErrorKind::Runtime`] without ONNX Runtime.
     pub fn new(
         model: &Model,
         request: &Request,
-        threads: NonZeroUsize,
+        options: &SessionOptions,
         budget: Budget,
     ) -> Result<Self, Error> {
+        expect_cpu(model, &options.providers)?;
         // It is part of what the process has.
         Library::load(None)?;
-        let ways = Planner { threads: threads.get() }.ways(model, request)?;
+        let ways = Planner { threads: options.threads.get() }.ways(model, request)?;
         engine::trim();
         let described = ways.iter().map(|(_, ways)| ways[0].description_bytes).max().unwrap_or(0);
         let base_bytes =
@@ -251,13 +252,11 @@ impl Plan {
     }
 
     /// How the sessions of a component are opened.
-    pub(crate) fn session(&self, component: &str, threads: NonZeroUsize) -> SessionOptions {
-        match self.stages.iter().find(|stage| stage.stage == component) {
-            Some(Stage { how: How { residency, pool_bytes }, .. }) => {
-                SessionOptions { threads, residency: *residency, pool_bytes: *pool_bytes }
-            }
-            None => SessionOptions { residency: Residency::PerStage, ..SessionOptions::new(threads) },
-        }
+    pub(crate) fn session(&self, component: &str, options: &SessionOptions) -> SessionOptions {
+        let stage = self.stages.iter().find(|stage| stage.stage == component);
+        let unplanned = How { residency: Residency::PerStage, pool_bytes: None };
+        let How { residency, pool_bytes } = stage.map_or(unplanned, |stage| stage.how);
+        SessionOptions { residency, pool_bytes, ..options.clone() }
     }
 
     /// The most pictures that one call of the U-Net takes.
@@ -302,6 +301,20 @@ fn choose(stages: Vec<Vec<Way>>, room: u64) -> Option<Choice> {
     let ways: Option<Vec<Way>> = stages.into_iter().map(first).collect();
     let ways = ways?.into_iter().map(|way| with_more_resident(way, room)).collect();
     Some(Choice { ways, kept_bytes: None })
+}
+
+/// [`ErrorKind::Usage`] for a component that may run elsewhere than on the processor: what is planned is its memory.
+pub(crate) fn expect_cpu(model: &Model, providers: &Providers) -> Result<(), Error> {
+    for part in model.parts() {
+        if let Some(other) = providers.of(part.name()).iter().find(|provider| !provider.is_cpu()) {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("memory: expected all components on the CPU, got {other} for {}", part.name()),
+            )
+            .help("leave out --memory"));
+        }
+    }
+    Ok(())
 }
 
 /// A way of streaming with as much of the weights in memory as there is room for.
@@ -368,7 +381,8 @@ impl Planner {
         batch: usize,
         calls: usize,
     ) -> Result<Vec<Way>, Error> {
-        let bound = part.bind_graph(graph.clone())?;
+        let mut bound = part.bind_graph(graph.clone())?;
+        bound.convert_rows();
         let inputs: Vec<(&str, &[usize])> =
             inputs.iter().map(|(name, dims)| (name.as_str(), &dims[..])).collect();
         let activations = graph.activations(&inputs, self.threads, Some(&graph.converted(part.weights())))?;

@@ -4,7 +4,9 @@
 pub(crate) mod component;
 pub(crate) mod denoiser;
 pub(crate) mod feed;
+pub(crate) mod seeded;
 pub(crate) mod start;
 pub(crate) mod text_encoder;
 pub(crate) mod tile;
+pub(crate) mod trial;
 pub(crate) mod vae;

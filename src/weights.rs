@@ -12,6 +12,8 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
+
 use self::map::Bytes;
 use self::safetensors::Problem;
 use crate::{Error, ErrorKind};
@@ -217,6 +219,16 @@ impl Weights {
     /// All tensors, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, TensorView<'_>)> {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), TensorView { weights: self, tensor }))
+    }
+
+    /// The SHA-256 of all tensors: of each its name, type and shape as `name F16[2, 3]`, and its data.
+    pub(crate) fn sha256(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        for (name, tensor) in self.iter() {
+            hash.update(format!("{name} {}{:?}", tensor.dtype(), tensor.shape()));
+            hash.update(tensor.to_bytes());
+        }
+        hash.finalize().into()
     }
 
     /// Maps a file whose tensors [`Weights::insert`] will name, and gives its index.

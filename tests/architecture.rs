@@ -8,7 +8,7 @@ use std::path::Path;
 /// The layers from the top down, and in them the modules: each may name those after it, and none before it.
 const LAYERS: [(&str, &[&str]); 5] = [
     ("faces", &["main", "cli"]),
-    ("diffusion", &["pack", "pipeline", "plan", "stage", "request"]),
+    ("diffusion", &["pack", "pipeline", "plan", "certify", "stage", "request"]),
     ("runtime", &["engine"]),
     (
         "untrusted bytes",

@@ -1410,6 +1410,81 @@ mod report {
         let said = Said::of(calotype(&["doctor", "--ort", "no/such/library.so"]).output().unwrap());
         said.is_refusal(6, &["no ONNX Runtime library could be loaded: the one named ("]);
     }
+
+    #[test]
+    fn doctor_says_what_there_is_and_how_to_get_the_rest() {
+        let said = Said::of(calotype(&["doctor", "--json"]).output().unwrap());
+        let json = said.json();
+        let providers = json["providers"].as_array().unwrap();
+        assert_eq!(providers.len(), 9);
+        assert_eq!(
+            (providers[0]["name"].as_str(), providers[0]["present"].as_bool()),
+            (Some("cpu"), Some(true))
+        );
+        assert!(providers.iter().all(|provider| !provider["source"].as_str().unwrap().is_empty()));
+        assert!(!json["devices"].as_array().unwrap().is_empty());
+        if cfg!(target_os = "linux") {
+            let number = |name: &str| json["memory"][name].as_u64().unwrap();
+            assert!(number("available_bytes") <= number("total_bytes"));
+        }
+        let said = Said::of(calotype(&["doctor"]).output().unwrap());
+        for part in ["processor: ", "memory: ", "device: cpu of ", "provider cpu: in this library"] {
+            assert!(said.stdout.contains(part), "expected {part:?} in {:?}", said.stdout);
+        }
+    }
+
+    #[test]
+    fn doctor_certifies() {
+        let said =
+            Said::of(calotype(&["doctor", "--certify", "--provider", "cpu", "--json"]).output().unwrap());
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        let json = said.json();
+        let certificates = json["certificates"].as_array().unwrap();
+        assert_eq!(certificates.len(), 4);
+        for certificate in certificates {
+            assert!(certificate["error"].as_f64().unwrap() < certificate["limit"].as_f64().unwrap());
+            assert!(certificate["seconds"]["run"].as_f64().unwrap() > 0.0);
+        }
+        assert_eq!(said.stderr.lines().count(), 4, "one line as each is done: {}", said.stderr);
+        let said = Said::of(calotype(&["doctor", "--model", BUILT_IN]).output().unwrap());
+        assert_eq!(said.code, Some(2), "a model is for --certify alone");
+    }
+
+    #[test]
+    fn providers_that_are_missing_are_errors_and_fallbacks_are_told() {
+        // A library for a processor alone lacks it everywhere.
+        let desk = Desk::new();
+        desk.refuses(
+            &["a cat", "--provider", "qnn"],
+            6,
+            &["text_encoder: provider qnn: this library lacks it"],
+        );
+        desk.refuses(
+            &["a cat", "--provider", "unet=qnn"],
+            6,
+            &["unet: provider qnn", "pip install onnxruntime-qnn"],
+        );
+        desk.refuses(&["a cat", "--provider", "qn"], 2, &["expected one of cpu, cuda", "did you mean qnn?"]);
+        desk.refuses(&["a cat", "--provider", "plugin:none.so"], 6, &["none.so"]);
+
+        desk.refuses(
+            &["a cat", "--provider", "vae=qnn,vae=cpu", "--memory", "1B"],
+            2,
+            &["memory: expected all components on the CPU, got qnn for vae_encoder", "leave out --memory"],
+        );
+
+        let said = desk.generate(&["a cat", "--seed", "1", "--provider", "unet=qnn,unet=cpu", "--json"]);
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        assert!(said.stderr.contains("calotype: unet: not on qnn: this library lacks it"), "{}", said.stderr);
+        assert!(said.stderr.contains("calotype: unet: on cpu\n"), "{}", said.stderr);
+        let json = said.json();
+        let placements = json["placements"].as_array().unwrap();
+        let unet = placements.iter().find(|placement| placement["component"] == "unet").unwrap();
+        assert_eq!(unet["providers"], serde_json::json!(["cpu"]));
+        assert_eq!(unet["passed_over"][0]["provider"], "qnn");
+        assert!(json["memory"]["planned_bytes"].is_null(), "what devices have is not planned");
+        assert_eq!(texts(&desk.read("out.png")).receipt()["provider"], "cpu");
+    }
 }
 
 /// What a picture says of itself.

@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use calotype::engine::SessionOptions;
 use calotype::model::Model;
 use calotype::pack::{self, Options, Precision, Report};
 use calotype::pipeline::{self, Pipeline};
@@ -41,8 +42,11 @@ fn refusal(result: Result<Report, Error>, kind: ErrorKind, message: &str) {
 
 /// The pixels of a small picture.
 fn picture(model: &Model) -> Vec<u8> {
-    let mut pipeline =
-        Pipeline::open(model, &pipeline::Options { threads: NonZeroUsize::MIN, plan: None }).unwrap();
+    let mut pipeline = Pipeline::open(
+        model,
+        &pipeline::Options { session: SessionOptions::new(NonZeroUsize::MIN), plan: None },
+    )
+    .unwrap();
     let draft = Draft { prompt: "a red apple".into(), steps: Some(3), seed: Some(5), ..Draft::default() };
     let request = Request::new(draft, pipeline.manifest()).unwrap();
     pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image.into_raw()

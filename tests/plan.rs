@@ -34,6 +34,8 @@ fn draw(folder: &Path, size: &str, budget: Option<&str>) -> (image::RgbImage, f6
     let output = calotype(&arguments);
     assert!(output.status.success(), "{output:?}");
     let json = json(&output);
+    let placements: Vec<&Value> = json["placements"].as_array().unwrap().iter().collect();
+    assert_eq!(placements.len(), 3, "also of what is closed by now: {placements:?}");
     let [planned, peak] = ["planned_bytes", "peak_bytes"].map(|name| number(&json, &["memory", name]) / MIB);
     (image::open(path).unwrap().to_rgb8(), planned, peak)
 }

@@ -9,7 +9,7 @@ use calotype::model::{Model, Part};
 
 /// What a session of one part of the built-in model gives, on numbers that are nobody's choice.
 fn outputs(part: &Part, residency: Residency) -> Vec<Vec<f32>> {
-    let options = SessionOptions { threads: NonZeroUsize::new(2).unwrap(), residency, pool_bytes: None };
+    let options = SessionOptions { residency, ..SessionOptions::new(NonZeroUsize::new(2).unwrap()) };
     let mut session = Session::open(part.bind().unwrap(), &options).unwrap();
     let ports = session.inputs().to_vec();
     let shapes: Vec<Vec<usize>> = ports

@@ -1,52 +1,180 @@
-//! `calotype doctor`: what this device and this build can do, and what is missing.
+//! `calotype doctor`: what this device and this build can do, what is missing, and how to get it.
 
+use std::fmt::Write as _;
 use std::fs;
+use std::path::PathBuf;
 
-use calotype::Error;
-use serde_json::json;
+use calotype::certify::{self, Certificate};
+use calotype::engine::{Device, Library, Provider, ProviderKind, Providers, SessionOptions};
+use calotype::memory::Memory;
+use calotype::{Error, ErrorKind};
+use serde_json::{Value, json};
 
-use super::{Common, Report};
+use super::{Common, Report, open_model, provider};
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
+    /// Run every component of a model on each provider, and tell how far it is off and how long it takes.
+    #[arg(long)]
+    certify: bool,
+    /// The model to run; the built-in one when absent.
+    #[arg(short, long, value_name = "PATH", requires = "certify")]
+    model: Option<PathBuf>,
+    #[command(flatten)]
+    provider: provider::Choice,
     #[command(flatten)]
     pub(super) common: Common,
 }
 
 pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let library = flags.common.library()?;
-    let providers = library.providers()?;
+    let names = library.providers()?;
+    let chosen = flags.provider.providers()?;
+    // Plugins offer their devices once they are loaded.
+    for provider in chosen.iter().flat_map(Providers::all) {
+        library.find(provider)?;
+    }
+    let devices = library.devices();
+    let memory = Memory::of_this_machine();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let memory_bytes = available_memory_bytes();
-    let features = cpu_features();
-    let text = format!(
-        "calotype {} for {}-{}\nONNX Runtime {} from {}\nproviders: {}\ncores: {cores}\ncpu: {}\navailable memory: {}\n",
+    let (cpu, features) = (cpu_model(), cpu_features());
+    let mut text = format!(
+        "calotype {} for {}-{}\nprocessor: {}, {cores} cores, {}\n{}ONNX Runtime {} from {}\n",
         env!("CARGO_PKG_VERSION"),
         std::env::consts::ARCH,
         std::env::consts::OS,
+        cpu.as_deref().unwrap_or("model not known"),
+        if features.is_empty() { "features not known".into() } else { features.join(" ") },
+        memory.map_or("memory: not known\n".into(), memory_text),
         library.version(),
         library.path().display(),
-        providers.join(", "),
-        if features.is_empty() { "nothing known".into() } else { features.join(" ") },
-        memory_bytes.map_or("not known".into(), |bytes| format!("{} MiB", bytes >> 20)),
     );
-    let json = json!({
+    for Device { provider, kind, vendor } in &devices {
+        writeln!(text, "device: {kind} of {vendor}, for {provider}").expect("a String takes all");
+    }
+    for (kind, about) in ProviderKind::built_in() {
+        match names.iter().any(|name| name == about.canonical) {
+            true => writeln!(text, "provider {kind}: in this library"),
+            false => writeln!(text, "provider {kind}: missing; to get it: {}", about.source),
+        }
+        .expect("a String takes all");
+    }
+    let mut json = json!({
         "calotype": env!("CARGO_PKG_VERSION"),
         "arch": std::env::consts::ARCH,
         "os": std::env::consts::OS,
-        "onnxruntime": { "version": library.version(), "path": library.path(), "providers": providers },
+        "onnxruntime": { "version": library.version(), "path": library.path(), "providers": names },
         "cores": cores,
+        "cpu": cpu,
         "cpu_features": features,
-        "available_memory_bytes": memory_bytes,
+        "memory": memory.map(memory_json),
+        "providers": ProviderKind::built_in().map(|(kind, about)| json!({
+            "name": kind.to_string(),
+            "present": names.iter().any(|name| name == about.canonical),
+            "source": about.source,
+        })).collect::<Vec<_>>(),
+        "devices": devices.iter().map(|device| json!({
+            "provider": device.provider,
+            "kind": device.kind,
+            "vendor": device.vendor,
+        })).collect::<Vec<_>>(),
     });
+    if flags.certify {
+        let providers = chosen.unwrap_or_else(|| all_of(library));
+        let options = SessionOptions { providers, ..flags.provider.options()? };
+        let certificates = certify(flags, &options)?;
+        for certificate in &certificates {
+            writeln!(text, "{}", line(certificate)).expect("a String takes all");
+        }
+        json["certificates"] = certificates.iter().map(certificate_json).collect();
+    }
     Ok(Report { text, json })
 }
 
-/// What the kernel would give before it swaps; Linux only.
-fn available_memory_bytes() -> Option<u64> {
-    let table = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = table.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kibibytes| kibibytes * 1024)
+/// The processor, and what else the library has of what is known here.
+fn all_of(library: &Library) -> Providers {
+    let known = ProviderKind::built_in().map(|(kind, _)| Provider { kind, options: Vec::new() });
+    let (cpu, others): (Vec<_>, Vec<_>) =
+        known.filter(|provider| library.find(provider).is_ok()).partition(Provider::is_cpu);
+    Providers::everywhere([others, cpu].concat())
+}
+
+/// All certificates, told as they come; [`ErrorKind::Numeric`] when one is not passed.
+fn certify(flags: &Flags, options: &SessionOptions) -> Result<Vec<Certificate>, Error> {
+    let (model, _) = open_model(flags.model.as_ref(), &[], &[])?;
+    let certificates =
+        certify::certify(&model, options, |certificate| eprintln!("calotype: {}", line(certificate)))?;
+    match certificates.iter().find(|certificate| !certificate.is_passed()) {
+        Some(failed) => Err(Error::new(ErrorKind::Numeric, line(failed))
+            .help("this provider computes wrongly; choose another, or another version of it")),
+        None => Ok(certificates),
+    }
+}
+
+fn line(certificate: &Certificate) -> String {
+    let Certificate { component, providers, error, limit, has_golden, open, first_run, run } = certificate;
+    let found = match error {
+        Ok(error) => format!("{error:.1e}"),
+        Err(problem) => problem.clone(),
+    };
+    let reference = if *has_golden { "PyTorch and the processor" } else { "the processor" };
+    let seconds = [open, first_run, run].map(|time| time.as_secs_f64());
+    format!(
+        "{component} on {}: expected a relative error of at most {limit:.0e} from {reference}, got {found}; \
+         opened in {:.3} s, first run {:.3} s, later {:.3} s",
+        Provider::join(providers),
+        seconds[0],
+        seconds[1],
+        seconds[2],
+    )
+}
+
+fn certificate_json(certificate: &Certificate) -> Value {
+    json!({
+        "component": certificate.component,
+        "provider": Provider::join(&certificate.providers),
+        "error": certificate.error.as_ref().ok(),
+        "limit": certificate.limit,
+        "golden": certificate.has_golden,
+        "seconds": {
+            "open": certificate.open.as_secs_f64(),
+            "first_run": certificate.first_run.as_secs_f64(),
+            "run": certificate.run.as_secs_f64(),
+        },
+    })
+}
+
+fn memory_text(memory: Memory) -> String {
+    let Memory { total_bytes, available_bytes, limit_bytes, swap_bytes } = memory;
+    let limit = limit_bytes.map_or(String::new(), |limit| format!(", limited to {} MiB", limit >> 20));
+    format!(
+        "memory: {} MiB, {} MiB available{limit}, {} MiB of swap\n",
+        total_bytes >> 20,
+        available_bytes >> 20,
+        swap_bytes >> 20
+    )
+}
+
+fn memory_json(memory: Memory) -> Value {
+    json!({
+        "total_bytes": memory.total_bytes,
+        "available_bytes": memory.available_bytes,
+        "limit_bytes": memory.limit_bytes,
+        "swap_bytes": memory.swap_bytes,
+    })
+}
+
+/// The processor's name, or on a board that has none, the board's; Linux only.
+fn cpu_model() -> Option<String> {
+    let table = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let name = table.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    match name {
+        Some((_, name)) => Some(name.trim().to_owned()),
+        None => {
+            let board = fs::read_to_string("/proc/device-tree/model").ok()?;
+            Some(board.trim_end_matches('\0').trim().to_owned())
+        }
+    }
 }
 
 /// The vector instructions that decide how fast ONNX Runtime is.

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use calotype::engine::SessionOptions;
 use calotype::memory;
+use calotype::model::Model;
 use calotype::noise::Rng;
 use calotype::picture;
 use calotype::pipeline::{Options, Picture, Pipeline, Progress};
@@ -25,8 +27,8 @@ use sha2::{Digest, Sha256};
 
 use super::output::Destination;
 use super::receipt::Receipt;
-use super::samplers;
 use super::{Additions, Common, Report, open_model};
+use super::{provider, samplers};
 
 /// What is asked for in place of a name.
 const HELP: &str = "help";
@@ -112,12 +114,15 @@ pub(super) struct Flags {
     /// How many pictures, with consecutive seeds.
     #[arg(long, value_name = "N", default_value = "1", value_parser = value_parser!(u16).range(1..=MAX_COUNT))]
     count: u16,
-    /// The most memory that the process may take, as in `300MiB`; what is free, less a reserve, when absent.
+    /// The most memory that the process may take, as in `300MiB`; what is free, less a reserve, when absent. For the
+    /// processor alone.
     #[arg(long, value_name = "SIZE")]
     memory: Option<Budget>,
     /// How many threads work on one operator.
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=MAX_THREADS))]
     threads: Option<u16>,
+    #[command(flatten)]
+    provider: provider::Choice,
     #[command(flatten)]
     additions: Additions,
     #[command(flatten)]
@@ -179,22 +184,15 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     first.rng().source(last_seed)?;
     let stop = stop_on_interrupt()?;
     let library = flags.common.library()?;
-    let mut options = Options::default();
+    let mut session = flags.provider.options()?;
     if let Some(threads) = flags.threads.map(usize::from).and_then(NonZeroUsize::new) {
-        options.threads = threads;
+        session.threads = threads;
     }
-    let budget = flags.memory.unwrap_or_else(Budget::of_this_machine);
-    options.plan = match Plan::new(&model, &first, options.threads, budget) {
-        Ok(plan) => Some(plan),
-        // Nobody asked for a promise.
-        Err(error) if flags.memory.is_none() && error.kind() == ErrorKind::Model => {
-            tracing::info!(%error, "no plan of memory");
-            None
-        }
-        Err(error) => return Err(error),
-    };
+    let options = Options { plan: plan(flags.memory, &model, &first, &session)?, session };
     let mut pipeline = Pipeline::open(&model, &options)?;
     let opened = started.elapsed();
+    pipeline.placements().for_each(provider::report);
+    let mut placed = pipeline.placements().count();
 
     let (mut text, mut pictures) = (String::new(), Vec::new());
     for (index, destination) in destinations.iter().enumerate() {
@@ -210,7 +208,15 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         if stop.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Cancelled, "stopped before the picture was written"));
         }
-        let receipt = Receipt::new(&request, &model, &additions, library, &init_sha256, &mask_sha256);
+        if pipeline.placements().count() > placed {
+            // The first picture that is drawn from opened it.
+            let vae_encoder = pipeline.placements().filter(|placement| placement.component == "vae_encoder");
+            vae_encoder.for_each(provider::report);
+            placed = pipeline.placements().count();
+        }
+        let provider = provider::summary(pipeline.placements());
+        let receipt =
+            Receipt::new(&request, &model, &additions, library, provider, &init_sha256, &mask_sha256);
         report_cut(&picture);
         destination.write(&picture.image, &receipt)?;
         text += &format!("{} (seed {})\n", destination.path().display(), request.seed());
@@ -230,6 +236,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     }
     let json = json!({
         "pictures": pictures,
+        "placements": pipeline.placements().map(provider::json).collect::<Vec<_>>(),
         "seconds": { "open": seconds(opened), "all": seconds(started.elapsed()) },
         "memory": {
             "budget_bytes": flags.memory.map(Budget::bytes),
@@ -256,6 +263,28 @@ fn sampling(flags: &Flags) -> Result<(Option<Method>, Option<ScheduleKind>), Err
             format!("schedule: expected one, got {one} with the sampler and {other}"),
         )),
         _ => Ok((method, typed.or(of_name))),
+    }
+}
+
+/// The plan within a budget; where nobody gave one, within what is free, if it can be made.
+fn plan(
+    budget: Option<Budget>,
+    model: &Model,
+    request: &Request,
+    options: &SessionOptions,
+) -> Result<Option<Plan>, Error> {
+    let is_cpu = model.parts().all(|part| options.providers.is_cpu(part.name()));
+    if budget.is_none() && !is_cpu {
+        return Ok(None);
+    }
+    match Plan::new(model, request, options, budget.unwrap_or_else(Budget::of_this_machine)) {
+        Ok(plan) => Ok(Some(plan)),
+        // Nobody asked for a promise.
+        Err(error) if budget.is_none() && error.kind() == ErrorKind::Model => {
+            tracing::info!(%error, "no plan of memory");
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -41,7 +41,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         weights: flags.weights.as_deref().map(str::parse::<Precision>).transpose()?,
         name: flags.name.clone(),
         licence: flags.licence.clone(),
-        threads: pipeline::Options::default().threads,
+        threads: pipeline::Options::default().session.threads,
     };
     let (model, _) = open_model(flags.model.as_ref(), &flags.lora, &[])?;
     // Before gigabytes are written: without it, the bundle could not be compared with the model.

@@ -49,9 +49,10 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let request = Request::new(draft, model.manifest())?;
     flags.common.library()?;
     let budget = flags.memory.unwrap_or_else(Budget::of_this_machine);
-    let threads = flags.threads.unwrap_or(Options::default().threads);
-    let plan = Plan::new(&model, &request, threads, budget)?;
-    let speed = multiplications_per_second(threads)?;
+    let mut options = Options::default().session;
+    options.threads = flags.threads.unwrap_or(options.threads);
+    let plan = Plan::new(&model, &request, &options, budget)?;
+    let speed = multiplications_per_second(options.threads)?;
     let seconds = |stage: &Stage| stage.multiplications as f64 / speed;
     let mut json = json!(&plan);
     for (json, stage) in json["stages"].as_array_mut().into_iter().flatten().zip(&plan.stages) {

@@ -56,7 +56,8 @@ pub(super) struct Receipt<'a> {
     /// The sampler's name in A1111's form.
     #[serde(skip)]
     a1111_sampler: String,
-    provider: &'static str,
+    /// As `--provider` takes it.
+    provider: String,
     onnxruntime: String,
 }
 
@@ -84,6 +85,7 @@ impl<'a> Receipt<'a> {
         model: &Model,
         additions: &'a [Addition],
         library: &Library,
+        provider: String,
         init: &Option<String>,
         mask: &Option<String>,
     ) -> Self {
@@ -126,7 +128,7 @@ impl<'a> Receipt<'a> {
             rng: request.rng().to_string(),
             variation_seed: request.variation().map(|variation| variation.seed),
             variation_strength: request.variation().map(|variation| variation.strength),
-            provider: "cpu",
+            provider,
             onnxruntime: library.version().to_owned(),
         }
     }

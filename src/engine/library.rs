@@ -7,6 +7,8 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use super::Device;
+use super::provider::Provider;
 use super::sys::{self, Runtime};
 use crate::{Error, ErrorKind};
 
@@ -89,8 +91,33 @@ impl Library {
         self.runtime.providers()
     }
 
+    /// The devices of the providers that name theirs: the processor, and those of the plugins that were found so far.
+    pub fn devices(&self) -> Vec<Device> {
+        self.runtime.devices()
+    }
+
+    /// The name in ONNX Runtime of a provider that this library has; the file of a plugin is loaded to see.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Runtime`] when it lacks it, or the plugin offers no device on this machine.
+    pub fn find(&self, provider: &Provider) -> Result<String, Error> {
+        self.runtime.find(provider).map(|found| found.canonical).map_err(|reason| missing(provider, reason))
+    }
+
     pub(super) fn runtime(&self) -> &Runtime {
         &self.runtime
+    }
+}
+
+/// The error for a provider that is not there, with the way to it.
+pub(super) fn missing(provider: &Provider, reason: String) -> Error {
+    let kind = &provider.kind;
+    let error = Error::new(ErrorKind::Runtime, format!("provider {kind}")).source(reason);
+    match kind.about() {
+        Some(about) => {
+            error.help(format!("get a library that has it ({}), and name it with --ort", about.source))
+        }
+        None => error,
     }
 }
 

@@ -59,7 +59,7 @@ impl Streamed {
                 left_bytes -= bytes;
             }
             let copies = if is_pinned { copies } else { Copies::None };
-            let session = sys::Session::open(runtime, &onnx, Arc::clone(&weights), threads, copies)?;
+            let session = sys::Session::open(runtime, &onnx, Arc::clone(&weights), threads, copies, &[])?;
             types.extend(session.output_types().map(|(name, code)| (name.to_owned(), code)));
             let pinned = is_pinned.then_some(session);
             if pinned.is_none() {
@@ -96,8 +96,14 @@ impl Streamed {
                 Some(session) => session,
                 None => {
                     let weights = Arc::clone(&self.weights);
-                    opened =
-                        sys::Session::open(self.runtime, &part.onnx, weights, self.threads, self.copies)?;
+                    opened = sys::Session::open(
+                        self.runtime,
+                        &part.onnx,
+                        weights,
+                        self.threads,
+                        self.copies,
+                        &[],
+                    )?;
                     &mut opened
                 }
             };

@@ -4,13 +4,15 @@
 
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::fmt::Debug;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ort::AsPointer;
+use ort::device;
 use ort::environment::Environment;
 use ort::logging::LogLevel;
+use ort::memory::DeviceType;
 use ort::ortsys;
 use ort::session::SessionInputValue;
 use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
@@ -21,7 +23,8 @@ use ort::sys::{
 use ort::value::{DynValue, PrimitiveTensorElementType, TensorElementType};
 
 use super::pool::Pool;
-use super::{Copies, Data, Output, TensorRef};
+use super::provider::{Provider, ProviderKind};
+use super::{Copies, Data, Device, Output, TensorRef};
 use crate::weights::Weights;
 use crate::{Error, ErrorKind};
 
@@ -33,6 +36,23 @@ pub(super) struct Runtime {
     environment: Environment,
     allocator: &'static Allocator,
     version: String,
+    plugins: Mutex<Vec<Plugin>>,
+}
+
+/// A library of providers that ONNX Runtime has loaded; it is never unloaded.
+struct Plugin {
+    file: PathBuf,
+    /// The addresses of its devices, which live as long as it does.
+    devices: Vec<usize>,
+}
+
+/// A provider that this library has.
+#[derive(Clone)]
+pub(super) struct Found {
+    /// Its name in ONNX Runtime.
+    pub(super) canonical: String,
+    /// Of a plugin, the addresses of its devices.
+    devices: Vec<usize>,
 }
 
 impl Runtime {
@@ -77,7 +97,7 @@ impl Runtime {
             .map_err(|error| error.to_string())?;
         environment.set_log_level(LogLevel::Warning);
         let allocator = Allocator::register(&environment).map_err(|error| error.to_string())?;
-        Ok(Self { environment, allocator, version })
+        Ok(Self { environment, allocator, version, plugins: Mutex::default() })
     }
 
     pub(super) fn version(&self) -> &str {
@@ -105,6 +125,78 @@ impl Runtime {
         unsafe { ort::Error::result_from_status((ort::api().ReleaseAvailableProviders)(names, count)) }
             .map_err(failed)?;
         Ok(listed)
+    }
+
+    /// The devices of all providers that name theirs: those of plugins, and the processor.
+    pub(super) fn devices(&self) -> Vec<Device> {
+        self.environment.devices().map(describe).collect()
+    }
+
+    /// A provider, if this library has it; the file of a plugin is loaded to see.
+    pub(super) fn find(&self, provider: &Provider) -> Result<Found, String> {
+        if let Some(about) = provider.kind.about() {
+            let names = self.providers().map_err(|error| error.to_string())?;
+            return match names.iter().any(|name| name == about.canonical) {
+                true => Ok(Found { canonical: about.canonical.into(), devices: Vec::new() }),
+                false => Err(format!("this library lacks it; it has {}", names.join(", "))),
+            };
+        }
+        let ProviderKind::Plugin { file, name } = &provider.kind else {
+            unreachable!("all others are listed")
+        };
+        let addresses = self.plug_in(file)?;
+        let of_plugin = |device: &device::Device<'_>| addresses.contains(&(device.ptr() as usize));
+        let found: Vec<(usize, Device)> = self
+            .environment
+            .devices()
+            .filter(of_plugin)
+            .map(|device| (device.ptr() as usize, describe(device)))
+            .filter(|(_, device)| name.as_ref().is_none_or(|name| *name == device.provider))
+            .collect();
+        let Some((_, first)) = found.first() else {
+            let name = name.as_ref().map_or(String::new(), |name| format!(" of {name}"));
+            return Err(format!("it offers no device{name} on this machine"));
+        };
+        if let Some((_, other)) = found.iter().find(|(_, device)| device.provider != first.provider) {
+            return Err(format!(
+                "expected one provider, got {} and {}: name one behind the file",
+                first.provider, other.provider
+            ));
+        }
+        Ok(Found {
+            canonical: first.provider.clone(),
+            devices: found.iter().map(|(address, _)| *address).collect(),
+        })
+    }
+
+    /// The addresses of a plugin's devices; it is loaded when it is first asked for.
+    fn plug_in(&self, file: &Path) -> Result<Vec<usize>, String> {
+        let file = std::path::absolute(file).map_err(|error| error.to_string())?;
+        let mut plugins = self.plugins.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(plugin) = plugins.iter().find(|plugin| plugin.file == file) {
+            return Ok(plugin.devices.clone());
+        }
+        let addresses = || self.environment.devices().map(|device| device.ptr() as usize).collect::<Vec<_>>();
+        let before = addresses();
+        self.environment
+            .register_ep_library(file.display().to_string(), &file)
+            .map_err(|error| error.to_string())?;
+        let devices = addresses().into_iter().filter(|address| !before.contains(address)).collect::<Vec<_>>();
+        plugins.push(Plugin { file, devices: devices.clone() });
+        Ok(devices)
+    }
+}
+
+fn describe(device: device::Device<'_>) -> Device {
+    let hardware = device.hardware_device();
+    Device {
+        provider: device.ep().unwrap_or_default().to_owned(),
+        kind: match hardware.ty() {
+            DeviceType::GPU => "gpu",
+            DeviceType::NPU => "npu",
+            _ => "cpu",
+        },
+        vendor: hardware.vendor().unwrap_or_default().to_owned(),
     }
 }
 
@@ -189,6 +281,7 @@ impl Session {
         weights: Arc<Weights>,
         threads: usize,
         copies: Copies,
+        providers: &[(Provider, Found)],
     ) -> Result<Self, Error> {
         let failed = |error: ort::Error| {
             let kind = match error.code() {
@@ -200,7 +293,8 @@ impl Session {
             };
             Error::new(kind, "ONNX Runtime cannot open the graph").source(error)
         };
-        let mut builder = options(runtime, threads, copies).map_err(failed)?;
+        let builder = options(runtime, threads, copies).map_err(failed)?;
+        let mut builder = append(runtime, builder, providers).map_err(failed)?;
         lend_weights(&mut builder, &weights).map_err(failed)?;
         let session = builder.commit_from_memory(model).map_err(failed)?;
         Ok(Self { session, _weights: weights })
@@ -255,8 +349,9 @@ impl Session {
             let value = ptr::NonNull::new(value).ok_or_else(|| {
                 Error::new(ErrorKind::Internal, format!("output {name}: the run did not give it"))
             })?;
-            // SAFETY: a value that is ours from now on. Its memory is of the pool, which outlives every session; the
-            // allocator that is named here only stands in for a session's, and frees nothing of it.
+            // SAFETY: a value that is ours from now on. Its memory is of the pool, which outlives every session: what
+            // another provider computed is copied to the processor's memory, too. The allocator that is named here only
+            // stands in for a session's, and frees nothing of it.
             Ok(Value(unsafe { DynValue::from_ptr(value, Some(&allocator)) }))
         });
         results.collect()
@@ -311,7 +406,8 @@ fn options(runtime: &Runtime, threads: usize, copies: Copies) -> ort::Result<Ses
         .with_intra_op_spinning(false)?
         // Read the weights where they lie, instead of copying the files' contents first.
         .with_config_entry("session.use_external_initializer_file_buffers_directly", "1")?
-        // Computes in the pool, which takes memory and gives it back block by block; patterns would ask for all at once.
+        // Computes in the pool, which takes memory and gives it back block by block; patterns would ask for all at once,
+        // and DirectML cannot work with them.
         .with_env_allocators()?
         .with_memory_pattern(false)?;
     if copies == Copies::All {
@@ -322,6 +418,93 @@ fn options(runtime: &Runtime, threads: usize, copies: Copies) -> ort::Result<Ses
         .with_optimization_level(GraphOptimizationLevel::Level2)?
         .with_prepacking(copies == Copies::Repacked)?
         .with_config_entry("optimization.constant_folding_max_output_size_in_bytes", "65536")?)
+}
+
+/// The option by which one of a plugin's devices is chosen, by its place in their list; ours, not the plugin's.
+const DEVICE: &str = "device";
+
+/// Gives a session-to-be its providers, in order; the processor, always the last, runs nothing unless it is among them or
+/// there are none.
+fn append(
+    runtime: &Runtime,
+    mut builder: SessionBuilder,
+    providers: &[(Provider, Found)],
+) -> ort::Result<SessionBuilder> {
+    /// Providers whose options are kept in a structure of their own.
+    macro_rules! append_by_struct {
+        ($builder:ident, $keys:ident, $values:ident, $create:ident, $update:ident, $release:ident, $append:ident) => {{
+            let mut options = ptr::null_mut();
+            // SAFETY: writes the address of a structure that is ours until it is released below.
+            ortsys![unsafe $create(&mut options)?];
+            // SAFETY: two arrays of `$keys.len()` strings that end in 0, and a structure of this provider's.
+            let updated = ortsys![
+                @ort: unsafe $update(options, $keys.as_ptr(), $values.as_ptr(), $keys.len()) as Result
+            ];
+            let appended = updated.and_then(|()| {
+                // SAFETY: session options that are ours, and a structure that is copied.
+                ortsys![@ort: unsafe $append($builder.ptr_mut(), options) as Result]
+            });
+            // SAFETY: released once, on all ways.
+            ortsys![unsafe $release(options)];
+            appended?;
+        }};
+    }
+    for (provider, found) in providers {
+        let options = provider.options.iter().filter(|(key, _)| found.devices.is_empty() || key != DEVICE);
+        if !found.devices.is_empty() {
+            let which = provider.option(DEVICE).map_or(Ok(0), str::parse::<usize>);
+            let count = found.devices.len();
+            let Some(&chosen) = which.ok().and_then(|index| found.devices.get(index)) else {
+                return Err(ort::Error::new(format!("{DEVICE}: expected a number below {count}")));
+            };
+            let options: Vec<(String, String)> =
+                options.map(|(key, value)| (format!("{}.{key}", found.canonical), value.clone())).collect();
+            let device =
+                runtime.environment.devices().filter(|device| device.ptr() as usize == chosen).take(1);
+            builder = builder.with_devices(device, Some(&options))?;
+            continue;
+        }
+        let strings = |text: &str| CString::new(text).map_err(|_| ort::Error::new("an option has a NUL"));
+        let options = options
+            .map(|(key, value)| Ok((strings(key)?, strings(value)?)))
+            .collect::<ort::Result<Vec<(CString, CString)>>>()?;
+        let keys: Vec<*const c_char> = options.iter().map(|(key, _)| key.as_ptr()).collect();
+        let values: Vec<*const c_char> = options.iter().map(|(_, value)| value.as_ptr()).collect();
+        match provider.kind {
+            // Every session has it.
+            ProviderKind::Cpu => {}
+            ProviderKind::Cuda => append_by_struct!(
+                builder,
+                keys,
+                values,
+                CreateCUDAProviderOptions,
+                UpdateCUDAProviderOptions,
+                ReleaseCUDAProviderOptions,
+                SessionOptionsAppendExecutionProvider_CUDA_V2
+            ),
+            ProviderKind::TensorRt => append_by_struct!(
+                builder,
+                keys,
+                values,
+                CreateTensorRTProviderOptions,
+                UpdateTensorRTProviderOptions,
+                ReleaseTensorRTProviderOptions,
+                SessionOptionsAppendExecutionProvider_TensorRT_V2
+            ),
+            _ => {
+                let name = strings(&found.canonical)?;
+                // SAFETY: session options that are ours, a string and two arrays of `keys.len()` strings that end in 0,
+                // all of which are copied.
+                ortsys![unsafe SessionOptionsAppendExecutionProvider(
+                    builder.ptr_mut(), name.as_ptr(), keys.as_ptr(), values.as_ptr(), keys.len()
+                )?];
+            }
+        }
+    }
+    if !providers.is_empty() && !providers.iter().any(|(provider, _)| provider.is_cpu()) {
+        builder = builder.with_config_entry("session.disable_cpu_ep_fallback", "1")?;
+    }
+    Ok(builder)
 }
 
 /// Tells the session-to-be where in memory the files lie that the model's external data names.

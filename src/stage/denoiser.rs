@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::component::Component;
 use super::feed::{Feed, constants, runs};
 use super::text_encoder::TextStates;
-use crate::engine::{SessionOptions, TensorRef};
+use crate::engine::{Placement, SessionOptions, TensorRef};
 use crate::graph::{Dim, Port};
 use crate::guidance::{self, Guide, Moment, View};
 use crate::model::Model;
@@ -48,7 +48,7 @@ impl Denoiser {
         if signature.inputs.len() > MAX_INPUTS {
             return Err(unfit(format!("at most {MAX_INPUTS} inputs, got {}", signature.inputs.len())));
         }
-        let component = Component::open(part, options)?;
+        let component = Component::open(model, part, options)?;
         Ok(Self { component, signature, prediction: model.manifest().prediction, max_batch })
     }
 
@@ -60,6 +60,11 @@ impl Denoiser {
     /// Gives its memory back, unless it is to be kept.
     pub(crate) fn rest(&mut self) {
         self.component.rest();
+    }
+
+    /// Where it runs, once it was needed.
+    pub(crate) fn placement(&self) -> Option<&Placement> {
+        self.component.placement()
     }
 
     /// The U-Net for one run. `beside` is what it sees beside the latents, `[channels, rows, columns]`.

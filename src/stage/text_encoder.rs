@@ -2,7 +2,7 @@
 
 use super::component::Component;
 use super::feed::{Feed, constants, runs};
-use crate::engine::{Output, SessionOptions};
+use crate::engine::{Output, Placement, SessionOptions};
 use crate::graph::{Dim, Port};
 use crate::model::{Model, TextEncoderPart};
 use crate::prompt::Text;
@@ -56,7 +56,8 @@ impl TextEncoder {
         // A U-Net that takes the whole prompt's vector was trained on the states before the last layer.
         let is_pooled = unet.input(Role::Pooled).is_some();
         let encoders = parts.iter().enumerate().map(|(index, part)| {
-            Encoder::open(part, is_pooled, is_pooled && index + 1 == parts.len(), options(part.name()))
+            let is_last = index + 1 == parts.len();
+            Encoder::open(model, part, is_pooled, is_pooled && is_last, options(part.name()))
         });
         let encoders = encoders.collect::<Result<Vec<_>, Error>>()?;
         let contexts: Vec<usize> = encoders.iter().map(|encoder| encoder.context).collect();
@@ -78,6 +79,11 @@ impl TextEncoder {
         self.encoders.iter_mut().for_each(|encoder| {
             encoder.component.squeeze();
         });
+    }
+
+    /// Where those run that were needed.
+    pub(crate) fn placements(&self) -> impl Iterator<Item = &Placement> {
+        self.encoders.iter().filter_map(|encoder| encoder.component.placement())
     }
 
     /// Encodes texts; an absent one is zeros, as many as the longest has, which says the same at any length.
@@ -129,6 +135,7 @@ impl TextStates {
 
 impl Encoder {
     fn open(
+        model: &Model,
         part: &TextEncoderPart,
         penultimate: bool,
         pooled: bool,
@@ -152,7 +159,7 @@ impl Encoder {
             Dim::Free(_) => part.context(),
         };
         let tokenizer = part.tokenizer(context)?;
-        let component = Component::open(part, options)?;
+        let component = Component::open(model, part, options)?;
         Ok(Self { name, tokenizer, context, component, signature, ids, states, pooled })
     }
 

@@ -3,8 +3,9 @@
 
 use std::slice::from_ref;
 
+use super::component::Component;
 use super::feed::{Feed, constants};
-use crate::engine::{self, Output, Session, SessionOptions, TensorRef};
+use crate::engine::{self, Output, Session, TensorRef};
 use crate::graph::normal::{CORE_END, CORE_START, FOUND, GIVEN, OWN};
 use crate::graph::{Dim, Graph, Port};
 use crate::model::Part;
@@ -131,27 +132,25 @@ impl Halves {
     /// Runs the half for the whole picture.
     pub(super) fn run_whole(
         &self,
-        part: &Part,
-        options: &SessionOptions,
+        component: &mut Component,
         numbers: impl Iterator<Item = f64>,
         output: &str,
     ) -> Result<Output, Error> {
         let Run { graph, inputs } = &self.whole;
-        let mut session = open(graph, part, options)?;
-        let mut feeds = switches(part.signature(), graph)?;
+        let mut session = component.session_of(graph)?;
+        let mut feeds = switches(component.part().signature(), graph)?;
         feeds.push(feed(graph, &inputs[0], numbers)?);
         let inputs: Vec<_> = feeds.iter().map(Feed::input).collect();
         let computed = session.compute(&inputs, &[output])?.remove(0);
         drop(session);
-        rest(part);
+        rest(component.part());
         Ok(computed)
     }
 
     /// Runs the other half for every tile of `planes` and joins what it gives.
     pub(super) fn run_tiles(
         &self,
-        part: &Part,
-        options: &SessionOptions,
+        component: &mut Component,
         planes: &Planes,
         output: &str,
     ) -> Result<Planes, Error> {
@@ -167,8 +166,8 @@ impl Halves {
         }
         let mut desk = Desk {
             halves: self,
-            session: open(graph, part, options)?,
-            switches: switches(part.signature(), graph)?,
+            session: component.session_of(graph)?,
+            switches: switches(component.part().signature(), graph)?,
             input: feed(graph, &inputs[0], std::iter::empty())?,
             planes,
         };
@@ -196,7 +195,7 @@ impl Halves {
         let joined = self
             .join(|row, column| Planes::of(desk.run(row, column, 0.0, &given, from_ref(&output))?.remove(0)));
         drop(desk);
-        rest(part);
+        rest(component.part());
         joined
     }
 
@@ -409,10 +408,6 @@ fn rest(part: &Part) {
     engine::trim();
 }
 
-fn open(graph: &Graph, part: &Part, options: &SessionOptions) -> Result<Session, Error> {
-    Session::open(graph.clone().bind(part.weights().clone())?, options)
-}
-
 fn feed(
     graph: &Graph,
     (name, shape): &(String, Vec<usize>),
@@ -440,7 +435,9 @@ mod tests {
 
     use super::*;
     use crate::architecture::autoencoder_kl::Config;
+    use crate::engine::SessionOptions;
     use crate::graph::proto::ModelProto;
+    use crate::model::Model;
     use crate::noise::{NoiseSource, TorchCpu};
     use crate::weights::Weights;
     use flate2::read::GzDecoder;
@@ -451,6 +448,11 @@ mod tests {
 
     fn options() -> SessionOptions {
         SessionOptions::new(std::num::NonZeroUsize::MIN)
+    }
+
+    /// On the processor a component is not tried, and any model is as good as its own.
+    fn component(part: &Part) -> Component {
+        Component::new(&Model::built_in().unwrap(), part, options())
     }
 
     /// A narrow `AutoencoderKL` of Stable Diffusion's depth.
@@ -579,8 +581,9 @@ mod tests {
         let halves = Halves::of_decoder(part, shape, FACTOR_PX, Tile::new(tile).unwrap()).unwrap().unwrap();
         let cut = halves.whole.graph.outputs()[0].name.clone();
         let numbers = data.iter().map(|&x| f64::from(x));
-        let features = Planes::of(halves.run_whole(part, &options(), numbers, &cut).unwrap()).unwrap();
-        let tiled = halves.run_tiles(part, &options(), &features, "sample").unwrap();
+        let mut component = component(part);
+        let features = Planes::of(halves.run_whole(&mut component, numbers, &cut).unwrap()).unwrap();
+        let tiled = halves.run_tiles(&mut component, &features, "sample").unwrap();
         (halves, features, tiled)
     }
 
@@ -597,7 +600,7 @@ mod tests {
             assert!(seam_ratio <= 2.0, "{width}x{height} in {tile}: seam {seam_ratio:.2}");
 
             // Norms that see their tile alone are not good enough, and this sees it.
-            let session = open(&halves.tile.graph, &part, &options()).unwrap();
+            let session = component(&part).session_of(&halves.tile.graph).unwrap();
             let input = feed(&halves.tile.graph, &halves.tile.inputs[0], std::iter::empty()).unwrap();
             let mut desk = Desk { halves: &halves, session, switches: Vec::new(), input, planes: &features };
             let given = vec![0.0; halves.groups.iter().sum::<usize>() * 2];
@@ -618,9 +621,10 @@ mod tests {
             let tile = Tile::new(tile).unwrap();
             let halves = Halves::of_encoder(&part, shape, FACTOR_PX, tile).unwrap().unwrap();
             let cut = halves.tile.graph.outputs()[0].name.clone();
-            let features = halves.run_tiles(&part, &options(), &picture, &cut).unwrap();
+            let mut component = component(&part);
+            let features = halves.run_tiles(&mut component, &picture, &cut).unwrap();
             let numbers = features.data.iter().map(|&x| f64::from(x));
-            let moments = halves.run_whole(&part, &options(), numbers, "latent_parameters").unwrap();
+            let moments = halves.run_whole(&mut component, numbers, "latent_parameters").unwrap();
             let psnr = psnr_db(&Planes::of(moments).unwrap(), &expected);
             assert!(psnr >= 50.0, "{width_cells}x{height_cells}: {psnr:.1} dB");
         }

@@ -5,7 +5,7 @@ use image::RgbImage;
 use super::component::Component;
 use super::feed::{Feed, constants};
 use super::tile::{Halves, Planes};
-use crate::engine::{Output, Session, SessionOptions};
+use crate::engine::{Output, Placement, Session, SessionOptions};
 use crate::manifest::LatentSpace;
 use crate::model::Model;
 use crate::noise::NoiseSource;
@@ -22,7 +22,7 @@ pub(crate) struct VaeDecoder {
 
 impl VaeDecoder {
     pub(crate) fn open(model: &Model, options: SessionOptions) -> Result<Self, Error> {
-        let component = Component::open(model.vae_decoder(), options)?;
+        let component = Component::open(model, model.vae_decoder(), options)?;
         Ok(Self { component, space: model.manifest().latents })
     }
 
@@ -30,9 +30,17 @@ impl VaeDecoder {
     /// can run in tiles.
     pub(crate) fn squeeze(&mut self, shape: LatentShape) -> Option<Tile> {
         self.component.squeeze();
+        if !self.component.is_streamed() {
+            return None;
+        }
         let tile = Tile::new(SQUEEZED_CELLS).ok()?;
         let halves = Halves::of_decoder(self.component.part(), shape, self.space.factor_px as usize, tile);
         halves.ok().flatten().map(|_| tile)
+    }
+
+    /// Where it runs, once it was needed.
+    pub(crate) fn placement(&self) -> Option<&Placement> {
+        self.component.placement()
     }
 
     /// Decodes the latents of one picture, in tiles where a size is given and the picture is larger.
@@ -59,10 +67,9 @@ impl VaeDecoder {
             Some(halves) => {
                 // Its weights are not kept twice.
                 component.close();
-                let (part, options) = (component.part(), component.options());
                 let cut = &halves.whole.graph.outputs()[0].name;
-                let features = halves.run_whole(part, options, unscaled, cut)?;
-                halves.run_tiles(part, options, &Planes::of(features)?, &picture.name)?
+                let features = halves.run_whole(component, unscaled, cut)?;
+                halves.run_tiles(component, &Planes::of(features)?, &picture.name)?
             }
             None => {
                 let session = component.session()?;
@@ -131,7 +138,12 @@ impl Posterior {
 impl VaeEncoder {
     /// The model's, if it has one.
     pub(crate) fn of(model: &Model, options: SessionOptions) -> Option<Self> {
-        model.vae_encoder().map(|part| Self { component: Component::new(part, options) })
+        model.vae_encoder().map(|part| Self { component: Component::new(model, part, options) })
+    }
+
+    /// Where it runs, once it was needed.
+    pub(crate) fn placement(&self) -> Option<&Placement> {
+        self.component.placement()
     }
 
     /// Whether latents are drawn from what it gives.
@@ -169,12 +181,11 @@ impl VaeEncoder {
             Some(halves) => {
                 // Its weights are not kept twice.
                 component.close();
-                let (part, options) = (component.part(), component.options());
                 let picture = Planes { channels: 3, height, width, data: planes.to_vec() };
                 let cut = &halves.tile.graph.outputs()[0].name;
-                let features = halves.run_tiles(part, options, &picture, cut)?.data;
+                let features = halves.run_tiles(component, &picture, cut)?.data;
                 let features = features.iter().map(|&x| f64::from(x));
-                halves.run_whole(part, options, features, &output.name)?
+                halves.run_whole(component, features, &output.name)?
             }
             None => {
                 let session = component.session()?;
@@ -257,7 +268,7 @@ mod tests {
     fn tiles_of_the_built_in_model() {
         let model = Model::built_in().unwrap();
         let options = SessionOptions::new(std::num::NonZeroUsize::MIN);
-        let mut encoder = VaeEncoder::of(&model, options).unwrap();
+        let mut encoder = VaeEncoder::of(&model, options.clone()).unwrap();
         let mut decoder = VaeDecoder::open(&model, options).unwrap();
         let LatentSpace { channels, scale, shift, .. } = model.manifest().latents;
         for (height_cells, width_cells, side) in [(16, 16, 12), (12, 29, 12), (25, 25, 16), (32, 32, 24)] {

@@ -262,7 +262,7 @@ fn open(part: &Part) -> Session {
 }
 
 fn options() -> Options {
-    Options { threads: NonZeroUsize::MIN, plan: None }
+    Options { session: SessionOptions::new(NonZeroUsize::MIN), plan: None }
 }
 
 /// Also that zeros and the same numbers one place on would be rejected.

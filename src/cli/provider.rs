@@ -1,0 +1,141 @@
+//! What commands that run models are told of providers, and what they say of them.
+
+use std::env;
+use std::io::{self, IsTerminal};
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use calotype::Error;
+use calotype::engine::{Compiling, Placement, Provider, Providers, SessionOptions, Watch};
+use calotype::pipeline::Options;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
+
+#[derive(clap::Args)]
+pub(super) struct Choice {
+    /// What runs the model: cpu, cuda, tensorrt, coreml, openvino, directml, qnn, xnnpack, webgpu or
+    /// plugin:FILE[:NAME], each with options, as in `cuda:device_id=1`. Others behind commas run what those before
+    /// them cannot, as in `cuda,cpu`; `unet=cuda,vae=cpu` chooses per component. The processor when absent.
+    #[arg(long, value_name = "LIST")]
+    provider: Option<String>,
+    /// Where providers keep what they compile; calotype's folder among the user's caches when absent.
+    #[arg(long, value_name = "DIR")]
+    provider_cache: Option<PathBuf>,
+}
+
+impl Choice {
+    /// What was chosen; nothing if nothing was typed.
+    pub(super) fn providers(&self) -> Result<Option<Providers>, Error> {
+        self.provider.as_deref().map(str::parse).transpose()
+    }
+
+    /// The defaults but for what was typed.
+    pub(super) fn options(&self) -> Result<SessionOptions, Error> {
+        Ok(SessionOptions {
+            providers: self.providers()?.unwrap_or_default(),
+            cache: self.provider_cache.clone().or_else(cache_folder),
+            watch: Some(watch()),
+            ..Options::default().session
+        })
+    }
+}
+
+/// Calotype's folder among the user's caches, where the system has a place for these.
+fn cache_folder() -> Option<PathBuf> {
+    let folder = |variable: &str| {
+        env::var_os(variable)
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    let caches = if cfg!(windows) {
+        folder("LOCALAPPDATA")
+    } else if cfg!(target_os = "macos") {
+        folder("HOME").map(|home| home.join("Library/Caches"))
+    } else {
+        folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")))
+    };
+    caches.map(|caches| caches.join("calotype"))
+}
+
+/// Shows that a provider compiles, for how long it has, and for how long it will.
+fn watch() -> Watch {
+    let shown: Mutex<Option<ProgressBar>> = Mutex::default();
+    Watch::new(move |Compiling { component, provider, estimate, took }| {
+        let mut shown = shown.lock().expect("nobody panics with it");
+        if let Some(bar) = shown.take() {
+            bar.finish_and_clear();
+        }
+        let is_terminal = io::stderr().is_terminal();
+        match took {
+            Some(took) => {
+                eprintln!("calotype: {component}: {provider} compiled it in {:.1} s", took.as_secs_f64());
+            }
+            None => {
+                let estimate = match estimate {
+                    Some(estimate) => format!("about {} s, as last time", estimate.as_secs_f64().ceil()),
+                    None => "for the first time, which can take minutes".into(),
+                };
+                if !is_terminal {
+                    eprintln!("calotype: {component}: {provider} compiles it, {estimate}");
+                    return;
+                }
+                let style = ProgressStyle::with_template("{msg}: {elapsed}").expect("the template is right");
+                let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style);
+                bar.set_message(format!("{component}: {provider} compiles it, {estimate}"));
+                bar.enable_steady_tick(Duration::from_millis(500));
+                *shown = Some(bar);
+            }
+        }
+    })
+}
+
+/// Where each component runs, as `--provider` could say it: `cpu`, or `text_encoder=cpu,unet=cuda,unet=cpu`.
+pub(super) fn summary<'a>(placements: impl Iterator<Item = &'a Placement>) -> String {
+    // Text encoders are chosen for together.
+    let placements = placements.filter(|placement| placement.component != "text_encoder_2");
+    let lists = placements.map(|placement| (placement.component.as_str(), &placement.providers));
+    let lists: Vec<(&str, &Vec<Provider>)> = lists.collect();
+    let (prefixes, lists) = match lists.windows(2).all(|pair| pair[0].1 == pair[1].1) {
+        true => (false, &lists[..1]),
+        false => (true, &lists[..]),
+    };
+    let entries = lists.iter().flat_map(|(component, list)| {
+        list.iter().map(move |provider| match prefixes {
+            true => format!("{component}={provider}"),
+            false => provider.to_string(),
+        })
+    });
+    entries.collect::<Vec<_>>().join(",")
+}
+
+/// Where a component runs, for programs.
+pub(super) fn json(placement: &Placement) -> Value {
+    let passed_over = placement.passed_over.iter();
+    json!({
+        "component": placement.component,
+        "providers": placement.providers.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "passed_over": passed_over
+            .map(|(provider, reason)| json!({ "provider": provider.to_string(), "reason": reason }))
+            .collect::<Vec<_>>(),
+        "trial_error": placement.error,
+    })
+}
+
+/// Says on standard error where a component runs, unless it is the processor, as nothing else was asked for.
+pub(super) fn report(placement: &Placement) {
+    let Placement { component, providers, passed_over, error, .. } = placement;
+    for (provider, reason) in passed_over {
+        eprintln!("calotype: {component}: not on {provider}: {reason}");
+    }
+    if placement.is_cpu() && passed_over.is_empty() {
+        return;
+    }
+    let tried = match error {
+        Some(error) => format!(", {error:.0e} from the reference"),
+        None if placement.is_cpu() => String::new(),
+        None => ", not compared with the processor, which cannot run it".into(),
+    };
+    eprintln!("calotype: {component}: on {}{tried}", Provider::join(providers));
+}

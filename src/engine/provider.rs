@@ -1,0 +1,405 @@
+//! Execution providers: their names, the choice of them per component as people type it, and what each needs.
+//! It knows nothing of sessions, and asks no library what it has.
+
+use std::collections::BTreeSet;
+use std::fmt::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use crate::name::{bare, unknown};
+use crate::{Error, ErrorKind};
+
+/// What runs a graph: the processor itself, or a way to a device.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)] // Each is what its name says.
+pub enum ProviderKind {
+    Cpu,
+    Cuda,
+    TensorRt,
+    CoreMl,
+    OpenVino,
+    DirectMl,
+    Qnn,
+    Xnnpack,
+    WebGpu,
+    /// A library of its own, that ONNX Runtime loads; and the provider in it, where it has several.
+    Plugin {
+        file: PathBuf,
+        name: Option<String>,
+    },
+}
+
+/// What is known of a provider that a library can be built with.
+#[derive(Clone, Copy, Debug)]
+pub struct About {
+    /// Its name here.
+    pub name: &'static str,
+    /// Its name in ONNX Runtime.
+    pub canonical: &'static str,
+    /// Where a library that has it comes from.
+    pub source: &'static str,
+}
+
+/// All but plugins, in the order of the help.
+const BUILT_IN: [(ProviderKind, About); 9] = [
+    (ProviderKind::Cpu, about("cpu", "CPUExecutionProvider", "every library has it")),
+    (
+        ProviderKind::Cuda,
+        about(
+            "cuda",
+            "CUDAExecutionProvider",
+            "pip install onnxruntime-gpu, which wants CUDA and cuDNN; on a Jetson, NVIDIA's build",
+        ),
+    ),
+    (
+        ProviderKind::TensorRt,
+        about(
+            "tensorrt",
+            "TensorrtExecutionProvider",
+            "pip install onnxruntime-gpu tensorrt; on a Jetson, NVIDIA's build",
+        ),
+    ),
+    (ProviderKind::CoreMl, about("coreml", "CoreMLExecutionProvider", "pip install onnxruntime, on a Mac")),
+    (
+        ProviderKind::OpenVino,
+        about(
+            "openvino",
+            "OpenVINOExecutionProvider",
+            "pip install onnxruntime-openvino; or onnxruntime-ep-openvino, a plugin",
+        ),
+    ),
+    (
+        ProviderKind::DirectMl,
+        about("directml", "DmlExecutionProvider", "pip install onnxruntime-directml, on Windows"),
+    ),
+    (ProviderKind::Qnn, about("qnn", "QNNExecutionProvider", "pip install onnxruntime-qnn, on a Snapdragon")),
+    (
+        ProviderKind::Xnnpack,
+        about("xnnpack", "XnnpackExecutionProvider", "build ONNX Runtime with --use_xnnpack"),
+    ),
+    (
+        ProviderKind::WebGpu,
+        about("webgpu", "WebGpuExecutionProvider", "pip install onnxruntime-ep-webgpu, a plugin"),
+    ),
+];
+
+/// What a provider is called that is a library of its own.
+const PLUGIN: &str = "plugin";
+
+const fn about(name: &'static str, canonical: &'static str, source: &'static str) -> About {
+    About { name, canonical, source }
+}
+
+impl ProviderKind {
+    /// All but plugins.
+    pub fn built_in() -> impl Iterator<Item = (Self, About)> {
+        BUILT_IN.into_iter()
+    }
+
+    /// What is known of it; nothing of a plugin.
+    pub fn about(&self) -> Option<About> {
+        BUILT_IN.iter().find(|(kind, _)| kind == self).map(|(_, about)| *about)
+    }
+}
+
+impl fmt::Display for ProviderKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plugin { file, name: None } => write!(f, "{PLUGIN}:{}", file.display()),
+            Self::Plugin { file, name: Some(name) } => write!(f, "{PLUGIN}:{}:{name}", file.display()),
+            kind => f.write_str(kind.about().expect("all but plugins are listed").name),
+        }
+    }
+}
+
+/// A provider and its options.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Provider {
+    /// Which it is.
+    pub kind: ProviderKind,
+    /// What it is told, in its own words.
+    pub options: Vec<(String, String)>,
+}
+
+impl Provider {
+    /// The processor.
+    pub const CPU: Self = Self { kind: ProviderKind::Cpu, options: Vec::new() };
+
+    /// Whether it is the processor.
+    pub fn is_cpu(&self) -> bool {
+        self.kind == ProviderKind::Cpu
+    }
+
+    /// Some of one session, as they are typed: `cuda,cpu`.
+    pub fn join(providers: &[Self]) -> String {
+        providers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    }
+
+    /// The value of an option.
+    pub(crate) fn option(&self, key: &str) -> Option<&str> {
+        self.options.iter().find(|(known, _)| known == key).map(|(_, value)| value.as_str())
+    }
+}
+
+impl FromStr for Provider {
+    type Err = Error;
+
+    /// `cuda`, `cuda:device_id=1`, `plugin:FILE:NAME:key=value`: options begin where a colon is followed by a word and
+    /// `=`; other colons are part of what is before them.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let starts: Vec<usize> = text
+            .match_indices(':')
+            .map(|(at, _)| at)
+            .filter(|at| text[at + 1..].split_once('=').is_some_and(|(key, _)| is_word(key)))
+            .collect();
+        let named = &text[..starts.first().copied().unwrap_or(text.len())];
+        let kind = kind(named)?;
+        let mut options: Vec<(String, String)> = Vec::new();
+        let ends = starts.iter().skip(1).copied().chain([text.len()]);
+        for (start, end) in starts.iter().zip(ends) {
+            let (key, value) = text[start + 1..end].split_once('=').expect("options were found by it");
+            if value.is_empty() {
+                return Err(refused(format!("{named}: {key}: expected a value, got none")));
+            }
+            if options.iter().any(|(known, _)| known == key) {
+                return Err(refused(format!("{named}: {key}: expected once, got twice")));
+            }
+            options.push((key.to_owned(), value.to_owned()));
+        }
+        if kind == ProviderKind::Cpu && !options.is_empty() {
+            return Err(refused(format!("cpu: expected no options, got {}", options[0].0)));
+        }
+        Ok(Self { kind, options })
+    }
+}
+
+impl fmt::Display for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.kind.fmt(f)?;
+        self.options.iter().try_for_each(|(key, value)| write!(f, ":{key}={value}"))
+    }
+}
+
+fn kind(named: &str) -> Result<ProviderKind, Error> {
+    if let Some(("plugin", rest)) = named.split_once(':') {
+        let (file, name) = match rest.rsplit_once(':') {
+            Some((file, name)) if is_word(name) => (file, Some(name.to_owned())),
+            _ => (rest, None),
+        };
+        if file.is_empty() {
+            return Err(refused("plugin: expected a library's file, got none".into()));
+        }
+        return Ok(ProviderKind::Plugin { file: file.into(), name });
+    }
+    let asked = bare(named);
+    let found =
+        BUILT_IN.iter().find(|(_, about)| asked == bare(about.name) || asked == bare(about.canonical));
+    let names = BUILT_IN.iter().map(|(_, about)| about.name).chain(["plugin:FILE"]);
+    found.map(|(kind, _)| kind.clone()).ok_or_else(|| unknown("provider", names, named))
+}
+
+/// Whether it can be an option's or a provider's name, and is no end of a file's.
+fn is_word(text: &str) -> bool {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    text.chars().all(is_part) && text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+}
+
+/// The names under which components are chosen for, and the components that each means.
+const GROUPS: [(&str, &[&str]); 5] = [
+    ("text_encoder", &["text_encoder", "text_encoder_2"]),
+    ("unet", &["unet"]),
+    ("vae", &["vae_encoder", "vae_decoder"]),
+    ("vae_encoder", &["vae_encoder"]),
+    ("vae_decoder", &["vae_decoder"]),
+];
+
+/// Which providers each component may run on, in order: the first that can be had is it, and of the rest each runs what
+/// those before it cannot.
+///
+/// ```
+/// use calotype::engine::Providers;
+/// let providers: Providers = "unet=cuda:device_id=1,unet=cpu,vae=cpu".parse()?;
+/// assert_eq!(providers.of("unet")[0].to_string(), "cuda:device_id=1");
+/// assert_eq!(providers.of("vae_decoder").len(), 1);
+/// assert_eq!(providers.of("text_encoder")[0].to_string(), "cpu");
+/// # Ok::<(), calotype::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Providers {
+    /// Of what is not named.
+    others: Vec<Provider>,
+    /// By the names of [`GROUPS`].
+    named: Vec<(&'static str, Vec<Provider>)>,
+}
+
+impl Providers {
+    /// Of a component, `unet`: never none, for where nothing is chosen it is the processor.
+    pub fn of(&self, component: &str) -> &[Provider] {
+        static CPU: [Provider; 1] = [Provider::CPU];
+        let named = self.named.iter().find(|(group, _)| members(group).contains(&component));
+        match named.map_or(&self.others, |(_, providers)| providers) {
+            none if none.is_empty() => &CPU,
+            providers => providers,
+        }
+    }
+
+    /// Whether a component may run on the processor alone.
+    pub fn is_cpu(&self, component: &str) -> bool {
+        self.of(component).iter().all(Provider::is_cpu)
+    }
+
+    /// Every provider that some component may run on, each once.
+    pub fn all(&self) -> impl Iterator<Item = &Provider> {
+        let mut seen = BTreeSet::new();
+        let all = self.others.iter().chain(self.named.iter().flat_map(|(_, providers)| providers));
+        all.filter(move |provider| seen.insert(provider.to_string()))
+    }
+
+    /// The same list for every component.
+    pub fn everywhere(providers: Vec<Provider>) -> Self {
+        Self { others: providers, named: Vec::new() }
+    }
+}
+
+impl FromStr for Providers {
+    type Err = Error;
+
+    /// Entries with commas between: `PROVIDER` for all components that none names, `COMPONENT=PROVIDER` for one. Those of
+    /// one component are its order. A comma between brackets is part of an option's value.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let mut providers = Self::default();
+        for entry in entries(text)? {
+            let (group, typed) = match entry.split_once('=') {
+                Some((component, provider)) if !component.contains(':') => {
+                    let component = component.trim();
+                    let group = GROUPS.iter().find(|(name, _)| *name == component);
+                    let names = GROUPS.iter().map(|(name, _)| *name);
+                    let (name, _) = group.ok_or_else(|| unknown("provider: component", names, component))?;
+                    (Some(*name), provider.trim())
+                }
+                _ => (None, entry),
+            };
+            let provider: Provider = typed.parse()?;
+            providers.list(group)?.push(provider);
+        }
+        let lists = providers.named.iter().map(|(group, list)| (*group, list));
+        for (place, list) in [("provider", &providers.others)].into_iter().chain(lists) {
+            for (index, provider) in list.iter().enumerate() {
+                if list[..index].iter().any(|known| known.kind == provider.kind) {
+                    return Err(refused(format!("{place}: {}: expected once, got twice", provider.kind)));
+                }
+                if provider.is_cpu() && index + 1 < list.len() {
+                    let after = &list[index + 1];
+                    return Err(refused(format!("{place}: cpu: expected last, got {after} behind it"))
+                        .help("it runs everything, and leaves nothing to others"));
+                }
+            }
+        }
+        Ok(providers)
+    }
+}
+
+impl Providers {
+    /// The list of a group, which must not share components with another that is named.
+    fn list(&mut self, group: Option<&'static str>) -> Result<&mut Vec<Provider>, Error> {
+        let Some(group) = group else { return Ok(&mut self.others) };
+        let shares = |other: &str| members(other).iter().any(|component| members(group).contains(component));
+        let at = self.named.iter().position(|(other, _)| shares(other)).unwrap_or(self.named.len());
+        match self.named.get(at) {
+            Some((other, _)) if *other != group => {
+                return Err(refused(format!("expected {other} or {group}, got both")));
+            }
+            Some(_) => {}
+            None => self.named.push((group, Vec::new())),
+        }
+        Ok(&mut self.named[at].1)
+    }
+}
+
+impl fmt::Display for Providers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = String::new();
+        for provider in &self.others {
+            write!(text, ",{provider}")?;
+        }
+        for (group, list) in &self.named {
+            list.iter().try_for_each(|provider| write!(text, ",{group}={provider}"))?;
+        }
+        f.write_str(if text.is_empty() { "cpu" } else { &text[1..] })
+    }
+}
+
+fn members(group: &str) -> &'static [&'static str] {
+    GROUPS.iter().find(|(name, _)| *name == group).map_or(&[], |(_, members)| members)
+}
+
+/// What is between commas that are in no brackets.
+fn entries(text: &str) -> Result<Vec<&str>, Error> {
+    let (mut found, mut start, mut open) = (Vec::new(), 0, 0usize);
+    for (at, c) in text.char_indices() {
+        match c {
+            '{' | '[' => open += 1,
+            '}' | ']' if open == 0 => {
+                return Err(refused(format!("expected brackets in pairs, got {c} alone in {text:?}")));
+            }
+            '}' | ']' => open -= 1,
+            ',' if open == 0 => {
+                found.push(text[start..at].trim());
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    if open > 0 {
+        return Err(refused(format!("expected brackets in pairs, got {open} that stay open in {text:?}")));
+    }
+    found.push(text[start..].trim());
+    if found.contains(&"") {
+        return Err(refused(format!("expected a provider between commas, got none in {text:?}")));
+    }
+    Ok(found)
+}
+
+fn refused(problem: String) -> Error {
+    Error::new(ErrorKind::Usage, format!("provider: {problem}"))
+}
+
+/// The options by which a provider, by its name in ONNX Runtime, keeps in a folder what it compiles.
+pub(super) fn cache_options(canonical: &str, folder: &Path) -> Vec<(&'static str, String)> {
+    let folder = folder.display().to_string();
+    match canonical {
+        "TensorrtExecutionProvider" => vec![
+            ("trt_engine_cache_enable", "1".into()),
+            ("trt_engine_cache_path", folder.clone()),
+            ("trt_timing_cache_enable", "1".into()),
+            ("trt_timing_cache_path", folder),
+        ],
+        "CoreMLExecutionProvider" => vec![("ModelCacheDirectory", folder)],
+        "OpenVINOExecutionProvider" => vec![("cache_dir", folder)],
+        _ => Vec::new(),
+    }
+}
+
+/// How many binary digits a provider, by its name in ONNX Runtime, computes with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// 24, of 32-bit floats.
+    Full,
+    /// 11, of 16-bit floats or of tensor cores that round 32-bit ones, or 8, of bfloat16.
+    Reduced,
+}
+
+impl Precision {
+    /// What a provider computes floats of 32 bits in, unless it is told otherwise.
+    pub(super) fn of(canonical: &str, provider: &Provider) -> Self {
+        match canonical {
+            // TF32 unless told otherwise.
+            "CUDAExecutionProvider" if provider.option("use_tf32") == Some("0") => Self::Full,
+            "CPUExecutionProvider"
+            | "XnnpackExecutionProvider"
+            | "DmlExecutionProvider"
+            | "WebGpuExecutionProvider" => Self::Full,
+            _ => Self::Reduced,
+        }
+    }
+}

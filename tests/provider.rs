@@ -1,0 +1,259 @@
+//! Providers: how they are typed, which component gets which, what is said of those that are missing, and whether wrong
+//! results are seen. What needs a real plugin runs with `CALOTYPE_PLUGIN=FILE cargo test --test provider -- --ignored`.
+
+use std::env;
+use std::ops::ControlFlow;
+
+use calotype::certify::certify;
+use calotype::engine::{Library, Placement, Provider, ProviderKind, Providers};
+use calotype::model::Model;
+use calotype::pipeline::{Options, Pipeline};
+use calotype::plan::{Budget, Plan};
+use calotype::request::{Draft, Request};
+use calotype::{Error, ErrorKind};
+
+const COMPONENTS: [&str; 5] = ["text_encoder", "text_encoder_2", "unet", "vae_encoder", "vae_decoder"];
+
+/// Per component its providers, as they are typed.
+fn lists(text: &str) -> [String; 5] {
+    let providers: Providers = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
+    COMPONENTS.map(|component| Provider::join(providers.of(component)))
+}
+
+#[track_caller]
+fn is_refused(text: &str, message: &str) {
+    let error = text.parse::<Providers>().expect_err(text);
+    assert_eq!(error.kind(), ErrorKind::Usage, "{text}");
+    assert!(error.to_string().contains(message), "{text}: expected {message:?} in {error}");
+}
+
+#[test]
+fn an_order_is_for_every_component() {
+    assert_eq!(lists("cuda,cpu"), ["cuda,cpu"; 5]);
+    assert_eq!(lists(" tensorrt , cuda ,cpu "), ["tensorrt,cuda,cpu"; 5]);
+}
+
+#[test]
+fn components_have_their_own() {
+    assert_eq!(lists("unet=cuda,vae=cpu"), ["cpu", "cpu", "cuda", "cpu", "cpu"]);
+    assert_eq!(lists("unet=cuda,unet=cpu"), ["cpu", "cpu", "cuda,cpu", "cpu", "cpu"]);
+    assert_eq!(lists("vae_decoder=cuda,coreml"), ["coreml", "coreml", "coreml", "coreml", "cuda"]);
+    assert_eq!(lists("text_encoder=cuda"), ["cuda", "cuda", "cpu", "cpu", "cpu"]);
+}
+
+#[test]
+fn nothing_typed_is_the_processor() {
+    let providers = Providers::default();
+    assert_eq!(Provider::join(providers.of("unet")), "cpu");
+    assert_eq!(providers.to_string(), "cpu");
+    assert_eq!(providers.all().count(), 0);
+}
+
+#[test]
+fn names_are_read_in_their_spellings() {
+    for (typed, kind) in [
+        ("CUDA", ProviderKind::Cuda),
+        ("CUDAExecutionProvider", ProviderKind::Cuda),
+        ("TensorRT", ProviderKind::TensorRt),
+        ("tensor-rt", ProviderKind::TensorRt),
+        ("DmlExecutionProvider", ProviderKind::DirectMl),
+        ("CoreML", ProviderKind::CoreMl),
+    ] {
+        assert_eq!(typed.parse::<Provider>().unwrap().kind, kind, "{typed}");
+    }
+    for (kind, about) in ProviderKind::built_in() {
+        assert_eq!(about.name.parse::<Provider>().unwrap().kind, kind);
+        assert_eq!(about.canonical.parse::<Provider>().unwrap().kind, kind);
+    }
+}
+
+#[test]
+fn options_are_kept_as_typed() {
+    let provider: Provider = "cuda:device_id=1:use_tf32=0".parse().unwrap();
+    let options = |pairs: &[(&str, &str)]| {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<Vec<_>>()
+    };
+    assert_eq!(provider.options, options(&[("device_id", "1"), ("use_tf32", "0")]));
+    let text = r#"unet=openvino:load_config={"CPU":{"A":"f32","B":[1,2]}}:num_streams=1,cpu"#;
+    let providers: Providers = text.parse().unwrap();
+    let json = r#"{"CPU":{"A":"f32","B":[1,2]}}"#;
+    assert_eq!(providers.of("unet")[0].options, options(&[("load_config", json), ("num_streams", "1")]));
+    let provider: Provider = r"tensorrt:trt_engine_cache_path=C:\a=b:trt_fp16_enable=1".parse().unwrap();
+    let expected = options(&[("trt_engine_cache_path", r"C:\a=b"), ("trt_fp16_enable", "1")]);
+    assert_eq!(provider.options, expected);
+}
+
+#[test]
+fn plugins_have_a_file_and_perhaps_a_name() {
+    for (typed, file, name) in [
+        ("plugin:/a/libx.so", "/a/libx.so", None),
+        ("plugin:libx.so:XExecutionProvider", "libx.so", Some("XExecutionProvider")),
+        (r"plugin:C:\a\x.dll", r"C:\a\x.dll", None),
+        (r"plugin:C:\a\x.dll:X", r"C:\a\x.dll", Some("X")),
+        ("plugin:/a=b/libx.so", "/a=b/libx.so", None),
+    ] {
+        let kind = ProviderKind::Plugin { file: file.into(), name: name.map(Into::into) };
+        let provider = Provider { kind: kind.clone(), options: Vec::new() };
+        assert_eq!(typed.parse::<Provider>().unwrap(), provider, "{typed}");
+        assert_eq!(typed.parse::<Providers>().unwrap().of("unet"), [provider], "{typed}");
+        let with_option: Provider = format!("{typed}:device=1").parse().unwrap();
+        assert_eq!((with_option.kind, with_option.options.len()), (kind, 1), "{typed}");
+    }
+}
+
+#[test]
+fn choices_are_written_as_they_are_read() {
+    for text in [
+        "cuda,cpu",
+        "unet=cuda:device_id=1,unet=cpu,vae=cpu",
+        "tensorrt:trt_fp16_enable=1,cuda,cpu,vae_decoder=cpu",
+        "plugin:/a/libx.so:X:device=1",
+    ] {
+        let providers: Providers = text.parse().unwrap();
+        assert_eq!(providers.to_string(), text);
+        assert_eq!(providers.to_string().parse::<Providers>().unwrap(), providers);
+    }
+}
+
+#[test]
+fn mistakes_are_refused_with_what_was_expected() {
+    for (text, message) in [
+        (
+            "cudda",
+            "expected one of cpu, cuda, tensorrt, coreml, openvino, directml, qnn, xnnpack, webgpu, plugin:FILE",
+        ),
+        ("cudda", "did you mean cuda?"),
+        ("", "expected a provider between commas, got none"),
+        ("cuda,,cpu", "expected a provider between commas, got none"),
+        ("unet=", "expected one of cpu, "),
+        (
+            "u-net=cuda",
+            "component: expected one of text_encoder, unet, vae, vae_encoder, vae_decoder, got \"u-net\"",
+        ),
+        ("cuda,cuda:device_id=1", "cuda: expected once, got twice"),
+        ("unet=cuda,unet=cuda", "unet: cuda: expected once, got twice"),
+        ("vae=cuda,vae_decoder=cpu", "expected vae or vae_decoder, got both"),
+        ("vae_encoder=cpu,vae=cuda", "expected vae_encoder or vae, got both"),
+        ("cpu,cuda", "cpu: expected last, got cuda behind it"),
+        ("cpu:threads=2", "cpu: expected no options, got threads"),
+        ("cuda:device_id=", "cuda: device_id: expected a value, got none"),
+        ("cuda:a=1:a=2", "cuda: a: expected once, got twice"),
+        ("plugin:", "plugin: expected a library's file, got none"),
+        ("cuda:a={1", "expected brackets in pairs, got 1 that stay open"),
+        ("cuda:a=1}", "expected brackets in pairs, got } alone"),
+    ] {
+        is_refused(text, message);
+    }
+}
+
+fn open(providers: &str) -> Result<Pipeline, Error> {
+    let mut options = Options::default();
+    options.session.providers = providers.parse().unwrap();
+    Pipeline::open(&Model::built_in().unwrap(), &options)
+}
+
+/// A provider that the library of this build lacks.
+fn missing() -> &'static str {
+    let has = Library::load(None).unwrap().providers().unwrap();
+    let lacks = |about: &calotype::engine::About| !has.iter().any(|name| name == about.canonical);
+    ProviderKind::built_in().map(|(_, about)| about).find(lacks).expect("no library has all").name
+}
+
+#[test]
+fn a_missing_provider_is_an_error() {
+    let missing = missing();
+    for list in [missing.to_owned(), format!("unet={missing}")] {
+        let error = open(&list).err().expect("nothing runs elsewhere in silence");
+        assert_eq!(error.kind(), ErrorKind::Runtime);
+        let message = error.to_string();
+        for part in [&format!("provider {missing}"), "it has ", "CPUExecutionProvider", "name it with --ort"]
+        {
+            assert!(message.contains(part), "expected {part:?} in {message}");
+        }
+    }
+}
+
+#[test]
+fn falling_back_is_asked_for_and_told() {
+    let missing = missing();
+    let pipeline = open(&format!("unet={missing},unet=cpu")).unwrap();
+    for Placement { component, providers, passed_over, error, .. } in pipeline.placements() {
+        assert_eq!(Provider::join(providers), "cpu", "{component}");
+        assert_eq!(*error, None);
+        let passed: Vec<String> = passed_over.iter().map(|(provider, _)| provider.to_string()).collect();
+        let expected: &[&str] = if component == "unet" { &[missing] } else { &[] };
+        assert_eq!(passed, expected, "{component}");
+    }
+}
+
+#[test]
+fn a_plugin_that_is_none_is_an_error() {
+    for (file, reason) in [
+        ("no/such/file.so", "no/such/file.so"),
+        (concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"), "Cargo.toml"),
+    ] {
+        let error = open(&format!("plugin:{file}")).err().expect("no plugin");
+        assert_eq!(error.kind(), ErrorKind::Runtime);
+        assert!(error.to_string().contains(reason), "{error}");
+    }
+}
+
+#[test]
+fn the_processor_is_certified() {
+    let mut told = 0;
+    let certificates =
+        certify(&Model::built_in().unwrap(), &Options::default().session, |_| told += 1).unwrap();
+    let components: Vec<&str> = certificates.iter().map(|certificate| certificate.component).collect();
+    assert_eq!(components, ["text_encoder", "unet", "vae_encoder", "vae_decoder"]);
+    assert_eq!(told, components.len());
+    for certificate in certificates {
+        let error = certificate.error.clone().unwrap();
+        // PyTorch's own numbers differ a little; exactly none would mean that nothing was compared.
+        assert!(error > 0.0 && error < 5e-6, "{}: {error}", certificate.component);
+        assert!(certificate.has_golden && certificate.is_passed());
+        assert!(!calotype::certify::Certificate { error: Ok(2e-3), ..certificate.clone() }.is_passed());
+        assert!(!calotype::certify::Certificate { error: Ok(f64::NAN), ..certificate.clone() }.is_passed());
+        assert!(!calotype::certify::Certificate { error: Err("NaN".into()), ..certificate }.is_passed());
+    }
+}
+
+#[test]
+fn plans_are_for_the_processor() {
+    let model = Model::built_in().unwrap();
+    let request = Request::new(Draft::default(), model.manifest()).unwrap();
+    let Options { mut session, .. } = Options::default();
+    let plan = Plan::new(&model, &request, &session, Budget::of_bytes(1 << 40)).unwrap();
+    session.providers = "vae_decoder=cuda,vae_decoder=cpu".parse().unwrap();
+    let refused = [
+        Plan::new(&model, &request, &session, Budget::of_bytes(1)).err(),
+        Pipeline::open(&model, &Options { session, plan: Some(plan) }).err(),
+    ];
+    for error in refused.map(|error| error.expect("a device's memory is not planned")) {
+        assert_eq!(error.kind(), ErrorKind::Usage);
+        let expected =
+            "memory: expected all components on the CPU, got cuda for vae_decoder; leave out --memory";
+        assert_eq!(error.to_string(), expected);
+    }
+}
+
+/// Draws with a plugin what the processor draws; `CALOTYPE_PLUGIN` names the library of one.
+#[test]
+#[ignore = "needs a plugin"]
+fn a_plugin_draws_what_the_processor_draws() {
+    let file = env::var("CALOTYPE_PLUGIN").expect("CALOTYPE_PLUGIN names a plugin");
+    let draw = |providers: &str| {
+        let mut pipeline = open(providers).unwrap();
+        let draft = Draft { prompt: "a red apple".into(), steps: Some(2), seed: Some(1), ..Draft::default() };
+        let request = Request::new(draft, pipeline.manifest()).unwrap();
+        let picture = pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap();
+        let errors: Vec<Option<f64>> = pipeline.placements().map(|placement| placement.error).collect();
+        (picture.image, errors)
+    };
+    let (expected, errors) = draw("cpu");
+    assert!(errors.iter().all(Option::is_none));
+    let (got, errors) =
+        draw(&format!("vae=plugin:{file},vae=cpu,text_encoder=plugin:{file},text_encoder=cpu"));
+    assert_eq!(errors.iter().filter(|error| error.is_some()).count(), 2, "{errors:?}");
+    let most = expected.iter().zip(got.iter()).map(|(a, b)| a.abs_diff(*b)).max();
+    assert!(most <= Some(1), "{most:?}");
+}
