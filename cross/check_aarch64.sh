@@ -63,7 +63,7 @@ timed cross/aarch64.sh build --locked
 # The tests of the command line put a script in its place.
 cp "$target/calotype" "$target/libonnxruntime.so" "$work"
 timed cross/aarch64.sh test --locked --no-run
-timed cross/glibc_floor.sh "$(cat "$home/glibc_floor")" "$work/calotype"
+timed cross/glibc_floor.sh "$(cat "$home/glibc_floor")" "$work/calotype" "$work/libonnxruntime.so"
 timed noise
 timed cross/aarch64.sh test --locked "${tests[@]/#/--test=}"
 timed cross/aarch64.sh test --locked --lib

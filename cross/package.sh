@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes what people install: a folder to unpack anywhere, and a Debian package. Times, owners, order and paths
-# are fixed, so that two runs should give the same bytes; that has not been compared yet.
+# Makes what people install: a folder to unpack anywhere, and a Debian package. Times, owners, order, paths and the number
+# of threads that compress are fixed, so that two runs give the same bytes.
 # Usage: cross/package.sh FOLDER [amd64 | arm64]...
 # `SOURCE_DATE_EPOCH` is the time that all files get; the last commit's, if it is not set.
 set -euo pipefail
@@ -122,7 +122,7 @@ Description: turns prompts into pictures on the device at hand
 CONTROL
     file=$destination/calotype_${version}_$architecture.deb
     find "$tree" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
-    dpkg-deb --root-owner-group -Zxz --build "$tree" "$file" >/dev/null
+    dpkg-deb --root-owner-group -Zxz --threads-max=1 --build "$tree" "$file" >/dev/null
     fits "$file"
 }
 
