@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes what people install: a folder to unpack anywhere, and a Debian package. Times, owners, order and paths
-# are fixed, so that two runs should give the same bytes; that has not been compared yet.
+# Makes what people install: a folder to unpack anywhere, and a Debian package. Times, owners, order, paths and the number
+# of threads that compress are fixed, so that two runs give the same bytes.
 # Usage: cross/package.sh FOLDER [amd64 | arm64]...
 # `SOURCE_DATE_EPOCH` is the time that all files get; the last commit's, if it is not set.
 set -euo pipefail
@@ -36,7 +36,7 @@ trap 'rm -rf "$work"' EXIT
 # The program: no path of this machine in it, neither of its sources nor of a library.
 build() {
     local processor=$1 target=$1-unknown-linux-gnu linker
-    linker=CARGO_TARGET_$(tr a-z A-Z <<<"$processor")_UNKNOWN_LINUX_GNU_LINKER
+    linker=CARGO_TARGET_${processor^^}_UNKNOWN_LINUX_GNU_LINKER
     env RUSTC="$home/bin/rustc" "$linker=$home/bin/cc-$processor" CALOTYPE_ORT=system CARGO_INCREMENTAL=0 \
         CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target/package}" \
         RUSTFLAGS="--remap-path-prefix=$PWD=calotype --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo --remap-path-prefix=$home=toolchain" \
@@ -51,7 +51,7 @@ build() {
 # ONNX Runtime's wheel, as pinned by the build.
 runtime() {
     local processor=$1 pin wheel_version sha256
-    pin=$(sed -n "/^const $(tr a-z A-Z <<<"$processor")_LINUX: Pin/,/^}/p" build.rs)
+    pin=$(sed -n "/^const ${processor^^}_LINUX: Pin/,/^}/p" build.rs)
     wheel_version=$(sed -n 's/^const VERSION: &str = "\(.*\)";/\1/p' build.rs)
     sha256=$(sed -n 's/.*wheel_sha256: "\(.*\)",/\1/p' <<<"$pin")
     [ -n "$wheel_version" ] && [ -n "$sha256" ] || fail "build.rs: expected a pin for $processor, got none"
@@ -122,7 +122,7 @@ Description: turns prompts into pictures on the device at hand
 CONTROL
     file=$destination/calotype_${version}_$architecture.deb
     find "$tree" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
-    dpkg-deb --root-owner-group -Zxz --build "$tree" "$file" >/dev/null
+    dpkg-deb --root-owner-group -Zxz --threads-max=1 --build "$tree" "$file" >/dev/null
     fits "$file"
 }
 

@@ -2,6 +2,7 @@
 # Puts compilers, libraries and an emulator for other processors into a cache folder, without root and without a trace in
 # the system, and prints the folder. It knows nothing of what is built with them.
 # Usage: cross/toolchain.sh
+# Ends with 3 where it cannot be had: on another system, or without network.
 #
 # From Debian: a rustc with the standard libraries of amd64 and arm64, its sources, arm64's C library, and qemu.
 # From PyPI: Zig as linker (it knows the symbols of old glibc versions) and cargo-zigbuild, which speaks to it.
@@ -20,9 +21,9 @@ cache=${CALOTYPE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/calotype}/cross
 recipe=$(cat "$here/toolchain.sh" "$here/requirements.txt" | sha256sum | cut -c1-12)
 home=$cache/$recipe
 
-fail() {
+unavailable() {
     echo "cross/toolchain.sh: $*" >&2
-    exit 1
+    exit 3
 }
 
 not_older() {
@@ -35,13 +36,14 @@ if [ -e "$home" ]; then
 fi
 
 for tool in apt-get dpkg python3 cargo readelf sha256sum; do
-    command -v "$tool" >/dev/null || fail "$tool: not found"
+    command -v "$tool" >/dev/null || unavailable "$tool: not found"
 done
-python3 -m pip --version >/dev/null 2>&1 || fail "python3: has no pip"
-system=$(. /etc/os-release && echo "${VERSION_CODENAME:-$ID}") 
+python3 -m pip --version >/dev/null 2>&1 || unavailable "python3: has no pip"
+# shellcheck source=/dev/null
+system=$(. /etc/os-release && echo "${VERSION_CODENAME:-$ID}")
 machine=$(dpkg --print-architecture)
 [ "$system $machine" = "bookworm amd64" ] ||
-    fail "expected Debian 12 (bookworm) on amd64, got $system on $machine: only its packages are known here.
+    unavailable "expected Debian 12 (bookworm) on amd64, got $system on $machine: only its packages are known here.
 With a Rust toolchain that has the target's standard library, cargo-zigbuild and qemu-user are all that is needed:
 cross/README.md, \"Elsewhere\""
 
@@ -54,11 +56,12 @@ mkdir -p "$new"/{bin,root,python} "$new"/apt/{lists/partial,cache/archives/parti
 touch "$new/apt/status"
 
 # The mirrors are those that this machine uses.
+# shellcheck disable=SC2016 # The names are apt's.
 mirrors=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' | sort -u)
 mirror_of() {
     local mirror
     mirror=$(awk -v release="$1" '$2 == release { print $1; exit }' <<<"$mirrors")
-    [ -n "$mirror" ] || fail "apt: has no source for $1"
+    [ -n "$mirror" ] || unavailable "apt: has no source for $1"
     echo "$mirror"
 }
 main=$(mirror_of bookworm)
@@ -82,15 +85,17 @@ Acquire::Languages "none";
 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
 CONF
 export APT_CONFIG=$new/apt/apt.conf
-apt-get --quiet --quiet update >&2
+# Without the option it succeeds when a mirror cannot be reached.
+apt-get --quiet --quiet --option APT::Update::Error-Mode=any update >&2 || unavailable "apt: cannot read its lists"
 
 newest() {
     apt-cache show --no-all-versions "$1" | sed -n 's/^Version: //p'
 }
 rust=$(newest rustc-web)
-[ -n "$rust" ] || fail "rustc-web: not on the mirror"
+[ -n "$rust" ] || unavailable "rustc-web: not on the mirror"
 release=$(cut -d. -f1,2 <<<"$rust")
-not_older "$oldest_rust" "$release" || fail "rustc-web: expected $oldest_rust or newer, got $rust"
+not_older "$oldest_rust" "$release" ||
+    unavailable "rustc-web: expected $oldest_rust or newer, got $rust"
 llvm=$(apt-cache depends "libstd-rust-web-$release:amd64" | grep -oE 'libllvm[0-9]+' | head -1)
 
 (
@@ -98,7 +103,7 @@ llvm=$(apt-cache depends "libstd-rust-web-$release:amd64" | grep -oE 'libllvm[0-
     apt-get --quiet --quiet download "rustc-web=$rust" "libstd-rust-web-$release:amd64=$rust" \
         "libstd-rust-web-dev:amd64=$rust" "libstd-rust-web-dev:arm64=$rust" "rust-web-src=$rust" "$llvm:amd64" \
         libc6-arm64-cross:all libgcc-s1-arm64-cross:all libstdc++6-arm64-cross:all qemu-user/bookworm-backports >&2 ||
-        fail "apt: expected packages of rustc-web $rust for amd64 and arm64; if the mirror is out of step, try again later"
+        unavailable "apt: expected packages of rustc-web $rust for amd64 and arm64; if the mirror is out of step, try again later"
     for package in *.deb; do
         dpkg --extract "$package" "$new/root"
     done
@@ -109,7 +114,8 @@ sources=$new/root/usr/lib/rustlib/src/rust
 find "$sources/" -mindepth 1 -maxdepth 1 ! -name library ! -name COPYRIGHT -exec rm -r {} +
 rm -r "$new/root/usr/share"
 python3 -m pip --quiet --disable-pip-version-check install --no-deps --only-binary=:all: \
-    --require-hashes --root-user-action=ignore --target "$new/python" --requirement "$here/requirements.txt" >&2
+    --require-hashes --root-user-action=ignore --target "$new/python" --requirement "$here/requirements.txt" >&2 ||
+    unavailable "pip: expected the wheels of cross/requirements.txt"
 
 rm -rf "$new/apt"
 echo "$floor" > "$new/glibc_floor"
@@ -143,7 +149,9 @@ exec "$home/root/usr/bin/qemu-aarch64" -L "$home/root/usr/aarch64-linux-gnu" "$@
 WRAPPER
 
 "$new/bin/rustc" --version >&2
-"$new/bin/qemu-aarch64" --version | head -1 >&2
+qemu=$("$new/bin/qemu-aarch64" --version | sed -n 's/^qemu-aarch64 version \([0-9.]*\).*/\1/p')
+echo "qemu ${qemu:-of no version}" >&2
+not_older "$oldest_qemu" "$qemu" || unavailable "qemu-aarch64: expected $oldest_qemu or newer, got ${qemu:-no version}"
 mv -T "$new" "$home"
 trap - EXIT
 echo "$home"
