@@ -26,7 +26,7 @@ use crate::tile::Tile;
 use crate::{Error, ErrorKind};
 
 /// What the library, its threads and our own tables take beside what the process has when it plans.
-const OVERHEAD_BYTES: u64 = 24 << 20;
+const OVERHEAD_BYTES: u64 = 26 << 20;
 /// What our own copies of a graph take while it is open, as one part in so many of what ONNX Runtime has for it.
 const COPIES_PART: u64 = 2;
 /// The part of what is free that is left to others when no budget is given.
@@ -37,6 +37,8 @@ const CHUNKS: usize = 4;
 const GRAINS_MIB: [usize; 6] = [256, 128, 64, 32, 16, 8];
 /// The sides of tiles in cells, the largest first.
 const TILES_CELLS: [usize; 6] = [128, 96, 64, 48, 32, 16];
+/// How much more than it uses the pool keeps while there is no limit, as one part in so many.
+const POOL_KEEPS_PART: u64 = 4;
 /// The part of the pool that may be lost in blocks longer than what was asked for, and in pages that are not full.
 const POOL_SLACK: u64 = 12;
 
@@ -158,6 +160,8 @@ struct Way {
     batch: usize,
     tile: Option<Tile>,
     weights_bytes: u64,
+    /// Weights that kernels have copied in another order, for as long as the session is open; in the pool.
+    repacked_bytes: u64,
     activations_bytes: u64,
     /// Planes of the picture that are ours.
     planes_bytes: u64,
@@ -181,9 +185,14 @@ impl Way {
         self.activations_bytes + self.planes_bytes
     }
 
+    /// What of it lies in the pool.
+    fn pool_bytes(&self) -> u64 {
+        self.activations_bytes + self.repacked_bytes
+    }
+
     /// What the stage takes beside the process's base.
     fn bytes(&self) -> u64 {
-        self.weights_bytes + self.computed_bytes() + self.description_bytes
+        self.weights_bytes + self.repacked_bytes + self.computed_bytes() + self.description_bytes
     }
 }
 
@@ -227,8 +236,8 @@ impl Plan {
             .zip(ways)
             .map(|(stage, way)| {
                 let (residency, pool_bytes, bytes) = match kept_bytes {
-                    Some(kept_bytes) => (Residency::Keep, None, kept_bytes + way.computed_bytes()),
-                    None => (way.residency, Some(way.activations_bytes as usize), way.bytes()),
+                    Some(kept_bytes) => (Residency::Keep, None, kept_bytes + kept_computed(&way)),
+                    None => (way.residency, Some(way.pool_bytes() as usize), way.bytes()),
                 };
                 Stage {
                     stage,
@@ -239,7 +248,7 @@ impl Plan {
                     },
                     batch: way.batch,
                     tile_cells: way.tile.map(Tile::side_cells),
-                    weights_bytes: way.weights_bytes,
+                    weights_bytes: way.weights_bytes + way.repacked_bytes,
                     activations_bytes: way.computed_bytes(),
                     peak_bytes: base_bytes + bytes,
                     multiplications: way.operations,
@@ -290,9 +299,9 @@ fn least(stages: &[Vec<Way>]) -> u64 {
 /// Everything kept, if that fits; else of each stage, as only one is in memory at a time, its first way that does.
 fn choose(stages: Vec<Vec<Way>>, room: u64) -> Option<Choice> {
     // What is kept may also be copied where that makes it faster.
-    let kept = |way: &Way| way.weights_bytes + way.description_bytes + way.copies_bytes;
+    let kept = |way: &Way| way.weights_bytes + way.repacked_bytes + way.description_bytes + way.copies_bytes;
     let kept_bytes: u64 = stages.iter().map(|ways| kept(&ways[0])).sum();
-    let computed = stages.iter().map(|ways| ways[0].computed_bytes()).max().unwrap_or(0);
+    let computed = stages.iter().map(|ways| kept_computed(&ways[0])).max().unwrap_or(0);
     if kept_bytes + computed <= room {
         let ways = stages.into_iter().map(|mut ways| ways.swap_remove(0)).collect();
         return Some(Choice { ways, kept_bytes: Some(kept_bytes) });
@@ -301,6 +310,11 @@ fn choose(stages: Vec<Vec<Way>>, room: u64) -> Option<Choice> {
     let ways: Option<Vec<Way>> = stages.into_iter().map(first).collect();
     let ways = ways?.into_iter().map(|way| with_more_resident(way, room)).collect();
     Some(Choice { ways, kept_bytes: None })
+}
+
+/// What is there while a stage computes whose pool has no limit.
+fn kept_computed(way: &Way) -> u64 {
+    way.computed_bytes() + way.activations_bytes / POOL_KEEPS_PART
 }
 
 /// [`ErrorKind::Usage`] for a component that may run elsewhere than on the processor: what is planned is its memory.
@@ -402,7 +416,8 @@ impl Planner {
             batch,
             tile: None,
             weights_bytes: all,
-            activations_bytes: padded(whole_bytes + whole.repacked_bytes),
+            repacked_bytes: whole.repacked_bytes as u64,
+            activations_bytes: padded(whole_bytes),
             planes_bytes: 0,
             description_bytes: whole.description_bytes as u64,
             copies_bytes,
@@ -423,6 +438,7 @@ impl Planner {
                 batch,
                 tile: None,
                 weights_bytes: resident_bytes as u64,
+                repacked_bytes: 0,
                 activations_bytes: padded(plain_bytes + copied),
                 planes_bytes: 0,
                 description_bytes: most(|segment| segment.description_bytes) as u64,
@@ -518,6 +534,7 @@ mod tests {
             batch: 1,
             tile: None,
             weights_bytes,
+            repacked_bytes: 1,
             activations_bytes,
             planes_bytes: 3,
             description_bytes: 2,
@@ -547,10 +564,11 @@ mod tests {
         assert_eq!(all.len(), 2 * 4 * 3);
         let mut kinds = [0; 3];
         for room in 0..400 {
-            let kept: u64 = all[0].iter().map(|way| way.weights_bytes + 2 + way.copies_bytes).sum();
-            let computed = all[0].iter().map(|way| way.activations_bytes + 3).max().unwrap();
+            let kept: u64 = all[0].iter().map(|way| way.weights_bytes + 3 + way.copies_bytes).sum();
+            let computed = all[0].iter().map(|way| way.activations_bytes + way.activations_bytes / 4 + 3);
+            let computed = computed.max().unwrap();
             let peak = |ways: &&Vec<&Way>| {
-                let bytes = ways.iter().map(|way| way.weights_bytes + way.activations_bytes + 5);
+                let bytes = ways.iter().map(|way| way.weights_bytes + way.activations_bytes + 6);
                 bytes.max().unwrap() <= room
             };
             let found = all.iter().find(peak).map(|ways| ways.iter().copied().cloned().collect());
@@ -572,7 +590,7 @@ mod tests {
         let streamed = Residency::Streamed { grain_bytes: 5, resident_bytes: 10 };
         let stages = vec![vec![Way { residency: streamed, ..way(10, 20) }]];
         let Choice { ways, kept_bytes } = choose(stages, 39).unwrap();
-        assert_eq!(ways[0].residency, Residency::Streamed { grain_bytes: 5, resident_bytes: 14 });
+        assert_eq!(ways[0].residency, Residency::Streamed { grain_bytes: 5, resident_bytes: 13 });
         assert_eq!((ways[0].bytes(), kept_bytes), (39, None));
     }
 

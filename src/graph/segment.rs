@@ -19,7 +19,7 @@ use super::{BoundGraph, declared, opset, tables};
 const OPENERS: [&str; 5] = ["Conv", "FusedMatMul", "Gemm", "MatMul", "MatMulNBits"];
 
 /// How much of a graph's description ONNX Runtime keeps: as many bytes per node, its kernel included.
-const NODE_BYTES: usize = 12 << 10;
+const NODE_BYTES: usize = 8 << 10;
 
 /// A part of a [`BoundGraph`].
 pub(crate) struct Segment {
