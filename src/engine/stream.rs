@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
@@ -135,16 +136,22 @@ fn release(weights: &Weights, ranges: &[(usize, Range<usize>)]) {
 
 /// The thread that reads weights before they are needed.
 struct Ahead {
-    /// Which segment is next; absent once the thread is to end.
-    orders: Option<SyncSender<usize>>,
+    /// Which segment is next.
+    next: Arc<AtomicUsize>,
+    /// Wakes the thread; absent once it is to end.
+    wake: Option<SyncSender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Ahead {
     fn start(weights: Arc<Weights>, ranges: Vec<Vec<(usize, Range<usize>)>>) -> Result<Self, Error> {
-        let (orders, waiting) = sync_channel::<usize>(1);
+        let (wake, woken) = sync_channel::<()>(1);
+        let next = Arc::new(AtomicUsize::new(0));
+        let wanted = Arc::clone(&next);
         let read = move || {
-            for segment in waiting {
+            for () in woken {
+                // What was wanted while it was behind is not read any more: it may have been used and released.
+                let segment = wanted.load(Ordering::Relaxed);
                 ranges[segment].iter().for_each(|(file, range)| weights.populate(*file, range.clone()));
             }
         };
@@ -152,18 +159,19 @@ impl Ahead {
             std::thread::Builder::new().name("calotype-weights".into()).spawn(read).map_err(|error| {
                 Error::new(ErrorKind::Runtime, "a thread that reads weights ahead").source(error)
             })?;
-        Ok(Self { orders: Some(orders), thread: Some(thread) })
+        Ok(Self { next, wake: Some(wake), thread: Some(thread) })
     }
 
-    /// Begins to read the weights of a segment, unless the thread is still behind, when they come as they are used.
+    /// Begins to read the weights of a segment, as soon as those of an earlier one are read.
     fn read(&self, segment: usize) {
-        let _ = self.orders.as_ref().expect("until it is dropped").try_send(segment);
+        self.next.store(segment, Ordering::Relaxed);
+        let _ = self.wake.as_ref().expect("until it is dropped").try_send(());
     }
 }
 
 impl Drop for Ahead {
     fn drop(&mut self) {
-        self.orders = None;
+        self.wake = None;
         if let Some(thread) = self.thread.take() {
             // It does nothing that could panic.
             let _ = thread.join();

@@ -4,7 +4,7 @@
 //! The graph is cut only in front of operators that multiply by a weight. ONNX Runtime fuses operators with those that
 //! follow them, but such an operator with nothing that precedes it, so that segments compute what the whole computes.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::mem;
 use std::ops::Range;
 
@@ -17,6 +17,9 @@ use super::{BoundGraph, declared, opset, tables};
 
 /// Operators in front of which a graph may be cut.
 const OPENERS: [&str; 5] = ["Conv", "FusedMatMul", "Gemm", "MatMul", "MatMulNBits"];
+
+/// How many pages come into memory around a range of a file that is read, as a rule; also, the gap that is read as well.
+const AROUND_BYTES: usize = 64 << 10;
 
 /// How much of a graph's description ONNX Runtime keeps: as many bytes per node, its kernel included.
 const NODE_BYTES: usize = 8 << 10;
@@ -42,9 +45,9 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    /// How many bytes of weights it has.
+    /// How many bytes of weights it has, with what comes with them into memory.
     pub(crate) fn weight_bytes(&self) -> usize {
-        self.ranges.iter().map(|(_, range)| range.len()).sum()
+        self.ranges.iter().map(|(_, range)| range.len() + AROUND_BYTES).sum()
     }
 
     /// The bytes of its ONNX model, once the element types of values of earlier segments are known.
@@ -137,16 +140,13 @@ impl BoundGraph {
             let spent = inputs.iter().filter(|name| made.contains_key(*name) && read[*name] == part);
 
             let mut own = GraphProto { name: graph.name.clone(), ..Default::default() };
-            let mut ranges: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+            let mut ranges = Vec::new();
             for Constant { origin, range, .. } in needs.iter().map(|&need| &plan.constants[need]) {
                 match origin {
                     Origin::Initializer(index) => own.initializer.push(graph.initializer[*index].clone()),
                     Origin::Node(index) => own.node.push(graph.node[*index].clone()),
                 }
-                if let Some((file, range)) = range {
-                    let end = ranges.entry((*file, range.start)).or_default();
-                    *end = range.end.max(*end);
-                }
+                ranges.extend(range.clone());
             }
             own.node.extend(nodes.into_iter().cloned());
             own.input = inputs
@@ -173,7 +173,7 @@ impl BoundGraph {
                 description_bytes: own.node.len() * NODE_BYTES,
                 repacked_bytes: repacked(&own),
                 converted_bytes: needs.iter().map(|&need| plan.converted_bytes(need)).sum(),
-                ranges: ranges.into_iter().map(|((file, start), end)| (file, start..end)).collect(),
+                ranges: joined(ranges),
                 model: ModelProto { graph: Some(own), ..self.model_without_graph() },
             }
         };
@@ -292,6 +292,19 @@ impl Plan {
     fn is_constant(&self, name: &str) -> bool {
         self.names.contains_key(name)
     }
+}
+
+/// Ranges of files in order, those that are in the same pages or nearly so as one.
+fn joined(mut ranges: Vec<(usize, Range<usize>)>) -> Vec<(usize, Range<usize>)> {
+    ranges.sort_unstable_by_key(|(file, range)| (*file, range.start));
+    ranges.dedup_by(|(file, range), (earlier_file, earlier)| {
+        let is_near = file == earlier_file && range.start <= earlier.end + AROUND_BYTES;
+        if is_near {
+            earlier.end = earlier.end.max(range.end);
+        }
+        is_near
+    });
+    ranges
 }
 
 /// The bytes of weights that `MatMulNBits` keeps in its own order.

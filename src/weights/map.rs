@@ -7,6 +7,8 @@ use std::ops::Range;
 
 use memmap2::Mmap;
 
+use super::AROUND_BYTES;
+
 /// Read-only bytes at an address that does not change while this value lives.
 ///
 /// A mapped file is shared with the rest of the machine. If another program overwrites it in place, the bytes change;
@@ -70,13 +72,18 @@ impl Bytes {
         let _ = range;
     }
 
-    /// Takes the pages of a mapped file around `range` out of the process; they come back when they are used.
+    /// Takes the pages of a mapped file around `range` out of the process, with those that came with them; they come back
+    /// when they are used.
     pub(super) fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
         if let Self::Mapped(map) = self {
+            let base = map.as_ptr() as usize;
+            let start = (base + range.start) / AROUND_BYTES * AROUND_BYTES;
+            let end = (base + range.end).next_multiple_of(AROUND_BYTES).min(base + map.len());
+            let start = start.saturating_sub(base);
             // SAFETY: the map is read-only and of a file, so that a page that is used again has the same bytes.
             let _ = unsafe {
-                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
+                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - base - start)
             };
         }
         #[cfg(not(unix))]
