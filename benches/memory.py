@@ -390,12 +390,12 @@ def cold(setting: Setting) -> None:
     """Every program from its own files to the end of the first step at 512x512 with guidance."""
     for cache in ("warm", "cold"):
         for model in ("sd15-f16", "sd15-f32", "sd15-int8"):
-            if setting.wanted(f"calotype-{model}") and (setting.models / model).exists():
+            if setting.wanted(f"calotype-{model}-{cache}") and (setting.models / model).exists():
                 stayed_bytes = prepare(setting, cache, setting.files(model))
                 run = cgroup.run(generate(setting, model, 512, None, 1))
                 times = seconds(run.out, 1)
                 start(setting, f"calotype, {model}", cache, times.get("first_step_s"), stayed_bytes, run)
-        if setting.optimum and setting.wanted("optimum"):
+        if setting.optimum and setting.wanted(f"optimum-{cache}"):
             folder = setting.models / "sd15-onnx"
             stayed_bytes = prepare(setting, cache, [folder])
             command: Command = [setting.optimum, EXPORT / "real_width.py", "draw", "optimum", folder, "512", "2"]
@@ -403,7 +403,7 @@ def cold(setting: Setting) -> None:
             found = re.search(r'"first_step_s": ([\d.]+)', run.out)
             start(setting, "optimum, its ONNX folder", cache, found and float(found[1]), stayed_bytes, run)
         for peer in peer_list(setting):
-            if setting.wanted(peer.name):
+            if setting.wanted(f"{peer.name}-{cache}"):
                 stayed_bytes = prepare(setting, cache, peer.reads)
                 run = cgroup.run([*peer.command, str(peer.least_steps)], marks={"first_step": peer.first_step})
                 start(setting, peer.name, cache, run.marks.get("first_step"), stayed_bytes, run)
