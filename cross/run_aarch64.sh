@@ -17,6 +17,8 @@ emulator=${CALOTYPE_CROSS:?expected the folder that cross/toolchain.sh prints}/b
 # Cargo's next build puts the program back.
 program=$(dirname "$1")/../calotype
 if [ "$(basename "$(dirname "$1")")" = deps ] && [ "$(head -c 4 "$program" | tail -c 3)" = ELF ]; then
+    # What an earlier build put there may be the same file, which is not moved to itself.
+    rm -f "$program.aarch64"
     mv "$program" "$program.aarch64"
     printf '#!/bin/sh\nexec "%s" "%s" "$@"\n' "$(realpath "$0")" "$(realpath "$program.aarch64")" > "$program"
     chmod +x "$program"
