@@ -236,6 +236,7 @@ impl Graph {
     pub(crate) fn in_slices(&self) -> Self {
         let mut sliced = self.clone();
         sliced.graph.slice_tokens(opset(&self.model));
+        sliced.graph.slice_queries();
         sliced
     }
 

@@ -278,8 +278,10 @@ impl Weights {
             .help("the file is cut short: download or copy it again"));
         };
         if !(bytes.as_ptr() as usize + range.start).is_multiple_of(dtype.size_bytes()) {
-            let copy = bytes.copy(range);
-            return self.replace(name, dtype, shape, &copy);
+            let own = bytes.owned(range.clone());
+            bytes.release(range);
+            self.keep(name.to_owned(), dtype, shape, own);
+            return Ok(());
         }
         let tensor = Tensor {
             dtype,
@@ -351,6 +353,12 @@ impl Weights {
                 format!("weight {name}: {dtype} {shape:?}: got {} bytes of data", bytes.len()),
             ));
         }
+        self.keep(name, dtype, shape, Bytes::own(bytes));
+        Ok(())
+    }
+
+    /// Adds a tensor whose bytes these are.
+    fn keep(&mut self, name: String, dtype: Dtype, shape: &[usize], bytes: Bytes) {
         let tensor = Tensor {
             dtype,
             shape: shape.to_vec(),
@@ -359,9 +367,8 @@ impl Weights {
             offset_bytes: 0,
             len_bytes: bytes.len(),
         };
-        self.files.push(Arc::new(Bytes::own(bytes)));
+        self.files.push(Arc::new(bytes));
         self.tensors.insert(name, tensor);
-        Ok(())
     }
 
     /// Per file the name under which [`TensorView::location`] refers to it, and its address and size in bytes.

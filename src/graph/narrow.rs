@@ -1,6 +1,6 @@
 //! Narrow graphs: operators that would take much memory at once are taken in slices. A linear layer or convolution gives
-//! its channels in slices, each with its own rows of the weights; a gated feed-forward goes through its tokens in slices.
-//! It knows nothing of how much memory there is.
+//! its channels in slices, each with its own rows of the weights; a gated feed-forward goes through its tokens in slices,
+//! and attention that is spelled out through its queries. It knows nothing of how much memory there is.
 //!
 //! The numbers are the same but for rounding: kernels add in an order that may depend on how many rows they are given.
 
@@ -10,10 +10,13 @@ use std::ops::Range;
 
 use super::proto::{GraphProto, NodeProto, TensorProto};
 use super::segment::{elements, stored};
-use super::{MICROSOFT, declared, entry, integer};
+use super::{MICROSOFT, declared, entry, integer, onnx_code};
+use crate::weights::Dtype;
 
 /// How many slices the tokens of a feed-forward are taken in.
 const TOKEN_SLICES: usize = 4;
+/// How many slices the queries of attention are taken in.
+const QUERY_SLICES: i64 = 8;
 /// The first version of the standard operators whose `Split` takes a number of parts that are not all equally long.
 const SPLIT_OPSET: i64 = 18;
 /// How many nodes after its first a feed-forward may have its last: those of exporters have 20.
@@ -46,6 +49,36 @@ impl GraphProto {
                 self.node.push(node);
             }
         }
+    }
+
+    /// Takes all attention that is spelled out, as two products with a `Softmax` between them, in slices of its queries: the
+    /// scores of all pairs of tokens are never there at once.
+    pub(super) fn slice_queries(&mut self) {
+        let constants = Constants::of(self);
+        let flow = Flow::of(self);
+        let found = (0..self.node.len()).filter_map(|softmax| Scores::at(self, &constants, &flow, softmax));
+        // Where the last of its nodes is, all that it reads is there.
+        let found: HashMap<usize, Scores> = found.map(|scores| (scores.last(), scores)).collect();
+        if found.is_empty() {
+            return;
+        }
+        let within: HashSet<usize> = found.values().flat_map(|scores| &scores.nodes).copied().collect();
+        let mut nodes = Vec::new();
+        for (index, node) in self.node.iter().enumerate() {
+            match found.get(&index) {
+                Some(scores) => nodes.extend(scores.slices(self)),
+                None if within.contains(&index) => {}
+                None => nodes.push(node.clone()),
+            }
+        }
+        self.node = nodes;
+        self.initializer.extend((-2..=QUERY_SLICES).map(|value| TensorProto {
+            name: Some(number(value)),
+            dims: vec![1],
+            data_type: Some(onnx_code(Dtype::I64)),
+            int64_data: vec![value],
+            ..Default::default()
+        }));
     }
 
     /// Takes every linear layer and convolution whose weights have more than `most_bytes`, where they are converted in
@@ -345,12 +378,141 @@ impl Region {
     }
 }
 
+/// Who computes the values of a graph, and who reads them.
+struct Flow<'a> {
+    makers: HashMap<&'a str, usize>,
+    /// Those that one node reads, once, and that are no results.
+    readers: HashMap<&'a str, Option<usize>>,
+}
+
+impl<'a> Flow<'a> {
+    fn of(graph: &'a GraphProto) -> Self {
+        let (mut makers, mut readers) = (HashMap::new(), HashMap::new());
+        for (index, node) in graph.node.iter().enumerate() {
+            makers.extend(node.output.iter().map(|name| (name.as_str(), index)));
+            for name in &node.input {
+                readers.entry(name.as_str()).and_modify(|reader| *reader = None).or_insert(Some(index));
+            }
+        }
+        readers.extend(graph.output.iter().map(|output| (output.name(), None)));
+        Self { makers, readers }
+    }
+
+    fn only_reader(&self, value: &str) -> Option<usize> {
+        *self.readers.get(value)?
+    }
+}
+
+/// Attention that is spelled out, from the product of queries and keys to that with the values.
+struct Scores {
+    /// In order; each but the last is read by the next alone.
+    nodes: Vec<usize>,
+}
+
+impl Scores {
+    /// The one around a `Softmax`, if one is.
+    fn at(graph: &GraphProto, constants: &Constants, flow: &Flow, softmax: usize) -> Option<Self> {
+        let node = &graph.node[softmax];
+        if node.op_type() != "Softmax" || attribute(node, "axis") != Some(-1) {
+            return None;
+        }
+        let is_between = |node: &NodeProto| node.op_type() == "Cast" || constants.is_by_token(graph, node);
+        let is_of_two = |node: &NodeProto| {
+            let is_plain = (node.op_type(), node.domain()) == ("MatMul", "");
+            is_plain
+                && node.input.iter().all(|name| !constants.contains(name))
+                && node.input[0] != node.input[1]
+        };
+        let mut nodes = vec![softmax];
+        loop {
+            let first = &graph.node[nodes[0]];
+            let mut fed = first.input.iter().filter(|name| !constants.contains(name));
+            let (Some(value), None) = (fed.next(), fed.next()) else { return None };
+            flow.only_reader(value)?;
+            let maker = *flow.makers.get(value.as_str())?;
+            nodes.insert(0, maker);
+            match &graph.node[maker] {
+                node if is_of_two(node) => break,
+                node if is_between(node) => {}
+                _ => return None,
+            }
+        }
+        loop {
+            let [value] = &graph.node[*nodes.last()?].output[..] else { return None };
+            let reader = flow.only_reader(value)?;
+            nodes.push(reader);
+            match &graph.node[reader] {
+                node if is_of_two(node) && node.input[0] == *value => return Some(Self { nodes }),
+                node if is_between(node) => {}
+                _ => return None,
+            }
+        }
+    }
+
+    fn last(&self) -> usize {
+        self.nodes[self.nodes.len() - 1]
+    }
+
+    /// The same computed for some queries after others.
+    fn slices(&self, graph: &GraphProto) -> Vec<NodeProto> {
+        let nodes: Vec<&NodeProto> = self.nodes.iter().map(|&index| &graph.node[index]).collect();
+        let (queries, output) = (&nodes[0].input[0], &nodes[nodes.len() - 1].output[0]);
+        let of = |name: &str, slice: i64| format!("{name}/{slice}");
+        let op = |op: &str, inputs: &[&str], output: String| NodeProto {
+            name: Some(output.clone()),
+            op_type: Some(op.into()),
+            input: inputs.iter().map(ToString::to_string).collect(),
+            output: vec![output],
+            ..Default::default()
+        };
+        let local = |name: &str| format!("{output}/{name}");
+        // As many queries in each slice as make all of them, rounded up; the last ones may have fewer, or none.
+        let mut computed = vec![
+            op("Shape", &[queries], local("sizes")),
+            op("Gather", &[&local("sizes"), &number(-2)], local("queries")),
+            op("Add", &[&local("queries"), &number(QUERY_SLICES - 1)], local("sum")),
+            op("Div", &[&local("sum"), &number(QUERY_SLICES)], local("each")),
+        ];
+        let bound = |slice: i64| of(&local("bound"), slice);
+        computed.extend((0..=QUERY_SLICES).map(|at| op("Mul", &[&local("each"), &number(at)], bound(at))));
+        for slice in 0..QUERY_SLICES {
+            let mut value = of(&local("in"), slice);
+            computed.push(op(
+                "Slice",
+                &[queries, &bound(slice), &bound(slice + 1), &number(-2)],
+                value.clone(),
+            ));
+            for (place, &node) in nodes.iter().enumerate() {
+                let mut piece = node.clone();
+                piece.name = Some(of(node.name(), slice));
+                let earlier = if place == 0 { queries } else { &nodes[place - 1].output[0] };
+                piece
+                    .input
+                    .iter_mut()
+                    .filter(|name| *name == earlier)
+                    .for_each(|name| name.clone_from(&value));
+                value = of(&node.output[0], slice);
+                piece.output = vec![value.clone()];
+                computed.push(piece);
+            }
+        }
+        let pieces = (0..QUERY_SLICES).map(|slice| of(output, slice)).collect();
+        computed.push(join(pieces, output, -2));
+        computed
+    }
+}
+
+/// The name of a constant.
+fn number(value: i64) -> String {
+    format!("queries/number {value}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::graph::cast;
     use crate::graph::proto::{EXTERNAL, ValueInfoProto};
     use crate::graph::shape::tests::{node, stored as graph_file};
-    use crate::graph::{Dtype, cast, onnx_code};
 
     /// A tensor of a file, from byte 1000 on.
     fn bound(name: &str, dtype: Dtype, dims: &[i64]) -> TensorProto {
@@ -524,5 +686,61 @@ mod tests {
         read_twice.node.push(node("Relu", &["m"], "z", vec![]));
         read_twice.slice_tokens(SPLIT_OPSET);
         assert_eq!(read_twice.node.len(), 7);
+    }
+
+    /// Attention as exporters spell it out, with `change` made to it.
+    fn spelled_out(change: impl FnOnce(&mut GraphProto)) -> GraphProto {
+        let scale = TensorProto { name: Some("scale".into()), ..Default::default() };
+        let nodes = vec![
+            node("MatMul", &["q", "k"], "scores", vec![]),
+            node("Mul", &["scores", "scale"], "scaled", vec![]),
+            node("Softmax", &["scaled"], "parts", vec![integer("axis", -1)]),
+            node("Transpose", &["x"], "v", vec![]),
+            node("MatMul", &["parts", "v"], "y", vec![]),
+        ];
+        let mut graph = graph(nodes, vec![scale]);
+        change(&mut graph);
+        graph
+    }
+
+    #[test]
+    fn attention_that_is_spelled_out_goes_through_its_queries_in_slices() {
+        let mut graph = spelled_out(|_| {});
+        graph.slice_queries();
+        let lines = described(&graph);
+        assert_eq!(lines.len(), 1 + 4 + 9 + 8 * 5 + 1);
+        assert_eq!(lines[..2], ["Transpose x -> v", "Shape q -> y/sizes"]);
+        let last = lines.len() - 1;
+        assert_eq!(
+            lines[last - 5..last],
+            [
+                "Slice q y/bound/7 y/bound/8 queries/number -2 -> y/in/7",
+                "MatMul y/in/7 k -> scores/7",
+                "Mul scores/7 scale -> scaled/7",
+                "Softmax scaled/7 -> parts/7",
+                "MatMul parts/7 v -> y/7",
+            ]
+        );
+        assert_eq!(lines[last], "Concat y/0 y/1 y/2 y/3 y/4 y/5 y/6 y/7 -> y");
+        assert_eq!(attribute(&graph.node[last], "axis"), Some(-2));
+    }
+
+    #[test]
+    fn attention_that_mixes_its_queries_is_left() {
+        let is_left = |change: fn(&mut GraphProto)| {
+            let before = spelled_out(change);
+            let mut after = before.clone();
+            after.slice_queries();
+            after == before
+        };
+        assert!(!is_left(|_| {}));
+        assert!(is_left(|graph| graph.node[2].attribute[0].i = Some(1)), "another axis");
+        assert!(is_left(|graph| graph.node[2].attribute.clear()), "an axis that is not named");
+        assert!(is_left(|graph| graph.node[1].input[1] = "mask".into()), "a mask of every query");
+        assert!(is_left(|graph| graph.node[1].op_type = Some("CumSum".into())), "a sum over queries");
+        assert!(is_left(|graph| graph.node[4].input.swap(0, 1)), "scores on the right");
+        assert!(is_left(|graph| graph.node.push(node("Relu", &["scaled"], "z", vec![]))), "read twice");
+        assert!(is_left(|graph| graph.output[0].name = Some("parts".into())), "a result");
+        assert!(is_left(|graph| graph.node[0].input[1] = "scale".into()), "no keys");
     }
 }

@@ -72,6 +72,7 @@ impl BoundGraph {
         let mut graph = self.model.graph.clone().expect("a bound graph has one");
         if Plan::of(&graph).is_simple {
             graph.slice_tokens(opset(&self.model));
+            graph.slice_queries();
             graph.slice_channels(grain_bytes);
         }
         let graph = &graph;

@@ -90,6 +90,15 @@ impl Bytes {
         let _ = range;
     }
 
+    /// The bytes in `range`, which must lie inside, in private memory.
+    pub(super) fn owned(&self, range: Range<usize>) -> Self {
+        match self {
+            Self::Mapped(map) => Self::own(&map[range]),
+            Self::Static(bytes) => Self::own(&bytes[range]),
+            Self::Owned(..) => Self::own(&self.copy(range)),
+        }
+    }
+
     /// A copy of the bytes in `range`, which must lie inside.
     pub(super) fn copy(&self, range: Range<usize>) -> Vec<u8> {
         match self {
