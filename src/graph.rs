@@ -7,6 +7,7 @@ mod embedding;
 mod file;
 mod narrow;
 pub(crate) mod normal;
+mod order;
 pub mod proto;
 pub mod quantize;
 mod segment;
@@ -235,6 +236,7 @@ impl Graph {
     /// The same graph with its largest values computed in slices, as graphs in segments have them.
     pub(crate) fn in_slices(&self) -> Self {
         let mut sliced = self.clone();
+        sliced.graph.sort();
         sliced.graph.slice_tokens(opset(&self.model));
         sliced.graph.slice_queries();
         sliced

@@ -360,7 +360,7 @@ impl Region {
         for slice in 0..TOKEN_SLICES {
             for (place, &node) in nodes.iter().enumerate() {
                 let mut piece = node.clone();
-                piece.name = Some(of(node.name(), slice));
+                piece.name = Some(of(&node.output[0], slice));
                 for name in piece.input.iter_mut().chain(&mut piece.output) {
                     if made.contains(name) {
                         *name = of(name, slice);
@@ -484,7 +484,7 @@ impl Scores {
             ));
             for (place, &node) in nodes.iter().enumerate() {
                 let mut piece = node.clone();
-                piece.name = Some(of(node.name(), slice));
+                piece.name = Some(of(&node.output[0], slice));
                 let earlier = if place == 0 { queries } else { &nodes[place - 1].output[0] };
                 piece
                     .input

@@ -70,6 +70,7 @@ impl BoundGraph {
     /// nodes of it hold graphs, is one segment.
     pub(crate) fn segments(&self, grain_bytes: usize) -> Vec<Segment> {
         let mut graph = self.model.graph.clone().expect("a bound graph has one");
+        graph.sort();
         if Plan::of(&graph).is_simple {
             graph.slice_tokens(opset(&self.model));
             graph.slice_queries();

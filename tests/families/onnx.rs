@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 
 use calotype::architecture::clip::{self, States};
 use calotype::architecture::{autoencoder_kl, unet};
+use calotype::engine::{Residency, SessionOptions};
 use calotype::graph::Graph;
 use calotype::graph::proto::{ModelProto, TensorProto};
 use calotype::model::Model;
-use calotype::pipeline::Pipeline;
+use calotype::pipeline::{Options, Pipeline};
 use calotype::weights::Weights;
 use flate2::read::GzDecoder;
 use prost::Message;
@@ -125,6 +126,27 @@ fn check(layout: &str, tolerance: f64) {
         assert!(distance(&vec![0.0; got.len()], &expected) > 10.0 * tolerance);
         // Decoding, too, is by signature.
         pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap();
+    }
+}
+
+/// With the weights on disk, attention that exporters spelled out in slices of its queries, and nodes that some leave in
+/// no order.
+#[test]
+fn segments_draw_the_same() {
+    let residency = Residency::Streamed { grain_bytes: 256 << 10, resident_bytes: 0 };
+    for (layout, tolerance) in
+        [("optimum", 1e-5), ("optimum-old", 1e-5), ("olive-io16", 1e-2), ("static-2", 1e-5)]
+    {
+        let (folder, desk) = open(layout);
+        let model = Model::open(desk.path()).unwrap();
+        let draw = |options: Options| {
+            let mut pipeline = Pipeline::open(&model, &options).unwrap();
+            let request = request(&folder.pictures[0], &pipeline);
+            pipeline.denoise(&request, |_| ControlFlow::Continue(())).unwrap()
+        };
+        let streamed = SessionOptions { residency, ..options().session };
+        let error = distance(&draw(Options { session: streamed, plan: None }), &draw(options()));
+        assert!(error <= tolerance, "{layout}: relative difference {error:.1e}");
     }
 }
 
