@@ -18,9 +18,6 @@ use self::map::Bytes;
 use self::safetensors::Problem;
 use crate::{Error, ErrorKind};
 
-/// With a page that is touched, Linux gives a process those around it that are in memory: blocks of this length at most.
-const AROUND_BYTES: usize = 2 << 20;
-
 /// The type of a tensor's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -7,7 +7,9 @@ use std::ops::Range;
 
 use memmap2::Mmap;
 
-use super::AROUND_BYTES;
+/// With a page that is touched, Linux gives a process those around it that are in memory: blocks of this length at most.
+#[cfg(unix)]
+const AROUND_BYTES: usize = 2 << 20;
 
 /// Read-only bytes at an address that does not change while this value lives.
 ///
