@@ -420,8 +420,8 @@ mod tests {
                 .flat_map(|x| matrix.chunks(inputs).map(|w| x.iter().zip(w).map(|(x, w)| x * w).sum::<f32>()))
                 .collect();
             let got = run(graph, weights, &[ROWS, inputs], &x);
-            // 32-bit sums in another order; that of ARM's kernels is 1.04e-6 off.
-            expect_near(&got, &expected, 2e-6);
+            // 32-bit sums in another order: those of ARM's kernels are 2.2e-6 off.
+            expect_near(&got, &expected, 5e-6);
             // Gaussian weights at 3 and 4 sigma by 8 and 128 levels each side, and their spread.
             expect_near(&matrix, &source, if bits == 4 { 0.11 } else { 0.01 });
         }
