@@ -39,13 +39,23 @@ def is_macro(package: dict) -> bool:
     return any("proc-macro" in target["kind"] for target in package["targets"])
 
 
-def texts_of(crate: dict) -> list[tuple[str, str]]:
-    """File names and contents of its licences and notices."""
+def texts_beside(crate: dict) -> list[Path]:
+    """The files of its licences and notices."""
     folder = Path(crate["manifest_path"]).parent
     found = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name.lower().startswith(STEMS)]
-    found += [folder / crate["license_file"]] if crate["license_file"] and not found else []
+    return found or ([folder / crate["license_file"]] if crate["license_file"] else [])
+
+
+def texts_of(crate: dict, crates: list[dict]) -> list[tuple[str, str]]:
+    """Names and contents of its licences and notices."""
+    found = texts_beside(crate)
     if not found:
         found = [path for name, path in STANDARD_TEXTS.items() if name in (crate["license"] or "")]
+    if not found and crate["repository"]:
+        # Of the same makers, who put the text beside another crate of theirs.
+        keys = ("repository", "license", "authors")
+        of_these = (other for other in crates if all(other[key] == crate[key] for key in keys))
+        found = next((texts for other in of_these if (texts := texts_beside(other))), [])
     if not found:
         raise SystemExit(f"{crate['name']} {crate['version']}: expected a licence file, got none ({crate['license']})")
     return [(path.name, path.read_text(encoding="utf-8", errors="replace").strip()) for path in found]
@@ -57,7 +67,7 @@ def main(target: str) -> None:
     print("Rust crates in this program\n")
     for crate in crates:
         print(f"  {crate['name']} {crate['version']}: {crate['license']}")
-        for name, text in texts_of(crate):
+        for name, text in texts_of(crate, crates):
             users.setdefault(text, []).append(f"{crate['name']} {crate['version']} ({name})")
     for text, names in users.items():
         print("\n" + "-" * 100 + "\n" + "\n".join(names) + "\n\n" + text)
