@@ -99,6 +99,7 @@ debian() {
     install -m 755 "$program" "$tree/usr/lib/calotype/calotype"
     install -m 644 "$library" "$tree/usr/lib/calotype/libonnxruntime.so"
     ln -s ../lib/calotype/calotype "$tree/usr/bin/calotype"
+    install -D -m 644 cross/calotype.service "$tree/usr/lib/systemd/system/calotype.service"
     documents "$processor" "$documents"
     {
         echo "calotype is under the MIT licence or the Apache License 2.0, at your choice; on Debian systems the latter is"
