@@ -39,6 +39,8 @@ const GRAINS_MIB: [usize; 6] = [256, 128, 64, 32, 16, 8];
 const TILES_CELLS: [usize; 6] = [128, 96, 64, 48, 32, 16];
 /// How much more than it uses the pool keeps while there is no limit, as one part in so many.
 const POOL_KEEPS_PART: u64 = 4;
+/// What the heap loses between things that are kept for good, as one part in so many of them.
+const KEPT_SLACK: u64 = 64;
 /// The part of the pool that may be lost in blocks longer than what was asked for, and in pages that are not full.
 const POOL_SLACK: u64 = 12;
 
@@ -301,6 +303,7 @@ fn choose(stages: Vec<Vec<Way>>, room: u64) -> Option<Choice> {
     // What is kept may also be copied where that makes it faster.
     let kept = |way: &Way| way.weights_bytes + way.repacked_bytes + way.description_bytes + way.copies_bytes;
     let kept_bytes: u64 = stages.iter().map(|ways| kept(&ways[0])).sum();
+    let kept_bytes = kept_bytes + kept_bytes / KEPT_SLACK;
     let computed = stages.iter().map(|ways| kept_computed(&ways[0])).max().unwrap_or(0);
     if kept_bytes + computed <= room {
         let ways = stages.into_iter().map(|mut ways| ways.swap_remove(0)).collect();
@@ -565,6 +568,7 @@ mod tests {
         let mut kinds = [0; 3];
         for room in 0..400 {
             let kept: u64 = all[0].iter().map(|way| way.weights_bytes + 3 + way.copies_bytes).sum();
+            let kept = kept + kept / KEPT_SLACK;
             let computed = all[0].iter().map(|way| way.activations_bytes + way.activations_bytes / 4 + 3);
             let computed = computed.max().unwrap();
             let peak = |ways: &&Vec<&Way>| {
