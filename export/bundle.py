@@ -29,6 +29,18 @@ LICENCE = "MIT AND Apache-2.0"
 DEFAULTS = {"size": [128, 128], "steps": 20, "guidance": 3.5, "sampler": "dpm++2m", "schedule": "karras"}
 
 
+def read_tokenizer(file: Path) -> PreTrainedTokenizerFast:
+    """The built-in model's, with the marks around a text that it was trained with."""
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(file),
+        bos_token="<|startoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        unk_token="[UNK]",
+        model_max_length=model.CONTEXT_TOKENS,
+    )
+
+
 def main() -> None:
     work, bundle, folder, calotype = (Path(argument) for argument in sys.argv[1:5])
     vae = model.vae()
@@ -42,14 +54,7 @@ def main() -> None:
 
     shutil.rmtree(folder, ignore_errors=True)
     vae.register_to_config(scaling_factor=scale)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(work / "tokenizer.json"),
-        bos_token="<|startoftext|>",
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        unk_token="[UNK]",
-        model_max_length=model.CONTEXT_TOKENS,
-    )
+    tokenizer = read_tokenizer(work / "tokenizer.json")
     scheduler = DDIMScheduler(
         **model.CURVE,
         prediction_type="v_prediction",

@@ -22,9 +22,9 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 
 import model
+from bundle import read_tokenizer
 
 PROMPT = "a photograph of a red fox that sits on a mossy stone in a forest, soft morning light"
 SAMPLES = 64
@@ -73,14 +73,7 @@ def main() -> None:
     names = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
     weights = {name: load_file(bundle / f"weights/{name}.safetensors") for name in names}
 
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(bundle / "text_encoder/tokenizer.json"),
-        bos_token="<|startoftext|>",
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        unk_token="[UNK]",
-        model_max_length=model.CONTEXT_TOKENS,
-    )
+    tokenizer = read_tokenizer(bundle / "text_encoder/tokenizer.json")
     ids = tokenizer(PROMPT, padding="max_length", truncation=True, return_tensors="pt").input_ids
     tables = [tensor for name, tensor in weights["text_encoder"].items() if name.endswith("token_embedding.weight")]
     text = model.text_encoder(len(tables[0])).eval()
