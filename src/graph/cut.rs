@@ -48,7 +48,7 @@ impl Graph {
 
     /// What makes a value, and what makes the outputs of it.
     fn cut(&self, value: &str) -> Result<(Self, Self), Error> {
-        let makers = self.makers();
+        let makers = self.graph.makers();
         let port = self.port_of(value, &makers).map_err(|problem| self.uncut(problem))?;
         let outputs = self.outputs.iter().map(|output| &output.name[..]);
         let before = self.behind([value], None, &makers).map_err(|problem| self.uncut(problem))?;
@@ -118,12 +118,6 @@ impl Graph {
             parameter.transposed = known.is_some_and(|known| known.transposed);
         }
         Ok(part)
-    }
-
-    /// By value, the index of the node that makes it.
-    pub(super) fn makers(&self) -> HashMap<&str, usize> {
-        let nodes = self.graph.node.iter().enumerate();
-        nodes.flat_map(|(index, node)| node.output.iter().map(move |output| (&output[..], index))).collect()
     }
 
     fn initializer(&self, name: &str) -> Option<&TensorProto> {

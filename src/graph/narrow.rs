@@ -387,15 +387,14 @@ struct Flow<'a> {
 
 impl<'a> Flow<'a> {
     fn of(graph: &'a GraphProto) -> Self {
-        let (mut makers, mut readers) = (HashMap::new(), HashMap::new());
+        let mut readers = HashMap::new();
         for (index, node) in graph.node.iter().enumerate() {
-            makers.extend(node.output.iter().map(|name| (name.as_str(), index)));
             for name in &node.input {
                 readers.entry(name.as_str()).and_modify(|reader| *reader = None).or_insert(Some(index));
             }
         }
         readers.extend(graph.output.iter().map(|output| (output.name(), None)));
-        Self { makers, readers }
+        Self { makers: graph.makers(), readers }
     }
 
     fn only_reader(&self, value: &str) -> Option<usize> {

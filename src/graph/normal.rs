@@ -100,7 +100,7 @@ impl Graph {
 
     /// What an `InstanceNormalization` says of itself.
     fn norm<'a>(&'a self, node: &'a NodeProto) -> Result<Norm<'a>, String> {
-        let makers = self.makers();
+        let makers = self.graph.makers();
         let maker = |value: &str| makers.get(value).map(|&maker| &self.graph.node[maker]);
         let ([x, scale, bias], [output]) = (&node.input[..], &node.output[..]) else {
             return Err(format!("{}: expected a norm of 3 inputs, got {}", node.name(), node.input.len()));

@@ -14,13 +14,16 @@ enum State {
 }
 
 impl GraphProto {
+    /// By value, the index of the node that makes it.
+    pub(super) fn makers(&self) -> HashMap<&str, usize> {
+        let nodes = self.node.iter().enumerate();
+        nodes.flat_map(|(index, node)| node.output.iter().map(move |output| (&output[..], index))).collect()
+    }
+
     /// Puts nodes behind those whose values they read; where all are already, the order stays. Nodes that wait for one
     /// another, which no graph may have, stay in some order, for ONNX Runtime to refuse.
     pub(super) fn sort(&mut self) {
-        let mut makers: HashMap<&str, usize> = HashMap::new();
-        for (index, node) in self.node.iter().enumerate() {
-            makers.extend(node.output.iter().map(|output| (output.as_str(), index)));
-        }
+        let makers = self.makers();
         let mut states = vec![State::New; self.node.len()];
         let mut order = Vec::with_capacity(self.node.len());
         let mut stack = Vec::new();
