@@ -236,12 +236,13 @@ def text_golden(family: Family, pipeline: Any, arrays: Arrays) -> Json:
     return {"rows": ROWS, "cases": cases}
 
 
-def unet_golden(family: Family, pipeline: Any, arrays: Arrays) -> Json:
+def unet_golden(family: Family, pipeline: Any, arrays: Arrays, size: tuple[int, int] | None = None) -> Json:
+    """One call; `size` is that of the sample in latent cells."""
     config = family.unet
-    cells = 2 ** (len(config["block_out_channels"]) - 1)
+    least = 2 ** (len(config["block_out_channels"]) - 1)
     inputs = {
-        # A wider than tall sample, of two pictures, tells the axes apart.
-        "sample": noise_input(101, 2, config["in_channels"], cells, 2 * cells),
+        # A sample that is wider than tall, of two images, tells the axes apart.
+        "sample": noise_input(101, 2, config["in_channels"], *(size or (least, 2 * least))),
         "timestep": {"values": 501.0, "dtype": "F32"},
         "encoder_hidden_states": noise_input(102, 2, 77, config["cross_attention_dim"]),
     }
@@ -267,10 +268,17 @@ def unet_golden(family: Family, pipeline: Any, arrays: Arrays) -> Json:
     return {"inputs": inputs, "outputs": {"out_sample": keep(arrays, "unet.out_sample", out)}}
 
 
-def vae_golden(family: Family, pipeline: Any, arrays: Arrays) -> Json:
+def vae_golden(
+    family: Family,
+    pipeline: Any,
+    arrays: Arrays,
+    encoded_size: tuple[int, int] = (32, 64),
+    decoded_size: tuple[int, int] = (2, 4),
+) -> Json:
+    """Encode, of an image of so many pixels, and decode, of latents of so many cells."""
     channels, tiny = family.vae["latent_channels"], family.vae_class == "AutoencoderTiny"
-    picture = {"sample": noise_input(111, 1, 3, 32, 64, scale=0.5)}
-    latents = {"latent_sample": noise_input(112, 1, channels, 2, 4)}
+    picture = {"sample": noise_input(111, 1, 3, *encoded_size, scale=0.5)}
+    latents = {"latent_sample": noise_input(112, 1, channels, *decoded_size)}
     encoded = pipeline.vae.encode(golden_input(picture["sample"]))
     port, value = ("latent_sample", encoded.latents) if tiny else ("latent_parameters", encoded.latent_dist.parameters)
     decoded = pipeline.vae.decode(golden_input(latents["latent_sample"])).sample

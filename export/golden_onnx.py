@@ -25,7 +25,10 @@ LAYOUT.json.gz:
                      error      relative error (Euclidean norm) of ONNX Runtime's outputs to PyTorch's, or null where
                                 the graph draws at random }
     weights      F32, or F16: the reference rounded its weights to it and computed in f32
-    pictures     as in tests/golden/checkpoints; arrays in pictures.safetensors, under "MODEL-WEIGHTS/"
+    parts        {text, unet, vae}: what PyTorch's components compute of seeded inputs, as in tests/golden/checkpoints;
+                 of the decoded sample every 9th row. The U-Net's sample has the one size that static graphs take
+    pictures     as in tests/golden/checkpoints, of the image every 9th row; arrays of both in pictures.safetensors,
+                 under "MODEL-WEIGHTS/"
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +84,16 @@ from checkpoints.families import (
     unet,
     vae,
 )
-from golden_checkpoints import draw, load, write_folder, write_json, write_tokenizer_files
+from golden_checkpoints import (
+    draw,
+    load,
+    text_golden,
+    unet_golden,
+    vae_golden,
+    write_folder,
+    write_json,
+    write_tokenizer_files,
+)
 
 Axes = dict[str, dict[int, str]]
 
@@ -90,6 +102,8 @@ KEPT_BYTES = 64
 # From which size on data goes to the other file.
 EXTERNAL_BYTES = {"model.onnx_data": 100, "model.onnx.data": 1024, "weights.pb": 1024}
 INLINE = "inline"
+# Of images only as many rows are kept.
+KEPT_ROWS = slice(None, None, 9)
 PICTURE_AXES = ["batch", "channels", "height", "width"]
 TOLERANCE = {"F32": 1e-5, "F16": 2e-2}
 
@@ -657,6 +671,36 @@ def golden(layout: Layout, pipeline: Any, folder: Path, state: Mapping[str, Tens
     }
 
 
+def reference(family: Family, pipeline: Any) -> tuple[Json, list[Json], dict[str, Tensor]]:
+    """What the components compute, the pictures, and their arrays."""
+    arrays: dict[str, Tensor] = {}
+    parts: Json = {
+        "text": text_golden(family, pipeline, arrays),
+        "unet": unet_golden(family, pipeline, arrays, size=(8, 8)),
+        "vae": vae_golden(family, pipeline, arrays, encoded_size=(64, 64), decoded_size=(8, 8)),
+    }
+    arrays["vae.sample"] = arrays["vae.sample"][:, :, KEPT_ROWS].contiguous()
+    pictures = []
+    for number, ask in enumerate(family.asks):
+        record = draw(family, pipeline, arrays, replace(ask, picture=number == 0))
+        if (name := record["picture"]) is not None:
+            arrays[name] = arrays[name][KEPT_ROWS].contiguous()
+        pictures.append(record)
+    return parts, pictures, arrays
+
+
+def prefixed(record: Any, prefix: str, arrays: Mapping[str, Tensor]) -> Any:
+    """The record with this before every name of an array."""
+    match record:
+        case dict():
+            return {key: prefixed(value, prefix, arrays) for key, value in record.items()}
+        case list():
+            return [prefixed(value, prefix, arrays) for value in record]
+        case str() if record in arrays:
+            return prefix + record
+    return record
+
+
 def main() -> None:
     wheel, out, *names = sys.argv[1:]
     torch.set_num_threads(1)
@@ -683,13 +727,13 @@ def main() -> None:
                     for component in shapes:
                         getattr(pipeline, component).half().float()
                 pipeline.published = pipeline.scheduler
-                drawn: dict[str, Tensor] = {}
+                prefix = f"{model}-{weights}/"
                 with torch.no_grad():
-                    records = [draw(family, pipeline, drawn, ask) for ask in family.asks]
-                arrays |= {f"{model}-{weights}/{name}": value for name, value in drawn.items()}
+                    parts, records, kept = reference(family, pipeline)
+                arrays |= {f"{prefix}{name}": value for name, value in kept.items()}
                 for layout in chosen:
                     record = golden(layout, pipeline, work / model, state, Path(out))
-                    record["pictures"] = [{**r, "latents": f"{model}-{weights}/{r['latents']}"} for r in records]
+                    record |= {"parts": prefixed(parts, prefix, kept), "pictures": prefixed(records, prefix, kept)}
                     write_json(Path(out) / f"{layout.name}.json.gz", record)
                     errors = {path: graph["error"] for path, graph in record["graphs"].items()}
                     print(layout.name, errors)

@@ -1,5 +1,6 @@
 //! Ready-made ONNX folders in the layouts that people have (`tests/golden/onnx_folders`, `export/golden_onnx.py`), run
-//! unmodified: the pictures of diffusers with the same weights.
+//! unmodified: text states, U-Net outputs, encoded and decoded images, latents and images are those of diffusers with
+//! the same weights.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,25 +10,35 @@ use std::path::{Path, PathBuf};
 
 use calotype::architecture::clip::{self, States};
 use calotype::architecture::{autoencoder_kl, unet};
-use calotype::engine::{Residency, SessionOptions};
-use calotype::graph::Graph;
+use calotype::engine::{Data, Residency, SessionOptions, TensorRef};
 use calotype::graph::proto::{ModelProto, TensorProto};
-use calotype::model::Model;
+use calotype::graph::{Dim, Graph, Port};
+use calotype::model::{Model, Part};
 use calotype::pipeline::{Options, Pipeline};
-use calotype::weights::Weights;
+use calotype::prompt::Text;
+use calotype::signature::Role;
+use calotype::weights::{Dtype, Weights};
 use flate2::read::GzDecoder;
+use half::f16;
 use prost::Message;
 use serde::Deserialize;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::golden::{self, Picture, Precision, desk, floats, values};
+use super::golden::{self, Call, Picture, Precision, Vae, desk, floats, values};
 use super::{distance, options, request};
 
-/// Relative L2 distance of the final latents where the graphs compute in single precision.
+/// Relative L2 distance where the graphs compute in single precision.
 const F32_TOLERANCE: f64 = 1e-4;
-/// And in half precision, where every sum is rounded to 11 bits.
+/// And in half precision, where every sum is rounded to 11 bits. The U-Nets amplify the error of their inputs.
 const F16_TOLERANCE: f64 = 2e-2;
+/// That of text encoders and VAEs is a tenth of it or less.
+const TOLERANCE_BESIDES_UNET: f64 = 0.1;
+/// In levels of 255, the mean over an image, in single and in half precision.
+const LEVELS: f64 = 0.01;
+const HALF_LEVELS: f64 = 1.0;
+/// Of an image only as many rows are kept (`KEPT_ROWS` of the generator).
+const KEPT_ROW: usize = 9;
 
 macro_rules! layouts {
     ($($test:ident => $layout:literal, $tolerance:expr;)*) => {$(
@@ -67,6 +78,7 @@ pub struct Folder {
     tokenizers: Vec<String>,
     pub tensors: BTreeMap<String, Vec<usize>>,
     graphs: BTreeMap<String, GraphData>,
+    parts: Parts,
     pub pictures: Vec<Picture>,
 }
 
@@ -75,6 +87,17 @@ struct GraphData {
     /// Initializer, the tensor "component/name", whether transposed, type, whether in the graph.
     data: Vec<(String, String, bool, String, bool)>,
 }
+
+/// What the components compute of seeded inputs, in PyTorch.
+#[derive(Deserialize)]
+struct Parts {
+    text: golden::Text,
+    unet: Call,
+    vae: Vae,
+}
+
+/// An input by what it is for: shape and elements.
+type Given = (Role, Vec<usize>, Vec<f32>);
 
 impl Folder {
     /// The same weights as diffusers keeps them.
@@ -114,19 +137,261 @@ impl Folder {
 fn check(layout: &str, tolerance: f64) {
     let (folder, desk) = open(layout);
     let model = Model::open(desk.path()).unwrap();
-    let arrays = Weights::open(&[root().join("pictures.safetensors")]).unwrap();
-    assert!(!folder.pictures.is_empty());
+    let arrays = Arrays::open(layout, tolerance);
+    check_text(&folder.parts.text, &model, &arrays);
+    let Parts { unet, vae, .. } = &folder.parts;
+    let given = |call: &Call, roles: &[(&str, Role)]| -> Vec<Given> {
+        assert_eq!(call.inputs.len(), roles.len());
+        let given = roles.iter().map(|(name, role)| {
+            let (shape, data, _) = call.inputs[*name].elements();
+            (*role, shape, data)
+        });
+        given.collect()
+    };
+    let unet_roles = [
+        ("sample", Role::Latents),
+        ("timestep", Role::Timestep),
+        ("encoder_hidden_states", Role::States),
+        ("text_embeds", Role::Pooled),
+        ("time_ids", Role::SizeIds),
+        ("timestep_cond", Role::GuidanceEmbedding),
+    ];
+    let unet_roles = unet_roles.into_iter().filter(|(name, _)| unet.inputs.contains_key(*name));
+    let predicted = compute(model.unet(), &given(unet, &unet_roles.collect::<Vec<_>>()), Role::Latents);
+    arrays.close("unet", &predicted, &unet.outputs["out_sample"], tolerance);
+
+    let decoded =
+        compute(model.vae_decoder(), &given(&vae.decode, &[("latent_sample", Role::Latents)]), Role::Picture);
+    arrays.close(
+        "vae_decoder",
+        &kept_rows(&decoded, 64),
+        &vae.decode.outputs["sample"],
+        TOLERANCE_BESIDES_UNET * tolerance,
+    );
+    match model.vae_encoder() {
+        Some(encoder) => check_encoder(
+            encoder,
+            &given(&vae.encode, &[("sample", Role::Picture)]),
+            &vae.encode.outputs["latent_parameters"],
+            &arrays,
+        ),
+        None => assert!(["ort-cuda", "web"].contains(&layout), "{layout}: no encoder was compared"),
+    }
+
+    assert!(folder.pictures[0].picture.is_some(), "{layout}: no image is compared");
     for picture in &folder.pictures {
         let mut pipeline = Pipeline::open(&model, &options()).unwrap();
         let request = request(picture, &pipeline);
-        let got = pipeline.denoise(&request, |_| ControlFlow::Continue(())).unwrap();
-        let expected = floats(&arrays.get(&picture.latents).unwrap().to_bytes());
-        let error = distance(&got, &expected);
-        assert!(error <= tolerance, "{layout}, {}: relative error {error:.1e}", picture.name);
-        assert!(distance(&vec![0.0; got.len()], &expected) > 10.0 * tolerance);
-        // Decoding, too, is by signature.
-        pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap();
+        let latents = pipeline.denoise(&request, |_| ControlFlow::Continue(())).unwrap();
+        arrays.close(&format!("{}: latents", picture.name), &latents, &picture.latents, tolerance);
+        let Some(expected) = &picture.picture else { continue };
+        let got = pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image;
+        let got = kept_rows(got.as_raw(), 3 * got.width() as usize);
+        let expected = arrays.bytes(expected);
+        assert_eq!(got.len(), expected.len(), "{layout}, {}", picture.name);
+        let levels = |got: &[u8]| {
+            let off = got.iter().zip(&expected).map(|(a, b)| f64::from(a.abs_diff(*b)));
+            off.sum::<f64>() / expected.len() as f64
+        };
+        let (off, mut shifted) = (levels(&got), got.clone());
+        let allowed = if tolerance == F32_TOLERANCE { LEVELS } else { HALF_LEVELS };
+        assert!(off < allowed, "{layout}, {}: {off} levels", picture.name);
+        shifted.rotate_right(3);
+        assert!(levels(&shifted) > 4.0 * allowed, "{layout}: a shift by a pixel would pass");
     }
+}
+
+/// The token ids, and the states and vectors that the pipeline takes of the text encoders.
+fn check_text(text: &golden::Text, model: &Model, arrays: &Arrays) {
+    let mut compared = 0;
+    for part in model.text_encoders() {
+        let tokenizer_name = part.name().replace("text_encoder", "tokenizer");
+        let tokenizer = part.tokenizer(part.context()).unwrap();
+        for case in &text.cases {
+            // A model whose one encoder is the second of its kind calls it by either name.
+            let ids = case.ids.get(&tokenizer_name).unwrap_or_else(|| case.ids.values().next().unwrap());
+            let encoded = tokenizer.encode(&Text::literal(&case.text).unwrap(), 1).unwrap();
+            assert_eq!(&encoded.chunks[0].ids, ids, "{}: {}", arrays.layout, case.text);
+            let given = [(Role::TokenIds, vec![1, ids.len()], ids.iter().map(|id| *id as f32).collect())];
+            for (port, array) in &case.arrays {
+                let (encoder, port) = port.split_once('.').unwrap();
+                if encoder != part.name() && case.ids.len() > 1 {
+                    continue;
+                }
+                let role = match port {
+                    "last_hidden_state" => Role::States,
+                    "hidden_states" => Role::PenultimateStates,
+                    "text_embeds" => Role::Pooled,
+                    other => panic!("{other}: no role"),
+                };
+                // What nothing in the model asks for need not be there.
+                if role == Role::Pooled && part.signature().output(role).is_none() {
+                    continue;
+                }
+                let got = compute(part, &given, role);
+                let width = got.len() / ids.len();
+                let kept = match role {
+                    Role::Pooled => got,
+                    _ => text.rows.iter().flat_map(|row| &got[row * width..][..width]).copied().collect(),
+                };
+                let what = format!("{encoder}.{port}");
+                arrays.close(&what, &kept, array, TOLERANCE_BESIDES_UNET * arrays.tolerance);
+                compared += 1;
+            }
+        }
+    }
+    assert!(compared >= text.cases.len() * model.text_encoders().len(), "no text encoder was compared");
+}
+
+/// Moments are compared; an encoder that draws from them in its graph is held to their distribution.
+fn check_encoder(encoder: &Part, given: &[Given], moments: &str, arrays: &Arrays) {
+    if encoder.signature().output(Role::Moments).is_some() {
+        let got = compute(encoder, given, Role::Moments);
+        return arrays.close("vae_encoder", &got, moments, TOLERANCE_BESIDES_UNET * arrays.tolerance);
+    }
+    let moments = arrays.get(moments);
+    let (means, log_variances) = moments.split_at(moments.len() / 2);
+    let drawn = compute(encoder, given, Role::Latents);
+    assert_eq!(drawn.len(), means.len());
+    let normal: Vec<f64> = (drawn.iter().zip(means).zip(log_variances))
+        .map(|((x, mean), log_variance)| f64::from(x - mean) / f64::from(0.5 * log_variance).exp())
+        .collect();
+    let count = normal.len() as f64;
+    let mean = normal.iter().sum::<f64>() / count;
+    let variance = normal.iter().map(|z| (z - mean).powi(2)).sum::<f64>() / count;
+    // Five standard deviations of either: the graph has no seed.
+    assert!(mean.abs() < 5.0 / count.sqrt(), "{}: vae_encoder: mean {mean}", arrays.layout);
+    let within = 5.0 * (2.0 / count).sqrt();
+    assert!((variance - 1.0).abs() < within, "{}: vae_encoder: variance {variance}", arrays.layout);
+}
+
+/// What a component makes of inputs that are given by what they are for, in as many calls as its graph wants.
+fn compute(part: &Part, given: &[Given], output: Role) -> Vec<f32> {
+    let signature = part.signature();
+    let port = |role: Role| signature.input(role).unwrap_or_else(|| panic!("{}: no {role}", part.name()));
+    assert!(given.iter().all(|(role, ..)| port(*role).dims.len() <= 4));
+    let output = &signature.output(output).unwrap_or_else(|| panic!("{}: no {output}", part.name())).name;
+    let members = given[0].1[0];
+    let batch = match port(given[0].0).dims[0] {
+        Dim::Fixed(batch) => batch,
+        Dim::Free(_) => members,
+    };
+    assert_eq!(members % batch, 0, "{}: batches of {batch}", part.name());
+    let mut session = super::open(part);
+    let mut outputs = Vec::new();
+    for first in (0..members).step_by(batch) {
+        let feeds: Vec<_> = signature
+            .inputs
+            .iter()
+            .map(|binding| {
+                let port = &binding.port;
+                let (shape, data) = match given.iter().find(|(role, ..)| *role == binding.role) {
+                    Some((Role::Timestep, _, data)) => {
+                        let shape = timestep_shape(port, batch);
+                        (shape.clone(), vec![data[0]; shape.iter().product()])
+                    }
+                    Some((_, shape, data)) => {
+                        let one = data.len() / shape[0];
+                        let shape: Vec<usize> = [&[batch], &shape[1..]].concat();
+                        (shape, data[first * one..][..batch * one].to_vec())
+                    }
+                    None => match binding.role {
+                        Role::On => (vec![], vec![1.0]),
+                        Role::Off => (vec![], vec![0.0]),
+                        other => panic!("{}: nothing is given for {other}", part.name()),
+                    },
+                };
+                (&port.name[..], shape, Elements::of(port.dtype, &data))
+            })
+            .collect();
+        let inputs: Vec<_> =
+            feeds.iter().map(|(name, shape, data)| (*name, TensorRef::new(shape, data.borrowed()))).collect();
+        outputs.extend(session.compute(&inputs, &[output]).unwrap().remove(0).data);
+    }
+    outputs
+}
+
+fn timestep_shape(port: &Port, batch: usize) -> Vec<usize> {
+    let sizes = port.dims.iter().map(|dim| match dim {
+        Dim::Fixed(size) => *size,
+        Dim::Free(name) if name == "steps" => 1,
+        Dim::Free(_) => batch,
+    });
+    sizes.collect()
+}
+
+/// Elements in the type that an input has.
+enum Elements {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    I64(Vec<i64>),
+    I32(Vec<i32>),
+    Bool(Vec<bool>),
+}
+
+impl Elements {
+    fn of(dtype: Dtype, data: &[f32]) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32(data.to_vec()),
+            Dtype::F16 => Self::F16(data.iter().copied().map(f16::from_f32).collect()),
+            Dtype::I64 => Self::I64(data.iter().map(|x| *x as i64).collect()),
+            Dtype::I32 => Self::I32(data.iter().map(|x| *x as i32).collect()),
+            Dtype::Bool => Self::Bool(data.iter().map(|x| *x != 0.0).collect()),
+            other => panic!("{other}: no layout has such an input"),
+        }
+    }
+
+    fn borrowed(&self) -> Data<'_> {
+        match self {
+            Self::F32(data) => data[..].into(),
+            Self::F16(data) => data[..].into(),
+            Self::I64(data) => data[..].into(),
+            Self::I32(data) => data[..].into(),
+            Self::Bool(data) => data[..].into(),
+        }
+    }
+}
+
+/// The reference's arrays, and how near results must be.
+struct Arrays {
+    layout: String,
+    tolerance: f64,
+    weights: Weights,
+}
+
+impl Arrays {
+    fn open(layout: &str, tolerance: f64) -> Self {
+        let weights = Weights::open(&[root().join("pictures.safetensors")]).unwrap();
+        Self { layout: layout.into(), tolerance, weights }
+    }
+
+    fn get(&self, name: &str) -> Vec<f32> {
+        floats(&self.bytes(name))
+    }
+
+    fn bytes(&self, name: &str) -> Vec<u8> {
+        self.weights.get(name).unwrap_or_else(|| panic!("no array {name}")).to_bytes()
+    }
+
+    /// Also that zeros and the same numbers one place on would be rejected.
+    #[track_caller]
+    fn close(&self, what: &str, got: &[f32], expected: &str, tolerance: f64) {
+        let (layout, expected) = (&self.layout, self.get(expected));
+        assert_eq!(got.len(), expected.len(), "{layout}: {what}");
+        let error = distance(got, &expected);
+        assert!(error <= tolerance, "{layout}: {what}: relative error {error:.1e}");
+        let mut shifted = got.to_vec();
+        shifted.rotate_right(1);
+        for wrong in [vec![0.0; got.len()], shifted] {
+            assert!(distance(&wrong, &expected) > 10.0 * tolerance, "{layout}: {what}: would pass");
+        }
+    }
+}
+
+/// Every [`KEPT_ROW`]th row of an image of 64 rows; of one plane behind another where there are several.
+fn kept_rows<T: Copy>(data: &[T], row_elements: usize) -> Vec<T> {
+    let planes = data.chunks(64 * row_elements);
+    planes.flat_map(|plane| plane.chunks(row_elements).step_by(KEPT_ROW).flatten()).copied().collect()
 }
 
 /// With the weights on disk, attention that exporters spelled out in slices of its queries, and nodes that some leave in
