@@ -5,6 +5,7 @@
 mod autoencoder;
 mod folder;
 mod foreign;
+mod original;
 mod source;
 mod text_encoder;
 mod unet;
@@ -13,6 +14,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 pub use self::folder::{autoencoder_names, text_encoder_names};
+pub use self::original::with_original_names;
 use self::source::Source;
 use crate::Error;
 use crate::architecture::{self, autoencoder_kl, clip};
@@ -84,7 +86,7 @@ pub enum Family {
 
 impl Family {
     /// What the latents of its VAE are multiplied by.
-    fn scaling_factor(self) -> f64 {
+    pub(crate) fn scaling_factor(self) -> f64 {
         match self {
             Self::Sd1 | Self::Sd2 => 0.18215,
             Self::Sdxl | Self::SdxlRefiner => 0.13025,
@@ -129,12 +131,42 @@ pub struct Hint {
     pub reason: String,
 }
 
+/// A U-Net in a file, whatever else is there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UnetFile {
+    /// The models it belongs to.
+    pub family: Family,
+    /// What it is given beside noise and text.
+    pub purpose: Purpose,
+    /// What it predicts, as far as the file tells.
+    pub hint: Hint,
+    /// `unet` in a diffusers folder.
+    pub unet: Part<architecture::unet::Config>,
+}
+
 /// Recognises a file with a U-Net, alone or with the VAE and the text encoders it was trained with; `place` is for messages.
+/// The tensors have their original names: see [`with_original_names`].
 ///
 /// # Errors
 /// [`ErrorKind::Model`](crate::ErrorKind::Model) for files of other kinds, which it tries to name, for networks with more or fewer tensors than
 /// their kind has, and for shapes that contradict each other.
 pub fn recognise(weights: &Weights, place: &str) -> Result<Checkpoint, Error> {
+    let UnetFile { family, purpose, hint, unet } = recognise_unet(weights, place)?;
+    let vae = VAE_PREFIXES[..2]
+        .iter()
+        .map(|prefix| Source::new(weights, format!("{place}: VAE"), prefix))
+        .find(|source| !source.is_empty())
+        .map(|source| autoencoder::part(&source, Some(family)))
+        .transpose()?;
+    let [text_encoder, text_encoder_2] = text_encoder::parts(weights, place, family)?;
+    Ok(Checkpoint { family, purpose, hint, unet, vae, text_encoder, text_encoder_2 })
+}
+
+/// Recognises the U-Net of a file as [`recognise`] does, and leaves the rest of it aside.
+///
+/// # Errors
+/// As [`recognise`].
+pub fn recognise_unet(weights: &Weights, place: &str) -> Result<UnetFile, Error> {
     foreign::refuse_relatives(weights, place)?;
     let prefix =
         UNET_PREFIXES.into_iter().find(|prefix| weights.get(&format!("{prefix}{}", unet::MARK)).is_some());
@@ -147,15 +179,20 @@ pub fn recognise(weights: &Weights, place: &str) -> Result<Checkpoint, Error> {
     let purpose = layout.purpose(&source)?;
     let hint = hint(weights, &source, &layout, family, purpose)?;
     let unet = layout.part(&source, family, hint.prediction)?;
+    Ok(UnetFile { family, purpose, hint, unet })
+}
 
-    let vae = VAE_PREFIXES[..2]
-        .iter()
-        .map(|prefix| Source::new(weights, format!("{place}: VAE"), prefix))
-        .find(|source| !source.is_empty())
-        .map(|source| autoencoder::part(&source, Some(family)))
-        .transpose()?;
-    let [text_encoder, text_encoder_2] = text_encoder::parts(weights, place, family)?;
-    Ok(Checkpoint { family, purpose, hint, unet, vae, text_encoder, text_encoder_2 })
+/// Recognises the text encoders of a file, whatever else is there: `text_encoder` and `text_encoder_2` of Stable Diffusion XL,
+/// or the only one of another family, which is then the first. `place` is for messages.
+///
+/// # Errors
+/// As [`recognise`].
+pub fn recognise_text_encoders(
+    weights: &Weights,
+    place: &str,
+    is_xl: bool,
+) -> Result<[Option<Part<clip::Config>>; 2], Error> {
+    text_encoder::alone(weights, place, is_xl)
 }
 
 /// Recognises a file with a VAE alone, under its original names; `place` is for messages.

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use calotype::adapter::embedding::Embedding;
 use calotype::adapter::lora::Lora;
 use calotype::engine::Library;
-use calotype::model::{Adapted, Model};
+use calotype::model::{Adapted, Model, Overrides};
 use calotype::{Error, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
@@ -110,6 +110,36 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// Components from files of their own, in the place of those of the model.
+#[derive(Args, Default)]
+struct Components {
+    /// A file with a U-Net that replaces the model's (safetensors or GGUF).
+    #[arg(long, value_name = "FILE")]
+    unet: Option<PathBuf>,
+    /// A file with a VAE, or a diffusers folder of one, that replaces the model's.
+    #[arg(long, value_name = "FILE")]
+    vae: Option<PathBuf>,
+    /// A file with a text encoder that replaces the model's encoder of the same kind; repeatable. Stable Diffusion XL has
+    /// two, CLIP ViT-L and OpenCLIP ViT-bigG: give one file of each, or one file with both.
+    #[arg(long, value_name = "FILE")]
+    text_encoder: Vec<PathBuf>,
+    /// Which variant of a folder's files is read, as in fp16 for diffusion_pytorch_model.fp16.safetensors or
+    /// model_fp16.onnx.
+    #[arg(long, value_name = "NAME")]
+    variant: Option<String>,
+}
+
+impl Components {
+    fn overrides(&self) -> Overrides {
+        Overrides {
+            unet: self.unet.clone(),
+            vae: self.vae.clone(),
+            text_encoders: self.text_encoder.clone(),
+            variant: self.variant.clone(),
+        }
+    }
+}
+
 /// What is added to a model.
 #[derive(Args)]
 struct Additions {
@@ -130,13 +160,14 @@ struct Addition {
     strength: Option<f32>,
 }
 
-/// The model at a path, or the built-in one, with LoRA files and textual inversions added; and a record of these.
+/// The model at a path, or the built-in one, with components from files of their own, and with LoRA files and textual inversions added; and a record of these.
 fn open_model(
     path: Option<&PathBuf>,
+    components: &Components,
     loras: &[String],
     embeddings: &[PathBuf],
 ) -> Result<(Model, Vec<Addition>), Error> {
-    let mut model = path.map_or_else(Model::built_in, |path| Model::open(path))?;
+    let mut model = Model::open_with(path.map(PathBuf::as_path), &components.overrides())?;
     let (mut opened_loras, mut opened_embeddings, mut additions) = (Vec::new(), Vec::new(), Vec::new());
     for typed in loras {
         let (file, strength) = strength_of(typed)?;

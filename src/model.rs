@@ -5,6 +5,7 @@ mod builtin;
 mod bundle;
 mod diffusers;
 mod onnx;
+mod replacement;
 mod single_file;
 mod traits;
 
@@ -19,6 +20,8 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 pub(crate) use self::bundle::{check_file, check_files, hex};
+pub use self::replacement::Overrides;
+use self::replacement::Replacements;
 use crate::adapter::Component;
 use crate::adapter::embedding::Embedding;
 use crate::adapter::lora::{self, Applied, Lora};
@@ -140,24 +143,48 @@ impl Model {
     /// # Errors
     /// [`ErrorKind::Model`] when nothing of these is there, or a file is missing, damaged or not understood.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        Self::open_with(Some(path), &Overrides::default())
+    }
+
+    /// Opens the model at a path, or the built-in one, with components from files of their own in the place of those of
+    /// the model, which then need not be there: a U-Net alone becomes a model with a VAE and text encoders.
+    ///
+    /// What a model predicts, its noise levels and the scale of its latents stay those of the model, unless the file of
+    /// the U-Net tells what it predicts.
+    ///
+    /// # Errors
+    /// As [`Model::open`], and when the components do not fit together.
+    pub fn open_with(path: Option<&Path>, overrides: &Overrides) -> Result<Self, Error> {
+        let replacements = Replacements::open(overrides)?;
+        let variant = overrides.variant.as_deref();
+        let put_into = |model: Self| match replacements.is_empty() {
+            true => Ok(model),
+            false => replacements.put_into(model),
+        };
+        let Some(path) = path else {
+            no_variant(variant, "the built-in model")?;
+            return put_into(Self::built_in()?);
+        };
         let shown = path.display();
         let metadata = fs::metadata(path)
             .map_err(|error| Error::new(ErrorKind::Model, format!("model {shown}")).source(error))?;
         if !metadata.is_dir() {
-            return single_file::open(path);
+            no_variant(variant, &shown.to_string())?;
+            return single_file::open(path, &replacements);
         }
         if path.join(manifest::FILE_NAME).exists() {
-            return bundle::open(path);
+            no_variant(variant, &shown.to_string())?;
+            return put_into(bundle::open(path)?);
         }
         // Some published folders have both forms of the same weights; these load faster and take LoRA by name.
         if diffusers::has_weights(path) {
-            return diffusers::open(path);
+            return diffusers::open(path, variant, &replacements);
         }
         if onnx::is_one(path) {
-            return onnx::open(path);
+            return put_into(onnx::open(path, variant)?);
         }
-        if path.join("unet/config.json").exists() {
-            return diffusers::open(path);
+        if path.join("unet/config.json").exists() || diffusers::is_one(path) && overrides.unet.is_some() {
+            return diffusers::open(path, variant, &replacements);
         }
         Err(Error::new(
             ErrorKind::Model,
@@ -425,6 +452,16 @@ impl TextEncoderPart {
         Self { part, vocabulary, special, context, words: Vec::new() }
     }
 
+    /// The same network, with the tokenizer of the one that it replaces.
+    fn with_tokenizer_of(self, replaced: &Self) -> Self {
+        Self {
+            vocabulary: replaced.vocabulary.clone(),
+            special: replaced.special,
+            context: self.context.min(replaced.context),
+            ..self
+        }
+    }
+
     /// How many tokens a prompt has, marks included, where the graph takes any number.
     pub fn context(&self) -> usize {
         self.context
@@ -462,6 +499,17 @@ impl TextEncoderPart {
             tokenizer.add_word(word, *count)?;
         }
         Ok(tokenizer)
+    }
+}
+
+/// [`ErrorKind::Usage`] for a variant of a model that has one form alone.
+fn no_variant(variant: Option<&str>, model: &str) -> Result<(), Error> {
+    match variant {
+        None => Ok(()),
+        Some(name) => Err(Error::new(
+            ErrorKind::Usage,
+            format!("variant {name}: expected a diffusers folder or an ONNX folder, got {model}"),
+        )),
     }
 }
 

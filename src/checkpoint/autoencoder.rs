@@ -9,9 +9,15 @@ use crate::architecture::autoencoder_kl::Config;
 /// A tensor that every such autoencoder has.
 pub(super) const MARK: &str = "encoder.down.0.block.0.norm1.weight";
 
-/// Names of the layers of the attention in the middle, diffusers' and original.
-const ATTENTION: [(&str, &str); 5] =
-    [("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")];
+/// Names of the layers of the attention in the middle: diffusers', and the original ones, of which those that converters
+/// left as diffusers has them.
+pub(super) const ATTENTION: [(&str, &[&str]); 5] = [
+    ("group_norm", &["norm", "group_norm"]),
+    ("to_q", &["q", "to_q", "query"]),
+    ("to_k", &["k", "to_k", "key"]),
+    ("to_v", &["v", "to_v", "value"]),
+    ("to_out.0", &["proj_out", "to_out.0", "proj_attn"]),
+];
 
 /// `family`: what it was trained for, where that is known; it decides what the latents are multiplied by.
 pub(super) fn part(source: &Source<'_>, family: Option<Family>) -> Result<Part<Config>, Error> {
@@ -44,11 +50,11 @@ pub(super) fn part(source: &Source<'_>, family: Option<Family>) -> Result<Part<C
             residual(t, source, &name, &format!("{side}.mid.{original}"));
         }
         if attends {
-            for (layer, original) in ATTENTION {
-                t.layer(
-                    &format!("{side}.mid_block.attentions.0.{layer}"),
-                    &format!("{side}.mid.attn_1.{original}"),
-                );
+            for (layer, originals) in ATTENTION {
+                let places = originals.iter().map(|name| format!("{side}.mid.attn_1.{name}"));
+                let place = places.clone().find(|place| source.has_any(&format!("{place}.")));
+                let usual = format!("{side}.mid.attn_1.{}", originals[0]);
+                t.layer(&format!("{side}.mid_block.attentions.0.{layer}"), &place.unwrap_or(usual));
             }
         }
         for level in 0..count {

@@ -120,6 +120,13 @@ pub(super) fn not_an_autoencoder(weights: &Weights, place: &str) -> Error {
         .help("give a file with encoder.down and decoder.up, or a diffusers folder")
 }
 
+/// What a file without a text encoder is.
+pub(super) fn not_a_text_encoder(weights: &Weights, place: &str) -> Error {
+    let names = listed(weights.iter().map(|(name, _)| name));
+    Error::new(ErrorKind::Model, format!("{place}: expected CLIP's, got {}", described(weights, &names)))
+        .help("give a file with text_model.encoder.layers (transformers) or transformer.resblocks (OpenCLIP)")
+}
+
 fn seen<'a>(weights: &'a Weights, looks: &'static [Look]) -> Option<(&'a str, &'static Look)> {
     looks.iter().find_map(|look| {
         let fits = |name: &&str| look.parts.iter().any(|part| name.contains(part));

@@ -16,7 +16,15 @@ const MAX_WIDTH: usize = 1 << 16;
 const SD2_LAYERS: usize = 24;
 
 /// Where an encoder may be, before its own prefix.
-const STAGES: [&str; 3] = ["cond_stage_model.", "conditioner.embedders.0.", "conditioner.embedders.1."];
+const STAGES: [&str; 5] = [
+    "cond_stage_model.",
+    "conditioner.embedders.0.",
+    "conditioner.embedders.1.",
+    // As stable-diffusion.cpp calls it.
+    "cond_stage_model.1.",
+    // As ComfyUI does.
+    "text_encoders.clip_g.",
+];
 /// The prefixes of encoders with the names of transformers.
 const CLIP_PREFIXES: [&str; 2] = ["transformer.", "clip_l.transformer."];
 const OPEN_CLIP_PREFIX: &str = "model.";
@@ -29,6 +37,14 @@ const LAYERS: [(&str, &str); 5] = [
     ("mlp.fc2", "mlp.c_proj"),
     ("self_attn.out_proj", "attn.out_proj"),
 ];
+/// The widths of OpenAI's CLIP ViT-L, and of OpenCLIP's ViT-H and ViT-bigG.
+const CLIP_L_WIDTH: usize = 768;
+const OPEN_CLIP_H_WIDTH: usize = 1024;
+const OPEN_CLIP_G_WIDTH: usize = 1280;
+/// What turns the state at a prompt's end into a vector that is compared with images.
+const PROJECTION: &str = "text_projection.weight";
+/// What the names of CLIP's other half begin with, the one that reads images.
+const IMAGES: [&str; 4] = ["vision_model.", "visual_projection.", "visual.", "text_model.vision_model."];
 const HEADS_OF_ATTENTION: [&str; 3] = ["q_proj", "k_proj", "v_proj"];
 
 /// `text_encoder` and `text_encoder_2`, where the file has them.
@@ -39,22 +55,99 @@ pub(super) fn parts(
 ) -> Result<[Option<Part<Config>>; 2], Error> {
     let mut parts = [None, None];
     for stage in STAGES {
-        let part = part(weights, place, stage, family)?;
-        let position = usize::from(stage == STAGES[2] || family == Family::SdxlRefiner);
+        let is_second = STAGES[2..].contains(&stage);
+        let part = part(weights, place, stage, family, is_second)?;
+        let position = usize::from(is_second || family == Family::SdxlRefiner);
         parts[position] = parts[position].take().or(part);
     }
     Ok(parts)
 }
 
+/// Where a file of text encoders may have one: the prefix, and whether what is there is Stable Diffusion XL's second. The
+/// longer of two that begin alike comes first.
+const PLACES: [(&str, Option<bool>); 17] = [
+    ("cond_stage_model.1.transformer.", Some(true)),
+    ("cond_stage_model.transformer.", Some(false)),
+    ("cond_stage_model.model.", None),
+    ("conditioner.embedders.0.transformer.", Some(false)),
+    ("conditioner.embedders.0.model.", None),
+    ("conditioner.embedders.1.transformer.", Some(true)),
+    ("conditioner.embedders.1.model.", Some(true)),
+    ("text_encoders.clip_l.transformer.", Some(false)),
+    ("text_encoders.clip_g.transformer.", Some(true)),
+    ("clip_l.transformer.", Some(false)),
+    ("clip_g.transformer.", Some(true)),
+    ("clip_l.", Some(false)),
+    ("clip_g.", Some(true)),
+    ("text_encoder.", Some(false)),
+    ("text_encoder_2.", Some(true)),
+    ("model.", None),
+    ("", None),
+];
+
+/// The encoders of a file for a model of Stable Diffusion XL or of another family.
+pub(super) fn alone(weights: &Weights, place: &str, is_xl: bool) -> Result<[Option<Part<Config>>; 2], Error> {
+    let family = if is_xl { Family::Sdxl } else { Family::Sd2 };
+    let place = format!("{place}: text encoder");
+    let mut parts = [None, None];
+    for (prefix, is_second) in PLACES {
+        let source = Source::new(weights, place.clone(), prefix);
+        let is_clip =
+            source.has_any(&format!("{TEXT_MODEL}encoder.layers.")) || source.has_any("encoder.layers.");
+        let is_open_clip = source.has_any("transformer.resblocks.");
+        if !is_clip && !is_open_clip {
+            continue;
+        }
+        let is_second = is_second.map_or_else(|| is_second_kind(&source, is_open_clip), Ok)?;
+        let part = match is_open_clip {
+            true => open_clip(&source, family)?,
+            false => clip(&source, family, is_xl && is_second)?,
+        };
+        // Other families have one encoder.
+        let slot: &mut Option<_> = &mut parts[usize::from(is_xl && is_second)];
+        if slot.is_some() {
+            return Err(source.refuse(format!("expected one of each kind, got a second under {prefix:?}")));
+        }
+        *slot = Some(part);
+        if prefix.is_empty() {
+            break;
+        }
+    }
+    match parts {
+        [None, None] => Err(super::foreign::not_a_text_encoder(weights, &place)),
+        parts => Ok(parts),
+    }
+}
+
+/// Whether an encoder without a telling prefix is Stable Diffusion XL's second, OpenCLIP's ViT-bigG.
+fn is_second_kind(source: &Source<'_>, is_open_clip: bool) -> Result<bool, Error> {
+    if is_open_clip {
+        return Ok(source.size("token_embedding.weight", &[2], 1)? != OPEN_CLIP_H_WIDTH);
+    }
+    let inner = if source.has_any(TEXT_MODEL) { TEXT_MODEL } else { "" };
+    let width = source.size(&format!("{inner}embeddings.token_embedding.weight"), &[2], 1)?;
+    Ok(match width {
+        CLIP_L_WIDTH | OPEN_CLIP_H_WIDTH => false,
+        // Of a width that no published encoder has, what compares texts with images tells it.
+        _ => width >= OPEN_CLIP_G_WIDTH || source.has(PROJECTION),
+    })
+}
+
 /// The encoder of one stage, if there is anything.
-fn part(weights: &Weights, place: &str, stage: &str, family: Family) -> Result<Option<Part<Config>>, Error> {
+fn part(
+    weights: &Weights,
+    place: &str,
+    stage: &str,
+    family: Family,
+    is_second: bool,
+) -> Result<Option<Part<Config>>, Error> {
     let place = format!("{place}: text encoder");
     let all = Source::new(weights, place.clone(), stage);
     if all.is_empty() {
         return Ok(None);
     }
     if let Some(prefix) = CLIP_PREFIXES.into_iter().find(|prefix| all.has_any(prefix)) {
-        return clip(&Source::new(weights, place, &format!("{stage}{prefix}"))).map(Some);
+        return clip(&Source::new(weights, place, &format!("{stage}{prefix}")), family, is_second).map(Some);
     }
     if all.has_any(OPEN_CLIP_PREFIX) {
         return open_clip(&Source::new(weights, place, &format!("{stage}{OPEN_CLIP_PREFIX}")), family)
@@ -63,25 +156,37 @@ fn part(weights: &Weights, place: &str, stage: &str, family: Family) -> Result<O
     Err(all.refuse(format!("expected CLIP's under {stage}, got {}", all.described())))
 }
 
-/// OpenAI's CLIP, with the names of transformers.
-fn clip(source: &Source<'_>) -> Result<Part<Config>, Error> {
+/// A CLIP with the names of transformers: OpenAI's, or OpenCLIP's as it was renamed. `projects`: whether it gives the
+/// prompt in one vector, as Stable Diffusion XL's second does.
+fn clip(source: &Source<'_>, family: Family, projects: bool) -> Result<Part<Config>, Error> {
     // Some files leave this out.
     let inner = if source.has_any(TEXT_MODEL) { TEXT_MODEL } else { "" };
     let original = |name: &str| format!("{inner}{name}");
-    let layers = source.count(&original("encoder.layers."))?;
+    let stored_layers = source.count(&original("encoder.layers."))?;
     let tokens = original("embeddings.token_embedding.weight");
     let positions = original("embeddings.position_embedding.weight");
     let width = width(source, &tokens)?;
+    let is_open_clip = projects || width == OPEN_CLIP_H_WIDTH || width >= OPEN_CLIP_G_WIDTH;
+    // The last layer of SD 2's is not used.
+    let is_cut = is_open_clip && !projects && family == Family::Sd2 && stored_layers == SD2_LAYERS;
+    let layers = if is_cut { stored_layers - 1 } else { stored_layers };
+    // stable-diffusion.cpp keeps it as OpenCLIP does, with its sides changed.
+    let turned = original("text_projection");
+    let projection = [PROJECTION, &turned].into_iter().find(|name| source.has(name)).unwrap_or(PROJECTION);
+    let projection_dim = match projects {
+        true => source.size(projection, &[2], usize::from(projection != PROJECTION))?,
+        // What it would be if the network had one.
+        false => width,
+    };
     let config = Config {
         vocab_size: source.size(&tokens, &[2], 0)?,
         hidden_size: width,
         intermediate_size: source.size(&original("encoder.layers.0.mlp.fc1.weight"), &[2], 0)?,
-        // What it would be if the network had one.
-        projection_dim: width,
+        projection_dim,
         num_hidden_layers: layers,
         num_attention_heads: width / HEAD_WIDTH,
         max_position_embeddings: source.size(&positions, &[2], 0)?,
-        hidden_act: Activation::QuickGelu,
+        hidden_act: if is_open_clip { Activation::Gelu } else { Activation::QuickGelu },
         ..Config::default()
     };
     let mut table = Table::new(source);
@@ -96,9 +201,19 @@ fn clip(source: &Source<'_>) -> Result<Part<Config>, Error> {
         }
     }
     table.layer(&format!("{TEXT_MODEL}final_layer_norm"), &original("final_layer_norm"));
-    // A list of numbers, and what compares texts with pictures.
+    match (projects, projection == PROJECTION) {
+        (true, true) => table.tensor(PROJECTION, projection),
+        (true, false) => table.transposed(PROJECTION, projection),
+        (false, _) => {}
+    }
+    let unused = original(&format!("encoder.layers.{layers}."));
+    // A list of numbers, what compares texts with images, and the network of images beside this one.
     table.ignore(|name| {
-        name.ends_with("position_ids") || matches!(name, "logit_scale" | "text_projection.weight")
+        name.ends_with("position_ids")
+            || matches!(name, "logit_scale" | PROJECTION)
+            || name == turned
+            || is_cut && name.starts_with(&unused)
+            || IMAGES.iter().any(|start| name.starts_with(start))
     });
     Ok(Part { config, names: table.finish()? })
 }
@@ -155,7 +270,10 @@ fn open_clip(source: &Source<'_>, family: Family) -> Result<Part<Config>, Error>
             _ => table.transposed("text_projection.weight", name),
         }
     }
-    table.ignore(|name| matches!(name, "logit_scale" | "attn_mask" | "position_ids"));
+    table.ignore(|name| {
+        matches!(name, "logit_scale" | "attn_mask" | "position_ids")
+            || IMAGES.iter().any(|start| name.starts_with(start))
+    });
     Ok(Part { config, names: table.finish()? })
 }
 

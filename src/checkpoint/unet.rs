@@ -21,7 +21,7 @@ const EPSILON: f64 = 1e-5;
 const SIZE_WIDTH: usize = 256;
 
 /// Names of a residual block's layers, diffusers' and original.
-const RESIDUAL: [(&str, &str); 5] = [
+pub(super) const RESIDUAL: [(&str, &str); 5] = [
     ("norm1", "in_layers.0"),
     ("conv1", "in_layers.2"),
     ("time_emb_proj", "emb_layers.1"),

@@ -10,7 +10,7 @@ use calotype::memory::Memory;
 use calotype::{Error, ErrorKind};
 use serde_json::{Value, json};
 
-use super::{Common, Report, open_model, provider};
+use super::{Common, Components, Report, open_model, provider};
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
@@ -101,7 +101,7 @@ fn all_of(library: &Library) -> Providers {
 
 /// All certificates, told as they come; [`ErrorKind::Numeric`] when one is not passed.
 fn certify(flags: &Flags, options: &SessionOptions) -> Result<Vec<Certificate>, Error> {
-    let (model, _) = open_model(flags.model.as_ref(), &[], &[])?;
+    let (model, _) = open_model(flags.model.as_ref(), &Components::default(), &[], &[])?;
     let certificates =
         certify::certify(&model, options, |certificate| eprintln!("calotype: {}", line(certificate)))?;
     match certificates.iter().find(|certificate| !certificate.is_passed()) {

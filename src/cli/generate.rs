@@ -27,7 +27,7 @@ use sha2::{Digest, Sha256};
 
 use super::output::Destination;
 use super::receipt::Receipt;
-use super::{Additions, Common, Report, open_model};
+use super::{Additions, Common, Components, Report, open_model};
 use super::{provider, samplers};
 
 /// What is asked for in place of a name.
@@ -124,6 +124,8 @@ pub(super) struct Flags {
     #[command(flatten)]
     provider: provider::Choice,
     #[command(flatten)]
+    components: Components,
+    #[command(flatten)]
     additions: Additions,
     #[command(flatten)]
     pub(super) common: Common,
@@ -171,8 +173,12 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         noise_level: flags.noise_level,
     };
     let destinations = destinations(&flags.output, flags.count)?;
-    let (model, additions) =
-        open_model(flags.model.as_ref(), &flags.additions.lora, &flags.additions.embedding)?;
+    let (model, additions) = open_model(
+        flags.model.as_ref(),
+        &flags.components,
+        &flags.additions.lora,
+        &flags.additions.embedding,
+    )?;
     let first = Request::new(draft, model.manifest())?;
     let Some(last_seed) = first.seed().checked_add(u64::from(flags.count) - 1) else {
         return Err(Error::new(

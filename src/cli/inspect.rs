@@ -8,12 +8,14 @@ use calotype::engine::providers_needed;
 use calotype::signature::Binding;
 use serde_json::json;
 
-use super::{Additions, Common, Report, open_model};
+use super::{Additions, Common, Components, Report, open_model};
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
     /// A bundle, a diffusers folder, an ONNX folder, or a single-file checkpoint; the built-in model when absent.
     model: Option<PathBuf>,
+    #[command(flatten)]
+    components: Components,
     #[command(flatten)]
     additions: Additions,
     #[command(flatten)]
@@ -21,7 +23,12 @@ pub(super) struct Flags {
 }
 
 pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
-    let (model, _) = open_model(flags.model.as_ref(), &flags.additions.lora, &flags.additions.embedding)?;
+    let (model, _) = open_model(
+        flags.model.as_ref(),
+        &flags.components,
+        &flags.additions.lora,
+        &flags.additions.embedding,
+    )?;
     let manifest = model.manifest();
     let defaults = &manifest.defaults;
     let (schedule, _) = manifest.schedule(None, None, defaults.steps)?;

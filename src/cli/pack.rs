@@ -10,7 +10,7 @@ use calotype::pipeline;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use super::{Common, Report, open_model};
+use super::{Common, Components, Report, open_model};
 
 #[derive(clap::Args)]
 #[command(allow_missing_positional = true)]
@@ -33,6 +33,8 @@ pub(super) struct Flags {
     #[arg(long, value_name = "FILE[@W]")]
     lora: Vec<String>,
     #[command(flatten)]
+    components: Components,
+    #[command(flatten)]
     pub(super) common: Common,
 }
 
@@ -43,7 +45,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         licence: flags.licence.clone(),
         threads: pipeline::Options::default().session.threads,
     };
-    let (model, _) = open_model(flags.model.as_ref(), &flags.lora, &[])?;
+    let (model, _) = open_model(flags.model.as_ref(), &flags.components, &flags.lora, &[])?;
     // Before gigabytes are written: without it, the bundle could not be compared with the model.
     flags.common.library()?;
     let bar = progress_bar();

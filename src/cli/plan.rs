@@ -11,7 +11,7 @@ use calotype::request::{Draft, Request};
 use calotype::tensor::PixelSize;
 use serde_json::json;
 
-use super::{Additions, Common, Report, open_model};
+use super::{Additions, Common, Components, Report, open_model};
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
@@ -33,13 +33,20 @@ pub(super) struct Flags {
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
     #[command(flatten)]
+    components: Components,
+    #[command(flatten)]
     additions: Additions,
     #[command(flatten)]
     pub(super) common: Common,
 }
 
 pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
-    let (model, _) = open_model(flags.model.as_ref(), &flags.additions.lora, &flags.additions.embedding)?;
+    let (model, _) = open_model(
+        flags.model.as_ref(),
+        &flags.components,
+        &flags.additions.lora,
+        &flags.additions.embedding,
+    )?;
     let draft = Draft {
         size: flags.size.as_deref().map(str::parse::<PixelSize>).transpose()?,
         steps: flags.steps,

@@ -11,7 +11,7 @@ use calotype::{Error, ErrorKind};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Common, Report, open_model};
+use super::{Common, Components, Report, open_model};
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
@@ -22,6 +22,8 @@ pub(super) struct Flags {
     #[arg(short, long, value_name = "PATH")]
     model: Option<PathBuf>,
     #[command(flatten)]
+    components: Components,
+    #[command(flatten)]
     pub(super) common: Common,
 }
 
@@ -30,7 +32,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         flags.common.library()?;
         bundle(&flags.path)
     } else {
-        picture(&flags.path, &open_model(flags.model.as_ref(), &[], &[])?.0)
+        picture(&flags.path, &open_model(flags.model.as_ref(), &flags.components, &[], &[])?.0)
     }
 }
 

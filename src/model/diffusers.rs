@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::replacement::{Replacements, check_widths};
 use super::traits::Traits;
 use super::{Model, Part, TextEncoderPart, Vocabulary, read};
 use crate::architecture::clip::States;
@@ -31,6 +32,10 @@ pub(super) const INDEX: &str = "model_index.json";
 /// Where a folder's models keep their weights, the U-Net and VAE first, then the text encoders.
 const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
 
+/// What latents are multiplied by where no configuration says it: Stable Diffusion's, and Stable Diffusion XL's.
+pub(super) const SCALE: f64 = 0.18215;
+pub(super) const SCALE_XL: f64 = 0.13025;
+
 /// The most noise on a picture that is enlarged, where an index does not say: diffusers' default.
 pub(super) const MAX_NOISE_LEVEL: usize = 350;
 
@@ -46,30 +51,69 @@ pub(super) fn has_weights(folder: &Path) -> bool {
     unet.join("config.json").exists() && files.map(|file| file.path()).any(is_weights)
 }
 
-/// Opens the model in a folder that has a U-Net's configuration.
-pub(super) fn open(folder: &Path) -> Result<Model, Error> {
+/// Whether a folder says that it is one.
+pub(super) fn is_one(folder: &Path) -> bool {
+    folder.join(INDEX).is_file()
+}
+
+/// Opens the model in a folder, with these components in the place of its own.
+pub(super) fn open(
+    folder: &Path,
+    variant: Option<&str>,
+    replacements: &Replacements,
+) -> Result<Model, Error> {
     let index: Index = match folder.join(INDEX) {
         path if path.exists() => parse(&path)?,
         _ => Index::default(),
     };
+    check_variant(folder, variant)?;
     let scheduler: Scheduler = parse(&folder.join("scheduler/scheduler_config.json"))?;
 
-    let place = folder.join("unet/config.json");
-    let unet = unet::Config::parse(&shown(&place), &read(&place)?)?;
-    let is_xl = unet.added_embedding.is_some();
+    let own = match replacements.unet() {
+        Some(file) => file.unet.config.clone(),
+        None => {
+            let place = folder.join("unet/config.json");
+            unet::Config::parse(&shown(&place), &read(&place)?)?
+        }
+    };
+    let is_xl = own.added_embedding.is_some();
 
     let mut text_encoders = Vec::new();
-    for (name, tokenizer) in [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")] {
-        let place = folder.join(name);
-        if place.is_dir() && !index.is_null(name) {
+    let replaced = replacements.text_encoders(is_xl)?;
+    let has_second = replaced[1].is_some() || folder.join("text_encoder_2").is_dir();
+    let names = [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")];
+    for ((name, tokenizer), replaced) in names.into_iter().zip(replaced) {
+        let (place, tokenizer) = (folder.join(name), folder.join(tokenizer));
+        if let Some(mut encoder) = replaced {
+            if tokenizer.is_dir() {
+                let (vocabulary, special, context) = tokenizer_of(&tokenizer, encoder.context)?;
+                encoder = TextEncoderPart::new(encoder.part, vocabulary, special, context);
+            }
+            text_encoders.push(encoder);
+        } else if place.is_dir() && !index.is_null(name) {
             // Stable Diffusion XL pools the prompt with its last encoder.
-            let is_last = name == "text_encoder_2" || !folder.join("text_encoder_2").is_dir();
-            text_encoders.push(text_encoder(name, &place, &folder.join(tokenizer), is_xl, is_last)?);
+            let is_last = name == "text_encoder_2" || !has_second;
+            text_encoders.push(text_encoder(name, &place, &tokenizer, variant, is_xl, is_last)?);
         }
     }
-    let (vae_encoder, vae_decoder, latents) = vae(&folder.join("vae"))?;
-    let unet = for_text(unet, &text_encoders);
-    let part = part("unet", &folder.join("unet"), unet.graph()?, Ok)?;
+    let (vae_encoder, vae_decoder, latents) = match replacements.vae() {
+        Some(vae) => {
+            let latents = match configured_latents(&folder.join("vae"))? {
+                Some(own) => vae.latents(own)?,
+                None => vae.latents_of_scale(if is_xl { SCALE_XL } else { SCALE }),
+            };
+            (vae.encoder.clone(), vae.decoder.clone(), latents)
+        }
+        None => vae(&folder.join("vae"), variant)?,
+    };
+    let unet = for_text(own, &text_encoders);
+    let part = match replacements.unet_part(&text_encoders)? {
+        Some(part) => part,
+        None => part("unet", &folder.join("unet"), variant, unet.graph()?, Ok)?,
+    };
+    if !replacements.is_empty() {
+        check_widths(&part, &text_encoders)?;
+    }
 
     let traits = Traits {
         name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -77,7 +121,7 @@ pub(super) fn open(folder: &Path) -> Result<Model, Error> {
         betas: scheduler.betas(&shown(&folder.join("scheduler/scheduler_config.json")))?,
         train_timesteps: scheduler.num_train_timesteps,
         spacing: scheduler.spacing(),
-        prediction: scheduler.prediction(),
+        prediction: replacements.prediction(scheduler.prediction()),
         sampler: scheduler.sampler(),
         schedule: scheduler.schedule(),
         latents,
@@ -92,10 +136,11 @@ pub(super) fn open(folder: &Path) -> Result<Model, Error> {
 fn part(
     name: &'static str,
     folder: &Path,
+    variant: Option<&str>,
     graph: Graph,
     arrange: impl FnOnce(Weights) -> Result<Weights, Error>,
 ) -> Result<Part, Error> {
-    let files = weight_files(folder)?;
+    let files = weight_files(folder, variant)?;
     let weights = arrange(Weights::open(&files)?)?;
     let origin = files.iter().map(|file| shown(file)).collect::<Vec<_>>().join(", ");
     let config = format!("derived from {}", shown(&folder.join("config.json")));
@@ -106,6 +151,7 @@ fn text_encoder(
     name: &'static str,
     folder: &Path,
     tokenizer: &Path,
+    variant: Option<&str>,
     is_xl: bool,
     is_last: bool,
 ) -> Result<TextEncoderPart, Error> {
@@ -113,18 +159,28 @@ fn text_encoder(
     let config = clip::Config::parse(&shown(&place), &read(&place)?)?;
     let graph = config.graph(text_states(is_xl), is_xl && is_last)?;
     let modern = |weights: Weights| weights.select(checkpoint::text_encoder_names(&weights));
-    let part = part(name, folder, graph, modern)?;
+    let part = part(name, folder, variant, graph, modern)?;
     let (vocabulary, special, context) = tokenizer_of(tokenizer, config.max_position_embeddings)?;
     Ok(TextEncoderPart::new(part, vocabulary, special, context))
 }
 
-fn vae(folder: &Path) -> Result<(Part, Part, LatentSpace), Error> {
+/// The VAE in a folder: its encoder, its decoder, and how its latents relate to images.
+pub(super) fn vae(folder: &Path, variant: Option<&str>) -> Result<(Part, Part, LatentSpace), Error> {
     let place = folder.join("config.json");
     let (encoder, decoder, latents) = vae_graphs(&shown(&place), &read(&place)?)?;
     let modern = |weights: Weights| weights.select(checkpoint::autoencoder_names(&weights));
-    let encoder = part("vae_encoder", folder, encoder, modern)?;
-    let decoder = part("vae_decoder", folder, decoder, modern)?;
+    let encoder = part("vae_encoder", folder, variant, encoder, modern)?;
+    let decoder = part("vae_decoder", folder, variant, decoder, modern)?;
     Ok((encoder, decoder, latents))
+}
+
+/// How the latents of a folder's VAE relate to images, where it has a configuration.
+fn configured_latents(folder: &Path) -> Result<Option<LatentSpace>, Error> {
+    let place = folder.join("config.json");
+    if !place.is_file() {
+        return Ok(None);
+    }
+    vae_graphs(&shown(&place), &read(&place)?).map(|(_, _, latents)| Some(latents))
 }
 
 /// The graphs of a VAE's encoder and decoder, and how its latents relate to pictures.
@@ -185,9 +241,44 @@ pub(super) fn for_text(unet: unet::Config, text_encoders: &[TextEncoderPart]) ->
     }
 }
 
-/// The safetensors files of a component: one, or the shards that an index lists; full precision before half.
-fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
-    for variant in ["", ".fp16"] {
+/// [`ErrorKind::Model`] when no component of a folder has files of this variant.
+fn check_variant(folder: &Path, variant: Option<&str>) -> Result<(), Error> {
+    let Some(variant) = variant else { return Ok(()) };
+    let entries = |folder: &Path| {
+        let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+        entries.map(|entry| entry.path()).collect::<Vec<_>>()
+    };
+    let mut others = BTreeSet::new();
+    for path in entries(folder).iter().flat_map(|component| entries(component)) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if !name.contains(".safetensors") {
+            continue;
+        }
+        let mut parts =
+            name.split('.').skip(1).filter(|part| !["safetensors", "index", "json"].contains(part));
+        match parts.next() {
+            Some(part) if part == variant => return Ok(()),
+            Some(part) => others.insert(part.to_owned()),
+            None => false,
+        };
+    }
+    let others = others.into_iter().collect::<Vec<_>>().join(", ");
+    Err(Error::new(
+        ErrorKind::Model,
+        format!(
+            "{}: expected files of the variant {variant}, got {}",
+            shown(folder),
+            if others.is_empty() { "none of any variant".into() } else { format!("those of {others}") }
+        ),
+    )
+    .help("leave out --variant, or name one that is there"))
+}
+
+/// The safetensors files of a component: one, or the shards that an index lists; those of `variant` if there are any, then
+/// full precision before half.
+fn weight_files(folder: &Path, variant: Option<&str>) -> Result<Vec<PathBuf>, Error> {
+    let asked = variant.map(|variant| format!(".{variant}"));
+    for variant in asked.as_deref().into_iter().chain(["", ".fp16"]) {
         for stem in STEMS {
             let single = folder.join(format!("{stem}{variant}.safetensors"));
             if single.is_file() {

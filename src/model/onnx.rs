@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::diffusers::{self, INDEX, Index, Scheduler};
+use super::diffusers::{self, INDEX, Index, SCALE, SCALE_XL, Scheduler};
 use super::traits::Traits;
 use super::{Model, Part, TextEncoderPart, Vocabulary};
 use crate::graph::{Dim, Graph};
@@ -26,37 +26,50 @@ const PLACES: [(&str, &[&str]); 5] = [
 ];
 /// What ONNX Runtime's demos call the folder around those.
 const INNER: &str = "engine";
+/// How many files a message names.
+const SHOWN: usize = 6;
 /// Pixels per latent cell where nothing tells.
 const FACTOR_PX: usize = 8;
-/// The VAE's scale where nothing tells: Stable Diffusion's, and Stable Diffusion XL's.
-const SCALE: f64 = 0.18215;
-const SCALE_XL: f64 = 0.13025;
 /// CLIP's marks and its context.
 const CLIP: SpecialTokens = SpecialTokens { bos: 49406, eos: 49407, pad: 49407 };
 const CLIP_CONTEXT: usize = 77;
 
 /// Whether a folder holds a U-Net as an ONNX graph.
 pub(super) fn is_one(folder: &Path) -> bool {
-    find(folder, "unet").is_some()
+    !candidates(folder, "unet").is_empty()
 }
 
 /// Opens the model in a folder.
-pub(super) fn open(folder: &Path) -> Result<Model, Error> {
+pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error> {
     let index: Index = match folder.join(INDEX) {
         path if path.exists() => diffusers::parse(&path)?,
         _ => Index::default(),
     };
-    let mut unet = required(folder, "unet")?;
+    if let Some(variant) = variant {
+        let files = || PLACES.iter().flat_map(|(name, _)| candidates(folder, name));
+        if !files().any(|path| is_of(&path, variant)) {
+            return Err(Error::new(
+                ErrorKind::Model,
+                format!(
+                    "{}: expected .onnx files whose names end in {variant}, got none in {} files",
+                    folder.display(),
+                    files().count()
+                ),
+            )
+            .help("leave out --variant, or name one that is there"));
+        }
+    }
+    let mut unet = required(folder, "unet", variant)?;
     if index.requires_aesthetics_score {
         unet.signature.fix_last(Role::SizeIds, AESTHETIC_SIZE_IDS);
     }
-    let vae_decoder = required(folder, "vae_decoder")?;
-    let vae_encoder = part(folder, "vae_encoder")?;
+    let vae_decoder = required(folder, "vae_decoder", variant)?;
+    let vae_encoder = part(folder, "vae_encoder", variant)?;
     let is_xl = unet.signature.input(Role::Pooled).is_some();
 
     let mut text_encoders = Vec::new();
     for (name, tokenizer) in [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")] {
-        if let Some(part) = part(folder, name)? {
+        if let Some(part) = part(folder, name, variant)? {
             let tokenizer = folder.join(tokenizer);
             let (vocabulary, special, context) = if tokenizer.is_dir() {
                 diffusers::tokenizer_of(&tokenizer, CLIP_CONTEXT)?
@@ -69,7 +82,7 @@ pub(super) fn open(folder: &Path) -> Result<Model, Error> {
         }
     }
     if text_encoders.is_empty() {
-        required(folder, "text_encoder")?;
+        required(folder, "text_encoder", variant)?;
     }
 
     let scheduler = match folder.join("scheduler/scheduler_config.json") {
@@ -111,8 +124,8 @@ pub(super) fn open(folder: &Path) -> Result<Model, Error> {
     Model::new(traits.manifest(&unet.signature)?, text_encoders, unet, vae_decoder, vae_encoder)
 }
 
-fn required(folder: &Path, name: &'static str) -> Result<Part, Error> {
-    part(folder, name)?.ok_or_else(|| {
+fn required(folder: &Path, name: &'static str, variant: Option<&str>) -> Result<Part, Error> {
+    part(folder, name, variant)?.ok_or_else(|| {
         let places =
             PLACES.iter().find(|(component, _)| *component == name).map_or(&[][..], |(_, places)| places);
         Error::new(
@@ -126,38 +139,74 @@ fn required(folder: &Path, name: &'static str) -> Result<Part, Error> {
     })
 }
 
-fn part(folder: &Path, name: &'static str) -> Result<Option<Part>, Error> {
-    let Some(file) = find(folder, name) else { return Ok(None) };
+fn part(folder: &Path, name: &'static str, variant: Option<&str>) -> Result<Option<Part>, Error> {
+    let Some(file) = choose(&candidates(folder, name), variant)? else { return Ok(None) };
     let (graph, weights) = Graph::open(name, &file)?;
     let origin = file.display().to_string();
     Part::new(name, origin, "its own weights".into(), graph, Arc::new(weights)).map(Some)
 }
 
-/// The ONNX file of a component, if the folder has it.
-fn find(folder: &Path, name: &str) -> Option<PathBuf> {
-    let (_, places) = PLACES.iter().find(|(component, _)| *component == name)?;
+/// The ONNX files of a component, in the first of its usual places that has any.
+fn candidates(folder: &Path, name: &str) -> Vec<PathBuf> {
+    let Some((_, places)) = PLACES.iter().find(|(component, _)| *component == name) else {
+        return Vec::new();
+    };
     let roots = [folder.to_owned(), folder.join(INNER)];
-    places.iter().flat_map(|place| roots.iter().map(move |root| (root, place))).find_map(|(root, place)| {
-        match place.strip_suffix('*') {
-            None => onnx_file(&root.join(place)),
+    let found = places.iter().flat_map(|place| roots.iter().map(move |root| (root, place))).find_map(
+        |(root, place)| match place.strip_suffix('*') {
+            None => Some(onnx_files(&root.join(place))).filter(|files| !files.is_empty()),
             Some(prefix) => {
                 let starts = |path: &PathBuf| {
                     path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(prefix))
                 };
-                sorted(root).into_iter().filter(starts).find_map(|folder| onnx_file(&folder))
+                let folders = sorted(root).into_iter().filter(starts);
+                folders.map(|folder| onnx_files(&folder)).find(|files| !files.is_empty())
             }
-        }
-    })
+        },
+    );
+    found.unwrap_or_default()
 }
 
-/// `model.onnx`, or whatever the only ONNX file is called.
-fn onnx_file(folder: &Path) -> Option<PathBuf> {
-    let files: Vec<PathBuf> =
-        sorted(folder).into_iter().filter(|path| path.extension().is_some_and(|e| e == "onnx")).collect();
-    match &files[..] {
-        [only] => Some(only.clone()),
-        _ => files.into_iter().find(|path| path.ends_with("model.onnx")),
+/// Of the ONNX files in one folder that of the variant asked for, where it has one; else `model.onnx`, or whatever the only
+/// one is called.
+fn choose(files: &[PathBuf], variant: Option<&str>) -> Result<Option<PathBuf>, Error> {
+    let of_variant = |variant| files.iter().filter(|path| is_of(path, variant)).collect::<Vec<_>>();
+    if let Some([found]) = variant.map(of_variant).as_deref() {
+        return Ok(Some((*found).clone()));
     }
+    let plain = files.iter().find(|path| path.ends_with("model.onnx"));
+    match (files, plain) {
+        ([], _) => Ok(None),
+        ([only], _) => Ok(Some(only.clone())),
+        (_, Some(plain)) => Ok(Some(plain.clone())),
+        ([first, ..], None) => {
+            let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let names = files.iter().take(SHOWN).map(name).collect::<Vec<_>>().join(", ");
+            let more = if files.len() > SHOWN { ", ..." } else { "" };
+            let folder = first.parent().unwrap_or(first).display().to_string();
+            Err(Error::new(
+                ErrorKind::Model,
+                format!(
+                    "{folder}: expected one .onnx file or a model.onnx{}, got {}: {names}{more}",
+                    variant.map(|variant| format!(" or one of the variant {variant}")).unwrap_or_default(),
+                    files.len()
+                ),
+            )
+            .help("choose with --variant, as in --variant fp16 for model_fp16.onnx"))
+        }
+    }
+}
+
+/// Whether a file's name ends with a variant: `model_fp16.onnx`.
+fn is_of(path: &Path, variant: &str) -> bool {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy().to_lowercase();
+    let head = stem.strip_suffix(&variant.to_lowercase());
+    head.is_some_and(|head| head.is_empty() || head.ends_with(['_', '-', '.']))
+}
+
+/// The ONNX files in a folder.
+fn onnx_files(folder: &Path) -> Vec<PathBuf> {
+    sorted(folder).into_iter().filter(|path| path.extension().is_some_and(|e| e == "onnx")).collect()
 }
 
 fn sorted(folder: &Path) -> Vec<PathBuf> {

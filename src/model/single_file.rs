@@ -5,11 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::diffusers::{MAX_NOISE_LEVEL, Scheduler, for_text, kl_graphs, text_states};
+use super::replacement::{Replacements, check_widths, part};
 use super::traits::Traits;
 use super::{Model, Part, TextEncoderPart, Vocabulary};
 use crate::architecture::clip;
-use crate::checkpoint::{self, Family};
-use crate::graph::Graph;
+use crate::checkpoint::{self, Checkpoint, Family, UnetFile};
 use crate::manifest::LowRes;
 use crate::tokenizer::SpecialTokens;
 use crate::weights::Weights;
@@ -21,43 +21,77 @@ const EOS: u32 = 49407;
 /// What OpenCLIP's prompts are filled up with: `!`.
 const OPEN_CLIP_PAD: u32 = 0;
 
-/// Opens the model in a file.
-pub(super) fn open(path: &Path) -> Result<Model, Error> {
+/// Opens the model in a file, with these components in the place of its own.
+pub(super) fn open(path: &Path, replacements: &Replacements) -> Result<Model, Error> {
     let place = path.display().to_string();
-    let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{place}: {problem}"));
-    let weights = Weights::open(&[path])?;
-    let found = checkpoint::recognise(&weights, &place)?;
-    let part = |name: &'static str, names: &checkpoint::Names, graph: Graph| {
-        let weights = weights.select(names.clone())?;
-        Part::new(name, format!("derived for {}", found.family), place.clone(), graph, Arc::new(weights))
-    };
+    let weights = checkpoint::with_original_names(Weights::open(&[path])?, &place)?;
+    let mut found = checkpoint::recognise(&weights, &place)?;
+    if let Some(UnetFile { family, purpose, hint, unet }) = replacements.unet().cloned() {
+        found = Checkpoint { family, purpose, hint, unet, ..found };
+    }
 
     let is_xl = found.unet.config.added_embedding.is_some();
+    let replaced = replacements.text_encoders(is_xl)?;
     let mut text_encoders = Vec::new();
+    let has_second = found.text_encoder_2.is_some() || replaced[1].is_some();
     let encoders = [("text_encoder", &found.text_encoder), ("text_encoder_2", &found.text_encoder_2)];
-    for (name, encoder) in encoders {
-        let Some(encoder) = encoder else { continue };
-        let config = &encoder.config;
-        let is_last = name == "text_encoder_2" || found.text_encoder_2.is_none();
-        let graph = config.graph(text_states(is_xl), is_xl && is_last)?;
-        let pad = if config.hidden_act == clip::Activation::Gelu { OPEN_CLIP_PAD } else { EOS };
-        let special = SpecialTokens { bos: BOS, eos: EOS, pad };
-        let (part, context) = (part(name, &encoder.names, graph)?, config.max_position_embeddings);
-        text_encoders.push(TextEncoderPart::new(part, Vocabulary::Clip, special, context));
+    for ((name, encoder), replaced) in encoders.into_iter().zip(replaced) {
+        let is_last = name == "text_encoder_2" || !has_second;
+        let own = encoder
+            .as_ref()
+            .map(|file| text_encoder_part(name, &place, &weights, file, is_xl, is_xl && is_last));
+        text_encoders.extend(replaced.map(Ok).or(own).transpose()?);
     }
-    let config = for_text(found.unet.config.clone(), &text_encoders);
-    let unet = part("unet", &found.unet.names, config.graph()?)?;
-    let missing = |what: &str| {
-        refuse(format!("expected a whole checkpoint, got a {} without its {what}", found.family))
-            .help(format!("put it into a diffusers folder, as its unet, beside a {what}"))
+    let mut missing = Vec::new();
+    let wanted = match found.family {
+        Family::Sdxl => &["text_encoder", "text_encoder_2"][..],
+        Family::SdxlRefiner => &["text_encoder_2"],
+        _ => &["text_encoder"],
     };
-    if text_encoders.is_empty() {
-        return Err(missing("text encoder"));
+    let has = |name: &&&str| text_encoders.iter().any(|encoder| encoder.name == **name);
+    // Another family's U-Net reads other states: that is said once it is there.
+    let is_checked = replacements.unet().is_none() || text_encoders.is_empty();
+    match wanted.iter().filter(|name| is_checked && !has(name)).count() {
+        0 => {}
+        1 if wanted.len() == 2 => missing.push("other text encoder"),
+        _ => missing.push(if wanted.len() == 2 { "text encoders" } else { "text encoder" }),
     }
-    let vae = found.vae.as_ref().ok_or_else(|| missing("VAE"))?;
-    let (encoder, decoder, latents) = kl_graphs(&vae.config)?;
-    let vae_encoder = part("vae_encoder", &vae.names, encoder)?;
-    let vae_decoder = part("vae_decoder", &vae.names, decoder)?;
+    let vae = match (replacements.vae(), &found.vae) {
+        (Some(vae), own) => {
+            let latents = match own {
+                Some(own) => vae.latents(kl_graphs(&own.config)?.2)?,
+                None => vae.latents_of_scale(found.family.scaling_factor()),
+            };
+            Some((vae.encoder.clone(), vae.decoder.clone(), latents))
+        }
+        (None, None) => None,
+        (None, Some(vae)) => {
+            let (encoder, decoder, latents) = kl_graphs(&vae.config)?;
+            let part = |name, graph| part(name, &place, found.family, &weights, &vae.names, graph);
+            Some((part("vae_encoder", encoder)?, part("vae_decoder", decoder)?, latents))
+        }
+    };
+    if vae.is_none() {
+        missing.push("VAE");
+    }
+    let Some((vae_encoder, vae_decoder, latents)) = vae.filter(|_| missing.is_empty()) else {
+        return Err(Error::new(
+            ErrorKind::Model,
+            format!("{place}: expected a whole checkpoint, got a {} without its {}", found.family, missing.join(" and ")),
+        )
+        .help(format!(
+            "add what is missing with --text-encoder FILE and --vae FILE, or give a whole model with -m MODEL and this \
+             file with --unet {place}"
+        )));
+    };
+    let config = for_text(found.unet.config.clone(), &text_encoders);
+    let unet = match replacements.unet_part(&text_encoders)? {
+        Some(unet) => unet,
+        None => part("unet", &place, found.family, &weights, &found.unet.names, config.graph()?)?,
+    };
+    if !replacements.is_empty() {
+        check_widths(&unet, &text_encoders)?;
+    }
 
     let is_upscaler = found.family == Family::Upscaler;
     let is_consistent = config.time_cond_proj_dim.is_some();
@@ -84,4 +118,22 @@ pub(super) fn open(path: &Path) -> Result<Model, Error> {
         cells: config.sample_size,
     };
     Model::new(traits.manifest(&unet.signature)?, text_encoders, unet, vae_decoder, Some(vae_encoder))
+}
+
+/// A text encoder of a file; `is_pooled`: whether it pools the prompt.
+pub(super) fn text_encoder_part(
+    name: &'static str,
+    place: &str,
+    weights: &Weights,
+    file: &checkpoint::Part<clip::Config>,
+    is_xl: bool,
+    is_pooled: bool,
+) -> Result<TextEncoderPart, Error> {
+    let config = &file.config;
+    let graph = config.graph(text_states(is_xl), is_pooled)?;
+    let pad = if config.hidden_act == clip::Activation::Gelu { OPEN_CLIP_PAD } else { EOS };
+    let special = SpecialTokens { bos: BOS, eos: EOS, pad };
+    let weights = Arc::new(weights.select(file.names.clone())?);
+    let part = Part::new(name, "derived for CLIP".into(), place.to_owned(), graph, weights)?;
+    Ok(TextEncoderPart::new(part, Vocabulary::Clip, special, config.max_position_embeddings))
 }

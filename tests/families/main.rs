@@ -5,6 +5,7 @@ mod adapters;
 mod golden;
 mod onnx;
 mod pack;
+mod parts;
 mod prompts;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,257 @@
+//! Components from files of their own: the same networks as those of the whole checkpoint, whatever names a file has.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use calotype::ErrorKind;
+use calotype::model::{Model, Overrides, Part};
+use calotype::weights::{Dtype, TensorView, Weights};
+
+use super::golden::{Golden, Precision, desk, safetensors};
+
+/// Each component in a file of its own, under the names of diffusers and under the original ones.
+struct Files {
+    whole: PathBuf,
+    folder: PathBuf,
+    diffusers: BTreeMap<&'static str, PathBuf>,
+    original: BTreeMap<&'static str, PathBuf>,
+}
+
+const COMPONENTS: [&str; 4] = ["unet", "vae", "text_encoder", "text_encoder_2"];
+
+impl Files {
+    fn write(golden: &Golden, desk: &Path, precision: Precision) -> Self {
+        let (whole, folder) = (desk.join("whole.safetensors"), desk.join("folder"));
+        golden.write_single_file(&whole, precision);
+        golden.write_folder(&folder, precision, false, 1);
+        let (mut diffusers, mut original) = (BTreeMap::new(), BTreeMap::new());
+        let weights = Weights::open(&[&whole]).unwrap();
+        for component in COMPONENTS {
+            let Some(file) = fs::read_dir(folder.join(component)).into_iter().flatten().find_map(|entry| {
+                let path = entry.unwrap().path();
+                path.extension().is_some_and(|e| e == "safetensors").then_some(path)
+            }) else {
+                continue;
+            };
+            let copy = desk.join(format!("{component}_diffusers.safetensors"));
+            fs::copy(file, &copy).unwrap();
+            diffusers.insert(component, copy);
+            let prefixes: &[&str] = match component {
+                "unet" => &["model.diffusion_model."],
+                "vae" => &["first_stage_model."],
+                "text_encoder" => &[
+                    "cond_stage_model.transformer.",
+                    "cond_stage_model.",
+                    "conditioner.embedders.0.transformer.",
+                ],
+                _ => &["conditioner.embedders.1."],
+            };
+            let prefix = prefixes
+                .iter()
+                .find(|prefix| weights.iter().any(|(name, _)| name.starts_with(**prefix)))
+                .unwrap();
+            let alone = desk.join(format!("{component}_original.safetensors"));
+            write(&alone, &weights, |name| name.strip_prefix(*prefix).map(str::to_owned));
+            original.insert(component, alone);
+        }
+        Self { whole, folder, diffusers, original }
+    }
+}
+
+/// A file of the tensors that `rename` gives a name.
+fn write(path: &Path, weights: &Weights, rename: impl Fn(&str) -> Option<String>) {
+    let tensors = weights.iter().filter_map(|(name, tensor)| {
+        Some((rename(name)?, tensor.dtype().name(), tensor.shape().to_vec(), tensor.to_bytes()))
+    });
+    fs::write(path, safetensors(tensors.collect())).unwrap();
+}
+
+fn overrides(files: &BTreeMap<&str, PathBuf>, components: &[&str]) -> Overrides {
+    let file = |component: &str| files.get(component).filter(|_| components.contains(&component)).cloned();
+    Overrides {
+        unet: file("unet"),
+        vae: file("vae"),
+        text_encoders: ["text_encoder", "text_encoder_2"].into_iter().filter_map(file).collect(),
+        variant: None,
+    }
+}
+
+/// The data of a tensor, a matrix as `[out, in]`.
+fn upright(tensor: &TensorView<'_>) -> Vec<u8> {
+    let bytes = tensor.to_bytes();
+    if !tensor.is_transposed() {
+        return bytes;
+    }
+    let [rows, columns] = *tensor.shape() else { panic!("{:?}: not a matrix", tensor.shape()) };
+    let size = tensor.dtype().size_bytes();
+    let element = |at: usize| &bytes[(at % rows * columns + at / rows) * size..][..size];
+    (0..rows * columns).flat_map(element).copied().collect()
+}
+
+#[track_caller]
+fn same(what: &str, got: &Part, expected: &Part) {
+    assert_eq!(got.name(), expected.name(), "{what}");
+    assert!(got.graph().encode() == expected.graph().encode(), "{what}: {}: another graph", got.name());
+    for parameter in expected.graph().parameters() {
+        let [got, expected] = [got, expected].map(|part| part.weights().get(&parameter.name).unwrap());
+        assert!(upright(&got) == upright(&expected), "{what}: {}", parameter.name);
+    }
+    got.bind().unwrap();
+}
+
+#[track_caller]
+fn check(what: &str, got: &Model, expected: &Model) {
+    assert_eq!(got.parts().count(), expected.parts().count(), "{what}");
+    got.parts().zip(expected.parts()).for_each(|(got, expected)| same(what, got, expected));
+    assert_eq!(got.manifest().latents.scale, expected.manifest().latents.scale, "{what}");
+    assert_eq!(got.manifest().prediction, expected.manifest().prediction, "{what}");
+}
+
+#[test]
+fn models_are_put_together_from_files_of_one_component_each() {
+    for family in ["sd15", "lcm", "sd21-base", "sdxl"] {
+        let (golden, desk) = (Golden::open(family), desk());
+        let files = Files::write(&golden, desk.path(), Precision::F32);
+        let whole = Model::open(&files.whole).unwrap();
+        let others = ["vae", "text_encoder", "text_encoder_2"];
+        for (names, mut set) in [("diffusers", files.diffusers.clone()), ("original", files.original.clone())]
+        {
+            // The names of transformers do not tell OpenCLIP's activation: its width does, which is that of no narrow model.
+            if family == "sd21-base" {
+                set.insert("text_encoder", files.original["text_encoder"].clone());
+            }
+            let set = &set;
+            let what = format!("{family}: {names}");
+            // The U-Net as the model, and all else beside it.
+            check(&what, &Model::open_with(Some(&set["unet"]), &overrides(set, &others)).unwrap(), &whole);
+            // One after another in the place of those of other forms of the model.
+            for component in COMPONENTS {
+                let overrides = overrides(set, &[component]);
+                check(&what, &Model::open_with(Some(&files.whole), &overrides).unwrap(), &whole);
+                check(
+                    &what,
+                    &Model::open_with(Some(&files.folder), &overrides).unwrap(),
+                    &Model::open(&files.folder).unwrap(),
+                );
+            }
+            // A folder that lacks what is given.
+            let bare = desk.path().join(format!("bare_{names}"));
+            for name in ["scheduler", "tokenizer", "tokenizer_2"] {
+                for entry in fs::read_dir(files.folder.join(name)).into_iter().flatten() {
+                    fs::create_dir_all(bare.join(name)).unwrap();
+                    let entry = entry.unwrap();
+                    fs::copy(entry.path(), bare.join(name).join(entry.file_name())).unwrap();
+                }
+            }
+            fs::copy(files.folder.join("model_index.json"), bare.join("model_index.json")).unwrap();
+            check(&what, &Model::open_with(Some(&bare), &overrides(set, &COMPONENTS)).unwrap(), &whole);
+        }
+    }
+}
+
+/// The file is used, not the model's own.
+#[test]
+fn what_is_given_replaces_what_is_there() {
+    let (golden, desk) = (Golden::open("sd15"), desk());
+    let (half, full) = (desk.path().join("half"), desk.path().join("full"));
+    [&half, &full].iter().for_each(|folder| fs::create_dir(folder).unwrap());
+    let (half, full) =
+        (Files::write(&golden, &half, Precision::F16), Files::write(&golden, &full, Precision::F32));
+    for model in [&full.whole, &full.folder] {
+        for component in &COMPONENTS[..3] {
+            let model = Model::open_with(Some(model), &overrides(&half.original, &[component])).unwrap();
+            for part in model.parts() {
+                let is_given = part.name().starts_with(component);
+                let expected = if is_given { Dtype::F16 } else { Dtype::F32 };
+                assert_eq!(part.weights().iter().next().unwrap().1.dtype(), expected, "{}", part.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn prefixes_of_other_programs_are_understood() {
+    let (golden, desk) = (Golden::open("sdxl"), desk());
+    let files = Files::write(&golden, desk.path(), Precision::F32);
+    let whole = Model::open(&files.whole).unwrap();
+    let open = |component: &str| Weights::open(&[&files.diffusers[component]]).unwrap();
+    let renamed = desk.path().join("renamed.safetensors");
+    let wrapped = Weights::open(&[&files.whole]).unwrap();
+    write(&renamed, &wrapped, |name| Some(format!("state_dict.{name}")));
+    check("state_dict.", &Model::open(&renamed).unwrap(), &whole);
+    write(&renamed, &wrapped, |name| {
+        Some(
+            name.replace(".mid.attn_1.q.", ".mid.attn_1.to_q.")
+                .replace(".mid.attn_1.k.", ".mid.attn_1.to_k.")
+                .replace(".mid.attn_1.v.", ".mid.attn_1.to_v.")
+                .replace(".mid.attn_1.proj_out.", ".mid.attn_1.to_out.0."),
+        )
+    });
+    check("to_q", &Model::open(&renamed).unwrap(), &whole);
+    for prefix in ["clip_g.", "clip_g.transformer.", "text_encoders.clip_g.transformer.", "text_encoder_2."] {
+        write(&renamed, &open("text_encoder_2"), |name| Some(format!("{prefix}{name}")));
+        let overrides = Overrides { text_encoders: vec![renamed.clone()], ..Overrides::default() };
+        check(prefix, &Model::open_with(Some(&files.whole), &overrides).unwrap(), &whole);
+    }
+    // CLIP's other half is left aside, and an encoder of the other kind takes its own place.
+    let mut tensors: Vec<_> = open("text_encoder")
+        .iter()
+        .map(|(name, tensor)| {
+            (name.to_owned(), tensor.dtype().name(), tensor.shape().to_vec(), tensor.to_bytes())
+        })
+        .collect();
+    for name in ["vision_model.encoder.layers.0.mlp.fc1.weight", "visual_projection.weight", "logit_scale"] {
+        tensors.push((name.into(), "F32", vec![1], vec![0; 4]));
+    }
+    fs::write(&renamed, safetensors(tensors)).unwrap();
+    let overrides = Overrides {
+        text_encoders: vec![files.diffusers["text_encoder_2"].clone(), renamed],
+        ..Overrides::default()
+    };
+    check("vision_model.", &Model::open_with(Some(&files.whole), &overrides).unwrap(), &whole);
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let desk = desk();
+    let files = |family: &str| {
+        let folder = desk.path().join(family);
+        fs::create_dir(&folder).unwrap();
+        Files::write(&Golden::open(family), &folder, Precision::F16)
+    };
+    let (sd15, sdxl) = (files("sd15"), files("sdxl"));
+    let refused = |model: &Path, overrides: Overrides, message: &str| {
+        let error = Model::open_with(Some(model), &overrides).expect_err(message);
+        assert_eq!(error.kind(), ErrorKind::Model, "{error}");
+        assert!(error.to_string().contains(message), "expected {message:?} in: {error}");
+    };
+    refused(&sd15.whole, overrides(&sdxl.original, &["unet"]), "expected text encoders whose states are");
+    refused(&sd15.folder, overrides(&sdxl.original, &["unet"]), "expected text encoders whose states are");
+    refused(
+        &sd15.original["unet"],
+        Overrides::default(),
+        "got a Stable Diffusion 1 without its text encoder and VAE; add what is missing with --text-encoder FILE and --vae FILE",
+    );
+    refused(&sd15.original["unet"], overrides(&sd15.original, &["vae"]), "without its text encoder; ");
+    refused(
+        &sdxl.diffusers["unet"],
+        overrides(&sdxl.original, &["vae", "text_encoder"]),
+        "without its other text encoder",
+    );
+    refused(
+        &sd15.whole,
+        overrides(&BTreeMap::from([("unet", sd15.original["vae"].clone())]), &["unet"]),
+        "a VAE alone",
+    );
+    refused(
+        &sd15.whole,
+        overrides(&BTreeMap::from([("vae", sd15.original["unet"].clone())]), &["vae"]),
+        "expected a VAE, got",
+    );
+    refused(
+        &sd15.whole,
+        overrides(&BTreeMap::from([("text_encoder", sd15.original["vae"].clone())]), &["text_encoder"]),
+        "expected CLIP's, got",
+    );
+}
