@@ -2,6 +2,7 @@
 //! It has no defaults of its own: what is not typed stays absent.
 
 mod doctor;
+mod draft;
 mod generate;
 mod inspect;
 mod output;

@@ -1,172 +1,394 @@
-//! Pictures to draw from: PNG and JPEG files become upright, opaque pixels, and pixels a picture of the size that is
-//! wanted. It knows nothing of models.
+//! Images that a run starts from: files of PNG, JPEG, WebP, GIF, BMP and TIFF become upright, opaque pixels of the size
+//! that is wanted, and finished images become files. It knows nothing of models.
+//!
+//! A file's header is read first. It says how much memory decoding takes, which a plan counts before anything is decoded;
+//! formats that allow it (all but JPEG, WebP and BMP) are decoded a few rows at a time, and scaled on the way.
 
-use std::fs::File;
-use std::io::{Cursor, Read};
+mod data;
+mod decode;
+mod encode;
+mod header;
+mod scale;
+
+use std::fs::{self, File};
+use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use image::codecs::jpeg::JpegDecoder;
-use image::codecs::png::PngDecoder;
-use image::imageops::{self, FilterType};
-use image::{
-    DynamicImage, GrayImage, ImageBuffer, ImageDecoder, ImageFormat, ImageResult, Limits, Pixel, RgbImage,
-};
+use image::metadata::Orientation;
+use image::{DynamicImage, GrayImage, ImageBuffer, Pixel, RgbImage};
+use sha2::{Digest, Sha256};
 
+use self::data::Data;
+use self::decode::Want;
+pub use self::encode::{OutputFormat, Recipe, encode};
+use self::header::{Header, Problem};
+use self::scale::Canvas;
 use crate::{Error, ErrorKind};
 
-/// The longest file that is read.
-pub const MAX_FILE_BYTES: u64 = 256 << 20;
-/// The longest side of a picture that is decoded.
-pub const MAX_SIDE_PX: u32 = 16_384;
-/// The most memory that a decoded picture takes: enough for 170 million pixels of 8 bits per channel.
-pub const MAX_DECODED_BYTES: u64 = 512 << 20;
+/// The longest file that is read from a pipe, by way of a temporary file.
+pub const MAX_PIPE_BYTES: u64 = 256 << 20;
+/// The longest side of an image that is decoded.
+pub const MAX_SIDE_PX: usize = 65_535;
+/// The most pixels of an image that is decoded, as many as 16384x16384.
+pub const MAX_PIXELS: usize = 1 << 28;
 
-/// The bytes of a picture's file.
-///
-/// # Errors
-/// [`ErrorKind::Input`] for a file that cannot be read, or is longer than [`MAX_FILE_BYTES`].
-pub fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    let shown = path.display();
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
-        .map_err(|error| Error::new(ErrorKind::Input, format!("{shown}")).source(error))?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(Error::new(
-            ErrorKind::Input,
-            format!("{shown}: expected a picture of at most {MAX_FILE_BYTES} bytes, got more"),
-        ));
-    }
-    Ok(bytes)
+/// The file of an image, of which only the header has been read. Clones share the file.
+#[derive(Clone, Debug)]
+pub struct ImageFile {
+    /// Which file, for messages.
+    origin: Arc<str>,
+    data: Arc<Mutex<Data>>,
+    header: Arc<Header>,
 }
 
-/// The picture in a PNG or JPEG file; `origin` says in messages which file.
-///
-/// It is turned as its EXIF orientation asks, cut to 8 bits per channel, and laid on white where it is transparent.
-/// Colour profiles are not applied.
-///
-/// # Errors
-/// [`ErrorKind::Input`] for bytes that are no such file, are cut off, hold an animation, or are larger than the limits
-/// of this module.
-pub fn decode(origin: &str, bytes: &[u8]) -> Result<RgbImage, Error> {
-    let image = open(origin, bytes)?;
-    if !image.color().has_alpha() {
-        return Ok(image.into_rgb8());
+impl ImageFile {
+    /// Opens a file and reads its header. Content decides the format, not the name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Input`] for a file that cannot be read, is not an image of a format that is read, or is larger than
+    /// the limits of this module.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let origin = path.display().to_string();
+        let refuse = |error: io::Error| Error::new(ErrorKind::Input, origin.clone()).source(error);
+        let mut file = File::open(path).map_err(refuse)?;
+        let kind = fs::metadata(path).map_err(refuse)?.file_type();
+        if kind.is_dir() {
+            // As the system says it.
+            return Err(refuse(file.read(&mut [0]).err().unwrap_or(io::ErrorKind::IsADirectory.into())));
+        }
+        if !kind.is_file() {
+            // A pipe is read once, and images twice.
+            let mut copy = tempfile::tempfile().map_err(refuse)?;
+            if io::copy(&mut file.take(MAX_PIPE_BYTES + 1), &mut copy).map_err(refuse)? > MAX_PIPE_BYTES {
+                return Err(Error::new(
+                    ErrorKind::Input,
+                    format!("{origin}: expected an image of at most {MAX_PIPE_BYTES} bytes, got more"),
+                ));
+            }
+            file = copy;
+        }
+        Self::read(origin, Data::File(file))
     }
-    let image = image.into_rgba8();
-    Ok(RgbImage::from_fn(image.width(), image.height(), |x, y| {
-        let [rgb @ .., alpha] = image.get_pixel(x, y).0;
-        let on_white = |byte: u8| {
-            let (byte, alpha) = (u32::from(byte), u32::from(alpha));
-            ((byte * alpha + 255 * (255 - alpha) + 127) / 255) as u8
-        };
-        image::Rgb(rgb.map(on_white))
-    }))
+
+    /// The image in these bytes; `origin` says in messages where they are from.
+    ///
+    /// # Errors
+    /// As [`ImageFile::open`].
+    pub fn from_bytes(origin: &str, bytes: Vec<u8>) -> Result<Self, Error> {
+        Self::read(origin.into(), Data::Bytes(Cursor::new(bytes)))
+    }
+
+    fn read(origin: String, mut data: Data) -> Result<Self, Error> {
+        let header = Header::read(&mut data).map_err(|problem| refusal(&origin, problem))?;
+        let [width, height] = header.stored;
+        if width == 0 || height == 0 {
+            let message = format!("{origin}: expected an image with pixels, got {width}x{height}");
+            return Err(Error::new(ErrorKind::Input, message));
+        }
+        if width > MAX_SIDE_PX || height > MAX_SIDE_PX || width * height > MAX_PIXELS {
+            let message = format!(
+                "{origin}: expected sides of at most {MAX_SIDE_PX} pixels and {MAX_PIXELS} pixels in all, got \
+                 {width}x{height}"
+            );
+            return Err(Error::new(ErrorKind::Input, message));
+        }
+        Ok(Self { origin: origin.into(), data: Arc::new(Mutex::new(data)), header: Arc::new(header) })
+    }
+
+    /// Width and height of the upright image in pixels.
+    pub fn dimensions(&self) -> (u32, u32) {
+        let [width, height] = self.upright(self.header.stored);
+        (width as u32, height as u32)
+    }
+
+    /// Which file, for messages.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// Whether it may have pixels that are not opaque.
+    pub fn has_alpha(&self) -> bool {
+        self.header.has_alpha
+    }
+
+    /// Whether other frames follow the first, which alone is decoded.
+    pub fn is_animated(&self) -> bool {
+        self.header.is_animated
+    }
+
+    /// The SHA-256 of the file, as hexadecimal digits.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Input`] for a file that can no longer be read.
+    pub fn sha256(&self) -> Result<String, Error> {
+        let mut hash = Sha256::new();
+        let mut data = self.lock();
+        let read = data.seek(SeekFrom::Start(0)).and_then(|_| io::copy(&mut *data, &mut hash));
+        read.map_err(|error| Error::new(ErrorKind::Input, &*self.origin).source(error))?;
+        Ok(format!("{:x}", hash.finalize()))
+    }
+
+    /// The image at its own size, with 8 bits per channel, turned as its orientation (EXIF, TIFF) asks, and laid on white
+    /// where it is transparent. Colour profiles are not applied. Of an animation it is the first frame.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Input`] for a file that is damaged, cut off or of a kind that is not supported.
+    pub fn decode(&self) -> Result<RgbImage, Error> {
+        let (width, height) = self.dimensions();
+        Ok(self.decode_to(width, height, Want::Color)?.0)
+    }
+
+    /// The image as a mask, at its own size, in shades of grey; where any pixel is transparent the colours are not used,
+    /// and what is transparent is white, what is opaque black.
+    ///
+    /// # Errors
+    /// As [`ImageFile::decode`].
+    pub fn decode_mask(&self) -> Result<GrayImage, Error> {
+        let (width, height) = self.dimensions();
+        Ok(self.decode_to(width, height, Want::Mask)?.0)
+    }
+
+    /// The image at another size, and whether every pixel is opaque.
+    fn decode_to<P>(
+        &self,
+        width: u32,
+        height: u32,
+        want: Want,
+    ) -> Result<(ImageBuffer<P, Vec<u8>>, bool), Error>
+    where
+        P: Pixel<Subpixel = u8>,
+        DynamicImage: From<ImageBuffer<P, Vec<u8>>> + Into<ImageBuffer<P, Vec<u8>>>,
+    {
+        let to = self.upright([width as usize, height as usize]);
+        let decoded = decode::decode(&mut self.lock(), &self.header, to, want);
+        let decoded = decoded.map_err(|problem| refusal(&self.origin, problem))?;
+        let image = ImageBuffer::from_raw(to[0] as u32, to[1] as u32, decoded.pixels);
+        let image: ImageBuffer<P, Vec<u8>> = image.expect("as many pixels as the size says");
+        if self.header.orientation == Orientation::NoTransforms {
+            return Ok((image, decoded.is_opaque));
+        }
+        let mut image = DynamicImage::from(image);
+        image.apply_orientation(self.header.orientation);
+        Ok((image.into(), decoded.is_opaque))
+    }
+
+    /// What decoding to a size takes at most, in bytes, the result included.
+    fn decode_bytes(&self, width: u32, height: u32, want: Want) -> u64 {
+        let Header { stored, decoder_bytes, has_alpha, in_order, orientation, .. } = *self.header;
+        let to = self.upright([width as usize, height as usize]);
+        let channels = want.channels(has_alpha);
+        let canvas = Canvas::bytes(channels, stored, to, in_order);
+        // A mask of two channels becomes one of one, and what is turned is copied.
+        let result = (to[0] * to[1]) as u64 * if want == Want::Color { 3 } else { 1 };
+        let copies = u64::from(channels == 2) + u64::from(orientation != Orientation::NoTransforms);
+        decoder_bytes + canvas + copies * result
+    }
+
+    /// A size before the orientation is applied, or after.
+    fn upright(&self, [width, height]: [usize; 2]) -> [usize; 2] {
+        use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+        match self.header.orientation {
+            Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH => [height, width],
+            _ => [width, height],
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Data> {
+        // Every reader begins with a seek.
+        self.data.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-/// The mask in a PNG or JPEG file, as [`decode`] reads it, in shades of grey.
-///
-/// # Errors
-/// As [`decode`]; also for a mask that is transparent anywhere, which would mean black to some and white to others.
-pub fn decode_mask(origin: &str, bytes: &[u8]) -> Result<GrayImage, Error> {
-    let image = open(origin, bytes)?;
-    if image.color().has_alpha() && image.to_rgba8().pixels().any(|pixel| pixel.0[3] < u8::MAX) {
-        return Err(Error::new(
-            ErrorKind::Input,
-            format!("{origin}: expected a mask of opaque pixels, got transparent ones"),
-        )
-        .help("paint white what is to be drawn anew, and black what is to stay"));
-    }
-    Ok(image.into_luma8())
-}
-
-/// The picture at another size, stretched where the proportions differ, through Lanczos's filter of three lobes; a
-/// picture that has the size is left as it is.
-pub(crate) fn fit<P>(
-    picture: ImageBuffer<P, Vec<u8>>,
-    width_px: u32,
-    height_px: u32,
-) -> ImageBuffer<P, Vec<u8>>
-where
-    P: Pixel<Subpixel = u8> + 'static,
-{
-    if picture.dimensions() == (width_px, height_px) {
-        return picture;
-    }
-    imageops::resize(&picture, width_px, height_px, FilterType::Lanczos3)
-}
-
-fn open(origin: &str, bytes: &[u8]) -> Result<DynamicImage, Error> {
+fn refusal(origin: &str, problem: Problem) -> Error {
     let refuse = |problem: &str| Error::new(ErrorKind::Input, format!("{origin}: {problem}"));
-    if bytes.is_empty() {
-        return Err(refuse("expected a PNG or JPEG picture, got an empty file"));
-    }
-    let damaged = |error| refuse("expected a whole picture").source(error);
-    match image::guess_format(bytes) {
-        Ok(ImageFormat::Png) => {
-            let decoder = PngDecoder::with_limits(Cursor::new(bytes), limits()).map_err(damaged)?;
-            if decoder.is_apng().map_err(damaged)? {
-                return Err(refuse("expected one picture, got an animation"));
+    match problem {
+        Problem::Other(other) => {
+            let error =
+                refuse(&format!("expected an image as PNG, JPEG, WebP, GIF, BMP or TIFF, got {other}"));
+            match other {
+                "an empty file" | "something else" => error,
+                _ => error.help("save it as PNG or JPEG"),
             }
-            load(decoder).map_err(damaged)
         }
-        Ok(ImageFormat::Jpeg) => {
-            if !jpeg_is_whole(bytes) {
-                return Err(refuse("expected a whole picture, got one that is cut off"));
-            }
-            JpegDecoder::new(Cursor::new(bytes)).and_then(load).map_err(damaged)
-        }
-        Ok(other) => Err(refuse(&format!("expected a PNG or JPEG picture, got {other:?}"))),
-        Err(_) => Err(refuse("expected a PNG or JPEG picture, got something else")),
+        Problem::Damaged(source) => refuse("expected a whole image").source(source),
+        Problem::Refused(problem) => refuse(&problem),
     }
 }
 
-fn limits() -> Limits {
-    let mut limits = Limits::no_limits();
-    limits.max_image_width = Some(MAX_SIDE_PX);
-    limits.max_image_height = Some(MAX_SIDE_PX);
-    limits.max_alloc = Some(MAX_DECODED_BYTES);
-    limits
+/// An image to start from.
+#[derive(Clone, Debug)]
+pub enum Init {
+    /// Pixels.
+    Pixels(RgbImage),
+    /// A file that is decoded when its size is known.
+    File(ImageFile),
 }
 
-fn load(mut decoder: impl ImageDecoder) -> ImageResult<DynamicImage> {
-    let mut limits = limits();
-    limits.reserve(decoder.total_bytes())?;
-    decoder.set_limits(limits)?;
-    let orientation = decoder.orientation()?;
-    let mut image = DynamicImage::from_decoder(decoder)?;
-    image.apply_orientation(orientation);
-    Ok(image)
+impl Init {
+    /// Width and height in pixels.
+    pub fn dimensions(&self) -> (u32, u32) {
+        match self {
+            Self::Pixels(image) => image.dimensions(),
+            Self::File(file) => file.dimensions(),
+        }
+    }
 }
 
-/// Whether a JPEG file has an end; the decoder fills up with grey what is missing before it.
-///
-/// Segments are skipped by their lengths, because an embedded preview has an end of its own (ITU T.81, annex B.1).
-fn jpeg_is_whole(bytes: &[u8]) -> bool {
-    const END: u8 = 0xd9;
-    const WITHOUT_LENGTH: [u8; 10] = [0x00, 0x01, 0xd0, 0xd1, 0xd2, 0xd3, 0xd4, 0xd5, 0xd6, 0xd7];
-    let mut at = 2;
-    loop {
-        // To the next marker: over coded data, in which 0xff is followed by 0 or a restart, and fill bytes.
-        let Some(skipped) = bytes.get(at..).and_then(|rest| rest.iter().position(|&byte| byte == 0xff))
-        else {
-            return false;
+impl From<RgbImage> for Init {
+    fn from(image: RgbImage) -> Self {
+        Self::Pixels(image)
+    }
+}
+
+impl From<ImageFile> for Init {
+    fn from(file: ImageFile) -> Self {
+        Self::File(file)
+    }
+}
+
+/// An inpainting mask: white areas are repainted.
+#[derive(Clone, Debug)]
+pub enum Mask {
+    /// Shades of grey.
+    Pixels(GrayImage),
+    /// A file, see [`ImageFile::decode_mask`].
+    File(ImageFile),
+    /// The init image's own transparency: transparent areas are repainted.
+    InitAlpha,
+}
+
+impl From<GrayImage> for Mask {
+    fn from(mask: GrayImage) -> Self {
+        Self::Pixels(mask)
+    }
+}
+
+impl From<ImageFile> for Mask {
+    fn from(file: ImageFile) -> Self {
+        Self::File(file)
+    }
+}
+
+/// An image at the size that a run takes: pixels, or a file until it is decoded.
+#[derive(Debug)]
+pub(crate) struct Fitted<P: Pixel<Subpixel = u8>> {
+    pixels: OnceLock<ImageBuffer<P, Vec<u8>>>,
+    file: Option<(ImageFile, Want)>,
+    width: u32,
+    height: u32,
+}
+
+impl Fitted<image::Rgb<u8>> {
+    pub(crate) fn init(init: Init, width: u32, height: u32) -> Self {
+        match init {
+            Init::Pixels(image) => Self::of_pixels(image, width, height),
+            Init::File(file) => Self::of_file(file, Want::Color, width, height),
+        }
+    }
+}
+
+impl Fitted<image::Luma<u8>> {
+    pub(crate) fn mask(mask: GrayImage, width: u32, height: u32) -> Self {
+        Self::of_pixels(mask, width, height)
+    }
+
+    pub(crate) fn mask_file(file: ImageFile, width: u32, height: u32) -> Self {
+        Self::of_file(file, Want::Mask, width, height)
+    }
+
+    pub(crate) fn transparency(file: ImageFile, width: u32, height: u32) -> Self {
+        Self::of_file(file, Want::Transparency, width, height)
+    }
+}
+
+impl<P: Pixel<Subpixel = u8>> Fitted<P> {
+    fn of_pixels(image: ImageBuffer<P, Vec<u8>>, width: u32, height: u32) -> Self {
+        Self { pixels: OnceLock::from(fit(image, width, height)), file: None, width, height }
+    }
+
+    fn of_file(file: ImageFile, want: Want, width: u32, height: u32) -> Self {
+        Self { pixels: OnceLock::new(), file: Some((file, want)), width, height }
+    }
+
+    /// The pixels. [`ErrorKind::Usage`] for a file that has not been decoded.
+    pub(crate) fn get(&self) -> Result<&ImageBuffer<P, Vec<u8>>, Error> {
+        self.pixels.get().ok_or_else(|| {
+            let origin = self.file.as_ref().map_or("image", |(file, _)| file.origin());
+            Error::new(
+                ErrorKind::Usage,
+                format!("{origin}: expected an image that has been loaded, got its file"),
+            )
+            .help("call Request::load before the run, and before the pipeline is opened within a budget")
+        })
+    }
+
+    /// What decoding takes, and what is left of it, in bytes; both 0 for what is there.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        match &self.file {
+            Some((file, want)) if self.pixels.get().is_none() => {
+                let kept = u64::from(self.width) * u64::from(self.height) * u64::from(P::CHANNEL_COUNT);
+                (file.decode_bytes(self.width, self.height, *want), kept)
+            }
+            _ => (0, 0),
+        }
+    }
+
+    /// Decodes the file, if that has not been done. Returns notes for whoever asked: what of the file is not used.
+    pub(crate) fn load(&self) -> Result<Vec<String>, Error>
+    where
+        DynamicImage: From<ImageBuffer<P, Vec<u8>>> + Into<ImageBuffer<P, Vec<u8>>>,
+    {
+        let mut notes = Vec::new();
+        let Some((file, want)) = self.file.as_ref().filter(|_| self.pixels.get().is_none()) else {
+            return Ok(notes);
         };
-        at += skipped + 1;
-        match bytes.get(at..) {
-            None | Some([]) => return false,
-            Some([END, ..]) => return true,
-            Some([0xff, ..]) => {}
-            Some([marker, ..]) if WITHOUT_LENGTH.contains(marker) => at += 1,
-            Some([_, high, low, ..]) => at += 1 + usize::from(u16::from_be_bytes([*high, *low])),
-            Some(_) => return false,
+        let origin = file.origin();
+        let (image, is_opaque) = file.decode_to(self.width, self.height, *want)?;
+        match want {
+            Want::Transparency if is_opaque => {
+                return Err(Error::new(
+                    ErrorKind::Input,
+                    format!("{origin}: expected transparent areas, which are the mask, got an opaque image"),
+                )
+                .help("give a mask with --mask FILE"));
+            }
+            Want::Mask if !is_opaque => notes.push(format!(
+                "{origin}: has transparent areas: these are repainted, and its colours are not used"
+            )),
+            _ => {}
         }
+        if file.is_animated() {
+            notes.push(format!("{origin}: has several frames: only the first is used"));
+        }
+        // Another thread may have been faster.
+        let _ = self.pixels.set(image);
+        Ok(notes)
     }
+}
+
+/// An image at another size, stretched where the proportions differ, through Lanczos's filter of three lobes; one that has
+/// the size is left as it is.
+fn fit<P: Pixel<Subpixel = u8>>(
+    image: ImageBuffer<P, Vec<u8>>,
+    width: u32,
+    height: u32,
+) -> ImageBuffer<P, Vec<u8>> {
+    if image.dimensions() == (width, height) {
+        return image;
+    }
+    let channels = usize::from(P::CHANNEL_COUNT);
+    let from = [image.width() as usize, image.height() as usize];
+    let mut canvas = Canvas::new(channels, from, [width as usize, height as usize]);
+    for (y, row) in image.as_raw().chunks_exact(from[0] * channels).enumerate() {
+        canvas.put(y, 0, 1, row);
+    }
+    ImageBuffer::from_raw(width, height, canvas.into_pixels()).expect("as many pixels as the size says")
 }
 
 #[cfg(test)]
 mod tests {
-    use image::{ImageEncoder, Luma, LumaA, Rgb, Rgba};
+    use image::{ImageEncoder, ImageFormat, Luma, LumaA, Rgb, Rgba, imageops};
 
     use super::*;
 
@@ -192,9 +414,17 @@ mod tests {
         bytes.into_inner()
     }
 
+    fn decode(bytes: &[u8]) -> Result<RgbImage, Error> {
+        ImageFile::from_bytes("x", bytes.to_vec())?.decode()
+    }
+
+    fn decode_mask(bytes: &[u8]) -> Result<GrayImage, Error> {
+        ImageFile::from_bytes("x", bytes.to_vec())?.decode_mask()
+    }
+
     #[track_caller]
     fn refuses(bytes: &[u8], message: &str) {
-        for error in [decode("x", bytes).map(drop), decode_mask("x", bytes).map(drop)] {
+        for error in [decode(bytes).map(drop), decode_mask(bytes).map(drop)] {
             let error = error.expect_err(message);
             assert_eq!(error.kind(), ErrorKind::Input);
             assert!(error.to_string().starts_with(&format!("x: {message}")), "{error}");
@@ -209,90 +439,252 @@ mod tests {
         [&(data.len() as u32).to_be_bytes(), &kind[..], data, &crc.sum().to_be_bytes()].concat()
     }
 
+    /// A PNG's signature and header, with nothing behind it.
+    fn png_head(width: u32, height: u32, depth_and_colour: [u8; 2]) -> Vec<u8> {
+        let header = [&width.to_be_bytes(), &height.to_be_bytes(), &depth_and_colour[..], &[0; 3]].concat();
+        [b"\x89PNG\r\n\x1a\n", &chunk(b"IHDR", &header)[..]].concat()
+    }
+
     /// An orientation as EXIF, big-endian, with one entry.
     fn exif(orientation: u8) -> Vec<u8> {
         let head = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0";
         [&head[..], &[orientation, 0, 0, 0, 0, 0, 0]].concat()
     }
 
+    /// A JPEG with a segment behind its start.
+    fn jpeg_with(marker: u8, data: &[u8]) -> Vec<u8> {
+        let segment = [&[0xff, marker], &(data.len() as u16 + 2).to_be_bytes()[..], data].concat();
+        [&jpeg()[..2], &segment, &jpeg()[2..]].concat()
+    }
+
     #[test]
     fn pixels_are_what_was_written() {
-        assert_eq!(decode("", &png(picture())).unwrap(), picture());
+        assert_eq!(decode(&png(picture())).unwrap(), picture());
         let grey = GrayImage::from_fn(4, 4, |x, y| Luma([(16 * x + y) as u8]));
-        assert_eq!(decode_mask("", &png(grey.clone())).unwrap(), grey);
-        let colour = decode("", &png(grey.clone())).unwrap();
+        assert_eq!(decode_mask(&png(grey.clone())).unwrap(), grey);
+        let colour = decode(&png(grey.clone())).unwrap();
         assert!(colour.pixels().zip(grey.pixels()).all(|(colour, grey)| colour.0 == [grey.0[0]; 3]));
         let deep = ImageBuffer::<Rgb<u16>, _>::from_fn(5, 3, |x, y| {
             Rgb(picture().get_pixel(x, y).0.map(|b| u16::from(b) * 257))
         });
-        assert_eq!(decode("", &png(DynamicImage::ImageRgb16(deep))).unwrap(), picture());
-        let decoded = decode("", &jpeg()).unwrap();
+        assert_eq!(decode(&png(DynamicImage::ImageRgb16(deep))).unwrap(), picture());
+        let decoded = decode(&jpeg()).unwrap();
         assert_eq!(decoded.dimensions(), (16, 8));
         assert!(decoded.get_pixel(2, 2).0[0] > 240 && decoded.get_pixel(13, 2).0[0] < 15);
+    }
+
+    /// Every format that is written without loss, in every kind of pixels, against the pixels; and against the `image`
+    /// crate for what it decodes otherwise.
+    #[test]
+    fn formats_as_another_reader_sees_them() {
+        let image = RgbImage::from_fn(37, 21, |x, y| Rgb([(7 * x) as u8, (11 * y) as u8, (x * y) as u8]));
+        let image = DynamicImage::from(image);
+        let alpha = DynamicImage::from(image::RgbaImage::from_fn(37, 21, |x, y| {
+            Rgba([(7 * x) as u8, (11 * y) as u8, 90, (13 * x) as u8])
+        }));
+        let kinds = [
+            image.clone(),
+            image.grayscale(),
+            image.to_rgb16().into(),
+            image.to_luma16().into(),
+            alpha.clone(),
+            alpha.to_luma_alpha8().into(),
+            alpha.to_rgba16().into(),
+        ];
+        let mut compared = 0;
+        for format in [
+            ImageFormat::Png,
+            ImageFormat::WebP,
+            ImageFormat::Bmp,
+            ImageFormat::Tiff,
+            ImageFormat::Gif,
+            ImageFormat::Jpeg,
+        ] {
+            for kind in &kinds {
+                let mut bytes = Cursor::new(Vec::new());
+                // Not every format has every kind.
+                if kind.write_to(&mut bytes, format).is_err() {
+                    continue;
+                }
+                let bytes = bytes.into_inner();
+                let expected = image::load_from_memory_with_format(&bytes, format).unwrap();
+                let got =
+                    decode(&bytes).unwrap_or_else(|error| panic!("{format:?}, {:?}: {error}", kind.color()));
+                let rgba = expected.to_rgba8();
+                let has_alpha = rgba.pixels().any(|pixel| pixel.0[3] < 255);
+                for (got, expected) in got.pixels().zip(rgba.pixels()) {
+                    let [rgb @ .., alpha] = expected.0.map(f64::from);
+                    let on_white = rgb.map(|value| value * alpha / 255.0 + 255.0 - alpha);
+                    let off = got.0.iter().zip(on_white).map(|(a, b)| (f64::from(*a) - b).abs());
+                    assert!(off.fold(0.0, f64::max) <= 1.0, "{format:?}, {:?}: {got:?}", kind.color());
+                }
+                let mask = decode_mask(&bytes).unwrap();
+                let luma = expected.to_luma8();
+                for ((mask, luma), rgba) in mask.pixels().zip(luma.pixels()).zip(rgba.pixels()) {
+                    let expected = if has_alpha { 255 - rgba.0[3] } else { luma.0[0] };
+                    assert!(mask.0[0].abs_diff(expected) <= 1, "{format:?}, {:?}", kind.color());
+                }
+                compared += 1;
+            }
+        }
+        assert!(compared >= 20, "{compared} kinds of files");
+    }
+
+    /// Interlaced, palettes with and without transparency, 1, 2 and 4 bits: what the `png` crate expands whole.
+    #[test]
+    fn kinds_of_png() {
+        use png::{BitDepth, ColorType};
+        let mut state = 1u32;
+        let mut random = move || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        };
+        for (color, depth) in [
+            (ColorType::Grayscale, BitDepth::One),
+            (ColorType::Grayscale, BitDepth::Two),
+            (ColorType::Grayscale, BitDepth::Four),
+            (ColorType::Indexed, BitDepth::One),
+            (ColorType::Indexed, BitDepth::Four),
+            (ColorType::Indexed, BitDepth::Eight),
+            (ColorType::Rgba, BitDepth::Sixteen),
+        ] {
+            for (width, height) in [(1, 1), (3, 5), (17, 9), (64, 33)] {
+                let mut bytes = Vec::new();
+                let mut encoder = png::Encoder::new(&mut bytes, width, height);
+                encoder.set_color(color);
+                encoder.set_depth(depth);
+                if color == ColorType::Indexed {
+                    encoder.set_palette((0..768).map(|_| random()).collect::<Vec<u8>>());
+                    encoder.set_trns(vec![0, 100]);
+                }
+                let row = (color.samples() * width as usize * depth as usize).div_ceil(8);
+                let pixels: Vec<u8> = (0..row * height as usize).map(|_| random()).collect();
+                let mut writer = encoder.write_header().unwrap();
+                writer.write_image_data(&pixels).unwrap();
+                writer.finish().unwrap();
+                let expected = image::load_from_memory(&bytes).unwrap().to_rgba8();
+                let got = decode(&bytes).unwrap();
+                for (got, expected) in got.pixels().zip(expected.pixels()) {
+                    let [rgb @ .., alpha] = expected.0.map(f64::from);
+                    let on_white = rgb.map(|value| value * alpha / 255.0 + 255.0 - alpha);
+                    let off = got.0.iter().zip(on_white).map(|(a, b)| (f64::from(*a) - b).abs());
+                    assert!(off.fold(0.0, f64::max) <= 1.0, "{color:?}, {depth:?}, {width}x{height}");
+                }
+            }
+        }
     }
 
     #[test]
     fn transparent_pictures_lie_on_white() {
         let image = image::RgbaImage::from_fn(3, 1, |x, _| Rgba([10, 20, 30, [0, 51, 255][x as usize]]));
-        let pixels: Vec<_> = decode("", &png(image)).unwrap().pixels().map(|pixel| pixel.0).collect();
+        let pixels: Vec<_> = decode(&png(image)).unwrap().pixels().map(|pixel| pixel.0).collect();
         assert_eq!(pixels, [[255; 3], [206, 208, 210], [10, 20, 30]]);
     }
 
+    /// As in OpenAI's edits, ComfyUI and InvokeAI: what is transparent is repainted.
     #[test]
-    fn transparent_masks_are_refused() {
-        let mask = |alpha| png(DynamicImage::from(ImageBuffer::from_pixel(2, 2, LumaA([255u8, alpha]))));
-        assert_eq!(decode_mask("", &mask(255)).unwrap(), GrayImage::from_pixel(2, 2, Luma([255])));
-        let error = decode_mask("mask.png", &mask(254)).expect_err("transparent");
-        assert_eq!(error.kind(), ErrorKind::Input);
-        assert!(error.to_string().starts_with("mask.png: expected a mask of opaque pixels"), "{error}");
+    fn transparent_areas_of_masks_are_white() {
+        let mask = |alpha| png(DynamicImage::from(ImageBuffer::from_pixel(2, 2, LumaA([77u8, alpha]))));
+        assert_eq!(decode_mask(&mask(255)).unwrap(), GrayImage::from_pixel(2, 2, Luma([77])));
+        assert_eq!(decode_mask(&mask(0)).unwrap(), GrayImage::from_pixel(2, 2, Luma([255])));
+        assert_eq!(decode_mask(&mask(155)).unwrap(), GrayImage::from_pixel(2, 2, Luma([100])));
     }
 
     #[test]
     fn cameras_that_were_held_upright() {
-        let upright = decode("", &jpeg()).unwrap();
-        let exif = [b"Exif\0\0", &exif(6)[..]].concat();
-        let segment = [&[0xff, 0xe1], &(exif.len() as u16 + 2).to_be_bytes()[..], &exif].concat();
-        let turned = [&jpeg()[..2], &segment, &jpeg()[2..]].concat();
-        assert_eq!(decode("", &turned).unwrap(), imageops::rotate90(&upright));
+        let upright = decode(&jpeg()).unwrap();
+        let exif = |orientation| [b"Exif\0\0", &exif(orientation)[..]].concat();
+        let turned = jpeg_with(0xe1, &exif(6));
+        assert_eq!(decode(&turned).unwrap(), imageops::rotate90(&upright));
+        assert_eq!(ImageFile::from_bytes("", turned).unwrap().dimensions(), (8, 16));
 
         let mut turned = Vec::new();
         let mut encoder = image::codecs::png::PngEncoder::new(&mut turned);
         encoder.set_exif_metadata(self::exif(3)).unwrap();
         encoder.write_image(picture().as_raw(), 5, 3, image::ExtendedColorType::Rgb8).unwrap();
-        assert_eq!(decode("", &turned).unwrap(), imageops::rotate180(&picture()));
+        assert_eq!(decode(&turned).unwrap(), imageops::rotate180(&picture()));
+
+        // Turned after it was scaled.
+        for (orientation, turn) in
+            [(6, imageops::rotate90 as fn(&RgbImage) -> RgbImage), (8, imageops::rotate270)]
+        {
+            let file = ImageFile::from_bytes("", jpeg_with(0xe1, &exif(orientation))).unwrap();
+            let fitted = Fitted::init(file.into(), 4, 8);
+            fitted.load().unwrap();
+            let scaled = fit(upright.clone(), 8, 4);
+            assert_eq!(fitted.get().unwrap(), &turn(&scaled));
+        }
     }
 
     #[test]
     fn no_picture_at_all() {
-        refuses(b"", "expected a PNG or JPEG picture, got an empty file");
-        refuses(b"a text\n", "expected a PNG or JPEG picture, got something else");
-        refuses(b"GIF89a\x01\0\x01\0", "expected a PNG or JPEG picture, got Gif");
-        refuses(b"RIFF\x24\0\0\0WEBPVP8 ", "expected a PNG or JPEG picture, got WebP");
+        let expected = "expected an image as PNG, JPEG, WebP, GIF, BMP or TIFF, got";
+        for (bytes, what) in [
+            (&b""[..], "an empty file"),
+            (b"a text\n", "something else"),
+            (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+            (b"\0\0\0\x18ftypmif1\0\0\0\0", "HEIC"),
+            (b"\0\0\0\x1cftypavif\0\0\0\0", "AVIF"),
+            (b"\0\0\0\x20ftypisom", "a video"),
+            (b"\xff\x0a\xfa\x7f", "JPEG XL"),
+            (b"<svg xmlns=", "SVG"),
+            (b"\n<?xml version=", "SVG"),
+            (b"<!DOCTYPE html>", "a web page"),
+            (b"8BPS\0\x01", "a Photoshop document"),
+            (b"%PDF-1.7", "PDF"),
+            (b"P6\n1 1\n255\n", "a Netpbm image"),
+        ] {
+            refuses(bytes, &format!("{expected} {what}"));
+        }
     }
 
+    /// The image's data is missed wherever it ends; what follows it is not.
     #[test]
     fn truncated_anywhere() {
-        for (whole, name) in [(png(picture()), "png"), (jpeg(), "jpeg")] {
-            assert!(decode("", &whole).is_ok());
-            // A PNG lacks nothing but its empty last chunk from there on.
-            let end = if name == "png" { whole.len() - 12 } else { whole.len() };
-            for len in 0..end {
-                let error = decode("", &whole[..len]).expect_err(name);
-                assert_eq!(error.kind(), ErrorKind::Input, "{name}, {len}");
+        let image = DynamicImage::from(picture());
+        // A PNG lacks nothing but its empty last chunk from there on, and a GIF but its last byte.
+        for (format, end) in [
+            (ImageFormat::Png, 12),
+            (ImageFormat::Jpeg, 0),
+            (ImageFormat::Gif, 2),
+            (ImageFormat::Bmp, 0),
+            (ImageFormat::Tiff, 2),
+        ] {
+            let whole = file(&image, format);
+            assert!(decode(&whole).is_ok(), "{format:?}");
+            for len in 0..whole.len() - end {
+                let Err(error) = decode(&whole[..len]) else {
+                    panic!("{format:?}, {len} of {}", whole.len())
+                };
+                assert_eq!(error.kind(), ErrorKind::Input, "{format:?}, {len}");
             }
         }
     }
 
     #[test]
     fn damaged_anywhere() {
-        for whole in [png(picture()), jpeg()] {
+        let image = DynamicImage::from(picture());
+        for format in [
+            ImageFormat::Png,
+            ImageFormat::Jpeg,
+            ImageFormat::Gif,
+            ImageFormat::Bmp,
+            ImageFormat::Tiff,
+            ImageFormat::WebP,
+        ] {
+            let whole = file(&image, format);
             for at in 0..whole.len() {
                 for bits in [0x01, 0x80, 0xff] {
                     let mut damaged = whole.clone();
                     damaged[at] ^= bits;
-                    // Some damage is a picture of other pixels; none is more than an error.
-                    if let Err(error) = decode("", &damaged) {
-                        assert_eq!(error.kind(), ErrorKind::Input, "{at}");
+                    let Ok(file) = ImageFile::from_bytes("", damaged) else { continue };
+                    // As a plan would refuse it.
+                    if file.decode_bytes(5, 3, Want::Color) > 64 << 20 {
+                        continue;
+                    }
+                    // Some damage is an image of other pixels; none is more than an error.
+                    if let Err(error) = Fitted::init(file.into(), 5, 3).load() {
+                        assert_eq!(error.kind(), ErrorKind::Input, "{format:?}, {at}");
                     }
                 }
             }
@@ -300,44 +692,142 @@ mod tests {
     }
 
     #[test]
-    fn animation() {
+    fn of_animations_the_first_frame() {
         let mut bytes = Vec::new();
         let mut encoder = png::Encoder::new(&mut bytes, 5, 3);
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_animated(2, 0).unwrap();
         let mut writer = encoder.write_header().unwrap();
-        (0..2).for_each(|_| writer.write_image_data(picture().as_raw()).unwrap());
+        writer.write_image_data(picture().as_raw()).unwrap();
+        writer.write_image_data(&[0; 45]).unwrap();
         writer.finish().unwrap();
-        refuses(&bytes, "expected one picture, got an animation");
+        let mut gif = Vec::new();
+        let mut encoder = gif::Encoder::new(&mut gif, 5, 3, &[]).unwrap();
+        for image in [picture().into_raw(), vec![0; 45]] {
+            encoder.write_frame(&gif::Frame::from_rgb(5, 3, &image)).unwrap();
+        }
+        drop(encoder);
+        for bytes in [bytes, gif] {
+            let file = ImageFile::from_bytes("x", bytes).unwrap();
+            assert!(file.is_animated());
+            let fitted = Fitted::init(file.into(), 5, 3);
+            assert_eq!(fitted.load().unwrap(), ["x: has several frames: only the first is used"]);
+            assert_eq!(fitted.get().unwrap(), &picture());
+            assert!(fitted.load().unwrap().is_empty(), "said once");
+        }
+        assert!(!ImageFile::from_bytes("x", png(picture())).unwrap().is_animated());
     }
 
     #[test]
-    fn sides_beyond_the_limit() {
-        let png = |width: u32, height: u32, depth_and_colour: [u8; 2]| {
-            let header =
-                [&width.to_be_bytes(), &height.to_be_bytes(), &depth_and_colour[..], &[0; 3]].concat();
-            let chunks = [chunk(b"IHDR", &header), chunk(b"IDAT", &[0; 64]), chunk(b"IEND", b"")];
-            [b"\x89PNG\r\n\x1a\n", &chunks.concat()[..]].concat()
-        };
-        const RGBA16: [u8; 2] = [16, 6];
-        for (width, height) in [(u32::MAX >> 1, 1), (MAX_SIDE_PX + 1, 1), (1, MAX_SIDE_PX + 1), (9000, 9000)]
-        {
-            refuses(&png(width, height, RGBA16), "expected a whole picture");
+    fn interlaced_gifs_and_frames_smaller_than_the_screen() {
+        let colors: Vec<u8> = (0..16u8).flat_map(|index| [index * 16, 255 - index * 16, 3]).collect();
+        for interlaced in [false, true] {
+            let mut bytes = Vec::new();
+            let mut encoder = gif::Encoder::new(&mut bytes, 9, 21, &colors).unwrap();
+            let frame = gif::Frame {
+                left: 2,
+                top: 3,
+                width: 4,
+                height: 16,
+                interlaced,
+                buffer: (0..64u8).map(|at| at / 4).collect(),
+                ..gif::Frame::default()
+            };
+            encoder.write_frame(&frame).unwrap();
+            drop(encoder);
+            let image = decode(&bytes).unwrap();
+            for (x, y, pixel) in image.enumerate_pixels() {
+                if !(2..6).contains(&x) || !(3..19).contains(&y) {
+                    assert_eq!(pixel.0, [255; 3], "outside of the frame");
+                    continue;
+                }
+                // Rows of an interlaced frame come in another order, and this encoder writes them as they come.
+                let passes = [(0, 8), (4, 8), (2, 4), (1, 2)];
+                let order: Vec<u32> = if interlaced {
+                    passes.iter().flat_map(|&(first, step)| (first..16).step_by(step)).collect()
+                } else {
+                    (0..16).collect()
+                };
+                let index = order.iter().position(|&row| row == y - 3).unwrap() as u8;
+                assert_eq!(pixel.0, [index * 16, 255 - index * 16, 3], "row {y}, {interlaced}");
+            }
         }
+    }
+
+    /// Sizes that no file of a few bytes can have: refused by their header, or for what is missing behind it, without
+    /// memory for the pixels.
+    #[test]
+    fn sizes_without_pixels() {
+        const RGBA16: [u8; 2] = [16, 6];
+        const GREY1: [u8; 2] = [1, 0];
+        for (width, height) in
+            [(u32::MAX >> 1, 1), (65_536, 1), (1, 65_536), (60_000, 60_000), (16_385, 16_384)]
+        {
+            let whole = [&png_head(width, height, RGBA16)[..], &chunk(b"IDAT", &[0; 64])].concat();
+            refuses(&whole, "expected sides of at most 65535 pixels and 268435456 pixels in all, got ");
+        }
+        for (width, height) in [(0, 1), (1, 0), (0, 0)] {
+            let whole = [&png_head(width, height, RGBA16)[..], &chunk(b"IDAT", &[0; 64])].concat();
+            refuses(&whole, "expected an image with pixels, got");
+        }
+        let nothing =
+            [&png_head(16_384, 16_384, GREY1)[..], &chunk(b"IDAT", &[]), &chunk(b"IEND", b"")].concat();
+        let file = ImageFile::from_bytes("", nothing).unwrap();
+        assert!(file.decode_bytes(128, 128, Want::Color) < 8 << 20);
+        let error = Fitted::init(file.into(), 128, 128).load().expect_err("no pixels");
+        assert_eq!(error.kind(), ErrorKind::Input);
+        refuses(&png_head(64, 64, GREY1), "expected a whole image");
         let mut jpeg = jpeg();
         let frame = jpeg.windows(4).position(|bytes| bytes == [0xff, 0xc0, 0, 17]).unwrap();
         jpeg[frame + 5..][..4].copy_from_slice(&[0xff; 4]);
-        refuses(&jpeg, "expected a whole picture");
+        refuses(&jpeg, "expected sides of at most");
+        jpeg[frame + 5..][..4].copy_from_slice(&[0; 4]);
+        refuses(&jpeg, "expected an image with pixels, got 0x0");
+    }
+
+    /// Text, profiles and EXIF, however long and however compressed, lie between what is read.
+    #[test]
+    fn chunks_that_are_skipped() {
+        let whole = png(picture());
+        let junk = vec![b'x'; 3 << 20];
+        let long = [&b"Comment\0"[..], &junk].concat();
+        let body: Vec<u8> = [b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf", b"sPLT", b"teSt"]
+            .iter()
+            .flat_map(|kind| chunk(kind, &long))
+            .collect();
+        // Behind the header of 8 + 25 bytes.
+        let bytes = [&whole[..33], &body, &whole[33..]].concat();
+        let file = ImageFile::from_bytes("", bytes).unwrap();
+        let read: u64 = file.header.spans.iter().map(|span| span.end - span.start).sum();
+        assert!(read <= whole.len() as u64, "{read} bytes are read of {}", whole.len());
+        assert_eq!(file.decode().unwrap(), picture());
+
+        let upright = decode(&jpeg()).unwrap();
+        for marker in [0xe1, 0xe2, 0xed, 0xfe] {
+            let bytes = jpeg_with(marker, &[b'x'; 65_000]);
+            let file = ImageFile::from_bytes("", bytes).unwrap();
+            let read: u64 = file.header.spans.iter().map(|span| span.end - span.start).sum();
+            assert!(read <= jpeg().len() as u64, "{read} bytes are read with marker {marker:x}");
+            assert_eq!(file.decode().unwrap(), upright);
+        }
+    }
+
+    #[test]
+    fn more_parts_than_any_program_writes() {
+        let whole = png(picture());
+        let body: Vec<u8> =
+            (0..2000).flat_map(|_| [chunk(b"tRNS", &[0; 6]), chunk(b"teSt", b"x")].concat()).collect();
+        refuses(&[&whole[..33], &body, &whole[33..]].concat(), "expected at most 1024 parts, got more");
     }
 
     #[test]
     fn endless_file() {
         let path = Path::new("/dev/zero");
         if path.exists() {
-            assert_eq!(read(path).expect_err("endless").kind(), ErrorKind::Input);
+            assert_eq!(ImageFile::open(path).expect_err("endless").kind(), ErrorKind::Input);
         }
-        assert_eq!(read(Path::new("/no/such/file")).expect_err("none").kind(), ErrorKind::Input);
-        assert_eq!(read(Path::new("/")).expect_err("a folder").kind(), ErrorKind::Input);
+        assert_eq!(ImageFile::open(Path::new("/no/such/file")).expect_err("none").kind(), ErrorKind::Input);
+        assert_eq!(ImageFile::open(Path::new("/")).expect_err("a folder").kind(), ErrorKind::Input);
     }
 
     #[test]

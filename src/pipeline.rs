@@ -15,8 +15,9 @@ use crate::model::Model;
 use crate::noise::{BrownianTree, StepNoise};
 use crate::plan::{self, Plan};
 use crate::prompt::{Part, Text};
-use crate::request::Request;
+use crate::request::{Request, Source};
 use crate::sampler::StepNoiseKind;
+use crate::stage::blend::keep_outside;
 use crate::stage::denoiser::{Denoiser, Told};
 use crate::stage::start::Start;
 use crate::stage::text_encoder::TextEncoder;
@@ -177,7 +178,10 @@ impl Pipeline {
             tile = self.vae_decoder.squeeze(request.shape).or(tile);
             tracing::warn!("memory runs short: the picture is decoded in tiles, where the model can be");
         }
-        let image = self.vae_decoder.decode(&latents, request.shape, request.size, tile)?;
+        let mut image = self.vae_decoder.decode(&latents, request.shape, request.size, tile)?;
+        if let Source::Masked { picture, mask, keeps_outside: true, .. } = &request.source {
+            keep_outside(&mut image, picture.get()?, mask.get()?);
+        }
         times.vae_decoder = started.elapsed();
         let [cut_prompt, cut_negative] = cuts;
         Ok(Picture { image, cut_prompt, cut_negative, times })

@@ -121,6 +121,10 @@ pub struct Plan {
     pub least_bytes: u64,
     /// What the process has before the first stage.
     pub base_bytes: u64,
+    /// The most that it has while images are decoded, before components are opened ([`Request::load`]); nothing where no
+    /// image is in a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub images_peak_bytes: Option<u64>,
     /// In the order in which they run.
     pub stages: Vec<Stage>,
 }
@@ -217,12 +221,15 @@ impl Plan {
         let ways = Planner { threads: options.threads.get() }.ways(model, request)?;
         engine::trim();
         let described = ways.iter().map(|(_, ways)| ways[0].description_bytes).max().unwrap_or(0);
-        let base_bytes =
-            memory::resident_bytes().unwrap_or(64 << 20) + OVERHEAD_BYTES + described / COPIES_PART;
+        let (images_peak_bytes, images_kept_bytes) = request.image_bytes();
+        let resident_bytes = memory::resident_bytes().unwrap_or(64 << 20);
+        let images_peak_bytes = resident_bytes + images_peak_bytes;
+        let base_bytes = resident_bytes + images_kept_bytes + OVERHEAD_BYTES + described / COPIES_PART;
         let (stages, ways): (Vec<&'static str>, Vec<Vec<Way>>) = ways.into_iter().unzip();
-        let least_bytes = base_bytes + least(&ways);
+        let least_bytes = (base_bytes + least(&ways)).max(images_peak_bytes);
         let room = budget.bytes.saturating_sub(base_bytes);
-        let Some(Choice { ways, kept_bytes }) = choose(ways, room) else {
+        let choice = choose(ways, room).filter(|_| images_peak_bytes <= budget.bytes);
+        let Some(Choice { ways, kept_bytes }) = choice else {
             return Err(Error::new(
                 ErrorKind::Memory,
                 format!(
@@ -259,7 +266,16 @@ impl Plan {
             })
             .collect();
         let peak_bytes = stages.iter().map(|stage| stage.peak_bytes).max().unwrap_or(base_bytes);
-        Ok(Self { budget_bytes: budget.bytes, peak_bytes, least_bytes, base_bytes, stages })
+        let peak_bytes = peak_bytes.max(images_peak_bytes);
+        let images_peak_bytes = (images_kept_bytes > 0).then_some(images_peak_bytes);
+        Ok(Self {
+            budget_bytes: budget.bytes,
+            peak_bytes,
+            least_bytes,
+            base_bytes,
+            images_peak_bytes,
+            stages,
+        })
     }
 
     /// How the sessions of a component are opened.

@@ -5,12 +5,14 @@ use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
-use image::{GrayImage, RgbImage};
+use image::{Luma, Rgb};
 
+use crate::engine;
 use crate::guidance::{self, Guidance, Scales, View, Within};
 use crate::manifest::{Conditions, Manifest};
+use crate::memory;
 use crate::noise::Rng;
-use crate::picture;
+use crate::picture::{Fitted, Init, Mask};
 use crate::prediction::Thresholding;
 use crate::prompt::{Part, Prompt};
 use crate::sampler::Method;
@@ -18,6 +20,8 @@ use crate::schedule::{Schedule, ScheduleKind};
 use crate::tensor::{LatentShape, PixelSize};
 use crate::{Error, ErrorKind};
 
+/// From this value on, a mask's pixel is white.
+pub(crate) const WHITE: u8 = 128;
 /// How much of the way a picture goes back to noise where a request does not say: diffusers' defaults.
 const STRENGTH: f64 = 0.8;
 /// Of a picture that is refined.
@@ -50,12 +54,16 @@ pub struct Draft {
     pub guidance_within: Option<Within>,
     /// How clean latents are kept in range, for models that work on pixels; not at all when absent.
     pub thresholding: Option<Thresholding>,
-    /// The picture to draw from, which is resized to the picture's size, and for a model that enlarges pictures to
-    /// that of its latents.
-    pub init: Option<RgbImage>,
-    /// What of `init` is drawn anew: where this picture of the same size is white, or nearer to white than to black.
-    /// A cell of the latents goes by its first pixel. The rest stays as the VAE gives it back, not pixel for pixel.
-    pub mask: Option<GrayImage>,
+    /// The init image, which is resized to the size of what is drawn, and for a model that enlarges images to that of its
+    /// latents.
+    pub init: Option<Init>,
+    /// The inpainting mask, of the size of `init`: white areas are repainted. In the denoising loop a latent cell is
+    /// repainted where its first pixel is nearer to white than to black.
+    pub mask: Option<Mask>,
+    /// Whether pixels outside of the mask keep their values in `init`; they do when absent. The finished image is then
+    /// `init + mask * (decoded - init)` with a mask from 0 to 1: where it is black every bit stays, and greys blend. No
+    /// feather is added to what the mask has. Otherwise all pixels are the VAE's.
+    pub keep_outside: Option<bool>,
     /// How much of the way `init` goes back to noise, from 0 to 1: of the steps, the last `steps * strength` are taken.
     /// When absent 0.8, but 0.3 for a model that refines pictures, and 1 with a mask.
     pub strength: Option<f64>,
@@ -124,13 +132,18 @@ pub(crate) enum Source {
     /// Noise alone.
     Noise,
     /// A picture with noise added (Meng et al. 2022, "SDEdit", algorithm 1).
-    Picture(Arc<RgbImage>),
+    Picture(Arc<Fitted<Rgb<u8>>>),
     /// A picture of which only what is white in the mask is drawn anew.
-    Masked { picture: Arc<RgbImage>, mask: Arc<GrayImage>, starts_from_noise: bool },
+    Masked {
+        picture: Arc<Fitted<Rgb<u8>>>,
+        mask: Arc<Fitted<Luma<u8>>>,
+        starts_from_noise: bool,
+        keeps_outside: bool,
+    },
     /// Noise, with a picture that is edited in sight of the U-Net.
-    Edited(Arc<RgbImage>),
+    Edited(Arc<Fitted<Rgb<u8>>>),
     /// Noise, with a picture of the latents' size in sight of the U-Net, to which noise of this level is added.
-    Enlarged { picture: Arc<RgbImage>, level: usize },
+    Enlarged { picture: Arc<Fitted<Rgb<u8>>>, level: usize },
 }
 
 impl Request {
@@ -190,12 +203,25 @@ impl Request {
             Conditions::Upscaling => (shape.width_cells as u32, shape.height_cells as u32),
             _ => (size.width_px(), size.height_px()),
         };
-        let picture = draft.init.map(|init| Arc::new(picture::fit(init, width_px, height_px)));
-        let mask = draft.mask.map(|mask| Arc::new(picture::fit(mask, width_px, height_px)));
+        let mask = draft.mask.map(|mask| match (mask, &draft.init) {
+            (Mask::Pixels(mask), _) => Ok(Fitted::mask(mask, width_px, height_px)),
+            (Mask::File(file), _) => Ok(Fitted::mask_file(file, width_px, height_px)),
+            (Mask::InitAlpha, Some(Init::File(file))) if file.has_alpha() => {
+                Ok(Fitted::transparency(file.clone(), width_px, height_px))
+            }
+            (Mask::InitAlpha, _) => Err(Error::new(
+                ErrorKind::Usage,
+                "mask: expected an init image with transparent areas, which are the mask, got an opaque one",
+            )
+            .help("give a mask with --mask FILE")),
+        });
+        let mask = mask.transpose()?.map(Arc::new);
+        let picture = draft.init.map(|init| Arc::new(Fitted::init(init, width_px, height_px)));
+        let keeps_outside = draft.keep_outside.unwrap_or(true);
         let source = match (picture, mask, manifest.conditions) {
             (None, _, _) => Source::Noise,
             (Some(picture), Some(mask), _) => {
-                Source::Masked { picture, mask, starts_from_noise: strength == Some(1.0) }
+                Source::Masked { picture, mask, starts_from_noise: strength == Some(1.0), keeps_outside }
             }
             (Some(picture), None, Conditions::Editing) => Source::Edited(picture),
             (Some(picture), None, Conditions::Upscaling) => Source::Enlarged { picture, level },
@@ -346,6 +372,58 @@ impl Request {
         !matches!(self.source, Source::Noise)
     }
 
+    /// Whether pixels outside of the mask keep their values in the init image; nothing without a mask.
+    pub fn keeps_outside(&self) -> Option<bool> {
+        match self.source {
+            Source::Masked { keeps_outside, .. } => Some(keeps_outside),
+            _ => None,
+        }
+    }
+
+    /// Decodes the files of images that the request starts from, before the pipeline is opened; pixels, and files that
+    /// have been decoded, are left as they are. Returns what of the files is not used, and a mask that repaints nothing,
+    /// each as a line for a warning. `budget_bytes` is the most that the process may have meanwhile.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Memory`] where decoding does not fit into the budget, before it begins; [`ErrorKind::Input`] for files
+    /// that are damaged or of a kind that is not supported.
+    pub fn load(&self, budget_bytes: u64) -> Result<Vec<String>, Error> {
+        let (mask, picture) = self.images();
+        let mut notes = Vec::new();
+        if let Some(picture) = picture {
+            expect_room(picture.bytes().0, budget_bytes)?;
+            notes.extend(picture.load()?);
+        }
+        if let Some(mask) = mask {
+            expect_room(mask.bytes().0, budget_bytes)?;
+            notes.extend(mask.load()?);
+            if mask.get()?.iter().all(|&value| value < WHITE) {
+                notes.push("mask: has no white areas, so that nothing is repainted".into());
+            }
+        }
+        engine::trim();
+        Ok(notes)
+    }
+
+    /// What decoding the images that are still in files takes at most, and what of it stays, in bytes.
+    pub(crate) fn image_bytes(&self) -> (u64, u64) {
+        let (mask, picture) = self.images();
+        let (picture_peak, picture_kept) = picture.map_or((0, 0), Fitted::bytes);
+        let (mask_peak, mask_kept) = mask.map_or((0, 0), Fitted::bytes);
+        let mask_peak = if mask_peak > 0 { picture_kept + mask_peak } else { 0 };
+        (picture_peak.max(mask_peak), picture_kept + mask_kept)
+    }
+
+    fn images(&self) -> (Option<&Fitted<Luma<u8>>>, Option<&Fitted<Rgb<u8>>>) {
+        match &self.source {
+            Source::Noise => (None, None),
+            Source::Masked { picture, mask, .. } => (Some(mask), Some(picture)),
+            Source::Picture(picture) | Source::Edited(picture) | Source::Enlarged { picture, .. } => {
+                (None, Some(picture))
+            }
+        }
+    }
+
     /// The seed of the noise.
     pub fn seed(&self) -> u64 {
         self.seed
@@ -355,6 +433,24 @@ impl Request {
     pub fn steps(&self) -> usize {
         self.schedule.steps().len()
     }
+}
+
+/// [`ErrorKind::Memory`] where so much more than the process has is over a budget.
+fn expect_room(bytes: u64, budget_bytes: u64) -> Result<(), Error> {
+    let least_bytes = memory::resident_bytes().unwrap_or(0) + bytes;
+    if bytes > 0 && least_bytes > budget_bytes {
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        return Err(Error::new(
+            ErrorKind::Memory,
+            format!(
+                "memory: expected at least {} MiB to decode an image, got {} MiB",
+                mib(least_bytes),
+                mib(budget_bytes)
+            ),
+        )
+        .help("a PNG that is not interlaced, or a smaller image, takes less"));
+    }
+    Ok(())
 }
 
 /// How many steps a draft asks for: of a list of levels, as many as it has.
@@ -480,7 +576,7 @@ fn check_pictures(draft: &Draft, manifest: &Manifest) -> Result<(), Error> {
             let message = format!("init: expected a picture, because this model {verb} pictures, got none");
             return refuse(&message, "give one with --init");
         }
-        (Some(init), _) if init.is_empty() => {
+        (Some(init), _) if [init.dimensions().0, init.dimensions().1].contains(&0) => {
             return refuse("init: expected a picture with pixels, got none", "");
         }
         (Some(_), None) if conditions == Conditions::Inpainting => {
@@ -493,10 +589,20 @@ fn check_pictures(draft: &Draft, manifest: &Manifest) -> Result<(), Error> {
             let message = format!("mask: expected none, because this model {verb} whole pictures, got one");
             return refuse(&message, "");
         }
-        (Some(init), Some(mask)) if init.dimensions() != mask.dimensions() => {
-            let shown = |(width, height): (u32, u32)| format!("{width}x{height}");
-            let (init, mask) = (shown(init.dimensions()), shown(mask.dimensions()));
-            return refuse(&format!("mask: expected the size of the init picture, {init}, got {mask}"), "");
+        (Some(init), Some(mask)) => {
+            let of_mask = match mask {
+                Mask::Pixels(mask) => mask.dimensions(),
+                Mask::File(file) => file.dimensions(),
+                Mask::InitAlpha => init.dimensions(),
+            };
+            if init.dimensions() != of_mask {
+                let shown = |(width, height): (u32, u32)| format!("{width}x{height}");
+                let (init, mask) = (shown(init.dimensions()), shown(of_mask));
+                return refuse(
+                    &format!("mask: expected the size of the init picture, {init}, got {mask}"),
+                    "",
+                );
+            }
         }
         _ => {}
     }
@@ -505,6 +611,9 @@ fn check_pictures(draft: &Draft, manifest: &Manifest) -> Result<(), Error> {
             "init: expected none, because this model's files have no VAE encoder, got one",
             "use the model in a form that has it, such as its diffusers folder",
         );
+    }
+    if draft.keep_outside.is_some() && draft.mask.is_none() {
+        return refuse("keep outside: expected a mask, got none", "give one with --mask");
     }
     if draft.strength.is_some() && draft.init.is_none() {
         return refuse("strength: expected an init picture, got none", "give one with --init");
@@ -530,13 +639,14 @@ fn check_pictures(draft: &Draft, manifest: &Manifest) -> Result<(), Error> {
 }
 
 /// The size of what is drawn from a picture of this size.
-fn own_size(init: &RgbImage, manifest: &Manifest) -> Result<PixelSize, Error> {
+fn own_size(init: &Init, manifest: &Manifest) -> Result<PixelSize, Error> {
     let factor = match manifest.conditions {
         Conditions::Upscaling => manifest.latents.factor_px,
         _ => 1,
     };
     let side_px = |side_px: u32| side_px.saturating_mul(factor);
-    let size = PixelSize::new(side_px(init.width()), side_px(init.height()));
+    let (width, height) = init.dimensions();
+    let size = PixelSize::new(side_px(width), side_px(height));
     let size = size.and_then(|size| manifest.latents.shape(size).map(|_| size));
     size.map_err(|error| {
         let error = Error::new(ErrorKind::Usage, "init: its own size").source(error);
@@ -586,6 +696,8 @@ fn random_seed() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use image::{GrayImage, RgbImage};
+
     use super::*;
     use crate::manifest::LowRes;
     use crate::model::Model;
@@ -598,12 +710,12 @@ mod tests {
         Manifest { conditions, low_res, ..Model::built_in().unwrap().manifest().clone() }
     }
 
-    fn init(width: u32, height: u32) -> Option<RgbImage> {
-        Some(RgbImage::new(width, height))
+    fn init(width: u32, height: u32) -> Option<Init> {
+        Some(RgbImage::new(width, height).into())
     }
 
-    fn mask(width: u32, height: u32) -> Option<GrayImage> {
-        Some(GrayImage::new(width, height))
+    fn mask(width: u32, height: u32) -> Option<Mask> {
+        Some(GrayImage::new(width, height).into())
     }
 
     #[track_caller]
@@ -735,6 +847,16 @@ mod tests {
     }
 
     #[test]
+    fn masks_that_are_not_there() {
+        let draft = Draft { keep_outside: Some(false), init: init(64, 64), ..Draft::default() };
+        refuses(Conditions::Prompt, draft, "keep outside: expected a mask, got none");
+        let message =
+            "mask: expected an init image with transparent areas, which are the mask, got an opaque one";
+        let draft = Draft { mask: Some(Mask::InitAlpha), init: init(64, 64), ..Draft::default() };
+        refuses(Conditions::Prompt, draft, message);
+    }
+
+    #[test]
     fn sizes_follow_the_picture() {
         let size = |conditions, draft| Request::new(draft, &manifest(conditions)).unwrap().size().to_string();
         let of = |width, height| Draft { init: init(width, height), ..Draft::default() };
@@ -781,9 +903,11 @@ mod tests {
         let size = Some(PixelSize::new(64, 32).unwrap());
         let draft = Draft { init: init(100, 50), mask: mask(100, 50), size, ..Draft::default() };
         let request = Request::new(draft, &manifest(Conditions::Inpainting)).unwrap();
-        let Source::Masked { picture, mask, starts_from_noise: true } = &request.source else {
+        let Source::Masked { picture, mask, starts_from_noise: true, keeps_outside: true } = &request.source
+        else {
             panic!("{:?}", request.strength)
         };
+        let (picture, mask) = (picture.get().unwrap(), mask.get().unwrap());
         assert_eq!((picture.dimensions(), mask.dimensions()), ((64, 32), (64, 32)));
 
         let draft = Draft { init: init(100, 50), size, ..Draft::default() };
@@ -791,7 +915,7 @@ mod tests {
         let Source::Enlarged { picture, level: 20 } = &request.source else {
             panic!("{:?}", request.strength)
         };
-        assert_eq!(picture.dimensions(), (4, 2), "cells of 16 pixels");
+        assert_eq!(picture.get().unwrap().dimensions(), (4, 2), "cells of 16 pixels");
     }
 
     /// `min(int(steps * strength), steps)` in Python, which is what diffusers' `get_timesteps` keeps.

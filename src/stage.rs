@@ -1,6 +1,7 @@
 //! The stages of a run: each wraps one session and speaks in prompts, latents and pictures.
 //! They know their own inputs and outputs by name, and of each other only what is handed on.
 
+pub(crate) mod blend;
 pub(crate) mod component;
 pub(crate) mod denoiser;
 pub(crate) mod feed;

@@ -170,8 +170,8 @@ fn a_step_of_the_pipeline_allocates_no_more_than_running_its_unet() {
             sampler: Some(sampler.into()),
             steps: Some(5),
             seed: Some(1),
-            init: is_masked.then(|| init.clone()),
-            mask: is_masked.then(|| mask.clone()),
+            init: is_masked.then(|| init.clone().into()),
+            mask: is_masked.then(|| mask.clone().into()),
             ..Draft::default()
         };
         let request = Request::new(draft, model.manifest()).unwrap();

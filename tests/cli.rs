@@ -541,7 +541,7 @@ mod init {
         let desk = Desk::new();
         fs::write(desk.path(PNG), b"").unwrap();
         let path = desk.path(PNG);
-        let message = "init.png: expected a PNG or JPEG picture, got an empty file";
+        let message = "init.png: expected an image as PNG, JPEG, WebP, GIF, BMP or TIFF, got an empty file";
         refuses(&desk, &["--init", path.to_str().unwrap()], 3, message);
     }
 
@@ -550,7 +550,7 @@ mod init {
         let (desk, init) = desk(64, 64);
         let bytes = desk.read(PNG);
         fs::write(&init, &bytes[..bytes.len() / 2]).unwrap();
-        refuses(&desk, &["--init", &init], 3, "init.png: expected a whole picture: ");
+        refuses(&desk, &["--init", &init], 3, "init.png: expected a whole image: ");
     }
 
     #[test]

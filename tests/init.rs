@@ -79,15 +79,16 @@ fn a_black_mask_leaves_the_picture() {
     let expected = encoded(&apple);
     for (sampler, strength) in SamplerKind::ALL.into_iter().zip([1.0, 0.5].into_iter().cycle()) {
         let draft = Draft {
-            init: Some(apple.clone()),
-            mask: Some(mask(SIDE_PX)),
+            init: Some(apple.clone().into()),
+            mask: Some(mask(SIDE_PX).into()),
             strength: Some(strength),
             sampler: Some(sampler.into()),
             ..draft("a green cat")
         };
         near(&latents(&mut pipeline, &draft), &expected);
     }
-    let draft = Draft { init: Some(apple.clone()), mask: Some(mask(SIDE_PX)), ..draft("a green cat") };
+    let draft =
+        Draft { init: Some(apple.clone().into()), mask: Some(mask(SIDE_PX).into()), ..draft("a green cat") };
     let drawn = drawn(&mut pipeline, &draft);
     assert!(distance(&drawn, &apple) < 6.0, "{} levels from what was encoded", distance(&drawn, &apple));
 }
@@ -99,7 +100,7 @@ fn a_white_mask_leaves_nothing_of_the_picture() {
     let apple = apple(&mut pipeline);
     for sampler in SamplerKind::ALL {
         let plain = Draft { sampler: Some(sampler.into()), ..draft("a green cat") };
-        let masked = Draft { init: Some(apple.clone()), mask: Some(mask(0)), ..plain.clone() };
+        let masked = Draft { init: Some(apple.clone().into()), mask: Some(mask(0).into()), ..plain.clone() };
         assert_eq!(latents(&mut pipeline, &masked), latents(&mut pipeline, &plain), "{sampler}");
     }
 }
@@ -111,7 +112,8 @@ fn only_what_is_white_is_drawn_anew() {
     let expected = encoded(&apple);
     // One row of pixels below the middle: cells go by their first pixel, so that the fifth row of them is kept, too.
     for (from, kept_rows) in [(SIDE_PX / 2, 4), (SIDE_PX / 2 + 1, 5)] {
-        let draft = Draft { init: Some(apple.clone()), mask: Some(mask(from)), ..draft("a green cat") };
+        let draft =
+            Draft { init: Some(apple.clone().into()), mask: Some(mask(from).into()), ..draft("a green cat") };
         let got = latents(&mut pipeline, &draft);
         for channel in 0..CHANNELS {
             let (start, kept) = (channel * CELLS * CELLS, kept_rows * CELLS);
@@ -128,7 +130,7 @@ fn the_stronger_the_farther() {
     let apple = apple(&mut pipeline);
     let distances = [0.125, 0.5, 1.0].map(|strength| {
         let draft = Draft {
-            init: Some(apple.clone()),
+            init: Some(apple.clone().into()),
             strength: Some(strength),
             ..draft("a green cat on a pink background")
         };
@@ -143,7 +145,7 @@ fn a_picture_of_another_size_is_resized() {
     let mut pipeline = pipeline();
     let flat = RgbImage::from_pixel(300, 50, image::Rgb([200, 30, 30]));
     let size = Some("64x96".parse().unwrap());
-    let draft = Draft { init: Some(flat), strength: Some(0.125), size, ..draft("") };
+    let draft = Draft { init: Some(flat.into()), strength: Some(0.125), size, ..draft("") };
     let drawn = drawn(&mut pipeline, &draft);
     assert_eq!(drawn.dimensions(), (64, 96));
     let flat = RgbImage::from_pixel(64, 96, image::Rgb([200, 30, 30]));
@@ -153,7 +155,7 @@ fn a_picture_of_another_size_is_resized() {
 #[test]
 fn a_run_that_starts_from_a_picture_can_be_stopped() {
     let mut pipeline = pipeline();
-    let init = Some(RgbImage::new(SIDE_PX, SIDE_PX));
+    let init = Some(RgbImage::new(SIDE_PX, SIDE_PX).into());
     let request =
         Request::new(Draft { init, strength: Some(0.5), ..draft("") }, pipeline.manifest()).unwrap();
     let error = pipeline.generate(&request, |_| ControlFlow::Break(())).expect_err("stopped");

@@ -1,12 +1,12 @@
-//! Where a picture goes: a PNG file that is there whole or not at all.
+//! Where an image goes: a file that is there whole or not at all, a device, a pipe or standard output.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use calotype::picture::{OutputFormat, Recipe, encode};
 use calotype::{Error, ErrorKind};
 use image::RgbImage;
-use png::{BitDepth, ColorType, Encoder};
 
 use super::receipt::Receipt;
 
@@ -15,11 +15,20 @@ pub(super) struct Destination {
     path: PathBuf,
     /// A device or pipe, which is written to as it is; files are replaced by renaming.
     special: bool,
+    format: OutputFormat,
 }
 
+/// What stands for standard output.
+pub(super) const STDOUT: &str = "-";
+
 impl Destination {
-    /// Checks a path: [`ErrorKind::Output`] when it is a folder, or its folder is missing or cannot be written to.
+    /// Checks a path: [`ErrorKind::Usage`] for an extension of no format that is written, [`ErrorKind::Output`] when it is
+    /// a folder, or its folder is missing or cannot be written to.
     pub(super) fn open(path: PathBuf) -> Result<Self, Error> {
+        let format = OutputFormat::of_path(&path)?;
+        if path == Path::new(STDOUT) {
+            return Ok(Self { path, special: true, format });
+        }
         let refuse =
             |problem: String| Error::new(ErrorKind::Output, format!("{}: {problem}", path.display()));
         let folder = || refuse("expected a file, got a folder".into()).help("add a file name: OUT.png");
@@ -36,7 +45,7 @@ impl Destination {
             tempfile::tempfile_in(folder_of(&path))
                 .map_err(|error| refuse("expected a folder that can be written to".into()).source(error))?;
         }
-        Ok(Self { path, special })
+        Ok(Self { path, special, format })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -55,15 +64,30 @@ impl Destination {
     }
 
     fn try_write(&self, image: &RgbImage, receipt: &Receipt) -> io::Result<()> {
+        if self.path == Path::new(STDOUT) {
+            return self.encode(image, receipt, &mut io::stdout().lock());
+        }
         if self.special {
-            return encode(image, receipt, &mut OpenOptions::new().write(true).open(&self.path)?);
+            return self.encode(image, receipt, &mut OpenOptions::new().write(true).open(&self.path)?);
         }
         let mut file = tempfile::Builder::new().prefix(".calotype-").tempfile_in(folder_of(&self.path))?;
-        encode(image, receipt, file.as_file_mut())?;
+        self.encode(image, receipt, file.as_file_mut())?;
         file.as_file().sync_all()?;
         share(file.as_file())?;
         file.persist(&self.path)?;
         Ok(())
+    }
+
+    fn encode(&self, image: &RgbImage, receipt: &Receipt, out: &mut dyn Write) -> io::Result<()> {
+        let mut out = BufWriter::new(out);
+        let recipe = Recipe { parameters: &receipt.parameters(), json: &receipt.to_json() };
+        if let Some(left_out) = encode(image, self.format, recipe, &mut out)? {
+            eprintln!(
+                "calotype: {}: {left_out} is too long for this format; PNG takes it",
+                self.path.display()
+            );
+        }
+        out.flush()
     }
 }
 
@@ -85,23 +109,4 @@ fn folder_of(path: &Path) -> &Path {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
     }
-}
-
-fn encode(image: &RgbImage, receipt: &Receipt, file: &mut File) -> io::Result<()> {
-    let mut out = BufWriter::new(file);
-    let mut encoder = Encoder::new(&mut out, image.width(), image.height());
-    encoder.set_color(ColorType::Rgb);
-    encoder.set_depth(BitDepth::Eight);
-    for (keyword, text) in [("parameters", receipt.parameters()), ("calotype", receipt.to_json())] {
-        // tEXt holds Latin-1 and every reader knows it; iTXt holds the rest.
-        if text.is_ascii() {
-            encoder.add_text_chunk(keyword.into(), text)?;
-        } else {
-            encoder.add_itxt_chunk(keyword.into(), text)?;
-        }
-    }
-    let mut writer = encoder.write_header()?;
-    writer.write_image_data(image.as_raw())?;
-    writer.finish()?;
-    out.flush()
 }

@@ -1,64 +1,38 @@
 //! `calotype plan`: what memory each stage of a picture takes, and how it is kept within a budget.
 
 use std::fmt::Write as _;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use calotype::Error;
-use calotype::pipeline::Options;
-use calotype::plan::{Budget, Plan, Stage, multiplications_per_second};
-use calotype::request::{Draft, Request};
-use calotype::tensor::PixelSize;
+use calotype::plan::{Plan, Stage, multiplications_per_second};
+use calotype::request::Request;
 use serde_json::json;
 
-use super::{Additions, Common, Components, Report, open_model};
+use super::draft::Drawing;
+use super::{Common, Report};
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
-    /// A bundle, a diffusers folder, an ONNX folder, or a single-file checkpoint; the built-in model when absent.
-    model: Option<PathBuf>,
-    /// The most memory that the process may take, as in `300MiB`; what is free, less a reserve, when absent.
-    #[arg(long, value_name = "SIZE")]
-    memory: Option<Budget>,
-    /// The size of the picture in pixels.
-    #[arg(long, value_name = "WxH")]
-    size: Option<String>,
-    /// How many denoising steps.
-    #[arg(long, value_name = "N")]
-    steps: Option<usize>,
-    /// How strongly the prompt pulls; 1 is no guidance, and half the work.
-    #[arg(long, value_name = "X")]
-    guidance: Option<String>,
-    /// How many threads work on one operator.
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    /// What to draw, as for `generate`. The path of a model is taken as the model, if `--model` is absent.
+    #[arg(value_name = "PROMPT|MODEL")]
+    prompt: Option<String>,
     #[command(flatten)]
-    components: Components,
-    #[command(flatten)]
-    additions: Additions,
+    drawing: Drawing,
     #[command(flatten)]
     pub(super) common: Common,
 }
 
 pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
-    let (model, _) = open_model(
-        flags.model.as_ref(),
-        &flags.components,
-        &flags.additions.lora,
-        &flags.additions.embedding,
-    )?;
-    let draft = Draft {
-        size: flags.size.as_deref().map(str::parse::<PixelSize>).transpose()?,
-        steps: flags.steps,
-        guidance: flags.guidance.as_deref().map(str::parse).transpose()?,
-        ..Draft::default()
-    };
+    let drawing = &flags.drawing;
+    let positional = flags.prompt.as_ref();
+    let named = positional.map(PathBuf::from).filter(|path| drawing.model.is_none() && path.exists());
+    let prompt = positional.filter(|_| named.is_none()).cloned().unwrap_or_default();
+    let (draft, _) = drawing.draft(prompt)?;
+    let (model, _) = drawing.open_model(named.as_ref())?;
     let request = Request::new(draft, model.manifest())?;
     flags.common.library()?;
-    let budget = flags.memory.unwrap_or_else(Budget::of_this_machine);
-    let mut options = Options::default().session;
-    options.threads = flags.threads.unwrap_or(options.threads);
-    let plan = Plan::new(&model, &request, &options, budget)?;
+    let options = drawing.session()?;
+    let plan = Plan::new(&model, &request, &options, drawing.budget())?;
     let speed = multiplications_per_second(options.threads)?;
     let seconds = |stage: &Stage| stage.multiplications as f64 / speed;
     let mut json = json!(&plan);
@@ -74,6 +48,9 @@ fn table(plan: &Plan, seconds: impl Fn(&Stage) -> f64) -> String {
         "{:<16} {:<10} {:>5} {:>6} {:>11} {:>15} {:>9} {:>8}\n",
         "stage", "weights", "batch", "tile", "weights MiB", "activations MiB", "peak MiB", "about s"
     );
+    if let Some(bytes) = plan.images_peak_bytes {
+        writeln!(text, "{:<60} {:>15} {:>9}", "images", "", mib(bytes)).expect("a String takes all text");
+    }
     for stage in &plan.stages {
         let Stage {
             stage: name,

@@ -68,6 +68,9 @@ struct DrawnFrom {
     init: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     mask: Option<String>,
+    /// Where pixels outside of the mask are not those of the init image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keep_outside: Option<bool>,
     /// How many steps were asked for; `sigmas` are of those that the strength left.
     steps: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -119,6 +122,7 @@ impl<'a> Receipt<'a> {
             drawn_from: init.as_ref().map(|init| DrawnFrom {
                 init: init.clone(),
                 mask: mask.clone(),
+                keep_outside: request.keeps_outside().filter(|keeps| !keeps),
                 steps: request.asked_steps(),
                 strength: request.strength(),
                 image_guidance: request.image_guidance(),

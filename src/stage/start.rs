@@ -6,12 +6,9 @@ use image::{GrayImage, RgbImage};
 use super::vae::VaeEncoder;
 use crate::manifest::{Conditions, LowRes, Manifest};
 use crate::noise::{NoiseSource, slerp};
-use crate::request::{Request, Source, Variation};
+use crate::request::{Request, Source, Variation, WHITE};
 use crate::tile::Tile;
 use crate::{Error, ErrorKind};
-
-/// From this value on, a mask's pixel is white.
-const WHITE: u8 = 128;
 
 /// What a run starts with.
 pub(crate) struct Start {
@@ -63,12 +60,13 @@ impl Start {
             }
             // StableDiffusionImg2ImgPipeline and StableDiffusionXLImg2ImgPipeline
             Source::Picture(picture) => {
-                let clean = desk.sample(planes(picture, |_, _| true))?;
+                let clean = desk.sample(planes(picture.get()?, |_, _| true))?;
                 let latents = all_noised(&clean, &desk.draw_first()?, sigma);
                 Ok(Self { latents, beside: Vec::new(), kept: None, clean: Some(clean) })
             }
             // StableDiffusionInpaintPipeline and StableDiffusionXLInpaintPipeline
-            Source::Masked { picture, mask, starts_from_noise } => {
+            Source::Masked { picture, mask, starts_from_noise, .. } => {
+                let (picture, mask) = (picture.get()?, mask.get()?);
                 let sees_mask = manifest.conditions == Conditions::Inpainting;
                 let needs_clean = !(sees_mask && *starts_from_noise);
                 let clean = needs_clean.then(|| desk.sample(planes(picture, |_, _| true))).transpose()?;
@@ -96,7 +94,7 @@ impl Start {
             }
             // StableDiffusionInstructPix2PixPipeline
             Source::Edited(picture) => {
-                let planes = planes(picture, |_, _| true);
+                let planes = planes(picture.get()?, |_, _| true);
                 let tile = desk.tile;
                 let encoder = desk.encoder()?;
                 let beside = encoder.encode(&planes, request.size, request.shape, tile)?.mode();
@@ -105,7 +103,7 @@ impl Start {
             }
             // StableDiffusionUpscalePipeline
             Source::Enlarged { picture, level } => {
-                let mut beside = planes(picture, |_, _| true);
+                let mut beside = planes(picture.get()?, |_, _| true);
                 let mut noise = vec![0.0; beside.len()];
                 desk.noise.fill_normal(&mut noise);
                 let LowRes { curve, .. } = manifest.low_res.as_ref().ok_or_else(|| {

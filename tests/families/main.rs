@@ -250,8 +250,8 @@ fn request(picture: &Picture, pipeline: &Pipeline) -> Request {
         prompt: text("prompt").unwrap(),
         negative: text("negative_prompt"),
         size: size.map(|size| size.parse().unwrap()),
-        init: argument("image").map(golden::init),
-        mask: argument("mask_image").map(golden::mask),
+        init: argument("image").map(|image| golden::init(image).into()),
+        mask: argument("mask_image").map(|mask| golden::mask(mask).into()),
         strength: number("strength"),
         // diffusers takes it and leaves it aside where there is no guidance.
         image_guidance: number("image_guidance_scale").filter(|_| number("guidance_scale") > Some(1.0)),
