@@ -175,13 +175,14 @@ impl ImageFile {
 
     /// What decoding to a size takes at most, in bytes, the result included.
     fn decode_bytes(&self, width: u32, height: u32, want: Want) -> u64 {
-        let Header { stored, decoder_bytes, has_alpha, in_order, orientation, .. } = *self.header;
+        let Header { stored, decoder_bytes, in_order, orientation, .. } = *self.header;
         let to = self.upright([width as usize, height as usize]);
-        let channels = want.channels(has_alpha);
+        let channels = want.channels(&self.header);
         let canvas = Canvas::bytes(channels, stored, to, in_order);
-        // A mask of two channels becomes one of one, and what is turned is copied.
-        let result = (to[0] * to[1]) as u64 * if want == Want::Color { 3 } else { 1 };
-        let copies = u64::from(channels == 2) + u64::from(orientation != Orientation::NoTransforms);
+        // Two channels of a mask become one, and grey becomes three; what is turned is copied.
+        let wanted = if want == Want::Color { 3 } else { 1 };
+        let result = (to[0] * to[1] * wanted) as u64;
+        let copies = u64::from(channels != wanted) + u64::from(orientation != Orientation::NoTransforms);
         decoder_bytes + canvas + copies * result
     }
 
@@ -379,7 +380,7 @@ fn fit<P: Pixel<Subpixel = u8>>(
     }
     let channels = usize::from(P::CHANNEL_COUNT);
     let from = [image.width() as usize, image.height() as usize];
-    let mut canvas = Canvas::new(channels, from, [width as usize, height as usize]);
+    let mut canvas = Canvas::new(channels, from, [width as usize, height as usize], true);
     for (y, row) in image.as_raw().chunks_exact(from[0] * channels).enumerate() {
         canvas.put(y, 0, 1, row);
     }

@@ -29,10 +29,11 @@ pub(super) enum Want {
 
 impl Want {
     /// How many values per pixel are kept until the image has been read.
-    pub(super) fn channels(self, has_alpha: bool) -> usize {
+    pub(super) fn channels(self, header: &Header) -> usize {
         match self {
+            Self::Color if header.is_grey => 1,
             Self::Color => 3,
-            Self::Mask if has_alpha => 2,
+            Self::Mask if header.has_alpha => 2,
             Self::Mask | Self::Transparency => 1,
         }
     }
@@ -73,8 +74,8 @@ pub(super) fn decode(
     to: [usize; 2],
     want: Want,
 ) -> Result<Decoded, Problem> {
-    let channels = want.channels(header.has_alpha);
-    let canvas = Canvas::new(channels, header.stored, to);
+    let channels = want.channels(header);
+    let canvas = Canvas::new(channels, header.stored, to, header.in_order);
     let mut sink = Sink { canvas, want, channels, line: Vec::new(), is_opaque: true };
     std::io::Seek::seek(data, SeekFrom::Start(0))?;
     match header.format {
@@ -91,6 +92,8 @@ pub(super) fn decode(
         // Both are known now, and one is meant.
         let of = |pixel: &[u8]| if is_opaque { pixel[0] } else { 255 - pixel[1] };
         pixels = pixels.chunks_exact(2).map(of).collect();
+    } else if want == Want::Color && channels == 1 {
+        pixels = pixels.iter().flat_map(|&grey| [grey; 3]).collect();
     }
     Ok(Decoded { pixels, is_opaque })
 }
@@ -110,7 +113,7 @@ impl Sink {
     fn put(&mut self, y: usize, x: usize, step: usize, layout: Layout, pixels: &[u8]) {
         let direct = match (self.want, layout) {
             (Want::Color, Layout::Rgb) => true,
-            (Want::Mask, Layout::Grey) => self.channels == 1,
+            (Want::Color | Want::Mask, Layout::Grey) => self.channels == 1,
             _ => false,
         };
         if direct {
@@ -127,6 +130,7 @@ impl Sink {
             };
             self.is_opaque &= alpha == 255;
             match self.want {
+                Want::Color if self.channels == 1 => self.line.push(luma(rgb)),
                 Want::Color => self.line.extend(rgb.map(|byte| on_white(byte, alpha))),
                 Want::Mask => {
                     self.line.push(luma(rgb));

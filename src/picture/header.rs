@@ -43,6 +43,8 @@ pub(super) struct Header {
     pub(super) orientation: Orientation,
     /// Whether there may be pixels that are not opaque.
     pub(super) has_alpha: bool,
+    /// Whether all pixels are opaque shades of grey.
+    pub(super) is_grey: bool,
     /// Whether other frames follow the first, which is the one that is decoded.
     pub(super) is_animated: bool,
     /// Whether rows come from the top down.
@@ -147,7 +149,7 @@ fn side(px: u32) -> usize {
 fn png(file: &mut (impl BufRead + Seek), length: u64) -> Result<Header, Problem> {
     let mut spans = Spans::kept(0..8);
     let mut stored = [0; 2];
-    let (mut bits, mut has_alpha, mut interlaced) = (0, false, false);
+    let (mut bits, mut color, mut has_alpha, mut interlaced) = (0, 0, false, false);
     let (mut is_animated, mut turned) = (false, Orientation::NoTransforms);
     let mut at = 8;
     file.seek(SeekFrom::Start(at))?;
@@ -166,15 +168,16 @@ fn png(file: &mut (impl BufRead + Seek), length: u64) -> Result<Header, Problem>
                     u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
                 };
                 stored = [side(number(0)), side(number(4))];
+                color = header[9];
                 // Grey, colour, palette, grey and colour with alpha.
-                let samples = match header[9] {
+                let samples = match color {
                     0 | 3 => 1,
                     2 => 3,
                     4 => 2,
                     _ => 4,
                 };
                 bits = samples * u64::from(header[8]);
-                has_alpha |= header[9] & 4 != 0;
+                has_alpha |= color & 4 != 0;
                 interlaced = header[12] != 0;
                 spans.keep(at..end);
             }
@@ -202,6 +205,7 @@ fn png(file: &mut (impl BufRead + Seek), length: u64) -> Result<Header, Problem>
         stored,
         orientation: turned,
         has_alpha,
+        is_grey: color == 0 && !has_alpha,
         is_animated,
         in_order: !interlaced,
         spans: spans.into_ranges(),
@@ -302,6 +306,7 @@ fn jpeg(file: &mut (impl BufRead + Seek), length: u64) -> Result<Header, Problem
         stored,
         orientation: turned.unwrap_or(Orientation::NoTransforms),
         has_alpha: false,
+        is_grey: channels == 1,
         is_animated: false,
         in_order: true,
         spans: spans.into_ranges(),
@@ -333,6 +338,7 @@ fn webp(file: BufReader<&mut Data>, length: u64) -> Result<Header, Problem> {
         stored,
         orientation: exif.map_or(Orientation::NoTransforms, |exif| orientation(&exif)),
         has_alpha,
+        is_grey: false,
         is_animated,
         in_order: true,
         spans: vec![0..length],
@@ -400,6 +406,7 @@ fn gif(file: &mut (impl BufRead + Seek), length: u64) -> Result<Header, Problem>
         stored,
         orientation: Orientation::NoTransforms,
         has_alpha,
+        is_grey: false,
         is_animated: images > 1,
         in_order: false,
         spans: spans.into_ranges(),
@@ -429,6 +436,7 @@ fn bmp(file: BufReader<&mut Data>, length: u64) -> Result<Header, Problem> {
         stored,
         orientation: Orientation::NoTransforms,
         has_alpha: color.has_alpha(),
+        is_grey: false,
         is_animated: false,
         in_order: true,
         spans: vec![0..length],
@@ -459,6 +467,7 @@ fn tiff(file: BufReader<&mut Data>, length: u64) -> Result<Header, Problem> {
         stored,
         orientation: turned.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms),
         has_alpha,
+        is_grey: false,
         is_animated: decoder.more_images(),
         // Tiles come from the left to the right, and strips in order.
         in_order: decoder.get_chunk_type() == tiff::decoder::ChunkType::Strip,

@@ -14,6 +14,7 @@ use std::ops::ControlFlow;
 
 use calotype::engine::{Session, SessionOptions, TensorRef};
 use calotype::model::{Model, Part};
+use calotype::picture::{Init, Mask};
 use calotype::pipeline::{Options, Pipeline};
 use calotype::prompt::Text;
 use calotype::request::{Draft, Request};
@@ -128,8 +129,8 @@ fn single_file(family: &str, precision: Precision) {
         let draft = Draft {
             prompt: "a red apple".into(),
             size: init.is_none().then(|| "64x64".parse().unwrap()),
-            init,
-            mask: argument("mask_image").map(golden::mask),
+            init: init.map(Into::into),
+            mask: argument("mask_image").map(|mask| golden::mask(mask).into()),
             strength: argument("strength").and_then(Value::as_f64),
             steps: Some(2),
             sampler: Some("euler".parse().unwrap()),
@@ -207,6 +208,9 @@ fn check_picture(golden: &Golden, model: &Model, picture: &Picture, precision: P
     let request = request(picture, &pipeline);
     let latents = pipeline.denoise(&request, |_| ControlFlow::Continue(())).unwrap();
     close(&format!("{}: latents", picture.name), &latents, golden.array(&picture.latents), precision);
+    if let Precision::F32 = precision {
+        check_outside(picture, &mut pipeline);
+    }
     if let (Some(expected), Precision::F32) = (&picture.picture, precision) {
         let got = pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image;
         let expected = golden.bytes(expected);
@@ -219,7 +223,39 @@ fn check_picture(golden: &Golden, model: &Model, picture: &Picture, precision: P
 }
 
 /// What a golden picture's arguments ask of the pipeline.
+/// With a mask, what is outside of it is the init image, bit for bit, whatever the model sees of the mask.
+#[track_caller]
+fn check_outside(picture: &Picture, pipeline: &mut Pipeline) {
+    let draft = draft(picture);
+    let (Some(Init::Pixels(init)), Some(Mask::Pixels(mask)), None) = (&draft.init, &draft.mask, draft.size)
+    else {
+        return;
+    };
+    let mut draw = |keep_outside| {
+        let draft = Draft { keep_outside, ..draft.clone() };
+        let request = Request::new(draft, pipeline.manifest()).unwrap();
+        pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image
+    };
+    let (kept, decoded) = (draw(None), draw(Some(false)));
+    let (mut outside, mut changed) = (0, 0);
+    for (x, y, value) in mask.enumerate_pixels() {
+        if value.0[0] == 0 {
+            assert_eq!(kept.get_pixel(x, y), init.get_pixel(x, y), "{}: ({x}, {y})", picture.name);
+            outside += 1;
+            changed += usize::from(decoded.get_pixel(x, y) != init.get_pixel(x, y));
+        }
+    }
+    assert!(outside > 0 && changed * 2 > outside, "{}: {changed} of {outside}", picture.name);
+}
+
 fn request(picture: &Picture, pipeline: &Pipeline) -> Request {
+    // As diffusers draws: all pixels are the VAE's.
+    let draft = draft(picture);
+    let keep_outside = draft.mask.as_ref().map(|_| false);
+    Request::new(Draft { keep_outside, ..draft }, pipeline.manifest()).unwrap()
+}
+
+fn draft(picture: &Picture) -> Draft {
     let known = [
         "prompt",
         "negative_prompt",
@@ -246,7 +282,7 @@ fn request(picture: &Picture, pipeline: &Pipeline) -> Request {
         "LCMScheduler" => "lcm",
         other => panic!("{}: {other}", picture.name),
     };
-    let draft = Draft {
+    Draft {
         prompt: text("prompt").unwrap(),
         negative: text("negative_prompt"),
         size: size.map(|size| size.parse().unwrap()),
@@ -262,8 +298,7 @@ fn request(picture: &Picture, pipeline: &Pipeline) -> Request {
         sampler: Some(sampler.parse().unwrap()),
         seed: Some(picture.seed),
         ..Draft::default()
-    };
-    Request::new(draft, pipeline.manifest()).unwrap()
+    }
 }
 
 fn open(part: &Part) -> Session {
