@@ -24,7 +24,6 @@ use std::sync::Arc;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-pub(crate) use self::cut::value_info;
 use self::file::Skeleton;
 use self::proto::{
     AttributeProto, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,

@@ -5,14 +5,11 @@
 //! once. Each is run in the fastest way that fits: whole, or with the weights on disk; with one call of the U-Net for all
 //! predictions, or one for each; the picture whole, or in tiles.
 
-mod speed;
-
 use std::fmt;
 use std::str::FromStr;
 
 use serde::Serialize;
 
-pub use self::speed::multiplications_per_second;
 use crate::engine::{self, Library, Providers, Residency, SessionOptions};
 use crate::graph::{Dim, Graph, Port, Segment};
 use crate::memory::{self, Memory};

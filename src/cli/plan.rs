@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use calotype::Error;
-use calotype::plan::{Plan, Stage, multiplications_per_second};
+use calotype::plan::{Plan, Stage};
 use calotype::request::Request;
 use serde_json::json;
 
@@ -33,20 +33,14 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     flags.common.library()?;
     let options = drawing.session()?;
     let plan = Plan::new(&model, &request, &options, drawing.budget())?;
-    let speed = multiplications_per_second(options.threads)?;
-    let seconds = |stage: &Stage| stage.multiplications as f64 / speed;
-    let mut json = json!(&plan);
-    for (json, stage) in json["stages"].as_array_mut().into_iter().flatten().zip(&plan.stages) {
-        json["seconds"] = json!(seconds(stage));
-    }
-    Ok(Report { text: table(&plan, seconds), json })
+    Ok(Report { text: table(&plan), json: json!(&plan) })
 }
 
-fn table(plan: &Plan, seconds: impl Fn(&Stage) -> f64) -> String {
+fn table(plan: &Plan) -> String {
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     let mut text = format!(
         "{:<16} {:<10} {:>5} {:>6} {:>11} {:>15} {:>9} {:>8}\n",
-        "stage", "weights", "batch", "tile", "weights MiB", "activations MiB", "peak MiB", "about s"
+        "stage", "weights", "batch", "tile", "weights MiB", "activations MiB", "peak MiB", "GMAC"
     );
     if let Some(bytes) = plan.images_peak_bytes {
         writeln!(text, "{:<60} {:>15} {:>9}", "images", "", mib(bytes)).expect("a String takes all text");
@@ -65,11 +59,11 @@ fn table(plan: &Plan, seconds: impl Fn(&Stage) -> f64) -> String {
         let tile = tile_cells.map_or("whole".into(), |cells| cells.to_string());
         writeln!(
             text,
-            "{name:<16} {residency:<10} {batch:>5} {tile:>6} {:>11} {:>15} {:>9} {:>8.2}",
+            "{name:<16} {residency:<10} {batch:>5} {tile:>6} {:>11} {:>15} {:>9} {:>8.1}",
             mib(*weights_bytes),
             mib(*activations_bytes),
             mib(*peak_bytes),
-            seconds(stage),
+            stage.multiplications as f64 / 1e9,
         )
         .expect("a String takes all text");
     }
