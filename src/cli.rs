@@ -5,6 +5,7 @@ mod doctor;
 mod draft;
 mod generate;
 mod inspect;
+mod interrupt;
 mod output;
 mod pack;
 mod plan;
@@ -13,18 +14,23 @@ mod receipt;
 mod samplers;
 mod verify;
 
+use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread;
 
 use calotype::adapter::embedding::Embedding;
 use calotype::adapter::lora::Lora;
 use calotype::engine::Library;
+use calotype::error::shortened;
 use calotype::model::{Adapted, Model, Overrides};
 use calotype::{Error, ErrorKind};
-use clap::{Args, Parser, Subcommand};
-use serde::Serialize;
+use clap::error::ErrorKind as ClapErrorKind;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -52,6 +58,19 @@ enum Command {
     Doctor(doctor::Flags),
 }
 
+impl Command {
+    fn common(&self) -> &Common {
+        match self {
+            Self::Generate(flags) => &flags.common,
+            Self::Inspect(flags) => &flags.common,
+            Self::Plan(flags) => &flags.common,
+            Self::Pack(flags) => &flags.common,
+            Self::Verify(flags) => &flags.common,
+            Self::Doctor(flags) => &flags.common,
+        }
+    }
+}
+
 /// What every command takes.
 #[derive(Args)]
 struct Common {
@@ -73,42 +92,134 @@ impl Common {
 struct Report {
     text: String,
     json: Value,
+    /// Why it ended before all was done; what was done is reported nevertheless.
+    error: Option<Error>,
 }
+
+impl Report {
+    fn new(text: String, json: Value) -> Self {
+        Self { text, json, error: None }
+    }
+}
+
+/// The stack of the thread that works: that of the first one is whatever the shell allows (`ulimit -s`).
+const STACK_BYTES: usize = 2 << 20;
 
 /// Runs the command line of this process.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
-    let (result, json) = match &cli.command {
-        Command::Generate(flags) => (generate::run(flags), flags.common.json),
-        Command::Inspect(flags) => (inspect::run(flags), flags.common.json),
-        Command::Plan(flags) => (plan::run(flags), flags.common.json),
-        Command::Pack(flags) => (pack::run(flags), flags.common.json),
-        Command::Verify(flags) => (verify::run(flags), flags.common.json),
-        Command::Doctor(flags) => (doctor::run(flags), flags.common.json),
-    };
-    let (code, said) = match result {
-        Ok(report) => (ExitCode::SUCCESS, if json { format!("{:#}\n", report.json) } else { report.text }),
+    match thread::Builder::new().name("calotype".into()).stack_size(STACK_BYTES).spawn(run_here) {
+        // A panic has been reported by then.
+        Ok(work) => work.join().unwrap_or(ExitCode::from(ErrorKind::Internal.exit_code())),
         Err(error) => {
-            eprintln!("calotype: {error}");
-            let object = json!({"error": {
-                "kind": format!("{:?}", error.kind()).to_lowercase(),
-                "message": error.to_string(),
-                "exit_code": error.kind().exit_code(),
-            }});
-            (
-                ExitCode::from(error.kind().exit_code()),
-                if json { format!("{object:#}\n") } else { String::new() },
-            )
+            say(Error::new(ErrorKind::Runtime, "expected a thread to work on").source(error));
+            ExitCode::from(ErrorKind::Runtime.exit_code())
         }
+    }
+}
+
+fn run_here() -> ExitCode {
+    let cli = match command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(error) => return refuse_arguments(&error),
     };
-    // A reader that has gone away (`| head`) has all that it wants.
-    match io::stdout().write_all(said.as_bytes()) {
+    let json = cli.command.common().json;
+    interrupt::watch(json);
+    let result = match &cli.command {
+        Command::Generate(flags) => generate::run(flags),
+        Command::Inspect(flags) => inspect::run(flags),
+        Command::Plan(flags) => plan::run(flags),
+        Command::Pack(flags) => pack::run(flags),
+        Command::Verify(flags) => verify::run(flags),
+        Command::Doctor(flags) => doctor::run(flags),
+    };
+    interrupt::say_no_more();
+    let (said, error) = match result {
+        Ok(Report { text, mut json, error }) => {
+            if let Some(error) = &error {
+                json["error"] = error_json(error);
+            }
+            (Some((text, json)), error)
+        }
+        Err(error) => (None, Some(error)),
+    };
+    if let Some(error) = &error {
+        say(error);
+    }
+    let said = match (said, &error) {
+        (Some((_, object)), _) if json => format!("{object:#}\n"),
+        (Some((text, _)), _) => text,
+        (None, Some(error)) if json => format!("{:#}\n", json!({ "error": error_json(error) })),
+        (None, _) => String::new(),
+    };
+    let code = error.map_or(ExitCode::SUCCESS, |error| ExitCode::from(error.kind().exit_code()));
+    print(&said, code)
+}
+
+/// The arguments that are understood. A value may begin with `-`: after a flag that takes one, the next word is one.
+fn command() -> clap::Command {
+    let takes_words = |arg: clap::Arg| {
+        let is_flag_with_value = !arg.is_positional() && arg.get_action().takes_values();
+        if is_flag_with_value { arg.allow_hyphen_values(true) } else { arg }
+    };
+    Cli::command().mut_subcommands(move |command| command.mut_args(takes_words))
+}
+
+/// Help and version are printed, all else is an error of usage.
+fn refuse_arguments(error: &clap::Error) -> ExitCode {
+    if matches!(error.kind(), ClapErrorKind::DisplayHelp | ClapErrorKind::DisplayVersion) {
+        let text = error.render();
+        let is_terminal = io::stdout().is_terminal();
+        return print(
+            &if is_terminal { text.ansi().to_string() } else { text.to_string() },
+            ExitCode::SUCCESS,
+        );
+    }
+    let text = error.render();
+    let text = if io::stderr().is_terminal() { text.ansi().to_string() } else { text.to_string() };
+    let _ = io::stderr().write_all(shortened(&text).as_bytes());
+    let code = ExitCode::from(ErrorKind::Usage.exit_code());
+    if !std::env::args_os().any(|arg| arg == "--json") {
+        return code;
+    }
+    let message = error.render().to_string();
+    let line = message.lines().next().unwrap_or_default();
+    let error = Error::new(ErrorKind::Usage, line.strip_prefix("error: ").unwrap_or(line));
+    print(&format!("{:#}\n", json!({ "error": error_json(&error) })), code)
+}
+
+fn error_json(error: &Error) -> Value {
+    json!({
+        "kind": format!("{:?}", error.kind()).to_lowercase(),
+        "message": error.to_string(),
+        "exit_code": error.kind().exit_code(),
+    })
+}
+
+/// Writes the last words to standard output, and gives the exit code.
+fn print(said: &str, code: ExitCode) -> ExitCode {
+    let mut stdout = io::stdout();
+    match stdout.write_all(said.as_bytes()).and_then(|()| stdout.flush()) {
+        // A reader that has gone away (`| head`) has all that it wants.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            eprintln!("calotype: standard output: {error}");
+            say(format_args!("standard output: {error}"));
             ExitCode::from(ErrorKind::Output.exit_code())
         }
         _ => code,
     }
+}
+
+/// A line on standard error, if it takes one: a terminal that is gone must not end the work.
+fn say(line: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "calotype: {line}");
+}
+
+/// A path in JSON; what of it is not Unicode is replaced, because JSON is.
+fn path_json(path: &Path) -> Value {
+    path.to_string_lossy().into()
+}
+
+fn serialize_path<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
 }
 
 /// Components from files of their own, in the place of those of the model.
@@ -146,7 +257,7 @@ impl Components {
 struct Additions {
     /// A LoRA file, and how much of it, 1 when absent; may be given several times.
     #[arg(long, value_name = "FILE[@W]")]
-    lora: Vec<String>,
+    lora: Vec<OsString>,
     /// A textual inversion, whose word is then known in prompts; may be given several times.
     #[arg(long, value_name = "FILE")]
     embedding: Vec<PathBuf>,
@@ -155,17 +266,19 @@ struct Additions {
 /// A small file that was added to a model.
 #[derive(Serialize)]
 struct Addition {
+    #[serde(serialize_with = "serialize_path")]
     file: PathBuf,
     sha256: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     strength: Option<f32>,
 }
 
-/// The model at a path, or the built-in one, with components from files of their own, and with LoRA files and textual inversions added; and a record of these.
+/// The model at a path, or the built-in one, with components from files of their own, LoRA files and textual inversions
+/// added; and a record of these.
 fn open_model(
     path: Option<&PathBuf>,
     components: &Components,
-    loras: &[String],
+    loras: &[OsString],
     embeddings: &[PathBuf],
 ) -> Result<(Model, Vec<Addition>), Error> {
     let mut model = Model::open_with(path.map(PathBuf::as_path), &components.overrides())?;
@@ -182,7 +295,7 @@ fn open_model(
     if !opened_loras.is_empty() {
         for Adapted { component, tensors, .. } in model.add_loras(&opened_loras)? {
             if tensors == 0 {
-                eprintln!("calotype: lora: not used: what it has for {component}, which this model lacks");
+                say(format_args!("lora: not used: what it has for {component}, which this model lacks"));
             }
         }
     }
@@ -193,11 +306,12 @@ fn open_model(
 }
 
 /// `FILE@W`; a name with an `@` of its own is a name, if there is such a file.
-fn strength_of(typed: &str) -> Result<(PathBuf, f32), Error> {
+fn strength_of(typed: &OsStr) -> Result<(PathBuf, f32), Error> {
     let whole = PathBuf::from(typed);
-    match typed.rsplit_once('@') {
-        Some((file, number)) if !whole.exists() => match number.parse::<f32>() {
-            Ok(strength) if strength.is_finite() => Ok((file.into(), strength)),
+    match split_at_sign(typed) {
+        Some((file, number)) if !whole.exists() => match number.and_then(|number| number.parse::<f32>().ok())
+        {
+            Some(strength) if strength.is_finite() => Ok((file, strength)),
             _ => Err(Error::new(
                 ErrorKind::Usage,
                 format!("--lora: expected FILE or FILE@W with a number W, got {typed:?}"),
@@ -205,6 +319,20 @@ fn strength_of(typed: &str) -> Result<(PathBuf, f32), Error> {
         },
         _ => Ok((whole, 1.0)),
     }
+}
+
+/// What is before the last `@`, and what is behind it, if that is text.
+#[cfg(unix)]
+fn split_at_sign(typed: &OsStr) -> Option<(PathBuf, Option<&str>)> {
+    use std::os::unix::ffi::OsStrExt;
+    let at = typed.as_bytes().iter().rposition(|&byte| byte == b'@')?;
+    let (file, number) = typed.as_bytes().split_at(at);
+    Some((OsStr::from_bytes(file).into(), str::from_utf8(&number[1..]).ok()))
+}
+
+#[cfg(not(unix))]
+fn split_at_sign(typed: &OsStr) -> Option<(PathBuf, Option<&str>)> {
+    typed.to_str()?.rsplit_once('@').map(|(file, number)| (file.into(), Some(number)))
 }
 
 fn sha256(path: &Path) -> Result<String, Error> {

@@ -1,7 +1,15 @@
 //! The one error type: what went wrong, where, what would have been right, and the way out.
 //! It knows nothing of the layers that raise it; the faces turn its kind into exit codes.
 
+use std::borrow::Cow;
 use std::fmt;
+
+/// The longest number that a message shows whole, in digits.
+const MAX_DIGITS: usize = 24;
+/// The longest word that a message shows whole, in characters; paths are such words.
+const MAX_WORD: usize = 240;
+/// The longest message, in characters.
+const MAX_MESSAGE: usize = 4000;
 
 /// What kind of thing went wrong; stable, so that callers can branch on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,6 +33,55 @@ pub enum ErrorKind {
     Output,
     /// A mistake of ours.
     Internal,
+}
+
+/// A message without what nobody reads to its end: long numbers, words and texts that were typed, and are told again,
+/// keep their beginning and say how long they are.
+///
+/// ```
+/// use calotype::error::shortened;
+/// assert_eq!(shortened("got 12"), "got 12");
+/// assert_eq!(shortened(&format!("got {}!", "1234567890".repeat(30))), "got 123456789012...(300 digits)!");
+/// ```
+pub fn shortened(message: &str) -> Cow<'_, str> {
+    let by_digits = cut_runs(message, |c| c.is_ascii_digit(), MAX_DIGITS, "digits");
+    let by_words = match cut_runs(&by_digits, |c| !c.is_whitespace(), MAX_WORD, "characters") {
+        Cow::Borrowed(_) => by_digits,
+        Cow::Owned(shorter) => Cow::Owned(shorter),
+    };
+    let Some((middle, _)) = by_words.char_indices().nth(MAX_MESSAGE / 2) else { return by_words };
+    let count = by_words.chars().count();
+    if count <= MAX_MESSAGE {
+        return by_words;
+    }
+    // The end has the way out.
+    let (last, _) = by_words.char_indices().nth(count - MAX_MESSAGE / 2).expect("more characters than that");
+    Cow::Owned(format!("{}...({count} characters)...{}", &by_words[..middle], &by_words[last..]))
+}
+
+/// Cuts runs of such characters that are longer than `most` to half of that.
+fn cut_runs<'a>(text: &'a str, is_part: fn(char) -> bool, most: usize, what: &str) -> Cow<'a, str> {
+    let mut cut = String::new();
+    let mut done = 0;
+    let mut rest = text;
+    while let Some(start) = rest.find(is_part) {
+        let run = &rest[start..];
+        let run = &run[..run.find(|c| !is_part(c)).unwrap_or(run.len())];
+        let at = text.len() - rest.len() + start;
+        let count = if run.len() > most { run.chars().count() } else { 0 };
+        if count > most {
+            let (end, _) = run.char_indices().nth(most / 2).expect("a run that is longer");
+            cut += &text[done..at + end];
+            cut += &format!("...({count} {what})");
+            done = at + run.len();
+        }
+        rest = &text[at + run.len()..];
+    }
+    if done == 0 {
+        return Cow::Borrowed(text);
+    }
+    cut += &text[done..];
+    Cow::Owned(cut)
 }
 
 impl ErrorKind {
@@ -75,7 +132,8 @@ impl Error {
         self
     }
 
-    /// Keeps the error that caused this one; its text is part of `Display`.
+    /// Keeps the error that caused this one. Its text is part of `Display`, and so is not met again on the way down
+    /// `std::error::Error::source`, which goes on with what caused it in turn.
     #[must_use]
     pub fn source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.0.source = Some(source.into());
@@ -90,14 +148,15 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.message)?;
-        if let Some(source) = &self.0.source {
-            write!(f, ": {source}")?;
+        let Detail { message, source, help, .. } = &*self.0;
+        let mut text = message.clone();
+        if let Some(source) = source {
+            text += &format!(": {source}");
         }
-        if let Some(help) = &self.0.help {
-            write!(f, "; {help}")?;
+        if let Some(help) = help {
+            text += &format!("; {help}");
         }
-        Ok(())
+        f.write_str(&shortened(&text))
     }
 }
 
@@ -109,6 +168,65 @@ impl fmt::Debug for Error {
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.0.source.as_deref().map(|source| source as _)
+        self.0.source.as_deref().and_then(|source| source.source())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a face that prints an error and all that caused it says.
+    fn chain(error: &Error) -> String {
+        let mut text = error.to_string();
+        let mut next = std::error::Error::source(error);
+        while let Some(cause) = next {
+            text += &format!(": {cause}");
+            next = cause.source();
+        }
+        text
+    }
+
+    #[test]
+    fn every_cause_is_said_once() {
+        let cause = || std::io::Error::other("the disk is gone");
+        let one = Error::new(ErrorKind::Output, "x.png").source(cause());
+        assert_eq!(chain(&one), "x.png: the disk is gone");
+        let nested = Error::new(ErrorKind::Output, "picture").source(one).help("try again");
+        assert_eq!(chain(&nested), "picture: x.png: the disk is gone; try again");
+        // A cause that leaves its own cause to the chain.
+        #[derive(Debug)]
+        struct Outer(std::io::Error);
+        impl fmt::Display for Outer {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("outer")
+            }
+        }
+        impl std::error::Error for Outer {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                Some(&self.0)
+            }
+        }
+        let foreign = Error::new(ErrorKind::Output, "x.png").source(Outer(cause()));
+        assert_eq!(chain(&foreign), "x.png: outer: the disk is gone");
+    }
+
+    #[test]
+    fn what_is_long_is_cut_and_counted() {
+        for short in
+            ["", "got 1.5", &"9".repeat(MAX_DIGITS), &"a/b".repeat(MAX_WORD / 3), &"a b ".repeat(900)]
+        {
+            assert_eq!(shortened(short), short);
+        }
+        let number = format!("expected 1, got {}", 1e300);
+        assert_eq!(shortened(&number), "expected 1, got 100000000000...(301 digits)");
+        let word = format!("got {:?}; try x", "é".repeat(5000));
+        let shown = shortened(&word);
+        assert!(shown.starts_with("got \"éé") && shown.ends_with("é...(5003 characters) try x"), "{shown}");
+        let text = format!("{} the end", "words and ".repeat(100_000));
+        let shown = shortened(&text);
+        assert!(shown.chars().count() < MAX_MESSAGE + 40 && shown.ends_with(" the end"), "{shown}");
+        let error = Error::new(ErrorKind::Usage, format!("steps: got {}", "7".repeat(400)));
+        assert_eq!(error.to_string(), "steps: got 777777777777...(400 digits)");
     }
 }

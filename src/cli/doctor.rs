@@ -10,7 +10,7 @@ use calotype::memory::Memory;
 use calotype::{Error, ErrorKind};
 use serde_json::{Value, json};
 
-use super::{Common, Components, Report, open_model, provider};
+use super::{Common, Components, Report, open_model, path_json, provider, say};
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
@@ -63,7 +63,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         "calotype": env!("CARGO_PKG_VERSION"),
         "arch": std::env::consts::ARCH,
         "os": std::env::consts::OS,
-        "onnxruntime": { "version": library.version(), "path": library.path(), "providers": names },
+        "onnxruntime": { "version": library.version(), "path": path_json(library.path()), "providers": names },
         "cores": cores,
         "cpu": cpu,
         "cpu_features": features,
@@ -88,7 +88,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         }
         json["certificates"] = certificates.iter().map(certificate_json).collect();
     }
-    Ok(Report { text, json })
+    Ok(Report::new(text, json))
 }
 
 /// The processor, and what else the library has of what is known here.
@@ -102,8 +102,7 @@ fn all_of(library: &Library) -> Providers {
 /// All certificates, told as they come; [`ErrorKind::Numeric`] when one is not passed.
 fn certify(flags: &Flags, options: &SessionOptions) -> Result<Vec<Certificate>, Error> {
     let (model, _) = open_model(flags.model.as_ref(), &Components::default(), &[], &[])?;
-    let certificates =
-        certify::certify(&model, options, |certificate| eprintln!("calotype: {}", line(certificate)))?;
+    let certificates = certify::certify(&model, options, |certificate| say(line(certificate)))?;
     match certificates.iter().find(|certificate| !certificate.is_passed()) {
         Some(failed) => Err(Error::new(ErrorKind::Numeric, line(failed))
             .help("this provider computes wrongly; choose another, or another version of it")),

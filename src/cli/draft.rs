@@ -15,6 +15,7 @@ use calotype::tensor::PixelSize;
 use calotype::{Error, ErrorKind};
 use clap::{ValueEnum, value_parser};
 
+use super::generate::without_mark;
 use super::{Addition, Additions, Components, open_model, provider};
 
 /// The most pictures that one command draws.
@@ -49,10 +50,10 @@ pub(super) struct Drawing {
     #[arg(long, value_name = "on|off", hide_possible_values = true)]
     keep_outside: Option<Switch>,
     /// Denoising strength, from 0 to 1: how much of the init image is replaced by noise.
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X")]
     strength: Option<f64>,
     /// Image guidance scale (InstructPix2Pix), in models that edit images.
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X")]
     image_guidance: Option<f64>,
     /// How much noise is added to the init image, in models that upscale images.
     #[arg(long, value_name = "N")]
@@ -61,7 +62,7 @@ pub(super) struct Drawing {
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
     /// Guidance scale (CFG); 1 is no guidance. `7x5,1` is 7 for five steps, then 1.
-    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    #[arg(long, value_name = "X")]
     guidance: Option<String>,
     /// How guidance works: cfg, perpendicular, projected, zero-star, mimic or residual, with settings, as in
     /// `cfg:rescale=0.7`.
@@ -80,11 +81,11 @@ pub(super) struct Drawing {
     #[arg(long, value_name = "K")]
     pub(super) schedule: Option<String>,
     /// The noise levels themselves, falling, as in `14.6,7,3,1,0`.
-    #[arg(long, value_name = "LIST", conflicts_with = "schedule", allow_hyphen_values = true)]
+    #[arg(long, value_name = "LIST", conflicts_with = "schedule")]
     sigmas: Option<String>,
-    /// The seed of the noise; random when absent, and always reported.
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
+    /// The seed of the noise; random when absent or -1, and always reported.
+    #[arg(long, value_name = "N", value_parser = seed)]
+    seed: Option<Seed>,
     /// Random generator to reproduce: torch, philox (NVIDIA GPUs; A1111's GPU noise) or numpy.
     #[arg(long, value_name = "GENERATOR")]
     rng: Option<Rng>,
@@ -92,7 +93,7 @@ pub(super) struct Drawing {
     #[arg(long, value_name = "N", requires = "variation_strength")]
     variation_seed: Option<u64>,
     /// How much of that noise, from 0 to 1.
-    #[arg(long, value_name = "X", requires = "variation_seed", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", requires = "variation_seed")]
     variation_strength: Option<f64>,
     /// How many images, with consecutive seeds.
     #[arg(long, value_name = "N", default_value = "1", value_parser = value_parser!(u16).range(1..=MAX_COUNT))]
@@ -110,6 +111,18 @@ pub(super) struct Drawing {
     components: Components,
     #[command(flatten)]
     additions: Additions,
+}
+
+/// A seed as typed; none for -1, which is random.
+#[derive(Clone, Copy)]
+struct Seed(Option<u64>);
+
+fn seed(typed: &str) -> Result<Seed, String> {
+    if typed == "-1" {
+        return Ok(Seed(None));
+    }
+    let number = typed.parse().map_err(|_| format!("expected 0 to {}, or -1 for a random one", u64::MAX));
+    number.map(|seed| Seed(Some(seed)))
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -150,7 +163,7 @@ impl Drawing {
         let variation = self.variation_seed.zip(self.variation_strength);
         let draft = Draft {
             prompt,
-            negative: self.negative.clone(),
+            negative: self.negative.as_deref().map(|text| without_mark(text).to_owned()),
             literal: self.literal,
             size: self.size.as_deref().map(str::parse::<PixelSize>).transpose()?,
             steps: self.steps,
@@ -160,7 +173,7 @@ impl Drawing {
             thresholding: self.thresholding.as_deref().map(str::parse).transpose()?,
             sampler,
             schedule,
-            seed: self.seed,
+            seed: self.seed.and_then(|Seed(seed)| seed),
             rng: self.rng.unwrap_or_default(),
             variation: variation.map(|(seed, strength)| Variation { seed, strength }),
             init: init.clone().map(Into::into),

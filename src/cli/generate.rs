@@ -1,12 +1,12 @@
 //! `calotype generate`: a prompt becomes pictures in files.
 
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, IsTerminal, Read, Write as _};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use calotype::engine::SessionOptions;
+use calotype::error::shortened;
 use calotype::memory;
 use calotype::model::Model;
 use calotype::pipeline::{Options, Picture, Pipeline, Progress};
@@ -18,9 +18,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use super::draft::Drawing;
+use super::interrupt::Heeded;
 use super::output::{Destination, STDOUT};
 use super::receipt::Receipt;
-use super::{Common, Report};
+use super::{Common, Report, path_json, say};
 use super::{provider, samplers};
 
 /// What is asked for in place of a name.
@@ -52,7 +53,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let started = Instant::now();
     let prompt = match flags.prompt.as_deref() {
         Some("-") => prompt_from_stdin()?,
-        Some(prompt) => prompt.to_owned(),
+        Some(prompt) => without_mark(prompt).to_owned(),
         None => {
             let expected = "PROMPT: expected what to draw, got none";
             return Err(Error::new(ErrorKind::Usage, expected).help("an empty one is \"\""));
@@ -79,13 +80,12 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     };
     // The first seed may be the last that the generator takes.
     first.rng().source(last_seed)?;
-    let stop = stop_on_interrupt()?;
     let library = flags.common.library()?;
     let session = drawing.session()?;
     let options = Options { plan: plan(drawing.memory, &model, &first, &session)?, session };
     let (init_sha256, mask_sha256) = (images.init_sha256()?, images.mask_sha256()?);
     for note in first.load(drawing.budget().bytes())? {
-        eprintln!("calotype: {note}");
+        say(note);
     }
     let mut pipeline = Pipeline::open(&model, &options)?;
     let opened = started.elapsed();
@@ -93,45 +93,43 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let mut placed = pipeline.placements().count();
 
     let (mut text, mut pictures) = (String::new(), Vec::new());
-    for (index, destination) in destinations.iter().enumerate() {
-        let request = first.with_seed(first.seed() + index as u64);
-        let bar = progress_bar(request.steps());
-        let picture = pipeline.generate(&request, |Progress { done, .. }| {
-            bar.set_position(done as u64);
-            if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
-        bar.finish_and_clear();
-        let picture = picture?;
-        // A picture whose last step was done when Ctrl-C came is not wanted either.
-        if stop.load(Ordering::Relaxed) {
-            return Err(Error::new(ErrorKind::Cancelled, "stopped before the picture was written"));
+    let mut draw_all = || {
+        for (index, destination) in destinations.iter().enumerate() {
+            let request = first.with_seed(first.seed() + index as u64);
+            let picture = draw(&mut pipeline, &request)?;
+            if pipeline.placements().count() > placed {
+                // The first picture that is drawn from opened it.
+                let vae_encoder =
+                    pipeline.placements().filter(|placement| placement.component == "vae_encoder");
+                vae_encoder.for_each(provider::report);
+                placed = pipeline.placements().count();
+            }
+            let provider = provider::summary(pipeline.placements());
+            let receipt =
+                Receipt::new(&request, &model, &additions, library, provider, &init_sha256, &mask_sha256);
+            report_cut(&picture);
+            destination.write(&picture.image, &receipt)?;
+            text += &format!("{} (seed {})\n", destination.path().display(), request.seed());
+            pictures.push(json!({
+                "file": path_json(destination.path()),
+                "cut_prompt": picture.cut_prompt.as_ref().map(|cut| &cut.text),
+                "cut_negative": picture.cut_negative.as_ref().map(|cut| &cut.text),
+                "seconds": {
+                    "text_encoder": seconds(picture.times.text_encoder),
+                    "vae_encoder": seconds(picture.times.vae_encoder),
+                    "unet": seconds(picture.times.unet),
+                    "denoising": seconds(picture.times.denoising),
+                    "vae_decoder": seconds(picture.times.vae_decoder),
+                },
+                "receipt": receipt,
+            }));
         }
-        if pipeline.placements().count() > placed {
-            // The first picture that is drawn from opened it.
-            let vae_encoder = pipeline.placements().filter(|placement| placement.component == "vae_encoder");
-            vae_encoder.for_each(provider::report);
-            placed = pipeline.placements().count();
-        }
-        let provider = provider::summary(pipeline.placements());
-        let receipt =
-            Receipt::new(&request, &model, &additions, library, provider, &init_sha256, &mask_sha256);
-        report_cut(&picture);
-        destination.write(&picture.image, &receipt)?;
-        text += &format!("{} (seed {})\n", destination.path().display(), request.seed());
-        pictures.push(json!({
-            "file": destination.path(),
-            "cut_prompt": picture.cut_prompt.as_ref().map(|cut| &cut.text),
-            "cut_negative": picture.cut_negative.as_ref().map(|cut| &cut.text),
-            "seconds": {
-                "text_encoder": seconds(picture.times.text_encoder),
-                "vae_encoder": seconds(picture.times.vae_encoder),
-                "unet": seconds(picture.times.unet),
-                "denoising": seconds(picture.times.denoising),
-                "vae_decoder": seconds(picture.times.vae_decoder),
-            },
-            "receipt": receipt,
-        }));
-    }
+        Ok(())
+    };
+    let error = match draw_all() {
+        Err(error) if pictures.is_empty() => return Err(error),
+        result => result.err(),
+    };
     let json = json!({
         "pictures": pictures,
         "placements": pipeline.placements().map(provider::json).collect::<Vec<_>>(),
@@ -143,10 +141,27 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         },
     });
     if to_stdout {
-        eprint!("{text}");
+        let _ = write!(io::stderr(), "{text}");
         text.clear();
     }
-    Ok(Report { text, json })
+    Ok(Report { text, json, error })
+}
+
+/// Draws one picture, or stops when a signal comes.
+fn draw(pipeline: &mut Pipeline, request: &Request) -> Result<Picture, Error> {
+    let heeded = Heeded::new();
+    let bar = progress_bar(request.steps());
+    let picture = pipeline.generate(request, |Progress { done, .. }| {
+        bar.set_position(done as u64);
+        if heeded.is_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    bar.finish_and_clear();
+    let picture = picture?;
+    // A picture whose last step was done when the signal came is not wanted either.
+    match heeded.is_stopped() {
+        true => Err(Error::new(ErrorKind::Cancelled, "stopped before the picture was written")),
+        false => Ok(picture),
+    }
 }
 
 /// The plan within a budget; where nobody gave one, within what is free, if it can be made.
@@ -171,12 +186,12 @@ fn plan(
     }
 }
 
-/// One file per picture: the name as given, or with a number before its extension.
+/// One file per picture: the name as given, or with a number before its extension. A device or pipe takes all pictures.
 fn destinations(output: &Path, count: u16) -> Result<Vec<Destination>, Error> {
     // Also where numbers follow: a folder is refused by the name that was typed.
     let typed = Destination::open(output.to_owned())?;
-    if count == 1 {
-        return Ok(vec![typed]);
+    if count == 1 || typed.is_special() {
+        return Ok(vec![typed; count.into()]);
     }
     let digits = count.to_string().len();
     (1..=count)
@@ -203,17 +218,17 @@ fn prompt_from_stdin() -> Result<String, Error> {
         ));
     }
     let text = String::from_utf8(bytes).map_err(|error| {
-        Error::new(ErrorKind::Input, "standard input: expected a prompt in UTF-8").source(error.utf8_error())
+        let is_utf16 = [b"\xff\xfe", b"\xfe\xff"].iter().any(|mark| error.as_bytes().starts_with(*mark));
+        let problem = "standard input: expected a prompt in UTF-8";
+        let refusal = Error::new(ErrorKind::Input, problem).source(error.utf8_error());
+        if is_utf16 { refusal.help("it is UTF-16: save it as UTF-8") } else { refusal }
     })?;
-    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+    Ok(without_mark(&text).trim_end_matches(['\r', '\n']).to_owned())
 }
 
-/// Raised by the first Ctrl-C, which the denoising loop then obeys.
-fn stop_on_interrupt() -> Result<&'static AtomicBool, Error> {
-    static STOP: AtomicBool = AtomicBool::new(false);
-    ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed))
-        .map_err(|error| Error::new(ErrorKind::Internal, "interrupt handler").source(error))?;
-    Ok(&STOP)
+/// A text without the byte order mark that editors put before it.
+pub(super) fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
 fn progress_bar(steps: usize) -> ProgressBar {
@@ -227,9 +242,10 @@ fn progress_bar(steps: usize) -> ProgressBar {
 fn report_cut(picture: &Picture) {
     for (which, cut) in [("prompt", &picture.cut_prompt), ("negative prompt", &picture.cut_negative)] {
         if let Some(Cut { place_bytes, text }) = cut {
-            eprintln!(
-                "calotype: {which}: longer than the model reads; not used, from byte {place_bytes} on: {text:?}"
+            let line = format!(
+                "{which}: longer than the model reads; not used, from byte {place_bytes} on: {text:?}"
             );
+            say(shortened(&line));
         }
     }
 }

@@ -103,5 +103,5 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         "components": components,
         "files": model.contents().map(|contents| &contents.files),
     });
-    Ok(Report { text, json })
+    Ok(Report::new(text, json))
 }

@@ -1,5 +1,6 @@
 //! `calotype pack`: a model of any form becomes a bundle.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
@@ -10,7 +11,7 @@ use calotype::pipeline;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use super::{Common, Components, Report, open_model};
+use super::{Common, Components, Report, open_model, path_json};
 
 #[derive(clap::Args)]
 #[command(allow_missing_positional = true)]
@@ -31,7 +32,7 @@ pub(super) struct Flags {
     name: Option<String>,
     /// A LoRA file that becomes part of the bundle, and how much of it, 1 when absent; may be given several times.
     #[arg(long, value_name = "FILE[@W]")]
-    lora: Vec<String>,
+    lora: Vec<OsString>,
     #[command(flatten)]
     components: Components,
     #[command(flatten)]
@@ -81,13 +82,13 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         );
     }
     let json = json!({
-        "bundle": flags.destination,
+        "bundle": path_json(&flags.destination),
         "weights": options.weights.map(|weights| weights.to_string()),
         "components": components,
         "files": report.contents.files,
         "seconds": report.time.as_secs_f64(),
     });
-    Ok(Report { text, json })
+    Ok(Report::new(text, json))
 }
 
 fn mebibytes(bytes: u64) -> String {

@@ -1,11 +1,12 @@
 //! `calotype plan`: what memory each stage of a picture takes, and how it is kept within a budget.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use calotype::Error;
 use calotype::plan::{Plan, Stage};
 use calotype::request::Request;
+use calotype::{Error, ErrorKind};
 use serde_json::json;
 
 use super::draft::Drawing;
@@ -15,7 +16,7 @@ use super::{Common, Report};
 pub(super) struct Flags {
     /// What to draw, as for `generate`. The path of a model is taken as the model, if `--model` is absent.
     #[arg(value_name = "PROMPT|MODEL")]
-    prompt: Option<String>,
+    prompt: Option<OsString>,
     #[command(flatten)]
     drawing: Drawing,
     #[command(flatten)]
@@ -26,14 +27,21 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let drawing = &flags.drawing;
     let positional = flags.prompt.as_ref();
     let named = positional.map(PathBuf::from).filter(|path| drawing.model.is_none() && path.exists());
-    let prompt = positional.filter(|_| named.is_none()).cloned().unwrap_or_default();
+    let prompt = match positional.filter(|_| named.is_none()).map(|typed| typed.to_str()) {
+        Some(Some(prompt)) => prompt.to_owned(),
+        Some(None) => {
+            let problem = "PROMPT|MODEL: expected a prompt in UTF-8 or a model, got neither";
+            return Err(Error::new(ErrorKind::Usage, problem));
+        }
+        None => String::new(),
+    };
     let (draft, _) = drawing.draft(prompt)?;
     let (model, _) = drawing.open_model(named.as_ref())?;
     let request = Request::new(draft, model.manifest())?;
     flags.common.library()?;
     let options = drawing.session()?;
     let plan = Plan::new(&model, &request, &options, drawing.budget())?;
-    Ok(Report { text: table(&plan), json: json!(&plan) })
+    Ok(Report::new(table(&plan), json!(&plan)))
 }
 
 fn table(plan: &Plan) -> String {

@@ -12,6 +12,8 @@ use calotype::pipeline::Options;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::say;
+
 #[derive(clap::Args)]
 pub(super) struct Choice {
     /// What runs the model: cpu, cuda, tensorrt, coreml, openvino, directml, qnn, xnnpack, webgpu or
@@ -70,7 +72,7 @@ fn watch() -> Watch {
         let is_terminal = io::stderr().is_terminal();
         match took {
             Some(took) => {
-                eprintln!("calotype: {component}: {provider} compiled it in {:.1} s", took.as_secs_f64());
+                say(format_args!("{component}: {provider} compiled it in {:.1} s", took.as_secs_f64()));
             }
             None => {
                 let estimate = match estimate {
@@ -78,7 +80,7 @@ fn watch() -> Watch {
                     None => "for the first time, which can take minutes".into(),
                 };
                 if !is_terminal {
-                    eprintln!("calotype: {component}: {provider} compiles it, {estimate}");
+                    say(format_args!("{component}: {provider} compiles it, {estimate}"));
                     return;
                 }
                 let style = ProgressStyle::with_template("{msg}: {elapsed}").expect("the template is right");
@@ -127,7 +129,7 @@ pub(super) fn json(placement: &Placement) -> Value {
 pub(super) fn report(placement: &Placement) {
     let Placement { component, providers, passed_over, error, .. } = placement;
     for (provider, reason) in passed_over {
-        eprintln!("calotype: {component}: not on {provider}: {reason}");
+        say(format_args!("{component}: not on {provider}: {reason}"));
     }
     if placement.is_cpu() && passed_over.is_empty() {
         return;
@@ -137,5 +139,5 @@ pub(super) fn report(placement: &Placement) {
         None if placement.is_cpu() => String::new(),
         None => ", not compared with the processor, which cannot run it".into(),
     };
-    eprintln!("calotype: {component}: on {}{tried}", Provider::join(providers));
+    say(format_args!("{component}: on {}{tried}", Provider::join(providers)));
 }

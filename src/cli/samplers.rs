@@ -24,7 +24,7 @@ pub(super) fn report() -> Report {
             "stable-diffusion.cpp": name(about.sd_cpp),
         })
     });
-    Report { text: table(), json: json!({ "samplers": json }) }
+    Report::new(table(), json!({ "samplers": json }))
 }
 
 /// A line per schedule.
@@ -34,7 +34,7 @@ pub(super) fn report_schedules() -> Report {
             |(name, settings, aliases)| json!({ "name": name, "settings": settings, "other_names": aliases }),
         )
         .collect();
-    Report { text: schedules(), json: json!({ "schedules": json }) }
+    Report::new(schedules(), json!({ "schedules": json }))
 }
 
 fn schedules() -> String {

@@ -11,7 +11,7 @@ use calotype::{Error, ErrorKind};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Common, Components, Report, open_model};
+use super::{Common, Components, Report, open_model, path_json};
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
@@ -51,14 +51,14 @@ fn bundle(path: &Path) -> Result<Report, Error> {
         verified.components.join(", "),
     );
     let json = json!({
-        "bundle": path,
+        "bundle": path_json(path),
         "name": manifest.name,
         "licence": manifest.licence,
         "manifest_sha256": verified.manifest_sha256,
         "files": files,
         "opened": verified.components,
     });
-    Ok(Report { text, json })
+    Ok(Report::new(text, json))
 }
 
 /// What of a picture's receipt is compared.
@@ -111,6 +111,6 @@ fn picture(path: &Path, model: &Model) -> Result<Report, Error> {
         receipt.model,
         drew.len()
     );
-    let json = json!({ "picture": path, "model": receipt.model, "model_files": drew });
-    Ok(Report { text, json })
+    let json = json!({ "picture": path_json(path), "model": receipt.model, "model_files": drew });
+    Ok(Report::new(text, json))
 }
