@@ -341,3 +341,20 @@ fn sha256(path: &Path) -> Result<String, Error> {
     read.map_err(|error| Error::new(ErrorKind::Model, path.display().to_string()).source(error))?;
     Ok(format!("{:x}", hash.finalize()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flag_takes_values_that_begin_with_a_hyphen() {
+        let command = command();
+        for command in command.get_subcommands() {
+            let flags =
+                command.get_arguments().filter(|arg| !arg.is_positional() && arg.get_action().takes_values());
+            for flag in flags {
+                assert!(flag.is_allow_hyphen_values_set(), "{} {flag}", command.get_name());
+            }
+        }
+    }
+}

@@ -285,6 +285,30 @@ mod prompt {
     }
 
     #[test]
+    fn byte_order_marks_are_no_part_of_it() {
+        let desk = Desk::new();
+        for (typed, negative) in [("\u{feff}an apple", "\u{feff}a dog"), ("an apple", "a dog")] {
+            let receipt = receipts(&desk.draws(&[typed, "-n", negative, "--steps", "1"]))[0].clone();
+            assert_eq!((&receipt["prompt"], &receipt["negative"]), (&"an apple".into(), &"a dog".into()));
+        }
+        let said = desk.generate_from_stdin("\u{feff}an apple\n".as_bytes());
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        assert_eq!(texts(&desk.read("out.png")).receipt()["prompt"], "an apple");
+        desk.generate_from_stdin(b"\xff\xfea\0").is_refusal(3, &["; it is UTF-16: save it as UTF-8"]);
+    }
+
+    #[test]
+    fn values_may_begin_with_a_hyphen() {
+        let desk = Desk::new();
+        for args in [&["-n", "-blue", "a cat"][..], &["--negative=-blue", "a cat"], &["-n=-blue", "a cat"]] {
+            let receipt = receipts(&desk.draws(&[args, &["--steps", "1"]].concat()))[0].clone();
+            assert_eq!((&receipt["prompt"], &receipt["negative"]), (&"a cat".into(), &"-blue".into()));
+        }
+        let said = desk.generate(&["--steps", "1", "--json", "--", "-blue"]);
+        assert_eq!(receipts(&said.json())[0]["prompt"], "-blue");
+    }
+
+    #[test]
     fn longer_than_the_context_is_reported() {
         let desk = Desk::new();
         let context =
@@ -434,6 +458,30 @@ mod number {
         let message = "seed: expected room for 3 consecutive seeds, got 18446744073709551614";
         Desk::new().refuses(&["x", "--seed", "18446744073709551614", "--count", "3"], 2, &[message]);
         Desk::new().refuses(&["x", "--seed", "18446744073709551616"], 2, &["for '--seed <N>'"]);
+    }
+
+    #[test]
+    fn seed_minus_one_is_random() {
+        let desk = Desk::new();
+        let draw = |args: &[&str]| {
+            receipts(&desk.draws(&[&["x", "--steps", "1"], args].concat()))[0]["seed"].clone()
+        };
+        assert_ne!(draw(&["--seed", "-1"]), draw(&["--seed=-1"]));
+        Desk::new().refuses(&["x", "--seed", "-2"], 2, &["expected 0 to 18446744073709551615, or -1 for"]);
+    }
+
+    #[test]
+    fn endless_numbers_are_not_told_again() {
+        let digits = "9".repeat(400);
+        for flag in
+            ["--seed", "--steps", "--size", "--guidance", "--strength", "--memory", "--sigmas", "--count"]
+        {
+            let said = Desk::new().generate(&["x", flag, &digits, "--json"]);
+            assert_eq!(said.code, Some(2), "{flag}: {}", said.stderr);
+            let message = said.json()["error"]["message"].to_string();
+            assert!(said.stderr.len() < 800 && message.len() < 800, "{flag}: {}", said.stderr);
+            assert!(message.contains("...("), "{flag}: {message}");
+        }
     }
 
     #[test]
@@ -648,7 +696,7 @@ mod output {
         let desk = Desk::new();
         fs::write(desk.path("out.png"), "precious").unwrap();
         let picture = desk.command(&["x"]);
-        let limited = "trap '' XFSZ; ulimit -f 1; exec \"$@\"";
+        let limited = "ulimit -f 1; exec \"$@\"";
         let mut shell = Command::new("sh");
         shell.args(["-c", limited, "sh"]).arg(picture.get_program()).args(picture.get_args());
         let said = Said::of(shell.output().unwrap());
@@ -676,6 +724,107 @@ mod output {
         desk.generate(&["x", "--steps", "0"]).is_refusal(2, &[]);
         assert_eq!(desk.read("out.png"), b"precious");
         assert_eq!(desk.files(), ["out.png"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn permissions_are_those_of_the_file_or_of_a_new_one() {
+        use std::os::unix::fs::PermissionsExt;
+        let desk = Desk::new();
+        let mode = |name: &str| fs::metadata(desk.path(name)).unwrap().permissions().mode() & 0o7777;
+        for bits in [0o600, 0o640, 0o666, 0o777] {
+            fs::write(desk.path("out.png"), "precious").unwrap();
+            fs::set_permissions(desk.path("out.png"), fs::Permissions::from_mode(bits)).unwrap();
+            desk.draws(&["x", "--steps", "1"]);
+            assert_eq!(mode("out.png"), bits);
+        }
+        fs::remove_file(desk.path("out.png")).unwrap();
+        for (mask, bits) in [("077", 0o600), ("002", 0o664)] {
+            let (picture, mut shell) = (desk.command(&["x", "--steps", "1"]), Command::new("sh"));
+            shell.args(["-c", &format!("umask {mask}; exec \"$@\""), "sh"]);
+            assert!(shell.arg(picture.get_program()).args(picture.get_args()).status().unwrap().success());
+            assert_eq!(mode("out.png"), bits, "{mask}");
+            fs::remove_file(desk.path("out.png")).unwrap();
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed() {
+        use std::os::unix::fs::symlink;
+        let (desk, folder) = (Desk::new(), TempDir::new().unwrap());
+        fs::write(folder.path().join("there.png"), "old").unwrap();
+        symlink(folder.path().join("there.png"), desk.path("b.png")).unwrap();
+        symlink("b.png", desk.path("a.png")).unwrap();
+        symlink("new.png", desk.path("dangling.png")).unwrap();
+        symlink("loop.png", desk.path("loop.png")).unwrap();
+        for name in ["a.png", "dangling.png"] {
+            let path = desk.path(name);
+            desk.draws(&["x", "--steps", "1", "-o", path.to_str().unwrap()]);
+            assert!(fs::read_link(&path).is_ok(), "{name} was replaced");
+        }
+        assert!(fs::read(folder.path().join("there.png")).unwrap().starts_with(b"\x89PNG"));
+        assert!(desk.read("new.png").starts_with(b"\x89PNG"));
+        let path = desk.path("loop.png");
+        desk.generate(&["x", "-o", path.to_str().unwrap()]).is_refusal(9, &["loop.png: expected a place"]);
+        assert_eq!(desk.files(), ["a.png", "b.png", "dangling.png", "loop.png", "new.png"]);
+    }
+
+    /// Whatever kills a run: there is nothing to leave behind until the picture is whole.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn no_name_is_there_before_the_picture_is_whole() {
+        let desk = Desk::new();
+        let mut child = desk.command(&["x", "--steps", "1", "--count", "3"]).spawn().unwrap();
+        while child.try_wait().unwrap().is_none() {
+            for name in desk.files() {
+                assert!(name.starts_with("out-"), "{name}");
+                // The file may only be there whole.
+                assert!(desk.read(&name).ends_with(b"IEND\xaeB`\x82"), "{name}");
+            }
+        }
+        assert_eq!(desk.files().len(), 3);
+    }
+
+    #[test]
+    fn leftovers_of_killed_runs_are_swept_out() {
+        let desk = Desk::new();
+        for name in
+            ["left0123456789ab", "held0123456789ab"].map(|name| format!(".calotype-{name}.tmp")).iter()
+        {
+            fs::write(desk.path(name), "half").unwrap();
+        }
+        fs::write(desk.path(".calotype-mine.tmp"), "a name that is not of ours").unwrap();
+        let held = fs::File::open(desk.path(".calotype-held0123456789ab.tmp")).unwrap();
+        held.lock().unwrap();
+        desk.draws(&["x", "--steps", "1"]);
+        assert_eq!(desk.files(), [".calotype-held0123456789ab.tmp", ".calotype-mine.tmp", "out.png"]);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn devices_take_every_picture() {
+        let before = fs::read_dir("/dev").unwrap().count();
+        let desk = Desk::new();
+        desk.refuses(&["x", "-o", "/dev/full", "--count", "3"], 9, &["/dev/full: the picture could not be"]);
+        let report = desk.draws(&["x", "-o", "/dev/null", "--count", "2", "--steps", "1"]);
+        assert_eq!(report["pictures"][1]["file"], "/dev/null");
+        assert_eq!(fs::read_dir("/dev").unwrap().count(), before);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_was_done_is_reported_when_a_later_picture_fails() {
+        let desk = Desk::new();
+        std::os::unix::fs::symlink("/dev/full", desk.path("out-2.png")).unwrap();
+        let said = desk.generate(&["x", "--steps", "1", "--seed", "4", "--count", "3", "--json"]);
+        assert_eq!(said.code, Some(9));
+        let report = said.json();
+        assert_eq!(receipts(&report).iter().map(|receipt| &receipt["seed"]).collect::<Vec<_>>(), [4]);
+        assert_eq!(report["error"]["exit_code"], 9);
+        assert!(report["error"]["message"].as_str().unwrap().contains("out-2.png"));
+        let said = desk.generate(&["x", "--steps", "1", "--seed", "4", "--count", "3"]);
+        assert_eq!(said.stdout, format!("{} (seed 4)\n", desk.path("out-1.png").display()));
     }
 
     #[test]
@@ -947,6 +1096,222 @@ mod runtime {
     }
 }
 
+/// What no run may end in: a panic, or a signal.
+#[cfg(target_os = "linux")]
+mod hard_use {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+    use super::*;
+
+    /// What ended without a panic and without a signal.
+    #[track_caller]
+    fn ends(mut command: Command) -> i32 {
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        let code = output.status.code().unwrap_or_else(|| panic!("{:?}: {stderr}", output.status));
+        assert!(code != 101 && code != 70, "{command:?}: {stderr}");
+        code
+    }
+
+    #[test]
+    fn names_that_are_not_unicode() {
+        let desk = Desk::new();
+        let odd =
+            |name: &[u8]| OsString::from_vec([desk.0.path().as_os_str().as_bytes(), b"/", name].concat());
+        let (missing, png) = (odd(b"mis\xffsing"), odd(b"pic\xffture.png"));
+        let mut draw = calotype(&["generate", "x", "--steps", "1", "--json", "-o"]);
+        draw.arg(&png);
+        assert_eq!(ends(draw), 0);
+        for flag in [
+            "--model",
+            "--init",
+            "--mask",
+            "--lora",
+            "--embedding",
+            "--ort",
+            "--provider-cache",
+            "--unet",
+            "--vae",
+            "--text-encoder",
+        ] {
+            let mut command = calotype(&["generate", "x", "--steps", "1", "--json", "-o", "/dev/null", flag]);
+            command.arg(&missing);
+            let code = ends(command);
+            assert!(flag == "--provider-cache" || [3, 4, 6].contains(&code), "{flag}: {code}");
+        }
+        for command in ["inspect", "plan", "verify"] {
+            for json in [&["--json"][..], &[]] {
+                let mut run = calotype(&[command]);
+                run.arg(&missing).args(json);
+                assert!([3, 4].contains(&ends(run)), "{command}");
+            }
+        }
+        let mut verify = calotype(&["verify", "--json"]);
+        verify.arg(&png);
+        assert_eq!(ends(verify), 0);
+        let bundle = odd(b"bun\xffdle");
+        let mut pack = calotype(&["pack", "--json"]);
+        pack.arg(&bundle);
+        assert_eq!(ends(pack), 0);
+        for command in ["inspect", "verify", "plan"] {
+            let mut run = calotype(&[command, "--json"]);
+            run.arg(&bundle);
+            assert_eq!(ends(run), 0, "{command}");
+        }
+        let mut doctor = calotype(&["doctor", "--json", "--ort"]);
+        doctor.arg(&missing);
+        assert_eq!(ends(doctor), 6);
+    }
+
+    #[test]
+    fn standard_streams_that_are_closed_or_full() {
+        let desk = Desk::new();
+        for (redirection, expected) in [
+            ("2>&-", 0),
+            (">&-", 0),
+            ("2>/dev/full", 0),
+            (">/dev/full", 9),
+            (">/dev/full 2>/dev/full", 9),
+            ("--steps 0 2>/dev/full", 2),
+            ("--no-such-flag 2>/dev/full", 2),
+            ("--help >/dev/full", 9),
+        ] {
+            let mut shell = Command::new("sh");
+            let out = desk.path("out.png");
+            let line = format!("exec \"$0\" generate x --size 64x64 -o \"$1\" {redirection}");
+            shell.args(["-c", &line, env!("CARGO_BIN_EXE_calotype")]).arg(out);
+            assert_eq!(ends(shell), expected, "{redirection}");
+        }
+        let mut shell = Command::new("sh");
+        let line = "{ \"$0\" generate --help; echo $? >&3; } 3>&2 | true";
+        let said = shell.args(["-c", line, env!("CARGO_BIN_EXE_calotype")]).output().unwrap();
+        assert_eq!(String::from_utf8(said.stderr).unwrap(), "0\n", "a reader that is gone");
+    }
+
+    #[test]
+    fn small_stack() {
+        let desk = Desk::new();
+        let (picture, mut shell) = (desk.command(&["x", "--size", "64x64"]), Command::new("sh"));
+        shell.args(["-c", "ulimit -s 128; exec \"$@\"", "sh"]);
+        shell.arg(picture.get_program()).args(picture.get_args());
+        assert_eq!(ends(shell), 0);
+    }
+
+    /// Arguments drawn from a bag of odd ones, for every command; the seed is fixed.
+    #[test]
+    fn odd_arguments() {
+        let folder = TempDir::new().unwrap();
+        let files =
+            ["empty", "array.json", "deep.json", "nul", "calotype.json"].map(|name| folder.path().join(name));
+        let deep = "[".repeat(100_000);
+        for (file, bytes) in
+            files.iter().zip([&b""[..], b"[]", deep.as_bytes(), b"\0\0\0\0\0\0\0\x10\0", b"{\"a\":NaN}"])
+        {
+            fs::write(file, bytes).unwrap();
+        }
+        let mut words: Vec<OsString> = [
+            "",
+            "-1",
+            "0",
+            "1e400",
+            "NaN",
+            "-inf",
+            "99999999999999999999",
+            "1x1",
+            "0x0",
+            "4294967296x4294967296",
+            "x",
+            ":",
+            "=",
+            ",",
+            "@",
+            "..",
+            "/",
+            "/dev/null",
+            "/dev/zero",
+            "/proc/self/mem",
+            "/proc/self/exe",
+            "a:b=c",
+            "1MiB",
+            "1e30GB",
+            "--",
+            "-",
+            "(((((",
+            "[a:b:",
+            "\u{feff}",
+            "🚀",
+        ]
+        .map(OsString::from)
+        .into();
+        words.push(OsStr::from_bytes(b"\xff\xfe").into());
+        words.push("9".repeat(5000).into());
+        words.extend(files.iter().map(|file| file.clone().into_os_string()));
+        words.push(folder.path().as_os_str().into());
+        const FLAGS: [(&str, &[&str]); 6] = [
+            (
+                "generate",
+                &[
+                    "-m",
+                    "-n",
+                    "--size",
+                    "--init",
+                    "--mask",
+                    "--strength",
+                    "--steps",
+                    "--guidance",
+                    "--guidance-method",
+                    "--sampler",
+                    "--schedule",
+                    "--sigmas",
+                    "--seed",
+                    "--rng",
+                    "--count",
+                    "--threads",
+                    "--memory",
+                    "--lora",
+                    "--embedding",
+                    "--ort",
+                    "--unet",
+                    "--vae",
+                    "--thresholding",
+                    "--guidance-interval",
+                ],
+            ),
+            ("inspect", &["--lora", "--embedding", "--ort", "--unet", "--text-encoder", "--variant"]),
+            ("plan", &["--memory", "--size", "--steps", "--guidance", "--threads", "--lora"]),
+            ("pack", &["--weights", "--licence", "--name", "--lora", "--ort"]),
+            ("verify", &["-m", "--ort", "--vae"]),
+            ("doctor", &["-m", "--ort", "--provider", "--provider-cache"]),
+        ];
+        let mut state = 14_u64;
+        let mut draw = |below: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((state >> 33) % below as u64) as usize
+        };
+        for run in 0..240 {
+            let (command, flags) = FLAGS[run % FLAGS.len()];
+            let mut odd = calotype(&[command]);
+            odd.current_dir(folder.path());
+            // What is in order is not drawn: it would take long.
+            if command == "generate" {
+                odd.args(["-o", "/dev/full", "--size", "64x64"]);
+            }
+            for _ in 0..1 + draw(2) {
+                odd.arg(flags[draw(flags.len())]).arg(&words[draw(words.len())]);
+            }
+            if command != "doctor" {
+                odd.arg(&words[draw(words.len())]);
+            }
+            if command == "pack" {
+                // Never a place that can be packed into.
+                odd.arg("/proc/none");
+            }
+            ends(odd);
+        }
+    }
+}
+
 #[cfg(target_os = "linux")]
 mod interrupt {
     use std::process::Child;
@@ -957,16 +1322,17 @@ mod interrupt {
 
     /// How long a run may take to come to an end, on the slowest of machines; the whole run would take longer.
     const HANG: Duration = Duration::from_secs(60);
-    const SIGINT: u32 = 2;
+    const SIGHUP: u32 = 1;
+    const SIGTERM: u32 = 15;
 
     #[test]
     fn stops_within_a_step_and_leaves_no_file() {
         let desk = Desk::new();
         let mut child = desk.command(&["x", "--steps", "1000"]).stderr(Stdio::piped()).spawn().unwrap();
-        until("the run minds signals", &mut child, |child| catches(child, SIGINT));
+        until("the run minds signals", &mut child, |child| catches(child, SIGTERM));
         // Some steps on most machines; the test holds wherever in the run the signal comes.
         sleep(Duration::from_secs(1));
-        interrupt(&child);
+        send("TERM", &child);
         until("the run ends", &mut child, |child| child.try_wait().unwrap().is_some());
         let said = Said::of(child.wait_with_output().unwrap());
         said.is_refusal(7, &["calotype: stopped after step ", " of 1000"]);
@@ -974,8 +1340,88 @@ mod interrupt {
         assert_eq!(desk.files(), [""; 0]);
     }
 
-    fn interrupt(child: &Child) {
-        let kill = format!("kill -INT {}", child.id());
+    /// A pipe that nobody reads or writes.
+    fn fifo(desk: &Desk, name: &str) -> String {
+        let path = desk.path(name).into_os_string().into_string().unwrap();
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+        path
+    }
+
+    /// Whether the thread that works waits for something.
+    fn is_asleep(child: &Child) -> bool {
+        let tasks = fs::read_dir(format!("/proc/{}/task", child.id())).into_iter().flatten().flatten();
+        let mut stats = tasks.map(|task| fs::read_to_string(task.path().join("stat")).unwrap_or_default());
+        let first = format!("{} ", child.id());
+        stats.any(|stat| stat.contains("(calotype) S ") && !stat.starts_with(&first))
+    }
+
+    #[test]
+    fn pipes_without_another_end_do_not_hold_it() {
+        let desk = Desk::new();
+        let pipe = fifo(&desk, "pipe");
+        for args in [
+            &["generate", "x", "--steps", "1", "-o", &pipe][..],
+            &["generate", "x", "--steps", "1", "-o", "/dev/null", "--init", &pipe],
+            &["generate", "-", "--steps", "1", "-o", "/dev/null"],
+            &["verify", &pipe],
+        ] {
+            let mut command = calotype(args);
+            let mut child =
+                command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            until("the run minds signals", &mut child, |child| catches(child, SIGTERM));
+            until("the run waits", &mut child, |child| is_asleep(child));
+            send("TERM", &child);
+            until("the run ends", &mut child, |child| child.try_wait().unwrap().is_some());
+            Said::of(child.wait_with_output().unwrap()).is_refusal(7, &["calotype: stopped"]);
+        }
+        let mut command = calotype(&["generate", "x", "--json", "--steps", "1", "-o", &pipe]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        until("the run minds signals", &mut child, |child| catches(child, SIGTERM));
+        send("TERM", &child);
+        until("the run ends", &mut child, |child| child.try_wait().unwrap().is_some());
+        let said = Said::of(child.wait_with_output().unwrap());
+        assert_eq!((said.code, &said.json()["error"]["kind"]), (Some(7), &"cancelled".into()));
+    }
+
+    /// Its first signal leads to a message, which a full pipe holds up.
+    #[test]
+    fn second_signal_ends_it_at_once() {
+        let desk = Desk::new();
+        let (pipe, full) = (fifo(&desk, "pipe"), fifo(&desk, "full"));
+        let both_ends = || fs::File::options().read(true).write(true).open(&full).unwrap();
+        let mut end = both_ends();
+        end.write_all(&[b'.'; 65536]).unwrap();
+        let mut command = calotype(&["generate", "x", "--steps", "1", "-o", &pipe]);
+        let mut child = command.stderr(both_ends()).spawn().unwrap();
+        until("the run minds signals", &mut child, |child| catches(child, SIGTERM));
+        send("TERM", &child);
+        sleep(Duration::from_millis(500));
+        assert!(child.try_wait().unwrap().is_none(), "expected a run that is held up by its message");
+        send("TERM", &child);
+        until("the run ends", &mut child, |child| child.try_wait().unwrap().is_some());
+        assert_eq!(child.wait().unwrap().code(), Some(128 + SIGTERM as i32));
+    }
+
+    #[test]
+    fn ignored_signals_stay_ignored() {
+        let desk = Desk::new();
+        let pipe = fifo(&desk, "pipe");
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "trap '' HUP INT; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_calotype")]);
+        let mut child = shell.args(["generate", "x", "-o", &pipe]).stderr(Stdio::null()).spawn().unwrap();
+        until("the run minds signals", &mut child, |child| catches(child, SIGTERM));
+        send("HUP", &child);
+        send("INT", &child);
+        sleep(Duration::from_millis(500));
+        assert!(child.try_wait().unwrap().is_none(), "an ignored signal ended it");
+        assert!(!catches(&child, SIGHUP));
+        send("TERM", &child);
+        until("the run ends", &mut child, |child| child.try_wait().unwrap().is_some());
+        assert_eq!(child.wait().unwrap().code(), Some(7));
+    }
+
+    fn send(signal: &str, child: &Child) {
+        let kill = format!("kill -{signal} {}", child.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
