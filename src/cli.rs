@@ -24,7 +24,7 @@ use std::thread;
 
 use calotype::adapter::embedding::Embedding;
 use calotype::adapter::lora::Lora;
-use calotype::engine::Library;
+use calotype::engine::{Library, Refusal};
 use calotype::error::shortened;
 use calotype::model::{Adapted, Model, Overrides};
 use calotype::{Error, ErrorKind};
@@ -250,6 +250,11 @@ impl Components {
             variant: self.variant.clone(),
         }
     }
+}
+
+/// Says that there is no memory left, when the process is about to end for it: nothing is allocated.
+pub fn report_exhaustion(refusal: &Refusal) {
+    let _ = writeln!(io::stderr(), "calotype: {refusal}");
 }
 
 /// What is added to a model.

@@ -2,11 +2,13 @@
 //! It knows nothing of what the graphs compute.
 
 mod compile;
+mod exhaustion;
 mod library;
 mod pool;
 mod provider;
 mod stream;
 mod sys;
+mod threads;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -16,9 +18,12 @@ use half::f16;
 
 use self::compile::{Cache, Compilation};
 pub use self::compile::{Compiling, Watch};
+pub use self::exhaustion::{Refusal, exit_when_exhausted};
 pub use self::library::Library;
+pub(crate) use self::pool::SPARE_BYTES;
 pub use self::provider::{About, Precision, Provider, ProviderKind, Providers};
-use self::stream::Streamed;
+use self::stream::{Opening, Streamed};
+pub use self::sys::Heap;
 use self::sys::{Found, Input};
 use crate::graph::{BoundGraph, Dim, Port};
 use crate::weights::Dtype;
@@ -71,6 +76,9 @@ pub struct SessionOptions {
     /// How much memory is kept between its runs to compute in; as much as is of use when absent, or where another provider
     /// than the processor may run a graph.
     pub pool_bytes: Option<usize>,
+    /// The most memory that the process may have while a session is opened or runs: what would exceed it is an error of
+    /// [`ErrorKind::Memory`]. For the processor alone; no limit when absent.
+    pub budget_bytes: Option<u64>,
 }
 
 impl SessionOptions {
@@ -83,13 +91,14 @@ impl SessionOptions {
             watch: None,
             residency: Residency::Keep,
             pool_bytes: None,
+            budget_bytes: None,
         }
     }
 
     /// What holds for a component: devices have memory of their own, into which its weights are copied once.
     pub(crate) fn for_component(mut self, component: &str) -> Self {
         if !self.providers.is_cpu(component) {
-            (self.residency, self.pool_bytes) = (Residency::Keep, None);
+            (self.residency, self.pool_bytes, self.budget_bytes) = (Residency::Keep, None, None);
         }
         self
     }
@@ -412,10 +421,13 @@ fn open_on(
     let run = match options.residency {
         Residency::Keep | Residency::PerStage => {
             let weights = Arc::clone(&bound.weights);
-            sys::Session::open(runtime, &bound.encode(), weights, threads, copies, &providers).map(Run::Whole)
+            let budget = options.budget_bytes;
+            sys::Session::open(runtime, &bound.encode(), weights, threads, copies, budget, &providers)
+                .map(Run::Whole)
         }
         Residency::Streamed { grain_bytes, resident_bytes } => {
-            Streamed::open(runtime, bound, threads, copies, grain_bytes, resident_bytes).map(Run::Streamed)
+            let how = Opening { threads, copies, budget_bytes: options.budget_bytes };
+            Streamed::open(runtime, bound, how, grain_bytes, resident_bytes).map(Run::Streamed)
         }
     };
     let run = run.map_err(|error| match first.is_cpu() {

@@ -4,6 +4,12 @@ mod cli;
 
 use std::process::ExitCode;
 
+use calotype::engine::{Heap, exit_when_exhausted};
+
+#[global_allocator]
+static HEAP: Heap = Heap;
+
 fn main() -> ExitCode {
+    exit_when_exhausted(cli::report_exhaustion);
     cli::run()
 }

@@ -1,12 +1,15 @@
-//! The memory of this machine: what it has, what is free, and what a control group leaves of that.
-//! It reads Linux's tables and knows nothing of what the memory is for.
+//! The memory of this machine and of this process: what there is, what is free, what cgroups and the process's own limits
+//! leave of that, and what the process has. It reads Linux's tables and knows nothing of what the memory is for.
 
 use std::fs;
+use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use crate::{Error, ErrorKind};
 
 /// Memory is short when less than one part in so many is left.
 const SHORT_PART: u64 = 16;
@@ -74,6 +77,55 @@ impl Memory {
     }
 }
 
+/// What the kernel may not have counted yet of a process's memory: 64 pages of a thread.
+const COUNTED_BYTES: u64 = 256 << 10;
+/// A process is near its budget when less than one part in so many of it is left.
+const NEAR_PART: u64 = 64;
+
+/// The budget that this process is held to while something runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Held {
+    /// None where nothing was promised.
+    budget_bytes: Option<u64>,
+    /// The highest point before.
+    peak_before_bytes: u64,
+}
+
+impl Held {
+    /// From now on.
+    pub(crate) fn to(budget_bytes: Option<u64>) -> Self {
+        Self { budget_bytes, peak_before_bytes: peak_bytes().unwrap_or(0) }
+    }
+
+    /// Whether the process has so much that it should give back what it can spare.
+    pub(crate) fn is_near(self) -> bool {
+        let Some(budget_bytes) = self.budget_bytes else { return false };
+        resident_bytes().is_some_and(|bytes| bytes > budget_bytes - budget_bytes / NEAR_PART)
+    }
+
+    /// [`ErrorKind::Memory`] when the process has had more than the budget since it was held to it, up to the end of `stage`.
+    pub(crate) fn check(self, stage: &str) -> Result<(), Error> {
+        let (Some(budget_bytes), Some(peak_bytes)) = (self.budget_bytes, peak_bytes()) else { return Ok(()) };
+        self.check_peak(stage, budget_bytes, peak_bytes)
+    }
+
+    fn check_peak(self, stage: &str, budget_bytes: u64, peak_bytes: u64) -> Result<(), Error> {
+        if peak_bytes <= budget_bytes.saturating_add(COUNTED_BYTES) || peak_bytes <= self.peak_before_bytes {
+            return Ok(());
+        }
+        let kib = |bytes: u64| bytes >> 10;
+        Err(Error::new(
+            ErrorKind::Memory,
+            format!(
+                "{stage}: memory: expected at most {} KiB, the budget, got {} KiB",
+                kib(budget_bytes),
+                kib(peak_bytes)
+            ),
+        )
+        .help("give it a larger budget; that the plan was too low is a bug in calotype"))
+    }
+}
+
 /// A thread that looks at the memory while something runs, so that those who ask need not.
 pub(crate) struct Watch {
     is_short: Arc<AtomicBool>,
@@ -115,18 +167,67 @@ impl Drop for Watch {
 
 /// How much of the memory this process has: pages of its own, and of the files that it has mapped. Only Linux says.
 pub fn resident_bytes() -> Option<u64> {
-    of_status("VmRSS")
+    own("VmRSS")
 }
 
 /// The most of [`resident_bytes`] since the process began.
 pub fn peak_bytes() -> Option<u64> {
-    of_status("VmHWM")
+    own("VmHWM")
 }
 
-fn of_status(name: &str) -> Option<u64> {
-    let table = fs::read_to_string("/proc/self/status").ok()?;
-    let row = table.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    row.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+/// How much more this process may map: what its limits of address space and of data (`ulimit -v`, `ulimit -d`) leave.
+/// Nothing where there are no such limits, or where the kernel does not say.
+pub fn mappable_bytes() -> Option<u64> {
+    let left = |limit: &str, used: &str| Some(limit_of(limit)?.saturating_sub(own(used)?));
+    let left = [left("Max address space", "VmSize"), left("Max data size", "VmData")];
+    left.into_iter().flatten().min()
+}
+
+/// How much a thread's stack takes of the address space where its maker does not say: what the main thread's may.
+pub(crate) fn stack_bytes() -> usize {
+    const USUAL_BYTES: u64 = 8 << 20;
+    limit_of("Max stack size").unwrap_or(USUAL_BYTES) as usize
+}
+
+/// A limit of this process, where it is a number and not `unlimited`.
+fn limit_of(name: &str) -> Option<u64> {
+    let mut room = [0; TABLE_BYTES];
+    let limits = table("/proc/self/limits", &mut room)?;
+    number(rows(limits).find_map(|row| row.strip_prefix(name.as_bytes()))?)
+}
+
+/// The tables that are read here are shorter, or have the rows that are asked for before that.
+const TABLE_BYTES: usize = 4096;
+
+/// A row of this process's status, in bytes.
+fn own(name: &str) -> Option<u64> {
+    let mut room = [0; TABLE_BYTES];
+    let status = table("/proc/self/status", &mut room)?;
+    let row = rows(status).find_map(|row| row.strip_prefix(name.as_bytes())?.strip_prefix(b":"))?;
+    number(row)?.checked_mul(1024)
+}
+
+/// The beginning of one of the kernel's tables. Nothing is allocated: this is asked when there may be nothing to allocate.
+fn table<'a>(path: &str, room: &'a mut [u8]) -> Option<&'a [u8]> {
+    let mut file = fs::File::open(path).ok()?;
+    let mut len = 0;
+    loop {
+        match file.read(&mut room[len..]) {
+            Ok(0) => return Some(&room[..len]),
+            Ok(more) => len += more,
+            Err(_) => return None,
+        }
+    }
+}
+
+fn rows(table: &[u8]) -> impl Iterator<Item = &[u8]> {
+    table.split(|byte| *byte == b'\n')
+}
+
+/// The number that a row begins with.
+fn number(row: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(row.trim_ascii()).ok()?;
+    text.split_ascii_whitespace().next()?.parse().ok()
 }
 
 /// One of the two interfaces of control groups; a machine may have both.
@@ -298,6 +399,37 @@ mod tests {
             let memory = Memory::of_this_machine().expect("a kernel that says what it has");
             assert!(memory.available_bytes > 0 && memory.available_bytes <= memory.total_bytes, "{memory:?}");
         }
+    }
+
+    #[test]
+    fn a_budget_is_held_from_its_start() {
+        let held = |peak_before_bytes| Held { budget_bytes: Some(100 * MIB), peak_before_bytes };
+        let check =
+            |held: Held, peak| held.check_peak("unet", 100 * MIB, peak).map_err(|error| error.to_string());
+        assert_eq!(check(held(0), 100 * MIB + COUNTED_BYTES), Ok(()));
+        let refusal = check(held(0), 101 * MIB).unwrap_err();
+        assert!(
+            refusal.starts_with("unet: memory: expected at most 102400 KiB, the budget, got 103424 KiB"),
+            "{refusal}"
+        );
+        // What the process had before is not the run's.
+        assert_eq!(check(held(150 * MIB), 150 * MIB), Ok(()));
+        assert!(check(held(150 * MIB), 151 * MIB).is_err());
+    }
+
+    /// The kernel's tables, read without the heap, say what they say.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_this_process_has() {
+        let before = resident_bytes().unwrap();
+        let block = vec![1u8; 64 << 20];
+        let (resident, peak) = (resident_bytes().unwrap(), peak_bytes().unwrap());
+        assert!(resident >= before + (48 << 20) && peak >= resident, "{before} {resident} {peak}");
+        assert!(
+            !Held::to(None).is_near() && Held::to(Some(1)).is_near() && !Held::to(Some(u64::MAX)).is_near()
+        );
+        drop(block);
+        assert!((1 << 16..1 << 40).contains(&stack_bytes()));
     }
 
     #[test]

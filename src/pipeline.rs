@@ -10,7 +10,7 @@ use image::RgbImage;
 use crate::engine::{Placement, SessionOptions};
 use crate::guidance::View;
 use crate::manifest::Manifest;
-use crate::memory::{Memory, Watch};
+use crate::memory::{Held, Memory, Watch};
 use crate::model::Model;
 use crate::noise::{BrownianTree, StepNoise};
 use crate::plan::{self, Plan};
@@ -49,6 +49,7 @@ pub struct Pipeline {
     vae_encoder: Option<VaeEncoder>,
     vae_decoder: VaeDecoder,
     tiles: Tiles,
+    plan: Option<Plan>,
     /// Whether memory runs short.
     is_short: fn() -> bool,
 }
@@ -144,6 +145,7 @@ impl Pipeline {
             vae_encoder: VaeEncoder::of(model, session("vae_encoder")),
             vae_decoder: VaeDecoder::open(model, session("vae_decoder"))?,
             tiles: Tiles { encoder: tile("vae_encoder"), decoder: tile("vae_decoder") },
+            plan: plan.clone(),
             manifest: model.manifest().clone(),
             is_short: || Memory::of_this_machine().is_some_and(|memory| memory.is_short()),
         })
@@ -164,6 +166,8 @@ impl Pipeline {
     /// Draws one picture. `on_step` is called after every step and may break off.
     ///
     /// # Errors
+    /// [`ErrorKind::Memory`] for a request that is larger than the one that the pipeline's plan was made for, before anything
+    /// is run; when memory cannot be had, and where the process has had more than a budget that was stated.
     /// [`ErrorKind::Cancelled`] when `on_step` breaks; [`ErrorKind::Numeric`] when a value stops being finite;
     /// [`ErrorKind::Usage`] for a prompt that cannot be read.
     pub fn generate(
@@ -171,17 +175,19 @@ impl Pipeline {
         request: &Request,
         on_step: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Picture, Error> {
-        let Denoised { latents, cuts, mut times } = self.run(request, on_step)?;
+        let held = self.hold();
+        let Denoised { latents, cuts, mut times } = self.run(request, held, on_step)?;
         let started = Instant::now();
         let mut tile = self.tiles.decoder;
         if (self.is_short)() {
-            tile = self.vae_decoder.squeeze(request.shape).or(tile);
-            tracing::warn!("memory runs short: the picture is decoded in tiles, where the model can be");
+            tile = self.vae_decoder.reduce_memory(request.shape).or(tile);
+            tracing::warn!("memory pressure: the picture is decoded in tiles, where the model can be");
         }
         let mut image = self.vae_decoder.decode(&latents, request.shape, request.size, tile)?;
         if let Source::Masked { picture, mask, keeps_outside: true, .. } = &request.source {
             keep_outside(&mut image, picture.get()?, mask.get()?);
         }
+        held.check("vae_decoder")?;
         times.vae_decoder = started.elapsed();
         let [cut_prompt, cut_negative] = cuts;
         Ok(Picture { image, cut_prompt, cut_negative, times })
@@ -196,7 +202,8 @@ impl Pipeline {
         request: &Request,
         on_step: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Vec<f32>, Error> {
-        Ok(self.run(request, on_step)?.latents)
+        let held = self.hold();
+        Ok(self.run(request, held, on_step)?.latents)
     }
 
     /// What the U-Net is told of a text.
@@ -207,19 +214,35 @@ impl Pipeline {
         Ok(self.text_encoder.encode(&[Some(text)])?.remove(0))
     }
 
+    /// From now on the process is held to the budget, if one was stated. What an earlier run took less for want of memory is
+    /// taken again: if there is too little of it still, that is found again.
+    fn hold(&mut self) -> Held {
+        self.text_encoder.restore();
+        self.denoiser.restore();
+        self.vae_encoder.iter_mut().for_each(VaeEncoder::restore);
+        self.vae_decoder.restore();
+        Held::to(self.plan.as_ref().and_then(Plan::promised_bytes))
+    }
+
     fn run(
         &mut self,
         request: &Request,
+        held: Held,
         mut on_step: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Denoised, Error> {
+        if let Some(plan) = &self.plan {
+            plan.check(request)?;
+        }
         let started = Instant::now();
         let told = self.tell(request)?;
+        held.check("text_encoder")?;
         let text_encoder = started.elapsed();
 
         let started = Instant::now();
         let mut noise = request.rng.source(request.seed)?;
         let Start { mut latents, beside, kept, clean } =
             Start::new(request, &self.manifest, self.vae_encoder.as_mut(), self.tiles.encoder, &mut noise)?;
+        held.check("vae_encoder")?;
         let vae_encoder = started.elapsed();
 
         let started = Instant::now();
@@ -258,14 +281,18 @@ impl Pipeline {
                     format!("stopped after step {done} of {}", steps.len()),
                 ));
             }
-            if watch.is_short() && denoiser.squeeze() {
-                self.text_encoder.squeeze();
-                tracing::warn!(step = done, "memory runs short: weights are read from the disk from here on");
+            held.check("unet")?;
+            if held.is_near() {
+                denoiser.release_pages();
+            }
+            if watch.is_short() && denoiser.reduce_memory() {
+                self.text_encoder.reduce_memory();
+                tracing::warn!(step = done, "memory pressure: weights are read from the disk from here on");
             }
         }
         let (unet, denoising) = (denoiser.spent(), started.elapsed());
+        drop(denoiser);
         let times = Times { text_encoder, vae_encoder, unet, denoising, vae_decoder: Duration::ZERO };
-        self.denoiser.rest();
         let views = request.guidance.views();
         let cuts = [true, false].map(|is_prompt| {
             let is_meant = |view: &View| matches!(view, View::Positive(_)) == is_prompt;
@@ -310,9 +337,13 @@ impl Pipeline {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::Residency;
+    use crate::plan::Budget;
     use crate::request::Draft;
+    use crate::tensor::PixelSize;
 
-    /// When memory runs short in the middle of a run, it goes on in other ways, and to the same picture but for rounding.
+    /// When memory runs short in the middle of a run, it goes on in other ways, and to the same picture but for rounding. The
+    /// next run, for which there is enough again, is as the first.
     #[test]
     fn a_run_goes_on_when_memory_runs_short() {
         let mut pipeline = Pipeline::open(&Model::built_in().unwrap(), &Options::default()).unwrap();
@@ -327,10 +358,97 @@ mod tests {
         assert!(!was_streamed);
         // The first step is in memory, the others are read from the disk; so is all of the second picture.
         for _ in 0..2 {
-            let (squeezed, is_streamed) = draw(|| true);
+            let (reduced, is_streamed) = draw(|| true);
             assert!(is_streamed);
-            let worst = whole.iter().zip(squeezed.iter()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+            let worst = whole.iter().zip(reduced.iter()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
             assert!(worst <= 2, "{worst} levels off");
         }
+        let (again, is_streamed) = draw(|| false);
+        assert!(!is_streamed && again == whole);
+    }
+
+    /// A pipeline of the built-in model with a plan of this request, as it was typed.
+    fn planned(draft: Draft) -> Result<Pipeline, Error> {
+        let (model, session) = (Model::built_in()?, SessionOptions::new(NonZeroUsize::MIN));
+        let request = Request::new(draft, model.manifest())?;
+        let plan = Plan::new(&model, &request, &session, Budget::of_bytes(u64::MAX))?;
+        Pipeline::open(&model, &Options { session, plan: Some(plan) })
+    }
+
+    fn draft(size: u32) -> Draft {
+        Draft {
+            prompt: "a red apple".into(),
+            size: Some(PixelSize::new(size, size).unwrap()),
+            seed: Some(1),
+            steps: Some(2),
+            ..Draft::default()
+        }
+    }
+
+    fn generate(pipeline: &mut Pipeline, draft: Draft) -> Result<Picture, Error> {
+        let request = Request::new(draft, pipeline.manifest())?;
+        pipeline.generate(&request, |_| ControlFlow::Continue(()))
+    }
+
+    /// Whatever is larger than what was planned is refused before anything is run; what is not, is drawn.
+    #[test]
+    fn a_plan_guards_its_size() {
+        let mut pipeline = planned(Draft { guidance: Some(5.0.into()), ..draft(128) }).unwrap();
+        let flat = |size| image::RgbImage::new(size, size);
+        let wide = PixelSize::new(256, 64).unwrap();
+        let parts = "a red apple AND a green pear".to_owned();
+        for larger in [
+            draft(256),
+            Draft { size: Some(wide), ..draft(128) },
+            Draft { prompt: parts, ..draft(128) },
+            Draft { init: Some(flat(128).into()), ..draft(128) },
+        ] {
+            let error = generate(&mut pipeline, larger).map(|_| ()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Memory, "{error}");
+            assert!(error.to_string().contains("for which the plan was made, got "), "{error}");
+        }
+        for not_larger in [draft(128), draft(64), Draft { guidance: Some(1.0.into()), ..draft(128) }] {
+            generate(&mut pipeline, not_larger).unwrap();
+        }
+    }
+
+    /// However a run ends, what its stages took is given back.
+    #[test]
+    fn what_is_broken_off_gives_back_its_memory() {
+        let per_stage =
+            SessionOptions { residency: Residency::PerStage, ..SessionOptions::new(NonZeroUsize::MIN) };
+        let options = Options { session: per_stage, plan: None };
+        let mut pipeline = Pipeline::open(&Model::built_in().unwrap(), &options).unwrap();
+        let request = Request::new(draft(128), pipeline.manifest()).unwrap();
+        let cancelled = pipeline.generate(&request, |_| ControlFlow::Break(())).map(|_| ()).unwrap_err();
+        assert_eq!(cancelled.kind(), ErrorKind::Cancelled);
+        assert!(!pipeline.denoiser.is_open());
+        pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap();
+        assert!(!pipeline.denoiser.is_open());
+        // One that fails in the middle.
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            pipeline.generate(&request, |_| panic!("a caller's"))
+        }));
+        assert!(panicked.is_err() && !pipeline.denoiser.is_open());
+    }
+
+    /// A process that has more than the budget that was stated is stopped, and the stage is named.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_budget_that_is_exceeded_is_an_error() {
+        let mut pipeline = planned(draft(128)).unwrap();
+        pipeline.plan.as_mut().unwrap().budget_bytes = 1 << 20;
+        let request = Request::new(draft(128), pipeline.manifest()).unwrap();
+        let mut held = Vec::new();
+        let result = pipeline.generate(&request, |_| {
+            // Above all that the process had before, which is not the run's.
+            let (peak, resident) = (crate::memory::peak_bytes(), crate::memory::resident_bytes());
+            held.push(vec![1u8; (peak.unwrap() - resident.unwrap()) as usize + (64 << 20)]);
+            ControlFlow::Continue(())
+        });
+        let error = result.map(|_| ()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Memory, "{error}");
+        let message = error.to_string();
+        assert!(message.contains(": memory: expected at most 1024 KiB, the budget, got "), "{message}");
     }
 }

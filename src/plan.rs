@@ -5,11 +5,14 @@
 //! once. Each is run in the fastest way that fits: whole, or with the weights on disk; with one call of the U-Net for all
 //! predictions, or one for each; the picture whole, or in tiles.
 
+mod extent;
+
 use std::fmt;
 use std::str::FromStr;
 
 use serde::Serialize;
 
+use self::extent::Extent;
 use crate::engine::{self, Library, Providers, Residency, SessionOptions};
 use crate::graph::{Dim, Graph, Port, Segment};
 use crate::memory::{self, Memory};
@@ -45,12 +48,14 @@ const POOL_SLACK: u64 = 12;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
     bytes: u64,
+    /// Whether somebody asked for it, and the process is held to it.
+    is_stated: bool,
 }
 
 impl Budget {
     /// So many bytes.
     pub const fn of_bytes(bytes: u64) -> Self {
-        Self { bytes }
+        Self { bytes, is_stated: true }
     }
 
     /// What is free on this machine, with what this process has, less an eighth for others; without a limit where the
@@ -60,12 +65,21 @@ impl Budget {
             let own = memory::resident_bytes().unwrap_or(0);
             own + memory.available_bytes - memory.available_bytes / RESERVED_PART
         });
-        Self { bytes: free.unwrap_or(u64::MAX) }
+        Self { bytes: free.unwrap_or(u64::MAX), is_stated: false }
     }
 
     /// In bytes.
     pub const fn bytes(self) -> u64 {
         self.bytes
+    }
+
+    /// The same, but no more than the process's own limits leave: of what it may map, `sessions` threads' stacks each of
+    /// `threads` threads and some to spare are not for us.
+    fn within_limits(self, threads: usize, sessions: usize) -> u64 {
+        let Some(left_bytes) = memory::mappable_bytes() else { return self.bytes };
+        let stacks_bytes = (threads.saturating_sub(1) * sessions * memory::stack_bytes()) as u64;
+        let left_bytes = left_bytes.saturating_sub(stacks_bytes + engine::SPARE_BYTES as u64);
+        self.bytes.min(memory::resident_bytes().unwrap_or(0) + left_bytes)
     }
 }
 
@@ -124,6 +138,12 @@ pub struct Plan {
     pub images_peak_bytes: Option<u64>,
     /// In the order in which they run.
     pub stages: Vec<Stage>,
+    /// Whether the process is held to the budget.
+    #[serde(skip)]
+    is_promise: bool,
+    /// What it was made for.
+    #[serde(skip)]
+    extent: Extent,
 }
 
 /// A stage of a plan.
@@ -224,18 +244,24 @@ impl Plan {
         let base_bytes = resident_bytes + images_kept_bytes + OVERHEAD_BYTES + described / COPIES_PART;
         let (stages, ways): (Vec<&'static str>, Vec<Vec<Way>>) = ways.into_iter().unzip();
         let least_bytes = (base_bytes + least(&ways)).max(images_peak_bytes);
-        let room = budget.bytes.saturating_sub(base_bytes);
-        let choice = choose(ways, room).filter(|_| images_peak_bytes <= budget.bytes);
+        let limit_bytes = budget.within_limits(options.threads.get(), stages.len());
+        let room = limit_bytes.saturating_sub(base_bytes);
+        let choice = choose(ways, room).filter(|_| images_peak_bytes <= limit_bytes);
         let Some(Choice { ways, kept_bytes }) = choice else {
-            return Err(Error::new(
+            let error = Error::new(
                 ErrorKind::Memory,
                 format!(
                     "memory: expected at least {} for a picture of {}, got {}",
                     Size(least_bytes),
                     request.size(),
-                    Size(budget.bytes)
+                    Size(limit_bytes)
                 ),
-            ));
+            );
+            return Err(if limit_bytes < budget.bytes {
+                error.help("this process's limits (ulimit -v, ulimit -d) leave no more")
+            } else {
+                error
+            });
         };
         let stages: Vec<Stage> = stages
             .into_iter()
@@ -265,6 +291,7 @@ impl Plan {
         let peak_bytes = stages.iter().map(|stage| stage.peak_bytes).max().unwrap_or(base_bytes);
         let peak_bytes = peak_bytes.max(images_peak_bytes);
         let images_peak_bytes = (images_kept_bytes > 0).then_some(images_peak_bytes);
+        let (is_promise, extent) = (budget.is_stated, Extent::of(request));
         Ok(Self {
             budget_bytes: budget.bytes,
             peak_bytes,
@@ -272,7 +299,19 @@ impl Plan {
             base_bytes,
             images_peak_bytes,
             stages,
+            is_promise,
+            extent,
         })
+    }
+
+    /// [`ErrorKind::Memory`] for a request that is larger than the one that was planned.
+    pub(crate) fn check(&self, request: &Request) -> Result<(), Error> {
+        self.extent.check(request)
+    }
+
+    /// The budget, if the process is held to it.
+    pub(crate) fn promised_bytes(&self) -> Option<u64> {
+        self.is_promise.then_some(self.budget_bytes)
     }
 
     /// How the sessions of a component are opened.
@@ -280,7 +319,7 @@ impl Plan {
         let stage = self.stages.iter().find(|stage| stage.stage == component);
         let unplanned = How { residency: Residency::PerStage, pool_bytes: None };
         let How { residency, pool_bytes } = stage.map_or(unplanned, |stage| stage.how);
-        SessionOptions { residency, pool_bytes, ..options.clone() }
+        SessionOptions { residency, pool_bytes, budget_bytes: self.promised_bytes(), ..options.clone() }
     }
 
     /// The most pictures that one call of the U-Net takes.

@@ -9,6 +9,9 @@ use std::collections::HashMap;
 
 use memmap2::MmapMut;
 
+use super::exhaustion::Refusal;
+use crate::memory;
+
 /// What long blocks are multiples of; the pages of some ARM boards have 16 or 64 KiB, and mappings are rounded up there.
 const PAGE_BYTES: usize = 4096;
 /// Blocks from this length on are mappings.
@@ -18,6 +21,10 @@ const LEAST_PART: usize = 8;
 /// At most one part in so many of the memory is wasted in blocks that are longer than what was asked for: without a
 /// limit, where that spares the kernel many pages, and with one, where every page counts.
 const WASTED_PART: [usize; 2] = [4, 16];
+
+/// What is left of the address space when a block is made: the C library's heap, kernels' scratch and threads' stacks need
+/// some, too, and not all of them look whether they got it.
+pub(crate) const SPARE_BYTES: usize = 32 << 20;
 
 /// A cache line: what kernels expect tensors to begin with.
 #[derive(Clone, Copy)]
@@ -34,7 +41,10 @@ impl Block {
         if len_bytes < LONG_BYTES {
             return Some(Self::Short(vec![Line([0; 64]); len_bytes.div_ceil(64).max(1)]));
         }
-        MmapMut::map_anon(len_bytes.checked_next_multiple_of(PAGE_BYTES)?).ok().map(Self::Long)
+        let map = MmapMut::map_anon(len_bytes.checked_next_multiple_of(PAGE_BYTES)?).ok()?;
+        // No page of it is touched, and it is gone at once.
+        MmapMut::map_anon(SPARE_BYTES).ok()?;
+        Some(Self::Long(map))
     }
 
     fn address(&mut self) -> usize {
@@ -68,14 +78,19 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// The address of a block of at least this many bytes, unless it is more than the machine allows. (ONNX Runtime takes
-    /// it for granted that there is one: the limit bounds what is kept, and whether what is used fits is planned before.)
-    pub(super) fn take(&mut self, len_bytes: usize) -> Option<usize> {
+    /// The address of a block of at least this many bytes, unless it is more than the machine allows, or than leaves the
+    /// process within a budget. (The pool's limit bounds what is kept, not what is used.)
+    pub(super) fn take(&mut self, len_bytes: usize, budget_bytes: Option<u64>) -> Result<usize, Refusal> {
         let mut block = match self.fitting(len_bytes) {
             Some(block) => block,
             None => {
                 self.make_room(len_bytes);
-                Block::new(len_bytes)?
+                if len_bytes >= LONG_BYTES
+                    && let Some(budget_bytes) = budget_bytes
+                {
+                    self.keep_within(budget_bytes, len_bytes)?;
+                }
+                Block::new(len_bytes).ok_or_else(|| Refusal::of_system(len_bytes))?
             }
         };
         self.used_bytes += block.len_bytes();
@@ -83,7 +98,21 @@ impl Pool {
         self.most_used_bytes = self.most_used_bytes.max(self.used_bytes);
         let address = block.address();
         self.used.insert(address, (block, len_bytes));
-        Some(address)
+        Ok(address)
+    }
+
+    /// Whether the process stays within a budget with a new block of this length; what is kept is let go of before it is not.
+    fn keep_within(&mut self, budget_bytes: u64, len_bytes: usize) -> Result<(), Refusal> {
+        let is_within = || {
+            let resident_bytes = memory::resident_bytes().unwrap_or(0);
+            let is_over = resident_bytes.saturating_add(len_bytes as u64) > budget_bytes;
+            if is_over { Err(Refusal::of_budget(len_bytes, budget_bytes, resident_bytes)) } else { Ok(()) }
+        };
+        is_within().or_else(|_| {
+            self.kept.clear();
+            self.kept_bytes = 0;
+            is_within()
+        })
     }
 
     /// Takes back the block at this address.
@@ -152,13 +181,13 @@ mod tests {
     fn blocks_begin_with_a_line_and_are_used_again() {
         let mut pool = Pool::default();
         for len in [1, 63, 64, LONG_BYTES, MIB + 1] {
-            let address = pool.take(len).unwrap();
+            let address = pool.take(len, None).unwrap();
             assert_eq!(address % 64, 0);
             pool.give_back(address);
         }
-        let long = pool.take(MIB + 1).unwrap();
+        let long = pool.take(MIB + 1, None).unwrap();
         pool.give_back(long);
-        assert_eq!(pool.take(MIB), Some(long));
+        assert_eq!(pool.take(MIB, None), Ok(long));
         assert_eq!(pool.used_bytes, MIB + PAGE_BYTES);
     }
 
@@ -166,32 +195,52 @@ mod tests {
     fn a_limit_is_kept_by_letting_go() {
         let mut pool = Pool::default();
         pool.limit(Some(4 * MIB));
-        let first = pool.take(2 * MIB).unwrap();
+        let first = pool.take(2 * MIB, None).unwrap();
         pool.give_back(first);
-        let _second = pool.take(3 * MIB).unwrap();
+        let _second = pool.take(3 * MIB, None).unwrap();
         assert_eq!((pool.used_bytes, pool.kept_bytes), (3 * MIB, 0));
-        assert!(pool.take(MIB).is_some());
+        assert!(pool.take(MIB, None).is_ok());
         assert_eq!(pool.used_bytes + pool.kept_bytes, 4 * MIB);
-        assert!(pool.take(MIB).is_some(), "what is needed is had");
-        assert_eq!(pool.take(usize::MAX), None);
+        assert!(pool.take(MIB, None).is_ok(), "what is needed is had");
+        assert!(pool.take(usize::MAX, None).is_err());
     }
 
     #[test]
     fn little_is_wasted_under_a_limit() {
         let mut pool = Pool::default();
         pool.limit(Some(16 * MIB));
-        let long = pool.take(4 * MIB).unwrap();
+        let long = pool.take(4 * MIB, None).unwrap();
         pool.give_back(long);
         // 3 MiB would be wasted, and 1 may be.
-        assert_ne!(pool.take(MIB).unwrap(), long);
-        assert_eq!(pool.take(3 * MIB), Some(long));
+        assert_ne!(pool.take(MIB, None).unwrap(), long);
+        assert_eq!(pool.take(3 * MIB, None), Ok(long));
         assert_eq!(pool.wasted_bytes, MIB);
+    }
+
+    /// What is kept is let go of first; what would exceed the budget even so is refused before it is mapped.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_budget_is_kept_by_refusing() {
+        let mut pool = Pool::default();
+        pool.limit(Some(64 * MIB));
+        let kept = pool.take(4 * MIB, None).unwrap();
+        pool.give_back(kept);
+        let plenty = memory::resident_bytes().unwrap() + (1 << 40);
+        assert!(pool.take(5 * MIB, Some(plenty)).is_ok());
+        assert_eq!(pool.kept_bytes, 4 * MIB);
+        let refusal = pool.take(16 * MIB, Some(1 << 20)).unwrap_err();
+        assert!(
+            refusal.to_string().starts_with("memory: expected at most 1024 KiB, the budget, got "),
+            "{refusal}"
+        );
+        assert_eq!((pool.kept_bytes, pool.used_bytes), (0, 5 * MIB));
+        assert!(pool.take(1, Some(1 << 20)).is_ok(), "short blocks are of the heap");
     }
 
     #[test]
     fn what_is_trimmed_is_gone() {
         let mut pool = Pool::default();
-        let block = pool.take(MIB).unwrap();
+        let block = pool.take(MIB, None).unwrap();
         pool.give_back(block);
         assert_eq!(pool.kept_bytes, MIB);
         pool.trim();

@@ -22,9 +22,30 @@ pub(super) struct Streamed {
     runtime: &'static Runtime,
     parts: Vec<Part>,
     weights: Arc<Weights>,
-    threads: usize,
-    copies: Copies,
+    how: Opening,
     ahead: Ahead,
+}
+
+/// How the sessions of segments are opened.
+#[derive(Clone, Copy)]
+pub(super) struct Opening {
+    pub(super) threads: usize,
+    /// Which copies of weights those may make that stay open.
+    pub(super) copies: Copies,
+    pub(super) budget_bytes: Option<u64>,
+}
+
+impl Opening {
+    fn open(
+        self,
+        runtime: &Runtime,
+        onnx: &[u8],
+        weights: &Arc<Weights>,
+        copies: Copies,
+    ) -> Result<sys::Session, Error> {
+        let Self { threads, budget_bytes, .. } = self;
+        sys::Session::open(runtime, onnx, Arc::clone(weights), threads, copies, budget_bytes, &[])
+    }
 }
 
 struct Part {
@@ -40,8 +61,7 @@ impl Streamed {
     pub(super) fn open(
         runtime: &'static Runtime,
         bound: &BoundGraph,
-        threads: usize,
-        copies: Copies,
+        how: Opening,
         grain_bytes: usize,
         resident_bytes: usize,
     ) -> Result<Self, Error> {
@@ -59,8 +79,8 @@ impl Streamed {
             if is_pinned {
                 left_bytes -= bytes;
             }
-            let copies = if is_pinned { copies } else { Copies::None };
-            let session = sys::Session::open(runtime, &onnx, Arc::clone(&weights), threads, copies, &[])?;
+            let copies = if is_pinned { how.copies } else { Copies::None };
+            let session = how.open(runtime, &onnx, &weights, copies)?;
             types.extend(session.output_types().map(|(name, code)| (name.to_owned(), code)));
             let pinned = is_pinned.then_some(session);
             if pinned.is_none() {
@@ -70,7 +90,7 @@ impl Streamed {
         }
         let ranges = parts.iter().map(|part| part.segment.ranges.clone()).collect();
         let ahead = Ahead::start(Arc::clone(&weights), ranges)?;
-        Ok(Self { runtime, parts, weights, threads, copies, ahead })
+        Ok(Self { runtime, parts, weights, how, ahead })
     }
 
     /// Runs all segments; gives the outputs of these names.
@@ -96,15 +116,7 @@ impl Streamed {
             let session = match &mut part.pinned {
                 Some(session) => session,
                 None => {
-                    let weights = Arc::clone(&self.weights);
-                    opened = sys::Session::open(
-                        self.runtime,
-                        &part.onnx,
-                        weights,
-                        self.threads,
-                        self.copies,
-                        &[],
-                    )?;
+                    opened = self.how.open(self.runtime, &part.onnx, &self.weights, self.how.copies)?;
                     &mut opened
                 }
             };

@@ -2,11 +2,13 @@
 //! It knows nothing of where libraries are found, and checks nothing that [`super::Session`] has checked.
 #![allow(unsafe_code)]
 
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::ptr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use ort::AsPointer;
 use ort::device;
@@ -22,11 +24,12 @@ use ort::sys::{
 };
 use ort::value::{DynValue, PrimitiveTensorElementType, TensorElementType};
 
+use super::exhaustion::{self, Refusal};
 use super::pool::Pool;
 use super::provider::{Provider, ProviderKind};
-use super::{Copies, Data, Device, Output, TensorRef};
+use super::{Copies, Data, Device, Output, TensorRef, threads};
 use crate::weights::Weights;
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, memory};
 
 /// The lowest minor version of ONNX Runtime 1 that has all we call.
 pub(super) const LOWEST_MINOR: u32 = ort::MINOR_VERSION;
@@ -65,6 +68,7 @@ impl Runtime {
         // SAFETY: Rust's own readers of the environment are locked out meanwhile; C code in another thread that reads
         // it at this very moment is the caller's to rule out, as it says in the documentation of `Library::load`.
         unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
+        spare_address_space();
         type GetApiBase = unsafe extern "C" fn() -> *const OrtApiBase;
         // SAFETY: opening a library runs its constructors. The user chose the file, or the administrator, or our build.
         let library = unsafe { libloading::Library::new(path) }.map_err(|error| cause(&error))?;
@@ -84,6 +88,7 @@ impl Runtime {
             .ok_or_else(|| format!("version {version}: has no API of version {LOWEST_MINOR}"))?
             .clone();
 
+        find_throw(&library);
         // From here on the functions in `api` can be called at any time.
         std::mem::forget(library);
         if !ort::set_api(api) {
@@ -221,10 +226,19 @@ impl Allocator {
         )?];
         // SAFETY: gives a structure of plain values.
         let mut functions = unsafe { OrtAllocator::default() };
-        functions.Alloc = Some(Self::alloc);
+        type Alloc = unsafe extern "system" fn(*mut OrtAllocator, usize) -> *mut c_void;
+        type Reserve = unsafe extern "system" fn(*const OrtAllocator, usize) -> *mut c_void;
+        let alloc: unsafe extern "system-unwind" fn(*mut OrtAllocator, usize) -> *mut c_void = Self::alloc;
+        let reserve: unsafe extern "system-unwind" fn(*const OrtAllocator, usize) -> *mut c_void =
+            Self::reserve;
+        // SAFETY: the types differ in whether C++ exceptions may leave the function, which ONNX Runtime, who alone calls
+        // it, expects of allocators: its own throw, too.
+        let (alloc, reserve) =
+            unsafe { (std::mem::transmute::<_, Alloc>(alloc), std::mem::transmute::<_, Reserve>(reserve)) };
+        functions.Alloc = Some(alloc);
         functions.Free = Some(Self::free);
         functions.Info = Some(Self::info);
-        functions.Reserve = Some(Self::reserve);
+        functions.Reserve = Some(reserve);
         let allocator: &'static Self = Box::leak(Box::new(Self { functions, info, pool: Mutex::default() }));
         // SAFETY: both live as long as the process; nothing writes to the allocator but through its lock.
         ortsys![unsafe RegisterAllocator(
@@ -244,13 +258,17 @@ impl Allocator {
         unsafe { &*this.cast() }
     }
 
-    unsafe extern "system" fn alloc(this: *mut OrtAllocator, len_bytes: usize) -> *mut c_void {
+    /// Never gives null, which ONNX Runtime would take for an address: it throws, or ends the process.
+    unsafe extern "system-unwind" fn alloc(this: *mut OrtAllocator, len_bytes: usize) -> *mut c_void {
         // SAFETY: ONNX Runtime passes what was registered.
         let allocator = unsafe { Self::of(this) };
-        allocator.pool().take(len_bytes).map_or(ptr::null_mut(), |address| address as *mut c_void)
+        let budget_bytes = CALL.get().and_then(|call| call.budget_bytes);
+        // The lock is open again before anything is thrown.
+        let taken = allocator.pool().take(len_bytes, budget_bytes);
+        taken.map_or_else(|refusal| refuse(refusal), |address| address as *mut c_void)
     }
 
-    unsafe extern "system" fn reserve(this: *const OrtAllocator, len_bytes: usize) -> *mut c_void {
+    unsafe extern "system-unwind" fn reserve(this: *const OrtAllocator, len_bytes: usize) -> *mut c_void {
         // SAFETY: as above.
         unsafe { Self::alloc(this.cast_mut(), len_bytes) }
     }
@@ -266,24 +284,169 @@ impl Allocator {
     }
 }
 
+/// A call of ONNX Runtime that a thread is in.
+#[derive(Clone, Copy)]
+struct Call {
+    /// The most that the process may have meanwhile.
+    budget_bytes: Option<u64>,
+    /// Memory that it was not given.
+    refusal: Option<Refusal>,
+}
+
+thread_local! {
+    static CALL: Cell<Option<Call>> = const { Cell::new(None) };
+}
+
+impl Call {
+    /// Runs `call`, which is within `budget_bytes`; its error, if it has one, and the memory that it was not given.
+    fn of<T>(
+        budget_bytes: Option<u64>,
+        call: impl FnOnce() -> ort::Result<T>,
+    ) -> Result<T, (ort::Error, Option<Refusal>)> {
+        let before = CALL.replace(Some(Self { budget_bytes, refusal: None }));
+        let result = call();
+        let refusal = CALL.replace(before).and_then(|call| call.refusal);
+        result.map_err(|error| (error, refusal))
+    }
+}
+
+/// `std::__throw_bad_alloc`, which is how ONNX Runtime's own allocators say that there is no memory.
+type Throw = unsafe extern "C-unwind" fn() -> !;
+type NewHandler = extern "C-unwind" fn();
+
+static THROW: OnceLock<Throw> = OnceLock::new();
+
+/// Finds out how to throw what ONNX Runtime catches, in the C++ library that it was linked with, and has its own
+/// allocations handled as those from the pool are, where the process is to end with a message.
+fn find_throw(library: &libloading::Library) {
+    // SAFETY: the C++ libraries of GCC and of LLVM declare the symbol with this type.
+    if let Ok(throw) = unsafe { library.get::<Throw>(b"_ZSt17__throw_bad_allocv\0") } {
+        let _ = THROW.set(*throw);
+    }
+    if exhaustion::is_reported() {
+        type SetNewHandler = unsafe extern "C" fn(NewHandler) -> Option<NewHandler>;
+        // SAFETY: as above: `std::set_new_handler`.
+        if let Ok(set) = unsafe { library.get::<SetNewHandler>(b"_ZSt15set_new_handlerPFvvE\0") } {
+            // SAFETY: a handler may throw `std::bad_alloc` or end the process, and this one does.
+            unsafe { set(on_new_failing) };
+        }
+    }
+}
+
+extern "C-unwind" fn on_new_failing() {
+    refuse(Refusal::of_system(0))
+}
+
+/// Leaves a call of ONNX Runtime for want of memory: by an exception, where a thread of ours called it and it is caught;
+/// in its own threads, where it would not be, by the end of the process.
+fn refuse(refusal: Refusal) -> ! {
+    if let (Some(call), Some(throw)) = (CALL.get(), THROW.get()) {
+        CALL.set(Some(Call { refusal: Some(refusal), ..call }));
+        // SAFETY: between here and ONNX Runtime, which catches it, are only functions that may unwind and have nothing to
+        // drop.
+        unsafe { throw() }
+    }
+    exhaustion::end(refusal)
+}
+
+/// The heap of a program in which [`super::exit_when_exhausted`] holds for allocations of Rust code, too.
+///
+/// ```
+/// #[global_allocator]
+/// static HEAP: calotype::engine::Heap = calotype::engine::Heap;
+/// ```
+pub struct Heap;
+
+// SAFETY: every call is passed on as it came, and what is given is given back; where nothing is given and the process is to
+// end, nothing is returned at all.
+unsafe impl GlobalAlloc for Heap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promises are those that the system's allocator asks for.
+        given(unsafe { System.alloc(layout) }, layout.size())
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as above.
+        given(unsafe { System.alloc_zeroed(layout) }, layout.size())
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: as above.
+        given(unsafe { System.realloc(memory, layout, new_size) }, new_size)
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+#[inline]
+fn given(memory: *mut u8, wanted_bytes: usize) -> *mut u8 {
+    if memory.is_null() && exhaustion::is_reported() {
+        exhaustion::end(Refusal::of_system(wanted_bytes))
+    }
+    memory
+}
+
+/// Ends the process without running what is registered for its end: other threads may be at work, and there may be no memory.
+pub(super) fn exit_at_once(code: u8) -> ! {
+    #[cfg(unix)]
+    // SAFETY: may be called at any time by any thread.
+    unsafe {
+        libc::_exit(code.into())
+    }
+    #[cfg(not(unix))]
+    std::process::exit(code.into())
+}
+
+/// Has the C library reserve less address space, where that is limited: it would take 64 MiB for every thread.
+fn spare_address_space() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    if memory::mappable_bytes().is_some() {
+        // SAFETY: may be called at any time by any thread.
+        unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    }
+}
+
+/// An error of ONNX Runtime; `kind` is that of those that are not about memory.
+fn failed(what: &str, kind: ErrorKind, (error, refusal): (ort::Error, Option<Refusal>)) -> Error {
+    let text = error.to_string();
+    if refusal.is_some() || text.contains("bad_alloc") {
+        tracing::debug!(text, "no memory");
+        return refusal.unwrap_or_else(|| Refusal::of_system(0)).error(what);
+    }
+    Error::new(kind, what).source(error)
+}
+
 /// An open session; it owns the memory in which ONNX Runtime reads its weights.
 pub(super) struct Session {
     // Dropped in this order: the session reads the weights until it is gone.
     session: ort::session::Session,
+    budget_bytes: Option<u64>,
     _weights: Arc<Weights>,
 }
 
 impl Session {
-    /// Opens a session on `model`, whose external data lies in the files of `weights`.
+    /// Opens a session on `model`, whose external data lies in the files of `weights`. The process may never have more than
+    /// `budget_bytes` for want of what it opens or runs.
     pub(super) fn open(
         runtime: &Runtime,
         model: &[u8],
         weights: Arc<Weights>,
         threads: usize,
         copies: Copies,
+        budget_bytes: Option<u64>,
         providers: &[(Provider, Found)],
     ) -> Result<Self, Error> {
-        let failed = |error: ort::Error| {
+        threads::expect(threads)?;
+        let opened = Call::of(budget_bytes, || {
+            let builder = options(runtime, threads, copies)?;
+            let mut builder = append(runtime, builder, providers)?;
+            lend_weights(&mut builder, &weights)?;
+            Ok(builder.commit_from_memory(model)?)
+        });
+        let session = opened.map_err(|(error, refusal)| {
             let kind = match error.code() {
                 // An operator or provider that this library was built without.
                 ort::ErrorCode::NotImplemented | ort::ErrorCode::ExecutionProviderFailure => {
@@ -291,13 +454,9 @@ impl Session {
                 }
                 _ => ErrorKind::Model,
             };
-            Error::new(kind, "ONNX Runtime cannot open the graph").source(error)
-        };
-        let builder = options(runtime, threads, copies).map_err(failed)?;
-        let mut builder = append(runtime, builder, providers).map_err(failed)?;
-        lend_weights(&mut builder, &weights).map_err(failed)?;
-        let session = builder.commit_from_memory(model).map_err(failed)?;
-        Ok(Self { session, _weights: weights })
+            failed("ONNX Runtime cannot open the graph", kind, (error, refusal))
+        })?;
+        Ok(Self { session, budget_bytes, _weights: weights })
     }
 
     /// The element types of the outputs, as ONNX numbers them.
@@ -312,14 +471,14 @@ impl Session {
         inputs: impl Iterator<Item = (&'a str, Input<'a>)>,
         outputs: &[&str],
     ) -> Result<Vec<Value>, Error> {
-        let failed = |error: ort::Error| Error::new(ErrorKind::Runtime, "run").source(error);
+        let failed = |error| failed("run", ErrorKind::Runtime, error);
         let c_name = |name: &str| CString::new(name).expect("graphs' names have no zeros");
         let mut names = Vec::new();
         let mut values = Vec::new();
         for (name, input) in inputs {
             names.push(c_name(name));
             values.push(match input {
-                Input::Fed(tensor) => input_value(&tensor).map_err(failed)?,
+                Input::Fed(tensor) => input_value(&tensor).map_err(|error| failed((error, None)))?,
                 Input::Made(value) => (&value.0).into(),
             });
         }
@@ -328,22 +487,25 @@ impl Session {
         let (input_names, output_names) = (pointers(&names), pointers(&output_names));
         let values_ptr: Vec<*const OrtValue> = values.iter().map(|value| value.ptr()).collect();
         let mut results: Vec<*mut OrtValue> = vec![ptr::null_mut(); outputs.len()];
-        // SAFETY: per input and output a name that ends in 0 and a value, or room for one; all live until it returns. The
-        // session is ours alone.
-        let status = unsafe {
-            (ort::api().Run)(
-                self.session.ptr().cast_mut(),
-                ptr::null(),
-                input_names.as_ptr(),
-                values_ptr.as_ptr(),
-                values_ptr.len(),
-                output_names.as_ptr(),
-                output_names.len(),
-                results.as_mut_ptr(),
-            )
-        };
-        // SAFETY: the status is what ONNX Runtime gave, and is released by this.
-        unsafe { ort::Error::result_from_status(status) }.map_err(failed)?;
+        Call::of(self.budget_bytes, || {
+            // SAFETY: per input and output a name that ends in 0 and a value, or room for one; all live until it returns.
+            // The session is ours alone.
+            let status = unsafe {
+                (ort::api().Run)(
+                    self.session.ptr().cast_mut(),
+                    ptr::null(),
+                    input_names.as_ptr(),
+                    values_ptr.as_ptr(),
+                    values_ptr.len(),
+                    output_names.as_ptr(),
+                    output_names.len(),
+                    results.as_mut_ptr(),
+                )
+            };
+            // SAFETY: the status is what ONNX Runtime gave, and is released by this.
+            unsafe { ort::Error::result_from_status(status) }
+        })
+        .map_err(failed)?;
         let allocator = ort::memory::Allocator::default();
         let results = results.into_iter().zip(outputs).map(|(value, name)| {
             let value = ptr::NonNull::new(value).ok_or_else(|| {
@@ -387,12 +549,9 @@ impl Value {
 /// Gives the system back what the C library keeps of memory that was freed: tens of MiB after a session was open.
 pub(super) fn trim_heap() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        unsafe extern "C" {
-            fn malloc_trim(pad: usize) -> std::ffi::c_int;
-        }
-        // SAFETY: may be called at any time by any thread.
-        unsafe { malloc_trim(0) };
+    // SAFETY: may be called at any time by any thread.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

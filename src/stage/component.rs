@@ -1,20 +1,25 @@
 //! A component of a model: its sessions, open for as long as its residency says, and tried once where another provider than
 //! the processor runs them. It knows nothing of what it computes.
 
+use std::ops::{Deref, DerefMut};
+
 use super::trial::Trial;
-use crate::Error;
 use crate::engine::{self, Placement, Residency, Session, SessionOptions};
 use crate::graph::Graph;
 use crate::memory;
 use crate::model::{Model, Part};
+use crate::{Error, ErrorKind};
 
 /// Segments small enough for any board, which are read again for every call.
-const SQUEEZED: Residency = Residency::Streamed { grain_bytes: 16 << 20, resident_bytes: 0 };
+const REDUCED: Residency = Residency::Streamed { grain_bytes: 16 << 20, resident_bytes: 0 };
 
 /// A part of a model with its session.
 pub(crate) struct Component {
     part: Part,
+    /// As planned.
     options: SessionOptions,
+    /// Whether it takes less memory than planned, until [`Component::restore`].
+    is_reduced: bool,
     session: Option<Session>,
     /// Where the first of its sessions ran: the others do, too.
     placement: Option<Placement>,
@@ -27,7 +32,7 @@ impl Component {
     pub(crate) fn new(model: &Model, part: &Part, options: SessionOptions) -> Self {
         let trial = Trial::of(model, part, &options);
         let options = options.for_component(part.name());
-        Self { part: part.clone(), options, session: None, placement: None, trial }
+        Self { part: part.clone(), options, is_reduced: false, session: None, placement: None, trial }
     }
 
     /// The same, open already if it is to be kept.
@@ -48,6 +53,11 @@ impl Component {
         self.placement.as_ref()
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_open(&self) -> bool {
+        self.session.is_some()
+    }
+
     /// Closes its session, so that its weights are not in memory twice.
     pub(crate) fn close(&mut self) {
         self.session = None;
@@ -58,9 +68,10 @@ impl Component {
         match &mut self.session {
             Some(session) => Ok(session),
             empty => {
-                let mut session = Session::open(self.part.bind()?, &self.options)?;
+                let options = effective(&self.options, self.is_reduced);
+                let mut session = Session::open(self.part.bind()?, &options)?;
                 if let Some(trial) = &self.trial {
-                    trial.hold(&mut session, &self.part, &self.options)?;
+                    trial.hold(&mut session, &self.part, &options)?;
                     // A trial that is not passed is held again.
                     self.trial = None;
                 }
@@ -72,35 +83,100 @@ impl Component {
 
     /// Whether its weights are read from the disk as they are needed.
     pub(crate) fn is_streamed(&self) -> bool {
-        matches!(self.options.residency, Residency::Streamed { .. })
+        self.is_reduced || matches!(self.options.residency, Residency::Streamed { .. })
     }
 
-    /// Takes as little of the processor's memory as it can from now on; whether that is a change. Devices keep what they
-    /// have.
-    pub(crate) fn squeeze(&mut self) -> bool {
-        if self.is_streamed() || !self.options.providers.is_cpu(self.part.name()) {
+    /// Takes as little of the CPU's memory as it can until [`Component::restore`]; whether that is a change. Devices keep
+    /// what they have.
+    pub(crate) fn reduce_memory(&mut self) -> bool {
+        if self.is_reduced
+            || self.options.residency == REDUCED
+            || !self.options.providers.is_cpu(self.part.name())
+        {
             return false;
         }
-        self.options.residency = SQUEEZED;
-        self.rest();
+        self.is_reduced = true;
+        self.release();
         true
+    }
+
+    /// Takes the memory that was planned again, from the next session on.
+    pub(crate) fn restore(&mut self) {
+        if std::mem::take(&mut self.is_reduced) {
+            self.close();
+        }
+    }
+
+    /// Calls its session, a second time with reduced memory where there was not enough.
+    pub(crate) fn run<T>(
+        &mut self,
+        mut call: impl FnMut(&mut Session) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        match self.session().and_then(&mut call) {
+            Err(error) if error.kind() == ErrorKind::Memory && self.reduce_memory() => {
+                tracing::warn!(%error, "too little memory: weights are read from the disk from here on");
+                self.session().and_then(call)
+            }
+            result => result,
+        }
+    }
+
+    /// The component for as long as its stage runs.
+    pub(crate) fn lease(&mut self) -> Lease<'_> {
+        Lease(self)
     }
 
     /// A session of a graph that was made of its own, which is not tried.
     pub(crate) fn session_of(&mut self, graph: &Graph) -> Result<Session, Error> {
-        let session = Session::open(self.part.bind_graph(graph.clone())?, &self.options)?;
+        let options = effective(&self.options, self.is_reduced);
+        let session = Session::open(self.part.bind_graph(graph.clone())?, &options)?;
         self.placement.get_or_insert_with(|| session.placement().clone());
         Ok(session)
     }
 
     /// Gives its memory back at the end of its stage, unless it is to be kept.
-    pub(crate) fn rest(&mut self) {
-        if self.options.residency != Residency::Keep {
+    fn release(&mut self) {
+        if self.is_reduced || self.options.residency != Residency::Keep {
             self.close();
-            self.part.weights().release_all();
-            engine::trim();
-            tracing::debug!(stage = self.part.name(), resident_bytes = memory::resident_bytes(), "rests");
+            self.release_pages();
+            tracing::debug!(stage = self.part.name(), resident_bytes = memory::resident_bytes(), "released");
         }
+    }
+
+    /// Gives back what costs little to have again: pages of its files, and what was computed in before.
+    pub(crate) fn release_pages(&self) {
+        self.part.weights().release_all();
+        engine::trim();
+    }
+}
+
+/// How sessions are opened: as planned, or with as little memory as can be.
+fn effective(options: &SessionOptions, is_reduced: bool) -> SessionOptions {
+    let residency = if is_reduced { REDUCED } else { options.residency };
+    SessionOptions { residency, ..options.clone() }
+}
+
+/// A component while its stage runs. When the stage ends, however it does, the component gives its memory back, unless it is
+/// to be kept.
+pub(crate) struct Lease<'a>(&'a mut Component);
+
+impl Deref for Lease<'_> {
+    type Target = Component;
+
+    fn deref(&self) -> &Component {
+        self.0
+    }
+}
+
+impl DerefMut for Lease<'_> {
+    fn deref_mut(&mut self) -> &mut Component {
+        self.0
+    }
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        self.0.release();
     }
 }
 
@@ -125,9 +201,9 @@ mod tests {
         assert_eq!((unet.options.residency, unet.options.pool_bytes), (Residency::Keep, None));
         assert!(unet.trial.is_some());
         unet.session().unwrap();
-        unet.rest();
+        drop(unet.lease());
         assert!(unet.session.is_some() && unet.trial.is_none());
-        assert!(!unet.squeeze() && unet.session.is_some());
+        assert!(!unet.reduce_memory() && unet.session.is_some());
         unet.close();
         unet.session().unwrap();
 
@@ -138,8 +214,37 @@ mod tests {
         );
         assert!(decoder.trial.is_none() && decoder.session.is_none() && decoder.placement().is_none());
         decoder.session().unwrap();
-        decoder.rest();
-        assert!(decoder.squeeze() && !decoder.squeeze() && decoder.is_streamed());
+        drop(decoder.lease());
+        assert!(decoder.session.is_none());
+        assert!(decoder.reduce_memory() && !decoder.reduce_memory() && decoder.is_streamed());
         assert!(decoder.session.is_none() && decoder.placement().unwrap().is_cpu());
+        decoder.restore();
+        assert!(!decoder.is_streamed() && decoder.options.residency == Residency::PerStage);
+    }
+
+    /// A call that finds too little memory is made again with reduced memory, once; other errors are passed on.
+    #[test]
+    fn too_little_memory_is_tried_with_less() {
+        let model = Model::built_in().unwrap();
+        let options = SessionOptions::new(NonZeroUsize::MIN);
+        let mut decoder = Component::new(&model, model.vae_decoder(), options);
+        let mut calls = Vec::new();
+        let mut fail = |kind: ErrorKind, times: usize| {
+            let mut left = times;
+            decoder.restore();
+            let result = decoder.run(|_| {
+                calls.push(kind);
+                if left == 0 {
+                    return Ok(());
+                }
+                left -= 1;
+                Err(Error::new(kind, "a call"))
+            });
+            (result.map_err(|error| error.kind()), decoder.is_streamed(), std::mem::take(&mut calls).len())
+        };
+        assert_eq!(fail(ErrorKind::Memory, 0), (Ok(()), false, 1));
+        assert_eq!(fail(ErrorKind::Memory, 1), (Ok(()), true, 2));
+        assert_eq!(fail(ErrorKind::Memory, 2), (Err(ErrorKind::Memory), true, 2));
+        assert_eq!(fail(ErrorKind::Model, 1), (Err(ErrorKind::Model), false, 1));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::component::Component;
+use super::component::{Component, Lease};
 use super::feed::{Feed, constants, runs};
 use super::text_encoder::TextStates;
 use crate::engine::{Placement, SessionOptions, TensorRef};
@@ -57,9 +57,14 @@ impl Denoiser {
         self.component.is_streamed()
     }
 
-    /// Gives its memory back, unless it is to be kept.
-    pub(crate) fn rest(&mut self) {
-        self.component.rest();
+    #[cfg(test)]
+    pub(crate) fn is_open(&self) -> bool {
+        self.component.is_open()
+    }
+
+    /// Takes the memory that was planned again.
+    pub(crate) fn restore(&mut self) {
+        self.component.restore();
     }
 
     /// Where it runs, once it was needed.
@@ -67,7 +72,7 @@ impl Denoiser {
         self.component.placement()
     }
 
-    /// The U-Net for one run. `beside` is what it sees beside the latents, `[channels, rows, columns]`.
+    /// The U-Net for one run, at whose end it gives its memory back unless it is to be kept. `beside` is what it sees beside the latents, `[channels, rows, columns]`.
     pub(crate) fn guided<'a>(
         &'a mut self,
         told: &'a Told,
@@ -102,7 +107,7 @@ impl Denoiser {
         }
         let output = &signature.output(Role::Latents).expect("no signature without a prediction").name;
         Ok(GuidedDenoiser {
-            component: &mut self.component,
+            component: self.component.lease(),
             prediction: self.prediction,
             guide: Guide::new(request.guidance.clone(), self.prediction, shape),
             thresholder: request.thresholding.map(|kind| Thresholder::new(kind, shape.len())),
@@ -121,7 +126,7 @@ impl Denoiser {
 
 /// A denoiser for one run, with all the memory that its steps need.
 pub(crate) struct GuidedDenoiser<'a> {
-    component: &'a mut Component,
+    component: Lease<'a>,
     prediction: Prediction,
     guide: Guide,
     thresholder: Option<Thresholder>,
@@ -279,9 +284,14 @@ impl GuidedDenoiser<'_> {
         self.spent
     }
 
-    /// Takes as little memory as it can from now on; whether that is a change.
-    pub(crate) fn squeeze(&mut self) -> bool {
-        self.component.squeeze()
+    /// Takes as little memory as it can until it is restored; whether that is a change.
+    pub(crate) fn reduce_memory(&mut self) -> bool {
+        self.component.reduce_memory()
+    }
+
+    /// Gives back what costs little to have again.
+    pub(crate) fn release_pages(&self) {
+        self.component.release_pages();
     }
 
     /// Says which step comes next: texts and guidance scales may differ from step to step.
@@ -319,8 +329,8 @@ impl GuidedDenoiser<'_> {
                 let started = Instant::now();
                 let mut inputs = [("", TensorRef::new(&[], &[] as &[f32])); MAX_INPUTS];
                 inputs.iter_mut().zip(&call.feeds).for_each(|(input, feed)| *input = feed.input());
-                let session = self.component.session()?;
-                session.run(&inputs[..call.feeds.len()], &mut [(self.output, &mut call.output)])?;
+                let (inputs, output) = (&inputs[..call.feeds.len()], &mut call.output);
+                self.component.run(|session| session.run(inputs, &mut [(self.output, output)]))?;
                 self.spent += started.elapsed();
                 for (prediction, &member) in call.output.chunks_exact(x.len()).zip(&call.members) {
                     self.predictions[member * x.len()..][..x.len()].copy_from_slice(prediction);

@@ -74,11 +74,16 @@ impl TextEncoder {
         Ok(Self { encoders, max_chunks })
     }
 
-    /// Takes as little memory as it can from now on.
-    pub(crate) fn squeeze(&mut self) {
+    /// Takes as little memory as it can until it is restored.
+    pub(crate) fn reduce_memory(&mut self) {
         self.encoders.iter_mut().for_each(|encoder| {
-            encoder.component.squeeze();
+            encoder.component.reduce_memory();
         });
+    }
+
+    /// Takes the memory that was planned again.
+    pub(crate) fn restore(&mut self) {
+        self.encoders.iter_mut().for_each(|encoder| encoder.component.restore());
     }
 
     /// Where those run that were needed.
@@ -170,7 +175,6 @@ impl Encoder {
         let encoded = encoded.collect::<Result<Vec<_>, Error>>()?;
         let chunks: Vec<&Chunk> = encoded.iter().flat_map(|text| &text.chunks).collect();
         let mut outputs = self.run(&chunks)?.into_iter();
-        self.component.rest();
         let texts = encoded.iter().map(|text| {
             let (mut states, mut pooled) = (Vec::new(), None);
             for (chunk, (mut of_chunk, vector)) in text.chunks.iter().zip(outputs.by_ref()) {
@@ -197,6 +201,7 @@ impl Encoder {
         let names: Vec<&str> =
             [Some(&self.states), self.pooled.as_ref()].into_iter().flatten().map(String::as_str).collect();
         let mut results = vec![(Vec::new(), None); chunks.len()];
+        let mut component = self.component.lease();
         for (chunks, results) in chunks.chunks(MAX_BATCH).zip(results.chunks_mut(MAX_BATCH)) {
             for members in runs(&self.ids, chunks.len(), MAX_BATCH) {
                 let batch = members.len();
@@ -205,7 +210,7 @@ impl Encoder {
                 let mut feeds = constants(&self.signature, batch, tokens)?;
                 feeds.push(Feed::of(&self.ids, &[batch, tokens], numbers)?);
                 let inputs: Vec<_> = feeds.iter().map(Feed::input).collect();
-                let outputs = self.component.session()?.compute(&inputs, &names)?;
+                let outputs = component.run(|session| session.compute(&inputs, &names))?;
                 let of = |index: usize, slot: usize| {
                     let output: Option<&Output> = outputs.get(index);
                     output.map(|output| {

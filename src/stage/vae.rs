@@ -26,16 +26,21 @@ impl VaeDecoder {
         Ok(Self { component, space: model.manifest().latents })
     }
 
-    /// Takes as little memory as it can from now on, for latents of this shape in tiles of the size that it gives, if it
-    /// can run in tiles.
-    pub(crate) fn squeeze(&mut self, shape: LatentShape) -> Option<Tile> {
-        self.component.squeeze();
+    /// Takes as little memory as it can until it is restored, for latents of this shape in tiles of the size that it gives,
+    /// if it can run in tiles.
+    pub(crate) fn reduce_memory(&mut self, shape: LatentShape) -> Option<Tile> {
+        self.component.reduce_memory();
         if !self.component.is_streamed() {
             return None;
         }
-        let tile = Tile::new(SQUEEZED_CELLS).ok()?;
+        let tile = Tile::new(REDUCED_CELLS).ok()?;
         let halves = Halves::of_decoder(self.component.part(), shape, self.space.factor_px as usize, tile);
         halves.ok().flatten().map(|_| tile)
+    }
+
+    /// Takes the memory that was planned again.
+    pub(crate) fn restore(&mut self) {
+        self.component.restore();
     }
 
     /// Where it runs, once it was needed.
@@ -43,10 +48,29 @@ impl VaeDecoder {
         self.component.placement()
     }
 
-    /// Decodes the latents of one picture, in tiles where a size is given and the picture is larger.
-    /// [`ErrorKind::Numeric`] for a pixel that is not a number; [`ErrorKind::Model`] also for a graph that cannot run in
-    /// tiles.
+    /// Decodes the latents of one picture, in tiles where a size is given and the picture is larger; in smaller ones where
+    /// there is too little memory. [`ErrorKind::Numeric`] for a pixel that is not a number; [`ErrorKind::Model`] also for a
+    /// graph that cannot run in tiles.
     pub(crate) fn decode(
+        &mut self,
+        latents: &[f32],
+        shape: LatentShape,
+        size: PixelSize,
+        tile: Option<Tile>,
+    ) -> Result<RgbImage, Error> {
+        let decoded = self.decode_in(latents, shape, size, tile);
+        let side = tile.map_or(usize::MAX, Tile::side_cells);
+        match decoded {
+            Err(error) if error.kind() == ErrorKind::Memory && side > REDUCED_CELLS => {
+                let Some(smaller) = self.reduce_memory(shape) else { return Err(error) };
+                tracing::warn!(%error, "too little memory: the picture is decoded in small tiles");
+                self.decode_in(latents, shape, size, Some(smaller))
+            }
+            decoded => decoded,
+        }
+    }
+
+    fn decode_in(
         &mut self,
         latents: &[f32],
         shape: LatentShape,
@@ -56,7 +80,8 @@ impl VaeDecoder {
         let LatentSpace { scale, shift, factor_px, .. } = self.space;
         let unscaled = latents.iter().map(|x| f64::from(*x) / scale + shift);
         let (width, height) = (size.width_px() as usize, size.height_px() as usize);
-        let component = &mut self.component;
+        let mut component = self.component.lease();
+        let component = &mut *component;
         let signature = component.part().signature().clone();
         let picture = signature.output(Role::Picture).expect("no signature without a picture");
         let halves = match tile {
@@ -72,12 +97,13 @@ impl VaeDecoder {
                 halves.run_tiles(component, &Planes::of(features)?, &picture.name)?
             }
             None => {
-                let session = component.session()?;
                 let dims = [1, shape.channels, shape.height_cells, shape.width_cells];
-                Planes::of(run(session, &signature, Role::Latents, &dims, unscaled, &picture.name)?)?
+                let decoded = component.run(|session| {
+                    run(session, &signature, Role::Latents, &dims, unscaled.clone(), &picture.name)
+                });
+                Planes::of(decoded?)?
             }
         };
-        component.rest();
         let got = [planes.channels, planes.height, planes.width];
         if got != [3, height, width] {
             return Err(Error::new(
@@ -100,8 +126,8 @@ impl VaeDecoder {
     }
 }
 
-/// The side of tiles where memory runs short.
-const SQUEEZED_CELLS: usize = 24;
+/// The side of tiles under memory pressure.
+const REDUCED_CELLS: usize = 24;
 
 /// A model's VAE encoder, which is opened when it is first needed.
 pub(crate) struct VaeEncoder {
@@ -141,6 +167,11 @@ impl VaeEncoder {
         model.vae_encoder().map(|part| Self { component: Component::new(model, part, options) })
     }
 
+    /// Takes the memory that was planned again.
+    pub(crate) fn restore(&mut self) {
+        self.component.restore();
+    }
+
     /// Where it runs, once it was needed.
     pub(crate) fn placement(&self) -> Option<&Placement> {
         self.component.placement()
@@ -162,7 +193,8 @@ impl VaeEncoder {
         tile: Option<Tile>,
     ) -> Result<Posterior, Error> {
         let is_random = self.is_random();
-        let component = &mut self.component;
+        let mut component = self.component.lease();
+        let component = &mut *component;
         let signature = component.part().signature().clone();
         let role = if is_random { Role::Moments } else { Role::Latents };
         let output = signature.output(role).ok_or_else(|| {
@@ -188,12 +220,12 @@ impl VaeEncoder {
                 halves.run_whole(component, features, &output.name)?
             }
             None => {
-                let session = component.session()?;
-                let numbers = planes.iter().map(|&x| f64::from(x));
-                run(session, &signature, Role::Picture, &[1, 3, height, width], numbers, &output.name)?
+                let (dims, numbers) = ([1, 3, height, width], planes.iter().map(|&x| f64::from(x)));
+                component.run(|session| {
+                    run(session, &signature, Role::Picture, &dims, numbers.clone(), &output.name)
+                })?
             }
         };
-        component.rest();
         let channels = if is_random { 2 * channels } else { channels };
         if found.shape != [1, channels, height_cells, width_cells] {
             return Err(Error::new(

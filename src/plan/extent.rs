@@ -1,0 +1,55 @@
+//! How large a request is in all that takes memory: what a plan was made for, and what may be drawn with it.
+
+use crate::request::{Request, Source};
+use crate::tensor::{LatentShape, PixelSize};
+use crate::{Error, ErrorKind};
+
+/// The sizes of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Extent {
+    size: PixelSize,
+    shape: LatentShape,
+    /// How many predictions one step combines.
+    views: usize,
+    /// Images and masks that come with it.
+    images: usize,
+}
+
+impl Extent {
+    pub(super) fn of(request: &Request) -> Self {
+        let images = match &request.source {
+            Source::Noise => 0,
+            Source::Masked { .. } => 2,
+            _ => 1,
+        };
+        let views = request.guidance.views().len();
+        Self { size: request.size(), shape: request.shape(), views, images }
+    }
+
+    /// [`ErrorKind::Memory`] for a request that is larger in anything than this one, for which a plan was made.
+    pub(super) fn check(&self, request: &Request) -> Result<(), Error> {
+        let asked = Self::of(request);
+        // Buffers and tiles follow the sides, not the area.
+        let is_larger = asked.size.width_px() > self.size.width_px()
+            || asked.size.height_px() > self.size.height_px()
+            || asked.shape.channels > self.shape.channels;
+        let counts =
+            |views: usize, images: usize| [(views, "predictions in a step"), (images, "images and masks")];
+        let count = counts(self.views, self.images).into_iter().zip(counts(asked.views, asked.images));
+        let problem = if is_larger {
+            Some((format!("an image of {}", self.size), asked.size.to_string()))
+        } else {
+            let mut exceeded = count.filter(|((planned, _), (asked, _))| asked > planned);
+            exceeded
+                .next()
+                .map(|((planned, what), (asked, _))| (format!("{planned} {what}"), asked.to_string()))
+        };
+        problem.map_or(Ok(()), |(planned, asked)| {
+            Err(Error::new(
+                ErrorKind::Memory,
+                format!("memory: expected at most {planned}, for which the plan was made, got {asked}"),
+            )
+            .help("open a pipeline with a plan of the largest request"))
+        })
+    }
+}
