@@ -207,7 +207,7 @@ impl Weights {
         let header_len =
             safetensors::header_len(prefix, file.len()).map_err(|problem| refuse(name, problem))?;
         let header = &file[safetensors::PREFIX_BYTES..][..header_len];
-        weights.add(name, Bytes::Static(file), header)?;
+        weights.add(name, Bytes::of_program(file), header)?;
         Ok(weights)
     }
 
