@@ -298,7 +298,7 @@ fn open_model(
         additions.push(Addition { sha256: sha256(file)?, file: file.clone(), strength: None });
     }
     if !opened_loras.is_empty() {
-        for Adapted { component, tensors, .. } in model.add_loras(&opened_loras)? {
+        for Adapted { component, tensors, .. } in model.add_loras(opened_loras)? {
             if tensors == 0 {
                 say(format_args!("lora: not used: what it has for {component}, which this model lacks"));
             }

@@ -131,7 +131,8 @@ pub(crate) fn trim() {
 
 /// How many bytes of weights a session that is kept converts and repacks: all or none.
 pub(crate) fn copied_bytes(bound: &BoundGraph) -> usize {
-    if bound.float_bytes <= COPIED_BYTES { bound.float_bytes } else { 0 }
+    // Of tables only the rows that are looked up are converted.
+    if bound.float_bytes <= COPIED_BYTES { bound.float_bytes - bound.table_bytes } else { 0 }
 }
 
 /// A device that a provider offers.
@@ -242,10 +243,8 @@ impl Session {
         };
         let BoundGraph { name, inputs, outputs, model, .. } = bound;
         drop(model);
-        if options.residency != Residency::Keep {
-            // Reading a graph leaves as many holes as it has names.
-            sys::trim_heap();
-        }
+        // Reading a graph leaves as many holes as it has names, and converting weights holes as large as they are.
+        sys::trim_heap();
         for (provider, reason) in &placement.passed_over {
             tracing::warn!(component = name, %provider, reason, "a provider was passed over");
         }

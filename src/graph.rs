@@ -29,7 +29,7 @@ use self::proto::{
     AttributeProto, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
     StringStringEntryProto, TensorProto, TypeValue, ValueInfoProto,
 };
-pub(crate) use self::segment::Segment;
+pub(crate) use self::segment::{SegmentBytes, Segment, least_resident_bytes, pinned, resident_bytes};
 use crate::weights::{Dtype, Stored, Weights};
 use crate::{Error, ErrorKind};
 
@@ -307,7 +307,7 @@ impl Graph {
 
         let known: HashSet<String> = tables(&graph.node).into_iter().map(str::to_owned).collect();
         let (mut casts, mut tables) = (Vec::new(), Vec::new());
-        let (mut float_bytes, mut has_integers) = (0, false);
+        let (mut float_bytes, mut table_bytes, mut has_integers) = (0, 0, false);
         for (parameter, weight) in found {
             let wanted = &parameter.name;
             let mut stored_shape = parameter.shape.clone();
@@ -328,7 +328,9 @@ impl Graph {
                 graph.initializer[parameter.initializer].dims.reverse();
             }
             if parameter.dtype.is_float() {
-                float_bytes += parameter.shape.iter().product::<usize>() * parameter.dtype.size_bytes();
+                let bytes = parameter.shape.iter().product::<usize>() * parameter.dtype.size_bytes();
+                float_bytes += bytes;
+                table_bytes += if known.contains(wanted) { bytes } else { 0 };
             } else {
                 has_integers = true;
             }
@@ -366,6 +368,7 @@ impl Graph {
             weights,
             tables,
             float_bytes,
+            table_bytes,
             has_integers,
             custom_operators,
         })
@@ -404,6 +407,8 @@ pub struct BoundGraph {
     tables: Vec<(String, String)>,
     /// How much memory the weights in floats take, in the types in which the graph computes with them.
     pub(crate) float_bytes: usize,
+    /// How much of that tables of rows take.
+    pub(crate) table_bytes: usize,
     /// Whether there are weights in integers.
     pub(crate) has_integers: bool,
     /// [`Graph::custom_operators`].

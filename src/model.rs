@@ -15,7 +15,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::ops::Deref;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use serde::Deserialize;
 
@@ -24,7 +24,7 @@ pub use self::replacement::Overrides;
 use self::replacement::Replacements;
 use crate::adapter::Component;
 use crate::adapter::embedding::Embedding;
-use crate::adapter::lora::{self, Applied, Lora};
+use crate::adapter::lora::{self, Lora};
 use crate::graph::{BoundGraph, Dim, Graph, Port};
 use crate::manifest::{self, Conditions, Contents, Manifest};
 use crate::signature::{Role, Signature};
@@ -32,6 +32,9 @@ use crate::tensor::PixelSize;
 use crate::tokenizer::{SpecialTokens, Tokenizer};
 use crate::weights::Weights;
 use crate::{Error, ErrorKind};
+
+/// The length of CLIP's `vocab.json` and `merges.txt`.
+const CLIP_BYTES: usize = 1_500_000;
 
 /// The longest manifest, configuration or vocabulary that is read.
 const MAX_TEXT_BYTES: u64 = 64 << 20;
@@ -58,6 +61,18 @@ pub struct Part {
     graph: Arc<Graph>,
     weights: Arc<Weights>,
     signature: Signature,
+    /// The LoRA files that are added to the weights where they are used.
+    added: Option<Arc<Added>>,
+}
+
+/// LoRA files for one component. They are added when it is opened, so that a plan can count what that takes before.
+#[derive(Debug)]
+struct Added {
+    component: Component,
+    loras: Arc<Vec<(Lora, f32)>>,
+    cost: lora::Cost,
+    /// The weights with them, for as long as somebody uses these.
+    weights: Mutex<Weak<Weights>>,
 }
 
 /// A text encoder and what makes its token ids.
@@ -76,7 +91,7 @@ pub struct TextEncoderPart {
 pub struct Adapted {
     /// The component; one that the model lacks has no tensors changed.
     pub component: Component,
-    /// How many tensors are now in private memory.
+    /// How many tensors are in private memory while it is open.
     pub tensors: usize,
     /// How much memory they take.
     pub bytes: usize,
@@ -252,23 +267,25 @@ impl Model {
         self.vae_encoder.as_ref()
     }
 
-    /// Adds LoRA files to the weights, each as often as the number beside it says, and tells what they changed.
+    /// Adds LoRA files to the weights, each as often as the number beside it says, and tells what they change. They are
+    /// checked now by names and shapes, and computed a tensor at a time when a component is opened. To be called once,
+    /// with all files.
     ///
     /// # Errors
     /// [`ErrorKind::Model`] when a file is for another family of models; nothing is changed then.
-    pub fn add_loras(&mut self, loras: &[(Lora, f32)]) -> Result<Vec<Adapted>, Error> {
-        let borrowed: Vec<(&Lora, f32)> = loras.iter().map(|(lora, strength)| (lora, *strength)).collect();
+    pub fn add_loras(&mut self, loras: Vec<(Lora, f32)>) -> Result<Vec<Adapted>, Error> {
+        let loras = Arc::new(loras);
         let components: BTreeSet<Component> =
             loras.iter().flat_map(|(lora, _)| lora.components()).map(|(component, _)| component).collect();
         let mut changed = Vec::new();
         for component in components {
-            let applied = match self.parts().find(|part| part.name == component.to_string()) {
-                Some(part) => Some(lora::apply(component, &part.weights, &borrowed)?),
+            let added = match self.parts().find(|part| part.name == component.to_string()) {
+                Some(part) => Some(Added::new(component, &part.weights, Arc::clone(&loras))?),
                 None => None,
             };
-            changed.push((component, applied));
+            changed.push((component, added));
         }
-        if changed.iter().all(|(_, applied)| applied.is_none()) && !changed.is_empty() {
+        if changed.iter().all(|(_, added)| added.is_none()) && !changed.is_empty() {
             let missing: Vec<String> = changed.iter().map(|(component, _)| component.to_string()).collect();
             return Err(Error::new(
                 ErrorKind::Model,
@@ -280,12 +297,14 @@ impl Model {
             .help("it is for another family of models"));
         }
         let mut adapted = Vec::new();
-        for (component, applied) in changed {
+        for (component, added) in changed {
             let mut report = Adapted { component, tensors: 0, bytes: 0 };
-            if let Some((weights, Applied { tensors, bytes })) = applied {
-                report = Adapted { component, tensors, bytes };
+            if let Some(added) = added {
+                let lora::Cost { tensors, bytes, .. } = &added.cost;
+                report = Adapted { component, tensors: tensors.len(), bytes: *bytes };
                 let part = self.parts_mut().find(|part| part.name == component.to_string());
-                part.expect("a part that was found before").weights = Arc::new(weights);
+                let is_changed = report.tensors > 0;
+                part.expect("a part that was found before").added = is_changed.then(|| Arc::new(added));
             }
             adapted.push(report);
         }
@@ -354,7 +373,7 @@ impl Part {
     ) -> Result<Self, Error> {
         let signature = Signature::of(name, &graph)?;
         let graph = Arc::new(graph);
-        Ok(Self { name, graph_origin, weights_origin, graph, weights, signature })
+        Ok(Self { name, graph_origin, weights_origin, graph, weights, signature, added: None })
     }
 
     /// Its name in bundles: `unet`.
@@ -415,9 +434,14 @@ impl Part {
         &self.graph
     }
 
-    /// Its weights.
+    /// Its weights as they are stored, without what LoRA files add to them.
     pub fn weights(&self) -> &Arc<Weights> {
         &self.weights
+    }
+
+    /// What LoRA files take while it is open.
+    pub(crate) fn added_cost(&self) -> Option<&lora::Cost> {
+        self.added.as_ref().map(|added| &added.cost)
     }
 
     /// What its inputs and outputs are for.
@@ -435,7 +459,39 @@ impl Part {
 
     /// A graph that was made of this part's, with its weights.
     pub(crate) fn bind_graph(&self, graph: Graph) -> Result<BoundGraph, Error> {
-        graph.bind(Arc::clone(&self.weights))
+        graph.bind(match &self.added {
+            Some(added) => added.to(&self.weights)?,
+            None => Arc::clone(&self.weights),
+        })
+    }
+
+    /// The same for counting alone: what LoRA files change has no bytes.
+    pub(crate) fn bind_to_count(&self, graph: Graph) -> Result<BoundGraph, Error> {
+        graph.bind(match self.added_cost() {
+            Some(cost) => Arc::new(self.weights.with_private(cost.tensors.iter().map(String::as_str))),
+            None => Arc::clone(&self.weights),
+        })
+    }
+}
+
+impl Added {
+    fn new(component: Component, weights: &Weights, loras: Arc<Vec<(Lora, f32)>>) -> Result<Self, Error> {
+        let borrowed: Vec<(&Lora, f32)> = loras.iter().map(|(lora, strength)| (lora, *strength)).collect();
+        let cost = lora::cost(component, weights, &borrowed)?;
+        Ok(Self { component, loras, cost, weights: Mutex::default() })
+    }
+
+    /// These weights with the files added to them.
+    fn to(&self, weights: &Weights) -> Result<Arc<Weights>, Error> {
+        let mut known = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(weights) = known.upgrade() {
+            return Ok(weights);
+        }
+        let borrowed: Vec<(&Lora, f32)> =
+            self.loras.iter().map(|(lora, strength)| (lora, *strength)).collect();
+        let weights = Arc::new(lora::apply(self.component, weights, &borrowed)?.0);
+        *known = Arc::downgrade(&weights);
+        Ok(weights)
     }
 }
 
@@ -465,6 +521,20 @@ impl TextEncoderPart {
     /// How many tokens a prompt has, marks included, where the graph takes any number.
     pub fn context(&self) -> usize {
         self.context
+    }
+
+    /// The length of the files that its tokenizer is made of.
+    pub(crate) fn vocabulary_bytes(&self) -> usize {
+        match &self.vocabulary {
+            Vocabulary::Clip => CLIP_BYTES,
+            Vocabulary::Json(json) => json.len(),
+            Vocabulary::Merges { vocabulary, merges } => vocabulary.len() + merges.len(),
+        }
+    }
+
+    /// Whether it has words of its own.
+    pub(crate) fn has_words(&self) -> bool {
+        !self.words.is_empty()
     }
 
     /// The files that its tokenizer is made of, as a bundle's manifest lists them: name and bytes.

@@ -14,8 +14,8 @@ use crate::memory::{Held, Memory, Watch};
 use crate::model::Model;
 use crate::noise::{BrownianTree, StepNoise};
 use crate::plan::{self, Plan};
-use crate::prompt::{Part, Text};
-use crate::request::{Request, Source};
+use crate::prompt::Text;
+use crate::request::{Request, Source, Texts};
 use crate::sampler::StepNoiseKind;
 use crate::stage::blend::keep_outside;
 use crate::stage::denoiser::{Denoiser, Told};
@@ -306,29 +306,8 @@ impl Pipeline {
 
     /// Encodes every text that some step reads, each once.
     fn tell(&mut self, request: &Request) -> Result<Told, Error> {
-        let nothing = Part::unchanging(Text::literal("")?, request.steps());
-        // What the model was trained to take for no negative prompt.
-        let absent = if self.manifest.zero_negative { None } else { Some(&nothing) };
-        let negative = request.negative.as_ref().map(|negative| &negative.parts[0]).or(absent);
-        let parts = request.guidance.views().into_iter().map(|view| match view {
-            View::Positive(index) => Some(&request.prompt.parts[index]),
-            View::Negative | View::NegativeWithoutPicture => negative,
-            View::Empty => absent,
-        });
-        let parts: Vec<Option<&Part>> = parts.collect();
-
-        let mut texts: Vec<Option<&Text>> = Vec::new();
-        let mut of_step = Vec::new();
-        for step in 0..request.steps() {
-            let read = parts.iter().map(|part| {
-                let text = part.map(|part| part.text(step));
-                texts.iter().position(|known| *known == text).unwrap_or_else(|| {
-                    texts.push(text);
-                    texts.len() - 1
-                })
-            });
-            of_step.push(read.collect());
-        }
+        let Texts { texts, of_step, .. } = request.texts(self.manifest.zero_negative)?;
+        let texts: Vec<Option<&Text>> = texts.iter().map(Option::as_ref).collect();
         let texts = self.text_encoder.encode(&texts)?;
         Ok(Told { texts, of_step })
     }

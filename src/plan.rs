@@ -6,33 +6,48 @@
 //! predictions, or one for each; the picture whole, or in tiles.
 
 mod extent;
+mod text;
 
 use std::fmt;
+use std::slice;
 use std::str::FromStr;
 
 use serde::Serialize;
 
 use self::extent::Extent;
+use self::text::{Call, Reading};
 use crate::engine::{self, Library, Providers, Residency, SessionOptions};
-use crate::graph::{Dim, Graph, Port, Segment};
+use crate::graph::{
+    Dim, Graph, Port, Segment, SegmentBytes, least_resident_bytes, pinned, resident_bytes,
+};
 use crate::memory::{self, Memory};
 use crate::model::{Model, Part};
 use crate::request::Request;
 use crate::signature::{Binding, Role};
 use crate::stage::denoiser::timestep_shape;
+use crate::stage::text_encoder::{self, MAX_BATCH};
 use crate::stage::tile::Halves;
 use crate::tensor::{LatentShape, PixelSize};
 use crate::tile::Tile;
 use crate::{Error, ErrorKind};
 
-/// What the library, its threads and our own tables take beside what the process has when it plans.
-const OVERHEAD_BYTES: u64 = 26 << 20;
+/// What more the process takes than it has when it plans: pages of ONNX Runtime's library that its kernels touch (9 MiB on
+/// x86-64, whatever the model), and small things of ours and of its threads.
+const OVERHEAD_BYTES: u64 = 13 << 20;
+/// What each thread takes for its stack and its arena of the heap.
+const THREAD_BYTES: u64 = 128 << 10;
+/// How much a tokenizer takes in memory, in the length of its files.
+const TOKENIZER_PART: u64 = 7;
 /// What our own copies of a graph take while it is open, as one part in so many of what ONNX Runtime has for it.
 const COPIES_PART: u64 = 2;
 /// The part of what is free that is left to others when no budget is given.
 const RESERVED_PART: u64 = 8;
-/// How many tokens a prompt is planned to have, in contexts of its model: longer ones are rare, and cost little more.
-const CHUNKS: usize = 4;
+/// By how much what the process has when it plans may differ between two runs of one command: what the loader has
+/// touched, and where pages happen to be. What is named as enough includes it.
+const VARIATION_BYTES: u64 = 1 << 20;
+/// How many latents a run keeps beside those that the U-Net is fed: samplers' and solvers' past steps, noise, the picture
+/// that is drawn from.
+const LATENTS: usize = 12;
 /// The weights of a segment, the largest first. Smaller segments than the least are most of the time being opened.
 const GRAINS_MIB: [usize; 6] = [256, 128, 64, 32, 16, 8];
 /// The sides of tiles in cells, the largest first.
@@ -186,9 +201,13 @@ struct Way {
     /// Weights that kernels have copied in another order, for as long as the session is open; in the pool.
     repacked_bytes: u64,
     activations_bytes: u64,
-    /// Planes of the picture that are ours.
-    planes_bytes: u64,
+    /// Planes of the picture, states of texts and latents, which are ours.
+    own_bytes: u64,
+    /// What is needed before the session is open, to add LoRA files to the weights.
+    opening_bytes: u64,
     description_bytes: u64,
+    /// Of a way of streaming.
+    segments: Vec<SegmentBytes>,
     /// What is copied if the session is kept, so that it is faster.
     copies_bytes: u64,
     operations: u64,
@@ -205,7 +224,7 @@ impl Way {
 
     /// What is there only while it computes.
     fn computed_bytes(&self) -> u64 {
-        self.activations_bytes + self.planes_bytes
+        (self.activations_bytes + self.own_bytes).max(self.opening_bytes)
     }
 
     /// What of it lies in the pool.
@@ -241,9 +260,15 @@ impl Plan {
         let (images_peak_bytes, images_kept_bytes) = request.image_bytes();
         let resident_bytes = memory::resident_bytes().unwrap_or(64 << 20);
         let images_peak_bytes = resident_bytes + images_peak_bytes;
-        let base_bytes = resident_bytes + images_kept_bytes + OVERHEAD_BYTES + described / COPIES_PART;
+        let base_bytes = resident_bytes
+            + images_kept_bytes
+            + OVERHEAD_BYTES
+            + THREAD_BYTES * options.threads.get() as u64
+            + model.text_encoders().iter().map(|part| part.vocabulary_bytes() as u64).sum::<u64>()
+                * TOKENIZER_PART
+            + described / COPIES_PART;
         let (stages, ways): (Vec<&'static str>, Vec<Vec<Way>>) = ways.into_iter().unzip();
-        let least_bytes = (base_bytes + least(&ways)).max(images_peak_bytes);
+        let least_bytes = (base_bytes + least(&ways)).max(images_peak_bytes) + VARIATION_BYTES;
         let limit_bytes = budget.within_limits(options.threads.get(), stages.len());
         let room = limit_bytes.saturating_sub(base_bytes);
         let choice = choose(ways, room).filter(|_| images_peak_bytes <= limit_bytes);
@@ -367,9 +392,11 @@ fn choose(stages: Vec<Vec<Way>>, room: u64) -> Option<Choice> {
     Some(Choice { ways, kept_bytes: None })
 }
 
-/// What is there while a stage computes whose pool has no limit.
+/// What is there while a stage computes whose pool has no limit, or while it is opened.
 fn kept_computed(way: &Way) -> u64 {
-    way.computed_bytes() + way.activations_bytes / POOL_KEEPS_PART
+    let computed_bytes = way.own_bytes + way.activations_bytes + way.activations_bytes / POOL_KEEPS_PART;
+    // While it is opened, weights are also there as they are converted, and in another layout.
+    computed_bytes.max(way.opening_bytes).max(way.copies_bytes)
 }
 
 /// [`ErrorKind::Usage`] for a component that may run elsewhere than on the processor: what is planned is its memory.
@@ -389,9 +416,11 @@ pub(crate) fn expect_cpu(model: &Model, providers: &Providers) -> Result<(), Err
 /// A way of streaming with as much of the weights in memory as there is room for.
 fn with_more_resident(mut way: Way, room: u64) -> Way {
     let more = room - way.bytes();
-    if let Residency::Streamed { resident_bytes, .. } = &mut way.residency {
-        *resident_bytes += more as usize;
-        way.weights_bytes += more;
+    if let Residency::Streamed { resident_bytes: allowed, .. } = &mut way.residency {
+        let before = resident_bytes(&way.segments, &pinned(&way.segments, *allowed));
+        *allowed += more as usize;
+        let after = resident_bytes(&way.segments, &pinned(&way.segments, *allowed));
+        way.weights_bytes += after.saturating_sub(before) as u64;
     }
     way
 }
@@ -405,30 +434,46 @@ impl Planner {
     /// Per stage, in their order, the ways to run it, the fastest first.
     fn ways(&self, model: &Model, request: &Request) -> Result<Vec<(&'static str, Vec<Way>)>, Error> {
         let (size, shape) = (request.size(), request.shape());
+        let reading = Reading::of(model, request)?;
+        let states_bytes = reading.states_bytes() as u64;
         let mut stages = Vec::new();
-        let mut tokens = 0;
         for part in model.text_encoders() {
-            let context = part.context();
-            tokens = CHUNKS * context;
-            let texts = request.guidance_views() * CHUNKS;
-            let inputs = inputs(part.signature().inputs.iter(), size, shape, texts.min(8), context);
-            stages.push((part.name(), self.whole_or_streamed(part, part.graph(), &inputs, 1, 1)?));
+            let context = text_encoder::context(part);
+            let batch = reading.chunks.min(MAX_BATCH);
+            let inputs = inputs(part.signature().inputs.iter(), size, shape, batch, context);
+            let mut ways = self.whole_or_streamed(part, part.graph(), &[inputs], 1, 1)?;
+            // Of each chunk as the graph gives them, per chunk, and joined.
+            ways.iter_mut().for_each(|way| way.own_bytes += 3 * states_bytes);
+            stages.push((part.name(), ways));
         }
         if let Some(part) = model.vae_encoder().filter(|_| request.draws_from_picture()) {
-            stages.push((part.name(), self.in_tiles(part, size, shape, Halves::of_encoder)?));
+            let mut ways = self.in_tiles(part, size, shape, Halves::of_encoder)?;
+            // The picture's planes, and those that are fed or cut into tiles.
+            let planes = picture_bytes(size);
+            for way in &mut ways {
+                way.own_bytes += states_bytes + if way.tile.is_some() { planes } else { 2 * planes };
+            }
+            stages.push((part.name(), ways));
         }
         let unet = model.unet();
-        let views = request.guidance_views();
         let fixed = match unet.signature().input(Role::Latents).map(|port| &port.dims[0]) {
             Some(Dim::Fixed(batch)) => Some(*batch),
             _ => None,
         };
+        let own_bytes = states_bytes
+            + (reading.feeds_bytes(shape.len()) + LATENTS * shape.len() * size_of::<f32>()) as u64;
+        let all = reading.calls(usize::MAX).iter().map(|call| call.batch).max().unwrap_or(1);
         let mut found = Vec::new();
-        for batch in fixed.map_or(vec![views, 1], |batch| vec![batch]) {
-            let inputs = inputs(unet.signature().inputs.iter(), size, shape, batch, tokens);
-            let calls = request.steps() * views.div_ceil(batch);
-            found.extend(self.whole_or_streamed(unet, unet.graph(), &inputs, batch, calls)?);
+        for batch in fixed.map_or(vec![all, 1], |batch| vec![batch]) {
+            let calls = reading.calls(batch);
+            let of_call = |call: &Call| {
+                let batch = fixed.unwrap_or(call.batch);
+                inputs(unet.signature().inputs.iter(), size, shape, batch, call.tokens)
+            };
+            let inputs: Vec<_> = calls.iter().map(of_call).collect();
+            found.extend(self.whole_or_streamed(unet, unet.graph(), &inputs, batch, reading.count(batch))?);
         }
+        found.iter_mut().for_each(|way| way.own_bytes += own_bytes);
         // Whole before streamed, and few large segments before many small ones; of equals the doubled batch first.
         found.sort_by_key(|way| match way.residency {
             Residency::Streamed { grain_bytes, .. } => usize::MAX - grain_bytes,
@@ -437,44 +482,57 @@ impl Planner {
         found.dedup();
         stages.push((unet.name(), found));
         let decoder = model.vae_decoder();
-        stages.push((decoder.name(), self.in_tiles(decoder, size, shape, Halves::of_decoder)?));
+        let mut ways = self.in_tiles(decoder, size, shape, Halves::of_decoder)?;
+        // What tiles are joined to is the picture.
+        let whole = ways.iter_mut().filter(|way| way.tile.is_none());
+        whole.for_each(|way| way.own_bytes += picture_bytes(size));
+        stages.push((decoder.name(), ways));
         Ok(stages)
     }
 
-    /// A graph in one session, and in segments of several sizes.
+    /// A graph in one session, and in segments of several sizes; it is fed tensors of each of these sizes in turn.
     fn whole_or_streamed(
         &self,
         part: &Part,
         graph: &Graph,
-        inputs: &[(String, Vec<usize>)],
+        inputs: &[Inputs],
         batch: usize,
         calls: usize,
     ) -> Result<Vec<Way>, Error> {
-        let mut bound = part.bind_graph(graph.clone())?;
+        let mut bound = part.bind_to_count(graph.clone())?;
         bound.convert_rows();
-        let inputs: Vec<(&str, &[usize])> =
-            inputs.iter().map(|(name, dims)| (name.as_str(), &dims[..])).collect();
-        let activations = graph.activations(&inputs, self.threads, Some(&graph.converted(part.weights())))?;
-        let whole_bytes = activations.peak_bytes();
+        let sliced = graph.in_slices();
+        let converted = graph.converted(part.weights());
+        let (mut whole_bytes, mut plain_bytes, mut operations) = (0, 0, 0u64);
+        for inputs in inputs {
+            let inputs: Vec<(&str, &[usize])> =
+                inputs.iter().map(|(name, dims)| (name.as_str(), &dims[..])).collect();
+            let activations = graph.activations(&inputs, self.threads, Some(&converted))?;
+            whole_bytes = whole_bytes.max(activations.peak_bytes());
+            operations = operations.max(activations.operations());
+            // In segments all weights of one may be converted before the first is used.
+            plain_bytes = plain_bytes.max(sliced.activations(&inputs, self.threads, None)?.peak_bytes());
+        }
+        let operations = operations.saturating_mul(calls as u64);
         let padded = |bytes: usize| bytes as u64 + bytes as u64 / POOL_SLACK;
         let [whole] = &bound.segments(usize::MAX)[..] else { unreachable!("nothing is larger") };
         let all = whole.weight_bytes() as u64;
-        // In segments all weights of one may be converted before the first is used.
-        let plain = graph.in_slices().activations(&inputs, self.threads, None)?;
-        let plain_bytes = plain.peak_bytes();
-        let operations = activations.operations().saturating_mul(calls as u64);
+        // Tensors that LoRA files change are in private memory from then on.
+        let (added_bytes, temporary_bytes) =
+            part.added_cost().map_or((0, 0), |cost| (cost.bytes as u64, cost.temporary_bytes as u64));
         // Converted, and repacked for the kernels one after another.
         let copied_bytes = engine::copied_bytes(&bound) as u64;
-        let copies_bytes = copied_bytes + copied_bytes / 2;
         let mut ways = vec![Way {
             residency: Residency::PerStage,
             batch,
             tile: None,
-            weights_bytes: all,
+            weights_bytes: all + added_bytes,
             repacked_bytes: whole.repacked_bytes as u64,
             activations_bytes: padded(whole_bytes),
-            planes_bytes: 0,
+            own_bytes: 0,
+            opening_bytes: temporary_bytes,
             description_bytes: whole.description_bytes as u64,
+            segments: Vec::new(),
             copies_bytes,
             operations,
         }];
@@ -484,19 +542,21 @@ impl Planner {
                 continue;
             }
             let most = |bytes: fn(&Segment) -> usize| segments.iter().map(bytes).max().unwrap_or(0);
-            let longest = most(Segment::weight_bytes);
             let copied = most(|segment| segment.converted_bytes + segment.repacked_bytes);
-            // The segment that runs, and the one that comes.
-            let resident_bytes = 2 * longest;
+            let extents: Vec<SegmentBytes> = segments.iter().map(Segment::extent).collect();
+            let allowed = least_resident_bytes(&extents);
+            let weights_bytes = resident_bytes(&extents, &pinned(&extents, allowed)) as u64;
             ways.push(Way {
-                residency: Residency::Streamed { grain_bytes, resident_bytes },
+                residency: Residency::Streamed { grain_bytes, resident_bytes: allowed },
                 batch,
                 tile: None,
-                weights_bytes: resident_bytes as u64,
+                weights_bytes: weights_bytes + added_bytes,
                 repacked_bytes: 0,
                 activations_bytes: padded(plain_bytes + copied),
-                planes_bytes: 0,
+                own_bytes: 0,
+                opening_bytes: temporary_bytes,
                 description_bytes: most(|segment| segment.description_bytes) as u64,
+                segments: extents,
                 copies_bytes,
                 operations,
             });
@@ -512,16 +572,15 @@ impl Planner {
         shape: LatentShape,
         halves: impl Fn(&Part, LatentShape, usize, Tile) -> Result<Option<Halves>, Error>,
     ) -> Result<Vec<Way>, Error> {
-        let pixels = 2 * 3 * 4 * u64::from(size.width_px()) * u64::from(size.height_px());
         let inputs = inputs(part.signature().inputs.iter(), size, shape, 1, 0);
         let factor_px = size.width_px() as usize / shape.width_cells;
-        let mut ways = self.whole_or_streamed(part, part.graph(), &inputs, 1, 1)?;
+        let mut ways = self.whole_or_streamed(part, part.graph(), &[inputs], 1, 1)?;
         ways.truncate(1);
         for side in TILES_CELLS {
             let Ok(Some(halves)) = halves(part, shape, factor_px, Tile::new(side)?) else { continue };
             let planes_bytes = halves.planes_bytes() as u64;
             let [whole, tile] = [&halves.whole, &halves.tile]
-                .map(|run| self.whole_or_streamed(part, &run.graph, &run.inputs, 1, 1));
+                .map(|run| self.whole_or_streamed(part, &run.graph, slice::from_ref(&run.inputs), 1, 1));
             let (whole, tile) = (whole?, tile?);
             // Both halves are opened in the same way.
             for grain in std::iter::once(None).chain(GRAINS_MIB.map(Some)) {
@@ -533,21 +592,28 @@ impl Planner {
                     continue;
                 }
                 let larger = if whole.bytes() > tile.bytes() { whole } else { tile };
-                let resident_bytes = whole.weights_bytes.max(tile.weights_bytes) as usize;
-                let residency = match grain {
-                    Some(mib) => Residency::Streamed { grain_bytes: mib << 20, resident_bytes },
-                    None => Residency::PerStage,
+                let allowed = [whole, tile].map(|way| least_resident_bytes(&way.segments)).into_iter().max();
+                let residency = match (grain, allowed) {
+                    (Some(mib), Some(resident_bytes)) => {
+                        Residency::Streamed { grain_bytes: mib << 20, resident_bytes }
+                    }
+                    _ => Residency::PerStage,
                 };
                 let operations = whole.operations + tile.operations * halves.tile_runs() as u64;
                 let tile = Tile::new(side).ok();
-                ways.push(Way { residency, tile, planes_bytes, operations, ..larger.clone() });
+                ways.push(Way { residency, tile, own_bytes: planes_bytes, operations, ..larger.clone() });
             }
-        }
-        for way in &mut ways {
-            way.planes_bytes += pixels;
         }
         Ok(ways)
     }
+}
+
+/// The names and sizes of a graph's inputs.
+type Inputs = Vec<(String, Vec<usize>)>;
+
+/// The planes of a picture, in floats.
+fn picture_bytes(size: PixelSize) -> u64 {
+    3 * size_of::<f32>() as u64 * u64::from(size.width_px()) * u64::from(size.height_px())
 }
 
 /// The sizes of a graph's inputs.
@@ -557,7 +623,7 @@ fn inputs<'a>(
     shape: LatentShape,
     batch: usize,
     tokens: usize,
-) -> Vec<(String, Vec<usize>)> {
+) -> Inputs {
     let (width, height) = (size.width_px() as usize, size.height_px() as usize);
     let dims = |port: &Port, role: Role| -> Vec<usize> {
         let free: &[usize] = match role {
@@ -591,8 +657,10 @@ mod tests {
             weights_bytes,
             repacked_bytes: 1,
             activations_bytes,
-            planes_bytes: 3,
+            own_bytes: 3,
+            opening_bytes: 0,
             description_bytes: 2,
+            segments: Vec::new(),
             copies_bytes: weights_bytes / 2,
             operations: 0,
         }
@@ -641,13 +709,22 @@ mod tests {
         assert!(kinds.iter().all(|&count| count > 20), "{kinds:?}");
     }
 
+    /// As many segments as there is room for stay open, and what is planned is what they and the largest two of the others
+    /// have.
     #[test]
-    fn weights_that_are_streamed_fill_the_room() {
+    fn segments_stay_open_as_there_is_room() {
+        let extent = |bytes: usize| SegmentBytes { weight_bytes: bytes, open_bytes: bytes + 1 };
+        let segments: Vec<SegmentBytes> = [4, 5, 1, 3].map(extent).into();
         let streamed = Residency::Streamed { grain_bytes: 5, resident_bytes: 10 };
-        let stages = vec![vec![Way { residency: streamed, ..way(10, 20) }]];
-        let Choice { ways, kept_bytes } = choose(stages, 39).unwrap();
-        assert_eq!(ways[0].residency, Residency::Streamed { grain_bytes: 5, resident_bytes: 13 });
-        assert_eq!((ways[0].bytes(), kept_bytes), (39, None));
+        for (room, allowed, weights) in
+            [(35, 10, 9), (36, 11, 9), (37, 12, 2 + 9), (42, 17, 7 + 8), (90, 65, 17)]
+        {
+            let way = Way { residency: streamed, segments: segments.clone(), ..way(9, 20) };
+            let Choice { ways, kept_bytes } = choose(vec![vec![way]], room).unwrap();
+            let residency = Residency::Streamed { grain_bytes: 5, resident_bytes: allowed };
+            assert_eq!((ways[0].residency, ways[0].weights_bytes), (residency, weights), "{room}");
+            assert!(ways[0].bytes() <= room && kept_bytes.is_none());
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::memory;
 use crate::noise::Rng;
 use crate::picture::{Fitted, Init, Mask};
 use crate::prediction::Thresholding;
-use crate::prompt::{Part, Prompt};
+use crate::prompt::{Part, Prompt, Text};
 use crate::sampler::Method;
 use crate::schedule::{Schedule, ScheduleKind};
 use crate::tensor::{LatentShape, PixelSize};
@@ -124,6 +124,17 @@ pub(crate) struct Words {
     source: String,
     /// At least one; of a negative prompt no more.
     pub(crate) parts: Vec<Part>,
+}
+
+/// The texts of a run.
+#[derive(Debug)]
+pub(crate) struct Texts {
+    /// Each once; an absent one is zeros.
+    pub(crate) texts: Vec<Option<Text>>,
+    /// Per step, and per view of the run's guidance, which of them is read.
+    pub(crate) of_step: Vec<Vec<usize>>,
+    /// How many of the views are of the prompt's parts.
+    pub(crate) prompts: usize,
 }
 
 /// What a picture is drawn from; pictures and masks have the request's size unless otherwise said.
@@ -362,9 +373,33 @@ impl Request {
         self.shape
     }
 
-    /// How many predictions the guidance of one step combines.
-    pub(crate) fn guidance_views(&self) -> usize {
-        self.guidance.views().len()
+    /// Every text that some step reads, each once. `zero_negative` says that the model was trained to take zeros for no
+    /// negative prompt.
+    pub(crate) fn texts(&self, zero_negative: bool) -> Result<Texts, Error> {
+        let nothing = Part::unchanging(Text::literal("")?, self.steps());
+        let absent = if zero_negative { None } else { Some(&nothing) };
+        let negative = self.negative.as_ref().map(|negative| &negative.parts[0]).or(absent);
+        let views = self.guidance.views();
+        let parts = views.iter().map(|view| match view {
+            View::Positive(index) => Some(&self.prompt.parts[*index]),
+            View::Negative | View::NegativeWithoutPicture => negative,
+            View::Empty => absent,
+        });
+        let parts: Vec<Option<&Part>> = parts.collect();
+        let mut texts: Vec<Option<Text>> = Vec::new();
+        let mut of_step = Vec::new();
+        for step in 0..self.steps() {
+            let read = parts.iter().map(|part| {
+                let text = part.map(|part| part.text(step));
+                texts.iter().position(|known| known.as_ref() == text).unwrap_or_else(|| {
+                    texts.push(text.cloned());
+                    texts.len() - 1
+                })
+            });
+            of_step.push(read.collect());
+        }
+        let prompts = views.iter().filter(|view| matches!(view, View::Positive(_))).count();
+        Ok(Texts { texts, of_step, prompts })
     }
 
     /// Whether a picture is encoded before anything is drawn.

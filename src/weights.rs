@@ -354,6 +354,24 @@ impl Weights {
         Ok(())
     }
 
+    /// The same tensors, of which those of these names lie in private memory as far as [`TensorView::location`] tells,
+    /// and have no bytes: for counting alone.
+    pub(crate) fn with_private<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut weights = self.clone();
+        for name in names {
+            if let Some(tensor) = weights.tensors.get_mut(name) {
+                (tensor.file, tensor.offset_bytes) = (weights.files.len(), 0);
+                weights.files.push(Arc::new(Bytes::own(&[])));
+            }
+        }
+        weights
+    }
+
+    /// Whether the bytes of a file are a copy in private memory, which is there as long as these weights are.
+    pub(crate) fn is_private(&self, file: usize) -> bool {
+        self.files[file].is_private()
+    }
+
     /// Adds a tensor whose bytes these are.
     fn keep(&mut self, name: String, dtype: Dtype, shape: &[usize], bytes: Bytes) {
         let tensor = Tensor {
@@ -470,6 +488,12 @@ impl<'a> TensorView<'a> {
     pub fn to_bytes(&self) -> Vec<u8> {
         let start = self.tensor.offset_bytes;
         self.weights.files[self.tensor.file].copy(start..start + self.tensor.len_bytes)
+    }
+
+    /// Takes the pages of its data out of memory, where they can be read again.
+    pub(crate) fn release(&self) {
+        let start = self.tensor.offset_bytes;
+        self.weights.release(self.tensor.file, start..start + self.tensor.len_bytes);
     }
 
     /// Where the data lies: the name of a file in [`Weights::files`], and the offset in it in bytes.

@@ -101,6 +101,7 @@ impl Lora {
         for (name, view) in file.iter().filter(|(name, _)| !name.ends_with(".alpha")) {
             floats(&format!("{place}: {name}"), view)?;
         }
+        file.release_all();
         Ok(Self { place, file, edits })
     }
 
@@ -126,6 +127,72 @@ pub fn apply(
     weights: &Weights,
     loras: &[(&Lora, f32)],
 ) -> Result<(Weights, Applied), Error> {
+    let plan = edits_of(component, weights, loras)?;
+    let mut changed = weights.clone();
+    let mut applied = Applied { tensors: plan.len(), bytes: 0 };
+    for (name, edits) in &plan {
+        let view = weights.get(name).expect("targets are tensors of these weights");
+        let bytes = edited(name, view, edits)?;
+        view.release();
+        applied.bytes += bytes.len();
+        changed.replace(name, view.dtype(), view.shape(), &bytes)?;
+    }
+    loras.iter().for_each(|(lora, _)| lora.file.release_all());
+    // A tensor keeps its layout.
+    let table = changed.iter().map(|(name, view)| {
+        let was_transposed = weights.get(name).is_some_and(|old| old.is_transposed());
+        (
+            name.to_owned(),
+            Stored { transposed: was_transposed != view.is_transposed(), ..Stored::whole(name) },
+        )
+    });
+    let changed = changed.select(table)?;
+    Ok((changed, applied))
+}
+
+/// What [`apply`] would take.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// The names of the tensors that would be in private memory.
+    pub tensors: Vec<String>,
+    /// How much memory those would take.
+    pub bytes: usize,
+    /// How much more is needed meanwhile: one tensor is computed at a time.
+    pub temporary_bytes: usize,
+}
+
+/// What [`apply`] would take, by names and shapes alone.
+///
+/// # Errors
+/// Those of [`apply`], but for sums that are not finite.
+pub fn cost(component: Component, weights: &Weights, loras: &[(&Lora, f32)]) -> Result<Cost, Error> {
+    let plan = edits_of(component, weights, loras)?;
+    let mut cost = Cost::default();
+    for (name, edits) in &plan {
+        let view = weights.get(name).expect("targets are tensors of these weights");
+        let elements: usize = view.shape().iter().product();
+        // Its bytes, once more as they are converted, in floats, those of a difference that is whole, and the same three
+        // forms of the sum; DoRA also keeps the original and the tuned.
+        let has_magnitudes = edits.iter().any(|(_, edit, _)| edit.magnitudes.is_some());
+        let floats = if has_magnitudes { 5 } else { 2 };
+        let temporary_bytes = 4 * view.len_bytes() + floats * elements * size_of::<f32>();
+        cost.temporary_bytes = cost.temporary_bytes.max(temporary_bytes);
+        cost.bytes += view.len_bytes();
+        cost.tensors.push(name.clone());
+    }
+    // Pages of the files, and the factors of one tensor in floats.
+    let files: usize =
+        loras.iter().map(|(lora, _)| lora.file.iter().map(|(_, view)| view.len_bytes()).sum::<usize>()).sum();
+    cost.temporary_bytes += if plan.is_empty() { 0 } else { 2 * files };
+    Ok(cost)
+}
+
+/// By the name of each tensor that is changed, what changes it, all of which is there and fits.
+fn edits_of<'a>(
+    component: Component,
+    weights: &Weights,
+    loras: &[(&'a Lora, f32)],
+) -> Result<BTreeMap<String, Vec<(&'a Lora, &'a Edit, f32)>>, Error> {
     let modules = Modules::of(component, weights);
     let mut plan: BTreeMap<String, Vec<(&Lora, &Edit, f32)>> = BTreeMap::new();
     for &(lora, strength) in loras {
@@ -141,25 +208,7 @@ pub fn apply(
             }
         }
     }
-
-    let mut changed = weights.clone();
-    let mut applied = Applied { tensors: plan.len(), bytes: 0 };
-    for (name, edits) in &plan {
-        let view = weights.get(name).expect("targets are tensors of these weights");
-        let bytes = edited(name, view, edits)?;
-        applied.bytes += bytes.len();
-        changed.replace(name, view.dtype(), view.shape(), &bytes)?;
-    }
-    // A tensor keeps its layout.
-    let table = changed.iter().map(|(name, view)| {
-        let was_transposed = weights.get(name).is_some_and(|old| old.is_transposed());
-        (
-            name.to_owned(),
-            Stored { transposed: was_transposed != view.is_transposed(), ..Stored::whole(name) },
-        )
-    });
-    let changed = changed.select(table)?;
-    Ok((changed, applied))
+    Ok(plan)
 }
 
 impl Lora {

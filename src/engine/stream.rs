@@ -10,12 +10,9 @@ use std::thread::JoinHandle;
 
 use super::sys::{self, Input, Runtime, Value};
 use super::{Copies, TensorRef};
-use crate::graph::{BoundGraph, Segment};
+use crate::graph::{BoundGraph, Segment, SegmentBytes, pinned};
 use crate::weights::Weights;
 use crate::{Error, ErrorKind};
-
-/// Into how many segments the weights that may be in memory are divided: the one that runs, and the one that comes.
-const WINDOW: usize = 2;
 
 /// The segments of a graph.
 pub(super) struct Streamed {
@@ -69,16 +66,9 @@ impl Streamed {
         let mut types: HashMap<String, i32> = HashMap::new();
         let mut parts: Vec<Part> = Vec::new();
         let segments = bound.segments(grain_bytes);
-        let longest = segments.iter().map(Segment::weight_bytes).max().unwrap_or(0);
-        let mut left_bytes = resident_bytes.saturating_sub(WINDOW * longest);
-        for segment in segments {
+        let extents: Vec<SegmentBytes> = segments.iter().map(Segment::extent).collect();
+        for (segment, is_pinned) in segments.into_iter().zip(pinned(&extents, resident_bytes)) {
             let (onnx, segment) = segment.encode(&types);
-            // What is repacked is in memory twice.
-            let bytes = segment.weight_bytes() + segment.repacked_bytes + segment.description_bytes;
-            let is_pinned = bytes <= left_bytes;
-            if is_pinned {
-                left_bytes -= bytes;
-            }
             let copies = if is_pinned { how.copies } else { Copies::None };
             let session = how.open(runtime, &onnx, &weights, copies)?;
             types.extend(session.output_types().map(|(name, code)| (name.to_owned(), code)));

@@ -44,7 +44,53 @@ pub(crate) struct Segment {
     pub(crate) ranges: Vec<(usize, Range<usize>)>,
 }
 
+/// What a segment takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SegmentBytes {
+    /// Its weights in files, with what comes with them into memory.
+    pub(crate) weight_bytes: usize,
+    /// All of it, if it stays open: what is repacked is in memory twice.
+    pub(crate) open_bytes: usize,
+}
+
+/// Into how many segments the weights that may be in memory are divided: the one that runs, and the one that comes.
+const WINDOW: usize = 2;
+
+/// The least bytes of weights with which segments can run.
+pub(crate) fn least_resident_bytes(segments: &[SegmentBytes]) -> usize {
+    WINDOW * segments.iter().map(|segment| segment.weight_bytes).max().unwrap_or(0)
+}
+
+/// Which segments stay open where so many bytes of weights may be in memory: as many as leave room for the others.
+pub(crate) fn pinned(segments: &[SegmentBytes], resident_bytes: usize) -> Vec<bool> {
+    let mut left_bytes = resident_bytes.saturating_sub(least_resident_bytes(segments));
+    let pin = |segment: &SegmentBytes| {
+        let is_pinned = segment.open_bytes <= left_bytes;
+        if is_pinned {
+            left_bytes -= segment.open_bytes;
+        }
+        is_pinned
+    };
+    segments.iter().map(pin).collect()
+}
+
+/// The most that is in memory of segments of which some stay open, and the others come and go, each while the one before
+/// it runs.
+pub(crate) fn resident_bytes(segments: &[SegmentBytes], pinned: &[bool]) -> usize {
+    let of = |is_pinned: bool| segments.iter().zip(pinned).filter(move |(_, pin)| **pin == is_pinned);
+    let open: usize = of(true).map(|(segment, _)| segment.open_bytes).sum();
+    let streamed: Vec<usize> = of(false).map(|(segment, _)| segment.weight_bytes).collect();
+    let next = |index: usize| if streamed.len() > 1 { streamed[(index + 1) % streamed.len()] } else { 0 };
+    open + streamed.iter().enumerate().map(|(index, bytes)| bytes + next(index)).max().unwrap_or(0)
+}
+
 impl Segment {
+    /// What it takes.
+    pub(crate) fn extent(&self) -> SegmentBytes {
+        let weight_bytes = self.weight_bytes();
+        SegmentBytes { weight_bytes, open_bytes: weight_bytes + self.repacked_bytes + self.description_bytes }
+    }
+
     /// How many bytes of weights it has, with what comes with them into memory.
     pub(crate) fn weight_bytes(&self) -> usize {
         self.ranges.iter().map(|(_, range)| range.len() + AROUND_BYTES).sum()
@@ -148,7 +194,7 @@ impl BoundGraph {
                     Origin::Initializer(index) => own.initializer.push(graph.initializer[*index].clone()),
                     Origin::Node(index) => own.node.push(graph.node[*index].clone()),
                 }
-                ranges.extend(range.clone());
+                ranges.extend(range.clone().filter(|(file, _)| !self.weights.is_private(*file)));
             }
             own.node.extend(nodes.into_iter().cloned());
             own.input = inputs

@@ -11,7 +11,7 @@ use crate::tokenizer::{Chunk, Cut, MAX_CHUNKS, Tokenizer};
 use crate::{Error, ErrorKind};
 
 /// The most chunks that are encoded at once: more would cost memory and save no time.
-const MAX_BATCH: usize = 8;
+pub(crate) const MAX_BATCH: usize = 8;
 
 /// A chunk's states, `[tokens, width]`, and its vector, where an encoder gives one.
 type OfChunk = (Vec<f32>, Option<Vec<f32>>);
@@ -67,10 +67,7 @@ impl TextEncoder {
                 format!("text encoders: expected contexts of one length, got {contexts:?} tokens"),
             ));
         }
-        let max_chunks = match unet.input(Role::States).and_then(|port| port.dims.get(1)) {
-            Some(Dim::Fixed(tokens)) => (tokens / contexts[0]).max(1),
-            _ => MAX_CHUNKS,
-        };
+        let max_chunks = max_chunks(model, contexts[0]);
         Ok(Self { encoders, max_chunks })
     }
 
@@ -117,6 +114,22 @@ impl TextEncoder {
     }
 }
 
+/// How many tokens a chunk has.
+pub(crate) fn context(part: &TextEncoderPart) -> usize {
+    match part.signature().input(Role::TokenIds).and_then(|ids| ids.dims.get(1)) {
+        Some(Dim::Fixed(context)) => *context,
+        _ => part.context(),
+    }
+}
+
+/// How many chunks of a text are read.
+pub(crate) fn max_chunks(model: &Model, context: usize) -> usize {
+    match model.unet().signature().input(Role::States).and_then(|port| port.dims.get(1)) {
+        Some(Dim::Fixed(tokens)) => (tokens / context).max(1),
+        _ => MAX_CHUNKS,
+    }
+}
+
 impl TextStates {
     /// Per token, the states of another encoder behind these.
     fn join(&mut self, other: Self) -> Result<(), Error> {
@@ -159,10 +172,7 @@ impl Encoder {
         let states = output(if penultimate { Role::PenultimateStates } else { Role::States })?;
         let pooled = pooled.then(|| output(Role::Pooled)).transpose()?;
         let ids = signature.input(Role::TokenIds).expect("no signature without token ids").clone();
-        let context = match ids.dims[1] {
-            Dim::Fixed(context) => context,
-            Dim::Free(_) => part.context(),
-        };
+        let context = context(part);
         let tokenizer = part.tokenizer(context)?;
         let component = Component::open(model, part, options)?;
         Ok(Self { name, tokenizer, context, component, signature, ids, states, pooled })

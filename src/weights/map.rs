@@ -25,7 +25,10 @@ pub(super) enum Bytes {
     Mapped(Mmap),
     /// Part of the program. `is_clean` says that the pages are those of its file, unchanged and unchangeable, so that they
     /// can be given back and read again.
-    Static { bytes: &'static [u8], is_clean: bool },
+    Static {
+        bytes: &'static [u8],
+        is_clean: bool,
+    },
     /// In private memory, as words, so that elements of every type lie where they may; the length is in bytes.
     Owned(Box<[u64]>, usize),
 }
@@ -65,6 +68,11 @@ impl Bytes {
         }
     }
 
+    /// Whether they are a copy in private memory.
+    pub(super) fn is_private(&self) -> bool {
+        matches!(self, Self::Owned(..))
+    }
+
     pub(super) fn as_ptr(&self) -> *const u8 {
         match self {
             Self::Mapped(map) => map.as_ptr(),
@@ -102,8 +110,11 @@ impl Bytes {
         #[cfg(target_os = "linux")]
         if let Self::Static { bytes, is_clean: true } = self {
             unsafe extern "C" {
-                fn madvise(address: *mut std::ffi::c_void, len: usize, advice: std::ffi::c_int)
-                -> std::ffi::c_int;
+                fn madvise(
+                    address: *mut std::ffi::c_void,
+                    len: usize,
+                    advice: std::ffi::c_int,
+                ) -> std::ffi::c_int;
             }
             const DONT_NEED: std::ffi::c_int = 4;
             // Whole pages, of the largest size that there is, within the bytes.
@@ -158,7 +169,9 @@ fn is_clean_in(table: &str, bytes: Range<usize>) -> bool {
         let mut words = line.split_whitespace();
         let (Some(first), Some(second)) = (words.next(), words.next()) else { continue };
         if let Some((start, end)) = first.split_once('-') {
-            let [Ok(start), Ok(end)] = [start, end].map(|text| usize::from_str_radix(text, 16)) else { continue };
+            let [Ok(start), Ok(end)] = [start, end].map(|text| usize::from_str_radix(text, 16)) else {
+                continue;
+            };
             let inode = words.nth(2);
             let is_file = second == "r--p" && inode.is_some_and(|inode| inode != "0");
             is_here = is_file && start <= bytes.start && bytes.end <= end;
@@ -189,7 +202,9 @@ Anonymous: 0 kB
     fn pages_that_were_written_to_or_are_of_no_file_are_not_clean() {
         assert!(is_clean_in(MAPS, 0x5600000..0x5a00000));
         assert!(is_clean_in(MAPS, 0x5700000..0x5700001));
-        for other in [0x5900000..0x5a00001, 0x5a00000..0x5a00010, 0x5b00000..0x5b00010, 0x7000000..0x7000010, 0..1] {
+        for other in
+            [0x5900000..0x5a00001, 0x5a00000..0x5a00010, 0x5b00000..0x5b00010, 0x7000000..0x7000010, 0..1]
+        {
             assert!(!is_clean_in(MAPS, other.clone()), "{other:x?}");
         }
         let leaked: &'static [u8] = vec![7; 1 << 20].leak();

@@ -77,7 +77,7 @@ fn the_built_in_model_takes_a_lora() {
     tensors.extend(shapes("text_encoder", model.text_encoders()[0].weights()));
     write_lora(&lora, &tensors);
     let mut with = Model::built_in().unwrap();
-    let adapted = with.add_loras(&[(Lora::open(&lora).unwrap(), 0.5)]).unwrap();
+    let adapted = with.add_loras(vec![(Lora::open(&lora).unwrap(), 0.5)]).unwrap();
     assert!(adapted.iter().all(|Adapted { tensors, .. }| *tensors > 0), "{adapted:?}");
     let whole: usize = with.unet().weights().iter().map(|(_, view)| view.len_bytes()).sum();
     let touched: usize = adapted.iter().map(|adapted| adapted.bytes).sum();
@@ -93,7 +93,7 @@ fn a_lora_for_another_family_is_refused() {
     let lora = desk.path().join("lora.safetensors");
     write_lora(&lora, &Golden::open("sd15").shapes());
     let mut model = Model::open(&folder).unwrap();
-    let error = model.add_loras(&[(Lora::open(&lora).unwrap(), 1.0)]).unwrap_err();
+    let error = model.add_loras(vec![(Lora::open(&lora).unwrap(), 1.0)]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Model);
     assert!(error.to_string().contains("expected shape") || error.to_string().contains("not in"), "{error}");
 }
@@ -156,7 +156,7 @@ fn write_lora(path: &Path, tensors: &BTreeMap<String, Vec<usize>>) {
 
 fn with_lora(path: &Path, lora: &Path, strength: f32) -> Model {
     let mut model = Model::open(path).unwrap();
-    model.add_loras(&[(Lora::open(lora).unwrap(), strength)]).unwrap();
+    model.add_loras(vec![(Lora::open(lora).unwrap(), strength)]).unwrap();
     model
 }
 

@@ -37,13 +37,13 @@ pub struct Golden {
 }
 
 /// Its name and shape in the single file, how it is made, and of what.
-type OriginalTensor = (String, Vec<usize>, String, Vec<String>);
+pub type OriginalTensor = (String, Vec<usize>, String, Vec<String>);
 
 #[derive(Deserialize)]
 pub struct Component {
-    config: Value,
+    pub config: Value,
     file: String,
-    tensors: Vec<(String, Vec<usize>)>,
+    pub tensors: Vec<(String, Vec<usize>)>,
     extra: Vec<(String, Vec<usize>, String, String)>,
     also_named: BTreeMap<String, String>,
 }

@@ -3,10 +3,12 @@
 
 mod adapters;
 mod golden;
+mod memory;
 mod onnx;
 mod pack;
 mod parts;
 mod prompts;
+mod wide;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
