@@ -522,6 +522,7 @@ impl Planner {
             part.added_cost().map_or((0, 0), |cost| (cost.bytes as u64, cost.temporary_bytes as u64));
         // Converted, and repacked for the kernels one after another.
         let copied_bytes = engine::copied_bytes(&bound) as u64;
+        let copies_bytes = copied_bytes + copied_bytes / 2;
         let mut ways = vec![Way {
             residency: Residency::PerStage,
             batch,
@@ -689,7 +690,9 @@ mod tests {
         for room in 0..400 {
             let kept: u64 = all[0].iter().map(|way| way.weights_bytes + 3 + way.copies_bytes).sum();
             let kept = kept + kept / KEPT_SLACK;
-            let computed = all[0].iter().map(|way| way.activations_bytes + way.activations_bytes / 4 + 3);
+            let computed = all[0]
+                .iter()
+                .map(|way| (way.activations_bytes + way.activations_bytes / 4 + 3).max(way.copies_bytes));
             let computed = computed.max().unwrap();
             let peak = |ways: &&Vec<&Way>| {
                 let bytes = ways.iter().map(|way| way.weights_bytes + way.activations_bytes + 6);
