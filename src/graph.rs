@@ -29,7 +29,7 @@ use self::proto::{
     AttributeProto, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
     StringStringEntryProto, TensorProto, TypeValue, ValueInfoProto,
 };
-pub(crate) use self::segment::{SegmentBytes, Segment, least_resident_bytes, pinned, resident_bytes};
+pub(crate) use self::segment::{Segment, SegmentBytes, least_resident_bytes, pinned, resident_bytes};
 use crate::weights::{Dtype, Stored, Weights};
 use crate::{Error, ErrorKind};
 

@@ -236,6 +236,9 @@ impl Pipeline {
         let started = Instant::now();
         let told = self.tell(request)?;
         held.check("text_encoder")?;
+        if let Some(plan) = &self.plan {
+            plan.check_tokens(told.texts.iter().map(|text| text.tokens).sum())?;
+        }
         let text_encoder = started.elapsed();
 
         let started = Instant::now();
@@ -344,6 +347,17 @@ mod tests {
         }
         let (again, is_streamed) = draw(|| false);
         assert!(!is_streamed && again == whole);
+    }
+
+    /// Longer prompts than those that were planned are refused, where a budget was stated.
+    #[test]
+    fn a_plan_guards_the_length_of_its_texts() {
+        let mut pipeline = planned(draft(128)).unwrap();
+        let long = Draft { prompt: "a red apple on a blue background, ".repeat(30), ..draft(128) };
+        let request = Request::new(long, pipeline.manifest()).unwrap();
+        let error = pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Memory);
+        assert!(error.to_string().contains("tokens of text, for which the plan was made, got "), "{error}");
     }
 
     /// A pipeline of the built-in model with a plan of this request, as it was typed.

@@ -17,9 +17,7 @@ use serde::Serialize;
 use self::extent::Extent;
 use self::text::{Call, Reading};
 use crate::engine::{self, Library, Providers, Residency, SessionOptions};
-use crate::graph::{
-    Dim, Graph, Port, Segment, SegmentBytes, least_resident_bytes, pinned, resident_bytes,
-};
+use crate::graph::{Dim, Graph, Port, Segment, SegmentBytes, least_resident_bytes, pinned, resident_bytes};
 use crate::memory::{self, Memory};
 use crate::model::{Model, Part};
 use crate::request::Request;
@@ -159,6 +157,9 @@ pub struct Plan {
     /// What it was made for.
     #[serde(skip)]
     extent: Extent,
+    /// How many tokens all its texts have.
+    #[serde(skip)]
+    tokens: usize,
 }
 
 /// A stage of a plan.
@@ -254,7 +255,8 @@ impl Plan {
         expect_cpu(model, &options.providers)?;
         // It is part of what the process has.
         Library::load(None)?;
-        let ways = Planner { threads: options.threads.get() }.ways(model, request)?;
+        let reading = Reading::of(model, request)?;
+        let ways = Planner { threads: options.threads.get() }.ways(model, request, &reading)?;
         engine::trim();
         let described = ways.iter().map(|(_, ways)| ways[0].description_bytes).max().unwrap_or(0);
         let (images_peak_bytes, images_kept_bytes) = request.image_bytes();
@@ -326,12 +328,28 @@ impl Plan {
             stages,
             is_promise,
             extent,
+            tokens: reading.all_tokens,
         })
     }
 
     /// [`ErrorKind::Memory`] for a request that is larger than the one that was planned.
     pub(crate) fn check(&self, request: &Request) -> Result<(), Error> {
         self.extent.check(request)
+    }
+
+    /// [`ErrorKind::Memory`] for more tokens than the texts have that were planned, where a budget was promised.
+    pub(crate) fn check_tokens(&self, tokens: usize) -> Result<(), Error> {
+        if !self.is_promise || tokens <= self.tokens {
+            return Ok(());
+        }
+        let planned = self.tokens;
+        Err(Error::new(
+            ErrorKind::Memory,
+            format!(
+                "memory: expected at most {planned} tokens of text, for which the plan was made, got {tokens}"
+            ),
+        )
+        .help("open a pipeline with a plan of the longest prompts"))
     }
 
     /// The budget, if the process is held to it.
@@ -432,9 +450,13 @@ struct Planner {
 
 impl Planner {
     /// Per stage, in their order, the ways to run it, the fastest first.
-    fn ways(&self, model: &Model, request: &Request) -> Result<Vec<(&'static str, Vec<Way>)>, Error> {
+    fn ways(
+        &self,
+        model: &Model,
+        request: &Request,
+        reading: &Reading,
+    ) -> Result<Vec<(&'static str, Vec<Way>)>, Error> {
         let (size, shape) = (request.size(), request.shape());
-        let reading = Reading::of(model, request)?;
         let states_bytes = reading.states_bytes() as u64;
         let mut stages = Vec::new();
         for part in model.text_encoders() {

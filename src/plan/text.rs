@@ -25,7 +25,7 @@ pub(super) struct Reading {
     /// How many of the views are needed in every step.
     prompts: usize,
     /// Of all texts together.
-    all_tokens: usize,
+    pub(super) all_tokens: usize,
     /// How many numbers a token's state has.
     width: usize,
 }
