@@ -7,7 +7,7 @@ use crate::engine::{Provider, Providers, Session, SessionOptions};
 use crate::model::Model;
 use crate::stage::seeded;
 use crate::stage::trial::{self, Sampled};
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, memory};
 
 /// How many inputs a component is tried on.
 const SEEDS: u64 = 3;
@@ -115,6 +115,9 @@ pub fn certify(
                 first_run,
                 run,
             };
+            if let Some(budget_bytes) = options.budget_bytes {
+                memory::check_budget(part.name(), budget_bytes)?;
+            }
             on_certificate(&certificate);
             certificates.push(certificate);
         }

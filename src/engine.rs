@@ -26,7 +26,7 @@ use self::stream::{Opening, Streamed};
 pub use self::sys::Heap;
 use self::sys::{Found, Input};
 use crate::graph::{BoundGraph, Dim, Port};
-use crate::weights::Dtype;
+use crate::weights::{Dtype, Weights};
 use crate::{Error, ErrorKind};
 
 /// Operators of optimised exports for which ONNX Runtime has no kernel on a CPU, and the providers that have one.
@@ -95,6 +95,12 @@ impl SessionOptions {
         }
     }
 
+    /// The same, with as little memory as can be: segments small enough for any board, and nothing that would exceed a budget.
+    #[must_use]
+    pub fn within(self, budget_bytes: u64) -> Self {
+        Self { residency: Residency::LEAST, pool_bytes: Some(0), budget_bytes: Some(budget_bytes), ..self }
+    }
+
     /// What holds for a component: devices have memory of their own, into which its weights are copied once.
     pub(crate) fn for_component(mut self, component: &str) -> Self {
         if !self.providers.is_cpu(component) {
@@ -119,6 +125,11 @@ pub enum Residency {
         /// The most bytes of the files that are in memory.
         resident_bytes: usize,
     },
+}
+
+impl Residency {
+    /// Segments small enough for any board, which are read again for every call.
+    pub(crate) const LEAST: Self = Self::Streamed { grain_bytes: 16 << 20, resident_bytes: 0 };
 }
 
 /// Gives back the memory that sessions have computed in and what else was freed, but for what is in use.
@@ -175,6 +186,7 @@ pub struct Session {
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     run: Run,
+    weights: Arc<Weights>,
     placement: Placement,
     compilation: Option<Compilation>,
 }
@@ -207,6 +219,7 @@ impl Session {
     /// [`ErrorKind::Model`] when ONNX Runtime does not accept the graph; [`ErrorKind::Runtime`] when there is no
     /// library, or none of the providers that were asked for can be had, or it lacks an operator of the graph.
     pub fn open(mut bound: BoundGraph, options: &SessionOptions) -> Result<Self, Error> {
+        bound.weights.check_files()?;
         let library = Library::load(None)?;
         let options = &options.clone().for_component(&bound.name);
         let mut placement = Placement {
@@ -241,7 +254,7 @@ impl Session {
                 }
             }
         };
-        let BoundGraph { name, inputs, outputs, model, .. } = bound;
+        let BoundGraph { name, inputs, outputs, model, weights, .. } = bound;
         drop(model);
         // Reading a graph leaves as many holes as it has names, and converting weights holes as large as they are.
         sys::trim_heap();
@@ -255,7 +268,7 @@ impl Session {
             placement.precision = Precision::Reduced;
         }
         placement.providers = providers.into_iter().map(|(provider, _)| provider).collect();
-        Ok(Self { name, inputs, outputs, run, placement, compilation })
+        Ok(Self { name, inputs, outputs, run, weights, placement, compilation })
     }
 
     /// Where it runs.
@@ -321,7 +334,7 @@ impl Session {
         inputs: &[(&str, TensorRef<'_>)],
         outputs: &[&str],
     ) -> Result<Vec<sys::Value>, Error> {
-        let checked = self.check(inputs, outputs.iter().copied());
+        let checked = self.check(inputs, outputs.iter().copied()).and_then(|()| self.weights.check_files());
         checked.and_then(|()| self.run.values(inputs, outputs)).map_err(|error| named(&self.name, error))
     }
 

@@ -126,6 +126,11 @@ impl Held {
     }
 }
 
+/// [`ErrorKind::Memory`] when this process has had more than a budget at any time, up to the end of `stage`.
+pub fn check_budget(stage: &str, budget_bytes: u64) -> Result<(), Error> {
+    Held { budget_bytes: Some(budget_bytes), peak_before_bytes: 0 }.check(stage)
+}
+
 /// A thread that looks at the memory while something runs, so that those who ask need not.
 pub(crate) struct Watch {
     is_short: Arc<AtomicBool>,

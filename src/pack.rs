@@ -20,11 +20,12 @@ use flate2::{Compression, write::GzEncoder};
 pub use self::comparison::OutputError;
 use self::folder::Folder;
 use self::tensor::Packed;
-pub use self::verification::{Verified, verify};
+pub use self::verification::{Verified, verify, verify_within};
 use crate::engine::SessionOptions;
 use crate::graph::Graph;
 use crate::manifest::{self, Component, Components, Contents, FileRecord, Manifest, TokenizerFiles};
 use crate::model::{Model, Part, TextEncoderPart};
+use crate::plan::Budget;
 use crate::weights::Dtype;
 use crate::{Error, ErrorKind};
 
@@ -79,6 +80,8 @@ pub struct Options {
     pub licence: Option<String>,
     /// How many threads work on one operator where outputs are compared.
     pub threads: NonZeroUsize,
+    /// The most memory that the process may take while they are; no limit when absent.
+    pub memory: Option<Budget>,
 }
 
 /// How far a pack has come.
@@ -286,11 +289,17 @@ fn fill(
 
     // Read back from disk, every byte of it.
     let bundle = Model::open(folder.path())?;
-    let options = SessionOptions::new(options.threads);
+    let memory = options.memory;
+    let options = within(SessionOptions::new(options.threads), memory);
     for (component, errors) in packed.iter_mut().zip(comparison::compare(model, &bundle, &options)?) {
         component.errors = errors;
     }
     Ok(Report { components: packed, contents, time: started.elapsed() })
+}
+
+/// How components are opened to be looked at: within a budget, where there is one.
+fn within(options: SessionOptions, memory: Option<Budget>) -> SessionOptions {
+    memory.map_or(options.clone(), |budget| options.within(budget.bytes()))
 }
 
 /// Writes the files of a text encoder's tokenizer, under its name.

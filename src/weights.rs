@@ -109,6 +109,13 @@ impl fmt::Display for Dtype {
     }
 }
 
+/// For programs: where a file of weights is made shorter while it is in use, the process ends with a message, which `begin`
+/// begins and which names the file, and with the exit code of [`ErrorKind::Model`], instead of by a signal. The handler of
+/// SIGBUS that was there before is replaced.
+pub fn exit_when_truncated(begin: &'static str) {
+    map::exit_when_truncated(begin, ErrorKind::Model.exit_code());
+}
+
 /// A checked table of tensors over the bytes of one or more files.
 #[derive(Clone, Default)]
 pub struct Weights {
@@ -147,6 +154,12 @@ impl Stored {
     }
 }
 
+/// The error for a file that the system does not let us read, or for which it has no address space.
+fn unreadable(place: &str, error: io::Error) -> Error {
+    let is_memory = error.kind() == io::ErrorKind::OutOfMemory;
+    Error::new(if is_memory { ErrorKind::Memory } else { ErrorKind::Model }, place).source(error)
+}
+
 impl Weights {
     /// Maps safetensors files and reads their headers; the tensors' data stays on disk until it is used.
     ///
@@ -160,7 +173,7 @@ impl Weights {
         let mut weights = Self::default();
         for path in paths.iter().map(AsRef::as_ref) {
             let place = path.display().to_string();
-            let unreadable = |error: io::Error| Error::new(ErrorKind::Model, place.clone()).source(error);
+            let unreadable = |error: io::Error| unreadable(&place, error);
             // Looked at before it is opened: opening a named pipe would wait for ever.
             if !path.metadata().map_err(unreadable)?.is_file() {
                 return Err(Error::new(
@@ -169,7 +182,7 @@ impl Weights {
                 ));
             }
             let mut file = File::open(path).map_err(unreadable)?;
-            let bytes = Bytes::map(&file).map_err(unreadable)?;
+            let bytes = file.try_clone().and_then(|file| Bytes::map(file, path)).map_err(unreadable)?;
 
             // The header is read, not mapped: what was checked cannot change afterwards.
             let mut prefix = Vec::new();
@@ -211,6 +224,24 @@ impl Weights {
         Ok(weights)
     }
 
+    /// Whether the files still have all that is mapped of them. To be asked before the weights are used: touching what a
+    /// file has lost would kill the process.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] for a file that has become shorter.
+    pub fn check_files(&self) -> Result<(), Error> {
+        let lost = self.files.iter().find_map(|bytes| Some((bytes.len(), bytes.missing()?)));
+        let Some((len_bytes, (path, left_bytes))) = lost else { return Ok(()) };
+        Err(Error::new(
+            ErrorKind::Model,
+            format!(
+                "{}: expected {len_bytes} bytes, got {left_bytes}: it was made shorter in use",
+                path.display()
+            ),
+        )
+        .help("put a new file in its place by renaming, never by writing over it"))
+    }
+
     /// The tensor of this name.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
         self.tensors.get(name).map(|tensor| TensorView { weights: self, tensor })
@@ -237,14 +268,14 @@ impl Weights {
     /// [`ErrorKind::Model`] when it cannot be read.
     pub(crate) fn map(&mut self, path: &Path) -> Result<usize, Error> {
         let place = path.display().to_string();
-        let unreadable = |error: io::Error| Error::new(ErrorKind::Model, place.clone()).source(error);
+        let unreadable = |error: io::Error| unreadable(&place, error);
         if !path.metadata().map_err(unreadable)?.is_file() {
             return Err(Error::new(
                 ErrorKind::Model,
                 format!("{place}: expected a file, got something else"),
             ));
         }
-        let bytes = File::open(path).and_then(|file| Bytes::map(&file)).map_err(unreadable)?;
+        let bytes = File::open(path).and_then(|file| Bytes::map(file, path)).map_err(unreadable)?;
         self.files.push(Arc::new(bytes));
         Ok(self.files.len() - 1)
     }

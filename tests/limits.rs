@@ -2,8 +2,13 @@
 //! message, never by a signal, and never blames the model.
 #![cfg(target_os = "linux")]
 
+use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+
+use calotype::ErrorKind;
+use calotype::weights::{Weights, exit_when_truncated};
 
 /// Runs the program with these limits of a shell's `ulimit`.
 fn calotype(limits: &str, arguments: &[&str]) -> Output {
@@ -68,4 +73,92 @@ fn other_limits_and_commands() {
             end(&format!("ulimit -v {limit}"), arguments);
         }
     }
+}
+
+/// Writes a safetensors file with a vector of so many numbers, whose bytes are all 1.
+fn write_weights(path: &Path, len: usize) {
+    let bytes = 4 * len;
+    let header = format!(r#"{{"x":{{"dtype":"F32","shape":[{len}],"data_offsets":[0,{bytes}]}}}}"#);
+    let header = format!("{header:<80}");
+    std::fs::write(path, [&80u64.to_le_bytes()[..], header.as_bytes(), &vec![1; bytes]].concat()).unwrap();
+}
+
+/// A mapped file that is made shorter: asked for before it is used, an error; when lost bytes are touched all the same, the
+/// process ends with a message that names the file, and not by a signal. This test runs itself as that process.
+#[test]
+fn a_file_that_is_made_shorter_is_named() {
+    const NAME: &str = "a_file_that_is_made_shorter_is_named";
+    let write = |path: &Path| write_weights(path, 65_536);
+    let shorten = |path: &Path| File::options().write(true).open(path).unwrap().set_len(4096).unwrap();
+    if let Some(path) = std::env::var_os("CALOTYPE_TEST_SHORTENED").map(PathBuf::from) {
+        exit_when_truncated("test: ");
+        let weights = Weights::open(&[&path]).unwrap();
+        shorten(&path);
+        let lost = weights.get("x").unwrap().to_bytes();
+        panic!("expected the process to end, got {} bytes", lost.len());
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weights.safetensors");
+    write(&path);
+    let weights = Weights::open(&[&path]).unwrap();
+    weights.check_files().unwrap();
+    shorten(&path);
+    let error = weights.check_files().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Model);
+    assert!(error.to_string().contains("weights.safetensors: expected 262"), "{error}");
+
+    write(&path);
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", NAME, "--nocapture"])
+        .env("CALOTYPE_TEST_SHORTENED", &path)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{:?}: {said}", output.status);
+    assert!(
+        said.contains(&format!("test: {}: expected a file that stays as it is", path.display())),
+        "{said}"
+    );
+}
+
+/// Replaced by a rename, a model in use stays as it was.
+#[test]
+fn a_file_that_is_replaced_is_not_missed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, other) = (folder.path().join("a.safetensors"), folder.path().join("b"));
+    write_weights(&path, 2);
+    let weights = Weights::open(&[&path]).unwrap();
+    std::fs::write(&other, "short").unwrap();
+    std::fs::rename(&other, &path).unwrap();
+    weights.check_files().unwrap();
+    assert_eq!(weights.get("x").unwrap().to_bytes(), [1; 8]);
+}
+
+/// `pack`, `verify` and `doctor --certify` stay within a budget, or refuse one that is too small; none is exceeded silently.
+#[test]
+fn other_commands_within_a_budget() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = folder.path().join("bundle");
+    let bundle = bundle.to_str().unwrap();
+    let (mut done, mut refused) = (0, 0);
+    for budget in ["20MiB", "200MiB"] {
+        let pack = ["pack", "--weights", "f16", bundle, "--memory", budget];
+        let verify = ["verify", bundle, "--memory", budget];
+        for arguments in [&pack[..], &verify, &["doctor", "--certify", "--memory", budget]] {
+            if arguments[0] == "verify" && refused < 2 && done == 0 {
+                continue; // There is no bundle yet.
+            }
+            let output = Command::new(env!("CARGO_BIN_EXE_calotype")).args(arguments).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            match output.status.code() {
+                Some(0) => done += 1,
+                Some(5) => {
+                    refused += 1;
+                    assert!(said.contains("memory: expected at most 20480 KiB, the budget, got "), "{said}");
+                }
+                _ => panic!("{arguments:?}: {:?}: {said}", output.status),
+            }
+        }
+    }
+    assert_eq!((done, refused), (3, 2), "enough is enough, and too little is not");
 }

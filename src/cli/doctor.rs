@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use calotype::certify::{self, Certificate};
 use calotype::engine::{Device, Library, Provider, ProviderKind, Providers, SessionOptions};
 use calotype::memory::Memory;
+use calotype::plan::Budget;
 use calotype::{Error, ErrorKind};
 use serde_json::{Value, json};
 
@@ -20,6 +21,9 @@ pub(super) struct Flags {
     /// The model to run; the built-in one when absent.
     #[arg(short, long, value_name = "PATH", requires = "certify")]
     model: Option<PathBuf>,
+    /// The most memory that the process may take, as in `300MiB`: components run a segment at a time. CPU only.
+    #[arg(long, value_name = "SIZE", requires = "certify")]
+    memory: Option<Budget>,
     #[command(flatten)]
     provider: provider::Choice,
     #[command(flatten)]
@@ -82,6 +86,10 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     if flags.certify {
         let providers = chosen.unwrap_or_else(|| all_of(library));
         let options = SessionOptions { providers, ..flags.provider.options()? };
+        let options = match flags.memory {
+            Some(budget) => options.within(budget.bytes()),
+            None => options,
+        };
         let certificates = certify(flags, &options)?;
         for certificate in &certificates {
             writeln!(text, "{}", line(certificate)).expect("a String takes all");

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use calotype::Error;
 use calotype::pack::{Options, Precision, Progress, pack};
 use calotype::pipeline;
+use calotype::plan::Budget;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
@@ -33,6 +34,9 @@ pub(super) struct Flags {
     /// A LoRA file that becomes part of the bundle, and how much of it, 1 when absent; may be given several times.
     #[arg(long, value_name = "FILE[@W]")]
     lora: Vec<OsString>,
+    /// The most memory that the process may take, as in `300MiB`: components are compared a segment at a time.
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Budget>,
     #[command(flatten)]
     components: Components,
     #[command(flatten)]
@@ -45,6 +49,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         name: flags.name.clone(),
         licence: flags.licence.clone(),
         threads: pipeline::Options::default().session.threads,
+        memory: flags.memory,
     };
     let (model, _) = open_model(flags.model.as_ref(), &flags.components, &flags.lora, &[])?;
     // Before gigabytes are written: without it, the bundle could not be compared with the model.

@@ -6,7 +6,8 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use calotype::model::Model;
-use calotype::pack::verify;
+use calotype::pack::verify_within;
+use calotype::plan::Budget;
 use calotype::{Error, ErrorKind};
 use serde::Deserialize;
 use serde_json::json;
@@ -21,6 +22,9 @@ pub(super) struct Flags {
     /// The bundle that drew the picture; the built-in model when absent.
     #[arg(short, long, value_name = "PATH")]
     model: Option<PathBuf>,
+    /// The most memory that the process may take, as in `300MiB`: components are opened a segment at a time.
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Budget>,
     #[command(flatten)]
     components: Components,
     #[command(flatten)]
@@ -30,14 +34,14 @@ pub(super) struct Flags {
 pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     if flags.path.is_dir() {
         flags.common.library()?;
-        bundle(&flags.path)
+        bundle(&flags.path, flags.memory)
     } else {
         picture(&flags.path, &open_model(flags.model.as_ref(), &flags.components, &[], &[])?.0)
     }
 }
 
-fn bundle(path: &Path) -> Result<Report, Error> {
-    let verified = verify(path)?;
+fn bundle(path: &Path, memory: Option<Budget>) -> Result<Report, Error> {
+    let verified = verify_within(path, memory)?;
     let (files, manifest) = (&verified.contents.files, &verified.manifest);
     let bytes: u64 = files.values().map(|record| record.len_bytes).sum();
     let text = format!(

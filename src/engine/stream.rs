@@ -106,6 +106,8 @@ impl Streamed {
             let session = match &mut part.pinned {
                 Some(session) => session,
                 None => {
+                    // It may have been minutes since the run began.
+                    self.weights.check_files()?;
                     opened = self.how.open(self.runtime, &part.onnx, &self.weights, self.how.copies)?;
                     &mut opened
                 }

@@ -7,7 +7,7 @@ use crate::prompt::Text;
 use crate::stage::feed::Feed;
 use crate::stage::seeded::{self, PROMPTS};
 use crate::stage::text_encoder::TextEncoder;
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, memory};
 
 /// The seed of all that is random in the inputs.
 const SEED: u64 = 0;
@@ -47,6 +47,9 @@ pub(super) fn compare(
             Ok(OutputError { output: name.clone(), relative })
         });
         errors.push(compared.collect::<Result<_, Error>>()?);
+        if let Some(budget_bytes) = options.budget_bytes {
+            memory::check_budget(part.name(), budget_bytes)?;
+        }
     }
     Ok(errors)
 }

@@ -9,7 +9,8 @@ use sha2::{Digest, Sha256};
 use crate::engine::{Session, SessionOptions};
 use crate::manifest::{self, Contents, Manifest};
 use crate::model::{Model, check_files, hex, read};
-use crate::{Error, ErrorKind};
+use crate::plan::Budget;
+use crate::{Error, ErrorKind, memory};
 
 /// A bundle that is what its manifest says.
 #[derive(Clone, Debug)]
@@ -30,6 +31,14 @@ pub struct Verified {
 /// [`ErrorKind::Model`] when it is not a bundle, a file is not what the manifest says, or a component cannot be opened;
 /// [`ErrorKind::Runtime`] without ONNX Runtime.
 pub fn verify(folder: &Path) -> Result<Verified, Error> {
+    verify_within(folder, None)
+}
+
+/// As [`verify`], within a budget of memory where there is one.
+///
+/// # Errors
+/// As [`verify`]; [`ErrorKind::Memory`] where the budget does not do.
+pub fn verify_within(folder: &Path, budget: Option<Budget>) -> Result<Verified, Error> {
     let model = Model::open(folder)?;
     let Some(contents) = model.contents() else {
         return Err(Error::new(
@@ -39,11 +48,15 @@ pub fn verify(folder: &Path) -> Result<Verified, Error> {
         .help("calotype pack makes a bundle of it"));
     };
     check_files(folder, contents, u64::MAX)?;
-    let options = SessionOptions::new(NonZeroUsize::MIN);
+    let options = super::within(SessionOptions::new(NonZeroUsize::MIN), budget);
     let mut components = Vec::new();
     for part in model.parts() {
         Session::open(part.bind()?, &options)?;
         components.push(part.name());
+        part.weights().release_all();
+        if let Some(budget) = budget {
+            memory::check_budget(part.name(), budget.bytes())?;
+        }
     }
     for encoder in model.text_encoders() {
         encoder.tokenizer(encoder.context())?;

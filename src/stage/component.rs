@@ -10,9 +10,6 @@ use crate::memory;
 use crate::model::{Model, Part};
 use crate::{Error, ErrorKind};
 
-/// Segments small enough for any board, which are read again for every call.
-const REDUCED: Residency = Residency::Streamed { grain_bytes: 16 << 20, resident_bytes: 0 };
-
 /// A part of a model with its session.
 pub(crate) struct Component {
     part: Part,
@@ -90,7 +87,7 @@ impl Component {
     /// what they have.
     pub(crate) fn reduce_memory(&mut self) -> bool {
         if self.is_reduced
-            || self.options.residency == REDUCED
+            || self.options.residency == Residency::LEAST
             || !self.options.providers.is_cpu(self.part.name())
         {
             return false;
@@ -152,7 +149,7 @@ impl Component {
 
 /// How sessions are opened: as planned, or with as little memory as can be.
 fn effective(options: &SessionOptions, is_reduced: bool) -> SessionOptions {
-    let residency = if is_reduced { REDUCED } else { options.residency };
+    let residency = if is_reduced { Residency::LEAST } else { options.residency };
     SessionOptions { residency, ..options.clone() }
 }
 

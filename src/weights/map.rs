@@ -1,9 +1,12 @@
 //! The bytes of a weight file: mapped from disk, or embedded in the program. It knows nothing of their format.
 #![allow(unsafe_code)]
 
+#[cfg(unix)]
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
@@ -18,11 +21,12 @@ const PAGE_BYTES: usize = 64 << 10;
 /// Read-only bytes at an address that does not change while this value lives.
 ///
 /// A mapped file is shared with the rest of the machine. If another program overwrites it in place, the bytes change;
-/// if another program makes it shorter, touching the lost pages kills the process (SIGBUS). So mapped bytes are copied
-/// out or handed to ONNX Runtime by address, and are never lent as a `&[u8]`, whose bytes Rust assumes to be constant.
-/// Replacing the file by a rename, as downloads do, is harmless.
+/// if another program makes it shorter, touching the lost pages kills the process (SIGBUS), unless it is a program that
+/// called [`exit_when_truncated`]. So mapped bytes are copied out or handed to ONNX Runtime by address, and are never lent as
+/// a `&[u8]`, whose bytes Rust assumes to be constant; and before they are used, [`Bytes::missing`] tells whether the file
+/// still has them. Replacing the file by a rename, as downloads do, is harmless.
 pub(super) enum Bytes {
-    Mapped(Mmap),
+    Mapped(Mapping),
     /// Part of the program. `is_clean` says that the pages are those of its file, unchanged and unchangeable, so that they
     /// can be given back and read again.
     Static {
@@ -33,13 +37,39 @@ pub(super) enum Bytes {
     Owned(Box<[u64]>, usize),
 }
 
+/// A mapped file, which stays open: the file of this name may be another by now.
+pub(super) struct Mapping {
+    // Dropped in this order: what is not mapped any more is not to be named.
+    _named: Named,
+    map: Mmap,
+    file: File,
+    path: PathBuf,
+}
+
+impl std::ops::Deref for Mapping {
+    type Target = Mmap;
+
+    fn deref(&self) -> &Mmap {
+        &self.map
+    }
+}
+
 impl Bytes {
-    /// Maps the whole file.
-    pub(super) fn map(file: &File) -> io::Result<Self> {
+    /// Maps the whole file, which is at this path.
+    pub(super) fn map(file: File, path: &Path) -> io::Result<Self> {
         // SAFETY: the map is private to this type, which dereferences it only to copy bytes out, so that no reference
         // outlives a single copy. What remains, another program changing the file during that copy or shortening it,
         // is the hazard that the type's documentation names.
-        unsafe { Mmap::map(file) }.map(Self::Mapped)
+        let map = unsafe { Mmap::map(&file) }?;
+        let named = Named::new(map.as_ptr() as usize, map.len(), path);
+        Ok(Self::Mapped(Mapping { _named: named, map, file, path: path.to_owned() }))
+    }
+
+    /// The path and the present length of a mapped file that has become shorter.
+    pub(super) fn missing(&self) -> Option<(&Path, u64)> {
+        let Self::Mapped(mapping) = self else { return None };
+        let len_bytes = mapping.file.metadata().ok()?.len();
+        (len_bytes < mapping.map.len() as u64).then_some((&mapping.path, len_bytes))
     }
 
     /// Bytes that are part of the program.
@@ -152,6 +182,140 @@ impl Bytes {
                 bytes.skip(range.start - first * 8).take(range.len()).collect()
             }
         }
+    }
+}
+
+/// For programs: where a mapped file has become shorter and lost bytes are touched, or a disk does not give them, the process
+/// ends with a message that names the file, which `begin` begins, and this exit code, instead of by SIGBUS. Where signals are
+/// not known, nothing changes.
+pub(super) fn exit_when_truncated(begin: &'static str, code: u8) {
+    #[cfg(unix)]
+    signal::install(begin, code);
+    #[cfg(not(unix))]
+    let _ = (begin, code);
+}
+
+/// The name of a mapped file, where the handler of a signal can find it.
+struct Named {
+    #[cfg(unix)]
+    place: Option<&'static signal::Place>,
+    /// What [`signal::Place`] points to.
+    #[cfg(unix)]
+    _name: CString,
+}
+
+impl Named {
+    #[cfg(unix)]
+    fn new(start: usize, len: usize, path: &Path) -> Self {
+        use std::os::unix::ffi::OsStrExt;
+        // A path that was opened has no NUL.
+        let name = CString::new(path.as_os_str().as_bytes()).unwrap_or_default();
+        Self { place: signal::Place::of(start, len, &name), _name: name }
+    }
+
+    #[cfg(not(unix))]
+    fn new(_: usize, _: usize, _: &Path) -> Self {
+        Self {}
+    }
+}
+
+#[cfg(unix)]
+impl Drop for Named {
+    fn drop(&mut self) {
+        if let Some(place) = self.place {
+            place.clear();
+        }
+    }
+}
+
+/// The handler of SIGBUS, which may call next to nothing, and what it knows.
+#[cfg(unix)]
+mod signal {
+    use std::ffi::{CStr, c_int, c_void};
+    use std::ptr;
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+    /// Of more files than any model has.
+    static PLACES: [Place; 256] = [const { Place::empty() }; 256];
+    static SAID: OnceLock<(&str, u8)> = OnceLock::new();
+
+    /// Where a file is mapped. Empty where it has no name.
+    pub(super) struct Place {
+        start: AtomicUsize,
+        len: AtomicUsize,
+        name: AtomicPtr<libc::c_char>,
+    }
+
+    impl Place {
+        const fn empty() -> Self {
+            Self {
+                start: AtomicUsize::new(0),
+                len: AtomicUsize::new(0),
+                name: AtomicPtr::new(ptr::null_mut()),
+            }
+        }
+
+        /// The first that is free, for this file; none when all are taken.
+        pub(super) fn of(start: usize, len: usize, name: &CStr) -> Option<&'static Self> {
+            let name = name.as_ptr().cast_mut();
+            let take = |place: &&Place| {
+                let (free, order) = (ptr::null_mut(), Ordering::AcqRel);
+                place.name.compare_exchange(free, name, order, Ordering::Relaxed).is_ok()
+            };
+            let place = PLACES.iter().find(take)?;
+            place.start.store(start, Ordering::Release);
+            place.len.store(len, Ordering::Release);
+            Some(place)
+        }
+
+        pub(super) fn clear(&self) {
+            self.len.store(0, Ordering::Release);
+            self.name.store(ptr::null_mut(), Ordering::Release);
+        }
+
+        fn has(&self, address: usize) -> bool {
+            let start = self.start.load(Ordering::Acquire);
+            address.checked_sub(start).is_some_and(|offset| offset < self.len.load(Ordering::Acquire))
+        }
+    }
+
+    pub(super) fn install(begin: &'static str, code: u8) {
+        if SAID.set((begin, code)).is_err() {
+            return;
+        }
+        // SAFETY: a structure of plain values, for which zeros are valid, filled in as `sigaction` asks for; the handler
+        // calls nothing but what signal handlers may.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = on_bus_error as *const () as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            libc::sigaction(libc::SIGBUS, &action, ptr::null_mut());
+        }
+    }
+
+    extern "C" fn on_bus_error(_: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
+        // SAFETY: the kernel gives a valid description to a handler that was installed with SA_SIGINFO.
+        let address = unsafe { (*info).si_addr() } as usize;
+        let place = PLACES.iter().find(|place| place.has(address));
+        let (Some(place), Some((begin, code))) = (place, SAID.get()) else {
+            // SAFETY: may be called by handlers; what has faulted faults again, and ends the process as it would have.
+            unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
+            return;
+        };
+        let name = place.name.load(Ordering::Acquire);
+        if !name.is_null() {
+            // SAFETY: `Named` keeps the name until its place is cleared.
+            let name = unsafe { CStr::from_ptr(name) };
+            let end = ": expected a file that stays as it is, got one that was made shorter or cannot be read while it was \
+                       in use; put a new file in its place by renaming, never by writing over it\n";
+            for text in [begin.as_bytes(), name.to_bytes(), end.as_bytes()] {
+                // SAFETY: may be called by handlers; the address and length are those of a slice.
+                unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
+            }
+        }
+        // SAFETY: may be called by handlers.
+        unsafe { libc::_exit((*code).into()) }
     }
 }
 
