@@ -6,6 +6,9 @@ pub mod boards {}
 #[doc = include_str!("manual/decisions.md")]
 pub mod decisions {}
 
+#[doc = include_str!("manual/images.md")]
+pub mod images {}
+
 #[doc = include_str!("manual/memory.md")]
 pub mod memory {}
 

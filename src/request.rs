@@ -417,7 +417,8 @@ impl Request {
 
     /// Decodes the files of images that the request starts from, before the pipeline is opened; pixels, and files that
     /// have been decoded, are left as they are. Returns what of the files is not used, and a mask that repaints nothing,
-    /// each as a line for a warning. `budget_bytes` is the most that the process may have meanwhile.
+    /// each as a line for a warning. `budget_bytes` is the most that the process may have meanwhile; `u64::MAX` where a plan
+    /// of the request has been made, which counts it.
     ///
     /// # Errors
     /// [`ErrorKind::Memory`] where decoding does not fit into the budget, before it begins; [`ErrorKind::Input`] for files

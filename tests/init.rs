@@ -87,10 +87,44 @@ fn a_black_mask_leaves_the_picture() {
         };
         near(&latents(&mut pipeline, &draft), &expected);
     }
-    let draft =
+    let mut draft =
         Draft { init: Some(apple.clone().into()), mask: Some(mask(SIDE_PX).into()), ..draft("a green cat") };
+    assert!(drawn(&mut pipeline, &draft) == apple);
+    draft.keep_outside = Some(false);
     let drawn = drawn(&mut pipeline, &draft);
-    assert!(distance(&drawn, &apple) < 6.0, "{} levels from what was encoded", distance(&drawn, &apple));
+    let levels = distance(&drawn, &apple);
+    assert!(levels > 0.0 && levels < 6.0, "{levels} levels from what was encoded");
+}
+
+/// Where a mask is black every bit stays; where it is white pixels are the VAE's; greys mix the two.
+#[test]
+fn pixels_outside_of_the_mask_stay() {
+    let mut pipeline = pipeline();
+    let apple = apple(&mut pipeline);
+    // Black, a slope of 64 rows, white.
+    let slope = |y: u32| (4 * y).saturating_sub(128).min(255) as u8;
+    let soft = GrayImage::from_fn(SIDE_PX, SIDE_PX, |_, y| Luma([slope(y)]));
+    for strength in [1.0, 0.5] {
+        let draft = Draft {
+            init: Some(apple.clone().into()),
+            mask: Some(soft.clone().into()),
+            strength: Some(strength),
+            ..draft("a green cat")
+        };
+        let kept = drawn(&mut pipeline, &draft);
+        let decoded = drawn(&mut pipeline, &Draft { keep_outside: Some(false), ..draft });
+        let mut changed = 0;
+        for (x, y, pixel) in kept.enumerate_pixels() {
+            let share = f64::from(slope(y)) / 255.0;
+            for channel in 0..3 {
+                let [got, init, new] = [pixel, apple.get_pixel(x, y), decoded.get_pixel(x, y)]
+                    .map(|pixel| f64::from(pixel.0[channel]));
+                assert!((got - (init + share * (new - init))).abs() <= 0.5 + 1e-9, "({x}, {y})");
+                changed += usize::from(slope(y) == 0 && init != new);
+            }
+        }
+        assert!(changed > 1000, "only {changed} values would have changed");
+    }
 }
 
 /// Also that the encoder of a model without a distribution draws no noise.

@@ -84,7 +84,9 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let session = drawing.session()?;
     let options = Options { plan: plan(drawing.memory, &model, &first, &session)?, session };
     let (init_sha256, mask_sha256) = (images.init_sha256()?, images.mask_sha256()?);
-    for note in first.load(drawing.budget().bytes())? {
+    // A plan has counted them.
+    let room_bytes = if options.plan.is_some() { u64::MAX } else { drawing.budget().bytes() };
+    for note in first.load(room_bytes)? {
         say(note);
     }
     let mut pipeline = Pipeline::open(&model, &options)?;

@@ -31,28 +31,38 @@ impl Seek for Data {
 
 /// Parts of a file, in order, neighbours as one.
 #[derive(Debug)]
-pub(super) struct Spans(Vec<Range<u64>>);
+pub(super) struct Spans {
+    kept: Vec<Range<u64>>,
+    /// How many parts were looked at, kept or not.
+    looked_at: usize,
+}
 
 impl Spans {
     pub(super) fn kept(first: Range<u64>) -> Self {
-        Self(vec![first])
+        Self { kept: vec![first], looked_at: 0 }
     }
 
     /// Adds a part that lies behind the others; of none nothing is kept.
     pub(super) fn keep(&mut self, span: Range<u64>) {
-        match self.0.last_mut() {
+        match self.kept.last_mut() {
             Some(last) if last.end == span.start => last.end = span.end,
             _ if span.is_empty() => {}
-            _ => self.0.push(span),
+            _ => self.kept.push(span),
         }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.kept.len()
+    }
+
+    /// Counts a part that is looked at; how many that makes.
+    pub(super) fn look(&mut self) -> usize {
+        self.looked_at += 1;
+        self.looked_at
     }
 
     pub(super) fn into_ranges(self) -> Vec<Range<u64>> {
-        self.0
+        self.kept
     }
 }
 

@@ -16,6 +16,8 @@ use super::data::{Data, Spans};
 const MAX_EXIF_BYTES: u64 = 1 << 16;
 /// The most parts of a file that are kept between those that are skipped.
 const MAX_SPANS: usize = 1024;
+/// The most parts of a file that are looked at.
+const MAX_PARTS: usize = 100_000;
 /// The most scans of a JPEG, each of which takes as long as all of a simple one.
 const MAX_SCANS: usize = 500;
 /// The most bytes of a TIFF's strip table.
@@ -85,7 +87,7 @@ impl Header {
             Format::Png => png(&mut file, length),
             Format::Jpeg => jpeg(&mut file, length),
             Format::WebP => webp(file, length),
-            Format::Gif => gif(&mut file, length),
+            Format::Gif => gif(&mut file),
             Format::Bmp => bmp(file, length),
             Format::Tiff => tiff(file, length),
         }
@@ -347,13 +349,13 @@ fn webp(file: BufReader<&mut Data>, length: u64) -> Result<Header, Problem> {
 }
 
 /// GIF 89a: blocks of a kind, most in sub-blocks of a length.
-fn gif(file: &mut (impl BufRead + Seek), length: u64) -> Result<Header, Problem> {
+fn gif(file: &mut (impl BufRead + Seek)) -> Result<Header, Problem> {
     let table = |packed: u8| if packed & 0x80 == 0 { 0 } else { 3 << ((packed & 7) + 1) };
     let screen: [u8; 13] = bytes(file)?;
     let stored = [6, 8].map(|at| usize::from(u16::from_le_bytes([screen[at], screen[at + 1]])));
     let mut at = 13 + table(screen[10]);
     let mut spans = Spans::kept(0..at);
-    let (mut images, mut has_alpha, mut first_end) = (0, false, 0);
+    let (mut images, mut has_alpha) = (0, false);
     loop {
         file.seek(SeekFrom::Start(at))?;
         let [kind] = match bytes(file) {
@@ -390,7 +392,6 @@ fn gif(file: &mut (impl BufRead + Seek), length: u64) -> Result<Header, Problem>
                 file.seek(SeekFrom::Start(data))?;
                 at = sub_blocks(file, data)?;
                 spans.keep(from..at);
-                first_end = at;
             }
             0x3b => break,
             _ => return Err(Problem::Refused("expected a block of a GIF, got something else".into())),
@@ -400,7 +401,6 @@ fn gif(file: &mut (impl BufRead + Seek), length: u64) -> Result<Header, Problem>
     if images == 0 {
         return Err(Problem::Refused("expected an image in a GIF, got none".into()));
     }
-    debug_assert!(first_end <= length);
     Ok(Header {
         format: Format::Gif,
         stored,
@@ -509,9 +509,10 @@ fn read_up_to(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 impl Spans {
-    /// [`Problem::Refused`] for a file of more parts than any program writes.
-    fn limit(&self) -> Result<(), Problem> {
-        if self.len() > MAX_SPANS {
+    /// [`Problem::Refused`] for a file of more parts than any program writes, kept or looked at; called once for each that
+    /// is looked at.
+    fn limit(&mut self) -> Result<(), Problem> {
+        if self.len() > MAX_SPANS || self.look() > MAX_PARTS {
             return Err(Problem::Refused(format!("expected at most {MAX_SPANS} parts, got more")));
         }
         Ok(())

@@ -381,6 +381,6 @@ mod tests {
             assert!(open <= counted && counted <= open + together, "{from:?} to {to:?}: {open} of {counted}");
         }
         // A large image that shrinks is never in memory.
-        assert!(Canvas::bytes(3, [60_000, 60_000], [128, 128], true) < 8 << 20);
+        assert!(Canvas::bytes(3, [16_000, 16_000], [128, 128], true) < 4 << 20);
     }
 }
