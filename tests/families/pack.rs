@@ -109,5 +109,5 @@ fn check(model: &Model, forms: &[(Option<Precision>, f64)], picture: &Picture) {
 }
 
 fn pack_options(weights: Option<Precision>) -> pack::Options {
-    pack::Options { weights, name: None, licence: None, threads: options().session.threads }
+    pack::Options { weights, name: None, licence: None, threads: options().session.threads, memory: None }
 }
