@@ -131,8 +131,9 @@ impl Pipeline {
     /// a plan and a component that may run elsewhere than on the processor.
     pub fn open(model: &Model, options: &Options) -> Result<Self, Error> {
         let Options { session, plan } = options;
-        if plan.is_some() {
+        if let Some(plan) = plan {
             plan::expect_cpu(model, &session.providers)?;
+            plan.check_model(model)?;
         }
         let session = |component: &str| match plan {
             Some(plan) => plan.session(component, session),

@@ -157,6 +157,9 @@ pub struct Plan {
     /// What it was made for.
     #[serde(skip)]
     extent: Extent,
+    /// How much private memory the model's adapters take.
+    #[serde(skip)]
+    adapters_bytes: usize,
     /// How many tokens all its texts have.
     #[serde(skip)]
     tokens: usize,
@@ -328,8 +331,26 @@ impl Plan {
             stages,
             is_promise,
             extent,
+            adapters_bytes: adapters_bytes(model),
             tokens: reading.all_tokens,
         })
+    }
+
+    /// [`ErrorKind::Memory`] for a model to which more was added than to the one that was planned.
+    pub(crate) fn check_model(&self, model: &Model) -> Result<(), Error> {
+        let got = adapters_bytes(model);
+        if got <= self.adapters_bytes {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Memory,
+            format!(
+                "memory: expected adapters of at most {}, for which the plan was made, got {}",
+                Size(self.adapters_bytes as u64),
+                Size(got as u64)
+            ),
+        )
+        .help("add them before the plan is made"))
     }
 
     /// [`ErrorKind::Memory`] for a request that is larger than the one that was planned.
@@ -376,6 +397,11 @@ impl Plan {
         let side = self.stages.iter().find(|stage| stage.stage == component)?.tile_cells?;
         Some(Tile::new(side).expect("tiles that were planned"))
     }
+}
+
+/// How much private memory all that was added to a model takes.
+fn adapters_bytes(model: &Model) -> usize {
+    model.parts().filter_map(Part::added_cost).map(|cost| cost.bytes).sum()
 }
 
 /// How all stages are run.

@@ -142,6 +142,9 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
             "peak_bytes": memory::peak_bytes(),
         },
     });
+    // Images that are written take memory, too.
+    let exceeded = drawing.memory.and_then(|budget| memory::check_budget("output", budget.bytes()).err());
+    let error = error.or(exceeded);
     if to_stdout {
         let _ = write!(io::stderr(), "{text}");
         text.clear();

@@ -174,3 +174,38 @@ fn draw(model: Model, prompt: &str) -> Vec<f32> {
     let request = Request::new(draft, pipeline.manifest()).unwrap();
     pipeline.denoise(&request, |_| ControlFlow::Continue(())).unwrap()
 }
+
+/// A plan is of a model with its adapters: with larger ones the model is refused before anything is opened.
+#[test]
+fn adapters_behind_a_plan_are_refused() {
+    use calotype::ErrorKind;
+    use calotype::engine::SessionOptions;
+    use calotype::pipeline::{Options, Pipeline};
+    use calotype::plan::{Budget, Plan};
+    use calotype::request::{Draft, Request};
+
+    let folder = super::golden::desk();
+    let golden = super::wide::sd15();
+    let (place, file) = (folder.path().join("model"), folder.path().join("lora.safetensors"));
+    golden.write_folder(&place, super::golden::Precision::F32, false, 1);
+    super::wide::write_lora(&file, &golden.shapes(), 4);
+    let adapted = || {
+        let mut model = calotype::model::Model::open(&place).unwrap();
+        model.add_loras(vec![(calotype::adapter::lora::Lora::open(&file).unwrap(), 1.0)]).unwrap();
+        model
+    };
+    let (plain, adapted) = (calotype::model::Model::open(&place).unwrap(), adapted());
+    let session = SessionOptions::new(std::num::NonZeroUsize::MIN);
+    let plan = |model: &calotype::model::Model| {
+        let request = Request::new(Draft::default(), model.manifest()).unwrap();
+        Plan::new(model, &request, &session, Budget::of_bytes(u64::MAX)).unwrap()
+    };
+    let open = |model, plan| {
+        Pipeline::open(model, &Options { session: session.clone(), plan: Some(plan) }).map(|_| ())
+    };
+    let error = open(&adapted, plan(&plain)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Memory);
+    assert!(error.to_string().contains("expected adapters of at most 0 MiB"), "{error}");
+    open(&adapted, plan(&adapted)).unwrap();
+    open(&plain, plan(&adapted)).unwrap();
+}

@@ -3,6 +3,7 @@
 
 mod adapters;
 mod golden;
+mod mapped;
 mod memory;
 mod onnx;
 mod pack;
