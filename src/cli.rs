@@ -4,6 +4,7 @@
 mod doctor;
 mod draft;
 mod generate;
+mod infotext;
 mod inspect;
 mod interrupt;
 mod output;
@@ -276,6 +277,23 @@ struct Addition {
     sha256: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     strength: Option<f32>,
+    /// The hash by which A1111 names it.
+    #[serde(skip)]
+    a1111_hash: String,
+}
+
+impl Addition {
+    /// A file that was read, and with a strength, as a LoRA has one.
+    fn new(file: PathBuf, strength: Option<f32>) -> Result<Self, Error> {
+        let a1111_hash = receipt::addition_hash(&file, strength.is_some())
+            .map_err(|error| Error::new(ErrorKind::Model, file.display().to_string()).source(error))?;
+        Ok(Self { sha256: sha256(&file)?, a1111_hash, file, strength })
+    }
+
+    /// The name by which prompts and other programs know it.
+    fn name(&self) -> String {
+        self.file.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+    }
 }
 
 /// The model at a path, or the built-in one, with components from files of their own, LoRA files and textual inversions
@@ -291,11 +309,11 @@ fn open_model(
     for typed in loras {
         let (file, strength) = strength_of(typed)?;
         opened_loras.push((Lora::open(&file)?, strength));
-        additions.push(Addition { sha256: sha256(&file)?, file, strength: Some(strength) });
+        additions.push(Addition::new(file, Some(strength))?);
     }
     for file in embeddings {
         opened_embeddings.push(Embedding::open(file)?);
-        additions.push(Addition { sha256: sha256(file)?, file: file.clone(), strength: None });
+        additions.push(Addition::new(file.clone(), None)?);
     }
     if !opened_loras.is_empty() {
         for Adapted { component, tensors, .. } in model.add_loras(opened_loras)? {

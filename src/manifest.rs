@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Component as PathPart, Path};
 
 use serde::{Deserialize, Serialize};
@@ -394,6 +395,13 @@ pub struct FileRecord {
 }
 
 impl Manifest {
+    /// What requests and pipelines compare: the same for the same model, and for no other but by chance.
+    pub(crate) fn identity(&self) -> u64 {
+        let mut hash = DefaultHasher::new();
+        format!("{self:?}").hash(&mut hash);
+        hash.finish()
+    }
+
     /// Reads the manifest of a bundle and its table of contents; `origin` says in messages where they came from.
     ///
     /// # Errors

@@ -548,6 +548,11 @@ impl TextEncoderPart {
         }
     }
 
+    /// Whether there are words that it has no tokens for: CLIP's own vocabulary has one for every byte.
+    pub(crate) fn may_lack_words(&self) -> bool {
+        matches!(self.vocabulary, Vocabulary::Json(_))
+    }
+
     /// The marks around its prompts.
     pub(crate) fn special_tokens(&self) -> SpecialTokens {
         self.special

@@ -170,7 +170,7 @@ impl Pipeline {
     /// [`ErrorKind::Memory`] for a request that is larger than the one that the pipeline's plan was made for, before anything
     /// is run; when memory cannot be had, and where the process has had more than a budget that was stated.
     /// [`ErrorKind::Cancelled`] when `on_step` breaks; [`ErrorKind::Numeric`] when a value stops being finite;
-    /// [`ErrorKind::Usage`] for a prompt that cannot be read.
+    /// [`ErrorKind::Usage`] for a prompt that cannot be read, and for a request that was made for another model.
     pub fn generate(
         &mut self,
         request: &Request,
@@ -231,6 +231,7 @@ impl Pipeline {
         held: Held,
         mut on_step: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Denoised, Error> {
+        request.check_model(&self.manifest)?;
         if let Some(plan) = &self.plan {
             plan.check(request)?;
         }
@@ -324,6 +325,18 @@ mod tests {
     use crate::plan::Budget;
     use crate::request::Draft;
     use crate::tensor::PixelSize;
+
+    #[test]
+    fn requests_for_another_model_are_refused() {
+        let mut pipeline = Pipeline::open(&Model::built_in().unwrap(), &Options::default()).unwrap();
+        let mut other = pipeline.manifest().clone();
+        other.name = "another".into();
+        other.latents.scale *= 2.0;
+        let request = Request::new(Draft::default(), &other).unwrap();
+        let error = pipeline.generate(&request, |_| ControlFlow::Continue(())).expect_err("another model");
+        assert_eq!(error.kind(), ErrorKind::Usage);
+        assert!(error.to_string().contains("got one made for another;"), "{error}");
+    }
 
     /// When memory runs short in the middle of a run, it goes on in other ways, and to the same picture but for rounding. The
     /// next run, for which there is enough again, is as the first.

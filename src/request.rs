@@ -11,6 +11,7 @@ use crate::engine;
 use crate::guidance::{self, Guidance, Scales, View, Within};
 use crate::manifest::{Conditions, Manifest};
 use crate::memory;
+use crate::model::Model;
 use crate::noise::Rng;
 use crate::picture::{Fitted, Init, Mask};
 use crate::prediction::Thresholding;
@@ -96,6 +97,8 @@ pub struct Variation {
 /// A request that its model can fulfil.
 #[derive(Clone, Debug)]
 pub struct Request {
+    /// [`Manifest::identity`] of the model that it was made valid for, and its name.
+    model: (u64, String),
     pub(crate) prompt: Words,
     pub(crate) negative: Option<Words>,
     is_literal: bool,
@@ -243,6 +246,7 @@ impl Request {
         draft.rng.source(seed)?;
         draft.variation.map(|variation| draft.rng.source(variation.seed)).transpose()?;
         Ok(Self {
+            model: (manifest.identity(), manifest.name.clone()),
             shape,
             source,
             schedule,
@@ -334,6 +338,41 @@ impl Request {
     /// The noise of another seed that is mixed into the first, if any is.
     pub fn variation(&self) -> Option<Variation> {
         self.variation
+    }
+
+    /// Refuses a request that was made for another model.
+    pub(crate) fn check_model(&self, manifest: &Manifest) -> Result<(), Error> {
+        let (identity, name) = &self.model;
+        if *identity == manifest.identity() {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Usage,
+            format!("request: expected one made for {}, got one made for {name}", manifest.name),
+        )
+        .help("make requests with the manifest of the pipeline: Pipeline::manifest"))
+    }
+
+    /// The words of the prompt and of the negative prompt that a text encoder of the model does not know, each once:
+    /// all of them are one and the same to it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] for a tokenizer that is damaged, or cannot encode the prompt.
+    pub fn unknown_words(&self, model: &Model) -> Result<[Vec<String>; 2], Error> {
+        let mut words = [Vec::new(), Vec::new()];
+        for encoder in model.text_encoders().iter().filter(|encoder| encoder.may_lack_words()) {
+            let tokenizer = encoder.tokenizer(encoder.context())?;
+            for (read, words) in [Some(&self.prompt), self.negative.as_ref()].into_iter().zip(&mut words) {
+                for text in read.iter().flat_map(|read| &read.parts).flat_map(|part| &part.texts) {
+                    for word in tokenizer.unknown_words(text)? {
+                        if !words.contains(&word) {
+                            words.push(word);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(words)
     }
 
     /// The noise levels, strictly falling, from the first to the final 0.

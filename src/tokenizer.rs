@@ -6,7 +6,7 @@ mod clip;
 use std::collections::HashMap;
 use std::ops::Range;
 
-use tokenizers::AddedToken;
+use tokenizers::{AddedToken, ModelWrapper};
 
 use crate::prompt::{Fragment, Text};
 use crate::{Error, ErrorKind};
@@ -19,6 +19,8 @@ pub const MAX_CHUNKS: usize = 32;
 const ENDS: usize = 2;
 /// How many tokens may follow a comma at the end of a chunk and still go to the next chunk with what they belong to.
 const COMMA_REACH: usize = 20;
+/// A word that falls into so many single letters, and nothing else, is one that a vocabulary of pieces lacks.
+const LEAST_SPELLED: usize = 3;
 /// A comma as CLIP's vocabulary has it, and as others do.
 const COMMAS: [&str; 2] = [",</w>", ","];
 
@@ -199,6 +201,49 @@ impl Tokenizer {
             chunks.push(chunk);
         }
         Ok(Encoded { chunks: chunks.into_iter().map(|tokens| self.chunk(tokens)).collect(), cut })
+    }
+
+    /// The words of a text that the vocabulary lacks, as they were typed: those that become its token for the unknown,
+    /// and of a vocabulary of pieces those that fall into single letters.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] for a text that the tokenizer cannot encode.
+    pub fn unknown_words(&self, text: &Text) -> Result<Vec<String>, Error> {
+        let (unknown, has_pieces) = match self.inner.get_model() {
+            ModelWrapper::WordPiece(model) => (Some(model.unk_token.as_str()), true),
+            ModelWrapper::WordLevel(model) => (Some(model.unk_token.as_str()), false),
+            ModelWrapper::BPE(model) => (model.unk_token.as_deref(), false),
+            ModelWrapper::Unigram(_) => (Some("<unk>"), false),
+        };
+        let special = [self.special.bos, self.special.eos, self.special.pad];
+        let unknown =
+            unknown.and_then(|token| self.inner.token_to_id(token)).filter(|id| !special.contains(id));
+        let mut found = Vec::new();
+        for fragment in text.fragments().iter().filter(|fragment| !fragment.is_break()) {
+            let tokens = self.inner.encode_char_offsets(fragment.text(), false).map_err(|error| {
+                Error::new(ErrorKind::Model, "tokenizer: the prompt cannot be encoded").source(error)
+            })?;
+            let typed = |start: usize, end: usize| -> String {
+                fragment.text().chars().skip(start).take(end.saturating_sub(start)).collect()
+            };
+            let pieces: Vec<_> = tokens
+                .get_word_ids()
+                .iter()
+                .zip(tokens.get_ids())
+                .zip(tokens.get_offsets())
+                .map(|((word, id), offsets)| (*word, *id, *offsets))
+                .collect();
+            for word in pieces.chunk_by(|one, next| one.0.is_some() && one.0 == next.0) {
+                let is_unknown = word.iter().any(|(_, id, _)| Some(*id) == unknown);
+                let is_spelled = has_pieces
+                    && word.len() >= LEAST_SPELLED
+                    && word.iter().all(|(_, _, (start, end))| end - start == 1);
+                if is_unknown || is_spelled {
+                    found.push(typed(word[0].2.0, word[word.len() - 1].2.1));
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// The tokens of a fragment, those of an added word together, and per word the character where it starts.
@@ -548,6 +593,16 @@ mod tests {
             Some(Cut { place_bytes: 32, text: "Apple".into() })
         );
         assert_eq!(cut(r"Café (red\) blue:1.2)"), Some(Cut { place_bytes: 13, text: "blue".into() }));
+    }
+
+    #[test]
+    fn unknown_words_are_told_as_typed() {
+        let tokenizer = Tokenizer::from_bytes(&file(), 9, SPECIAL).unwrap();
+        let unknown = |prompt| tokenizer.unknown_words(&text(prompt)).unwrap();
+        assert_eq!(unknown("a red (apple:1.2) on [blueish]"), [""; 0]);
+        assert_eq!(unknown("a Rocket 🚀, (zebra:1.2) BREAK red 🍎"), ["Rocket", "🚀", "zebra", "🍎"]);
+        let clip = Tokenizer::clip(77, SpecialTokens { bos: 49406, eos: 49407, pad: 49407 }).unwrap();
+        assert_eq!(clip.unknown_words(&text("a 🚀 zebra <|endoftext|> \u{10ffff}")).unwrap(), [""; 0]);
     }
 
     #[test]

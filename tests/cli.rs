@@ -1754,8 +1754,8 @@ mod picture {
         assert_eq!(
             texts.parameters,
             format!(
-                "a red apple\nNegative prompt: a dog\nSteps: 2, Sampler: Euler, Schedule type: trailing, CFG scale: 2.5, Seed: 7, \
-                 Size: {width}x{height}, Model hash: {}, Model: {}, Version: calotype {}",
+                "a red apple\nNegative prompt: a dog\nSteps: 2, Sampler: Euler, Schedule type: SGM Uniform, CFG scale: 2.5, \
+                 Seed: 7, Size: {width}x{height}, Model hash: {}, Model: {}, RNG: CPU, Version: calotype {}",
                 &manifest["files"][UNET]["sha256"].as_str().unwrap()[..10],
                 manifest["name"].as_str().unwrap(),
                 env!("CARGO_PKG_VERSION"),
@@ -1771,6 +1771,119 @@ mod picture {
         let texts = texts(&desk.read("out.png"));
         assert_eq!(texts.receipt()["prompt"], prompt);
         assert!(texts.parameters.starts_with(&format!("{prompt}\nSteps: 2, ")), "{}", texts.parameters);
+    }
+
+    /// What other programs take from the text.
+    #[test]
+    fn settings_have_their_names_elsewhere() {
+        let desk = Desk::new();
+        for (args, expected) in [
+            (&["--rng", "philox"][..], ", RNG: NV, "),
+            (&["--rng", "torch"], ", RNG: CPU, "),
+            (&["--schedule", "karras"], ", Schedule type: Karras, "),
+            (&["--schedule", "karras:rho=5"], ", Schedule rho: 5, "),
+            (&["--schedule", "sgm-uniform"], ", Schedule type: SGM Uniform, "),
+            (&["--schedule", "exponential"], ", Schedule type: Exponential, "),
+            (&["--sampler", "dpm++2m"], "Sampler: DPM++ 2M, "),
+            (&["--sampler", "ddim:eta=0.5"], "Sampler: DDIM, "),
+            (&["--sampler", "ddim:eta=0.5"], ", Eta DDIM: 0.5, "),
+            (
+                &["--variation-seed", "9", "--variation-strength", "0.4"],
+                ", Variation seed: 9, Variation seed strength: 0.4, ",
+            ),
+        ] {
+            desk.draws(&[&["x", "--size", "64x64"], args].concat());
+            let text = texts(&desk.read("out.png")).parameters;
+            assert!(text.contains(expected), "{expected:?} in {text:?}");
+        }
+        desk.draws(&["a\nNegative prompt: b", "--size", "64x64"]);
+        let texts = texts(&desk.read("out.png"));
+        assert_eq!(texts.receipt()["prompt"], "a\nNegative prompt: b");
+        assert!(texts.parameters.starts_with("a\nNegative\\ prompt: b\nSteps: 2, "), "{}", texts.parameters);
+    }
+
+    #[test]
+    fn names_and_hashes_of_bundles_are_quoted() {
+        let (desk, bundle) = (Desk::new(), Bundle::new());
+        bundle.edit_manifest(|manifest| manifest["name"] = "a, \"b\": c".into());
+        desk.draws(&["x", "--size", "64x64", "-m", bundle.path()]);
+        let text = texts(&desk.read("out.png")).parameters;
+        assert!(text.contains(r#", Model: "a, \"b\": c", "#), "{text}");
+    }
+
+    #[test]
+    fn words_that_the_model_does_not_know_are_told() {
+        let desk = Desk::new();
+        let said = desk.generate(&["a 🚀 on a red (🍎:1.2)", "-n", "🚗", "--json", "--size", "64x64"]);
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        let unknown = &said.json()["unknown_words"];
+        let known = |word: &str| !unknown["prompt"].as_array().unwrap().contains(&word.into());
+        assert!(known("red") && known("on") && known("a"), "{unknown}");
+        // A model may have learnt emoji; what it has not is named.
+        let odd = "\u{1f9ff}\u{10ffff}";
+        let said = desk.generate(&[&format!("a {odd}"), "-n", odd, "--json", "--size", "64x64"]);
+        assert_eq!(said.json()["unknown_words"], json!({"prompt": [odd], "negative": [odd]}));
+        let line = format!("calotype: prompt: words that this model does not know: {odd:?}\n");
+        assert!(said.stderr.starts_with(&line), "{}", said.stderr);
+        assert_eq!(desk.draws(&["a red apple"])["unknown_words"], json!({"prompt": [], "negative": []}));
+    }
+
+    #[test]
+    fn verify_sees_pixels_that_were_changed() {
+        let desk = Desk::new();
+        desk.draws(&["x", "--size", "64x64"]);
+        let drawn = desk.read("out.png");
+        let verify = |png: &[u8]| {
+            fs::write(desk.path("changed.png"), png).unwrap();
+            let path = desk.path("changed.png");
+            Said::of(calotype(&["verify", path.to_str().unwrap()]).output().unwrap())
+        };
+        let said = verify(&drawn);
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        assert!(said.stdout.ends_with("the pixels are those that were drawn\n"), "{}", said.stdout);
+
+        let (width, height, rgb) = pixels(&drawn);
+        let receipt = texts(&drawn).receipt();
+        let mut one = rgb.clone();
+        one[5000] ^= 1;
+        let rows = width as usize * 3;
+        for (what, png) in [
+            ("one bit", encode(width, height, &one, &receipt)),
+            ("cut off", encode(width, height - 8, &rgb[..rgb.len() - 8 * rows], &receipt)),
+            ("another shape", encode(width * 2, height / 2, &rgb, &receipt)),
+        ] {
+            let said = verify(&png);
+            assert_eq!(said.code, Some(3), "{what}: {}", said.stdout);
+            assert!(
+                said.stderr.contains("expected the pixels that were drawn, got others"),
+                "{what}: {}",
+                said.stderr
+            );
+        }
+        assert_eq!(verify(&encode(width, height, &rgb, &receipt)).code, Some(0));
+        verify(&drawn[..drawn.len() - 400]).is_refusal(3, &["changed.png: "]);
+
+        let mut odd = receipt.clone();
+        odd["pixels_sha256"] = "0123".into();
+        verify(&encode(width, height, &rgb, &odd))
+            .is_refusal(3, &["pixels_sha256: expected a SHA-256, got \"0123\""]);
+        odd.as_object_mut().unwrap().remove("pixels_sha256");
+        let said = verify(&encode(width, height, &rgb, &odd));
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        assert!(
+            said.stdout.contains("the pixels were not checked: the receipt has no hash"),
+            "{}",
+            said.stdout
+        );
+    }
+
+    fn encode(width: u32, height: u32, rgb: &[u8], receipt: &Value) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, width, height);
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.add_text_chunk("calotype".into(), receipt.to_string()).unwrap();
+        encoder.write_header().unwrap().write_image_data(rgb).unwrap();
+        bytes
     }
 
     fn pixels(png: &[u8]) -> (u32, u32, Vec<u8>) {

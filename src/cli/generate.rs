@@ -20,7 +20,7 @@ use serde_json::json;
 use super::draft::Drawing;
 use super::interrupt::Heeded;
 use super::output::{Destination, STDOUT};
-use super::receipt::Receipt;
+use super::receipt::{ModelHash, Receipt};
 use super::{Common, Report, path_json, say};
 use super::{provider, samplers};
 
@@ -94,6 +94,9 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     pipeline.placements().for_each(provider::report);
     let mut placed = pipeline.placements().count();
 
+    let mut model_hash = ModelHash::begin(&model, drawing.model.as_deref());
+    let unknown = Unknown::of(&first, &model)?;
+    unknown.report();
     let (mut text, mut pictures) = (String::new(), Vec::new());
     let mut draw_all = || {
         for (index, destination) in destinations.iter().enumerate() {
@@ -107,8 +110,17 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
                 placed = pipeline.placements().count();
             }
             let provider = provider::summary(pipeline.placements());
-            let receipt =
-                Receipt::new(&request, &model, &additions, library, provider, &init_sha256, &mask_sha256);
+            let receipt = Receipt::new(
+                &picture.image,
+                &request,
+                &model,
+                model_hash.get(),
+                &additions,
+                library,
+                provider,
+                &init_sha256,
+                &mask_sha256,
+            );
             report_cut(&picture);
             destination.write(&picture.image, &receipt)?;
             text += &format!("{} (seed {})\n", destination.path().display(), request.seed());
@@ -134,6 +146,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     };
     let json = json!({
         "pictures": pictures,
+        "unknown_words": { "prompt": unknown.prompt, "negative": unknown.negative },
         "placements": pipeline.placements().map(provider::json).collect::<Vec<_>>(),
         "seconds": { "open": seconds(opened), "all": seconds(started.elapsed()) },
         "memory": {
@@ -251,6 +264,28 @@ fn report_cut(picture: &Picture) {
                 "{which}: longer than the model reads; not used, from byte {place_bytes} on: {text:?}"
             );
             say(shortened(&line));
+        }
+    }
+}
+
+/// The words of both prompts that the model does not know, and that are the same to it whatever they are.
+struct Unknown {
+    prompt: Vec<String>,
+    negative: Vec<String>,
+}
+
+impl Unknown {
+    fn of(request: &Request, model: &Model) -> Result<Self, Error> {
+        let [prompt, negative] = request.unknown_words(model)?;
+        Ok(Self { prompt, negative })
+    }
+
+    fn report(&self) {
+        for (which, words) in [("prompt", &self.prompt), ("negative prompt", &self.negative)] {
+            if !words.is_empty() {
+                let words = words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", ");
+                say(shortened(&format!("{which}: words that this model does not know: {words}")));
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ use calotype::{Error, ErrorKind};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::receipt::pixels_sha256;
 use super::{Common, Components, Report, open_model, path_json};
 
 #[derive(clap::Args)]
@@ -70,14 +71,21 @@ fn bundle(path: &Path, memory: Option<Budget>) -> Result<Report, Error> {
 struct Receipt {
     model: String,
     model_files: Option<BTreeMap<String, String>>,
+    /// Absent in images of older versions.
+    pixels_sha256: Option<String>,
 }
+
+/// The most bytes that the pixels of an image take: those of the largest that is drawn.
+const MAX_PIXELS_BYTES: usize = 8192 * 8192 * 3;
+/// Hexadecimal digits of a SHA-256.
+const SHA256_DIGITS: usize = 64;
 
 /// Compares the model files that a picture's receipt names with those of a model.
 fn picture(path: &Path, model: &Model) -> Result<Report, Error> {
     let refuse = |problem: String| Error::new(ErrorKind::Input, format!("{}: {problem}", path.display()));
     let file =
         File::open(path).map_err(|error| refuse("expected a bundle or a picture".into()).source(error))?;
-    let reader = png::Decoder::new(BufReader::new(file))
+    let mut reader = png::Decoder::new(BufReader::new(file))
         .read_info()
         .map_err(|error| refuse("expected a bundle or a PNG file".into()).source(error))?;
     let info = reader.info();
@@ -90,6 +98,17 @@ fn picture(path: &Path, model: &Model) -> Result<Report, Error> {
     };
     let receipt: Receipt =
         serde_json::from_str(&text).map_err(|error| refuse("expected a receipt".into()).source(error))?;
+    if let Some(expected) = &receipt.pixels_sha256 {
+        if expected.len() != SHA256_DIGITS || !expected.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(refuse(format!("receipt: pixels_sha256: expected a SHA-256, got {expected:?}")));
+        }
+        let found = pixels(&mut reader).map_err(|problem| refuse(problem))?;
+        if found != *expected {
+            return Err(refuse(
+                "expected the pixels that were drawn, got others: the image was changed".into(),
+            ));
+        }
+    }
     let Some(drew) = receipt.model_files else {
         return Err(refuse("expected a receipt with hashes, got one of a model that is no bundle".into()));
     };
@@ -109,12 +128,32 @@ fn picture(path: &Path, model: &Model) -> Result<Report, Error> {
         );
         return Err(refuse(problem).help("name the bundle that drew it with --model"));
     }
+    let pixels = match &receipt.pixels_sha256 {
+        Some(_) => "the pixels are those that were drawn",
+        None => "the pixels were not checked: the receipt has no hash of them",
+    };
     let text = format!(
-        "{}: drawn by {}, whose {} files are those of this one\n",
+        "{}: drawn by {}, whose {} files are those of this one\n{pixels}\n",
         path.display(),
         receipt.model,
         drew.len()
     );
-    let json = json!({ "picture": path_json(path), "model": receipt.model, "model_files": drew });
+    let json = json!({ "picture": path_json(path), "model": receipt.model, "model_files": drew, "pixels_sha256": receipt.pixels_sha256 });
     Ok(Report::new(text, json))
+}
+
+/// The hash of an image's pixels, as receipts have it.
+fn pixels(reader: &mut png::Reader<BufReader<File>>) -> Result<String, String> {
+    let (kind, depth) = reader.output_color_type();
+    if (kind, depth) != (png::ColorType::Rgb, png::BitDepth::Eight) {
+        return Err("expected the pixels that were drawn, in RGB of 8 bits, got another form".into());
+    }
+    let len_bytes = reader.output_buffer_size().filter(|len| *len <= MAX_PIXELS_BYTES);
+    let Some(len_bytes) = len_bytes else {
+        return Err(format!("expected at most {MAX_PIXELS_BYTES} bytes of pixels, got more"));
+    };
+    let mut rgb = vec![0; len_bytes];
+    let frame = reader.next_frame(&mut rgb);
+    let frame = frame.map_err(|error| format!("expected a whole image: {error}"))?;
+    Ok(pixels_sha256(frame.width, frame.height, &rgb))
 }
