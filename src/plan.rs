@@ -99,27 +99,39 @@ impl Budget {
 impl FromStr for Budget {
     type Err = Error;
 
-    /// A number with a unit: `300MiB`, `1.5GB`.
+    /// A number with a unit, in whatever case: `300MiB`, `1.5GB`, `96mb`. A bare letter is refused: to some programs `M` is
+    /// a MB, to others a MiB.
     fn from_str(text: &str) -> Result<Self, Error> {
-        const UNITS: [(&str, u64); 7] = [
-            ("KiB", 1 << 10),
-            ("MiB", 1 << 20),
-            ("GiB", 1 << 30),
-            ("kB", 1_000),
-            ("MB", 1_000_000),
-            ("GB", 1_000_000_000),
-            ("B", 1),
+        const UNITS: [(&str, u64); 9] = [
+            ("kib", 1 << 10),
+            ("mib", 1 << 20),
+            ("gib", 1 << 30),
+            ("tib", 1 << 40),
+            ("kb", 1_000),
+            ("mb", 1_000_000),
+            ("gb", 1_000_000_000),
+            ("tb", 1_000_000_000_000),
+            ("b", 1),
         ];
         let text = text.trim();
-        let unit = UNITS.iter().find_map(|(unit, size)| Some((text.strip_suffix(unit)?.trim_end(), *size)));
+        let lower = text.to_ascii_lowercase();
+        let unit = UNITS.iter().find_map(|(unit, size)| Some((lower.strip_suffix(unit)?.trim_end(), *size)));
         let bytes = unit.and_then(|(number, size)| {
             let is_plain = number.starts_with(|c: char| c.is_ascii_digit());
             let bytes = number.parse::<f64>().ok().filter(|_| is_plain)? * size as f64;
             (1.0..=i64::MAX as f64).contains(&bytes).then_some(bytes as u64)
         });
         bytes.map(Self::of_bytes).ok_or_else(|| {
-            Error::new(ErrorKind::Usage, format!("memory: expected a size, got {text:?}"))
-                .help("a size is a number and a unit, as in 300MiB or 1.5GB")
+            let letter = lower.chars().last().filter(|letter| "kmgt".contains(*letter));
+            let number = letter.and_then(|letter| lower.strip_suffix(letter)).map(str::trim_end);
+            let help = match letter.zip(number.filter(|number| number.parse::<f64>().is_ok())) {
+                Some((letter, number)) => {
+                    let letter = letter.to_ascii_uppercase();
+                    format!("say {number}{letter}iB (of 1024) or {number}{letter}B (of 1000)")
+                }
+                None => "a size is a number and a unit, as in 300MiB or 1.5GB".into(),
+            };
+            Error::new(ErrorKind::Usage, format!("memory: expected a size, got {text:?}")).help(help)
         })
     }
 }
@@ -778,9 +790,24 @@ mod tests {
 
     #[test]
     fn sizes_are_read_and_written() {
-        for (text, bytes) in [("300MiB", 300 << 20), ("1.5GiB", 3 << 29), ("2 GB", 2_000_000_000), ("7B", 7)]
-        {
+        for (text, bytes) in [
+            ("300MiB", 300 << 20),
+            ("1.5GiB", 3 << 29),
+            ("2 GB", 2_000_000_000),
+            ("7B", 7),
+            ("96mb", 96_000_000),
+            ("1TiB", 1 << 40),
+            ("1 gib", 1 << 30),
+        ] {
             assert_eq!(text.parse::<Budget>().unwrap().bytes(), bytes, "{text}");
+        }
+        for (text, help) in
+            [("96M", "; say 96MiB (of 1024) or 96MB (of 1000)"), ("1g", "; say 1GiB (of 1024) or")]
+        {
+            assert!(text.parse::<Budget>().expect_err(text).to_string().contains(help), "{text}");
+        }
+        for text in ["", "M", "kib", "-1MiB", "1e400MiB", "infMiB", "96", "é"] {
+            assert!(text.parse::<Budget>().is_err(), "{text}");
         }
         assert_eq!(Size((1 << 20) + 1).to_string(), "2 MiB");
     }
