@@ -580,9 +580,9 @@ impl Planner {
         // Tensors that LoRA files change are in private memory from then on.
         let (added_bytes, temporary_bytes) =
             part.added_cost().map_or((0, 0), |cost| (cost.bytes as u64, cost.temporary_bytes as u64));
-        // Converted, and repacked for the kernels one after another.
+        // Converted or repacked once; what opening leaves beside that is given back.
         let copied_bytes = engine::copied_bytes(&bound) as u64;
-        let copies_bytes = copied_bytes + copied_bytes / 2;
+        let copies_bytes = copied_bytes + copied_bytes / 16;
         let mut ways = vec![Way {
             residency: Residency::PerStage,
             batch,
