@@ -102,7 +102,7 @@ fn picture(path: &Path, model: &Model) -> Result<Report, Error> {
         if expected.len() != SHA256_DIGITS || !expected.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(refuse(format!("receipt: pixels_sha256: expected a SHA-256, got {expected:?}")));
         }
-        let found = pixels(&mut reader).map_err(|problem| refuse(problem))?;
+        let found = pixels(&mut reader).map_err(&refuse)?;
         if found != *expected {
             return Err(refuse(
                 "expected the pixels that were drawn, got others: the image was changed".into(),
