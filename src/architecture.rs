@@ -13,7 +13,7 @@ use std::ops::RangeInclusive;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value as Json};
 
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, json};
 
 /// The most channels that a layer is believed to have.
 const MAX_CHANNELS: usize = 65536;
@@ -25,7 +25,8 @@ const MAX_LAYERS: usize = 256;
 /// Reads a `config.json`, which `place` names in messages.
 fn read<T: DeserializeOwned>(place: &str, json: &[u8]) -> Result<T, Error> {
     let refuse = |problem: &dyn Display| Error::new(ErrorKind::Model, format!("{place}: {problem}"));
-    let object: Map<String, Json> = serde_json::from_slice(json)
+    let json = json::standard(place, json)?;
+    let object: Map<String, Json> = serde_json::from_slice(&json)
         .map_err(|error| refuse(&"expected a configuration as a JSON object").source(error))?;
     serde_path_to_error::deserialize(Json::Object(object))
         .map_err(|error| refuse(error.path()).source(error.into_inner()))

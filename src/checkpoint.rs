@@ -27,7 +27,9 @@ const UNET_PREFIXES: [&str; 2] = ["model.diffusion_model.", ""];
 const VAE_PREFIXES: [&str; 3] = ["first_stage_model.", "vae.", ""];
 
 /// Where a file's header says what its U-Net predicts, if it follows Stability AI's model metadata standard.
-const SAID_PREDICTION: &str = "modelspec.prediction_type";
+const SAID_PREDICTION: [&str; 2] = ["modelspec.prediction_type", SAID_V];
+/// Where kohya's trainers say it.
+const SAID_V: &str = "ss_v_parameterization";
 
 /// The spread of a norm's bias from which an SD 2 predicts velocities. ComfyUI's rule: base and 768-v have the same names
 /// and shapes, but this bias of the last transformer tells them apart.
@@ -129,6 +131,8 @@ pub struct Hint {
     pub zero_terminal_snr: bool,
     /// How that is known.
     pub reason: String,
+    /// What the file says of it that is not understood, a line each.
+    pub notes: Vec<String>,
 }
 
 /// A U-Net in a file, whatever else is there.
@@ -217,26 +221,34 @@ fn hint(
     purpose: Purpose,
 ) -> Result<Hint, Error> {
     let zero_terminal_snr = weights.get("ztsnr").is_some();
-    let hint = |prediction, reason: String| Ok(Hint { prediction, zero_terminal_snr, reason });
+    let mut notes = Vec::new();
+    let hint = |prediction, notes, reason: String| Ok(Hint { prediction, zero_terminal_snr, reason, notes });
     if weights.get("v_pred").is_some() {
-        return hint(Prediction::V, "the file has a tensor v_pred".into());
+        return hint(Prediction::V, notes, "the file has a tensor v_pred".into());
     }
-    if let Some(said) = weights.metadata(SAID_PREDICTION) {
-        let prediction = match said {
-            "v" => Prediction::V,
-            "epsilon" => Prediction::Epsilon,
-            other => {
-                return Err(unet.refuse(format!("{SAID_PREDICTION}: expected v or epsilon, got {other:?}")));
-            }
+    for key in SAID_PREDICTION {
+        let Some(said) = weights.metadata(key).filter(|said| !said.trim().is_empty()) else { continue };
+        let prediction = match (key, said.trim().to_ascii_lowercase().as_str()) {
+            // kohya's trainers write a truth value of Python's.
+            (SAID_V, "true" | "1") => Some(Prediction::V),
+            (SAID_V, "false" | "0") => Some(Prediction::Epsilon),
+            (SAID_V, _) => None,
+            _ => Prediction::named(said),
         };
-        return hint(prediction, format!("the file says {SAID_PREDICTION} {said}"));
+        match prediction {
+            Some(prediction) => return hint(prediction, notes, format!("the file says {key} {said}")),
+            None => notes.push(format!(
+                "{key}: expected v or epsilon, got {said:?}: not used; --prediction says what the model predicts"
+            )),
+        }
     }
     if family == Family::Upscaler {
-        return hint(Prediction::V, format!("every {family} predicts velocities"));
+        return hint(Prediction::V, notes, format!("every {family} predicts velocities"));
     }
     let (Family::Sd2, Purpose::Generate, Some(bias)) = (family, purpose, layout.telling_bias()) else {
         return hint(
             Prediction::Epsilon,
+            notes,
             format!("{family} predicts noise unless the file has a tensor v_pred"),
         );
     };
@@ -248,7 +260,7 @@ fn hint(
     };
     let reason =
         format!("{bias} has a standard deviation of {deviation:.3}, {side} {VELOCITY_BIAS_DEVIATION}");
-    hint(prediction, reason)
+    hint(prediction, notes, reason)
 }
 
 /// The standard deviation of a vector's values.

@@ -28,6 +28,7 @@ use calotype::adapter::lora::Lora;
 use calotype::engine::{Library, Refusal};
 use calotype::error::shortened;
 use calotype::model::{Adapted, Model, Overrides};
+use calotype::prediction::Prediction;
 use calotype::{Error, ErrorKind};
 use clap::error::ErrorKind as ClapErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -240,6 +241,9 @@ struct Components {
     /// model_fp16.onnx.
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
+    /// What the U-Net predicts, where the model's files are wrong or silent: epsilon, v or sample.
+    #[arg(long, value_name = "KIND")]
+    prediction: Option<Prediction>,
 }
 
 impl Components {
@@ -305,6 +309,10 @@ fn open_model(
     embeddings: &[PathBuf],
 ) -> Result<(Model, Vec<Addition>), Error> {
     let mut model = Model::open_with(path.map(PathBuf::as_path), &components.overrides())?;
+    if let Some(prediction) = components.prediction {
+        model.predict(prediction)?;
+    }
+    model.notes().iter().for_each(|note| eprintln!("calotype: {note}"));
     let (mut opened_loras, mut opened_embeddings, mut additions) = (Vec::new(), Vec::new(), Vec::new());
     for typed in loras {
         let (file, strength) = strength_of(typed)?;

@@ -17,7 +17,7 @@ use crate::signature::{Role, Signature};
 use crate::tensor::{LatentShape, PixelSize};
 use crate::tokenizer::SpecialTokens;
 use crate::weights::Dtype;
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, json};
 
 /// The name of the manifest's file in its bundle.
 pub const FILE_NAME: &str = "calotype.json";
@@ -408,7 +408,8 @@ impl Manifest {
     /// [`ErrorKind::Model`] for JSON that is not a manifest, naming the field, and for numbers no model can have.
     pub fn parse(origin: &str, json: &[u8]) -> Result<(Self, Contents), Error> {
         let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{origin}: {problem}"));
-        let mut deserializer = serde_json::Deserializer::from_slice(json);
+        let json = json::standard(origin, json)?;
+        let mut deserializer = serde_json::Deserializer::from_slice(&json);
         let file: File = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
             refuse(format!("expected a manifest, got a mistake at {}", error.path()))
                 .source(error.into_inner())
@@ -529,8 +530,8 @@ impl Manifest {
         let sampler = method.unwrap_or(self.defaults.sampler).kind();
         let default = || if method.is_none() { self.defaults.schedule.clone() } else { None };
         let kind = kind
-            .or_else(|| sampler.own_schedule())
             .or_else(default)
+            .or_else(|| sampler.own_schedule())
             .unwrap_or(ScheduleKind::Spaced(self.spacing));
         let schedule = Schedule::of(&kind, &self.curve, sampler.grid(), steps)?;
         Ok((kind, schedule))

@@ -6,6 +6,7 @@ mod bundle;
 mod diffusers;
 mod onnx;
 mod replacement;
+mod scheduler;
 mod single_file;
 mod traits;
 
@@ -26,7 +27,9 @@ use crate::adapter::Component;
 use crate::adapter::embedding::Embedding;
 use crate::adapter::lora::{self, Lora};
 use crate::graph::{BoundGraph, Dim, Graph, Port};
+use crate::json::standard;
 use crate::manifest::{self, Conditions, Contents, Manifest};
+use crate::prediction::Prediction;
 use crate::signature::{Role, Signature};
 use crate::tensor::PixelSize;
 use crate::tokenizer::{SpecialTokens, Tokenizer};
@@ -49,6 +52,8 @@ pub struct Model {
     vae_encoder: Option<Part>,
     /// Of a bundle.
     contents: Option<Contents>,
+    /// What is to be said of its files, a line each.
+    notes: Vec<String>,
 }
 
 /// A component: a graph, its weights, and what its inputs and outputs are for.
@@ -130,14 +135,16 @@ impl Vocabulary {
         Ok(match self {
             Self::Clip => [None; N],
             Self::Json(json) => {
-                let json: Json = serde_json::from_slice(json).map_err(refuse)?;
+                let json: Json =
+                    serde_json::from_slice(&standard("tokenizer.json", json)?).map_err(refuse)?;
                 tokens.map(|token| {
                     let added = json.added_tokens.iter().find(|added| added.content == token);
                     added.map(|added| added.id).or_else(|| json.model.vocab.get(token).copied())
                 })
             }
             Self::Merges { vocabulary, .. } => {
-                let vocabulary: HashMap<String, u32> = serde_json::from_slice(vocabulary).map_err(refuse)?;
+                let vocabulary = standard("vocab.json", vocabulary)?;
+                let vocabulary: HashMap<String, u32> = serde_json::from_slice(&vocabulary).map_err(refuse)?;
                 tokens.map(|token| vocabulary.get(token).copied())
             }
         })
@@ -234,12 +241,40 @@ impl Model {
             manifest.defaults.size = size;
         }
         manifest.check()?;
-        Ok(Self { manifest, text_encoders, unet, vae_decoder, vae_encoder, contents: None })
+        Ok(Self {
+            manifest,
+            text_encoders,
+            unet,
+            vae_decoder,
+            vae_encoder,
+            contents: None,
+            notes: Vec::new(),
+        })
     }
 
     /// What the model says of itself.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// What its files say that is not done, and what was assumed where they say nothing: a line each, for people.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Takes the U-Net's output for something else than its files say, for files that are wrong or silent.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] for what does not go with a curve of betas.
+    pub fn predict(&mut self, prediction: Prediction) -> Result<(), Error> {
+        if !matches!(prediction, Prediction::Epsilon | Prediction::V | Prediction::Sample) {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("prediction: expected epsilon, v or sample, got {prediction:?}"),
+            ));
+        }
+        self.manifest.prediction = prediction;
+        Ok(())
     }
 
     /// The files of a bundle; other models have none to list.

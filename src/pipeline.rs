@@ -295,6 +295,10 @@ impl Pipeline {
                 tracing::warn!(step = done, "memory pressure: weights are read from the disk from here on");
             }
         }
+        let scale = request.schedule.final_scale();
+        if scale != 1.0 {
+            latents.iter_mut().for_each(|value| *value = (f64::from(*value) * scale) as f32);
+        }
         let (unet, denoising) = (denoiser.spent(), started.elapsed());
         drop(denoiser);
         let times = Times { text_encoder, vae_encoder, unet, denoising, vae_decoder: Duration::ZERO };

@@ -3,8 +3,12 @@
 
 mod thresholding;
 
+use std::str::FromStr;
+
 pub(crate) use thresholding::quantile;
 pub use thresholding::{Thresholder, Thresholding};
+
+use crate::{Error, ErrorKind, name};
 
 /// What a denoising model predicts.
 ///
@@ -49,6 +53,17 @@ pub struct Preconditioning {
 }
 
 impl Prediction {
+    /// The prediction that goes with a curve of betas, by the names that trainers and programs have for it, in whatever
+    /// case and punctuation; nothing for other names.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Some(match name::bare(name).as_str() {
+            "v" | "vpred" | "vprediction" | "vparameterization" | "velocity" => Self::V,
+            "eps" | "epsilon" | "epsprediction" | "epspred" | "noise" => Self::Epsilon,
+            "sample" | "x0" | "xstart" | "x0prediction" | "x0pred" => Self::Sample,
+            _ => return None,
+        })
+    }
+
     /// The factors at a noise level. Models of noise, `V` and `x0` were trained on `z = alpha * x0 + sqrt(1 - alpha^2)
     /// * noise` (variance preserving), so that `z = alpha * x` (Karras et al. 2022, table 1, column VP).
     pub fn preconditioning(self, sigma: f64) -> Preconditioning {
@@ -79,6 +94,17 @@ impl Prediction {
         for ((out, x), output) in out.iter_mut().zip(x).zip(model_output) {
             *out = (c_skip * f64::from(*x) + c_out * f64::from(*output)) as f32;
         }
+    }
+}
+
+impl FromStr for Prediction {
+    type Err = Error;
+
+    /// Reads `epsilon`, `v` or `sample`, or another name for one of them; [`ErrorKind::Usage`] for anything else.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        Self::named(text).ok_or_else(|| {
+            Error::new(ErrorKind::Usage, format!("prediction: expected epsilon, v or sample, got {text:?}"))
+        })
     }
 }
 

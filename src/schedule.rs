@@ -58,12 +58,16 @@ pub struct Step {
     pub timestep: f64,
 }
 
-/// The steps of a run: noise levels fall strictly and end in exact 0.
+/// The steps of a run: noise levels fall strictly and end in exact 0, or in the curve's lowest level where
+/// [`ScheduleKind::ToSigmaMin`] asks for that.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
     steps: Vec<Step>,
     clock: Clock,
     starts_from_noise_alone: bool,
+    /// How many steps at the end went nowhere and were left out.
+    left_out: usize,
+    final_scale: f64,
 }
 
 impl Schedule {
@@ -73,6 +77,14 @@ impl Schedule {
     /// [`ErrorKind::Usage`] for no steps, for more than the curve and the kind have room for, for numbers of the kind that
     /// make no sense, and for levels above those of the curve.
     pub fn of(kind: &ScheduleKind, curve: &NoiseCurve, grid: Grid, steps: usize) -> Result<Self, Error> {
+        let (kind, ends_low) = kind.ends();
+        let end = if ends_low { curve.sigma_min() } else { 0.0 };
+        if ends_low && matches!(kind, ScheduleKind::Lcm { .. }) {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                "schedule: lcm: final: expected zero, because consistency models end at clean latents, got sigma_min",
+            ));
+        }
         let len = curve.len();
         let most = match kind {
             ScheduleKind::Lcm { trained_steps } => len.min(*trained_steps),
@@ -102,7 +114,11 @@ impl Schedule {
         };
         let is_leading = matches!(kind, ScheduleKind::Spaced(Spacing::Leading { .. }));
         let starts_from_noise_alone = grid == Grid::Fractional && !is_leading;
-        Self::new(levels, Time::Curve(curve.clone()), starts_from_noise_alone)
+        let mut schedule = Self::new(levels, Time::Curve(curve.clone()), starts_from_noise_alone, end)?;
+        if grid != Grid::Fractional {
+            schedule.final_scale = 1.0 / end.hypot(1.0);
+        }
+        Ok(schedule)
     }
 
     /// The levels of a run of flow matching, where latents are `(1 - sigma) * x0 + sigma * noise` and the model is told
@@ -114,7 +130,8 @@ impl Schedule {
         check_steps(steps, train_timesteps)?;
         let time = Time::Flow { train_timesteps: train_timesteps as f64 };
         let levels = shift.levels(steps, train_timesteps)?;
-        Self::new(levels.into_iter().map(|sigma| (sigma, time.of_sigma(sigma))).collect(), time, true)
+        let levels = levels.into_iter().map(|sigma| (sigma, time.of_sigma(sigma))).collect();
+        Self::new(levels, time, true, 0.0)
     }
 
     /// The levels of a model that was trained on a range of them, and is told `ln(sigma) / 4` (Karras et al. 2022, table
@@ -145,6 +162,7 @@ impl Schedule {
             sigmas.into_iter().map(|sigma| (sigma, Time::Edm.of_sigma(sigma))).collect(),
             Time::Edm,
             false,
+            0.0,
         )
     }
 
@@ -174,25 +192,59 @@ impl Schedule {
     /// The factor that turns unit noise into the latents that the first step takes.
     ///
     /// Latents at level `sigma` are data and noise together, so that with data of unit variance their scale is
-    /// `sqrt(sigma^2 + 1)`; noise alone has the scale `sigma`. Schedulers differ in which they start from, and calotype
-    /// starts as diffusers' do: with noise alone on [`Grid::Fractional`], but in leading spacing, and in flow matching;
-    /// otherwise with `sqrt(sigma^2 + 1)`.
+    /// `sqrt(sigma^2 + 1)`; noise alone has the scale `sigma`. On whole timesteps, whose schedulers scale latents by
+    /// what is left of the signal, runs start with `sqrt(sigma^2 + 1)`, and in flow matching with noise alone, as in
+    /// diffusers. On [`Grid::Fractional`] a run in leading spacing starts with `sqrt(sigma^2 + 1)` and every other with
+    /// noise alone, whatever the model's files say: diffusers goes by the `timestep_spacing` of the file even where the
+    /// levels are Karras's or listed by the user.
     pub fn initial_scale(&self) -> f64 {
         let sigma = self.steps[0].from;
         if self.starts_from_noise_alone { sigma } else { sigma.hypot(1.0) }
     }
 
+    /// The factor that turns latents at the last level into what a VAE decodes: 1 where that is 0, and for schedulers of
+    /// [`Grid::Fractional`]; otherwise what is left of the signal at the last level, as in diffusers.
+    pub fn final_scale(&self) -> f64 {
+        self.final_scale
+    }
+
+    /// How many steps there are from one on, itself included, where none was left out at the end.
+    pub(crate) fn steps_from(&self, index: usize) -> usize {
+        (self.steps.len() + self.left_out).saturating_sub(index)
+    }
+
     /// Pairs of noise level and timestep, at least one; [`ErrorKind::Usage`] where levels do not fall, or reach 0.
-    fn new(levels: Vec<(f64, f64)>, time: Time, starts_from_noise_alone: bool) -> Result<Self, Error> {
-        let ends = levels.iter().skip(1).map(|level| level.0).chain([0.0]);
-        let steps = levels.iter().zip(ends).enumerate();
+    fn new(
+        levels: Vec<(f64, f64)>,
+        time: Time,
+        starts_from_noise_alone: bool,
+        end: f64,
+    ) -> Result<Self, Error> {
+        // An end that a formula gives may miss the curve's by a rounding error.
+        let is_above = |level: f64| level > end * (1.0 + 1e-6);
+        let moving = levels.iter().filter(|level| is_above(level.0)).count();
+        let left_out = levels.len() - moving;
+        if moving == 0 || left_out > 1 {
+            return Err(too_many_steps(
+                levels.len(),
+                format!("levels above {end:.4}, where it ends, got none"),
+            ));
+        }
+        let ends = levels[..moving].iter().skip(1).map(|level| level.0).chain([end]);
+        let steps = levels[..moving].iter().zip(ends).enumerate();
         let steps: Vec<Step> =
             steps.map(|(index, (&(from, timestep), to))| Step { index, from, to, timestep }).collect();
         match steps.iter().find(|step| step.from <= step.to) {
             Some(step) => {
                 Err(too_many_steps(steps.len(), format!("falling levels, got {} twice", step.from)))
             }
-            None => Ok(Self { steps, clock: Clock::new(levels, time), starts_from_noise_alone }),
+            None => Ok(Self {
+                steps,
+                clock: Clock::new(levels, time),
+                starts_from_noise_alone,
+                left_out,
+                final_scale: 1.0,
+            }),
         }
     }
 }

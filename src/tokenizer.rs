@@ -9,7 +9,7 @@ use std::ops::Range;
 use tokenizers::{AddedToken, ModelWrapper};
 
 use crate::prompt::{Fragment, Text};
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, json};
 
 /// The longest context that is believed, in tokens; CLIP's is 77.
 pub const MAX_CONTEXT: usize = 1 << 16;
@@ -104,7 +104,8 @@ impl Tokenizer {
     /// what the model was trained with. [`ErrorKind::Model`] for anything that is not a tokenizer, for a context
     /// too short or absurdly long, and for a special token that the tokenizer does not have.
     pub fn from_bytes(bytes: &[u8], context: usize, special: SpecialTokens) -> Result<Self, Error> {
-        let inner = tokenizers::Tokenizer::from_bytes(bytes)
+        let bytes = json::standard("tokenizer.json", bytes)?;
+        let inner = tokenizers::Tokenizer::from_bytes(&bytes)
             .map_err(|error| Error::new(ErrorKind::Model, "tokenizer: not a tokenizer.json").source(error))?;
         Self::new(inner, context, special)
     }

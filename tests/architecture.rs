@@ -27,7 +27,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
     ),
     ("pure", &PURE),
 ];
-const PURE: [&str; 11] = [
+const PURE: [&str; 12] = [
     "tokenizer",
     "prompt",
     "sampler",
@@ -38,6 +38,7 @@ const PURE: [&str; 11] = [
     "tile",
     "tensor",
     "name",
+    "json",
     "error",
 ];
 

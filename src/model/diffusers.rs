@@ -12,20 +12,18 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::replacement::{Replacements, check_widths};
-use super::traits::Traits;
+use super::scheduler::Scheduler;
+use super::traits::{FewSteps, Traits};
 use super::{Model, Part, TextEncoderPart, Vocabulary, read};
 use crate::architecture::clip::States;
 use crate::architecture::{autoencoder_kl, autoencoder_tiny, clip, unet};
 use crate::checkpoint;
 use crate::graph::{Dim, Graph};
 use crate::manifest::{LatentSpace, LowRes};
-use crate::prediction::Prediction;
-use crate::sampler::{Method, SamplerKind};
-use crate::schedule::{Betas, ScheduleKind, Spacing};
 use crate::signature::Role;
 use crate::tokenizer::SpecialTokens;
 use crate::weights::Weights;
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, json};
 
 /// The file by which a folder is known for one of these.
 pub(super) const INDEX: &str = "model_index.json";
@@ -67,7 +65,7 @@ pub(super) fn open(
         _ => Index::default(),
     };
     check_variant(folder, variant)?;
-    let scheduler: Scheduler = parse(&folder.join("scheduler/scheduler_config.json"))?;
+    let scheduler = Scheduler::open(&folder.join("scheduler/scheduler_config.json"))?;
 
     let own = match replacements.unet() {
         Some(file) => file.unet.config.clone(),
@@ -118,8 +116,8 @@ pub(super) fn open(
     let traits = Traits {
         name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         licence: licence(folder),
-        betas: scheduler.betas(&shown(&folder.join("scheduler/scheduler_config.json")))?,
-        train_timesteps: scheduler.num_train_timesteps,
+        betas: scheduler.betas(),
+        train_timesteps: scheduler.train_timesteps(),
         spacing: scheduler.spacing(),
         prediction: replacements.prediction(scheduler.prediction()),
         sampler: scheduler.sampler(),
@@ -128,8 +126,12 @@ pub(super) fn open(
         zero_negative: index.force_zeros_for_empty_prompt && is_xl,
         low_res: low_res(folder, &index)?,
         cells: unet.sample_size,
+        few_steps: FewSteps::of_scheduler(&scheduler).or_else(|| index.few_steps()),
+        notes: scheduler.notes().to_vec(),
     };
-    Model::new(traits.manifest(&part.signature)?, text_encoders, part, vae_decoder, Some(vae_encoder))
+    let (manifest, notes) = traits.manifest(&part.signature)?;
+    let model = Model::new(manifest, text_encoders, part, vae_decoder, Some(vae_encoder))?;
+    Ok(Model { notes, ..model })
 }
 
 /// Graph and weights of one component; `arrange` gives the weights the names that the graph knows.
@@ -385,9 +387,8 @@ pub(super) fn low_res(folder: &Path, index: &Index) -> Result<Option<LowRes>, Er
     if !place.is_file() {
         return Ok(None);
     }
-    let scheduler: Scheduler = parse(&place)?;
     let max_level = index.max_noise_level.unwrap_or(MAX_NOISE_LEVEL);
-    let low_res = LowRes::new(scheduler.betas(&shown(&place))?, scheduler.num_train_timesteps, max_level);
+    let low_res = Scheduler::open(&place)?.low_res(max_level);
     low_res.map(Some).map_err(|error| Error::new(ErrorKind::Model, shown(&place)).source(error))
 }
 
@@ -431,10 +432,15 @@ pub(super) fn parse<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
 }
 
 fn parse_json<T: DeserializeOwned>(place: &str, json: &[u8]) -> Result<T, Error> {
-    let mut deserializer = serde_json::Deserializer::from_slice(json);
-    serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+    let json = json::standard(place, json)?;
+    let mut deserializer = serde_json::Deserializer::from_slice(&json);
+    let parsed = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         Error::new(ErrorKind::Model, format!("{place}: {}", error.path())).source(error.into_inner())
-    })
+    })?;
+    deserializer.end().map_err(|error| {
+        Error::new(ErrorKind::Model, format!("{place}: expected one value")).source(error)
+    })?;
+    Ok(parsed)
 }
 
 #[derive(Default, Deserialize)]
@@ -452,6 +458,12 @@ pub(super) struct Index {
 }
 
 impl Index {
+    /// What the place that the folder was made from says of steps.
+    pub(super) fn few_steps(&self) -> Option<FewSteps> {
+        let origin = self.entries.get("_name_or_path").and_then(Value::as_str)?;
+        FewSteps::of_text("model_index.json: _name_or_path", origin)
+    }
+
     fn is_null(&self, component: &str) -> bool {
         match self.entries.get(component) {
             Some(Value::Array(parts)) => parts.iter().all(Value::is_null),
@@ -492,233 +504,6 @@ impl AddedToken {
     fn text(&self) -> &str {
         match self {
             Self::Text(text) | Self::Object { content: text } => text,
-        }
-    }
-}
-
-/// `scheduler_config.json`, with diffusers' defaults.
-#[derive(Deserialize)]
-#[serde(default)]
-pub(super) struct Scheduler {
-    #[serde(rename = "_class_name")]
-    class: String,
-    pub(super) num_train_timesteps: usize,
-    beta_start: f64,
-    beta_end: f64,
-    beta_schedule: String,
-    trained_betas: Option<Vec<f32>>,
-    rescale_betas_zero_snr: bool,
-    prediction_type: String,
-    timestep_spacing: Option<String>,
-    steps_offset: u32,
-    use_karras_sigmas: Option<bool>,
-    use_exponential_sigmas: Option<bool>,
-    use_beta_sigmas: Option<bool>,
-    algorithm_type: Option<String>,
-    solver_order: Option<usize>,
-    solver_type: Option<String>,
-}
-
-impl Default for Scheduler {
-    fn default() -> Self {
-        Self {
-            class: String::new(),
-            num_train_timesteps: 1000,
-            beta_start: 0.0001,
-            beta_end: 0.02,
-            beta_schedule: "linear".into(),
-            trained_betas: None,
-            rescale_betas_zero_snr: false,
-            prediction_type: "epsilon".into(),
-            timestep_spacing: None,
-            steps_offset: 0,
-            use_karras_sigmas: None,
-            use_exponential_sigmas: None,
-            use_beta_sigmas: None,
-            algorithm_type: None,
-            solver_order: None,
-            solver_type: None,
-        }
-    }
-}
-
-impl Scheduler {
-    /// What latent consistency models were distilled with.
-    pub(super) fn latent_consistency() -> Self {
-        Self { class: "LCMScheduler".into(), steps_offset: 0, ..Self::stable_diffusion() }
-    }
-
-    /// What the x4 upscaler was trained on.
-    pub(super) fn upscaler() -> Self {
-        Self { beta_start: 0.0001, beta_end: 0.02, ..Self::stable_diffusion() }
-    }
-
-    /// What Stable Diffusion was trained on.
-    pub(super) fn stable_diffusion() -> Self {
-        Self {
-            beta_start: 0.00085,
-            beta_end: 0.012,
-            beta_schedule: "scaled_linear".into(),
-            timestep_spacing: Some("leading".into()),
-            steps_offset: 1,
-            ..Self::default()
-        }
-    }
-
-    /// The same of a model that was trained down to noise alone.
-    pub(super) fn with_zero_terminal_snr(self) -> Self {
-        Self { rescale_betas_zero_snr: true, timestep_spacing: None, ..self }
-    }
-
-    pub(super) fn betas(&self, place: &str) -> Result<Betas, Error> {
-        let refuse = |problem: String| Err(Error::new(ErrorKind::Model, format!("{place}: {problem}")));
-        if !["epsilon", "v_prediction", "sample"].contains(&self.prediction_type.as_str()) {
-            return refuse(format!(
-                "prediction_type: expected epsilon, v_prediction or sample, got {}",
-                self.prediction_type
-            ));
-        }
-        if let Some(other) = self
-            .timestep_spacing
-            .as_deref()
-            .filter(|name| !["leading", "linspace", "trailing"].contains(name))
-        {
-            return refuse(format!("timestep_spacing: expected leading, linspace or trailing, got {other}"));
-        }
-        let (start, end) = (self.beta_start, self.beta_end);
-        let betas = match (&self.trained_betas, self.beta_schedule.as_str()) {
-            (Some(list), _) => Betas::Trained(list.clone()),
-            (None, "linear") => Betas::Linear { start, end },
-            (None, "scaled_linear") => Betas::ScaledLinear { start, end },
-            (None, "squaredcos_cap_v2") => Betas::SquaredCosCapV2,
-            (None, "sigmoid") => Betas::Sigmoid { start, end },
-            (None, other) => {
-                return refuse(format!(
-                    "beta_schedule: expected linear, scaled_linear, squaredcos_cap_v2 or sigmoid, got {other}"
-                ));
-            }
-        };
-        let is_rescaled = self.rescale_betas_zero_snr;
-        Ok(if is_rescaled { Betas::ZeroTerminalSnr(Box::new(betas)) } else { betas })
-    }
-
-    /// As diffusers' classes default where the file says nothing; but a model that was trained down to noise alone starts
-    /// from there (Lin et al. 2024, section 3.3), which the other spacings are not sure to.
-    pub(super) fn spacing(&self) -> Spacing {
-        let leading = Spacing::Leading { offset: self.steps_offset };
-        match self.timestep_spacing.as_deref() {
-            Some("linspace") => Spacing::Linspace,
-            Some("trailing") => Spacing::Trailing,
-            Some(_) => leading,
-            None if self.rescale_betas_zero_snr => Spacing::Trailing,
-            None => match self.class.as_str() {
-                "DDIMScheduler" | "PNDMScheduler" | "DDPMScheduler" | "LCMScheduler" => leading,
-                _ => Spacing::Linspace,
-            },
-        }
-    }
-
-    pub(super) fn prediction(&self) -> Prediction {
-        match self.prediction_type.as_str() {
-            "v_prediction" => Prediction::V,
-            "sample" => Prediction::Sample,
-            _ => Prediction::Epsilon,
-        }
-    }
-
-    /// The levels that the scheduler names, where these are not evenly spaced timesteps; diffusers, too, takes the first
-    /// that is named.
-    pub(super) fn schedule(&self) -> Option<ScheduleKind> {
-        let named = [
-            (self.use_karras_sigmas, "karras"),
-            (self.use_exponential_sigmas, "exponential"),
-            (self.use_beta_sigmas, "beta"),
-        ];
-        let (_, name) = named.into_iter().find(|(is_used, _)| *is_used == Some(true))?;
-        Some(name.parse().expect("the name of a schedule"))
-    }
-
-    /// The scheduler's own method, where calotype has it. PNDM does not count: it is what Stable Diffusion's folders name
-    /// because it came first, and takes 50 steps to what others do in 20.
-    pub(super) fn sampler(&self) -> Option<Method> {
-        let kind: SamplerKind = self.class.parse().ok().filter(|kind| *kind != SamplerKind::Pndm)?;
-        let algorithm = self.algorithm_type.as_deref().unwrap_or("dpmsolver++");
-        let name = match (kind, algorithm) {
-            (SamplerKind::DpmPp2m, "dpmsolver") => "dpm-solver".into(),
-            (SamplerKind::DpmPp2m, "sde-dpmsolver") => "sde-dpm-solver".into(),
-            (SamplerKind::DpmPp2m, "sde-dpmsolver++") => "dpm++2m-sde".into(),
-            (SamplerKind::DpmPp2s, "dpmsolver") => "dpm-solver-s".into(),
-            _ => kind.to_string(),
-        };
-        let order = self.solver_order.map(|order| format!("order={order}"));
-        let solver = self.solver_type.as_ref().map(|solver| format!("solver={solver}"));
-        // What a class is given and does not have, it ignores, too.
-        let settings = order.into_iter().chain(solver);
-        let method = settings.fold(name, |method, setting| {
-            let longer = format!("{method}{}{setting}", if method.contains(':') { ',' } else { ':' });
-            if longer.parse::<Method>().is_ok() { longer } else { method }
-        });
-        method.parse().ok()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn scheduler(json: &str) -> Scheduler {
-        parse_json("scheduler_config.json", json.as_bytes()).unwrap()
-    }
-
-    fn betas(json: &str) -> Betas {
-        scheduler(json).betas("scheduler_config.json").unwrap()
-    }
-
-    #[test]
-    fn betas_of_scheduler_configs() {
-        assert_eq!(betas("{}"), Betas::Linear { start: 0.0001, end: 0.02 });
-        assert_eq!(
-            betas(r#"{"beta_schedule": "sigmoid", "beta_end": 0.5}"#),
-            Betas::Sigmoid { start: 0.0001, end: 0.5 }
-        );
-        assert_eq!(
-            betas(r#"{"beta_schedule": "scaled_linear", "trained_betas": [0.1, 0.2]}"#),
-            Betas::Trained(vec![0.1, 0.2])
-        );
-        assert_eq!(
-            betas(r#"{"trained_betas": null, "rescale_betas_zero_snr": true}"#),
-            Betas::ZeroTerminalSnr(Box::new(Betas::Linear { start: 0.0001, end: 0.02 }))
-        );
-        let error = scheduler(r#"{"beta_schedule": "cosine"}"#).betas("x").expect_err("cosine");
-        assert_eq!(error.kind(), ErrorKind::Model);
-        assert!(error.to_string().contains("squaredcos_cap_v2 or sigmoid, got cosine"), "{error}");
-    }
-
-    #[test]
-    fn models_trained_down_to_noise_start_from_it() {
-        let zero = r#"{"_class_name": "EulerDiscreteScheduler", "rescale_betas_zero_snr": true"#;
-        assert_eq!(scheduler(&format!("{zero}}}")).spacing(), Spacing::Trailing);
-        let said = format!(r#"{zero}, "timestep_spacing": "leading", "steps_offset": 1}}"#);
-        assert_eq!(scheduler(&said).spacing(), Spacing::Leading { offset: 1 });
-        let stable_diffusion = Scheduler::stable_diffusion();
-        let plain = stable_diffusion.betas("x").unwrap();
-        assert_eq!(stable_diffusion.spacing(), Spacing::Leading { offset: 1 });
-        let rescaled = stable_diffusion.with_zero_terminal_snr();
-        assert_eq!(rescaled.betas("x").unwrap(), Betas::ZeroTerminalSnr(Box::new(plain)));
-        assert_eq!(rescaled.spacing(), Spacing::Trailing);
-    }
-
-    #[test]
-    fn schedules_of_scheduler_configs() {
-        for (json, name) in [
-            (r#"{"use_karras_sigmas": true, "use_beta_sigmas": false}"#, Some("karras")),
-            (r#"{"use_exponential_sigmas": true}"#, Some("exponential")),
-            (r#"{"use_karras_sigmas": false, "use_beta_sigmas": true}"#, Some("beta")),
-            (r#"{"use_karras_sigmas": null}"#, None),
-            ("{}", None),
-        ] {
-            let schedule = scheduler(json).schedule().map(|kind| kind.to_string());
-            assert_eq!(schedule.as_deref(), name, "{json}");
         }
     }
 }

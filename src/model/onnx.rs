@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::diffusers::{self, INDEX, Index, SCALE, SCALE_XL, Scheduler};
-use super::traits::Traits;
+use super::diffusers::{self, INDEX, Index, SCALE, SCALE_XL};
+use super::scheduler::Scheduler;
+use super::traits::{FewSteps, Traits};
 use super::{Model, Part, TextEncoderPart, Vocabulary};
 use crate::graph::{Dim, Graph};
 use crate::manifest::{AESTHETIC_SIZE_IDS, LatentSpace};
@@ -86,7 +87,7 @@ pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error>
     }
 
     let scheduler = match folder.join("scheduler/scheduler_config.json") {
-        path if path.exists() => diffusers::parse(&path)?,
+        path if path.exists() => Scheduler::open(&path)?,
         _ => Scheduler::stable_diffusion(),
     };
     let vae: Vae = match folder.join("vae_decoder/config.json") {
@@ -106,12 +107,11 @@ pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error>
         scale: vae.scaling_factor.unwrap_or(if is_xl { SCALE_XL } else { SCALE }),
         shift: vae.shift_factor.unwrap_or(0.0),
     };
-    let place = folder.display().to_string();
     let traits = Traits {
         name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         licence: diffusers::licence(folder),
-        betas: scheduler.betas(&place)?,
-        train_timesteps: scheduler.num_train_timesteps,
+        betas: scheduler.betas(),
+        train_timesteps: scheduler.train_timesteps(),
         spacing: scheduler.spacing(),
         prediction: scheduler.prediction(),
         sampler: scheduler.sampler(),
@@ -120,8 +120,12 @@ pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error>
         zero_negative: index.force_zeros_for_empty_prompt && is_xl,
         low_res: diffusers::low_res(folder, &index)?,
         cells: diffusers::sample_cells(&folder.join("unet/config.json"))?,
+        few_steps: FewSteps::of_scheduler(&scheduler).or_else(|| index.few_steps()),
+        notes: scheduler.notes().to_vec(),
     };
-    Model::new(traits.manifest(&unet.signature)?, text_encoders, unet, vae_decoder, vae_encoder)
+    let (manifest, notes) = traits.manifest(&unet.signature)?;
+    let model = Model::new(manifest, text_encoders, unet, vae_decoder, vae_encoder)?;
+    Ok(Model { notes, ..model })
 }
 
 fn required(folder: &Path, name: &'static str, variant: Option<&str>) -> Result<Part, Error> {

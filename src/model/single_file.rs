@@ -4,13 +4,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::diffusers::{MAX_NOISE_LEVEL, Scheduler, for_text, kl_graphs, text_states};
+use super::diffusers::{MAX_NOISE_LEVEL, for_text, kl_graphs, text_states};
 use super::replacement::{Replacements, check_widths, part};
-use super::traits::Traits;
+use super::scheduler::Scheduler;
+use super::traits::{FewSteps, Traits};
 use super::{Model, Part, TextEncoderPart, Vocabulary};
 use crate::architecture::clip;
 use crate::checkpoint::{self, Checkpoint, Family, UnetFile};
-use crate::manifest::LowRes;
+use crate::schedule::{ScheduleKind, Spacing};
 use crate::tokenizer::SpecialTokens;
 use crate::weights::Weights;
 use crate::{Error, ErrorKind};
@@ -20,6 +21,9 @@ const BOS: u32 = 49406;
 const EOS: u32 = 49407;
 /// What OpenCLIP's prompts are filled up with: `!`.
 const OPEN_CLIP_PAD: u32 = 0;
+
+/// Where a file's header may say that it draws in few steps, if it follows Stability AI's model metadata standard.
+const SAID_OF_STEPS: [&str; 3] = ["modelspec.title", "modelspec.architecture", "modelspec.usage_hint"];
 
 /// Opens the model in a file, with these components in the place of its own.
 pub(super) fn open(path: &Path, replacements: &Replacements) -> Result<Model, Error> {
@@ -101,23 +105,27 @@ pub(super) fn open(path: &Path, replacements: &Replacements) -> Result<Model, Er
         _ => Scheduler::stable_diffusion(),
     };
     let scheduler = if found.hint.zero_terminal_snr { scheduler.with_zero_terminal_snr() } else { scheduler };
-    let low_res = is_upscaler
-        .then(|| LowRes::new(scheduler.betas(&place)?, scheduler.num_train_timesteps, MAX_NOISE_LEVEL));
+    let low_res = is_upscaler.then(|| scheduler.low_res(MAX_NOISE_LEVEL));
+    let few_steps = SAID_OF_STEPS.iter().find_map(|key| FewSteps::of_text(key, weights.metadata(key)?));
     let traits = Traits {
         name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         licence: "NOASSERTION".into(),
-        betas: scheduler.betas(&place)?,
-        train_timesteps: scheduler.num_train_timesteps,
+        betas: scheduler.betas(),
+        train_timesteps: scheduler.train_timesteps(),
         spacing: scheduler.spacing(),
         prediction: found.hint.prediction,
         sampler: None,
-        schedule: None,
+        schedule: scheduler.is_zero_terminal_snr().then_some(ScheduleKind::Spaced(Spacing::Trailing)),
         latents,
         zero_negative: found.family == Family::Sdxl,
         low_res: low_res.transpose()?,
         cells: config.sample_size,
+        few_steps,
+        notes: found.hint.notes.iter().map(|note| format!("{place}: {note}")).collect(),
     };
-    Model::new(traits.manifest(&unet.signature)?, text_encoders, unet, vae_decoder, Some(vae_encoder))
+    let (manifest, notes) = traits.manifest(&unet.signature)?;
+    let model = Model::new(manifest, text_encoders, unet, vae_decoder, Some(vae_encoder))?;
+    Ok(Model { notes, ..model })
 }
 
 /// A text encoder of a file; `is_pooled`: whether it pools the prompt.

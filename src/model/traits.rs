@@ -1,5 +1,6 @@
 //! Traits: what the files of a model without a manifest tell of it, completed by what its kind is known to want.
 
+use super::scheduler::Scheduler;
 use crate::manifest::{Conditions, Defaults, LatentSpace, LowRes, Manifest};
 use crate::prediction::Prediction;
 use crate::sampler::{Method, SamplerKind};
@@ -10,6 +11,38 @@ use crate::{Error, ErrorKind};
 
 /// Side of the latents that Stable Diffusion was first trained on.
 const CELLS: usize = 64;
+/// What distilled models are called.
+const DISTILLED: [&str; 4] = ["turbo", "lightning", "hyper-sd", "dmd2"];
+/// How many steps such a model takes where nothing says.
+const FEW_STEPS: usize = 4;
+
+/// A model that was distilled to draw in few steps, without guidance; and what says so.
+pub(super) struct FewSteps {
+    steps: usize,
+    why: String,
+}
+
+impl FewSteps {
+    /// The scheduler of such models.
+    pub(super) fn of_scheduler(scheduler: &Scheduler) -> Option<Self> {
+        let why = || format!("{} on trailing timesteps", scheduler.class());
+        scheduler.is_for_few_steps().then(|| Self { steps: FEW_STEPS, why: why() })
+    }
+
+    /// What a text, which `place` names, calls the model.
+    pub(super) fn of_text(place: &str, text: &str) -> Option<Self> {
+        let lower = text.to_ascii_lowercase();
+        let words = lower.split(|c: char| !c.is_ascii_alphanumeric()).collect::<Vec<_>>().join("-");
+        let word = |name: &&str| format!("-{words}-").contains(&format!("-{name}-"));
+        let name = DISTILLED.iter().find(|name| word(name))?;
+        let before = lower.split_once("step").map(|(before, _)| before.trim_end_matches([' ', '-', '_']));
+        let digits =
+            before.map(|before| before.rsplit(|c: char| !c.is_ascii_digit()).next().unwrap_or_default());
+        let said = digits.and_then(|digits| digits.parse().ok()).filter(|steps| (1..=16).contains(steps));
+        let usual = if *name == "turbo" { 1 } else { FEW_STEPS };
+        Some(Self { steps: said.unwrap_or(usual), why: format!("{place} says {name}") })
+    }
+}
 
 pub(super) struct Traits {
     pub(super) name: String,
@@ -28,14 +61,18 @@ pub(super) struct Traits {
     pub(super) low_res: Option<LowRes>,
     /// Rows and columns of the latents that the model was trained on.
     pub(super) cells: Option<[usize; 2]>,
+    /// Of a model that says so.
+    pub(super) few_steps: Option<FewSteps>,
+    /// What is to be said of the files, a line each.
+    pub(super) notes: Vec<String>,
 }
 
 impl Traits {
-    /// The manifest of the model whose U-Net has this signature.
+    /// The manifest of the model whose U-Net has this signature, and what is to be said of it, a line each.
     ///
     /// # Errors
     /// [`ErrorKind::Model`] for numbers that no model can have.
-    pub(super) fn manifest(self, unet: &Signature) -> Result<Manifest, Error> {
+    pub(super) fn manifest(mut self, unet: &Signature) -> Result<(Manifest, Vec<String>), Error> {
         let side_px = |cells: usize| {
             u32::try_from(cells)
                 .ok()
@@ -46,20 +83,36 @@ impl Traits {
         let size = PixelSize::new(side_px(columns), side_px(rows))
             .map_err(|error| Error::new(ErrorKind::Model, "unet: sample_size").source(error))?;
         let is_consistent = unet.input(Role::GuidanceEmbedding).is_some();
-        // Nothing but its name tells a model that was distilled to draw in one step, without guidance.
-        let is_turbo = self.name.to_ascii_lowercase().contains("turbo");
-        let (steps, guidance) = match unet.input(Role::Pooled) {
+        let (steps, guidance) = match (unet.input(Role::Pooled), &self.few_steps) {
             _ if is_consistent => (4, 8.5),
-            _ if is_turbo => (1, 1.0),
-            Some(_) => (20, 5.0),
-            None => (20, 7.5),
+            (_, Some(few)) => (few.steps, 1.0),
+            (Some(_), None) => (20, 5.0),
+            (None, None) => (20, 7.5),
         };
+        let said = "unless --steps and --guidance say otherwise";
+        match &self.few_steps {
+            _ if is_consistent => {}
+            Some(few) => self.notes.push(format!(
+                "{}: taken for a model of few steps ({}): {steps}, without guidance, {said}",
+                self.name, few.why
+            )),
+            // A name is no evidence: merges are called after what is in them.
+            None => {
+                if let Some(named) = FewSteps::of_text("", &self.name) {
+                    self.notes.push(format!(
+                        "{}: by its name a model of few steps, of which its files say nothing: {steps} steps and guidance \
+                         {guidance}, {said}, such as {} and 1",
+                        self.name, named.steps
+                    ));
+                }
+            }
+        }
         let (sampler, schedule) = match self.sampler {
             Some(sampler) => (sampler, self.schedule),
             None if is_consistent => (SamplerKind::Lcm.into(), None),
             None => (SamplerKind::DpmPp2m.into(), self.schedule.or(Some(ScheduleKind::KARRAS))),
         };
-        Ok(Manifest {
+        let manifest = Manifest {
             name: self.name,
             licence: self.licence,
             curve: NoiseCurve::new(self.betas.clone(), self.train_timesteps)?,
@@ -74,6 +127,7 @@ impl Traits {
             encodes: false,
             low_res: self.low_res,
             defaults: Defaults { size, steps, guidance, sampler, schedule },
-        })
+        };
+        Ok((manifest, self.notes))
     }
 }

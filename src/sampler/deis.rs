@@ -15,15 +15,17 @@ pub(super) const MAX_ORDER: usize = 3;
 ///
 /// The step to 0, where the logarithm ends, is of first order.
 pub(super) struct Deis {
-    /// From this step on the order is at most the second.
-    lowered_from: usize,
+    /// Per step, the highest order that it may have.
+    orders: Vec<usize>,
     slopes: History,
 }
 
 impl Deis {
     /// Of the settings `order`, from 1 to [`MAX_ORDER`].
     pub(super) fn new(settings: &Settings, schedule: &Schedule, len: usize) -> Self {
-        Self { lowered_from: dpm::lowered_from(schedule), slopes: History::new(settings.order, len) }
+        let order = |index| dpm::highest_order(schedule, schedule.steps_from(index));
+        let orders = (0..schedule.steps().len()).map(order).collect();
+        Self { orders, slopes: History::new(settings.order, len) }
     }
 }
 
@@ -36,7 +38,7 @@ impl Sampler for Deis {
         _noise: &mut dyn StepNoise,
     ) -> Result<(), Error> {
         let &Step { index, from, to, .. } = step;
-        let Self { lowered_from, slopes } = self;
+        let Self { orders, slopes } = self;
         let slope = slopes.next();
         denoiser.denoise(x, from, slope)?;
         if to == 0.0 {
@@ -45,7 +47,7 @@ impl Sampler for Deis {
         }
         blend(slope, -1.0 / from, &[(1.0 / from, &*x)]);
         slopes.keep(from);
-        let order = if index >= *lowered_from { slopes.len().min(2) } else { slopes.len() };
+        let order = slopes.len().min(orders[index]);
         let part = |age: usize| match age < order {
             true => (integral(slopes, order, age, from, to), slopes.values(age)),
             false => (0.0, &[][..]),

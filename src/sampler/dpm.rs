@@ -12,10 +12,10 @@ pub(super) const MAX_ORDER: usize = 3;
 /// In shorter runs the step before the last is of second order at most (diffusers' `lower_order_final`).
 const SHORT_RUN: usize = 15;
 
-/// The step from which on a run's order is at most the second; in long runs there is none.
-pub(super) fn lowered_from(schedule: &Schedule) -> usize {
-    let steps = schedule.steps().len();
-    if schedule.asked_steps() < SHORT_RUN { steps.saturating_sub(2) } else { steps }
+/// The highest order of a step, of which there are so many from it to the end of a run, itself included: in short runs
+/// the last step is of first order, and the one before of second at most.
+pub(super) fn highest_order(schedule: &Schedule, steps_left: usize) -> usize {
+    if schedule.asked_steps() < SHORT_RUN { steps_left } else { usize::MAX }
 }
 
 /// What the solver takes for a polynomial in `lambda = -ln sigma`.
@@ -112,8 +112,8 @@ struct Weights {
 pub(super) struct Multistep {
     equation: Equation,
     settings: Settings,
-    /// From this step on the order is at most the second.
-    lowered_from: usize,
+    /// Per step, the highest order that it may have.
+    orders: Vec<usize>,
     history: History,
     noise: Vec<f32>,
 }
@@ -125,7 +125,12 @@ impl Multistep {
         Self {
             equation,
             settings: *settings,
-            lowered_from: if settings.lower_final { lowered_from(schedule) } else { usize::MAX },
+            orders: (0..schedule.steps().len())
+                .map(|index| match settings.lower_final {
+                    true => highest_order(schedule, schedule.steps_from(index)),
+                    false => usize::MAX,
+                })
+                .collect(),
             history: History::new(settings.order, len),
             noise: vec![0.0; if settings.eta > 0.0 { len } else { 0 }],
         }
@@ -148,7 +153,7 @@ impl Sampler for Multistep {
 
         let Settings { eta, s_noise, solver, third, .. } = self.settings;
         let weights = equation.weights(from, to, eta, solver);
-        let order = if index >= self.lowered_from { history.len().min(2) } else { history.len() };
+        let order = history.len().min(self.orders[index]);
         let h = (from / to).ln();
         // Divided differences over distances in `h`, from which the derivatives follow.
         let distance = |age: usize| (history.sigma(age + 1) / history.sigma(age)).ln() / h;
@@ -199,11 +204,12 @@ pub(super) struct Singlestep {
 impl Singlestep {
     /// Of the settings `order` (1 to [`MAX_ORDER`]) and `solver`.
     pub(super) fn new(equation: Equation, settings: &Settings, schedule: &Schedule, len: usize) -> Self {
-        let (steps, asked) = (schedule.steps().len(), schedule.asked_steps());
+        let (left, asked) = (schedule.steps_from(0), schedule.asked_steps());
+        let ends_low = schedule.steps().last().is_some_and(|step| step.to > 0.0);
         Self {
             equation,
             settings: *settings,
-            orders: orders(settings.order, asked)[asked - steps..].to_vec(),
+            orders: orders(settings.order, asked, ends_low)[asked - left..].to_vec(),
             start: vec![0.0; len],
             history: History::new(settings.order, len),
         }
@@ -211,13 +217,14 @@ impl Singlestep {
 }
 
 /// The order of each of `steps` steps: groups of rising order, and the first order at the end.
-fn orders(order: usize, steps: usize) -> Vec<usize> {
+/// A run that ends above 0 may end within a group.
+fn orders(order: usize, steps: usize, ends_low: bool) -> Vec<usize> {
     let mut orders: Vec<usize> = (0..steps).map(|index| index % order + 1).collect();
-    if order == 3 && steps.is_multiple_of(3) {
+    if order == 3 && steps.is_multiple_of(3) && !ends_low {
         // Not a whole group at the end, but one of second order and one step.
         orders[steps - 1] = 1;
     }
-    if let Some(last) = orders.last_mut() {
+    if let Some(last) = orders.last_mut().filter(|_| !ends_low) {
         *last = 1;
     }
     orders
@@ -280,13 +287,13 @@ mod tests {
     /// diffusers' lists, written out.
     #[test]
     fn groups_are_those_of_diffusers() {
-        assert_eq!(orders(1, 3), [1, 1, 1]);
-        assert_eq!(orders(2, 4), [1, 2, 1, 1]);
-        assert_eq!(orders(2, 5), [1, 2, 1, 2, 1]);
-        assert_eq!(orders(3, 6), [1, 2, 3, 1, 2, 1]);
-        assert_eq!(orders(3, 7), [1, 2, 3, 1, 2, 3, 1]);
-        assert_eq!(orders(3, 8), [1, 2, 3, 1, 2, 3, 1, 1]);
-        assert_eq!(orders(3, 1), [1]);
+        assert_eq!(orders(1, 3, false), [1, 1, 1]);
+        assert_eq!(orders(2, 4, false), [1, 2, 1, 1]);
+        assert_eq!(orders(2, 5, false), [1, 2, 1, 2, 1]);
+        assert_eq!(orders(3, 6, false), [1, 2, 3, 1, 2, 1]);
+        assert_eq!(orders(3, 7, false), [1, 2, 3, 1, 2, 3, 1]);
+        assert_eq!(orders(3, 8, false), [1, 2, 3, 1, 2, 3, 1, 1]);
+        assert_eq!(orders(3, 1, false), [1]);
     }
 
     /// Against the integral of `e^(lambda - lambda_to)` times the polynomial, by many midpoints.

@@ -31,7 +31,7 @@ impl UniPc {
         Self {
             bh,
             order,
-            steps: schedule.steps().len(),
+            steps: schedule.steps_from(0),
             history: History::new(order, len),
             last: vec![0.0; len],
             last_order: 0,

@@ -73,6 +73,10 @@ pub enum ScheduleKind {
     /// Levels that were optimised for Stable Diffusion 1 (Chen et al. 2024, "On the trajectory regularity of ODE-based
     /// diffusion sampling"; ComfyUI's `GITSScheduler` with coefficient 1.20).
     Gits,
+    /// Those of another kind, ending at the lowest level of the model's curve in place of 0 (diffusers'
+    /// `final_sigmas_type` of `sigma_min`, `set_alpha_to_one` of false). Where the last of them is that level, the step
+    /// from it goes nowhere, and is left out.
+    ToSigmaMin(Box<ScheduleKind>),
     /// Levels listed by the user: falling, and all above 0 but the last, which may be left out where it is 0.
     Custom(Vec<f64>),
 }
@@ -112,6 +116,9 @@ static NAMED: [(ScheduleKind, &[&str]); 17] = [
     (ScheduleKind::Gits, &["gits", "align-your-steps-gits"]),
 ];
 
+/// The option of every schedule that says where it ends, and the level of diffusers that is not 0.
+const FINAL: &str = "final";
+const SIGMA_MIN: &str = "sigma_min";
 /// Roots and powers beyond these are lost in rounding.
 const RHO: RangeInclusive<f64> = 0.1..=100.0;
 /// The parameters of a beta distribution; below, nearly all its values are its ends.
@@ -153,14 +160,22 @@ impl ScheduleKind {
         Ok(Self::Custom(text.split(',').map(level).collect::<Result<_, _>>()?))
     }
 
+    /// The kind itself, and whether it ends at the curve's lowest level.
+    pub(super) fn ends(&self) -> (&Self, bool) {
+        match self {
+            Self::ToSigmaMin(kind) => (kind, true),
+            _ => (self, false),
+        }
+    }
+
     /// How many steps the levels listed by the user make; nothing where any number may be asked for.
     pub fn own_steps(&self) -> Option<usize> {
-        matches!(self, Self::Custom(_)).then(|| self.own_levels().len())
+        matches!(self.ends().0, Self::Custom(_)).then(|| self.own_levels().len())
     }
 
     /// The levels listed by the user, without the final 0.
     pub(super) fn own_levels(&self) -> &[f64] {
-        match self {
+        match self.ends().0 {
             Self::Custom(levels) => levels.strip_suffix(&[0.0]).unwrap_or(levels),
             _ => &[],
         }
@@ -175,7 +190,7 @@ impl ScheduleKind {
             let (low, high) = (range.start(), range.end());
             Err(refused(format!("{self}: {what}: expected {low} to {high}, got {value}")))
         };
-        match *self {
+        match *self.ends().0 {
             Self::Karras { rho } | Self::Polyexponential { rho } => within("rho", &RHO, rho),
             Self::Beta { alpha, beta } => {
                 within("alpha", &ALPHA_BETA, alpha)?;
@@ -197,7 +212,10 @@ impl ScheduleKind {
             (Self::Ays(one), Self::Ays(other)) => one == other,
             (one, other) => std::mem::discriminant(one) == std::mem::discriminant(other),
         };
-        NAMED.iter().find(|(kind, _)| is_same(kind)).map(|(_, names)| names[0])
+        NAMED.iter().find(|(kind, _)| is_same(kind)).map(|(_, names)| names[0]).or_else(|| match self {
+            Self::ToSigmaMin(kind) => kind.name(),
+            _ => None,
+        })
     }
 
     /// The numbers that may be given with the name.
@@ -208,6 +226,10 @@ impl ScheduleKind {
             Self::Karras { rho } | Self::Polyexponential { rho } => vec![("rho", rho.to_string())],
             Self::Beta { alpha, beta } => vec![("alpha", alpha.to_string()), ("beta", beta.to_string())],
             Self::Laplace { mu, beta } => vec![("mu", mu.to_string()), ("beta", beta.to_string())],
+            Self::ToSigmaMin(kind) => {
+                let end = (FINAL, SIGMA_MIN.to_owned());
+                kind.options().into_iter().chain([end]).collect()
+            }
             _ => Vec::new(),
         }
     }
@@ -221,7 +243,19 @@ impl ScheduleKind {
                 .map_err(|_| refused(format!("{option}: expected a number, got {typed:?}")))?;
             Ok(())
         }
-        let known: Vec<&str> = self.options().into_iter().map(|(name, _)| name).collect();
+        if option == FINAL {
+            let kind = self.ends().0.clone();
+            *self = match typed.trim() {
+                "zero" => kind,
+                SIGMA_MIN => Self::ToSigmaMin(Box::new(kind)),
+                _ => return Err(refused(format!("{FINAL}: expected zero or {SIGMA_MIN}, got {typed:?}"))),
+            };
+            return Ok(());
+        }
+        if let Self::ToSigmaMin(kind) = self {
+            return kind.set(option, typed);
+        }
+        let known: Vec<&str> = self.options().into_iter().map(|(name, _)| name).chain([FINAL]).collect();
         match (self, option) {
             (Self::Spaced(Spacing::Leading { offset }), "offset") => read(offset, option, typed),
             (Self::Lcm { trained_steps }, "trained-steps") => read(trained_steps, option, typed),
@@ -229,9 +263,6 @@ impl ScheduleKind {
             (Self::Beta { alpha, .. }, "alpha") => read(alpha, option, typed),
             (Self::Beta { beta, .. } | Self::Laplace { beta, .. }, "beta") => read(beta, option, typed),
             (Self::Laplace { mu, .. }, "mu") => read(mu, option, typed),
-            _ if known.is_empty() => {
-                Err(refused(format!("expected no options of this schedule, got {option:?}")))
-            }
             _ => Err(refused(format!("option: expected {}, got {option:?}", known.join(" or ")))),
         }
     }
@@ -241,8 +272,9 @@ impl fmt::Display for ScheduleKind {
     /// The name, and those of its numbers that are not the defaults: `beta:alpha=0.5`; of listed levels the list.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(name) = self.name() else {
-            let levels = self.own_levels().iter().map(f64::to_string).collect::<Vec<_>>();
-            return f.pad(&levels.join(","));
+            let levels = self.own_levels().iter().map(f64::to_string).collect::<Vec<_>>().join(",");
+            let end = if self.ends().1 { format!(":{FINAL}={SIGMA_MIN}") } else { String::new() };
+            return f.pad(&format!("{levels}{end}"));
         };
         let usual = NAMED.iter().find(|(_, names)| names[0] == name).map(|(kind, _)| kind.options());
         let options =
@@ -259,7 +291,12 @@ impl FromStr for ScheduleKind {
     /// [`ErrorKind::Usage`] for anything else; numbers out of range are found when a schedule is made.
     fn from_str(text: &str) -> Result<Self, Error> {
         if text.trim_start().starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c)) {
-            return Self::listed(text);
+            let (levels, options) = name::settings(text);
+            let mut kind = Self::listed(levels)?;
+            for Setting { name, value } in options {
+                kind.set(name, value)?;
+            }
+            return Ok(kind);
         }
         let (typed, options) = name::settings(text);
         let bare = name::bare(typed);

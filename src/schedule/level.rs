@@ -38,6 +38,7 @@ pub(super) fn over([min, max]: [f64; 2], kind: &ScheduleKind, steps: usize) -> O
         | ScheduleKind::SgmUniform
         | ScheduleKind::Normal
         | ScheduleKind::Simple
+        | ScheduleKind::ToSigmaMin(_)
         | ScheduleKind::Lcm { .. } => return None,
     };
     Some(levels)

@@ -14,7 +14,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
 
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, json};
 
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
@@ -54,7 +54,8 @@ pub(super) fn embedded() -> Result<tokenizers::Tokenizer, Error> {
 
 /// The tokenizer of a `vocab.json` (token to id) and a `merges.txt`.
 pub(super) fn from_files(vocab_json: &[u8], merges_txt: &[u8]) -> Result<tokenizers::Tokenizer, Error> {
-    let Ids(vocabulary) = serde_json::from_slice(vocab_json)
+    let vocab_json = json::standard("vocab.json", vocab_json)?;
+    let Ids(vocabulary) = serde_json::from_slice(&vocab_json)
         .map_err(|error| Error::new(ErrorKind::Model, "vocab.json").source(error))?;
     for token in [START, END] {
         if !vocabulary.contains_key(token) {

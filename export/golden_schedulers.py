@@ -1,0 +1,211 @@
+"""Writes tests/golden/schedulers.json.gz: scheduler configurations as diffusers writes them, and what its classes make of them.
+
+Run: python export/golden_schedulers.py tests/golden/schedulers.json.gz
+Every class that diffusers has is constructed with random settings of its own (seeded), and saved as `save_pretrained` does,
+with Python's JSON. Of classes whose noise follows a curve of betas there are the levels of a run, and, for methods that add no
+noise, the latents that the run ends in on data of a known distribution: normal, each element with its own mean and deviation,
+whose denoiser is `(mean sigma^2 + x deviation^2) / (sigma^2 + deviation^2)`. Left out are settings in which calotype differs
+on purpose, all named on the manual's page of samplers: DDIM and DDPM on timesteps that are not a whole stride apart.
+"""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import inspect
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import diffusers.schedulers
+import numpy as np
+import torch
+
+from digits import short
+
+DIGITS = 8
+SEED = 20261127
+CONFIGS = 16
+STEPS = [4, 5, 10, 20]
+MEANS = torch.tensor([0.5, -1.25, 3.0, 0.0], dtype=torch.float64)
+DEVIATIONS = torch.tensor([0.2, 1.0, 0.5, 2.0], dtype=torch.float64)
+NOISE = torch.tensor([1.5, 0.25, -2.0, -0.75], dtype=torch.float64)
+# Classes whose steps draw noise.
+STOCHASTIC = ["DDPM", "EulerAncestral", "KDPM2Ancestral", "DPMSolverSDE", "LCM", "TCD", "SASolver"]
+# Run backwards, or between pictures: no methods of drawing one.
+NOT_FOR_DRAWING = ["Inverse", "RePaint"]
+
+CHOICES: dict[str, list[Any]] = {
+    "beta_start": [0.0001, 0.00085],
+    "beta_end": [0.012, 0.02],
+    "beta_schedule": ["linear", "scaled_linear", "squaredcos_cap_v2"],
+    "prediction_type": ["epsilon", "v_prediction", "sample"],
+    "clip_sample": [False, False, True],
+    "set_alpha_to_one": [True, False],
+    "thresholding": [False, False, False, True],
+    "timestep_spacing": ["leading", "linspace", "trailing"],
+    "steps_offset": [0, 1],
+    "rescale_betas_zero_snr": [False, True],
+    "use_karras_sigmas": [False, False, True],
+    "use_exponential_sigmas": [False, False, True],
+    "use_beta_sigmas": [False, False, True],
+    "use_lu_lambdas": [False, False, True],
+    "use_flow_sigmas": [False, False, False, False, True],
+    "final_sigmas_type": ["zero", "sigma_min"],
+    "algorithm_type": ["dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver"],
+    "solver_order": [1, 2, 3],
+    "solver_type": ["midpoint", "heun", "bh1", "bh2", "logrho"],
+    "lower_order_final": [True, False],
+    "euler_at_final": [False, False, True],
+    "lambda_min_clipped": [-float("inf"), -5.1, -1.0],
+    "variance_type": [None, "fixed_small", "fixed_large", "learned_range"],
+    "interpolation_type": ["linear", "linear", "log_linear"],
+    "timestep_type": ["discrete", "discrete", "discrete", "continuous"],
+    "original_inference_steps": [50, 40, 100],
+    "timestep_scaling": [10.0, 10.0, 5.0],
+    "predict_x0": [True, True, False],
+    "skip_prk_steps": [True, False],
+}
+
+
+def classes() -> list[str]:
+    """Every scheduler of diffusers, by the files of its package."""
+    names = []
+    for file in sorted(Path(inspect.getfile(diffusers.schedulers)).parent.glob("scheduling_*.py")):
+        tree = ast.parse(file.read_text())
+        found = [node.name for node in tree.body if isinstance(node, ast.ClassDef) and node.name.endswith("Scheduler")]
+        names += [name for name in found if "Flax" not in name]
+    return names
+
+
+def settings(cls: Any, rng: np.random.Generator) -> dict[str, Any]:
+    """Some of a class's own settings, at random."""
+    chosen: dict[str, Any] = {}
+    for name in inspect.signature(cls.__init__).parameters:
+        options = list(CHOICES.get(name, []))
+        if name == "variance_type" and "DDPM" in cls.__name__:
+            options = ["fixed_small", "fixed_small_log", "fixed_large"]
+        if name == "solver_type" and "DEIS" in cls.__name__:
+            options = ["logrho"]
+        if name == "solver_type" and "UniPC" in cls.__name__:
+            options = ["bh2"]
+        if name == "algorithm_type":
+            options = {"DEIS": ["deis"], "SASo": ["data_prediction"]}.get(cls.__name__[:4], options)
+        if name == "timestep_spacing" and cls.__name__.startswith(("DDIM", "DDPM")):
+            options = ["leading", "trailing"]
+        if options and rng.random() < 0.6:
+            chosen[name] = options[rng.integers(len(options))]
+    chosen = {key: value for key, value in chosen.items() if value is not None}
+    # Of these a class takes one at most.
+    levels = [key for key in chosen if key in CHOICES and key.startswith("use_") and chosen[key]]
+    for key in levels[1:]:
+        del chosen[key]
+    return chosen
+
+
+def trajectory(scheduler: Any, steps: int) -> list[float]:
+    """The latents that a run on known data ends in."""
+    prediction = scheduler.config.prediction_type
+    x = NOISE * float(scheduler.init_noise_sigma)
+    for step, t in enumerate(scheduler.timesteps):
+        scaled = scheduler.scale_model_input(x, t)
+        if hasattr(scheduler, "sigmas"):
+            index = scheduler.step_index if scheduler.step_index is not None else step
+            sigma = float(scheduler.sigmas[index])
+            is_exploding = scheduler.init_noise_sigma != 1.0
+        else:
+            kept = float(scheduler.alphas_cumprod[int(t)])
+            sigma, is_exploding = ((1 - kept) / kept) ** 0.5, False
+        alpha = 1 / (sigma**2 + 1) ** 0.5
+        exploding = x if is_exploding else x / alpha
+        clean = (MEANS * sigma**2 + exploding * DEVIATIONS**2) / (sigma**2 + DEVIATIONS**2)
+        noise = (exploding - clean) / sigma
+        output = {
+            "epsilon": noise,
+            "v_prediction": alpha * noise - alpha * sigma * clean,
+            "sample": clean,
+        }[prediction]
+        del scaled
+        x = scheduler.step(output, t, x, return_dict=False)[0]
+    return [short(value, DIGITS) for value in x.tolist()]
+
+
+def case(name: str, rng: np.random.Generator) -> dict[str, Any] | None:
+    """A configuration, and what its class makes of it; nothing where diffusers itself refuses."""
+    cls = getattr(diffusers.schedulers, name)
+    steps = STEPS[rng.integers(len(STEPS))]
+    try:
+        scheduler = cls(**settings(cls, rng))
+    except (ValueError, NotImplementedError, AssertionError):
+        return None
+    except TypeError:
+        return {"config": json.dumps({"_class_name": name}), "steps": steps, "runs": False}
+    config = json.loads(scheduler.to_json_string())
+    row: dict[str, Any] = {"config": json.dumps(config), "steps": steps}
+    config.setdefault("_class_name", name)
+    is_of_betas = "beta_start" in config and "CogVideoX" not in name and "UnCLIP" not in name and "CM" not in name
+    is_flow = config.get("use_flow_sigmas") or config.get("timestep_type") == "continuous"
+    row["runs"] = bool(is_of_betas and not is_flow and not any(part in name for part in NOT_FOR_DRAWING))
+    if not row["runs"]:
+        return row
+    row["prediction"] = config["prediction_type"]
+    try:
+        scheduler.set_timesteps(steps)
+    except (ValueError, IndexError, AssertionError):
+        return None
+    is_stochastic = any(part in name for part in STOCHASTIC) or "sde" in config.get("algorithm_type", "")
+    if name == "PNDMScheduler" or (name.startswith("DDIM") and steps not in (4, 5, 10, 20)):
+        return row
+    if hasattr(scheduler, "sigmas"):
+        sigmas = list(dict.fromkeys(float(sigma) for sigma in scheduler.sigmas))
+        row["sigmas"] = [short(sigma, DIGITS) for sigma in sigmas]
+    elif "LCM" in name or "TCD" in name or "DDPM" in name:
+        kept = scheduler.alphas_cumprod[scheduler.timesteps].double()
+        row["sigmas"] = [short(value, DIGITS) for value in (((1 - kept) / kept) ** 0.5).tolist()] + [0.0]
+    # Methods of two evaluations have every level twice, and read nothing that others do not.
+    if not is_stochastic and "Heun" not in name and "KDPM2" not in name:
+        try:
+            row["latents"] = trajectory(scheduler, steps)
+        except (ValueError, IndexError, ZeroDivisionError):
+            return None
+        if not all(np.isfinite(row["latents"])):
+            return None
+    return row
+
+
+def main() -> None:
+    logging.disable(logging.WARNING)
+    rng = np.random.default_rng(SEED)
+    rows = []
+    for name in classes():
+        try:
+            getattr(diffusers.schedulers, name)
+        except (AttributeError, ImportError):
+            print("not importable:", name)
+            rows.append({"config": json.dumps({"_class_name": name}), "steps": 4, "runs": False})
+            continue
+        found = 0
+        for _ in range(20 * CONFIGS):
+            row = case(name, rng)
+            found += row is not None
+            rows += [row] if row is not None else []
+            few = row is not None and not row["runs"] and "betas" not in row["config"]
+            if found == (2 if few or (row and not row["runs"] and "beta_start" not in row["config"]) else CONFIGS):
+                break
+        print(name, found)
+    data = {
+        "diffusers": diffusers.__version__,
+        "means": MEANS.tolist(),
+        "deviations": DEVIATIONS.tolist(),
+        "noise": NOISE.tolist(),
+        "cases": rows,
+    }
+    text = json.dumps(data, indent=0).encode()
+    Path(sys.argv[1]).write_bytes(gzip.compress(text, mtime=0))
+
+
+if __name__ == "__main__":
+    main()
