@@ -4,7 +4,7 @@ Run: python export/golden_adapters.py > tests/golden/adapters/lora.json
 The models are tiny, and their weights and the files' tensors are functions of their names (see `values`), so that only
 names and shapes are kept, and of each weight that a file changes its norm and some of its elements. Each case says
 where its reference is from: diffusers' `load_lora_weights` and `fuse_lora`, PEFT's layers, or, for what neither of the
-two reads, LyCORIS's formulas written out in double precision.
+two reads, LyCORIS's modules, or its formulas written out in double precision.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ import diffusers
 import peft
 import torch
 import transformers
-from peft import LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
+from lycoris.modules.boft import ButterflyOFTModule
+from lycoris.modules.diag_oft import DiagOFTModule
+from lycoris.modules.glora import GLoRAModule
+from lycoris.modules.ia3 import IA3Module
+from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
 from safetensors.torch import save_file
 
 PERIOD = 65521
@@ -520,6 +524,96 @@ def lycoris() -> tuple[str, str, list[tuple[File, float]], Weights]:
     return "sd", "formula", [(file, 0.7)], by_formula("sd", changes)
 
 
+def layer_of(weight: torch.Tensor) -> torch.nn.Module:
+    """A layer with a weight of the U-Net, as LyCORIS's modules want it."""
+    if weight.dim() == 4:
+        layer: torch.nn.Module = torch.nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], bias=False)
+    else:
+        layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight.data.copy_(weight)
+    return layer
+
+
+def multiplied() -> tuple[str, str, list[tuple[File, float]], Weights]:
+    """Forms that multiply the weight, by LyCORIS's own modules: OFT, BOFT, GLoRA and IA3; and its scalar."""
+    file, strength = File("sd"), 0.7
+    changes: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
+
+    def add(module: str, kind: Any, alpha: float | None, names: list[str], **settings: Any) -> None:
+        stem = f"lora_unet_{module.replace('.', '_')}"
+        weight = file.weights["unet"][f"{module}.weight"]
+        tuned = kind("x", layer_of(weight), 1.0, **settings)
+        named = {**dict(tuned.named_parameters()), **dict(tuned.named_buffers())}
+        for name in names:
+            shape = tuple(named[name].shape)
+            file.shapes[f"{stem}.{name}"] = shape
+            with torch.no_grad():
+                named[name].copy_(values("lora", f"{stem}.{name}", shape))
+        if alpha is not None:
+            file.alphas[f"{stem}.alpha"] = alpha
+        merged = tuned.get_merged_weight(strength)[0].detach().double().reshape(weight.shape)
+        changes[f"{module}.weight"] = lambda _: merged
+
+    add(ATTENTION[0], DiagOFTModule, 0.0, ["oft_blocks"], lora_dim=4)
+    add(ATTENTION[1], DiagOFTModule, 0.01, ["oft_blocks", "rescale"], lora_dim=8, constraint=0.01,
+        rescaled=True)
+    add(CONVOLUTIONS[2], DiagOFTModule, 0.0, ["oft_blocks", "rescale"], lora_dim=4, rescaled=True)
+    add(ATTENTION[2], ButterflyOFTModule, 0.0, ["oft_blocks"], lora_dim=4)
+    add(CONVOLUTIONS[6], ButterflyOFTModule, 0.0, ["oft_blocks", "rescale"], lora_dim=4,
+        rescaled=True)
+    glora = ["a1.weight", "a2.weight", "b1.weight", "b2.weight"]
+    add(ATTENTION[3], GLoRAModule, 2.0, glora, lora_dim=4, alpha=2.0)
+    add(MLP[1], IA3Module, None, ["weight"])
+    file.alphas[f"lora_unet_{MLP[1].replace('.', '_')}.on_input"] = 0.0
+    add("down_blocks.0.downsamplers.0.conv", IA3Module, None, ["weight"], train_on_input=True)
+    file.alphas["lora_unet_down_blocks_0_downsamplers_0_conv.on_input"] = 1.0
+
+    # A product times a number.
+    module = MLP[0]
+    file.kohya("lora_unet", "unet", module, 4, 2.0)
+    stem = f"lora_unet_{module.replace('.', '_')}"
+    file.alphas[f"{stem}.scalar"] = 0.3
+    tensors = file.tensors()
+    product = tensors[f"{stem}.lora_up.weight"].double() @ tensors[f"{stem}.lora_down.weight"].double()
+    changes[f"{module}.weight"] = lambda weight: weight + strength * 0.3 * 2 / 4 * product
+    return "sd", "lycoris", [(file, strength)], by_formula("sd", changes)
+
+
+def ia3() -> tuple[str, str, list[tuple[File, float]], Weights]:
+    """IA3 as PEFT has it: of inputs for feed-forward layers, of outputs for others."""
+    file, settings = File("sd"), {}
+    modules = {ATTENTION[0]: (32, 1), MLP[1]: (1, 128)}
+    for module, shape in modules.items():
+        file.shapes[f"base_model.model.{module}.ia3_l"] = shape
+    settings["unet"] = IA3Config(target_modules=list(modules), feedforward_modules=[MLP[1]])
+    pipeline = MODELS["sd"]()
+    inject_adapter_in_model(settings["unet"], pipeline.unet)
+    state = pipeline.unet.state_dict()
+    with torch.no_grad():
+        for key, value in file.tensors().items():
+            name = key.removeprefix("base_model.model.").removesuffix(".ia3_l")
+            state[f"{name}.ia3_l.default"].copy_(value)
+    for layer in pipeline.unet.modules():
+        if isinstance(layer, peft.tuners.tuners_utils.BaseTunerLayer):
+            tuned: Any = layer
+            tuned.merge()
+    weights = weights_of(pipeline)
+    weights["unet"] = {name: weight for name, weight in weights["unet"].items() if ".ia3_l" not in name}
+    return "sd", "peft", [(file, 1.0)], weights
+
+
+def peft_bias() -> tuple[str, str, list[tuple[File, float]], Weights]:
+    """The second layer with a bias, under an adapter's name."""
+    file = File("sd")
+    for module in [CONVOLUTIONS[2], MLP[1]]:
+        stem = f"unet.{module}"
+        file.product("unet", module, 4, f"{stem}.lora_A.my_style.weight", f"{stem}.lora_B.my_style.weight")
+        file.shapes[f"{stem}.lora_B.my_style.bias"] = tuple(file.weights["unet"][f"{module}.bias"].shape)
+    config = LoraConfig(r=4, lora_alpha=4, lora_bias=True, target_modules=[CONVOLUTIONS[2], MLP[1]])
+    rename = lambda key: key.removeprefix("unet.").replace(".my_style.", ".default.")  # noqa: E731
+    return "sd", "peft", [(file, 0.5)], by_peft("sd", file, 0.5, rename, unet=config)
+
+
 CASES = {
     "kohya, attention": kohya_attention,
     "kohya, convolutions": kohya_convolutions,
@@ -535,6 +629,9 @@ CASES = {
     "lokr": lokr,
     "lokr of two products": lokr_of_two_products,
     "lycoris": lycoris,
+    "multiplied": multiplied,
+    "ia3": ia3,
+    "peft, bias and adapter name": peft_bias,
 }
 
 

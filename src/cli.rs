@@ -316,17 +316,29 @@ fn open_model(
     let (mut opened_loras, mut opened_embeddings, mut additions) = (Vec::new(), Vec::new(), Vec::new());
     for typed in loras {
         let (file, strength) = strength_of(typed)?;
-        opened_loras.push((Lora::open(&file)?, strength));
+        if strength == 0.0 && file.is_file() {
+            // It changes nothing, and is no part of the picture.
+            continue;
+        }
+        let lora = Lora::open(&file)?;
+        lora.unused()
+            .iter()
+            .for_each(|line| eprintln!("calotype: lora {}: not used: {line}", file.display()));
+        opened_embeddings.extend_from_slice(lora.embeddings());
+        opened_loras.push((lora, strength));
         additions.push(Addition::new(file, Some(strength))?);
     }
     for file in embeddings {
-        opened_embeddings.push(Embedding::open(file)?);
+        opened_embeddings.extend(Embedding::open(file)?);
         additions.push(Addition::new(file.clone(), None)?);
     }
     if !opened_loras.is_empty() {
-        for Adapted { component, tensors, .. } in model.add_loras(opened_loras)? {
+        for Adapted { component, tensors, unused, .. } in model.add_loras(opened_loras)? {
             if tensors == 0 {
                 say(format_args!("lora: not used: what it has for {component}, which this model lacks"));
+            }
+            for line in unused {
+                eprintln!("calotype: lora: not used: {line}, which this model's {component} lacks");
             }
         }
     }

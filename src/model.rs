@@ -92,7 +92,7 @@ pub struct TextEncoderPart {
 }
 
 /// What LoRA files changed in one component of a model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adapted {
     /// The component; one that the model lacks has no tensors changed.
     pub component: Component,
@@ -100,6 +100,8 @@ pub struct Adapted {
     pub tensors: usize,
     /// How much memory they take.
     pub bytes: usize,
+    /// The files' names of what they have for it, and it has not.
+    pub unused: Vec<String>,
 }
 
 /// The bytes that a tokenizer is made of.
@@ -312,6 +314,25 @@ impl Model {
         let loras = Arc::new(loras);
         let components: BTreeSet<Component> =
             loras.iter().flat_map(|(lora, _)| lora.components()).map(|(component, _)| component).collect();
+        for (lora, _) in loras.iter() {
+            let weights = |component: Component| self.parts().find(|part| part.name == component.to_string());
+            let is_strange = |(component, count): (Component, usize)| {
+                weights(component).is_none_or(|part| lora.strange(component, &part.weights).len() == count)
+            };
+            if lora.components().count() > 1 && lora.components().all(is_strange) {
+                let what: Vec<String> =
+                    lora.components().map(|(component, _)| component.to_string()).collect();
+                return Err(Error::new(
+                    ErrorKind::Model,
+                    format!(
+                        "{}: expected names of this model, got none for its {}",
+                        lora.place(),
+                        what.join(" and ")
+                    ),
+                )
+                .help("it was made for another family of models"));
+            }
+        }
         let mut changed = Vec::new();
         for component in components {
             let added = match self.parts().find(|part| part.name == component.to_string()) {
@@ -333,10 +354,14 @@ impl Model {
         }
         let mut adapted = Vec::new();
         for (component, added) in changed {
-            let mut report = Adapted { component, tensors: 0, bytes: 0 };
+            let mut report = Adapted { component, tensors: 0, bytes: 0, unused: Vec::new() };
             if let Some(added) = added {
+                let part = self.parts().find(|part| part.name == component.to_string());
+                let weights = &part.expect("a part that was found before").weights;
+                let strange = loras.iter().flat_map(|(lora, _)| lora.strange(component, weights));
+                let unused = strange.map(ToOwned::to_owned).collect();
                 let lora::Cost { tensors, bytes, .. } = &added.cost;
-                report = Adapted { component, tensors: tensors.len(), bytes: *bytes };
+                report = Adapted { component, tensors: tensors.len(), bytes: *bytes, unused };
                 let part = self.parts_mut().find(|part| part.name == component.to_string());
                 let is_changed = report.tensors > 0;
                 part.expect("a part that was found before").added = is_changed.then(|| Arc::new(added));

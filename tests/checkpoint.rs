@@ -213,10 +213,31 @@ fn what_a_file_says_of_its_prediction_counts() {
     assert_eq!(said.prediction, Prediction::V);
     assert_eq!(said.reason, "the file says modelspec.prediction_type v");
     assert_eq!(hint("sd21", "epsilon").unwrap().prediction, Prediction::Epsilon);
-    let error = hint("sd21", "flow").unwrap_err();
-    assert!(
-        error.to_string().contains("modelspec.prediction_type: expected v or epsilon, got \"flow\""),
-        "{error}"
+    for name in ["v_prediction", "velocity", "vpred", "V", " V-Prediction "] {
+        assert_eq!(hint("sdxl", name).unwrap().prediction, Prediction::V, "{name}");
+    }
+    for name in ["eps", "epsilon", "EPS"] {
+        assert_eq!(hint("sd21", name).unwrap().prediction, Prediction::Epsilon, "{name}");
+    }
+    // Without an answer, or with one that is not understood, the rest of the evidence counts.
+    let plain = weights_with(&original("sd21"), json!({}));
+    let plain = checkpoint::recognise(&plain, "x").unwrap().hint;
+    for name in ["", " "] {
+        assert_eq!(hint("sd21", name).unwrap(), plain, "{name:?}");
+    }
+    let unknown = hint("sd21", "flow").unwrap();
+    assert_eq!((unknown.prediction, &unknown.reason), (plain.prediction, &plain.reason));
+    assert_eq!(unknown.notes.len(), 1);
+    assert!(unknown.notes[0].starts_with("modelspec.prediction_type: expected v or epsilon, got \"flow\""));
+
+    let trained = |said: serde_json::Value| {
+        checkpoint::recognise(&weights_with(&original("sdxl"), said), "x").unwrap().hint.prediction
+    };
+    assert_eq!(trained(json!({"ss_v_parameterization": "True"})), Prediction::V);
+    assert_eq!(trained(json!({"ss_v_parameterization": "False"})), Prediction::Epsilon);
+    assert_eq!(
+        trained(json!({"modelspec.prediction_type": "wobble", "ss_v_parameterization": "True"})),
+        Prediction::V
     );
 }
 

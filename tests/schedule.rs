@@ -619,9 +619,9 @@ fn unknown_names_list_all_and_suggest_the_nearest() {
         assert_eq!(hostile.parse::<ScheduleKind>().expect_err("no name").kind(), ErrorKind::Usage);
     }
     for (typed, message) in [
-        ("karras:alpha=1", "option: expected rho, got \"alpha\""),
-        ("beta:rho=1", "option: expected alpha or beta, got \"rho\""),
-        ("gits:rho=1", "expected no options of this schedule, got \"rho\""),
+        ("karras:alpha=1", "option: expected rho or final, got \"alpha\""),
+        ("beta:rho=1", "option: expected alpha or beta or final, got \"rho\""),
+        ("gits:rho=1", "option: expected final, got \"rho\""),
         ("leading:offset=-1", "offset: expected a number, got \"-1\""),
     ] {
         let error = typed.parse::<ScheduleKind>().expect_err(typed).to_string();

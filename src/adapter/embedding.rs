@@ -13,6 +13,21 @@ const MAX_VECTORS: usize = 1024;
 /// What the names of files end in that PyTorch writes by pickling.
 const PICKLES: [&str; 3] = ["pt", "bin", "pth"];
 
+/// The most words of one file.
+const MAX_WORDS: usize = 64;
+/// What trainers call the only tensor of a file, whose word the file's name then is.
+const ONLY: &str = "*";
+const FORMS: &str = "emb_params, clip_g and clip_l, *, or tensors called as their triggers";
+
+/// The text encoder that a tensor of this name is for, where the name is no word.
+fn component(name: &str) -> Option<Component> {
+    match name.strip_prefix("string_to_param.").unwrap_or(name) {
+        ONLY | "emb_params" | "clip_l" | "text_encoders_0" => Some(Component::TextEncoder),
+        "clip_g" | "text_encoders_1" => Some(Component::TextEncoder2),
+        _ => None,
+    }
+}
+
 /// A file's word and what stands for it, in one text encoder or in two.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Embedding {
@@ -32,13 +47,13 @@ struct Vectors {
 }
 
 impl Embedding {
-    /// Opens a safetensors file: `emb_params` for the only text encoder, `clip_l` and `clip_g` for Stable Diffusion
-    /// XL's two, each `[vectors, width]` and triggered by the file's name; or as diffusers' trainer writes it, a tensor
-    /// that is called as what triggers it, `[width]` or `[vectors, width]`.
+    /// Opens a safetensors file: `emb_params` or `*` for the only text encoder, `clip_l` and `clip_g` or `text_encoders_0` and
+    /// `text_encoders_1` for Stable Diffusion XL's two, each `[vectors, width]` and triggered by the file's name; or as
+    /// diffusers' trainer writes it, tensors that are called as what triggers them, `[width]` or `[vectors, width]`.
     ///
     /// # Errors
     /// [`ErrorKind::Model`] when the file cannot be read or is none of these, or has numbers that are not finite.
-    pub fn open(path: &Path) -> Result<Self, Error> {
+    pub fn open(path: &Path) -> Result<Vec<Self>, Error> {
         let place = format!("embedding {}", path.display());
         if path.extension().is_some_and(|end| PICKLES.iter().any(|pickle| end == *pickle)) && path.is_file() {
             return Err(Error::new(
@@ -53,31 +68,52 @@ impl Embedding {
         let file =
             Weights::open(&[path]).map_err(|error| Error::new(error.kind(), "embedding").source(error))?;
         let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{place}: {problem}"));
-
         let tensors: Vec<(&str, TensorView<'_>)> = file.iter().collect();
-        let named = |component, index: usize| (component, tensors[index].0, tensors[index].1);
-        let (trigger, tensors) = match tensors.iter().map(|(name, _)| *name).collect::<Vec<_>>()[..] {
-            ["clip_g", "clip_l"] => {
-                (None, vec![named(Component::TextEncoder, 1), named(Component::TextEncoder2, 0)])
-            }
-            ["emb_params"] => (None, vec![named(Component::TextEncoder, 0)]),
-            ["clip_g" | "clip_l"] => {
-                return Err(refuse("expected clip_g and clip_l, got one of them".into()));
-            }
-            [name] => (Some(name.to_owned()), vec![named(Component::TextEncoder, 0)]),
-            _ => {
-                return Err(refuse(format!(
-                    "expected emb_params, clip_g and clip_l, or one tensor called as its trigger, got {} tensors",
-                    tensors.len()
-                )));
-            }
-        };
-        let stem = || path.file_stem().and_then(|stem| stem.to_str()).map(ToOwned::to_owned);
-        let trigger = trigger.or_else(stem).ok_or_else(|| refuse("file name: expected UTF-8".into()))?;
+        if tensors.is_empty() {
+            return Err(refuse(format!("expected {FORMS}, got no tensors")));
+        }
+        if tensors.iter().all(|(name, _)| component(name).is_some()) {
+            let stem = path.file_stem().and_then(|stem| stem.to_str());
+            let trigger = stem.ok_or_else(|| refuse("file name: expected UTF-8".into()))?;
+            return Ok(vec![Self::of(&place, trigger, &tensors)?]);
+        }
+        // Each is a word of its own.
+        let known = tensors.iter().find(|(name, _)| component(name).is_some());
+        if let Some((name, _)) = known {
+            return Err(refuse(format!("expected {FORMS}, got {name} among {} tensors", tensors.len())));
+        }
+        if tensors.len() > MAX_WORDS {
+            return Err(refuse(format!("expected {FORMS}, got {} tensors", tensors.len())));
+        }
+        tensors.iter().map(|&(name, view)| Self::of(&place, name, &[(ONLY, view)])).collect()
+    }
 
+    /// One that another file brings along; `tensors` are named as in a file of its own.
+    pub(super) fn bundled(
+        place: &str,
+        word: &str,
+        tensors: &[(&str, TensorView<'_>)],
+    ) -> Result<Self, Error> {
+        match tensors.iter().find(|(name, _)| component(name).is_none()) {
+            Some((name, _)) => Err(Error::new(
+                ErrorKind::Model,
+                format!(
+                    "{place}: embedding {word}: expected emb_params, clip_l and clip_g, or *, got {name}"
+                ),
+            )),
+            None => Self::of(place, word, tensors),
+        }
+    }
+
+    /// Of tensors whose names say which text encoder they are for.
+    fn of(place: &str, trigger: &str, tensors: &[(&str, TensorView<'_>)]) -> Result<Self, Error> {
+        let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{place}: {problem}"));
         let mut count = None;
         let mut vectors = BTreeMap::new();
-        for (component, name, view) in tensors {
+        for &(name, view) in tensors {
+            let component = component(name).unwrap_or(Component::TextEncoder);
+            // Tensors without a telling name are called as their word.
+            let name = if name == ONLY { trigger } else { name };
             let (rows, width) = match *view.shape() {
                 [width] => (1, width),
                 [rows, width] => (rows, width),
@@ -92,12 +128,20 @@ impl Embedding {
                 )));
             }
             if *count.get_or_insert(rows) != rows {
-                return Err(refuse("clip_g, clip_l: expected as many vectors in one as in the other".into()));
+                let names = tensors.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+                return Err(refuse(format!("{names}: expected as many vectors in one as in the other")));
             }
             let values = floats(&format!("{place}: {name}"), view)?;
-            vectors.insert(component, Vectors { name: name.to_owned(), width, values });
+            let of_one = Vectors { name: name.to_owned(), width, values };
+            if let Some(other) = vectors.insert(component, of_one) {
+                return Err(refuse(format!(
+                    "{name}: expected vectors for {component} once, got {} too",
+                    other.name
+                )));
+            }
         }
-        Ok(Self { trigger, count: count.unwrap_or(0), vectors, place: place.clone() })
+        let trigger = trigger.to_owned();
+        Ok(Self { trigger, count: count.unwrap_or(0), vectors, place: place.to_owned() })
     }
 
     /// The word in a prompt that the vectors stand for.
@@ -136,6 +180,10 @@ mod tests {
 
     /// A file of these tensors, each of ones and, last, a 7.
     fn open(file_name: &str, tensors: &[(&str, &[usize])]) -> Result<Embedding, Error> {
+        written(file_name, &file(tensors))
+    }
+
+    fn file(tensors: &[(&str, &[usize])]) -> Vec<u8> {
         let (mut declared, mut data) = (Vec::new(), Vec::new());
         for (name, shape) in tensors {
             let begin = data.len();
@@ -149,10 +197,14 @@ mod tests {
         }
         let header = format!("{{{}}}", declared.join(","));
         let header = format!("{header:width$}", width = header.len().next_multiple_of(8));
-        written(file_name, &[&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat())
+        [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat()
     }
 
     fn written(file_name: &str, bytes: &[u8]) -> Result<Embedding, Error> {
+        all(file_name, bytes).map(|mut words| words.remove(0))
+    }
+
+    fn all(file_name: &str, bytes: &[u8]) -> Result<Vec<Embedding>, Error> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(file_name);
         std::fs::write(&path, bytes).unwrap();
@@ -184,6 +236,26 @@ mod tests {
     }
 
     #[test]
+    fn a_star_is_called_as_its_file() {
+        for name in ["*", "string_to_param.*", "emb_params"] {
+            let word = open("easy.negative.safetensors", &[(name, &[2, 3])]).unwrap();
+            assert_eq!((word.trigger(), word.count()), ("easy.negative", 2), "{name}");
+        }
+        let of_two =
+            open("xl.safetensors", &[("text_encoders_0", &[2, 3]), ("text_encoders_1", &[2, 4])]).unwrap();
+        assert_eq!((of_two.trigger(), of_two.count()), ("xl", 2));
+        assert_eq!(of_two.vectors(Component::TextEncoder, 3).unwrap().len(), 6);
+        assert_eq!(of_two.vectors(Component::TextEncoder2, 4).unwrap().len(), 8);
+    }
+
+    #[test]
+    fn several_words_in_a_file() {
+        let words = all("a.safetensors", &file(&[("<cat>", &[3]), ("<dog>", &[2, 3])])).unwrap();
+        let words: Vec<_> = words.iter().map(|word| (word.trigger(), word.count())).collect();
+        assert_eq!(words, [("<cat>", 1), ("<dog>", 2)]);
+    }
+
+    #[test]
     fn another_family() {
         let single = open("a.safetensors", &[("emb_params", &[2, 3])]).unwrap();
         assert_eq!(
@@ -199,10 +271,15 @@ mod tests {
     #[test]
     fn files_of_another_form() {
         let of = |tensors: &[(&str, &[usize])]| problem(open("a.safetensors", tensors));
-        let forms = "expected emb_params, clip_g and clip_l, or one tensor called as its trigger";
-        assert_eq!(of(&[]), format!("{forms}, got 0 tensors"));
-        assert_eq!(of(&[("a", &[1]), ("b", &[1])]), format!("{forms}, got 2 tensors"));
-        assert_eq!(of(&[("clip_l", &[2, 3])]), "expected clip_g and clip_l, got one of them");
+        assert_eq!(of(&[]), format!("expected {FORMS}, got no tensors"));
+        assert_eq!(
+            of(&[("a", &[1]), ("clip_l", &[1])]),
+            format!("expected {FORMS}, got clip_l among 2 tensors")
+        );
+        assert_eq!(
+            of(&[("clip_l", &[2, 3]), ("emb_params", &[2, 3])]),
+            "emb_params: expected vectors for text_encoder once, got clip_l too"
+        );
         assert_eq!(of(&[("emb_params", &[])]), "emb_params: expected [vectors, width], got []");
         assert_eq!(of(&[("emb_params", &[1, 2, 3])]), "emb_params: expected [vectors, width], got [1, 2, 3]");
     }
@@ -226,7 +303,7 @@ mod tests {
     fn different_numbers_of_vectors() {
         assert_eq!(
             problem(open("a.safetensors", &[("clip_l", &[2, 3]), ("clip_g", &[1, 4])])),
-            "clip_g, clip_l: expected as many vectors in one as in the other"
+            "clip_l, clip_g: expected as many vectors in one as in the other"
         );
     }
 

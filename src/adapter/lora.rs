@@ -4,6 +4,7 @@
 mod alpha;
 mod delta;
 mod key;
+mod rotation;
 mod target;
 
 use std::collections::BTreeMap;
@@ -15,12 +16,15 @@ use self::alpha::{Alphas, number};
 use self::delta::{Delta, Magnitudes, Piece, matrix_sizes};
 use self::key::{Key, Part};
 use self::target::{Modules, flat};
+use super::embedding::Embedding;
 use super::{Component, floats, to_bytes};
 use crate::weights::{Dtype, Stored, TensorView, Weights};
 use crate::{Error, ErrorKind};
 
 /// How many names of one kind an error gives.
 const NAMED: usize = 3;
+/// What stands before the names of the textual inversions that a file brings along.
+const BUNDLE: &str = "bundle_emb.";
 
 /// A LoRA file that is whole, finite and understood; which model it is for, [`apply`] finds out.
 #[derive(Debug)]
@@ -29,6 +33,10 @@ pub struct Lora {
     file: Weights,
     /// By component, in the order of the file's names.
     edits: BTreeMap<Component, Vec<Edit>>,
+    /// Textual inversions that the file brings along.
+    embeddings: Vec<Embedding>,
+    /// What of the file is not understood, and why, a line each.
+    unused: Vec<String>,
 }
 
 /// What a file does to one tensor.
@@ -67,13 +75,24 @@ impl Lora {
         let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{place}: {problem}"));
 
         let mut modules: BTreeMap<(Component, String), Parts> = BTreeMap::new();
+        let (mut unused, mut bundled) = (Vec::new(), BTreeMap::<&str, Vec<_>>::new());
         for (name, view) in file.iter() {
-            let key = Key::parse(name).ok_or_else(|| {
-                refuse(format!("{name}: expected a name as kohya's trainers, diffusers or PEFT write it"))
-                    .help("LoRA, LoCon, DoRA, LoHa, LoKr and differences for Stable Diffusion 1, 2 and XL are known")
-            })?;
+            if let Some((word, tensor)) = name.strip_prefix(BUNDLE).and_then(|rest| rest.rsplit_once('.')) {
+                // A1111's trainers keep a dictionary of tensors in each: `string_to_param.*`.
+                let word = word.strip_suffix(".string_to_param").unwrap_or(word);
+                bundled.entry(word).or_default().push((tensor, view));
+                continue;
+            }
+            let Some(key) = Key::parse(name) else {
+                unused.push(format!(
+                    "{name}: expected a name as kohya's trainers, diffusers, PEFT or ComfyUI write it"
+                ));
+                continue;
+            };
             if view.len_bytes() == 0 {
-                return Err(refuse(format!("{name}: expected elements, got shape {:?}", view.shape())));
+                // A module of rank 0 adds nothing.
+                unused.push(format!("{name}: expected elements, got shape {:?}", view.shape()));
+                continue;
             }
             let piece = Piece { name: name.to_owned(), shape: view.shape().to_vec() };
             let Key { component, module, part, stem } = key;
@@ -86,23 +105,55 @@ impl Lora {
                 return Err(refuse(format!("{name}: expected once, got {} too", other.name)));
             }
         }
-        if modules.is_empty() {
-            return Err(refuse("expected tensors, got none".into()));
-        }
-
+        let embeddings =
+            bundled.into_iter().map(|(word, tensors)| Embedding::bundled(&place, word, &tensors));
+        let embeddings = embeddings.collect::<Result<Vec<_>, _>>()?;
         let alphas = Alphas::read(&file).map_err(refuse)?;
         let mut edits: BTreeMap<Component, Vec<Edit>> = BTreeMap::new();
         for ((component, _), parts) in modules {
             let stem = parts.stem.clone();
-            let parsed = parts.edits(&file, &alphas, component);
-            let parsed = parsed.map_err(|problem| refuse(format!("{stem}: {problem}")))?;
-            edits.entry(component).or_default().extend(parsed);
+            match parts.edits(&file, &alphas, component) {
+                Ok(parsed) => edits.entry(component).or_default().extend(parsed),
+                Err(Unfit::Unknown(problem)) => unused.push(format!("{stem}: {problem}")),
+                Err(Unfit::Wrong(problem)) => return Err(refuse(format!("{stem}: {problem}"))),
+            }
         }
-        for (name, view) in file.iter().filter(|(name, _)| !name.ends_with(".alpha")) {
+        if edits.is_empty() && embeddings.is_empty() {
+            let Some(first) = unused.first() else { return Err(refuse("expected tensors, got none".into())) };
+            return Err(refuse(first.clone())
+                .help("LoRA, LoCon, DoRA, LoHa, LoKr, OFT, BOFT, GLoRA, IA3 and differences for Stable Diffusion 1, 2 and XL are known"));
+        }
+        let is_number = |name: &str| [".alpha", ".on_input"].iter().any(|ending| name.ends_with(ending));
+        let is_read =
+            |name: &str| !is_number(name) && (Key::parse(name).is_some() || name.starts_with(BUNDLE));
+        for (name, view) in file.iter().filter(|(name, _)| is_read(name)) {
             floats(&format!("{place}: {name}"), view)?;
         }
         file.release_all();
-        Ok(Self { place, file, edits })
+        Ok(Self { place, file, edits, embeddings, unused })
+    }
+
+    /// The file, for messages.
+    pub(crate) fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// The textual inversions that the file brings along.
+    pub fn embeddings(&self) -> &[Embedding] {
+        &self.embeddings
+    }
+
+    /// What of the file is not understood, and why, a line each.
+    pub fn unused(&self) -> &[String] {
+        &self.unused
+    }
+
+    /// The file's names of what it has for a component that these weights do not have.
+    pub fn strange(&self, component: Component, weights: &Weights) -> Vec<&str> {
+        let modules = Modules::of(component, weights);
+        let edits = self.edits.get(&component).map_or(&[][..], |edits| edits);
+        let is_known = |edit: &&Edit| edit.target(weights, &modules).is_some();
+        edits.iter().filter(|edit| !is_known(edit)).map(|edit| edit.stem.as_str()).collect()
     }
 
     /// The networks that it changes, and how many tensors of each.
@@ -120,8 +171,8 @@ impl Lora {
 /// With DoRA, `w` says how far to go from the weight to the one that the file describes.
 ///
 /// # Errors
-/// [`ErrorKind::Model`] when a file has tensors for this component that are not in it or have another shape, or a sum is
-/// not finite; [`ErrorKind::Usage`] when a `w` is not. Everything but the sums is checked before anything is computed.
+/// [`ErrorKind::Model`] when no tensor of a file for this component is in it, one has another shape, or a sum is
+/// not finite; what is not in it otherwise is [`Lora::strange`]; [`ErrorKind::Usage`] when a `w` is not. Everything but the sums is checked before anything is computed.
 pub fn apply(
     component: Component,
     weights: &Weights,
@@ -223,9 +274,7 @@ impl Lora {
         let edits = self.edits.get(&component).map_or(&[][..], |edits| edits);
         let (mut targets, mut strange) = (BTreeMap::<String, &Edit>::new(), Vec::new());
         for edit in edits {
-            let tensor = modules.find(&edit.module).map(|module| format!("{module}.{}", edit.tensor));
-            let Some((tensor, view)) = tensor.and_then(|name| weights.get(&name).map(|view| (name, view)))
-            else {
+            let Some((tensor, view)) = edit.target(weights, modules) else {
                 strange.push(edit.stem.as_str());
                 continue;
             };
@@ -239,7 +288,8 @@ impl Lora {
                 )));
             }
         }
-        if !strange.is_empty() {
+        // Of a file for several networks another may have what it is for.
+        if !strange.is_empty() && targets.is_empty() && self.edits.len() == 1 {
             let named = strange[..strange.len().min(NAMED)].join(", ");
             let others = strange.len().saturating_sub(NAMED);
             let more = if others > 0 { format!(" and {others} more") } else { String::new() };
@@ -254,6 +304,14 @@ impl Lora {
     }
 }
 
+/// Why a module of a file is not used.
+enum Unfit {
+    /// It has a form that is not known, or not all of one.
+    Unknown(String),
+    /// Its tensors contradict each other.
+    Wrong(String),
+}
+
 /// The tensors that a file has for one module.
 struct Parts {
     stem: String,
@@ -263,33 +321,47 @@ struct Parts {
 
 impl Parts {
     /// What they mean.
-    fn edits(self, file: &Weights, alphas: &Alphas, component: Component) -> Result<Vec<Edit>, String> {
+    fn edits(self, file: &Weights, alphas: &Alphas, component: Component) -> Result<Vec<Edit>, Unfit> {
         let Self { stem, module, mut pieces } = self;
         let endings = pieces.values().map(|piece| piece.name.strip_prefix(&stem).unwrap_or(&piece.name));
         let endings = endings.collect::<Vec<_>>().join(", ");
 
         let alpha = match pieces.remove(&Part::Alpha) {
-            Some(piece) => Some(number(file, &piece)?),
-            None => alphas.of(component, &module)?,
+            Some(piece) => Some(number(file, &piece).map_err(Unfit::Wrong)?),
+            None => alphas.of(component, &module).map_err(Unfit::Wrong)?,
         };
+        let scalar = pieces.remove(&Part::Scalar).map(|piece| number(file, &piece));
+        let scalar = scalar.transpose().map_err(Unfit::Wrong)?.unwrap_or(1.0) as f32;
         let magnitudes = match (pieces.remove(&Part::DoraScale), pieces.remove(&Part::Magnitude)) {
             (Some(piece), None) => Some(Magnitudes { piece, may_be_row: true }),
             (None, Some(piece)) => Some(Magnitudes { piece, may_be_row: false }),
             (None, None) => None,
-            (Some(_), Some(_)) => return Err(format!("expected magnitudes once, got {endings}")),
+            (Some(_), Some(_)) => {
+                return Err(Unfit::Wrong(format!("expected magnitudes once, got {endings}")));
+            }
         };
         let bias = pieces.remove(&Part::BiasDifference);
+        let up_bias = pieces.remove(&Part::UpBias);
         let mut edits = Vec::new();
+        let mut weight_scale = scalar;
         if bias.is_none() || !pieces.is_empty() || magnitudes.is_some() {
-            let delta = Delta::take(&mut pieces).filter(|_| pieces.is_empty());
-            let delta = delta.ok_or_else(|| format!("expected a whole set of tensors, got {endings}"))?;
-            delta.shape()?;
+            let delta = Delta::take(&mut pieces, |piece| number(file, piece), alpha).map_err(Unfit::Wrong)?;
+            let delta = delta.filter(|_| pieces.is_empty());
+            let delta = delta
+                .ok_or_else(|| Unfit::Unknown(format!("expected a whole set of tensors, got {endings}")))?;
+            delta.shape().map_err(Unfit::Wrong)?;
             let scale = match (delta.rank(), alpha) {
                 (Some(rank), Some(alpha)) => alphas.scale(component, alpha, rank),
                 _ => 1.0,
             };
+            let scale = scale * scalar;
+            weight_scale = scale;
             let (stem, module) = (stem.clone(), module.clone());
             edits.push(Edit { stem, module, tensor: "weight", delta, scale, magnitudes });
+        }
+        if let Some(piece) = up_bias {
+            let (stem, module, delta) = (stem.clone(), module.clone(), Delta::bias(piece));
+            edits.push(Edit { stem, module, tensor: "bias", delta, scale: weight_scale, magnitudes: None });
         }
         if let Some(piece) = bias {
             let delta = Delta::whole(piece);
@@ -300,12 +372,19 @@ impl Parts {
 }
 
 impl Edit {
+    /// The tensor of these weights that it changes.
+    fn target<'a>(&self, weights: &'a Weights, modules: &Modules) -> Option<(String, TensorView<'a>)> {
+        let tensor = format!("{}.{}", modules.find(&self.module)?, self.tensor);
+        weights.get(&tensor).map(|view| (tensor, view))
+    }
+
     fn check(&self, name: &str, view: TensorView<'_>) -> Result<(), String> {
         if !matches!(view.dtype(), Dtype::F32 | Dtype::F16 | Dtype::Bf16) {
             return Err(format!("expected floats of 16 or 32 bits in {name}, got {}", view.dtype()));
         }
         let expected = shape_as_trained(view);
-        let got = self.delta.shape()?;
+        self.delta.fits(&expected)?;
+        let Some(got) = self.delta.shape()? else { return Ok(()) };
         // Dimensions of 1 come and go between linear layers and 1x1 convolutions, and some files flatten kernels.
         if matrix_sizes(&expected) != matrix_sizes(&got) {
             return Err(format!("expected shape {expected:?} for {name}, got {got:?}"));
@@ -336,16 +415,20 @@ fn edited(name: &str, view: TensorView<'_>, edits: &[(&Lora, &Edit, f32)]) -> Re
         true => matrix((columns, rows), values).reversed_axes(),
         false => matrix((rows, columns), values),
     };
-    let original = edits.iter().any(|(_, edit, _)| edit.magnitudes.is_some()).then(|| weight.clone());
+    let needs_original = |edit: &Edit| edit.magnitudes.is_some() || edit.delta.needs_weight();
+    let original = edits.iter().any(|(_, edit, _)| needs_original(edit)).then(|| weight.clone());
+    let inputs = shape.get(1).copied().unwrap_or(1);
     for (lora, edit, strength) in edits {
         match (&edit.magnitudes, &original) {
             (Some(magnitudes), Some(original)) => {
                 let mut tuned = original.clone();
-                edit.delta.add(&lora.file, edit.scale, &mut tuned)?;
+                edit.delta.add(&lora.file, edit.scale, &mut tuned, Some(original), inputs)?;
                 magnitudes.rescale(&lora.file, &shape, &mut tuned)?;
                 weight.scaled_add(*strength, &(tuned - original));
             }
-            _ => edit.delta.add(&lora.file, edit.scale * strength, &mut weight)?,
+            (_, original) => {
+                edit.delta.add(&lora.file, edit.scale * strength, &mut weight, original.as_ref(), inputs)?;
+            }
         }
     }
     // The values lie as they did.

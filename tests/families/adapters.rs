@@ -123,7 +123,7 @@ fn a_textual_inversion_stands_for_its_word() {
 
     let plain = draw(Model::open(&folder).unwrap(), "a red apple, 4k");
     let mut model = Model::open(&folder).unwrap();
-    model.add_embeddings(&[Embedding::open(&word).unwrap()]).unwrap();
+    model.add_embeddings(&Embedding::open(&word).unwrap()).unwrap();
     assert_eq!(draw(model, "a malus, 4k"), plain);
     assert!(distance(&draw(Model::open(&folder).unwrap(), "a malus, 4k"), &plain) > 0.01);
 }

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 
 use super::delta::Piece;
 use crate::adapter::{Component, floats};
+use crate::json;
 use crate::weights::{Dtype, Weights};
 
 /// Where diffusers keeps, as JSON, what PEFT needs to know beside the tensors.
@@ -18,9 +19,13 @@ impl Alphas {
     pub(super) fn read(file: &Weights) -> Result<Self, String> {
         match file.metadata(METADATA) {
             None => Ok(Self::default()),
-            Some(text) => serde_json::from_str(text)
-                .map(Self)
-                .map_err(|error| format!("metadata {METADATA}: expected an object of settings, {error}")),
+            Some(text) => {
+                let text =
+                    json::standard(METADATA, text.as_bytes()).map_err(|error| format!("metadata {error}"))?;
+                serde_json::from_slice(&text)
+                    .map(Self)
+                    .map_err(|error| format!("metadata {METADATA}: expected an object of settings, {error}"))
+            }
         }
     }
 

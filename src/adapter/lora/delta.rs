@@ -7,6 +7,7 @@ use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, s};
 
 use super::key::Part;
+use super::rotation;
 use crate::Error;
 use crate::adapter::floats;
 use crate::weights::Weights;
@@ -146,13 +147,55 @@ enum Form {
     Hadamard(Factor, Factor),
     /// LoKr: the Kronecker product of two (Yeh et al. 2024, section 4).
     Kronecker(Factor, Factor),
+    /// OFT: blocks of outputs are rotated (Qiu et al. 2023, equations 3 and 4, with Cayley's transform); or BOFT, several times,
+    /// between which they change places (Liu et al. 2023, section 4). LyCORIS's forms.
+    Rotation {
+        /// `[blocks, size, size]`, or with a dimension of turns in front.
+        blocks: Piece,
+        rescale: Option<Piece>,
+        /// How far the blocks may be from nothing, per output; 0 is any.
+        constraint: f32,
+    },
+    /// GLoRA: `W a1 a2 + b1 b2` (Chavan et al. 2023, equation 9, without biases and prompts, as LyCORIS has it).
+    Generalised { a: Factor, b: Factor },
+    /// IA3 (Liu et al. 2022, section 3.3): inputs or outputs times these factors, to which `shift` is added.
+    Factors { factors: Piece, on_input: bool, shift: f32 },
+    /// A difference of a bias: what the second of two layers adds.
+    Bias(Piece),
 }
 
 impl Delta {
     /// Takes the pieces of one delta, if they are there.
-    pub(super) fn take(pieces: &mut BTreeMap<Part, Piece>) -> Option<Self> {
+    ///
+    /// `number` reads the only element of a piece, and `alpha` is the file's.
+    pub(super) fn take(
+        pieces: &mut BTreeMap<Part, Piece>,
+        number: impl Fn(&Piece) -> Result<f64, String>,
+        alpha: Option<f64>,
+    ) -> Result<Option<Self>, String> {
+        let on_input = pieces.remove(&Part::OnInput).map(|piece| number(&piece)).transpose()?;
+        Ok(Self::taken(pieces, on_input.map(|number| number != 0.0), alpha))
+    }
+
+    fn taken(pieces: &mut BTreeMap<Part, Piece>, on_input: Option<bool>, alpha: Option<f64>) -> Option<Self> {
         use Part::*;
-        let form = if pieces.contains_key(&Up) {
+        let form = if let Some(on_input) = on_input {
+            Form::Factors { factors: pieces.remove(&Factors)?, on_input, shift: 0.0 }
+        } else if let Some(factors) = pieces.remove(&Ia3) {
+            let on_input = factors.shape.first() == Some(&1);
+            Form::Factors { factors, on_input, shift: -1.0 }
+        } else if let Some(blocks) = pieces.remove(&Rotation) {
+            Form::Rotation {
+                blocks,
+                rescale: pieces.remove(&Rescale),
+                constraint: alpha.unwrap_or(0.0) as f32,
+            }
+        } else if pieces.contains_key(&Generalised1A) {
+            Form::Generalised {
+                a: take_product(pieces, Generalised1A, None, Generalised2A)?,
+                b: take_product(pieces, Generalised1B, None, Generalised2B)?,
+            }
+        } else if pieces.contains_key(&Up) {
             Form::Plain(take_product(pieces, Up, Some(Mid), Down)?)
         } else if pieces.contains_key(&Hadamard1A) {
             Form::Hadamard(
@@ -180,16 +223,83 @@ impl Delta {
         Self(Form::Plain(Factor::Whole(piece)))
     }
 
-    /// The shape of the weight that it is for, or what is wrong with the shapes of its pieces.
-    pub(super) fn shape(&self) -> Result<Vec<usize>, String> {
+    /// What the second of two layers adds, as a difference of the bias.
+    pub(super) fn bias(piece: Piece) -> Self {
+        Self(Form::Bias(piece))
+    }
+
+    /// Whether it is a share of the weight that it is for.
+    pub(super) fn needs_weight(&self) -> bool {
+        matches!(self.0, Form::Rotation { .. } | Form::Generalised { .. } | Form::Factors { .. })
+    }
+
+    /// Whether it fits a weight of this shape; what it is for where it does not.
+    pub(super) fn fits(&self, weight: &[usize]) -> Result<(), String> {
+        let outputs = matrix_sizes(weight).0;
+        let inputs = weight.get(1).copied().unwrap_or(1);
+        let count = |piece: &Piece| piece.shape.iter().product::<usize>();
+        let one_each = |piece: &Piece, what: &str, of: usize| match count(piece) == of {
+            true => Ok(()),
+            false => Err(format!("expected one factor for each of {of} {what}, got shape {:?}", piece.shape)),
+        };
         match &self.0 {
-            Form::Plain(factor) => factor.shape(),
+            Form::Factors { factors, on_input: true, .. } => one_each(factors, "inputs", inputs),
+            Form::Factors { factors, .. } => one_each(factors, "outputs", outputs),
+            Form::Rotation { blocks, rescale, .. } => {
+                if let [.., number, _, size] = blocks.shape[..] {
+                    if number.saturating_mul(size) != outputs {
+                        return Err(format!(
+                            "expected blocks for {outputs} outputs, got shape {:?}",
+                            blocks.shape
+                        ));
+                    }
+                }
+                rescale.as_ref().map_or(Ok(()), |rescale| one_each(rescale, "outputs", outputs))
+            }
+            Form::Generalised { a, b } => {
+                let (a, b) = (a.shape()?, b.shape()?);
+                if a != [inputs, inputs] {
+                    return Err(format!("expected shape {:?} for its inputs, got {a:?}", [inputs, inputs]));
+                }
+                match matrix_sizes(&b) == matrix_sizes(weight) {
+                    true => Ok(()),
+                    false => Err(format!("expected shape {weight:?}, got {b:?}")),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The shape of the weight that it is for, if the pieces tell it, or what is wrong with the shapes of its pieces.
+    pub(super) fn shape(&self) -> Result<Option<Vec<usize>>, String> {
+        Ok(Some(match &self.0 {
+            Form::Generalised { a, b } => {
+                a.shape()?;
+                b.shape()?;
+                return Ok(None);
+            }
+            Form::Factors { .. } => return Ok(None),
+            Form::Rotation { blocks, .. } => {
+                match blocks.shape[..] {
+                    [_, rows, size] if rows == size => {}
+                    [turns, number, rows, size]
+                        if rows == size
+                            && size % 2 == 0
+                            && turns > 0
+                            && turns < 32
+                            && number % (1 << (turns - 1)) == 0 => {}
+                    _ => return Err(format!("expected square blocks, got shape {:?}", blocks.shape)),
+                }
+                return Ok(None);
+            }
+            Form::Bias(piece) => piece.shape.clone(),
+            Form::Plain(factor) => factor.shape()?,
             Form::Hadamard(first, second) => {
                 let (first, second) = (first.shape()?, second.shape()?);
                 if first != second {
                     return Err(format!("expected two products of one shape, got {first:?} and {second:?}"));
                 }
-                Ok(first)
+                first
             }
             Form::Kronecker(first, second) => {
                 let (first, second) = (first.shape()?, second.shape()?);
@@ -198,9 +308,9 @@ impl Delta {
                     return Err(format!("expected a matrix as first factor, got shape {first:?}"));
                 }
                 let dim = |axis| size(&first, axis).saturating_mul(size(&second, axis));
-                Ok([&[dim(0), dim(1)], second.get(2..).unwrap_or_default()].concat())
+                [&[dim(0), dim(1)], second.get(2..).unwrap_or_default()].concat()
             }
-        }
+        }))
     }
 
     /// What the file's scale is divided by, where there is a rank.
@@ -208,12 +318,63 @@ impl Delta {
         match &self.0 {
             Form::Plain(factor) | Form::Hadamard(factor, _) => factor.rank(),
             Form::Kronecker(first, second) => second.rank().or_else(|| first.rank()),
+            Form::Generalised { a, .. } => a.rank(),
+            Form::Rotation { .. } | Form::Factors { .. } | Form::Bias(_) => None,
         }
     }
 
-    /// Adds it, `scale` times, to a weight of its shape: `[out, in * kernel]`.
-    pub(super) fn add(&self, file: &Weights, scale: f32, weight: &mut Array2<f32>) -> Result<(), Error> {
+    /// Adds it, `scale` times, to a weight of its shape: `[out, in * kernel]`; `original` is that weight before anything was
+    /// added, and `inputs` are its own.
+    pub(super) fn add(
+        &self,
+        file: &Weights,
+        scale: f32,
+        weight: &mut Array2<f32>,
+        original: Option<&Array2<f32>>,
+        inputs: usize,
+    ) -> Result<(), Error> {
+        match (&self.0, original) {
+            (Form::Rotation { blocks, rescale, constraint }, Some(original)) => {
+                let values = blocks.values(file)?;
+                let rescale = rescale.as_ref().map(|rescale| rescale.values(file)).transpose()?;
+                let limit = constraint * original.nrows() as f32;
+                let mut turned = rotation::rotated(original, &values, &blocks.shape, limit, scale);
+                if let Some(rescale) = rescale {
+                    turned.outer_iter_mut().zip(rescale).for_each(|(mut row, factor)| row *= factor);
+                }
+                weight.zip_mut_with(&turned, |weight, turned| *weight += turned);
+                *weight -= original;
+                return Ok(());
+            }
+            (Form::Generalised { a, b }, Some(original)) => {
+                let (a, kernel) = (a.matrix(file)?, original.ncols() / inputs);
+                for column in 0..kernel {
+                    let of_kernel = original.slice(s![.., column..;kernel]);
+                    let mut into = weight.slice_mut(s![.., column..;kernel]);
+                    into.scaled_add(scale, &of_kernel.dot(&a));
+                }
+                let (left, right) = b.sides(file)?;
+                let product = right.map_or_else(|| left.clone(), |right| left.dot(&right));
+                weight.scaled_add(scale, &product);
+                return Ok(());
+            }
+            (Form::Factors { factors, on_input, shift }, Some(original)) => {
+                let (factors, kernel) = (factors.values(file)?, original.ncols() / inputs);
+                for ((row, column), value) in weight.indexed_iter_mut() {
+                    let factor = factors[if *on_input { column / kernel } else { row }] + shift;
+                    *value += scale * factor * original[(row, column)];
+                }
+                return Ok(());
+            }
+            _ => {}
+        }
         match &self.0 {
+            Form::Bias(piece) => {
+                let values = piece.values(file)?;
+                weight.iter_mut().zip(values).for_each(|(weight, value)| *weight += scale * value);
+            }
+            // Those above, which are asked with the original.
+            Form::Rotation { .. } | Form::Generalised { .. } | Form::Factors { .. } => {}
             Form::Plain(factor) => match factor.sides(file)? {
                 (left, Some(right)) => general_mat_mul(scale, &left, &right, 1.0, weight),
                 (whole, None) => weight.scaled_add(scale, &whole),

@@ -29,9 +29,27 @@ pub(super) enum Part {
     DoraScale,
     /// DoRA's magnitudes as PEFT has them: one per output.
     Magnitude,
+    /// A number that all of a delta is multiplied by (LyCORIS's `use_scalar`).
+    Scalar,
+    /// What the second of two layers adds beside its product (PEFT's `lora_bias`).
+    UpBias,
+    /// Blocks of a rotation of the outputs (OFT and BOFT, as LyCORIS has them).
+    Rotation,
+    /// Factors of the outputs after a rotation.
+    Rescale,
+    /// GLoRA's four matrices (Chavan et al. 2023), as LyCORIS names them.
+    Generalised1A,
+    Generalised2A,
+    Generalised1B,
+    Generalised2B,
+    /// Factors of inputs or outputs, less 1 (IA3 as LyCORIS has it), and whether of inputs.
+    Factors,
+    OnInput,
+    /// Factors of inputs, in a row, or of outputs, in a column (IA3 as PEFT has it).
+    Ia3,
 }
 
-const ENDINGS: [(&str, Part); 32] = [
+const ENDINGS: [(&str, Part); 46] = [
     (".lora_down.weight", Part::Down),
     (".lora_mid.weight", Part::Mid),
     (".lora_up.weight", Part::Up),
@@ -65,10 +83,28 @@ const ENDINGS: [(&str, Part); 32] = [
     (".dora_scale", Part::DoraScale),
     (".lora_magnitude_vector", Part::Magnitude),
     (".lora_magnitude_vector.weight", Part::Magnitude),
+    (".scalar", Part::Scalar),
+    (".lora_B.bias", Part::UpBias),
+    (".lora_up.bias", Part::UpBias),
+    (".lora.up.bias", Part::UpBias),
+    (".oft_blocks", Part::Rotation),
+    (".rescale", Part::Rescale),
+    (".a1.weight", Part::Generalised1A),
+    (".a2.weight", Part::Generalised2A),
+    (".b1.weight", Part::Generalised1B),
+    (".b2.weight", Part::Generalised2B),
+    (".on_input", Part::OnInput),
+    (".ia3_l", Part::Ia3),
+    (".ia3_l.weight", Part::Ia3),
+    // What any layer has; so the last.
+    (".weight", Part::Factors),
 ];
 
+/// What PEFT puts an adapter's name behind: `lora_A.default.weight`.
+const NAMED: [&str; 4] = [".lora_A.", ".lora_B.", ".lora_magnitude_vector.", ".ia3_l."];
+
 /// Who is meant by the start of a name.
-const PREFIXES: [(&str, Component); 8] = [
+const PREFIXES: [(&str, Component); 28] = [
     ("lora_unet_", Component::Unet),
     ("lora_te_", Component::TextEncoder),
     ("lora_te1_", Component::TextEncoder),
@@ -76,7 +112,27 @@ const PREFIXES: [(&str, Component); 8] = [
     ("unet.", Component::Unet),
     ("text_encoder.", Component::TextEncoder),
     ("text_encoder_2.", Component::TextEncoder2),
+    ("model.diffusion_model.", Component::Unet),
     ("diffusion_model.", Component::Unet),
+    ("lycoris_unet_", Component::Unet),
+    ("lycoris_te1_", Component::TextEncoder),
+    ("lycoris_te2_", Component::TextEncoder2),
+    ("lycoris_te_", Component::TextEncoder),
+    ("text_encoders.clip_l.transformer.", Component::TextEncoder),
+    ("text_encoders.clip_g.transformer.", Component::TextEncoder2),
+    ("text_encoders.clip_h.transformer.", Component::TextEncoder),
+    ("text_encoders.clip_l.", Component::TextEncoder),
+    ("text_encoders.clip_g.", Component::TextEncoder2),
+    ("clip_l.transformer.", Component::TextEncoder),
+    ("clip_g.transformer.", Component::TextEncoder2),
+    ("clip_h.transformer.", Component::TextEncoder),
+    ("clip_l.", Component::TextEncoder),
+    ("clip_g.", Component::TextEncoder2),
+    ("text_encoder_1.", Component::TextEncoder),
+    ("te1.", Component::TextEncoder),
+    ("te2.", Component::TextEncoder2),
+    ("te.", Component::TextEncoder),
+    ("cond_stage_model.transformer.", Component::TextEncoder),
 ];
 
 /// Who is meant by a name without such a start: the networks' own outermost names.
@@ -117,9 +173,13 @@ pub(super) struct Key<'a> {
 impl<'a> Key<'a> {
     /// Nothing when the name has no known form.
     pub(super) fn parse(name: &'a str) -> Option<Self> {
-        let (stem, part, ending) = ENDINGS
+        let unnamed = without_adapter(name);
+        let typed = unnamed.as_deref().unwrap_or(name);
+        let (len, part, ending) = ENDINGS
             .iter()
-            .find_map(|&(ending, part)| name.strip_suffix(ending).map(|stem| (stem, part, ending)))?;
+            .find_map(|&(ending, part)| typed.strip_suffix(ending).map(|stem| (stem.len(), part, ending)))?;
+        // What precedes the ending is the same, with the adapter's name and without.
+        let stem = &name[..len];
         let rest = stem.strip_prefix(PEFT_PREFIX).unwrap_or(stem);
         let prefixed = PREFIXES
             .iter()
@@ -138,6 +198,17 @@ impl<'a> Key<'a> {
         }
         Some(Self { component, module, part, stem })
     }
+}
+
+/// A name of PEFT's without that of the adapter, if it has one: any, without a dot.
+fn without_adapter(name: &str) -> Option<String> {
+    let (marker, (stem, rest)) = NAMED.iter().find_map(|marker| Some((marker, name.rsplit_once(marker)?)))?;
+    let (adapter, rest) = rest.split_once('.').unwrap_or((rest, ""));
+    if rest.is_empty() && ["weight", "bias"].contains(&adapter) || rest.contains('.') {
+        return None;
+    }
+    let marker = marker.trim_end_matches('.');
+    Some(if rest.is_empty() { format!("{stem}{marker}") } else { format!("{stem}{marker}.{rest}") })
 }
 
 /// The module that a name like `attn1.to_out_lora` means, given without `_lora`.
@@ -211,6 +282,28 @@ mod tests {
             ),
             (format!("{layer}.mlp.fc1.lora_A.weight"), first, format!("{layer}.mlp.fc1"), Part::Down),
             ("conv_in.lora_A.weight".into(), unet, "conv_in".into(), Part::Down),
+            ("unet.conv_in.lora_A.default.weight".into(), unet, "conv_in".into(), Part::Down),
+            ("unet.conv_in.lora_B.my-style_0.weight".into(), unet, "conv_in".into(), Part::Up),
+            ("unet.conv_in.lora_B.default.bias".into(), unet, "conv_in".into(), Part::UpBias),
+            ("unet.conv_in.lora_magnitude_vector.default".into(), unet, "conv_in".into(), Part::Magnitude),
+            ("unet.conv_in.lora_magnitude_vector.x.weight".into(), unet, "conv_in".into(), Part::Magnitude),
+            ("unet.conv_in.lora_B.bias".into(), unet, "conv_in".into(), Part::UpBias),
+            ("lora_unet_conv_in.scalar".into(), unet, "conv_in".into(), Part::Scalar),
+            (
+                format!("text_encoders.clip_l.transformer.{layer}.mlp.fc1.lora_down.weight"),
+                first,
+                format!("{layer}.mlp.fc1"),
+                Part::Down,
+            ),
+            (format!("clip_g.{layer}.mlp.fc1.lora_up.weight"), second, format!("{layer}.mlp.fc1"), Part::Up),
+            (
+                format!("clip_l.transformer.{layer}.mlp.fc1.alpha"),
+                first,
+                format!("{layer}.mlp.fc1"),
+                Part::Alpha,
+            ),
+            ("lora_unet_x.oft_blocks".into(), unet, "x".into(), Part::Rotation),
+            ("lora_unet_x.on_input".into(), unet, "x".into(), Part::OnInput),
         ] {
             let key = Key::parse(&name).unwrap_or_else(|| panic!("{name} is a known form"));
             assert_eq!((key.component, key.module, key.part), (component, module, part), "{name}");
@@ -223,13 +316,12 @@ mod tests {
             "",
             ".alpha",
             "lora_unet_x",
-            "lora_unet_x.oft_blocks",
-            "lora_unet_x.on_input",
+            "lora_unet_x.oft_diag",
+            "lora_unet_x.lora_A.default.x.y",
             "lora_down.weight",
             "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight",
             "unet.down_blocks.0.attn1.processor.to_x_lora.down.weight",
             "unet.to_q_lora.down.weight",
-            "unet.conv_in.lora_B.bias",
             "emb_params",
         ] {
             assert_eq!(Key::parse(name), None, "{name}");
