@@ -539,7 +539,7 @@ def multiplied() -> tuple[str, str, list[tuple[File, float]], Weights]:
     file, strength = File("sd"), 0.7
     changes: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
 
-    def add(module: str, kind: Any, alpha: float | None, names: list[str], **settings: Any) -> None:
+    def add(module: str, kind: Any, said: float | None, names: list[str], **settings: Any) -> None:
         stem = f"lora_unet_{module.replace('.', '_')}"
         weight = file.weights["unet"][f"{module}.weight"]
         tuned = kind("x", layer_of(weight), 1.0, **settings)
@@ -549,8 +549,8 @@ def multiplied() -> tuple[str, str, list[tuple[File, float]], Weights]:
             file.shapes[f"{stem}.{name}"] = shape
             with torch.no_grad():
                 named[name].copy_(values("lora", f"{stem}.{name}", shape))
-        if alpha is not None:
-            file.alphas[f"{stem}.alpha"] = alpha
+        if said is not None:
+            file.alphas[f"{stem}.alpha"] = said
         merged = tuned.get_merged_weight(strength)[0].detach().double().reshape(weight.shape)
         changes[f"{module}.weight"] = lambda _: merged
 

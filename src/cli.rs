@@ -7,6 +7,7 @@ mod generate;
 mod infotext;
 mod inspect;
 mod interrupt;
+mod mention;
 mod output;
 mod pack;
 mod plan;
@@ -35,6 +36,8 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+
+use self::mention::Mentioned;
 
 /// Turns prompts into pictures, on this device.
 #[derive(Parser)]
@@ -308,28 +311,45 @@ fn open_model(
     loras: &[OsString],
     embeddings: &[PathBuf],
 ) -> Result<(Model, Vec<Addition>), Error> {
+    open_mentioned(path, components, loras, embeddings, &Mentioned::default())
+}
+
+/// The same with what prompts name.
+fn open_mentioned(
+    path: Option<&PathBuf>,
+    components: &Components,
+    loras: &[OsString],
+    embeddings: &[PathBuf],
+    mentioned: &Mentioned,
+) -> Result<(Model, Vec<Addition>), Error> {
     let mut model = Model::open_with(path.map(PathBuf::as_path), &components.overrides())?;
     if let Some(prediction) = components.prediction {
         model.predict(prediction)?;
     }
-    model.notes().iter().for_each(|note| eprintln!("calotype: {note}"));
+    model.notes().iter().for_each(|note| say(format_args!("{note}")));
     let (mut opened_loras, mut opened_embeddings, mut additions) = (Vec::new(), Vec::new(), Vec::new());
-    for typed in loras {
-        let (file, strength) = strength_of(typed)?;
-        if strength == 0.0 && file.is_file() {
+    let given =
+        loras.iter().map(|typed| strength_of(typed).map(|(file, strength)| (file, strength, strength)));
+    let given = given.collect::<Result<Vec<_>, _>>()?;
+    for (file, text_encoder, unet) in given.into_iter().chain(mentioned.loras.iter().cloned()) {
+        if (text_encoder, unet) == (0.0, 0.0) && file.is_file() {
             // It changes nothing, and is no part of the picture.
             continue;
         }
         let lora = Lora::open(&file)?;
-        lora.unused()
-            .iter()
-            .for_each(|line| eprintln!("calotype: lora {}: not used: {line}", file.display()));
+        let (lora, strength) = match text_encoder == unet {
+            true => (lora, unet),
+            false => (lora.with_shares(text_encoder, unet), 1.0),
+        };
+        lora.unused().iter().for_each(|line| say(format_args!("lora {}: not used: {line}", file.display())));
         opened_embeddings.extend_from_slice(lora.embeddings());
         opened_loras.push((lora, strength));
-        additions.push(Addition::new(file, Some(strength))?);
+        additions.push(Addition::new(file, Some(unet))?);
     }
-    for file in embeddings {
-        opened_embeddings.extend(Embedding::open(file)?);
+    for file in embeddings.iter().chain(&mentioned.embeddings) {
+        let words = Embedding::open(file)?;
+        words.iter().for_each(|word| mentioned.tell_unused(word.trigger()));
+        opened_embeddings.extend(words);
         additions.push(Addition::new(file.clone(), None)?);
     }
     if !opened_loras.is_empty() {
@@ -338,7 +358,7 @@ fn open_model(
                 say(format_args!("lora: not used: what it has for {component}, which this model lacks"));
             }
             for line in unused {
-                eprintln!("calotype: lora: not used: {line}, which this model's {component} lacks");
+                say(format_args!("lora: not used: {line}, which this model's {component} lacks"));
             }
         }
     }

@@ -15,6 +15,8 @@ use crate::{Error, ErrorKind};
 
 /// The most prompts that one picture is drawn from.
 pub const MAX_PROMPTS: usize = 16;
+/// The largest scale, and the largest weight of a prompt; people use up to 30.
+const MAX_SCALE: f64 = 1000.0;
 
 /// The most predictions of a step: one per prompt, and at most two that pull the other way.
 const MAX_VIEWS: usize = MAX_PROMPTS + 2;
@@ -214,7 +216,7 @@ impl Guidance {
             let got = format!("prompts: expected 1 to {MAX_PROMPTS}, got {}", weights.len());
             return Err(Error::new(ErrorKind::Usage, got));
         }
-        if let Some(weight) = weights.iter().find(|weight| !weight.is_finite()) {
+        if let Some(weight) = weights.iter().find(|weight| !(weight.abs() <= MAX_SCALE)) {
             let got = format!("weight of a prompt: expected a finite number, got {weight}");
             return Err(Error::new(ErrorKind::Usage, got).help("1 is usual"));
         }
@@ -311,7 +313,7 @@ impl Method {
         match self {
             Self::Cfg { rescale } | Self::ZeroStar { rescale, .. } => share("guidance rescale", rescale)?,
             Self::Edit { image_scale } => {
-                if !image_scale.is_finite() || image_scale < 1.0 {
+                if !(1.0..=MAX_SCALE).contains(&image_scale) {
                     let got = format!("image guidance: expected a number from 1 up, got {image_scale}");
                     let error = Error::new(ErrorKind::Usage, got);
                     return Err(error.help("1.5 is usual; less keeps less of the picture"));
@@ -346,6 +348,7 @@ impl Method {
 }
 
 fn from_0(what: &str, value: f64, help: &str) -> Result<(), Error> {
+    check(value.is_nan() || value <= MAX_SCALE, what, &format!("at most {MAX_SCALE}"), value, help)?;
     check(value.is_finite() && value >= 0.0, what, "a number from 0 up", value, help)
 }
 

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use crate::{Error, ErrorKind};
 
+/// How many letters a name may be away to be suggested.
+const MAX_DISTANCE: usize = 2;
 /// The longest name that is worth a suggestion.
 const MAX_SUGGESTED_LEN: usize = 32;
 
@@ -19,7 +21,11 @@ fn nearest<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a 
     if typed.len() >= MAX_SUGGESTED_LEN {
         return None;
     }
-    names.min_by_key(|name| edit_distance(&bare(name), &typed))
+    let near =
+        names.map(|name| (edit_distance(&bare(name), &typed), name)).min_by_key(|(distance, _)| *distance);
+    // A slip of the finger or two, and not most of the word.
+    near.filter(|(distance, _)| *distance <= MAX_DISTANCE && 2 * distance < typed.chars().count())
+        .map(|(_, name)| name)
 }
 
 /// The error for a name that none of these is; `what` they name.

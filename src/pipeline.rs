@@ -54,6 +54,9 @@ pub struct Pipeline {
     is_short: fn() -> bool,
 }
 
+/// The largest number in latents that are believed; they have a deviation of about 1.
+const MAX_LATENT: f32 = 1e4;
+
 /// The tiles of both halves of the VAE, where pictures are not coded whole.
 struct Tiles {
     encoder: Option<Tile>,
@@ -294,6 +297,14 @@ impl Pipeline {
                 self.text_encoder.reduce_memory();
                 tracing::warn!(step = done, "memory pressure: weights are read from the disk from here on");
             }
+        }
+        // Of numbers beyond any that a VAE was trained on a picture would be rubbish.
+        if let Some(value) = latents.iter().find(|value| value.abs() > MAX_LATENT) {
+            return Err(Error::new(
+                ErrorKind::Numeric,
+                format!("unet: expected latents up to {MAX_LATENT} at the end, got {value}"),
+            )
+            .help("guidance, weights of words and LoRA strengths may be too large"));
         }
         let scale = request.schedule.final_scale();
         if scale != 1.0 {

@@ -4,18 +4,20 @@
 //! The syntax is described in [the manual](crate::manual::prompts).
 
 mod attention;
+mod mention;
 mod schedule;
 
 use std::collections::HashMap;
 use std::ops::Range;
 
+pub use self::mention::{Mention, mentions};
 use self::schedule::Schedule;
 use crate::{Error, ErrorKind};
 
 /// The longest prompt that is read.
 pub const MAX_BYTES: usize = 1 << 16;
-/// The most parts that `AND` makes: each costs a prediction in every step.
-pub const MAX_PARTS: usize = 32;
+/// The most parts that `AND` makes: each costs a prediction in every step. As many as guidance combines.
+pub const MAX_PARTS: usize = 16;
 /// The most `[from:to:when]` and `[a|b]` of a prompt.
 pub const MAX_SWITCHES: usize = 256;
 /// How deep brackets may lie within one another where that costs time: `[from:to:when]` and `[a|b]`, and brackets that
@@ -28,6 +30,8 @@ const AND: &str = "AND";
 /// A prompt that was read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prompt {
+    typed: String,
+    /// What was typed, without what names files.
     source: String,
     branches: Vec<Branch>,
     /// Whether brackets, too, mean themselves.
@@ -71,8 +75,10 @@ impl Prompt {
     ///
     /// # Errors
     /// [`ErrorKind::Usage`] for NUL, and beyond [`MAX_BYTES`], [`MAX_PARTS`], [`MAX_SWITCHES`] or [`MAX_NESTING`].
-    pub fn parse(source: &str) -> Result<Self, Error> {
-        check(source)?;
+    pub fn parse(typed: &str) -> Result<Self, Error> {
+        check(typed)?;
+        let source = mention::masked(typed);
+        let source = source.as_str();
         let parts = split_at_and(source);
         if parts.len() > MAX_PARTS {
             let start_byte = parts[MAX_PARTS].start;
@@ -90,18 +96,20 @@ impl Prompt {
             Ok(Branch { weight, schedule: Schedule::parse(source, text, &mut switches)? })
         });
         let branches = branches.collect::<Result<_, Error>>()?;
-        Ok(Self { source: source.to_owned(), branches, is_literal: false })
+        Ok(Self { typed: typed.to_owned(), source: source.to_owned(), branches, is_literal: false })
     }
 
     /// Reads a negative prompt: it has one part, because `AND` and a weight at the end mean themselves in it.
     ///
     /// # Errors
     /// As [`Prompt::parse`].
-    pub fn parse_negative(source: &str) -> Result<Self, Error> {
-        check(source)?;
+    pub fn parse_negative(typed: &str) -> Result<Self, Error> {
+        check(typed)?;
+        let source = mention::masked(typed);
+        let source = source.as_str();
         let schedule = Schedule::parse(source, 0..source.len(), &mut 0)?;
         let branches = vec![Branch { weight: 1.0, schedule }];
-        Ok(Self { source: source.to_owned(), branches, is_literal: false })
+        Ok(Self { typed: typed.to_owned(), source: source.to_owned(), branches, is_literal: false })
     }
 
     /// A prompt in which every character means itself.
@@ -111,12 +119,12 @@ impl Prompt {
     pub fn literal(source: &str) -> Result<Self, Error> {
         check(source)?;
         let branches = vec![Branch { weight: 1.0, schedule: Schedule::literal(0..source.len()) }];
-        Ok(Self { source: source.to_owned(), branches, is_literal: true })
+        Ok(Self { typed: source.to_owned(), source: source.to_owned(), branches, is_literal: true })
     }
 
     /// What was typed.
     pub fn source(&self) -> &str {
-        &self.source
+        &self.typed
     }
 
     /// Its parts in a run of `steps` steps; there is at least one.
@@ -275,14 +283,16 @@ fn split_weight(source: &str, part: Range<usize>) -> Result<(Range<usize>, f64),
 fn characters(source: &str, ranges: &[Range<usize>]) -> Vec<(usize, char)> {
     let of_range = |range: &Range<usize>| {
         let start = range.start;
-        source[range.clone()].char_indices().map(move |(place, character)| (start + place, character))
+        let characters =
+            source[range.clone()].char_indices().filter(|(_, character)| *character != mention::NO_TEXT);
+        characters.map(move |(place, character)| (start + place, character))
     };
     ranges.iter().flat_map(of_range).collect()
 }
 
 /// Blanks as Python's `\s` has them: Unicode's, and four control characters.
 fn is_blank(character: char) -> bool {
-    character.is_whitespace() || ('\x1c'..='\x1f').contains(&character)
+    character.is_whitespace() || ('\x1c'..='\x1f').contains(&character) || character == mention::NO_TEXT
 }
 
 /// What Python's `\b` takes for part of a word.

@@ -29,6 +29,8 @@ const STRENGTH: f64 = 0.8;
 const REFINER_STRENGTH: f64 = 0.3;
 /// Where a mask says what is drawn anew.
 const MASKED_STRENGTH: f64 = 1.0;
+/// The lowest level that a run from noise alone may begin at: as much noise as picture.
+const LEAST_START: f64 = 1.0;
 /// How strongly a picture that is edited pulls.
 const IMAGE_GUIDANCE: f64 = 1.5;
 /// How much noise is put on a picture that is enlarged, in timesteps.
@@ -191,8 +193,9 @@ impl Request {
         let (schedule_kind, mut schedule) =
             manifest.schedule(draft.sampler, draft.schedule.clone(), steps)?;
         let strength = strength(&draft, manifest.conditions)?;
-        if let Some(strength) = strength {
-            schedule = schedule.last(steps_left(steps, strength)?);
+        match strength {
+            Some(strength) => schedule = schedule.last(steps_left(steps, strength)?),
+            None => check_start(&schedule, &schedule_kind)?,
         }
         let (prompt, negative) = words(&draft, schedule.steps().len())?;
         let scales = draft.guidance.clone().unwrap_or_else(|| defaults.guidance.into());
@@ -526,6 +529,20 @@ fn expect_room(bytes: u64, budget_bytes: u64) -> Result<(), Error> {
         .help("a PNG that is not interlaced, or a smaller image, takes less"));
     }
     Ok(())
+}
+
+/// Whether a run from noise alone begins where there is mostly noise. Below, a model takes what it is given for a picture, and
+/// draws a flat one: `linspace` in one step takes the *lowest* timestep.
+fn check_start(schedule: &Schedule, kind: &ScheduleKind) -> Result<(), Error> {
+    let from = schedule.steps()[0].from;
+    if from >= LEAST_START {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Usage,
+        format!("schedule: {kind}: expected a first level of {LEAST_START} or more, where there is noise to draw from, got {from:.4}"),
+    )
+    .help("take more steps, or trailing, which begins with the last timestep"))
 }
 
 /// How many steps a draft asks for: of a list of levels, as many as it has.

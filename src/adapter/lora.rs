@@ -51,6 +51,8 @@ struct Edit {
     /// `alpha / rank`
     scale: f32,
     magnitudes: Option<Magnitudes>,
+    /// How much of it is added where all of the file is.
+    share: f32,
 }
 
 /// What [`apply`] changed.
@@ -131,6 +133,16 @@ impl Lora {
         }
         file.release_all();
         Ok(Self { place, file, edits, embeddings, unused })
+    }
+
+    /// The same file, of which the text encoders and the U-Net get only so much.
+    #[must_use]
+    pub fn with_shares(mut self, text_encoder: f32, unet: f32) -> Self {
+        for (component, edits) in &mut self.edits {
+            let share = if *component == Component::Unet { unet } else { text_encoder };
+            edits.iter_mut().for_each(|edit| edit.share *= share);
+        }
+        self
     }
 
     /// The file, for messages.
@@ -357,15 +369,31 @@ impl Parts {
             let scale = scale * scalar;
             weight_scale = scale;
             let (stem, module) = (stem.clone(), module.clone());
-            edits.push(Edit { stem, module, tensor: "weight", delta, scale, magnitudes });
+            edits.push(Edit { stem, module, tensor: "weight", delta, scale, magnitudes, share: 1.0 });
         }
         if let Some(piece) = up_bias {
             let (stem, module, delta) = (stem.clone(), module.clone(), Delta::bias(piece));
-            edits.push(Edit { stem, module, tensor: "bias", delta, scale: weight_scale, magnitudes: None });
+            edits.push(Edit {
+                stem,
+                module,
+                tensor: "bias",
+                delta,
+                scale: weight_scale,
+                magnitudes: None,
+                share: 1.0,
+            });
         }
         if let Some(piece) = bias {
             let delta = Delta::whole(piece);
-            edits.push(Edit { stem, module, tensor: "bias", delta, scale: 1.0, magnitudes: None });
+            edits.push(Edit {
+                stem,
+                module,
+                tensor: "bias",
+                delta,
+                scale: 1.0,
+                magnitudes: None,
+                share: 1.0,
+            });
         }
         Ok(edits)
     }
@@ -419,12 +447,13 @@ fn edited(name: &str, view: TensorView<'_>, edits: &[(&Lora, &Edit, f32)]) -> Re
     let original = edits.iter().any(|(_, edit, _)| needs_original(edit)).then(|| weight.clone());
     let inputs = shape.get(1).copied().unwrap_or(1);
     for (lora, edit, strength) in edits {
+        let strength = strength * edit.share;
         match (&edit.magnitudes, &original) {
             (Some(magnitudes), Some(original)) => {
                 let mut tuned = original.clone();
                 edit.delta.add(&lora.file, edit.scale, &mut tuned, Some(original), inputs)?;
                 magnitudes.rescale(&lora.file, &shape, &mut tuned)?;
-                weight.scaled_add(*strength, &(tuned - original));
+                weight.scaled_add(strength, &(tuned - original));
             }
             (_, original) => {
                 edit.delta.add(&lora.file, edit.scale * strength, &mut weight, original.as_ref(), inputs)?;

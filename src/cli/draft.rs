@@ -16,7 +16,8 @@ use calotype::{Error, ErrorKind};
 use clap::{ValueEnum, value_parser};
 
 use super::generate::without_mark;
-use super::{Addition, Additions, Components, open_model, provider};
+use super::mention::{Folders, Mentioned};
+use super::{Addition, Additions, Components, open_mentioned, provider};
 
 /// The most pictures that one command draws.
 const MAX_COUNT: i64 = 10_000;
@@ -111,6 +112,8 @@ pub(super) struct Drawing {
     components: Components,
     #[command(flatten)]
     additions: Additions,
+    #[command(flatten)]
+    folders: Folders,
 }
 
 /// A seed as typed; none for -1, which is random.
@@ -187,9 +190,15 @@ impl Drawing {
     }
 
     /// The model, at `path` or as `--model` names it, with what is put in and added; and a record of what was added.
-    pub(super) fn open_model(&self, path: Option<&PathBuf>) -> Result<(Model, Vec<Addition>), Error> {
+    pub(super) fn open_model(
+        &self,
+        path: Option<&PathBuf>,
+        draft: &Draft,
+    ) -> Result<(Model, Vec<Addition>), Error> {
         let path = path.or(self.model.as_ref());
-        open_model(path, &self.components, &self.additions.lora, &self.additions.embedding)
+        let Additions { lora, embedding } = &self.additions;
+        let mentioned = Mentioned::find(draft, &self.folders, &self.additions)?;
+        open_mentioned(path, &self.components, lora, embedding, &mentioned)
     }
 
     /// How sessions are opened.
@@ -212,6 +221,8 @@ impl Drawing {
         let (method, of_name) = sampling.map(|Sampling { method, schedule }| (method, schedule)).unzip();
         let of_name = of_name.flatten();
         let typed = match (&self.schedule, &self.sigmas) {
+            // A1111's name for the one that the method goes with.
+            (Some(kind), _) if kind.eq_ignore_ascii_case("automatic") => None,
             (Some(kind), _) => Some(kind.parse::<ScheduleKind>()?),
             (None, Some(levels)) => Some(ScheduleKind::listed(levels)?),
             (None, None) => None,

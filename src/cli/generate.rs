@@ -70,7 +70,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         ));
     }
     let destinations = destinations(&flags.output, drawing.count)?;
-    let (model, additions) = drawing.open_model(None)?;
+    let (model, additions) = drawing.open_model(None, &draft)?;
     let first = Request::new(draft, model.manifest())?;
     let Some(last_seed) = first.seed().checked_add(u64::from(drawing.count) - 1) else {
         return Err(Error::new(

@@ -36,7 +36,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         None => String::new(),
     };
     let (draft, _) = drawing.draft(prompt)?;
-    let (model, _) = drawing.open_model(named.as_ref())?;
+    let (model, _) = drawing.open_model(named.as_ref(), &draft)?;
     let request = Request::new(draft, model.manifest())?;
     flags.common.library()?;
     let options = drawing.session()?;

@@ -10,7 +10,7 @@ use super::er_sde;
 use super::method::{Bh, Key, Settings, Solver, StepNoiseKind, Third, Variance};
 use super::unipc;
 use crate::schedule::{Grid, ScheduleKind};
-use crate::{Error, name};
+use crate::{Error, ErrorKind, name};
 
 /// The kinds of sampling methods. What each is, and what it is called elsewhere, is in its [`About`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +46,7 @@ pub enum SamplerKind {
     ResMultistep,
     EulerCfgPp,
     EulerAncestralCfgPp,
+    DdimCfgPp,
 }
 
 /// What is to be known of a kind.
@@ -97,6 +98,31 @@ impl About {
     }
 }
 
+/// Methods that calotype does not have, by name, and why.
+const NOT_HERE: [(&str, &str); 6] = [
+    (
+        "DPM fast",
+        "expected a method that follows a schedule, got one that makes its own levels; dpm++2s takes as many calls",
+    ),
+    (
+        "dpm_fast",
+        "expected a method that follows a schedule, got one that makes its own levels; dpm++2s takes as many calls",
+    ),
+    (
+        "DPM adaptive",
+        "expected a method of a given number of steps, got one that takes as many as it wants; try dpm++3m",
+    ),
+    (
+        "dpm_adaptive",
+        "expected a method of a given number of steps, got one that takes as many as it wants; try dpm++3m",
+    ),
+    (
+        "heunpp2",
+        "expected a method of one or two calls a step, got Heun++, of three; heun or dpm++3m take fewer",
+    ),
+    ("Restart", "expected a method whose levels fall, got one that goes back up; euler with s_churn is near"),
+];
+
 /// The settings of a kind that has none.
 const PLAIN: Settings = Settings {
     eta: 0.0,
@@ -146,7 +172,7 @@ const USUAL: About = About {
 
 impl SamplerKind {
     /// Every kind.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::Euler,
         Self::EulerAncestral,
         Self::Heun,
@@ -177,6 +203,7 @@ impl SamplerKind {
         Self::ResMultistep,
         Self::EulerCfgPp,
         Self::EulerAncestralCfgPp,
+        Self::DdimCfgPp,
     ];
 
     /// What is to be known of it.
@@ -189,7 +216,7 @@ impl SamplerKind {
                 a1111: "Euler",
                 comfyui: "euler",
                 sd_cpp: "euler",
-                others: &["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler"],
+                others: &["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "k_euler", "sample_euler"],
                 keys: CHURN,
                 ..USUAL
             },
@@ -200,6 +227,7 @@ impl SamplerKind {
                 a1111: "Euler a",
                 comfyui: "euler_ancestral",
                 sd_cpp: "euler_a",
+                others: &["k_euler_a", "k_euler_ancestral", "euler_ancestral_RF"],
                 defaults: ANCESTRAL,
                 keys: FRESH,
                 ..USUAL
@@ -213,7 +241,7 @@ impl SamplerKind {
                 a1111: "Heun",
                 comfyui: "heun",
                 sd_cpp: "heun",
-                others: &["FlowMatchHeunDiscreteScheduler"],
+                others: &["FlowMatchHeunDiscreteScheduler", "k_heun"],
                 keys: CHURN,
                 ..USUAL
             },
@@ -226,6 +254,7 @@ impl SamplerKind {
                 a1111: "DPM2",
                 comfyui: "dpm_2",
                 sd_cpp: "dpm2",
+                others: &["k_dpm_2", "kdpm_2"],
                 keys: CHURN,
                 ..USUAL
             },
@@ -237,6 +266,7 @@ impl SamplerKind {
                 diffusers: "KDPM2AncestralDiscreteScheduler",
                 a1111: "DPM2 a",
                 comfyui: "dpm_2_ancestral",
+                others: &["k_dpm_2_a", "k_dpm_2_ancestral", "kdpm_2_a", "dpm_2_a"],
                 defaults: ANCESTRAL,
                 keys: FRESH,
                 ..USUAL
@@ -249,6 +279,7 @@ impl SamplerKind {
                 a1111: "LMS",
                 comfyui: "lms",
                 sd_cpp: "lms",
+                others: &["k_lms"],
                 defaults: Settings { order: adams::MAX_ORDER, ..PLAIN },
                 keys: &[Key::Order],
                 max_order: adams::MAX_ORDER,
@@ -279,7 +310,7 @@ impl SamplerKind {
                 is_slope: true,
                 diffusers: "PNDMScheduler",
                 a1111: "PLMS",
-                others: &["PNDM", "PLMS"],
+                others: &["PNDM", "PLMS", "k_plms"],
                 defaults: Settings { order: adams::MAX_ORDER, ..PLAIN },
                 grid: Grid::Whole,
                 ..USUAL
@@ -334,7 +365,7 @@ impl SamplerKind {
                 a1111: "DPM++ 2M",
                 comfyui: "dpmpp_2m",
                 sd_cpp: "dpm++2m",
-                others: &["EDMDPMSolverMultistepScheduler"],
+                others: &["EDMDPMSolverMultistepScheduler", "k_dpmpp_2m", "dpmpp2m"],
                 defaults: Settings { order: 2, ..PLAIN },
                 keys: SOLVER,
                 max_order: dpm::MAX_ORDER,
@@ -359,7 +390,7 @@ impl SamplerKind {
                 a1111: "DPM++ 2M SDE",
                 comfyui: "dpmpp_2m_sde",
                 sd_cpp: "dpm++2m_sde",
-                others: &["dpmpp_2m_sde_gpu"],
+                others: &["dpmpp_2m_sde_gpu", "k_dpmpp_2m_sde"],
                 defaults: SDE,
                 keys: SOLVER_SDE,
                 max_order: dpm::MAX_ORDER,
@@ -387,7 +418,7 @@ impl SamplerKind {
                 diffusers: "DPMSolverMultistepScheduler algorithm_type=sde-dpmsolver++ solver_order=3",
                 a1111: "DPM++ 3M SDE",
                 comfyui: "dpmpp_3m_sde",
-                others: &["dpmpp_3m_sde_gpu"],
+                others: &["dpmpp_3m_sde_gpu", "k_dpmpp_3m_sde"],
                 defaults: Settings { order: 3, solver: Solver::Heun, ..SDE },
                 keys: SOLVER_SDE,
                 max_order: dpm::MAX_ORDER,
@@ -422,6 +453,7 @@ impl SamplerKind {
                 a1111: "DPM++ 2S a",
                 comfyui: "dpmpp_2s_ancestral",
                 sd_cpp: "dpm++2s_a",
+                others: &["k_dpmpp_2s_a", "k_dpmpp_2s_ancestral", "dpmpp_2s_a"],
                 defaults: ANCESTRAL,
                 keys: FRESH,
                 ..USUAL
@@ -434,7 +466,7 @@ impl SamplerKind {
                 diffusers: "DPMSolverSDEScheduler",
                 a1111: "DPM++ SDE",
                 comfyui: "dpmpp_sde",
-                others: &["dpmpp_sde_gpu"],
+                others: &["dpmpp_sde_gpu", "k_dpmpp_sde"],
                 defaults: Settings { noise: StepNoiseKind::Tree, ..ANCESTRAL },
                 keys: &[Key::Eta, Key::SNoise, Key::R, Key::Noise],
                 ..USUAL
@@ -445,7 +477,7 @@ impl SamplerKind {
                 diffusers: "UniPCMultistepScheduler",
                 a1111: "UniPC",
                 comfyui: "uni_pc_bh2",
-                others: &["uni_pc"],
+                others: &["uni_pc", "k_unipc", "unipc_multistep"],
                 defaults: Settings { order: 2, ..PLAIN },
                 keys: &[Key::Order, Key::Bh],
                 max_order: unipc::MAX_ORDER,
@@ -513,6 +545,13 @@ impl SamplerKind {
                 sd_cpp: "euler_cfg_pp",
                 ..USUAL
             },
+            Self::DdimCfgPp => &About {
+                name: "ddim-cfg++",
+                models: "with guidance",
+                a1111: "DDIM CFG++",
+                grid: Grid::Whole,
+                ..USUAL
+            },
             Self::EulerAncestralCfgPp => &About {
                 name: "euler-a-cfg++",
                 is_stochastic: true,
@@ -538,7 +577,7 @@ impl SamplerKind {
 
     /// Whether it asks the denoiser for the unconditional answer, too.
     pub fn takes_apart(self) -> bool {
-        matches!(self, Self::EulerCfgPp | Self::EulerAncestralCfgPp)
+        matches!(self, Self::EulerCfgPp | Self::EulerAncestralCfgPp | Self::DdimCfgPp)
     }
 }
 
@@ -555,6 +594,9 @@ impl FromStr for SamplerKind {
     /// spaces and punctuation do not matter, and `pp` may stand for `++`. [`ErrorKind::Usage`](crate::ErrorKind::Usage) for any other name.
     fn from_str(text: &str) -> Result<Self, Error> {
         let typed = bare(text);
+        if let Some((name, why)) = NOT_HERE.iter().find(|(name, _)| bare(name) == typed) {
+            return Err(Error::new(ErrorKind::Usage, format!("sampler: {name}: {why}")));
+        }
         let is_named = |kind: &Self| kind.about().names().any(|name| bare(name) == typed);
         let known = Self::ALL.into_iter().find(is_named);
         known.ok_or_else(|| name::unknown("sampler", Self::ALL.map(|kind| kind.about().name), text))
@@ -572,7 +614,6 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
-    use crate::ErrorKind;
 
     #[test]
     fn every_kind_reads_every_name_it_has() {

@@ -187,6 +187,9 @@ pub struct Sampling {
     pub schedule: Option<ScheduleKind>,
 }
 
+/// What A1111 calls leaving the schedule to the method.
+const AUTOMATIC: &str = "automatic";
+
 impl FromStr for Sampling {
     type Err = Error;
 
@@ -200,17 +203,24 @@ impl FromStr for Sampling {
         let ends = name.char_indices().filter(|(_, c)| matches!(c, ' ' | '_' | '-')).map(|(at, _)| at);
         // A name of a million words is none.
         for end in ends.take(16) {
-            let (Ok(kind), Ok(schedule)) =
-                (name[..end].parse::<SamplerKind>(), name[end + 1..].parse::<ScheduleKind>())
-            else {
-                continue;
+            let (Ok(kind), end) = (name[..end].parse::<SamplerKind>(), &name[end + 1..]) else { continue };
+            // A1111's name for the schedule that a method goes with.
+            let schedule = match name::bare(end).as_str() {
+                AUTOMATIC => None,
+                _ => match end.parse::<ScheduleKind>() {
+                    Ok(schedule) => Some(schedule),
+                    Err(_) => continue,
+                },
             };
             let method = format!("{kind}:{settings}").parse()?;
-            return Ok(Self { method, schedule: Some(schedule) });
+            return Ok(Self { method, schedule });
         }
         Err(refused)
     }
 }
+
+/// The largest factor of noise; 1 is right, and people use 1.003.
+const MAX_S_NOISE: f64 = 10.0;
 
 /// The name of a setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -267,7 +277,12 @@ impl Key {
             Self::Eta => {
                 settings.eta = number("a number from 0 to 1", &|eta| (0.0..=1.0).contains(&eta))?;
             }
-            Self::SNoise => settings.s_noise = from_0()?,
+            Self::SNoise => {
+                settings.s_noise = from_0()?;
+                if settings.s_noise > MAX_S_NOISE {
+                    return Err(setting.refused(what, &format!("at most {MAX_S_NOISE}")));
+                }
+            }
             Self::SChurn => settings.s_churn = from_0()?,
             Self::STmin => settings.s_tmin = from_0()?,
             Self::STmax => settings.s_tmax = number("a number from 0 up, or inf", &|level| level >= 0.0)?,
