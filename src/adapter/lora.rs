@@ -236,7 +236,8 @@ pub fn cost(component: Component, weights: &Weights, loras: &[(&Lora, f32)]) -> 
         let elements: usize = view.shape().iter().product();
         // Its bytes, once more as they are converted, in floats, those of a difference that is whole, and the same three
         // forms of the sum; DoRA also keeps the original and the tuned.
-        let has_magnitudes = edits.iter().any(|(_, edit, _)| edit.magnitudes.is_some());
+        let has_magnitudes =
+            edits.iter().any(|(_, edit, _)| edit.magnitudes.is_some() || edit.delta.needs_weight());
         let floats = if has_magnitudes { 5 } else { 2 };
         let temporary_bytes = 4 * view.len_bytes() + floats * elements * size_of::<f32>();
         cost.temporary_bytes = cost.temporary_bytes.max(temporary_bytes);
