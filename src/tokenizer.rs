@@ -5,6 +5,7 @@ mod clip;
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::panic;
 
 use tokenizers::{AddedToken, ModelWrapper};
 
@@ -105,8 +106,13 @@ impl Tokenizer {
     /// too short or absurdly long, and for a special token that the tokenizer does not have.
     pub fn from_bytes(bytes: &[u8], context: usize, special: SpecialTokens) -> Result<Self, Error> {
         let bytes = json::standard("tokenizer.json", bytes)?;
-        let inner = tokenizers::Tokenizer::from_bytes(&bytes)
-            .map_err(|error| Error::new(ErrorKind::Model, "tokenizer: not a tokenizer.json").source(error))?;
+        let refuse = || Error::new(ErrorKind::Model, "tokenizer: not a tokenizer.json");
+        // The crate panics on a decoder or a precompiled normalizer that it does not know; nothing outlives that.
+        let inner = panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(&bytes))
+            .map_err(|_| {
+                refuse().help("its decoder or normalizer has a form that the tokenizers crate cannot read")
+            })?
+            .map_err(|error| refuse().source(error))?;
         Self::new(inner, context, special)
     }
 

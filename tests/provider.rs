@@ -1,8 +1,11 @@
 //! Providers: how they are typed, which component gets which, what is said of those that are missing, and whether wrong
-//! results are seen. What needs a real plugin runs with `CALOTYPE_PLUGIN=FILE cargo test --test provider -- --ignored`.
+//! results are seen. Another provider than the CPU is OpenVINO: `CALOTYPE_OPENVINO` names the `libonnxruntime.so` of
+//! PyPI's `onnxruntime-openvino`, which `.ci/run` installs.
 
-use std::env;
-use std::ops::ControlFlow;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::{env, io};
 
 use calotype::certify::certify;
 use calotype::engine::{Library, Placement, Provider, ProviderKind, Providers};
@@ -236,24 +239,68 @@ fn plans_are_for_the_processor() {
     }
 }
 
-/// Draws with a plugin what the processor draws; `CALOTYPE_PLUGIN` names the library of one.
+/// OpenVINO computes in bfloat16 where the CPU has it, unless told otherwise.
+const OPENVINO: &str = r#"openvino:load_config={"CPU":{"INFERENCE_PRECISION_HINT":"f32"}}"#;
+
+/// An ONNX Runtime library with OpenVINO; `.ci/run` names one wherever there is a build of it.
+fn openvino() -> Option<PathBuf> {
+    let named = env::var_os("CALOTYPE_OPENVINO").filter(|file| file != "none");
+    if named.is_none() {
+        let is_meant = env::var_os("CALOTYPE_OPENVINO").is_some() || env::var_os("CI").is_none();
+        assert!(is_meant, "expected CALOTYPE_OPENVINO to name a library in CI, got nothing");
+        // Seen even when the test passes, unlike what `eprintln!` writes.
+        writeln!(io::stderr(), "left out: CALOTYPE_OPENVINO names no ONNX Runtime with OpenVINO").unwrap();
+    }
+    named.map(Into::into)
+}
+
+/// A process of its own, for each loads one library.
+fn generate(library: &Path, providers: &str, into: &Path) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_calotype"))
+        .args(["generate", "a red apple", "--steps", "2", "--seed", "1", "--json", "--provider", providers])
+        .arg("--ort")
+        .arg(library)
+        .arg("-o")
+        .arg(into)
+        .output()
+        .unwrap()
+}
+
 #[test]
-#[ignore = "needs a plugin"]
-fn a_plugin_draws_what_the_processor_draws() {
-    let file = env::var("CALOTYPE_PLUGIN").expect("CALOTYPE_PLUGIN names a plugin");
-    let draw = |providers: &str| {
-        let mut pipeline = open(providers).unwrap();
-        let draft = Draft { prompt: "a red apple".into(), steps: Some(2), seed: Some(1), ..Draft::default() };
-        let request = Request::new(draft, pipeline.manifest()).unwrap();
-        let picture = pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap();
-        let errors: Vec<Option<f64>> = pipeline.placements().map(|placement| placement.error).collect();
-        (picture.image, errors)
+fn openvino_draws_what_the_cpu_draws() {
+    let Some(library) = openvino() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let draw = |providers: &str, name: &str| {
+        let path = folder.path().join(name);
+        let output = generate(&library, providers, &path);
+        assert!(output.status.success(), "{providers}: {output:?}");
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        (image::open(path).unwrap().to_rgb8(), told["placements"].as_array().unwrap().clone())
     };
-    let (expected, errors) = draw("cpu");
-    assert!(errors.iter().all(Option::is_none));
-    let (got, errors) =
-        draw(&format!("vae=plugin:{file},vae=cpu,text_encoder=plugin:{file},text_encoder=cpu"));
-    assert_eq!(errors.iter().filter(|error| error.is_some()).count(), 2, "{errors:?}");
-    let most = expected.iter().zip(got.iter()).map(|(a, b)| a.abs_diff(*b)).max();
-    assert!(most <= Some(1), "{most:?}");
+    let (expected, placements) = draw("cpu", "cpu.png");
+    assert!(placements.iter().all(|placement| placement["trial_error"].is_null()), "{placements:?}");
+    let (got, placements) = draw(&format!("{OPENVINO},cpu"), "openvino.png");
+    let components: Vec<_> = placements.iter().map(|placement| placement["component"].as_str()).collect();
+    assert_eq!(components, [Some("text_encoder"), Some("unet"), Some("vae_decoder")]);
+    for placement in &placements {
+        assert_eq!(placement["providers"], serde_json::json!([OPENVINO, "cpu"]));
+        // None at all would mean that nothing but the CPU had computed.
+        let error = placement["trial_error"].as_f64().unwrap();
+        assert!(error > 0.0 && error < 1e-5, "{placement}");
+    }
+    let off = expected.iter().zip(got.iter()).map(|(a, b)| a.abs_diff(*b)).max();
+    assert!(off <= Some(1), "{off:?} levels");
+}
+
+/// Without `cpu` behind it there is nothing to fall back on.
+#[test]
+fn openvino_runs_a_whole_component() {
+    let Some(library) = openvino() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let output = generate(&library, "vae_decoder=openvino", &folder.path().join("decoder.png"));
+    assert!(output.status.success(), "{output:?}");
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let decoder = &told["placements"][2];
+    assert_eq!(decoder["component"], "vae_decoder");
+    assert_eq!(decoder["providers"], serde_json::json!(["openvino"]));
 }
