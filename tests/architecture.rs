@@ -1,7 +1,7 @@
 //! The rules of the house that can be checked by reading the source as text: layers, homes of the unsafe, heads of files.
 //! Each rule is shown a line that breaks it, too, because a rule that cannot fail is none.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -52,6 +52,32 @@ const ROOT_ITEMS: [(&str, &str); 2] = [("Error", "error"), ("ErrorKind", "error"
 const UNSAFE_HOMES: [&str; 2] = ["weights/map.rs", "engine/sys.rs"];
 /// The only file that knows the `ort` crate.
 const ORT_HOME: &str = "engine/sys.rs";
+/// Crates that few may know, and the files or folders that do.
+const CRATE_HOMES: [(&str, &[&str]); 14] = [
+    ("clap", &["cli.rs", "cli/"]),
+    ("ctrlc", &["cli/"]),
+    ("indicatif", &["cli/"]),
+    ("libloading", &["engine/sys.rs"]),
+    ("memmap2", &["engine/", "weights/map.rs"]),
+    ("ndarray", &["adapter/"]),
+    // Messages are declared in `graph/`; who writes them needs the trait that encodes them.
+    ("prost", &["graph.rs", "graph/", "architecture/builder.rs", "pack/tensor.rs", "stage/tile.rs"]),
+    ("pulp", &["noise/"]),
+    ("rustix", &["cli/", "main.rs", "weights/map.rs", "engine/"]),
+    ("serde_path_to_error", &["architecture.rs", "manifest.rs", "model/", "recipe.rs"]),
+    ("signal_hook", &["cli/", "main.rs"]),
+    ("tiff", &["picture/"]),
+    ("tokenizers", &["tokenizer.rs", "tokenizer/"]),
+    ("zune_jpeg", &["picture/"]),
+];
+/// Files of one module that import each other, to be taken apart; no others may.
+const KNOWN_CIRCLES: [&[&str]; 5] = [
+    &["cli/draft", "cli/generate"],
+    &["engine/exhaustion", "engine/pool", "engine/sys", "engine/threads"],
+    &["model/diffusers", "model/replacement", "model/single_file"],
+    &["sampler/kind", "sampler/method"],
+    &["stage/component", "stage/denoiser", "stage/seeded", "stage/text_encoder", "stage/trial"],
+];
 /// The only file of the library that reads the environment.
 const ENVIRONMENT_HOME: &str = "engine/library.rs";
 
@@ -96,6 +122,47 @@ fn one_file_knows_ort() {
     none_breaks(homeless_ort);
     breaks(homeless_ort, "engine.rs", "use ort::session::Session;");
     breaks(homeless_ort, "engine/library.rs", "    Err(error) => ::ort::Error::from(error),");
+}
+
+#[test]
+fn crates_have_their_homes() {
+    none_breaks(homeless_crate);
+    breaks(homeless_crate, "pipeline.rs", "use clap::Parser;");
+    breaks(homeless_crate, "engine/library.rs", "let library = ::libloading::Library::new(path);");
+    breaks(homeless_crate, "stage/vae.rs", "    memmap2::Mmap::map(&file)?;");
+    breaks(homeless_crate, "sampler/euler.rs", "use prost::Message;");
+    let homes: BTreeSet<&str> = CRATE_HOMES.iter().map(|(name, _)| *name).collect();
+    assert_eq!(homes.len(), CRATE_HOMES.len(), "a crate is listed twice");
+}
+
+#[test]
+fn modules_have_no_circles() {
+    let known = |circle: &[String]| {
+        KNOWN_CIRCLES.iter().any(|known| circle.iter().all(|module| known.contains(&&module[..])))
+    };
+    let new: Vec<Vec<String>> = circles(&sources()).into_iter().filter(|circle| !known(circle)).collect();
+    assert!(new.is_empty(), "these import each other: {new:?}");
+
+    // Planted: two files, three files, and one that is reached through a group of imports.
+    let planted = |files: &[(&str, &str)]| -> Vec<Vec<String>> {
+        let source = |(path, text): &(&str, &str)| Source { path: (*path).into(), text: (*text).into() };
+        circles(&files.iter().map(source).collect::<Vec<_>>())
+    };
+    let two = [("a/b.rs", "use super::c::C;"), ("a/c.rs", "fn f() -> crate::a::b::B {")];
+    assert_eq!(planted(&two), [["a/b", "a/c"]]);
+    let three = [
+        ("a/b.rs", "use super::{\n    c::C,\n};"),
+        ("a/c.rs", "use crate::a::d::D;"),
+        ("a/d.rs", "use crate::{Error, a::b::{B, O}};"),
+    ];
+    assert_eq!(planted(&three), [["a/b", "a/c", "a/d"]]);
+    // A parent and its child may name each other, and what is of another module is no part of a circle in this one.
+    let none = [
+        ("a.rs", "use self::b::B;"),
+        ("a/b.rs", "use super::A;\nuse super::c::C;"),
+        ("a/c.rs", "use crate::d::D; // use super::b::B;"),
+    ];
+    assert_eq!(planted(&none), Vec::<Vec<String>>::new());
 }
 
 #[test]
@@ -167,7 +234,9 @@ fn upward_import(source: &Source) -> Option<String> {
 fn impurity(source: &Source) -> Option<String> {
     let outside = ["env", "fs", "io", "net", "process", "thread", "time"];
     let is_pure = PURE.contains(&source.module().as_str());
-    source.code().find(|line| is_pure && first_names(line, "std::").iter().any(|name| outside.contains(name)))
+    // Tests may make up errors of other layers.
+    let mut code = source.code().take_while(|line| line != "#[cfg(test)]");
+    code.find(|line| is_pure && first_names(line, "std::").iter().any(|name| outside.contains(name)))
 }
 
 fn homeless_unsafe(source: &Source) -> Option<String> {
@@ -178,6 +247,38 @@ fn homeless_unsafe(source: &Source) -> Option<String> {
 fn homeless_ort(source: &Source) -> Option<String> {
     let is_home = source.path == ORT_HOME;
     source.code().find(|line| !is_home && !first_names(line, "ort::").is_empty())
+}
+
+fn homeless_crate(source: &Source) -> Option<String> {
+    let code: Vec<String> = source.code().take_while(|line| line != "#[cfg(test)]").collect();
+    CRATE_HOMES.iter().find_map(|(name, homes)| {
+        let is_home = homes.iter().any(|home| source.path.starts_with(home));
+        let word = format!("{name}::");
+        code.iter().find(|line| !is_home && !first_names(line, &word).is_empty()).cloned()
+    })
+}
+
+/// The files of one module that import each other, directly or through others, by their paths without `.rs`.
+fn circles(sources: &[Source]) -> Vec<Vec<String>> {
+    let modules: BTreeSet<&str> = sources.iter().map(Source::stem).collect();
+    let imports: BTreeMap<&str, BTreeSet<&str>> =
+        sources.iter().map(|source| (source.stem(), source.siblings(&modules))).collect();
+    let reached: BTreeMap<&str, BTreeSet<&str>> = modules
+        .iter()
+        .map(|module| {
+            let (mut reached, mut open) = (BTreeSet::new(), vec![*module]);
+            while let Some(module) = open.pop() {
+                open.extend(imports[module].iter().filter(|next| reached.insert(**next)));
+            }
+            (*module, reached)
+        })
+        .collect();
+    let mut circles: BTreeSet<Vec<String>> = BTreeSet::new();
+    for (module, from_it) in reached.iter().filter(|(module, from_it)| from_it.contains(*module)) {
+        let members = from_it.iter().filter(|other| reached[**other].contains(module));
+        circles.insert(members.map(ToString::to_string).collect());
+    }
+    circles.into_iter().collect()
 }
 
 fn printing(source: &Source) -> Option<String> {
@@ -246,6 +347,37 @@ impl Source {
         self.path.split('/').next().unwrap().trim_end_matches(".rs").to_owned()
     }
 
+    /// The path without `.rs`.
+    fn stem(&self) -> &str {
+        self.path.trim_end_matches(".rs")
+    }
+
+    /// Those of the modules that its code names and that lie in the same top-level module, but for its parents and
+    /// children.
+    fn siblings<'a>(&self, modules: &BTreeSet<&'a str>) -> BTreeSet<&'a str> {
+        let here: Vec<&str> = self.stem().split('/').collect();
+        let code: Vec<String> = self.code().take_while(|line| line != "#[cfg(test)]").collect();
+        let code: Vec<&str> = code.iter().map(|line| line.split(" // ").next().unwrap_or(line)).collect();
+        let code = code.join(" ");
+        let mut found: BTreeSet<&'a str> = BTreeSet::new();
+        for (word, base) in [("crate::", &[][..]), ("super::", &here[..here.len() - 1]), ("self::", &here)] {
+            for path in paths(&code, word) {
+                let full: Vec<&str> = base.iter().copied().chain(path.split("::")).collect();
+                // The longest part of the path that is a module; what follows is an item of it.
+                let names = (1..=full.len()).rev().find_map(|len| modules.get(&full[..len].join("/")[..]));
+                found.extend(names);
+            }
+        }
+        let is_within =
+            |one: &str, other: &str| one.strip_prefix(other).is_some_and(|rest| rest.starts_with('/'));
+        let me = self.stem();
+        found.retain(|other| {
+            let is_near = other.split('/').next() == me.split('/').next();
+            is_near && *other != me && !is_within(other, me) && !is_within(me, other)
+        });
+        found
+    }
+
     /// The lines that are not comments; an import that is spread over several is one of them.
     fn code(&self) -> impl Iterator<Item = String> {
         let mut lines: Vec<String> = Vec::new();
@@ -278,6 +410,36 @@ fn sources() -> Vec<Source> {
     collect(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")), "", &mut sources);
     assert!(sources.len() > 20, "only {} files were found", sources.len());
     sources
+}
+
+/// The paths that follow a word, groups taken apart: `a::A` and `b::B` after `crate::` in `use crate::{a::A, b::{B}};`.
+fn paths(code: &str, word: &str) -> Vec<String> {
+    let is_part = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+    let starts = code.match_indices(word).filter(|(at, _)| !code[..*at].ends_with(is_part));
+    starts.flat_map(|(at, _)| expanded("", &code[at + word.len()..]).0).collect()
+}
+
+/// The paths at the start of a text, each with the prefix, and how many bytes they take.
+fn expanded(prefix: &str, text: &str) -> (Vec<String>, usize) {
+    let is_part = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+    let len = text.find(|c| !is_part(c)).unwrap_or(text.len());
+    let path = format!("{prefix}{}", &text[..len]);
+    if !text[len..].starts_with('{') {
+        return (vec![path], len);
+    }
+    let (mut found, mut at) = (Vec::new(), len + 1);
+    while let Some(rest) = text.get(at..) {
+        let rest = rest.trim_start_matches([' ', ',']);
+        at = text.len() - rest.len();
+        if rest.is_empty() || rest.starts_with('}') {
+            return (found, at + 1);
+        }
+        let (inner, taken) = expanded(&path, rest);
+        found.extend(inner);
+        // What is no path, such as `as name`, is stepped over.
+        at += taken.max(1);
+    }
+    (found, text.len())
 }
 
 /// The names that follow a word on a line: `a` and `b` after `crate::` in `use crate::{a::A, b};`.
