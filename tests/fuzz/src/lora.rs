@@ -21,8 +21,8 @@ pub fn run(bytes: &[u8]) {
 
 fn raw(bytes: &[u8]) {
     let file = file::holding(bytes);
-    if let Ok(embedding) = Embedding::open(file.path()) {
-        assert!(embedding.count() > 0);
+    if let Ok(embeddings) = Embedding::open(file.path()) {
+        assert!(embeddings.iter().all(|embedding| embedding.count() > 0));
     }
     let Ok(lora) = Lora::open(file.path()) else { return };
     assert!(lora.components().all(|(_, count)| count > 0));
