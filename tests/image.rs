@@ -235,7 +235,7 @@ fn headers_without_data() {
             "generate",
             "x",
             "--steps",
-            "1",
+            "2",
             "--size",
             "64x64",
             "--memory",
