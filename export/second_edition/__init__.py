@@ -1,0 +1,1 @@
+"""The built-in model's second edition: more objects, styles, places, numbers and backgrounds; trained on a GPU."""
