@@ -21,8 +21,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for k, prompt in enumerate(prompts):
             file = Path(folder) / "picture.png"
-            command = [program, "generate", prompt, "-m", bundle, "-o", file, "--seed", str(k + 1), *SETTINGS]
-            subprocess.run(command, check=True, capture_output=True)
+            command: list[str | Path] = [program, "generate", prompt, "-m", bundle, "-o", file, "--seed", str(k + 1)]
+            subprocess.run([*command, *SETTINGS], check=True, capture_output=True)
             sheet.paste(Image.open(file).convert("RGB"), (k % COLUMNS * SIDE_PX, k // COLUMNS * SIDE_PX))
             file.unlink()
     sheet.save(out)
