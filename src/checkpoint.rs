@@ -5,6 +5,7 @@
 mod autoencoder;
 mod folder;
 mod foreign;
+mod nearest;
 mod original;
 mod source;
 mod text_encoder;
@@ -172,6 +173,13 @@ pub fn recognise(weights: &Weights, place: &str) -> Result<Checkpoint, Error> {
 /// As [`recognise`].
 pub fn recognise_unet(weights: &Weights, place: &str) -> Result<UnetFile, Error> {
     foreign::refuse_relatives(weights, place)?;
+    unet_file(weights, place).map_err(|error| match nearest::nearest(weights) {
+        Some(nearest) => Error::new(error.kind(), format!("{error}; {nearest}")),
+        None => error,
+    })
+}
+
+fn unet_file(weights: &Weights, place: &str) -> Result<UnetFile, Error> {
     let prefix =
         UNET_PREFIXES.into_iter().find(|prefix| weights.get(&format!("{prefix}{}", unet::MARK)).is_some());
     let source = match prefix {

@@ -431,12 +431,11 @@ fn open_on(
     let (runtime, threads) = (library.runtime(), options.threads.get());
     runtime.pool().limit(options.pool_bytes);
     let run = match options.residency {
-        Residency::Keep | Residency::PerStage => {
-            let weights = Arc::clone(&bound.weights);
+        Residency::Keep | Residency::PerStage => bound.weights.lend(bound.files()).and_then(|weights| {
             let budget = options.budget_bytes;
             sys::Session::open(runtime, &bound.encode(), weights, threads, copies, budget, &providers)
                 .map(Run::Whole)
-        }
+        }),
         Residency::Streamed { grain_bytes, resident_bytes } => {
             let how = Opening { threads, copies, budget_bytes: options.budget_bytes };
             Streamed::open(runtime, bound, how, grain_bytes, resident_bytes).map(Run::Streamed)

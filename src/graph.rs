@@ -301,6 +301,10 @@ impl Graph {
                 None => missing.push(parameter.name),
             }
         }
+        if let Some((name, reason)) = missing.iter().find_map(|name| Some((name, weights.unreadable(name)?)))
+        {
+            return Err(refuse(format!("weight {name}: {reason}")));
+        }
         if !missing.is_empty() {
             return Err(refuse(describe_missing(&missing, count, &weights)));
         }
@@ -438,6 +442,11 @@ impl BoundGraph {
         }
     }
 
+    /// The numbers of the files of `weights` in which its parameters lie.
+    pub(crate) fn files(&self) -> Vec<usize> {
+        self.model.graph.as_ref().map_or_else(Vec::new, segment::files)
+    }
+
     /// A name for this graph with these weights, and no others: the first half of a SHA-256 in hexadecimal digits.
     pub(crate) fn key(&self) -> String {
         let mut hash = Sha256::new();
@@ -556,6 +565,10 @@ fn bring_in(node: &mut NodeProto, path: &Path) -> Result<(), String> {
             ));
         }
         let file = path.with_file_name(location);
+        // Opening a named pipe would wait for ever.
+        if file.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+            return Err(format!("constant {name}: {}: expected a file, got something else", file.display()));
+        }
         let mut bytes = vec![0; len_bytes];
         let read = File::open(&file).and_then(|mut file| {
             file.seek(SeekFrom::Start(offset_bytes))?;
@@ -824,6 +837,33 @@ mod tests {
         let constant = graph.graph.node[0].attribute[0].t.as_ref().unwrap();
         assert_eq!(constant.raw_data.as_deref(), Some(&data[32..]));
         assert!(constant.external_data.is_empty() && constant.data_location != Some(proto::EXTERNAL));
+    }
+
+    /// Caches of model hubs keep every file elsewhere and link to it: a link beside the graph is the user's own, a path that
+    /// leads out is the graph's.
+    #[cfg(unix)]
+    #[test]
+    fn data_outside_may_be_a_link_that_leads_out_of_the_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let (blobs, snapshot) = (folder.path().join("blobs"), folder.path().join("snapshot"));
+        [&blobs, &snapshot].iter().for_each(|folder| std::fs::create_dir(folder).unwrap());
+        let data: Vec<u8> = (0..48).collect();
+        let model = |location: &str| with_data(outside("w", location, "16"), outside("k", location, "32"));
+        std::fs::write(blobs.join("0"), model("data").encode_to_vec()).unwrap();
+        std::fs::write(blobs.join("1"), &data).unwrap();
+        let path = snapshot.join("model.onnx");
+        for (blob, name) in [("0", "model.onnx"), ("1", "data")] {
+            std::os::unix::fs::symlink(format!("../blobs/{blob}"), snapshot.join(name)).unwrap();
+        }
+        let (_, weights) = Graph::open("unet", &path).unwrap();
+        assert_eq!(weights.get("w").unwrap().to_bytes(), data[16..32]);
+        // A link whose file is gone names the link.
+        std::fs::remove_file(blobs.join("1")).unwrap();
+        assert!(Graph::open("unet", &path).unwrap_err().to_string().contains("snapshot/data"));
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, model("../blobs/1").encode_to_vec()).unwrap();
+        let error = Graph::open("unet", &path).unwrap_err().to_string();
+        assert!(error.contains("expected data in a file beside the graph"), "{error}");
     }
 
     #[test]

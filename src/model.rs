@@ -42,6 +42,9 @@ const CLIP_BYTES: usize = 1_500_000;
 /// The longest manifest, configuration or vocabulary that is read.
 const MAX_TEXT_BYTES: u64 = 64 << 20;
 
+/// How many files a message names.
+const MAX_NAMED: usize = 6;
+
 /// An opened model: every file that it needs is there, and every graph has the inputs and outputs that it must.
 #[derive(Debug)]
 pub struct Model {
@@ -207,17 +210,10 @@ impl Model {
         if onnx::is_one(path) {
             return put_into(onnx::open(path, variant)?);
         }
-        if path.join("unet/config.json").exists() || diffusers::is_one(path) && overrides.unet.is_some() {
+        if path.join("unet/config.json").exists() || diffusers::is_one(path) {
             return diffusers::open(path, variant, &replacements);
         }
-        Err(Error::new(
-            ErrorKind::Model,
-            format!(
-                "model {shown}: expected a {} (a bundle), a unet/config.json (a diffusers folder) or a \
-                 unet/model.onnx (an ONNX folder), got a folder without",
-                manifest::FILE_NAME
-            ),
-        ))
+        Err(not_a_model(path))
     }
 
     /// Joins components to a model, and notes what their graphs say that manifests need not.
@@ -635,6 +631,61 @@ impl TextEncoderPart {
         }
         Ok(tokenizer)
     }
+}
+
+/// What a folder is that holds no model.
+fn not_a_model(folder: &Path) -> Error {
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    let ending = |ends: &[&str]| {
+        let found = names.iter().filter(|name| ends.iter().any(|end| name.to_lowercase().ends_with(end)));
+        found.take(MAX_NAMED).cloned().collect::<Vec<_>>().join(", ")
+    };
+    let (weights, pickles, graphs) =
+        (ending(&[".safetensors", ".gguf"]), ending(&[".ckpt", ".pt", ".pth", ".bin"]), ending(&[".onnx"]));
+    let class = diffusers::class_of(folder);
+    let has = |name: &str| names.iter().any(|known| known == name);
+    let (got, help) = if let Some(class) = class {
+        let parent = folder.parent().unwrap_or(folder).display().to_string();
+        (format!("one component, a {class}"), format!("give the folder that it is a part of: {parent}"))
+    } else if has("snapshots") && has("blobs") {
+        let revisions = fs::read_dir(folder.join("snapshots")).into_iter().flatten().filter_map(Result::ok);
+        let first = revisions.map(|entry| entry.path().display().to_string()).next();
+        (
+            "the cache of a model hub".to_owned(),
+            format!("give one of its snapshots: {}", first.unwrap_or_default()),
+        )
+    } else if !weights.is_empty() {
+        (format!("a folder with {weights}"), "give one of these files".to_owned())
+    } else if !graphs.is_empty() {
+        let help =
+            "each graph belongs in a folder of its component: unet, text_encoder, vae_decoder, vae_encoder";
+        (format!("a folder with {graphs}"), help.to_owned())
+    } else if !pickles.is_empty() {
+        let help = "PyTorch pickles can run code when they are opened: take the model's .safetensors file, or convert it in \
+                    Python with torch.load(..., weights_only=True) and safetensors.torch.save_file";
+        (format!("a folder with {pickles}"), help.to_owned())
+    } else if names.is_empty() {
+        ("an empty folder".to_owned(), "download the model again".to_owned())
+    } else {
+        let some = names.iter().take(MAX_NAMED).cloned().collect::<Vec<_>>().join(", ");
+        (format!("a folder with {some}"), "give the folder that holds model_index.json".to_owned())
+    };
+    Error::new(
+        ErrorKind::Model,
+        format!(
+            "model {}: expected a {} (a bundle), a unet/config.json (a diffusers folder) or a unet/model.onnx (an ONNX \
+             folder), got {got}",
+            folder.display(),
+            manifest::FILE_NAME
+        ),
+    )
+    .help(help)
 }
 
 /// [`ErrorKind::Usage`] for a variant of a model that has one form alone.

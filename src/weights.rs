@@ -1,21 +1,29 @@
 //! Weights: a checked table from tensor names to bytes that stay where they lie, in mapped files or in the program.
 //! It knows nothing of graphs, and what the tensors mean.
 
+mod block;
+mod encoding;
+mod gguf;
+mod kind;
 mod map;
+mod private;
 mod safetensors;
+mod scaled;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufReader, Read, Seek};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use self::encoding::Encoding;
 use self::map::Bytes;
-use self::safetensors::Problem;
+use self::private::Private;
+use self::safetensors::{Entry, Problem};
 use crate::{Error, ErrorKind};
 
 /// The type of a tensor's elements.
@@ -119,9 +127,48 @@ pub fn exit_when_truncated(begin: &'static str) {
 /// A checked table of tensors over the bytes of one or more files.
 #[derive(Clone, Default)]
 pub struct Weights {
-    files: Vec<Arc<Bytes>>,
+    files: Vec<Data>,
     tensors: BTreeMap<String, Tensor>,
     metadata: BTreeMap<String, String>,
+    /// Why tensors of the files cannot be used, by name.
+    unreadable: BTreeMap<String, String>,
+}
+
+/// What tensors lie in.
+#[derive(Clone)]
+enum Data {
+    /// A file, or memory that was filled when the weights were made.
+    Whole(Arc<Bytes>),
+    /// One tensor, which is made while it is in use.
+    Private(Arc<Private>),
+}
+
+impl Data {
+    fn copy(&self, range: Range<usize>) -> Vec<u8> {
+        match self {
+            Self::Whole(bytes) => bytes.copy(range),
+            Self::Private(tensor) => tensor.copy(range),
+        }
+    }
+
+    fn lend(&self) -> Result<Arc<Bytes>, Error> {
+        match self {
+            Self::Whole(bytes) => Ok(Arc::clone(bytes)),
+            Self::Private(tensor) => tensor.lend(),
+        }
+    }
+}
+
+/// Files of some [`Weights`] at addresses that are valid for as long as this lives.
+pub(crate) struct Lent {
+    files: Vec<(usize, Arc<Bytes>)>,
+}
+
+impl Lent {
+    /// Per file the name under which [`TensorView::location`] refers to it, and its address and size in bytes.
+    pub(crate) fn files(&self) -> impl ExactSizeIterator<Item = (String, *const u8, usize)> {
+        self.files.iter().map(|(index, bytes)| (file_name(*index), bytes.as_ptr(), bytes.len()))
+    }
 }
 
 #[derive(Clone)]
@@ -161,14 +208,18 @@ fn unreadable(place: &str, error: io::Error) -> Error {
 }
 
 impl Weights {
-    /// Maps safetensors files and reads their headers; the tensors' data stays on disk until it is used.
+    /// Maps safetensors and GGUF files and reads their headers; the tensors' data stays on disk until it is used.
+    ///
+    /// Tensors that lie where their elements may not (at odd offsets), floats of 8 bits, integers of 8 bits with scales
+    /// (ComfyUI's `scaled_fp8` and `int8_tensorwise`) and blocks of GGUF are made in private memory for as long as a session
+    /// uses them: [`Weights::copied_bytes`]. Such numbers are 16-bit floats here.
     ///
     /// The files must not be changed in place while the weights live: shortening one would kill the process when the
     /// lost part is touched. (Replacing a file by renaming another over it is harmless.)
     ///
     /// # Errors
-    /// [`ErrorKind::Model`] when a file cannot be read, is not safetensors, contradicts itself, or has a tensor that
-    /// another of the files has too.
+    /// [`ErrorKind::Model`] when a file cannot be read, is neither safetensors nor GGUF, contradicts itself, or has a tensor
+    /// that another of the files has too.
     pub fn open(paths: &[impl AsRef<Path>]) -> Result<Self, Error> {
         let mut weights = Self::default();
         for path in paths.iter().map(AsRef::as_ref) {
@@ -186,15 +237,29 @@ impl Weights {
 
             // The header is read, not mapped: what was checked cannot change afterwards.
             let mut prefix = Vec::new();
-            file.by_ref()
-                .take(safetensors::PREFIX_BYTES as u64)
-                .read_to_end(&mut prefix)
-                .map_err(unreadable)?;
-            let header_len =
-                safetensors::header_len(&prefix, bytes.len()).map_err(|problem| refuse(&place, problem))?;
+            file.by_ref().take(kind::PREFIX_BYTES as u64).read_to_end(&mut prefix).map_err(unreadable)?;
+            if prefix.starts_with(&gguf::MAGIC) {
+                file.rewind().map_err(unreadable)?;
+                let header = gguf::read(BufReader::new(file), bytes.len());
+                let header = header.map_err(|problem| refuse(&place, problem.into()))?;
+                weights.add_gguf(&place, bytes, header)?;
+                continue;
+            }
+            // A length may begin like the mark of something else: what follows it tells.
+            let (start, rest) = prefix.split_at(prefix.len().min(safetensors::PREFIX_BYTES));
+            let is_header = rest.trim_ascii_start().starts_with(b"{");
+            let other = if is_header { None } else { kind::of(&prefix) };
+            let header_len = match safetensors::header_len(start, bytes.len()) {
+                Err(problem) => return Err(refuse(&place, other.unwrap_or(problem))),
+                Ok(len) => len,
+            };
             let mut header = vec![0; header_len];
+            file.seek(io::SeekFrom::Start(safetensors::PREFIX_BYTES as u64)).map_err(unreadable)?;
             file.read_exact(&mut header).map_err(unreadable)?;
-            weights.add(&place, bytes, &header)?;
+            weights.add(&place, bytes, &header).map_err(|error| match other {
+                Some(other) => refuse(&place, other),
+                None => error,
+            })?;
         }
         Ok(weights)
     }
@@ -230,7 +295,11 @@ impl Weights {
     /// # Errors
     /// [`ErrorKind::Model`] for a file that has become shorter.
     pub fn check_files(&self) -> Result<(), Error> {
-        let lost = self.files.iter().find_map(|bytes| Some((bytes.len(), bytes.missing()?)));
+        let lost = self.files.iter().find_map(|data| match data {
+            Data::Whole(bytes) => Some((bytes.len(), bytes.missing()?)),
+            // What it is made of lies in a file that is here too.
+            Data::Private(_) => None,
+        });
         let Some((len_bytes, (path, left_bytes))) = lost else { return Ok(()) };
         Err(Error::new(
             ErrorKind::Model,
@@ -276,7 +345,7 @@ impl Weights {
             ));
         }
         let bytes = File::open(path).and_then(|file| Bytes::map(file, path)).map_err(unreadable)?;
-        self.files.push(Arc::new(bytes));
+        self.files.push(Data::Whole(Arc::new(bytes)));
         Ok(self.files.len() - 1)
     }
 
@@ -293,7 +362,12 @@ impl Weights {
         offset_bytes: u64,
     ) -> Result<(), Error> {
         let refuse = |problem: String| Error::new(ErrorKind::Model, format!("weight {name}: {problem}"));
-        let bytes = &self.files[file];
+        let Data::Whole(bytes) = &self.files[file] else {
+            return Err(Error::new(
+                ErrorKind::Internal,
+                format!("weight {name}: expected a file that was mapped"),
+            ));
+        };
         let len_bytes = shape.iter().try_fold(dtype.size_bytes(), |bytes, &dim| bytes.checked_mul(dim));
         let range = usize::try_from(offset_bytes).ok().zip(len_bytes).and_then(|(offset, len)| {
             offset.checked_add(len).filter(|end| *end <= bytes.len()).map(|end| offset..end)
@@ -339,7 +413,10 @@ impl Weights {
                 Err(Error::new(ErrorKind::Model, format!("weight {}: {problem}", stored.name)))
             };
             let Some(tensor) = self.tensors.get(&stored.name) else {
-                return refuse("expected in the file, got none".into());
+                return refuse(match self.unreadable(&stored.name) {
+                    Some(reason) => reason.to_owned(),
+                    None => "expected in the file, got none".into(),
+                });
             };
             let mut tensor = tensor.clone();
             if stored.transposed {
@@ -359,7 +436,7 @@ impl Weights {
             }
             tensors.insert(name, tensor);
         }
-        Ok(Self { files: self.files.clone(), tensors, metadata: self.metadata.clone() })
+        Ok(Self { tensors, ..self.clone() })
     }
 
     /// Puts a tensor in private memory, in the place of the one of this name where there is one.
@@ -392,7 +469,7 @@ impl Weights {
         for name in names {
             if let Some(tensor) = weights.tensors.get_mut(name) {
                 (tensor.file, tensor.offset_bytes) = (weights.files.len(), 0);
-                weights.files.push(Arc::new(Bytes::own(&[])));
+                weights.files.push(Data::Whole(Arc::new(Bytes::own(&[]))));
             }
         }
         weights
@@ -400,7 +477,7 @@ impl Weights {
 
     /// Whether the bytes of a file are a copy in private memory, which is there as long as these weights are.
     pub(crate) fn is_private(&self, file: usize) -> bool {
-        self.files[file].is_private()
+        matches!(&self.files[file], Data::Whole(bytes) if bytes.is_private())
     }
 
     /// Adds a tensor whose bytes these are.
@@ -413,30 +490,57 @@ impl Weights {
             offset_bytes: 0,
             len_bytes: bytes.len(),
         };
-        self.files.push(Arc::new(bytes));
+        self.files.push(Data::Whole(Arc::new(bytes)));
         self.tensors.insert(name, tensor);
     }
 
-    /// Per file the name under which [`TensorView::location`] refers to it, and its address and size in bytes.
+    /// Why a tensor of the files cannot be used, if it is there and cannot.
+    pub(crate) fn unreadable(&self, name: &str) -> Option<&str> {
+        self.unreadable.get(name).map(String::as_str)
+    }
+
+    /// How much private memory the tensors take that cannot be used where they lie, if all are in use at once: those at odd
+    /// offsets are copied, others are decoded.
+    pub fn copied_bytes(&self) -> usize {
+        let files: BTreeSet<usize> = self.tensors.values().map(|tensor| tensor.file).collect();
+        files.into_iter().map(|file| self.private_bytes(file)).sum()
+    }
+
+    /// How much private memory a file takes while it is lent, beside its pages on disk.
+    pub(crate) fn private_bytes(&self, file: usize) -> usize {
+        match &self.files[file] {
+            Data::Whole(_) => 0,
+            Data::Private(tensor) => tensor.len(),
+        }
+    }
+
+    /// Files by their numbers, at addresses; what is not used where it lies is made now.
     ///
-    /// The addresses are valid for as long as these weights live.
-    pub(crate) fn files(&self) -> impl ExactSizeIterator<Item = (String, *const u8, usize)> {
-        self.files.iter().enumerate().map(|(index, bytes)| (file_name(index), bytes.as_ptr(), bytes.len()))
+    /// # Errors
+    /// [`ErrorKind::Model`] for numbers that their type cannot hold.
+    pub(crate) fn lend(&self, files: impl IntoIterator<Item = usize>) -> Result<Lent, Error> {
+        let files: BTreeSet<usize> = files.into_iter().collect();
+        let lent = files.into_iter().map(|index| Ok((index, self.files[index].lend()?)));
+        Ok(Lent { files: lent.collect::<Result<_, Error>>()? })
     }
 
     /// Reads the pages around these bytes of a file into memory.
     pub(crate) fn populate(&self, file: usize, range: Range<usize>) {
-        self.files[file].populate(range);
+        if let Data::Whole(bytes) = &self.files[file] {
+            bytes.populate(range);
+        }
     }
 
     /// Takes the pages of all files out of memory, where they can be read again.
     pub(crate) fn release_all(&self) {
-        self.files.iter().for_each(|bytes| bytes.release(0..bytes.len()));
+        (0..self.files.len()).for_each(|file| self.release(file, 0..usize::MAX));
     }
 
     /// Takes the pages around these bytes of a file out of memory, where they can be read again.
     pub(crate) fn release(&self, file: usize, range: Range<usize>) {
-        self.files[file].release(range);
+        if let Data::Whole(bytes) = &self.files[file] {
+            bytes.release(range.start..range.end.min(bytes.len()));
+        }
     }
 
     /// Adds the tensors of one file; `place` is for messages, `header` is its JSON.
@@ -444,37 +548,114 @@ impl Weights {
         let (entries, metadata) =
             safetensors::parse(header, bytes.len()).map_err(|problem| refuse(place, problem))?;
         self.metadata.extend(metadata);
-        for entry in entries {
-            let address = bytes.as_ptr() as usize + entry.offset_bytes;
-            if !address.is_multiple_of(entry.dtype.size_bytes()) {
-                return Err(Error::new(
-                    ErrorKind::Model,
-                    format!(
-                        "{place}: tensor {}: expected data at a multiple of {} bytes, got offset {}",
-                        entry.name,
-                        entry.dtype.size_bytes(),
-                        entry.offset_bytes
-                    ),
-                )
-                .help("save the file again with safetensors 0.3 or newer, which aligns it"));
+        self.add_entries(place, bytes, entries)
+    }
+
+    fn add_gguf(&mut self, place: &str, bytes: Bytes, header: gguf::Header) -> Result<(), Error> {
+        let mut entries = Vec::new();
+        let mut names = BTreeSet::new();
+        for gguf::Tensor { name, shape, kind, offset_bytes } in header.tensors {
+            if !names.insert(name.clone()) {
+                return Err(refuse(place, format!("tensor {name}: expected once, got it twice").into()));
             }
-            if self.tensors.contains_key(&entry.name) {
-                return Err(Error::new(
-                    ErrorKind::Model,
-                    format!("{place}: tensor {}: expected once, got it in an earlier file too", entry.name),
+            let count = shape.iter().try_fold(1usize, |count, &dim| count.checked_mul(dim));
+            // What cannot be read is not measured: where it ends, its type would tell.
+            let len_bytes = match &kind {
+                Ok((dtype, encoding)) => count.and_then(|count| encoding.stored_bytes(count, *dtype)),
+                Err(_) => Some(0),
+            };
+            let Some(len_bytes) = len_bytes else {
+                return Err(refuse(
+                    place,
+                    format!("tensor {name}: shape {shape:?}: expected whole blocks").into(),
+                ));
+            };
+            if offset_bytes.checked_add(len_bytes).is_none_or(|end| end > bytes.len()) {
+                return Err(refuse(
+                    place,
+                    format!(
+                        "tensor {name}: expected {len_bytes} bytes of data from offset {offset_bytes}, got a file of {} bytes",
+                        bytes.len()
+                    )
+                    .into(),
+                )
+                .help("the file is cut short: download or copy it again"));
+            }
+            entries.push(Entry { name, kind, shape, offset_bytes, len_bytes });
+        }
+        entries.sort_by_key(|entry| (entry.offset_bytes, entry.len_bytes));
+        for pair in entries.windows(2) {
+            if pair[0].offset_bytes + pair[0].len_bytes > pair[1].offset_bytes {
+                let (first, second) = (&pair[0].name, &pair[1].name);
+                return Err(refuse(
+                    place,
+                    format!("tensor {second}: overlaps the tensor {first} before it").into(),
                 ));
             }
-            let tensor = Tensor {
-                dtype: entry.dtype,
-                shape: entry.shape,
-                transposed: false,
-                file: self.files.len(),
-                offset_bytes: entry.offset_bytes,
-                len_bytes: entry.len_bytes,
-            };
-            self.tensors.insert(entry.name, tensor);
         }
-        self.files.push(Arc::new(bytes));
+        let architecture = header.texts.get(gguf::ARCHITECTURE).cloned();
+        self.metadata.extend(architecture.map(|name| (gguf::ARCHITECTURE.to_owned(), name)));
+        self.add_entries(place, bytes, entries)
+    }
+
+    /// Adds the tensors of one file, which lie in it and do not overlap.
+    fn add_entries(&mut self, place: &str, bytes: Bytes, entries: Vec<Entry>) -> Result<(), Error> {
+        let bytes = Arc::new(bytes);
+        let by_name: BTreeMap<&str, &Entry> =
+            entries.iter().map(|entry| (entry.name.as_str(), entry)).collect();
+        let scaled::Scaled { mut weights, spent } = scaled::find(
+            || by_name.keys().copied().collect(),
+            |name| {
+                let entry = by_name.get(name)?;
+                let (dtype, encoding) = entry.kind.as_ref().ok()?;
+                Some(scaled::Stored { dtype: *dtype, encoding, shape: &entry.shape })
+            },
+            |name| {
+                by_name.get(name).map_or_else(Vec::new, |entry| {
+                    bytes.copy(entry.offset_bytes..entry.offset_bytes + entry.len_bytes)
+                })
+            },
+        );
+        let spent: BTreeSet<String> = spent.into_iter().collect();
+        let whole = self.files.len();
+        self.files.push(Data::Whole(Arc::clone(&bytes)));
+        for Entry { name, kind, shape, offset_bytes, len_bytes } in entries {
+            if spent.contains(&name) {
+                tracing::debug!(place, name, "read with the weight beside it, or not needed");
+                continue;
+            }
+            if self.tensors.contains_key(&name) || self.unreadable.contains_key(&name) {
+                return Err(refuse(
+                    place,
+                    format!("tensor {name}: expected once, got it in an earlier file too").into(),
+                ));
+            }
+            let kind = kind.map_err(|kind| format!("stored as {kind}, which cannot be read"));
+            let kind = kind.and_then(|(dtype, plain)| {
+                weights.remove(&name).unwrap_or(Ok(plain)).map(|encoding| (dtype, encoding))
+            });
+            let (plain, encoding) = match kind {
+                Ok(kind) => kind,
+                Err(reason) => {
+                    self.unreadable.insert(name, reason);
+                    continue;
+                }
+            };
+            let dtype = encoding.dtype(plain);
+            let address = bytes.as_ptr() as usize + offset_bytes;
+            let is_in_place = encoding == Encoding::Plain && address.is_multiple_of(dtype.size_bytes());
+            let (file, offset_bytes, len_bytes) = if is_in_place {
+                (whole, offset_bytes, len_bytes)
+            } else {
+                let range = offset_bytes..offset_bytes + len_bytes;
+                let tensor = Private::new(&name, &bytes, range, encoding, plain, &shape);
+                let len_bytes = tensor.len();
+                self.files.push(Data::Private(Arc::new(tensor)));
+                (self.files.len() - 1, 0, len_bytes)
+            };
+            self.tensors
+                .insert(name, Tensor { dtype, shape, transposed: false, file, offset_bytes, len_bytes });
+        }
         Ok(())
     }
 }
@@ -530,6 +711,12 @@ impl<'a> TensorView<'a> {
     /// Where the data lies: the name of a file in [`Weights::files`], and the offset in it in bytes.
     pub(crate) fn location(&self) -> (String, usize) {
         (file_name(self.tensor.file), self.tensor.offset_bytes)
+    }
+}
+
+impl From<String> for Problem {
+    fn from(message: String) -> Self {
+        Self { message, help: None }
     }
 }
 
@@ -608,7 +795,7 @@ mod tests {
         let weights = Weights::from_static("built-in", bytes).unwrap();
         assert_eq!(weights.get("a").unwrap().to_bytes(), [1, 2, 3]);
         assert_eq!(
-            weights.files().map(|(_, address, len)| (address, len)).collect::<Vec<_>>(),
+            weights.lend([0]).unwrap().files().map(|(_, address, len)| (address, len)).collect::<Vec<_>>(),
             [(bytes.as_ptr(), bytes.len())]
         );
     }
@@ -639,7 +826,10 @@ mod tests {
 
     #[test]
     fn empty_file() {
-        assert_eq!(refusal(b""), "expected safetensors, at least 8 bytes, got 0 bytes");
+        assert_eq!(
+            refusal(b""),
+            "expected weights (safetensors or GGUF), got an empty file; download it again"
+        );
     }
 
     #[test]
@@ -648,22 +838,33 @@ mod tests {
     }
 
     #[test]
-    fn pickle() {
-        for start in [&b"PK\x03\x04 archive/data.pkl"[..], &b"\x80\x02\x8a\x0al\xfc\x9cF\xf9"[..]] {
+    fn some_other_file() {
+        let what = "expected weights (safetensors or GGUF), got ";
+        for (start, kind) in [
+            (&b"PK\x03\x04 archive/data.pkl"[..], "a PyTorch pickle"),
+            (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9", "a PyTorch pickle"),
+            (b"a text file", "text; download the file itself"),
+            (b"version https://git-lfs.github.com/spec/v1\n", "the pointer of git-lfs"),
+        ] {
             let message = refusal(start);
-            assert!(message.starts_with("expected safetensors, got a PyTorch pickle"), "{message}");
-            assert!(message.contains("convert it"), "{message}");
+            assert!(message.starts_with(&format!("{what}{kind}")), "{message}");
         }
+        let message = refusal(b"\0\0\0\0\0\0\0\x01");
+        assert!(
+            message.starts_with("expected safetensors with a header of at most 100000000 bytes"),
+            "{message}"
+        );
+        assert!(refusal(b"GGUF\x01\0\0\0").contains("version 2 or 3, got version 1"));
+        assert!(refusal(b"GGUF\x03\0\0\0 and so on").contains("the file is cut short"));
     }
 
+    /// A header's length may begin like the mark of a pickle or of an archive.
     #[test]
-    fn some_other_file() {
-        for start in ["GGUF\x03\0\0\0 and so on", "a text file", "\0\0\0\0\0\0\0\x01"] {
-            let message = refusal(start.as_bytes());
-            assert!(
-                message.starts_with("expected safetensors with a header of at most 100000000 bytes"),
-                "{message}"
-            );
+    fn lengths_that_look_like_marks_are_lengths() {
+        for len in [0x0280usize, 0x8b1f, 0x4b50] {
+            let header = r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
+            let header = format!("{header:len$}");
+            assert_eq!(open(&[&file(&header, &[7])]).unwrap().get("a").unwrap().to_bytes(), [7], "{len:#x}");
         }
     }
 
@@ -721,9 +922,9 @@ mod tests {
 
     #[test]
     fn unknown_dtype() {
-        let message = refusal(&file(r#"{"a":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[0,1]}}"#, &[0]));
+        let message = refusal(&file(r#"{"a":{"dtype":"F8_E9","shape":[1],"data_offsets":[0,1]}}"#, &[0]));
         assert!(message.starts_with("tensor a: dtype: expected one of F32, F16, "), "{message}");
-        assert!(message.ends_with(", BOOL, got F8_E4M3"), "{message}");
+        assert!(message.ends_with(", BOOL, got F8_E9"), "{message}");
     }
 
     #[test]
@@ -821,14 +1022,237 @@ mod tests {
         assert_eq!(message, "expected 1 bytes of data, got 3");
     }
 
+    /// Whatever the length of the header, elements are what they are, and only those are copied that must be.
     #[test]
-    fn misaligned_data() {
-        let mut header = padded(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#);
-        header.push_str("  ");
-        let message = refusal(&file(&header, &[0; 4]));
-        assert!(
-            message.starts_with("tensor a: expected data at a multiple of 4 bytes, got offset 66; save"),
-            "{message}"
-        );
+    fn data_at_any_offset() {
+        for pad in 0..16 {
+            let header = format!(
+                r#"{{"b":{{"dtype":"U8","shape":[3],"data_offsets":[0,3]}},
+                "f":{{"dtype":"F32","shape":[2],"data_offsets":[3,11]}},
+                "h":{{"dtype":"F16","shape":[2,1],"data_offsets":[11,15]}}}}{:pad$}"#,
+                ""
+            );
+            let data: Vec<u8> = (1..=15).collect();
+            let bytes = file(&header, &data);
+            let start = bytes.len() - data.len();
+            let weights = open(&[&bytes]).unwrap();
+            assert_eq!(weights.get("b").unwrap().to_bytes(), data[..3]);
+            assert_eq!(weights.get("f").unwrap().to_bytes(), data[3..11]);
+            assert_eq!(weights.get("h").unwrap().to_bytes(), data[11..]);
+            let is_off = |offset: usize, size: usize| usize::from(!(start + offset).is_multiple_of(size));
+            assert_eq!(weights.copied_bytes(), is_off(3, 4) * 8 + is_off(11, 2) * 4, "{pad}");
+            // Where they are lent, they may be read as what they are, and are the same while they are in use.
+            let lent = weights.lend(0..weights.files.len()).unwrap();
+            for name in ["f", "h"] {
+                let view = weights.get(name).unwrap();
+                let (file, offset) = view.location();
+                let (_, address, len) = lent.files().find(|(name, ..)| *name == file).unwrap();
+                assert!(
+                    (address as usize + offset).is_multiple_of(view.dtype().size_bytes()),
+                    "{pad}: {name}"
+                );
+                assert!(offset + view.len_bytes() <= len);
+            }
+            let again = weights.lend(0..weights.files.len()).unwrap();
+            assert!(
+                again.files().map(|(_, address, _)| address).eq(lent.files().map(|(_, address, _)| address))
+            );
+            // A part is of the same memory.
+            let part =
+                weights.select([("x".into(), Stored { rows: Some(1..2), ..Stored::whole("h") })]).unwrap();
+            assert_eq!(part.get("x").unwrap().to_bytes(), data[13..]);
+            assert_eq!(part.copied_bytes(), is_off(11, 2) * 4);
+        }
+    }
+
+    #[test]
+    fn scales_beside_floats_of_eight_bits() {
+        let (one, two) = (0x38, 0x40);
+        for (marks, rows) in [
+            (
+                r#""scaled_fp8":{"dtype":"F8_E4M3","shape":[0],"data_offsets":[16,16]},
+              "m.scale_weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},
+              "m.scale_input":{"dtype":"F32","shape":[],"data_offsets":[4,8]}"#,
+                false,
+            ),
+            (r#""m.weight_scale":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]}"#, true),
+        ] {
+            let header = format!(
+                r#"{{{marks},"m.weight":{{"dtype":"F8_E4M3","shape":[2,2],"data_offsets":[8,12]}},
+                "m.bias":{{"dtype":"F32","shape":[1],"data_offsets":[12,16]}}}}"#
+            );
+            let scales = [0.5f32.to_le_bytes(), 0.25f32.to_le_bytes()].concat();
+            let data = [&scales[..], &[one, two, one, 0xb8], &1f32.to_le_bytes()].concat();
+            let weights = open(&[&file(&padded(&header), &data)]).unwrap();
+            let names: Vec<&str> = weights.iter().map(|(name, _)| name).collect();
+            assert_eq!(names, ["m.bias", "m.weight"]);
+            let view = weights.get("m.weight").unwrap();
+            assert_eq!((view.dtype(), view.shape(), view.len_bytes()), (Dtype::F16, &[2, 2][..], 8));
+            let second = if rows { 0.25 } else { 0.5 };
+            let got = encoding::floats(Dtype::F16, &view.to_bytes()).unwrap();
+            assert_eq!(got, [0.5, 1.0, second, -second]);
+            assert_eq!(weights.copied_bytes(), 8);
+        }
+    }
+
+    /// Two weights of one side, one rotated.
+    #[test]
+    fn integers_with_formats() {
+        let format = |convrot: bool| {
+            format!(r#"{{"format":"int8_tensorwise","convrot":{convrot},"convrot_groupsize":4}}"#)
+                .into_bytes()
+        };
+        let tensors: [(&str, &str, &[usize], Vec<u8>); 6] = [
+            ("a.weight", "I8", &[1, 4], vec![1, 2, 3, 0xfc]),
+            ("a.weight_scale", "F32", &[1], 2f32.to_le_bytes().to_vec()),
+            ("a.comfy_quant", "U8", &[format(false).len()], format(false)),
+            ("b.weight", "I8", &[1, 4], vec![1, 2, 3, 0xfc]),
+            ("b.weight_scale", "F32", &[1], 2f32.to_le_bytes().to_vec()),
+            ("b.comfy_quant", "U8", &[format(true).len()], format(true)),
+        ];
+        let weights = open(&[&of(&tensors)]).unwrap();
+        assert_eq!(weights.iter().count(), 2);
+        let floats =
+            |name: &str| encoding::floats(Dtype::F16, &weights.get(name).unwrap().to_bytes()).unwrap();
+        assert_eq!(floats("a.weight"), [2.0, 4.0, 6.0, -8.0]);
+        // [1, 2, 3, -4] H4: half of the sum, 1, less each from the last on.
+        assert_eq!(floats("b.weight"), [10.0, -4.0, -2.0, 0.0]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told_when_it_is_used() {
+        let json = |json: &str| json.as_bytes().to_vec();
+        let scale = |value: f32| value.to_le_bytes().to_vec();
+        let tensors: [(&str, &str, &[usize], Vec<u8>); 13] = [
+            ("a.weight", "F4", &[3, 1], vec![0; 2]),
+            ("b.weight", "F8_E8M0", &[2], vec![0; 2]),
+            ("c.weight", "U8", &[2], vec![0; 2]),
+            ("c.comfy_quant", "U8", &[17], json(r#"{"format":"nvf"} "#)),
+            ("d.weight", "F8_E4M3", &[2], vec![0; 2]),
+            ("d.weight_scale", "F32", &[3], vec![0; 12]),
+            ("e.weight", "F8_E5M2", &[2], vec![0; 2]),
+            ("e.weight_scale", "F32", &[], scale(f32::NAN)),
+            ("f.weight", "I8", &[2, 8], vec![0; 16]),
+            (
+                "f.comfy_quant",
+                "U8",
+                &[64],
+                json(&format!("{:64}", r#"{"format":"int8_tensorwise","convrot":true}"#)),
+            ),
+            ("g.weight", "F16", &[1], vec![0; 2]),
+            ("g.weight_scale", "F32", &[], scale(2.0)),
+            ("h.weight", "F16", &[1], vec![0; 2]),
+        ];
+        let weights = open(&[&of(&tensors)]).unwrap();
+        assert_eq!(weights.iter().map(|(name, _)| name).collect::<Vec<_>>(), ["h.weight"]);
+        for (name, reason) in [
+            ("a", "stored as F4, which cannot be read"),
+            ("b", "stored as F8_E8M0"),
+            ("c", "stored as nvf"),
+            ("d", "d.weight_scale: expected one float, or one for each of 2 rows, got F32 [3]"),
+            ("e", "expected finite numbers, got NaN"),
+            ("f", "convrot_groupsize: expected a power of 4 that divides the rows of [2, 8], got 0"),
+            ("g", "expected a scale beside 8-bit floats, got one beside F16"),
+        ] {
+            let name = format!("{name}.weight");
+            let error = weights.select([("x".into(), Stored::whole(&name))]).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("weight {name}: ")) && error.contains(reason), "{error}");
+        }
+    }
+
+    /// A safetensors file of these tensors, as they come.
+    fn of(tensors: &[(&str, &str, &[usize], Vec<u8>)]) -> Vec<u8> {
+        let mut end = 0;
+        let entries = tensors.iter().map(|(name, dtype, shape, bytes)| {
+            let begin = end;
+            end += bytes.len();
+            format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{begin},{end}]}}"#)
+        });
+        let header = format!("{{{}}}", entries.collect::<Vec<_>>().join(","));
+        file(&header, &tensors.iter().flat_map(|(.., bytes)| bytes.clone()).collect::<Vec<u8>>())
+    }
+
+    /// Against what the `gguf` package makes of the same blocks (`export/golden_gguf.py`).
+    #[test]
+    fn blocks_are_what_the_gguf_package_makes_of_them() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf");
+        let got = Weights::open(&[folder.join("blocks.gguf")]).unwrap();
+        let expected = Weights::open(&[folder.join("blocks.safetensors")]).unwrap();
+        assert_eq!(got.metadata("general.architecture"), Some("sdxl"));
+        assert!(got.iter().map(|(name, _)| name).eq(expected.iter().map(|(name, _)| name)));
+        let mut blocks = 0;
+        for (name, expected) in expected.iter() {
+            let view = got.get(name).unwrap();
+            assert_eq!(view.shape(), expected.shape(), "{name}");
+            let [got, wanted] =
+                [view, expected].map(|view| encoding::floats(view.dtype(), &view.to_bytes()).unwrap());
+            for (at, (got, wanted)) in got.iter().zip(&wanted).enumerate() {
+                // Half a step of a 16-bit float, or of its smallest.
+                let tolerance =
+                    if view.dtype() == Dtype::F16 { (wanted.abs() / 2048.0).max(3e-8) } else { 0.0 };
+                assert!((got - wanted).abs() <= tolerance, "{name}: number {at}: {got}, not {wanted}");
+            }
+            assert!(wanted.iter().any(|x| x.abs() > 0.1), "{name}: zeros would pass");
+            blocks += usize::from(view.len_bytes() == got.len() * 2 && !["F16", "BF16"].contains(&name));
+        }
+        assert_eq!(blocks, 16);
+        let private: usize = got
+            .iter()
+            .filter(|(name, _)| !["F32", "F16", "BF16"].contains(name))
+            .map(|(_, view)| view.len_bytes())
+            .sum();
+        assert_eq!(got.copied_bytes(), private);
+    }
+
+    /// Cut anywhere, and with bytes changed at random, a file is read or refused, and what it has can be read to its end.
+    #[test]
+    fn damaged_files_are_survived() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("damaged");
+        let gguf = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf/blocks.gguf"))
+            .unwrap();
+        let json = r#"{"format":"int8_tensorwise","convrot":true,"convrot_groupsize":4}"#;
+        let tensors: [(&str, &str, &[usize], Vec<u8>); 5] = [
+            ("a.weight", "I8", &[2, 4], vec![1; 8]),
+            ("a.weight_scale", "F32", &[2, 1], vec![1; 8]),
+            ("a.comfy_quant", "U8", &[json.len()], json.into()),
+            ("b.weight", "F8_E4M3", &[3], vec![1; 3]),
+            ("b.scale_weight", "F32", &[], vec![1; 4]),
+        ];
+        let mut seed = 1u64;
+        let mut random = move |below: usize| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            (seed % below as u64) as usize
+        };
+        let (mut read, mut refused) = (0, 0);
+        for whole in [gguf, of(&tensors)] {
+            for _ in 0..600 {
+                let mut bytes = whole.clone();
+                let header = whole.len().min(2000);
+                for _ in 0..=random(3) {
+                    bytes[random(header)] = random(256) as u8;
+                }
+                if random(4) == 0 {
+                    bytes.truncate(random(whole.len()));
+                }
+                std::fs::write(&path, &bytes).unwrap();
+                match Weights::open(&[&path]) {
+                    Ok(weights) => {
+                        weights
+                            .iter()
+                            .for_each(|(_, view)| assert_eq!(view.to_bytes().len(), view.len_bytes()));
+                        let _ = weights.lend(0..weights.files.len());
+                        read += 1;
+                    }
+                    Err(error) => {
+                        assert_eq!(error.kind(), ErrorKind::Model);
+                        refused += 1;
+                    }
+                }
+            }
+        }
+        assert!(read > 100 && refused > 100, "{read} and {refused}");
     }
 }

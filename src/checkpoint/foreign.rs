@@ -20,7 +20,14 @@ const fn look(parts: &'static [&'static str], kind: &'static str, way_out: &'sta
 }
 
 const ADAPTER: &str = "it changes a model and is none: give the model it was made for";
-const FOLDER: &str = "give the folder that it is a part of, the one with model_index.json";
+const LORA: &str =
+    "it changes a model and is none: give the model it was made for with -m, and this file with --lora";
+const INVERSION: &str =
+    "it changes a model and is none: give the model it was made for with -m, and this file with --embedding";
+const VAE: &str = "give a whole model with -m, and this file with --vae";
+const ENCODER: &str = "give a whole model with -m, and this file with --text-encoder";
+const FOLDER: &str = "give the folder that it is a part of, the one with model_index.json, or a whole model with -m and this \
+                      file with --unet";
 
 /// Files that have a U-Net, but not one that turns a text into a picture. Searched before [`OTHERS`].
 const RELATIVES: [Look; 8] = [
@@ -49,9 +56,9 @@ const OTHERS: [Look; 23] = [
             "oft_diag",
         ],
         "a LoRA",
-        ADAPTER,
+        LORA,
     ),
-    look(&["string_to_param", "emb_params"], "a textual inversion", ADAPTER),
+    look(&["string_to_param", "emb_params"], "a textual inversion", INVERSION),
     look(&["ip_adapter.", "image_proj."], "an IP-Adapter", ADAPTER),
     look(&["single_stream_modulation"], "FLUX.2", SUPPORTED),
     look(&["txt_in.individual_token_refiner."], "HunyuanVideo", SUPPORTED),
@@ -68,7 +75,11 @@ const OTHERS: [Look; 23] = [
         SUPPORTED,
     ),
     look(&["transformer_blocks.0.scale_shift_table", "patch_embedding."], "a video model", SUPPORTED),
-    look(&["taesd_", "decoder.layers.", "encoder.layers.0.conv."], "a tiny VAE", FOLDER),
+    look(
+        &["taesd_", "decoder.layers.", "encoder.layers.0.conv."],
+        "a tiny VAE",
+        "give a whole model with -m, and with --vae the diffusers folder of this VAE, with its config.json",
+    ),
     look(&[".rdb1.", "RDB", "conv_first."], "a super-resolution network", SUPPORTED),
     look(
         &["model_ema."],
@@ -80,16 +91,19 @@ const OTHERS: [Look; 23] = [
         "the U-Net of a diffusers folder",
         FOLDER,
     ),
-    look(&["encoder.down_blocks.", "decoder.up_blocks."], "the VAE of a diffusers folder", FOLDER),
-    look(&["encoder.down.", "decoder.up."], "a VAE alone", "give a whole model"),
+    look(&["encoder.down_blocks.", "decoder.up_blocks."], "the VAE of a diffusers folder", VAE),
+    look(&["encoder.down.", "decoder.up."], "a VAE alone", VAE),
     look(
         &["text_model.encoder.layers.", "encoder.layers.0.self_attn.q_proj."],
         "the text encoder of a diffusers folder",
-        FOLDER,
+        ENCODER,
     ),
-    look(&["transformer.resblocks."], "a text encoder alone", "give a whole model"),
+    look(&["transformer.resblocks."], "a text encoder alone", ENCODER),
     look(&["denoiser.", "diffusion_model."], "a diffusion model of another kind", SUPPORTED),
 ];
+
+/// Where a GGUF file says what its network is.
+const GGUF_ARCHITECTURE: &str = "general.architecture";
 
 /// The most tensors, and the widths, of a textual inversion that has no telling names.
 const EMBEDDINGS: usize = 8;
@@ -105,7 +119,7 @@ pub(super) fn refuse_relatives(weights: &Weights, place: &str) -> Result<(), Err
 
 /// What a file without a U-Net is.
 pub(super) fn unrecognised(weights: &Weights, place: &str) -> Error {
-    static EMBEDDING: Look = look(&[], "a textual inversion", ADAPTER);
+    static EMBEDDING: Look = look(&[], "a textual inversion", INVERSION);
     let first = weights.iter().next().map_or("", |(name, _)| name);
     match seen(weights, &OTHERS) {
         Some((name, look)) => refusal(weights, place, name, Some(look)),
@@ -143,7 +157,11 @@ fn is_embedding(weights: &Weights) -> bool {
 }
 
 fn refusal(weights: &Weights, place: &str, name: &str, look: Option<&Look>) -> Error {
-    let seen = described(weights, &listed([name].into_iter()));
+    let mut seen = described(weights, &listed([name].into_iter()));
+    // What a file says that it is, counts more than how it looks.
+    if let Some(architecture) = weights.metadata(GGUF_ARCHITECTURE) {
+        seen = format!("a GGUF file of the architecture {}, {seen}", listed([architecture].into_iter()));
+    }
     let (looks, way_out) = match look {
         Some(look) => (format!(": looks like {}", look.kind), look.way_out),
         None => (String::new(), SUPPORTED),
@@ -201,39 +219,31 @@ mod tests {
                 "Stable Video Diffusion",
                 "can be run",
             ),
-            (
-                "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight",
-                "a LoRA",
-                "the model it was made for",
-            ),
+            ("lora_unet_mid_block_attentions_0_proj_in.lora_up.weight", "a LoRA", "this file with --lora"),
             ("unet.mid_block.attentions.0.proj_in.lora_A.weight", "a LoRA", "the model it was made for"),
             ("control_model.input_hint_block.0.weight", "a ControlNet", "the model it was made for"),
             ("controlnet_cond_embedding.conv_in.weight", "a ControlNet", "the model it was made for"),
             ("down_blocks.0.motion_modules.0.norm.weight", "AnimateDiff", "the model it was made for"),
             ("ip_adapter.1.to_k_ip.weight", "an IP-Adapter", "the model it was made for"),
-            ("emb_params", "a textual inversion", "the model it was made for"),
+            ("emb_params", "a textual inversion", "--embedding"),
             (
                 "down_blocks.0.resnets.0.time_emb_proj.weight",
                 "the U-Net of a diffusers folder",
                 "model_index.json",
             ),
-            (
-                "decoder.up_blocks.0.resnets.0.conv1.weight",
-                "the VAE of a diffusers folder",
-                "model_index.json",
-            ),
+            ("decoder.up_blocks.0.resnets.0.conv1.weight", "the VAE of a diffusers folder", "--vae"),
             (
                 "text_model.encoder.layers.0.mlp.fc1.bias",
                 "the text encoder of a diffusers folder",
-                "model_index.json",
+                "--text-encoder",
             ),
             (
                 "encoder.layers.0.self_attn.q_proj.bias",
                 "the text encoder of a diffusers folder",
-                "model_index.json",
+                "--text-encoder",
             ),
-            ("first_stage_model.decoder.up.0.block.0.conv1.bias", "a VAE alone", "give a whole model"),
-            ("decoder.up.0.block.0.conv1.bias", "a VAE alone", "give a whole model"),
+            ("first_stage_model.decoder.up.0.block.0.conv1.bias", "a VAE alone", VAE),
+            ("decoder.up.0.block.0.conv1.bias", "a VAE alone", VAE),
             ("model_ema.diffusion_modelout2weight", "averages of a training", "for inference"),
         ];
         for (name, kind, way_out) in kinds {

@@ -42,9 +42,10 @@ impl<'a> Source<'a> {
 
     pub(super) fn get(&self, name: &str) -> Result<TensorView<'a>, Error> {
         let full = format!("{}{name}", self.prefix);
-        self.weights
-            .get(&full)
-            .ok_or_else(|| self.refuse(format!("expected a tensor {name}, got none")).help(NOT_WHOLE))
+        self.weights.get(&full).ok_or_else(|| match self.unreadable(name) {
+            Some(reason) => self.refuse(format!("tensor {name}: {reason}")),
+            None => self.refuse(format!("expected a tensor {name}, got none")).help(NOT_WHOLE),
+        })
     }
 
     /// The size of a tensor along one of its axes, of which it must have as many as `ranks` says.
@@ -76,6 +77,11 @@ impl<'a> Source<'a> {
     /// The first few names, for a message.
     pub(super) fn described(&self) -> String {
         listed(self.names.iter().copied())
+    }
+
+    /// Why a tensor that the file has cannot be used.
+    fn unreadable(&self, name: &str) -> Option<&'a str> {
+        self.weights.unreadable(&format!("{}{name}", self.prefix))
     }
 
     pub(super) fn refuse(&self, problem: String) -> Error {
@@ -145,6 +151,11 @@ impl<'s, 'a> Table<'s, 'a> {
 
     /// The table, if all tensors were there, and no others.
     pub(super) fn finish(self) -> Result<Names, Error> {
+        if let Some((name, reason)) =
+            self.missing.iter().find_map(|name| Some((name, self.source.unreadable(name)?)))
+        {
+            return Err(self.source.refuse(format!("tensor {name}: {reason}")));
+        }
         if !self.missing.is_empty() {
             let count = self.missing.len();
             let names = listed(self.missing.iter().map(String::as_str));

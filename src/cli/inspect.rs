@@ -60,6 +60,11 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
             .expect("a String takes all text");
         writeln!(text, "  {}", part.family()).expect("a String takes all text");
         writeln!(text, "  {count} parameters in {bytes} bytes").expect("a String takes all text");
+        let copied_bytes = weights.copied_bytes();
+        if copied_bytes > 0 {
+            writeln!(text, "  {copied_bytes} bytes of them copied or decoded into memory while it is open")
+                .expect("a String takes all text");
+        }
         for port in &inputs {
             writeln!(text, "  in  {port}").expect("a String takes all text");
         }
@@ -82,6 +87,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
                 "weights": part.weights_origin(),
                 "parameters": count,
                 "weights_bytes": bytes,
+                "copied_bytes": copied_bytes,
                 "inputs": inputs,
                 "outputs": outputs,
                 "operators": operators.iter().map(|name| (name.clone(), json!(providers_needed(name)))).collect::<serde_json::Map<_, _>>(),

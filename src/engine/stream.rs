@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use super::sys::{self, Input, Runtime, Value};
 use super::{Copies, TensorRef};
 use crate::graph::{BoundGraph, Segment, SegmentBytes, pinned};
-use crate::weights::Weights;
+use crate::weights::{Lent, Weights};
 use crate::{Error, ErrorKind};
 
 /// The segments of a graph.
@@ -37,11 +37,11 @@ impl Opening {
         self,
         runtime: &Runtime,
         onnx: &[u8],
-        weights: &Arc<Weights>,
+        weights: Lent,
         copies: Copies,
     ) -> Result<sys::Session, Error> {
         let Self { threads, budget_bytes, .. } = self;
-        sys::Session::open(runtime, onnx, Arc::clone(weights), threads, copies, budget_bytes, &[])
+        sys::Session::open(runtime, onnx, weights, threads, copies, budget_bytes, &[])
     }
 }
 
@@ -70,7 +70,7 @@ impl Streamed {
         for (segment, is_pinned) in segments.into_iter().zip(pinned(&extents, resident_bytes)) {
             let (onnx, segment) = segment.encode(&types);
             let copies = if is_pinned { how.copies } else { Copies::None };
-            let session = how.open(runtime, &onnx, &weights, copies)?;
+            let session = how.open(runtime, &onnx, weights.lend(segment.files.iter().copied())?, copies)?;
             types.extend(session.output_types().map(|(name, code)| (name.to_owned(), code)));
             let pinned = is_pinned.then_some(session);
             if pinned.is_none() {
@@ -108,7 +108,8 @@ impl Streamed {
                 None => {
                     // It may have been minutes since the run began.
                     self.weights.check_files()?;
-                    opened = self.how.open(self.runtime, &part.onnx, &self.weights, self.how.copies)?;
+                    let lent = self.weights.lend(segment.files.iter().copied())?;
+                    opened = self.how.open(self.runtime, &part.onnx, lent, self.how.copies)?;
                     &mut opened
                 }
             };

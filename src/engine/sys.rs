@@ -28,7 +28,7 @@ use super::exhaustion::{self, Refusal};
 use super::pool::Pool;
 use super::provider::{Provider, ProviderKind};
 use super::{Copies, Data, Device, Output, TensorRef, threads};
-use crate::weights::Weights;
+use crate::weights::Lent;
 use crate::{Error, ErrorKind, memory};
 
 /// The lowest minor version of ONNX Runtime 1 that has all we call.
@@ -424,7 +424,7 @@ pub(super) struct Session {
     // Dropped in this order: the session reads the weights until it is gone.
     session: ort::session::Session,
     budget_bytes: Option<u64>,
-    _weights: Arc<Weights>,
+    _weights: Lent,
 }
 
 impl Session {
@@ -433,7 +433,7 @@ impl Session {
     pub(super) fn open(
         runtime: &Runtime,
         model: &[u8],
-        weights: Arc<Weights>,
+        weights: Lent,
         threads: usize,
         copies: Copies,
         budget_bytes: Option<u64>,
@@ -667,7 +667,7 @@ fn append(
 }
 
 /// Tells the session-to-be where in memory the files lie that the model's external data names.
-fn lend_weights(builder: &mut SessionBuilder, weights: &Weights) -> ort::Result<()> {
+fn lend_weights(builder: &mut SessionBuilder, weights: &Lent) -> ort::Result<()> {
     let mut names: Vec<Vec<os_char>> = Vec::new();
     let mut addresses: Vec<*mut c_char> = Vec::new();
     let mut lens_bytes: Vec<usize> = Vec::new();

@@ -4,7 +4,7 @@
 //! The graph is cut only in front of operators that multiply by a weight. ONNX Runtime fuses operators with those that
 //! follow them, but such an operator with nothing that precedes it, so that segments compute what the whole computes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::mem;
 use std::ops::Range;
 
@@ -40,8 +40,13 @@ pub(crate) struct Segment {
     pub(crate) repacked_bytes: usize,
     /// How many bytes its weights take where they are converted.
     pub(crate) converted_bytes: usize,
-    /// Where its weights lie, by the number of the file in [`Weights`](crate::weights::Weights).
+    /// Where its weights lie that are used where they lie, by the number of the file in
+    /// [`Weights`](crate::weights::Weights).
     pub(crate) ranges: Vec<(usize, Range<usize>)>,
+    /// The numbers of all files that it has weights in.
+    pub(crate) files: Vec<usize>,
+    /// How many bytes of its weights are made in private memory while it is open.
+    private_bytes: usize,
 }
 
 /// What a segment takes.
@@ -93,7 +98,7 @@ impl Segment {
 
     /// How many bytes of weights it has, with what comes with them into memory.
     pub(crate) fn weight_bytes(&self) -> usize {
-        self.ranges.iter().map(|(_, range)| range.len() + AROUND_BYTES).sum()
+        self.ranges.iter().map(|(_, range)| range.len() + AROUND_BYTES).sum::<usize>() + self.private_bytes
     }
 
     /// The bytes of its ONNX model, once the element types of values of earlier segments are known.
@@ -213,6 +218,9 @@ impl BoundGraph {
                     None => ValueInfoProto { name: Some(name.into()), ..Default::default() },
                 })
                 .collect();
+            let files = files(&own);
+            let private_bytes = |file: &usize| self.weights.private_bytes(*file);
+            ranges.retain(|(file, _)| private_bytes(file) == 0);
             let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
             Segment {
                 inputs: owned(&inputs),
@@ -222,6 +230,8 @@ impl BoundGraph {
                 repacked_bytes: repacked(&own),
                 converted_bytes: needs.iter().map(|&need| plan.converted_bytes(need)).sum(),
                 ranges: joined(ranges),
+                private_bytes: files.iter().map(private_bytes).sum(),
+                files,
                 model: ModelProto { graph: Some(own), ..self.model_without_graph() },
             }
         };
@@ -353,6 +363,12 @@ fn joined(mut ranges: Vec<(usize, Range<usize>)>) -> Vec<(usize, Range<usize>)> 
         is_near
     });
     ranges
+}
+
+/// The numbers of the files in which a graph's parameters lie.
+pub(super) fn files(graph: &GraphProto) -> Vec<usize> {
+    let files: BTreeSet<usize> = graph.initializer.iter().filter_map(stored).map(|(file, _)| file).collect();
+    files.into_iter().collect()
 }
 
 /// The bytes of weights that `MatMulNBits` keeps in its own order.

@@ -34,6 +34,9 @@ const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
 pub(super) const SCALE: f64 = 0.18215;
 pub(super) const SCALE_XL: f64 = 0.13025;
 
+/// How many folders a message names.
+const MAX_NAMED: usize = 12;
+
 /// The most noise on a picture that is enlarged, where an index does not say: diffusers' default.
 pub(super) const MAX_NOISE_LEVEL: usize = 350;
 
@@ -54,6 +57,14 @@ pub(super) fn is_one(folder: &Path) -> bool {
     folder.join(INDEX).is_file()
 }
 
+/// The class of the component that a folder is, if it is one.
+pub(super) fn class_of(folder: &Path) -> Option<String> {
+    let path = folder.join("config.json");
+    let class: Class = if path.is_file() { parse(&path).ok()? } else { return None };
+    let known = ["UNet2DConditionModel", "AutoencoderKL", "AutoencoderTiny"];
+    known.contains(&class.name.as_str()).then_some(class.name)
+}
+
 /// Opens the model in a folder, with these components in the place of its own.
 pub(super) fn open(
     folder: &Path,
@@ -64,6 +75,7 @@ pub(super) fn open(
         path if path.exists() => parse(&path)?,
         _ => Index::default(),
     };
+    check_folders(folder, &index, replacements)?;
     check_variant(folder, variant)?;
     let scheduler = Scheduler::open(&folder.join("scheduler/scheduler_config.json"))?;
 
@@ -241,6 +253,52 @@ pub(super) fn for_text(unet: unet::Config, text_encoders: &[TextEncoderPart]) ->
         Some(Dim::Fixed(width)) => unet.for_text(*width),
         _ => unet,
     }
+}
+
+/// [`ErrorKind::Model`] when folders are missing, all of which are named.
+fn check_folders(folder: &Path, index: &Index, replacements: &Replacements) -> Result<(), Error> {
+    let is_there = |name: &str| folder.join(name).is_dir();
+    let lacks_encoder = |names: &[&str]| {
+        let is_listed = |name: &&str| index.entries.contains_key(*name) && !index.is_null(name);
+        let listed: Vec<&str> = names.iter().copied().filter(is_listed).collect();
+        listed.into_iter().filter(|name| !is_there(name)).collect::<Vec<_>>()
+    };
+    let mut missing = Vec::new();
+    if !is_there("scheduler") {
+        missing.push("scheduler");
+    }
+    if !is_there("unet") && replacements.unet().is_none() {
+        missing.push("unet");
+    }
+    if !is_there("vae") && replacements.vae().is_none() {
+        missing.push("vae");
+    }
+    if !replacements.has_text_encoders() {
+        missing.extend(lacks_encoder(&["text_encoder", "text_encoder_2"]));
+        if !is_there("text_encoder") && !is_there("text_encoder_2") && !missing.contains(&"text_encoder") {
+            missing.push("text_encoder");
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let have: BTreeSet<String> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .filter(|entry| entry.path().is_dir())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    Err(Error::new(
+        ErrorKind::Model,
+        format!(
+            "{}: expected the folders of a diffusers model, but missing are {}; got {}",
+            shown(folder),
+            missing.join(", "),
+            if have.is_empty() { "no folders".into() } else { have.into_iter().take(MAX_NAMED).collect::<Vec<_>>().join(", ") }
+        ),
+    )
+    .help("download the model again, whole; components can also come from files: --unet, --vae, --text-encoder FILE"))
 }
 
 /// [`ErrorKind::Model`] when no component of a folder has files of this variant.

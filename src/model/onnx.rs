@@ -99,6 +99,16 @@ pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error>
         (Dim::Fixed(channels), _) => *channels,
         (Dim::Free(_), channels) => channels.unwrap_or(4),
     };
+    if channels != 4 && vae.scaling_factor.is_none() {
+        return Err(Error::new(
+            ErrorKind::Model,
+            format!(
+                "{}: expected the scale of latents of {channels} channels in vae_decoder/config.json, got none",
+                folder.display()
+            ),
+        )
+        .help("copy config.json of the VAE that was exported into vae_decoder"));
+    }
     let factor_px =
         vae.block_out_channels.map_or(FACTOR_PX, |blocks| 1 << blocks.len().saturating_sub(1).min(16));
     let latents = LatentSpace {

@@ -51,6 +51,10 @@ pub(super) struct VaeParts {
 }
 
 impl VaeParts {
+    pub(super) fn tells_scale(&self) -> bool {
+        self.tells_scale
+    }
+
     /// Its latents, for a model whose own VAE has these.
     pub(super) fn latents(&self, own: LatentSpace) -> Result<LatentSpace, Error> {
         check_latents(&self.decoder, self.latents, own)?;
@@ -86,6 +90,10 @@ impl Replacements {
 
     pub(super) fn is_empty(&self) -> bool {
         self.unet.is_none() && self.vae.is_none() && self.text_encoders.is_empty()
+    }
+
+    pub(super) fn has_text_encoders(&self) -> bool {
+        !self.text_encoders.is_empty()
     }
 
     pub(super) fn unet(&self) -> Option<&UnetFile> {

@@ -24,10 +24,13 @@ const OPEN_CLIP_PAD: u32 = 0;
 
 /// Where a file's header may say that it draws in few steps, if it follows Stability AI's model metadata standard.
 const SAID_OF_STEPS: [&str; 3] = ["modelspec.title", "modelspec.architecture", "modelspec.usage_hint"];
+/// The channels of latents whose scale the family tells.
+const KNOWN_CHANNELS: usize = 4;
 
 /// Opens the model in a file, with these components in the place of its own.
 pub(super) fn open(path: &Path, replacements: &Replacements) -> Result<Model, Error> {
     let place = path.display().to_string();
+    let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{place}: {problem}"));
     let weights = checkpoint::with_original_names(Weights::open(&[path])?, &place)?;
     let mut found = checkpoint::recognise(&weights, &place)?;
     if let Some(UnetFile { family, purpose, hint, unet }) = replacements.unet().cloned() {
@@ -88,6 +91,20 @@ pub(super) fn open(path: &Path, replacements: &Replacements) -> Result<Model, Er
              file with --unet {place}"
         )));
     };
+    // What latents of other numbers of channels are multiplied by, and what is taken from them, no file of weights says.
+    if latents.channels != KNOWN_CHANNELS && replacements.vae().is_none_or(|vae| !vae.tells_scale()) {
+        return Err(refuse(format!(
+            "expected latents of {KNOWN_CHANNELS} channels, got {}, whose scale and shift a single file does not tell",
+            latents.channels
+        ))
+        .help("give the model as a diffusers folder, or its VAE as one with --vae FOLDER, where vae/config.json says both"));
+    }
+    if latents.channels != found.unet.config.out_channels {
+        return Err(refuse(format!(
+            "expected a VAE of {} latent channels, which the U-Net predicts, got one of {}",
+            found.unet.config.out_channels, latents.channels
+        )));
+    }
     let config = for_text(found.unet.config.clone(), &text_encoders);
     let unet = match replacements.unet_part(&text_encoders)? {
         Some(unet) => unet,

@@ -1,6 +1,7 @@
 //! The bytes of a weight file: mapped from disk, or embedded in the program. It knows nothing of their format.
 #![allow(unsafe_code)]
 
+use std::convert::Infallible;
 #[cfg(unix)]
 use std::ffi::CString;
 use std::fs::File;
@@ -79,15 +80,31 @@ impl Bytes {
 
     /// A copy of these bytes in private memory.
     pub(super) fn own(bytes: &[u8]) -> Self {
-        let (whole, rest) = bytes.as_chunks();
-        let mut words: Vec<u64> = Vec::with_capacity(bytes.len().div_ceil(8));
-        words.extend(whole.iter().map(|&word| u64::from_ne_bytes(word)));
-        if !rest.is_empty() {
-            let mut word = [0; 8];
-            word[..rest.len()].copy_from_slice(rest);
-            words.push(u64::from_ne_bytes(word));
-        }
-        Self::Owned(words.into(), bytes.len())
+        let Ok(own) = Self::built(bytes.len(), |write| {
+            write(bytes);
+            Ok::<(), Infallible>(())
+        });
+        own
+    }
+
+    /// So many bytes in private memory, as `make` writes them, piece by piece; all pieces but the last have a length that is
+    /// a multiple of eight.
+    pub(super) fn built<E>(
+        len_bytes: usize,
+        make: impl FnOnce(&mut dyn FnMut(&[u8])) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let mut words: Vec<u64> = Vec::with_capacity(len_bytes.div_ceil(8));
+        make(&mut |bytes| {
+            let (whole, rest) = bytes.as_chunks();
+            words.extend(whole.iter().map(|&word| u64::from_ne_bytes(word)));
+            if !rest.is_empty() {
+                let mut word = [0; 8];
+                word[..rest.len()].copy_from_slice(rest);
+                words.push(u64::from_ne_bytes(word));
+            }
+        })?;
+        debug_assert_eq!(words.len(), len_bytes.div_ceil(8));
+        Ok(Self::Owned(words.into(), len_bytes))
     }
 
     pub(super) fn len(&self) -> usize {

@@ -1,6 +1,7 @@
 //! The safetensors header: eight bytes of length, JSON, then the tensors' data without gaps.
 //! It knows nothing of files; it is given bytes and says what is wrong with them.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
@@ -8,6 +9,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use super::Dtype;
+use super::encoding::{Encoding, Scale};
 
 /// The bytes that hold the header's length.
 pub(super) const PREFIX_BYTES: usize = 8;
@@ -17,7 +19,8 @@ const HEADER_LIMIT_BYTES: u64 = 100_000_000;
 /// One tensor of a file whose header was found to be right.
 pub(super) struct Entry {
     pub(super) name: String,
-    pub(super) dtype: Dtype,
+    /// What its elements are stored as; without one, the name of a type that cannot be read.
+    pub(super) kind: Result<(Dtype, Encoding), String>,
     pub(super) shape: Vec<usize>,
     /// From the start of the file.
     pub(super) offset_bytes: usize,
@@ -28,21 +31,11 @@ pub(super) struct Entry {
 #[derive(Debug)]
 pub(super) struct Problem {
     pub(super) message: String,
-    pub(super) help: Option<&'static str>,
+    pub(super) help: Option<Cow<'static, str>>,
 }
 
 /// The length of the JSON header, from the file's first bytes (all of them, if it has fewer than eight) and its size.
 pub(super) fn header_len(prefix: &[u8], file_bytes: usize) -> Result<usize, Problem> {
-    if prefix.starts_with(b"PK\x03\x04") || prefix.starts_with(&[0x80, 0x02]) {
-        return Err(Problem {
-            message: "expected safetensors, got a PyTorch pickle, which can run code when it is opened"
-                .into(),
-            help: Some(
-                "convert it in Python with torch.load(..., weights_only=True) and safetensors.torch.save_file, or \
-                 take the model's .safetensors file",
-            ),
-        });
-    }
     let Ok(len) = <[u8; PREFIX_BYTES]>::try_from(prefix).map(u64::from_le_bytes) else {
         return Err(problem(format!("expected safetensors, at least 8 bytes, got {file_bytes} bytes")));
     };
@@ -54,7 +47,7 @@ pub(super) fn header_len(prefix: &[u8], file_bytes: usize) -> Result<usize, Prob
     let rest = file_bytes.saturating_sub(PREFIX_BYTES);
     match usize::try_from(len) {
         Ok(len) if len <= rest => Ok(len),
-        _ => Err(truncated(format!("expected a header of {len} bytes, got {rest} bytes"))),
+        _ => Err(truncated(format!("expected a header of {len} bytes, got {rest} bytes"), None, file_bytes)),
     }
 }
 
@@ -72,24 +65,25 @@ pub(super) fn parse(json: &[u8], file_bytes: usize) -> Result<(Vec<Entry>, Metad
         .map_err(|error| problem(format!("header: expected JSON of tensors, {error}")))?;
     declared.sort_by(|(a_name, a), (b_name, b)| (a.data_offsets, a_name).cmp(&(b.data_offsets, b_name)));
 
+    let last_end = declared.iter().map(|(_, tensor)| tensor.data_offsets[1]).max().unwrap_or(0);
     let mut entries = Vec::with_capacity(declared.len());
     let mut end_of_last = 0;
     for (name, tensor) in declared {
         let [begin, end] = tensor.data_offsets;
-        let dtype = Dtype::ALL.into_iter().find(|dtype| dtype.name() == tensor.dtype).ok_or_else(|| {
+        let dtype = &tensor.dtype;
+        let (kind, bits) = kind(dtype).ok_or_else(|| {
             problem(format!(
-                "tensor {name}: dtype: expected one of {}, got {}",
+                "tensor {name}: dtype: expected one of {}, got {dtype}",
                 Dtype::ALL.map(Dtype::name).join(", "),
-                tensor.dtype
             ))
         })?;
-        let needed = tensor
-            .shape
-            .iter()
-            .try_fold(dtype.size_bytes(), |bytes, &dim| bytes.checked_mul(dim))
+        let count = tensor.shape.iter().try_fold(1usize, |count, &dim| count.checked_mul(dim));
+        let needed = count
+            .and_then(|count| count.checked_mul(bits))
+            .map(|bits| bits.div_ceil(8))
             .ok_or_else(|| {
-            problem(format!("tensor {name}: shape {:?}: more bytes than can be counted", tensor.shape))
-        })?;
+                problem(format!("tensor {name}: shape {:?}: more bytes than can be counted", tensor.shape))
+            })?;
         if end.checked_sub(begin) != Some(needed) {
             return Err(problem(format!(
                 "tensor {name}: {dtype} {:?}: expected {needed} bytes of data, got offsets {begin} to {end}",
@@ -104,14 +98,16 @@ pub(super) fn parse(json: &[u8], file_bytes: usize) -> Result<(Vec<Entry>, Metad
             )));
         }
         if end > data_bytes {
-            return Err(truncated(format!(
-                "tensor {name}: expected data up to offset {end}, got {data_bytes} bytes"
-            )));
+            return Err(truncated(
+                format!("tensor {name}: expected data up to offset {end}, got {data_bytes} bytes"),
+                Some(data_start.saturating_add(last_end)),
+                file_bytes,
+            ));
         }
         end_of_last = end;
         entries.push(Entry {
             name,
-            dtype,
+            kind: kind.ok_or(tensor.dtype),
             shape: tensor.shape,
             offset_bytes: data_start + begin,
             len_bytes: needed,
@@ -127,8 +123,34 @@ fn problem(message: String) -> Problem {
     Problem { message, help: None }
 }
 
-fn truncated(message: String) -> Problem {
-    Problem { message, help: Some("the file is cut short: download or copy it again") }
+fn truncated(message: String, expected_bytes: Option<usize>, file_bytes: usize) -> Problem {
+    let size =
+        expected_bytes.map(|expected| format!(" ({file_bytes} of {expected} bytes)")).unwrap_or_default();
+    Problem { message, help: Some(format!("the file is cut short{size}: download or copy it again").into()) }
+}
+
+/// What a type of safetensors is here, where it can be read, and how many bits an element has.
+fn kind(dtype: &str) -> Option<(Option<(Dtype, Encoding)>, usize)> {
+    /// Types that nothing here is made of.
+    const OTHERS: [(&str, usize); 8] = [
+        ("F4", 4),
+        ("F6_E2M3", 6),
+        ("F6_E3M2", 6),
+        ("F8_E8M0", 8),
+        ("F8_E4M3FNUZ", 8),
+        ("F8_E5M2FNUZ", 8),
+        ("C64", 64),
+        ("C128", 128),
+    ];
+    let plain = Dtype::ALL.into_iter().find(|known| known.name() == dtype);
+    if let Some(plain) = plain {
+        return Some((Some((plain, Encoding::Plain)), 8 * plain.size_bytes()));
+    }
+    match dtype {
+        "F8_E4M3" => Some((Some((Dtype::F16, Encoding::F8E4m3(Scale::One))), 8)),
+        "F8_E5M2" => Some((Some((Dtype::F16, Encoding::F8E5m2(Scale::One))), 8)),
+        _ => OTHERS.iter().find(|(name, _)| *name == dtype).map(|(_, bits)| (None, *bits)),
+    }
 }
 
 #[derive(Deserialize)]

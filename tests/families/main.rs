@@ -9,6 +9,7 @@ mod onnx;
 mod pack;
 mod parts;
 mod prompts;
+mod storage;
 mod wide;
 
 use std::collections::BTreeMap;
