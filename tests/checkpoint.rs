@@ -394,6 +394,57 @@ fn hostile_files_are_model_errors() {
     refused("sdxl", with(fused.into(), &[]), "expected 3 x 128 rows, got shape []");
 }
 
+/// Of the published sizes, under the names of transformers: width, layers and names tell what the file does not say.
+#[test]
+fn text_encoders_alone_go_where_their_kind_belongs() {
+    let encoder = |prefix: &str, width: usize, layers: usize, projection: Option<&str>| {
+        let mut file = Tensors::new();
+        let mut add =
+            |name: &str, shape: &[usize]| drop(file.insert(format!("{prefix}{name}"), shape.to_vec()));
+        add("text_model.embeddings.token_embedding.weight", &[49408, width]);
+        add("text_model.embeddings.position_embedding.weight", &[77, width]);
+        for layer in 0..layers {
+            let layer = format!("text_model.encoder.layers.{layer}");
+            for (name, shape) in [
+                ("layer_norm1", vec![width]),
+                ("layer_norm2", vec![width]),
+                ("mlp.fc1", vec![4 * width, width]),
+                ("mlp.fc2", vec![width, 4 * width]),
+                ("self_attn.q_proj", vec![width, width]),
+                ("self_attn.k_proj", vec![width, width]),
+                ("self_attn.v_proj", vec![width, width]),
+                ("self_attn.out_proj", vec![width, width]),
+            ] {
+                add(&format!("{layer}.{name}.weight"), &shape);
+                add(&format!("{layer}.{name}.bias"), &shape[..1]);
+            }
+        }
+        add("text_model.final_layer_norm.weight", &[width]);
+        add("text_model.final_layer_norm.bias", &[width]);
+        projection.map(|name| add(name, &[width, width]));
+        file
+    };
+    let found = |file: &Tensors, is_xl: bool| {
+        checkpoint::recognise_text_encoders(&weights(file), "x", is_xl).unwrap().map(|part| {
+            part.map(|part| {
+                let projection = part.names.get("text_projection.weight").map(|stored| stored.transposed);
+                (part.config.num_hidden_layers, part.config.hidden_act, projection)
+            })
+        })
+    };
+    let (quick, gelu) = (clip::Activation::QuickGelu, clip::Activation::Gelu);
+    let projection = Some("text_projection.weight");
+    assert_eq!(found(&encoder("", 768, 12, projection), false), [Some((12, quick, None)), None]);
+    assert_eq!(found(&encoder("", 768, 12, projection), true), [Some((12, quick, None)), None]);
+    assert_eq!(found(&encoder("", 1024, 24, None), false), [Some((23, gelu, None)), None]);
+    assert_eq!(found(&encoder("", 1024, 23, None), false), [Some((23, gelu, None)), None]);
+    assert_eq!(found(&encoder("", 1280, 32, projection), true), [None, Some((32, gelu, Some(false)))]);
+    // As stable-diffusion.cpp writes both into one file.
+    let mut both = encoder("cond_stage_model.transformer.", 768, 12, None);
+    both.extend(encoder("cond_stage_model.1.transformer.", 1280, 32, Some("text_model.text_projection")));
+    assert_eq!(found(&both, true), [Some((12, quick, None)), Some((32, gelu, Some(true)))]);
+}
+
 /// Sizes that only a graph is refused for.
 #[test]
 fn absurd_sizes_do_not_become_graphs() {

@@ -862,7 +862,7 @@ mod model {
     fn is_a_file() {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
         let message =
-            "Cargo.toml: expected safetensors with a header of at most 100000000 bytes, got one of ";
+            "Cargo.toml: expected weights (safetensors or GGUF), got text; download the file itself";
         Desk::new().refuses(&["x", "-m", file], 4, &[message]);
     }
 
@@ -870,7 +870,7 @@ mod model {
     fn folder_without_a_manifest() {
         let bundle = Bundle(TempDir::new().unwrap());
         let message = "expected a calotype.json (a bundle), a unet/config.json (a diffusers folder) or a \
-                       unet/model.onnx (an ONNX folder), got a folder without";
+                       unet/model.onnx (an ONNX folder), got an empty folder";
         is_refused(&bundle, &[message]);
     }
 
@@ -883,7 +883,7 @@ mod model {
         fs::write(bundle.file("unet/model.onnx"), "").unwrap();
         is_refused(&bundle, &["unet/model.onnx: expected an ONNX model"]);
         fs::write(bundle.file("unet/diffusion_pytorch_model.safetensors"), "").unwrap();
-        is_refused(&bundle, &["scheduler/scheduler_config.json: No such file"]);
+        is_refused(&bundle, &["missing are scheduler, vae, text_encoder; got unet"]);
     }
 
     #[test]

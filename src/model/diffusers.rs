@@ -258,11 +258,6 @@ pub(super) fn for_text(unet: unet::Config, text_encoders: &[TextEncoderPart]) ->
 /// [`ErrorKind::Model`] when folders are missing, all of which are named.
 fn check_folders(folder: &Path, index: &Index, replacements: &Replacements) -> Result<(), Error> {
     let is_there = |name: &str| folder.join(name).is_dir();
-    let lacks_encoder = |names: &[&str]| {
-        let is_listed = |name: &&str| index.entries.contains_key(*name) && !index.is_null(name);
-        let listed: Vec<&str> = names.iter().copied().filter(is_listed).collect();
-        listed.into_iter().filter(|name| !is_there(name)).collect::<Vec<_>>()
-    };
     let mut missing = Vec::new();
     if !is_there("scheduler") {
         missing.push("scheduler");
@@ -274,7 +269,9 @@ fn check_folders(folder: &Path, index: &Index, replacements: &Replacements) -> R
         missing.push("vae");
     }
     if !replacements.has_text_encoders() {
-        missing.extend(lacks_encoder(&["text_encoder", "text_encoder_2"]));
+        let is_lacking =
+            |name: &&str| index.entries.contains_key(*name) && !index.is_null(name) && !is_there(name);
+        missing.extend(["text_encoder", "text_encoder_2"].into_iter().filter(is_lacking));
         if !is_there("text_encoder") && !is_there("text_encoder_2") && !missing.contains(&"text_encoder") {
             missing.push("text_encoder");
         }

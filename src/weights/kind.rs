@@ -78,7 +78,13 @@ pub(super) fn of(prefix: &[u8]) -> Option<Problem> {
     if ["<!doctype html", "<html", "<head", "<?xml", "<!--", "<script"].iter().any(|mark| starts(mark)) {
         return found("a web page", DOWNLOAD);
     }
-    if starts("{") || starts("[") {
+    let behind = text.get(1..).unwrap_or_default().trim_ascii_start().first();
+    let is_json = match text.first() {
+        Some(b'{') => matches!(behind, Some(b'"' | b'}')),
+        Some(b'[') => matches!(behind, Some(b'{' | b'[' | b'"' | b']' | b'0'..=b'9')),
+        _ => false,
+    };
+    if is_json {
         return found("JSON", "give the file or the folder that it describes");
     }
     let is_text = |byte: &u8| matches!(byte, b'\t' | b'\n' | b'\r' | b' '..=b'~') || *byte >= 0x80;
@@ -95,7 +101,8 @@ mod tests {
     #[test]
     fn files_of_other_kinds_are_named_with_a_way_out() {
         let tar = [&[b'x'; 257][..], b"ustar\0"].concat();
-        let cases: [(&[u8], &str, &str); 14] = [
+        let cases: [(&[u8], &str, &str); 15] = [
+            (b"[package]\nname = \"x\"", "got text", "download"),
             (
                 b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
                 "git-lfs",
