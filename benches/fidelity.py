@@ -1,13 +1,13 @@
-"""What a budget changes in the image: every line of the memory contract, compared with the same image drawn without a budget.
+"""What a budget changes in the image: every line of the memory contract, beside the same image without a budget.
 
     python benches/fidelity.py MODELS [--calotype PROGRAM] [--only TEXT] [--steps N] [--images FOLDER]
 
-MODELS is the folder that `memory.py make` filled. A model named `NAME-smooth` is NAME with a VAE decoder whose kernels are
+MODELS is the folder that `memory.py make` filled. A model named `NAME-smooth` is NAME with a VAE whose kernels are
 low-pass filters, made here when it is missing: random kernels decode to noise, in which a seam would not show.
 
-Prints a Markdown table: peak signal-to-noise ratio in dB, the largest difference in levels of 255, and the seam ratio. The
-seam ratio is the largest mean step of the difference image between two neighbouring columns (or rows), divided by the
-median over all columns (or rows): a border between tiles that shows is a column whose step stands out, so 1 is none.
+Prints a Markdown table: peak signal-to-noise ratio in dB, the largest difference in levels of 255, and the seam ratio.
+That is the largest mean step of the difference image between two neighbouring columns (or rows), divided by the median
+over all columns (or rows): a border between tiles that shows is a column whose step stands out, so 1 is none.
 """
 
 from __future__ import annotations
@@ -52,15 +52,18 @@ def main() -> None:
             for file, budget_mib in ((whole, None), (limited, case.budget_mib)):
                 if not file.exists():
                     draw(flags.calotype, flags.models, model, case.size, budget_mib, flags.steps, file)
-            row = [model, f"{case.size}x{case.size}", f"{case.budget_mib} MiB", *compare(pixels(whole), pixels(limited))]
+            row = [
+                model,
+                f"{case.size}x{case.size}",
+                f"{case.budget_mib} MiB",
+                *compare(pixels(whole), pixels(limited)),
+            ]
             rows.append(row)
             print(" | ".join(row), flush=True)
     print(markdown(["model", "size", "budget", "PSNR", "largest difference", "pixels that differ", "seam"], rows))
 
 
-def draw(
-    program: Path, models: Path, model: str, size: int, budget_mib: int | None, steps: int, out: Path
-) -> None:
+def draw(program: Path, models: Path, model: str, size: int, budget_mib: int | None, steps: int, out: Path) -> None:
     command: Command = [program, "generate", PROMPT, "-n", NEGATIVE, "--seed", str(SEED), "--sampler", "euler"]
     command += ["--steps", str(20 if model == "builtin" else steps), "--guidance", str(SCALE)]
     command += ["--size", f"{size}x{size}", "-o", out]
@@ -70,15 +73,17 @@ def draw(
 
 
 def make_smooth(source: Path, folder: Path) -> None:
-    """The model with low-pass kernels in its VAE; all other files are links to the source's. Only of diffusers folders: of
-    a bundle, `pack` the smooth folder."""
+    """The model with low-pass kernels in its VAE; all other files are links to the source's. Of diffusers folders
+    alone: of a bundle, `pack` the smooth folder."""
     from safetensors.numpy import load_file, save_file
 
     if folder.exists():
         return
     weights = Path("vae/diffusion_pytorch_model.safetensors")
     if not (source / weights).exists():
-        raise SystemExit(f"{source}: expected a diffusers folder, got none; pack {folder} from the f16 model's smooth one")
+        raise SystemExit(
+            f"{source}: expected a diffusers folder, got none; pack {folder} from the f16 model's smooth one"
+        )
     part = folder.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     for file in source.rglob("*"):

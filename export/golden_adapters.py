@@ -555,12 +555,10 @@ def multiplied() -> tuple[str, str, list[tuple[File, float]], Weights]:
         changes[f"{module}.weight"] = lambda _: merged
 
     add(ATTENTION[0], DiagOFTModule, 0.0, ["oft_blocks"], lora_dim=4)
-    add(ATTENTION[1], DiagOFTModule, 0.01, ["oft_blocks", "rescale"], lora_dim=8, constraint=0.01,
-        rescaled=True)
+    add(ATTENTION[1], DiagOFTModule, 0.01, ["oft_blocks", "rescale"], lora_dim=8, constraint=0.01, rescaled=True)
     add(CONVOLUTIONS[2], DiagOFTModule, 0.0, ["oft_blocks", "rescale"], lora_dim=4, rescaled=True)
     add(ATTENTION[2], ButterflyOFTModule, 0.0, ["oft_blocks"], lora_dim=4)
-    add(CONVOLUTIONS[6], ButterflyOFTModule, 0.0, ["oft_blocks", "rescale"], lora_dim=4,
-        rescaled=True)
+    add(CONVOLUTIONS[6], ButterflyOFTModule, 0.0, ["oft_blocks", "rescale"], lora_dim=4, rescaled=True)
     glora = ["a1.weight", "a2.weight", "b1.weight", "b2.weight"]
     add(ATTENTION[3], GLoRAModule, 2.0, glora, lora_dim=4, alpha=2.0)
     add(MLP[1], IA3Module, None, ["weight"])

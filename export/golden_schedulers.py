@@ -1,12 +1,13 @@
-"""Writes tests/golden/schedulers.json.gz: scheduler configurations as diffusers writes them, and what its classes make of them.
+"""Writes tests/golden/schedulers.json.gz: scheduler configurations as diffusers writes them, and what its classes make
+of them.
 
 Run: python export/golden_schedulers.py tests/golden/schedulers.json.gz
-Every class that diffusers has is constructed with random settings of its own (seeded), and saved as `save_pretrained` does,
-with Python's JSON. Of classes whose noise follows a curve of betas there are the levels of a run, and, for methods that add no
-noise, the latents that the run ends in on data of a known distribution: normal, each element with its own mean and deviation,
-whose denoiser is `(mean sigma^2 + x deviation^2) / (sigma^2 + deviation^2)`. Left out are settings in which calotype differs
-on purpose, all named on the manual's page of samplers: DDIM and DDPM on timesteps that are not a whole stride apart.
-"""
+Every class that diffusers has is constructed with random settings of its own (seeded), and saved as `save_pretrained`
+does, with Python's JSON. Of classes whose noise follows a curve of betas there are the levels of a run, and, for
+methods that add no noise, the latents that the run ends in on data of a known distribution: normal, each element with
+its own mean and deviation, whose denoiser is `(mean sigma^2 + x deviation^2) / (sigma^2 + deviation^2)`. Left out are
+settings in which calotype differs on purpose, all named on the manual's page of samplers: DDIM and DDPM on timesteps
+that are not a whole stride apart."""
 
 from __future__ import annotations
 

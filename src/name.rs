@@ -5,8 +5,9 @@ use std::str::FromStr;
 
 use crate::{Error, ErrorKind};
 
-/// How many letters a name may be away to be suggested.
+/// How many letters a name may be away to be suggested, at most and for its length: one, and one more for every third letter.
 const MAX_DISTANCE: usize = 2;
+const LETTERS_PER_EDIT: usize = 3;
 /// The longest name that is worth a suggestion.
 const MAX_SUGGESTED_LEN: usize = 32;
 
@@ -21,11 +22,11 @@ fn nearest<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a 
     if typed.len() >= MAX_SUGGESTED_LEN {
         return None;
     }
-    let near =
-        names.map(|name| (edit_distance(&bare(name), &typed), name)).min_by_key(|(distance, _)| *distance);
-    // A slip of the finger or two, and not most of the word.
-    near.filter(|(distance, _)| *distance <= MAX_DISTANCE && 2 * distance < typed.chars().count())
-        .map(|(_, name)| name)
+    let near = names
+        .map(|name| (strsim::osa_distance(&bare(name), &typed), name))
+        .min_by_key(|(distance, _)| *distance);
+    let most = (typed.chars().count() / LETTERS_PER_EDIT).clamp(1, MAX_DISTANCE);
+    near.filter(|(distance, _)| *distance <= most).map(|(_, name)| name)
 }
 
 /// The error for a name that none of these is; `what` they name.
@@ -89,33 +90,9 @@ impl Setting<'_> {
     }
 }
 
-/// How many letters must be put in, taken out or exchanged to make one word of the other (Levenshtein 1966).
-fn edit_distance(one: &str, other: &str) -> usize {
-    let mut row: Vec<usize> = (0..=other.chars().count()).collect();
-    for (i, a) in one.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, b) in other.chars().enumerate() {
-            let exchanged = diagonal + usize::from(a != b);
-            diagonal = row[j + 1];
-            row[j + 1] = exchanged.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[row.len() - 1]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn edit_distance_counts_edits() {
-        for (one, other, edits) in
-            [("", "", 0), ("abc", "", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2)]
-        {
-            assert_eq!(edit_distance(one, other), edits, "{one} {other}");
-            assert_eq!(edit_distance(other, one), edits, "{other} {one}");
-        }
-    }
 
     #[test]
     fn settings_are_read_as_they_are_written() {
@@ -143,8 +120,14 @@ mod tests {
     }
 
     #[test]
-    fn endless_names_have_no_neighbour() {
-        assert_eq!(nearest("Kitte n", ["sitting", "kitten"].into_iter()), Some("kitten"));
+    fn only_near_names_are_suggested() {
+        let near = |typed| nearest(typed, ["sitting", "kitten", "cfg"].into_iter());
+        for (typed, name) in [("Kitte n", "kitten"), ("kiten", "kitten"), ("cgf", "cfg"), ("cf", "cfg")] {
+            assert_eq!(near(typed), Some(name), "{typed}");
+        }
+        for typed in ["cat", "mitts", "x", ""] {
+            assert_eq!(near(typed), None, "{typed}");
+        }
         assert_eq!(nearest(&"k".repeat(1 << 20), ["kitten"].into_iter()), None);
     }
 }

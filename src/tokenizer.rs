@@ -487,7 +487,7 @@ mod tests {
             ("negative_id", &replaced("\"a\": 0", "\"a\": -1"), merges, "integer `-1`"),
             ("absurd_id", &replaced("\"a\": 0", "\"a\": 4294967296"), merges, "integer `4294967296`"),
             ("two_tokens_of_one_id", &replaced("\"a\": 0", "\"a\": 1"), merges, "id 1: got two tokens"),
-            ("one_token_of_two_ids", &replaced("\"a\": 0", "\"a\": 0, \"a\": 9"), merges, "ids 0 and 9"),
+            ("one_token_of_two_ids", &replaced("\"a\": 0", "\"a\": 0, \"a\": 9"), merges, "got \"a\" twice"),
             ("no_start", &replaced("<|startoftext|>", "x"), merges, "expected the token <|startoftext|>"),
             ("no_end", &replaced("<|endoftext|>", "x"), merges, "expected the token <|endoftext|>"),
             ("merges_not_text", vocab, b"a \xff", "merges.txt: expected text"),

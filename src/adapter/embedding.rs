@@ -303,7 +303,7 @@ mod tests {
     fn different_numbers_of_vectors() {
         assert_eq!(
             problem(open("a.safetensors", &[("clip_l", &[2, 3]), ("clip_g", &[1, 4])])),
-            "clip_l, clip_g: expected as many vectors in one as in the other"
+            "clip_g, clip_l: expected as many vectors in one as in the other"
         );
     }
 
