@@ -156,7 +156,7 @@ fn rows(count: usize, seed: u64, subjects: &[Subject], folder: &Path) -> Vec<Row
             add("--size", format!("{width}x{height}"));
             add("--threads", threads.to_string());
             add("--guidance", if guided { "5" } else { "1" }.into());
-            add("--steps", (1 + dice.below(2)).to_string());
+            add("--steps", (2 + dice.below(2)).to_string());
             add("--sampler", "euler".into());
             add("--seed", dice.below(1000).to_string());
             if let Some(path) = &subject.path {

@@ -45,6 +45,8 @@ fn lengths_may_differ() {
             size: Some("64x64".parse().unwrap()),
             steps: Some(1),
             sampler: Some("euler".parse().unwrap()),
+            // Leading timesteps would begin with the least noise.
+            schedule: Some("trailing".parse().unwrap()),
             seed: Some(1),
             ..Draft::default()
         };

@@ -54,12 +54,21 @@ pub fn widened(family: &str, changes: &Value) -> Golden {
     let wide = golden.shapes();
     // Where a level is wider than the one before it, its first block has a shortcut.
     for (original, name) in [
-        ("encoder.down.2.block.0.nin_shortcut", "encoder.down_blocks.2.resnets.0.conv_shortcut"),
-        ("decoder.up.1.block.0.nin_shortcut", "decoder.up_blocks.2.resnets.0.conv_shortcut"),
+        (
+            "first_stage_model.encoder.down.2.block.0.nin_shortcut",
+            "vae/encoder.down_blocks.2.resnets.0.conv_shortcut",
+        ),
+        (
+            "first_stage_model.decoder.up.1.block.0.nin_shortcut",
+            "vae/decoder.up_blocks.2.resnets.0.conv_shortcut",
+        ),
+        (
+            "model.diffusion_model.input_blocks.4.0.skip_connection",
+            "unet/down_blocks.1.resnets.0.conv_shortcut",
+        ),
     ] {
         for (end, how, rank) in [("weight", "reshape", 4), ("bias", "same", 1)] {
-            let (original, name) =
-                (format!("first_stage_model.{original}.{end}"), format!("vae/{name}.{end}"));
+            let (original, name) = (format!("{original}.{end}"), format!("{name}.{end}"));
             let rows = golden.single_file.as_mut().expect("a family with single files");
             if wide.contains_key(&name) && rows.iter().all(|(known, ..)| *known != original) {
                 rows.push((original, vec![0; rank], how.to_owned(), vec![name]));
