@@ -54,7 +54,7 @@ enum Command {
     /// Explain a model: its files, graphs and numbers.
     Inspect(inspect::Flags),
     /// Say what memory a picture takes, and how it is drawn within a budget.
-    Plan(plan::Flags),
+    Plan(Box<plan::Flags>),
     /// Make a bundle of a model: one folder, every file with its hash.
     Pack(pack::Flags),
     /// Check that a bundle is whole and can be opened, or that a picture was drawn by a model.

@@ -216,8 +216,8 @@ impl Guidance {
             let got = format!("prompts: expected 1 to {MAX_PROMPTS}, got {}", weights.len());
             return Err(Error::new(ErrorKind::Usage, got));
         }
-        if let Some(weight) = weights.iter().find(|weight| !(weight.abs() <= MAX_SCALE)) {
-            let got = format!("weight of a prompt: expected a finite number, got {weight}");
+        if let Some(weight) = weights.iter().find(|weight| weight.is_nan() || weight.abs() > MAX_SCALE) {
+            let got = format!("weight of a prompt: expected a number of at most {MAX_SCALE}, got {weight}");
             return Err(Error::new(ErrorKind::Usage, got).help("1 is usual"));
         }
         if matches!(self.method, Method::Edit { .. }) && weights != [1.0] {

@@ -123,7 +123,7 @@ impl Prompt {
     }
 
     /// What was typed.
-    pub fn source(&self) -> &str {
+    pub fn typed(&self) -> &str {
         &self.typed
     }
 

@@ -162,6 +162,9 @@ pub(crate) enum Source {
     Enlarged { picture: Arc<Fitted<Rgb<u8>>>, level: usize },
 }
 
+/// The mask and the image of a request.
+type Images<'a> = (Option<&'a Fitted<Luma<u8>>>, Option<&'a Fitted<Rgb<u8>>>);
+
 impl Request {
     /// Checks a draft against a model.
     ///
@@ -492,7 +495,7 @@ impl Request {
         (picture_peak.max(mask_peak), picture_kept + mask_kept)
     }
 
-    fn images(&self) -> (Option<&Fitted<Luma<u8>>>, Option<&Fitted<Rgb<u8>>>) {
+    fn images(&self) -> Images<'_> {
         match &self.source {
             Source::Noise => (None, None),
             Source::Masked { picture, mask, .. } => (Some(mask), Some(picture)),

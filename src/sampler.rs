@@ -104,9 +104,7 @@ impl Method {
             Kind::Lcm => Box::new(consistency::Lcm::new(len)),
             Kind::Tcd => Box::new(consistency::Tcd::new(settings, schedule.clock().clone(), len)),
             Kind::ErSde => Box::new(er_sde::ErSde::new(settings, len)),
-            Kind::EulerCfgPp | Kind::EulerAncestralCfgPp | Kind::DdimCfgPp => {
-                Box::new(cfgpp::EulerCfgPp::new(settings, len))
-            }
+            Kind::EulerCfgPp | Kind::EulerAncestralCfgPp => Box::new(cfgpp::EulerCfgPp::new(settings, len)),
         }
     }
 }

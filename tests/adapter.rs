@@ -372,12 +372,21 @@ fn a_file_for_another_family() {
         )
     );
     // One for the U-Net alone.
-    let message = refusal("lycoris", "sdxl");
-    assert!(
-        message.starts_with("expected names of the model's unet, got 8 of 8 that are not: "),
-        "{message}"
+    let names: Vec<String> = (0..5).map(|at| format!("lora_unet_strange_{at}_to_q")).collect();
+    let ends = [("lora_up.weight", [4, 2]), ("lora_down.weight", [2, 4])];
+    let tensors: Tensors = names
+        .iter()
+        .flat_map(|name| ends.map(|(end, shape)| (format!("{name}.{end}"), (shape.to_vec(), vec![0.5; 8]))))
+        .collect();
+    let (_folder, path) = written(Dtype::F32, &tensors, &BTreeMap::new());
+    let weights = golden.weights("sd", "unet", Dtype::F32);
+    let error =
+        apply(Component::Unet, &weights, &[(&Lora::open(&path).unwrap(), 1.0)]).unwrap_err().to_string();
+    let expected = format!(
+        "expected names of the model's unet, got 5 of 5 that are not: {} and 2 more; {help}",
+        names[..3].join(", ")
     );
-    assert!(message.ends_with(help), "{message}");
+    assert!(error.ends_with(&expected), "{error}");
 }
 
 /// The table that ids are looked up in, called as a module that a LoRA can change; its rows and columns.

@@ -421,7 +421,9 @@ fn text_encoders_alone_go_where_their_kind_belongs() {
         }
         add("text_model.final_layer_norm.weight", &[width]);
         add("text_model.final_layer_norm.bias", &[width]);
-        projection.map(|name| add(name, &[width, width]));
+        if let Some(name) = projection {
+            add(name, &[width, width]);
+        }
         file
     };
     let found = |file: &Tensors, is_xl: bool| {

@@ -35,6 +35,13 @@ fn parts_texts_and_weights_are_those_of_the_web_ui() {
             json!({ "parts": parts.iter().map(told).collect::<Vec<_>>(), "negative": told(&negative[0]) });
         let is_answer = answers.iter().any(|answer| {
             let mut answer = rounded(answer);
+            // The parser of the web UI leaves names of LoRA files to others, who have taken them out before.
+            let text = answer.to_string();
+            if let Some((before, (_, after))) =
+                text.split_once("<lora:").and_then(|(before, rest)| Some((before, rest.split_once('>')?)))
+            {
+                answer = serde_json::from_str(&format!("{before}{after}")).unwrap();
+            }
             // A weight at the end of a prompt without AND is text for us, as in negative prompts.
             if parts.len() == 1 && answer["parts"][0]["weight"] != json!(1.0) {
                 answer["parts"][0] = answer["negative"].clone();
@@ -122,7 +129,7 @@ fn what_a_place_in_the_prompt_means_is_kept() {
     let tokenizer = Tokenizer::clip(3, SpecialTokens { bos: 49406, eos: 49407, pad: 49407 }).unwrap();
     let cut = |part: usize, text: usize| {
         let cut = tokenizer.encode(&parts[part].texts[text], 1).unwrap().cut.unwrap();
-        (cut.text, &prompt.source()[cut.place_bytes..])
+        (cut.text, &prompt.typed()[cut.place_bytes..])
     };
     assert_eq!(cut(0, 1), ("red) fox".into(), "red\\) fox:1.2)] AND the [end:2] \\("));
     assert_eq!(cut(1, 0), ("(".into(), "("));
@@ -209,7 +216,7 @@ mod hostile {
     fn too_many_parts() {
         let of = |count: usize| vec!["a"; count].join(" AND ");
         assert_eq!(Prompt::parse(&of(prompt::MAX_PARTS)).unwrap().parts(1).unwrap().len(), prompt::MAX_PARTS);
-        refused(&of(prompt::MAX_PARTS + 1), "prompt: byte 191: expected at most 32 parts, got 33");
+        refused(&of(prompt::MAX_PARTS + 1), "prompt: byte 95: expected at most 16 parts, got 17");
     }
 
     #[test]

@@ -251,14 +251,17 @@ pub fn cost(component: Component, weights: &Weights, loras: &[(&Lora, f32)]) -> 
     Ok(cost)
 }
 
-/// By the name of each tensor that is changed, what changes it, all of which is there and fits.
+/// By the name of a tensor, what changes it, and how strongly.
+type Edits<'a> = BTreeMap<String, Vec<(&'a Lora, &'a Edit, f32)>>;
+
+/// What changes each tensor that is changed, all of which is there and fits.
 fn edits_of<'a>(
     component: Component,
     weights: &Weights,
     loras: &[(&'a Lora, f32)],
-) -> Result<BTreeMap<String, Vec<(&'a Lora, &'a Edit, f32)>>, Error> {
+) -> Result<Edits<'a>, Error> {
     let modules = Modules::of(component, weights);
-    let mut plan: BTreeMap<String, Vec<(&Lora, &Edit, f32)>> = BTreeMap::new();
+    let mut plan = Edits::new();
     for &(lora, strength) in loras {
         if !strength.is_finite() {
             return Err(Error::new(

@@ -227,14 +227,17 @@ impl Allocator {
         // SAFETY: gives a structure of plain values.
         let mut functions = unsafe { OrtAllocator::default() };
         type Alloc = unsafe extern "system" fn(*mut OrtAllocator, usize) -> *mut c_void;
+        type UnwindingAlloc = unsafe extern "system-unwind" fn(*mut OrtAllocator, usize) -> *mut c_void;
         type Reserve = unsafe extern "system" fn(*const OrtAllocator, usize) -> *mut c_void;
-        let alloc: unsafe extern "system-unwind" fn(*mut OrtAllocator, usize) -> *mut c_void = Self::alloc;
-        let reserve: unsafe extern "system-unwind" fn(*const OrtAllocator, usize) -> *mut c_void =
-            Self::reserve;
+        type UnwindingReserve = unsafe extern "system-unwind" fn(*const OrtAllocator, usize) -> *mut c_void;
         // SAFETY: the types differ in whether C++ exceptions may leave the function, which ONNX Runtime, who alone calls
         // it, expects of allocators: its own throw, too.
-        let (alloc, reserve) =
-            unsafe { (std::mem::transmute::<_, Alloc>(alloc), std::mem::transmute::<_, Reserve>(reserve)) };
+        let (alloc, reserve) = unsafe {
+            (
+                std::mem::transmute::<UnwindingAlloc, Alloc>(Self::alloc),
+                std::mem::transmute::<UnwindingReserve, Reserve>(Self::reserve),
+            )
+        };
         functions.Alloc = Some(alloc);
         functions.Free = Some(Self::free);
         functions.Info = Some(Self::info);
@@ -444,7 +447,7 @@ impl Session {
             let builder = options(runtime, threads, copies)?;
             let mut builder = append(runtime, builder, providers)?;
             lend_weights(&mut builder, &weights)?;
-            Ok(builder.commit_from_memory(model)?)
+            builder.commit_from_memory(model)
         });
         let session = opened.map_err(|(error, refusal)| {
             let kind = match error.code() {

@@ -343,7 +343,7 @@ fn webp(file: BufReader<&mut Data>, length: u64) -> Result<Header, Problem> {
         is_grey: false,
         is_animated,
         in_order: true,
-        spans: vec![0..length],
+        spans: std::iter::once(0..length).collect(),
         decoder_bytes: DECODER_BYTES + area(stored) * (pixels + frame + transforms + canvas) + tables,
     })
 }
@@ -439,7 +439,7 @@ fn bmp(file: BufReader<&mut Data>, length: u64) -> Result<Header, Problem> {
         is_grey: false,
         is_animated: false,
         in_order: true,
-        spans: vec![0..length],
+        spans: std::iter::once(0..length).collect(),
         decoder_bytes: DECODER_BYTES
             + area(stored) * u64::from(color.bytes_per_pixel())
             + 16 * stored[0] as u64,
@@ -471,7 +471,7 @@ fn tiff(file: BufReader<&mut Data>, length: u64) -> Result<Header, Problem> {
         is_animated: decoder.more_images(),
         // Tiles come from the left to the right, and strips in order.
         in_order: decoder.get_chunk_type() == tiff::decoder::ChunkType::Strip,
-        spans: vec![0..length],
+        spans: std::iter::once(0..length).collect(),
         decoder_bytes: DECODER_BYTES + chunks + 2 * MAX_TABLE_BYTES as u64,
     })
 }

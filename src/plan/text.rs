@@ -40,7 +40,7 @@ pub(super) struct Call {
 impl Reading {
     pub(super) fn of(model: &Model, request: &Request) -> Result<Self, Error> {
         let Texts { texts, of_step, prompts } = request.texts(model.manifest().zero_negative)?;
-        let context = model.text_encoders().first().map_or(0, |part| text_encoder::context(part));
+        let context = model.text_encoders().first().map_or(0, text_encoder::context);
         let chunks = match model.text_encoders().first() {
             Some(part) => chunks(part, &texts, context, text_encoder::max_chunks(model, context))?,
             None => vec![1; texts.len()],

@@ -46,7 +46,6 @@ pub enum SamplerKind {
     ResMultistep,
     EulerCfgPp,
     EulerAncestralCfgPp,
-    DdimCfgPp,
 }
 
 /// What is to be known of a kind.
@@ -172,7 +171,7 @@ const USUAL: About = About {
 
 impl SamplerKind {
     /// Every kind.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 30] = [
         Self::Euler,
         Self::EulerAncestral,
         Self::Heun,
@@ -203,7 +202,6 @@ impl SamplerKind {
         Self::ResMultistep,
         Self::EulerCfgPp,
         Self::EulerAncestralCfgPp,
-        Self::DdimCfgPp,
     ];
 
     /// What is to be known of it.
@@ -541,15 +539,9 @@ impl SamplerKind {
             Self::EulerCfgPp => &About {
                 name: "euler-cfg++",
                 models: "with guidance",
+                a1111: "DDIM CFG++",
                 comfyui: "euler_cfg_pp",
                 sd_cpp: "euler_cfg_pp",
-                ..USUAL
-            },
-            Self::DdimCfgPp => &About {
-                name: "ddim-cfg++",
-                models: "with guidance",
-                a1111: "DDIM CFG++",
-                grid: Grid::Whole,
                 ..USUAL
             },
             Self::EulerAncestralCfgPp => &About {
@@ -577,7 +569,7 @@ impl SamplerKind {
 
     /// Whether it asks the denoiser for the unconditional answer, too.
     pub fn takes_apart(self) -> bool {
-        matches!(self, Self::EulerCfgPp | Self::EulerAncestralCfgPp | Self::DdimCfgPp)
+        matches!(self, Self::EulerCfgPp | Self::EulerAncestralCfgPp)
     }
 }
 

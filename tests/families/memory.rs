@@ -146,8 +146,7 @@ fn rows(count: usize, seed: u64, subjects: &[Subject], folder: &Path) -> Vec<Row
                 1 => (1, 1 + dice.below(24)),
                 _ => (1, 0),
             };
-            let part =
-                |index: usize| format!("{} number {index}, {}", words.repeat(long.max(0)), "a red apple");
+            let part = |index: usize| format!("{} number {index}, {}", words.repeat(long), "a red apple");
             arguments.push((0..parts).map(part).collect::<Vec<_>>().join(" AND "));
             let threads = *dice.pick(&[1, 2, 8]);
             let guided = dice.chance(70);

@@ -246,13 +246,13 @@ impl Delta {
             Form::Factors { factors, on_input: true, .. } => one_each(factors, "inputs", inputs),
             Form::Factors { factors, .. } => one_each(factors, "outputs", outputs),
             Form::Rotation { blocks, rescale, .. } => {
-                if let [.., number, _, size] = blocks.shape[..] {
-                    if number.saturating_mul(size) != outputs {
-                        return Err(format!(
-                            "expected blocks for {outputs} outputs, got shape {:?}",
-                            blocks.shape
-                        ));
-                    }
+                if let [.., number, _, size] = blocks.shape[..]
+                    && number.saturating_mul(size) != outputs
+                {
+                    return Err(format!(
+                        "expected blocks for {outputs} outputs, got shape {:?}",
+                        blocks.shape
+                    ));
                 }
                 rescale.as_ref().map_or(Ok(()), |rescale| one_each(rescale, "outputs", outputs))
             }

@@ -11,8 +11,11 @@ pub mod safetensors;
 pub mod single_file;
 pub mod tokenizer;
 
+/// What reads the bytes of one input.
+pub type Target = fn(&[u8]);
+
 /// Every target by its name, which is that of its folder in `corpus`.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Target)] = &[
     ("config", config::run),
     ("lora", lora::run),
     ("manifest", manifest::run),

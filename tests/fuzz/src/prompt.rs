@@ -13,7 +13,7 @@ pub fn run(bytes: &[u8]) {
         assert_eq!(words, source);
     }
     for prompt in [Prompt::parse(source), Prompt::parse_negative(source)].into_iter().flatten() {
-        assert_eq!(prompt.source(), source);
+        assert_eq!(prompt.typed(), source);
         let Ok(parts) = prompt.parts(STEPS) else { continue };
         assert!(!parts.is_empty());
         for part in &parts {
