@@ -2,10 +2,9 @@
 //! results are seen. Another provider than the CPU is OpenVINO: `CALOTYPE_OPENVINO` names the `libonnxruntime.so` of
 //! PyPI's `onnxruntime-openvino`, which `.ci/run` installs.
 
-use std::io::Write as _;
+use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::{env, io};
 
 use calotype::certify::certify;
 use calotype::engine::{Library, Placement, Provider, ProviderKind, Providers};
@@ -249,7 +248,7 @@ fn openvino() -> Option<PathBuf> {
         let is_meant = env::var_os("CALOTYPE_OPENVINO").is_some() || env::var_os("CI").is_none();
         assert!(is_meant, "expected CALOTYPE_OPENVINO to name a library in CI, got nothing");
         // Seen even when the test passes, unlike what `eprintln!` writes.
-        writeln!(io::stderr(), "left out: CALOTYPE_OPENVINO names no ONNX Runtime with OpenVINO").unwrap();
+        eprintln!("left out: CALOTYPE_OPENVINO names no ONNX Runtime with OpenVINO");
     }
     named.map(Into::into)
 }
