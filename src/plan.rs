@@ -31,7 +31,7 @@ use crate::{Error, ErrorKind};
 
 /// What more the process takes than it has when it plans: pages of ONNX Runtime's library that its kernels touch (9 MiB on
 /// x86-64, whatever the model), and small things of ours and of its threads.
-const OVERHEAD_BYTES: u64 = 15 << 20;
+const OVERHEAD_BYTES: u64 = 17 << 20;
 /// What each thread takes for its stack and its arena of the heap.
 const THREAD_BYTES: u64 = 128 << 10;
 /// How much a tokenizer takes in memory, in the length of its files.
@@ -582,7 +582,7 @@ impl Planner {
             part.added_cost().map_or((0, 0), |cost| (cost.bytes as u64, cost.temporary_bytes as u64));
         // Converted or repacked once; what opening leaves beside that is given back.
         let copied_bytes = engine::copied_bytes(&bound) as u64;
-        let copies_bytes = copied_bytes + copied_bytes / 16;
+        let copies_bytes = copied_bytes + copied_bytes / 4;
         let mut ways = vec![Way {
             residency: Residency::PerStage,
             batch,
