@@ -473,10 +473,13 @@ pub(crate) fn expect_cpu(model: &Model, providers: &Providers) -> Result<(), Err
 fn with_more_resident(mut way: Way, room: u64) -> Way {
     let more = room - way.bytes();
     if let Residency::Streamed { resident_bytes: allowed, .. } = &mut way.residency {
-        let before = resident_bytes(&way.segments, &pinned(&way.segments, *allowed));
-        *allowed += more as usize;
-        let after = resident_bytes(&way.segments, &pinned(&way.segments, *allowed));
-        way.weights_bytes += after.saturating_sub(before) as u64;
+        let of = |allowed: usize| resident_bytes(&way.segments, &pinned(&way.segments, allowed)) as u64;
+        let before = of(*allowed);
+        // A segment that stays open may take more than it is allowed for: what it is read into is beside it.
+        let fitting = std::iter::successors(Some(more as usize), |&more| (more > 0).then_some(more / 2))
+            .find(|&extra| of(*allowed + extra).saturating_sub(before) <= more);
+        *allowed += fitting.unwrap_or(0);
+        way.weights_bytes += of(*allowed).saturating_sub(before);
     }
     way
 }
