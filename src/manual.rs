@@ -1,5 +1,8 @@
 //! The manual: what was decided and why, and what is not promised. Prose only.
 
+#[doc = include_str!("manual/architecture.md")]
+pub mod architecture {}
+
 #[doc = include_str!("manual/boards.md")]
 pub mod boards {}
 

@@ -90,6 +90,41 @@ fn every_module_has_its_place_in_the_layers() {
     assert_eq!(listed, found, "the table of layers and the modules in src differ");
 }
 
+/// The manual's table of the layers is this one.
+#[test]
+fn the_manual_has_the_layers() {
+    let page = text("src/manual/architecture.md");
+    for (layer, modules) in LAYERS {
+        let row = format!("\n| {layer} | `{}` |", modules.join("`, `"));
+        assert!(page.contains(&row), "src/manual/architecture.md: expected {row}");
+    }
+}
+
+/// What texts for contributors name is there.
+#[test]
+fn named_files_exist() {
+    let is_path = |word: &&str| {
+        let starts = ["src/", "tests/", "export/", "cross/", "benches/", "examples/", ".ci/"];
+        starts.iter().any(|start| word.starts_with(start))
+            && !word.contains(['*', ' ', '<'])
+            && !word.contains("NAME")
+    };
+    let missing = |text: &str| -> Vec<String> {
+        let quoted = text.split('`').skip(1).step_by(2).filter(is_path);
+        let linked = text.split("](").skip(1).filter_map(|rest| rest.split(')').next()).filter(is_path);
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let there = |path: &&str| root.join(path.split('#').next().unwrap()).exists();
+        quoted.chain(linked).filter(|path| !there(path)).map(Into::into).collect()
+    };
+    for file in ["CONTRIBUTING.md", "README.md", "src/manual/architecture.md"] {
+        assert_eq!(missing(&text(file)), Vec::<String>::new(), "{file}");
+    }
+    assert_eq!(
+        missing("`src/lib.rs`, `src/none.rs` and [it](src/nothing.md)"),
+        ["src/none.rs", "src/nothing.md"]
+    );
+}
+
 #[test]
 fn imports_point_down() {
     none_breaks(upward_import);
@@ -393,6 +428,11 @@ impl Source {
         }
         lines.into_iter()
     }
+}
+
+/// The text of a file of the repository.
+fn text(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
 fn sources() -> Vec<Source> {
