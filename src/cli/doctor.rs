@@ -15,13 +15,13 @@ use super::{Common, Components, Report, open_model, path_json, provider, say};
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
-    /// Run every component of a model on each provider, and tell how far it is off and how long it takes.
+    /// Run every component of a model on each provider, and report its error and run time.
     #[arg(long)]
     certify: bool,
     /// The model to run; the built-in one when absent.
     #[arg(short, long, value_name = "PATH", requires = "certify")]
     model: Option<PathBuf>,
-    /// The most memory that the process may take, as in `300MiB`: components run a segment at a time. CPU only.
+    /// Memory limit of the process, as in `300MiB`: components run a segment at a time. CPU only.
     #[arg(long, value_name = "SIZE", requires = "certify")]
     memory: Option<Budget>,
     #[command(flatten)]
@@ -54,7 +54,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         library.path().display(),
     );
     for Device { provider, kind, vendor } in &devices {
-        writeln!(text, "device: {kind} of {vendor}, for {provider}").expect("a String takes all");
+        writeln!(text, "device: {kind} from {vendor}, for {provider}").expect("a String takes all");
     }
     for (kind, about) in ProviderKind::built_in() {
         match names.iter().any(|name| name == about.canonical) {

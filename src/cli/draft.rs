@@ -59,29 +59,29 @@ pub(super) struct Drawing {
     /// How much noise is added to the init image, in models that upscale images.
     #[arg(long, value_name = "N")]
     noise_level: Option<usize>,
-    /// How many denoising steps.
+    /// Number of denoising steps.
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
     /// Guidance scale (CFG); 1 is no guidance. `7x5,1` is 7 for five steps, then 1.
     #[arg(long, value_name = "X")]
     guidance: Option<String>,
-    /// How guidance works: cfg, perpendicular, projected, zero-star, mimic or residual, with settings, as in
+    /// Guidance method: cfg, perpendicular, projected, zero-star, mimic or residual, with settings, as in
     /// `cfg:rescale=0.7`.
     #[arg(long, value_name = "METHOD")]
     guidance_method: Option<String>,
-    /// Where there is guidance: at noise levels, as in `0.28..5.42`, or in a part of the steps, as in `10%..60%`.
+    /// Limit guidance to a range of sigmas, as in `0.28..5.42`, or of steps, as in `10%..60%`.
     #[arg(long, value_name = "FROM..TO")]
     guidance_interval: Option<String>,
-    /// Keep clean latents in range, in models that work on pixels: static or dynamic, with settings.
+    /// Thresholding of the clean latents, for models that work on pixels: static or dynamic, with settings.
     #[arg(long, value_name = "KIND")]
     thresholding: Option<String>,
     /// The sampling method, with settings, as in `ddim:eta=0.5`; `help` lists all.
     #[arg(long, value_name = "S")]
     pub(super) sampler: Option<String>,
-    /// How the noise levels are chosen, with settings, as in `karras:rho=5`; `help` lists all.
+    /// The noise schedule, with settings, as in `karras:rho=5`; `help` lists all.
     #[arg(long, value_name = "K")]
     pub(super) schedule: Option<String>,
-    /// The noise levels themselves, falling, as in `14.6,7,3,1,0`.
+    /// A list of falling sigmas instead of a schedule, as in `14.6,7,3,1,0`.
     #[arg(long, value_name = "LIST", conflicts_with = "schedule")]
     sigmas: Option<String>,
     /// The seed of the noise; random when absent or -1, and always reported.
@@ -90,20 +90,19 @@ pub(super) struct Drawing {
     /// Random generator to reproduce: torch, philox (NVIDIA GPUs; A1111's GPU noise) or numpy.
     #[arg(long, value_name = "GENERATOR")]
     rng: Option<Rng>,
-    /// The seed of noise that is mixed in, for small changes of an image.
+    /// Seed of noise that is mixed in, for small variations of an image.
     #[arg(long, value_name = "N", requires = "variation_strength")]
     variation_seed: Option<u64>,
-    /// How much of that noise, from 0 to 1.
+    /// Strength of the variation, from 0 to 1.
     #[arg(long, value_name = "X", requires = "variation_seed")]
     variation_strength: Option<f64>,
-    /// How many images, with consecutive seeds.
+    /// Number of images, with consecutive seeds.
     #[arg(long, value_name = "N", default_value = "1", value_parser = value_parser!(u16).range(1..=MAX_COUNT))]
     pub(super) count: u16,
-    /// The most memory that the process may take, as in `300MiB`; what is free, less a reserve, when absent. CPU
-    /// only.
+    /// Memory limit of the process, as in `300MiB`; the available memory, less a reserve, when absent. CPU only.
     #[arg(long, value_name = "SIZE")]
     pub(super) memory: Option<Budget>,
-    /// How many threads work on one operator.
+    /// Number of threads per operator.
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=MAX_THREADS))]
     threads: Option<u16>,
     #[command(flatten)]

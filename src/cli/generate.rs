@@ -31,7 +31,7 @@ const MAX_PROMPT_BYTES: u64 = 1 << 20;
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
-    /// What to draw; `-` reads it from standard input. `(words:1.2)` weigh more, `[words]` less.
+    /// The prompt; `-` reads it from standard input. `(words:1.2)` have more weight, `[words]` less.
     #[arg(required_unless_present_any = ["sampler", "schedule"])]
     prompt: Option<String>,
     /// Where to write the image, in the format of the extension: .png, .jpg or .jpeg (quality 95), .webp (lossless); PNG
@@ -177,7 +177,7 @@ fn draw(pipeline: &mut Pipeline, request: &Request) -> Result<Picture, Error> {
     let picture = picture?;
     // A picture whose last step was done when the signal came is not wanted either.
     match heeded.is_stopped() {
-        true => Err(Error::new(ErrorKind::Cancelled, "stopped before the picture was written")),
+        true => Err(Error::new(ErrorKind::Cancelled, "stopped before the image was written")),
         false => Ok(picture),
     }
 }
@@ -197,7 +197,7 @@ fn plan(
         Ok(plan) => Ok(Some(plan)),
         // Nobody asked for a promise.
         Err(error) if budget.is_none() && error.kind() == ErrorKind::Model => {
-            tracing::info!(%error, "no plan of memory");
+            tracing::info!(%error, "no memory plan");
             Ok(None)
         }
         Err(error) => Err(error),
@@ -252,7 +252,7 @@ pub(super) fn without_mark(text: &str) -> &str {
 fn progress_bar(steps: usize) -> ProgressBar {
     let target =
         if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let style = ProgressStyle::with_template("drawing {bar:30} {pos}/{len} steps, {eta} left")
+    let style = ProgressStyle::with_template("sampling {bar:30} {pos}/{len} steps, {eta} left")
         .expect("the template is right");
     ProgressBar::with_draw_target(Some(steps as u64), target).with_style(style)
 }

@@ -21,12 +21,12 @@ const ENDING: &str = "safetensors";
 /// Folders with files that prompts name.
 #[derive(clap::Args, Default)]
 pub(super) struct Folders {
-    /// A folder with the LoRA files that `<lora:NAME:1>` in a prompt names, by their names without ending; folders within
-    /// it are searched, too.
+    /// Folder for `<lora:NAME:1>` in prompts, where NAME is a LoRA file's name without extension; subfolders are
+    /// searched too.
     #[arg(long, value_name = "DIR")]
     lora_dir: Option<PathBuf>,
-    /// A folder with the textual inversions that prompts name, as `embedding:NAME` or by NAME alone; folders within it are
-    /// searched, too.
+    /// Folder of the textual inversions that prompts use as `embedding:NAME` or NAME; subfolders are searched
+    /// too.
     #[arg(long, value_name = "DIR")]
     embedding_dir: Option<PathBuf>,
 }

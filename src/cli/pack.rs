@@ -19,22 +19,22 @@ use super::{Common, Components, Report, open_model, path_json};
 pub(super) struct Flags {
     /// A bundle, a diffusers folder, an ONNX folder, or a single-file checkpoint; the built-in model when absent.
     model: Option<PathBuf>,
-    /// The new folder.
+    /// The folder to create.
     #[arg(value_name = "DEST")]
     destination: PathBuf,
-    /// The form of the weights: f32, f16, int8 or int4; as they are when absent.
+    /// Weight format: f32, f16, int8 or int4; unchanged when absent.
     #[arg(long, value_name = "FORM")]
     weights: Option<String>,
-    /// The licence, as an SPDX expression; that of the model when absent.
+    /// Licence as an SPDX expression; the model's when absent.
     #[arg(long, value_name = "SPDX")]
     licence: Option<String>,
-    /// The name; that of the model when absent.
+    /// Name of the bundle; the model's when absent.
     #[arg(long, value_name = "N")]
     name: Option<String>,
-    /// A LoRA file that becomes part of the bundle, and how much of it, 1 when absent; may be given several times.
+    /// A LoRA file to merge into the bundle's weights, with optional strength (default 1); repeatable.
     #[arg(long, value_name = "FILE[@W]")]
     lora: Vec<OsString>,
-    /// The most memory that the process may take, as in `300MiB`: components are compared a segment at a time.
+    /// Memory limit of the process, as in `300MiB`: components are compared a segment at a time.
     #[arg(long, value_name = "SIZE")]
     memory: Option<Budget>,
     #[command(flatten)]

@@ -14,7 +14,7 @@ use super::{Common, Report};
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
-    /// What to draw, as for `generate`. The path of a model is taken as the model, if `--model` is absent.
+    /// The prompt, as for `generate`. The path of a model is taken as the model, if `--model` is absent.
     #[arg(value_name = "PROMPT|MODEL")]
     prompt: Option<OsString>,
     #[command(flatten)]

@@ -16,12 +16,12 @@ use super::say;
 
 #[derive(clap::Args)]
 pub(super) struct Choice {
-    /// What runs the model: cpu, cuda, tensorrt, coreml, openvino, directml, qnn, xnnpack, webgpu or
-    /// plugin:FILE[:NAME], each with options, as in `cuda:device_id=1`. Others behind commas run what those before
-    /// them cannot, as in `cuda,cpu`; `unet=cuda,vae=cpu` chooses per component. The processor when absent.
+    /// Execution providers, comma-separated, in fallback order: cpu, cuda, tensorrt, coreml, openvino, directml, qnn,
+    /// xnnpack, webgpu or plugin:FILE[:NAME], with options as in `cuda:device_id=1`. `cuda,cpu` runs operators that
+    /// CUDA lacks on the CPU; `unet=cuda,vae=cpu` chooses per component. CPU when absent.
     #[arg(long, value_name = "LIST")]
     provider: Option<String>,
-    /// Where providers keep what they compile; calotype's folder among the user's caches when absent.
+    /// Folder for compiled graphs of providers; calotype's folder in the user's cache when absent.
     #[arg(long, value_name = "DIR")]
     provider_cache: Option<PathBuf>,
 }

@@ -17,13 +17,13 @@ use super::{Common, Components, Report, open_model, path_json};
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
-    /// A bundle, or a picture that calotype drew.
+    /// A bundle, or an image that calotype generated.
     #[arg(value_name = "BUNDLE-OR-PICTURE")]
     path: PathBuf,
-    /// The bundle that drew the picture; the built-in model when absent.
+    /// The bundle that generated the image; the built-in model when absent.
     #[arg(short, long, value_name = "PATH")]
     model: Option<PathBuf>,
-    /// The most memory that the process may take, as in `300MiB`: components are opened a segment at a time.
+    /// Memory limit of the process, as in `300MiB`: components are opened a segment at a time.
     #[arg(long, value_name = "SIZE")]
     memory: Option<Budget>,
     #[command(flatten)]
