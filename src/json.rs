@@ -20,7 +20,7 @@ const NOT_FINITE: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
 ///
 /// # Errors
 /// [`ErrorKind::Model`] for an object that has a key twice, of which Python would keep the last and others the first.
-pub(crate) fn standard<'a>(place: &str, json: &'a [u8]) -> Result<Cow<'a, [u8]>, Error> {
+pub fn standard<'a>(place: &str, json: &'a [u8]) -> Result<Cow<'a, [u8]>, Error> {
     let json = json.strip_prefix(BYTE_ORDER_MARK).unwrap_or(json);
     let json = quoted(json);
     let mut twice = None;

@@ -10,7 +10,7 @@ pub mod engine;
 pub mod error;
 pub mod graph;
 pub mod guidance;
-mod json;
+pub mod json;
 pub mod manifest;
 pub mod manual;
 pub mod memory;

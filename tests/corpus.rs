@@ -29,7 +29,7 @@ macro_rules! replays {
 
 // As many mutants of each input as take a few seconds.
 replays! {
-    config * 40, lora * 200, manifest * 400, onnx * 200, prompt * 400, safetensors * 200, single_file * 10, tokenizer * 200
+    config * 40, gguf * 200, image * 100, json * 400, lora * 200, manifest * 400, onnx * 200, prompt * 400, safetensors * 200, scaled * 400, single_file * 10, tokenizer * 200
 }
 
 fn replay(target: &str, mutants: usize) {

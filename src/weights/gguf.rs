@@ -83,6 +83,9 @@ pub(super) fn read(file: impl Read, file_bytes: usize) -> Result<Header, String>
             (_, Value::Text(text)) => drop(texts.insert(key, text)),
             (_, Value::Integers(list)) => {
                 if let Some(name) = key.strip_prefix(SHAPE) {
+                    if list.len() > MAX_DIMENSIONS as usize {
+                        return Err(format!("{key}: expected at most {MAX_DIMENSIONS} dimensions, got more"));
+                    }
                     shapes.insert(name.to_owned(), list);
                 }
             }

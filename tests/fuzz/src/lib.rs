@@ -3,11 +3,15 @@
 
 pub mod config;
 pub mod file;
+pub mod gguf;
+pub mod image;
+pub mod json;
 pub mod lora;
 pub mod manifest;
 pub mod onnx;
 pub mod prompt;
 pub mod safetensors;
+pub mod scaled;
 pub mod single_file;
 pub mod tokenizer;
 
@@ -17,11 +21,15 @@ pub type Target = fn(&[u8]);
 /// Every target by its name, which is that of its folder in `corpus`.
 pub const TARGETS: &[(&str, Target)] = &[
     ("config", config::run),
+    ("gguf", gguf::run),
+    ("image", image::run),
+    ("json", json::run),
     ("lora", lora::run),
     ("manifest", manifest::run),
     ("onnx", onnx::run),
     ("prompt", prompt::run),
     ("safetensors", safetensors::run),
+    ("scaled", scaled::run),
     ("single_file", single_file::run),
     ("tokenizer", tokenizer::run),
 ];
