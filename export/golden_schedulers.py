@@ -1,7 +1,7 @@
 """Writes tests/golden/schedulers.json.gz: scheduler configurations as diffusers writes them, and what its classes make
 of them.
 
-Run: python export/golden_schedulers.py tests/golden/schedulers.json.gz
+Run: python export/golden_schedulers.py tests/golden/schedulers.json.gz [SEED]
 Every class that diffusers has is constructed with random settings of its own (seeded), and saved as `save_pretrained`
 does, with Python's JSON. Of classes whose noise follows a curve of betas there are the levels of a run, and, for
 methods that add no noise, the latents that the run ends in on data of a known distribution: normal, each element with
@@ -38,6 +38,17 @@ NOISE = torch.tensor([1.5, 0.25, -2.0, -0.75], dtype=torch.float64)
 STOCHASTIC = ["DDPM", "EulerAncestral", "KDPM2Ancestral", "DPMSolverSDE", "LCM", "TCD", "SASolver"]
 # Run backwards, or between pictures: no methods of drawing one.
 NOT_FOR_DRAWING = ["Inverse", "RePaint"]
+# Starts of the names of classes that have betas, and noise of another kind.
+OTHER_NOISE = ("CogVideoX", "UnCLIP", "CM", "SCM")
+# Models trained down to noise alone (Lin et al. 2024, section 3), as published ones are run, a class each.
+ZERO_TERMINAL_SNR = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+}
 
 CHOICES: dict[str, list[Any]] = {
     "beta_start": [0.0001, 0.00085],
@@ -69,6 +80,9 @@ CHOICES: dict[str, list[Any]] = {
     "timestep_scaling": [10.0, 10.0, 5.0],
     "predict_x0": [True, True, False],
     "skip_prk_steps": [True, False],
+    "sigma_min": [None, None, 0.05],
+    "sigma_max": [None, None, 10.0],
+    "disable_corrector": [[], [], [0, 2]],
 }
 
 
@@ -108,38 +122,39 @@ def settings(cls: Any, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def trajectory(scheduler: Any, steps: int) -> list[float]:
-    """The latents that a run on known data ends in."""
+    """The latents that a run on known data ends in, in double precision: the levels are diffusers' own, and its
+    formulas too, but not the rounding of its coefficients, which reaches 1e-3 of the latents where levels are high."""
     prediction = scheduler.config.prediction_type
-    x = NOISE * float(scheduler.init_noise_sigma)
+    for name in ["sigmas", "alphas_cumprod", "final_alpha_cumprod"]:
+        if isinstance(getattr(scheduler, name, None), torch.Tensor):
+            setattr(scheduler, name, getattr(scheduler, name).double())
+    # A batch of one, of four channels of one value: thresholding and UniPC count on axes.
+    means, variances, noise = (values[None, :, None] for values in (MEANS, DEVIATIONS**2, NOISE))
+    x = noise * float(scheduler.init_noise_sigma)
+    is_exploding = hasattr(scheduler, "sigmas") and scheduler.init_noise_sigma != 1.0
     for step, t in enumerate(scheduler.timesteps):
-        scaled = scheduler.scale_model_input(x, t)
+        # Some classes count their steps from here.
+        scheduler.scale_model_input(x, t)
         if hasattr(scheduler, "sigmas"):
             index = scheduler.step_index if scheduler.step_index is not None else step
-            sigma = float(scheduler.sigmas[index])
-            is_exploding = scheduler.init_noise_sigma != 1.0
+            kept = 1 / (float(scheduler.sigmas[index]) ** 2 + 1)
         else:
             kept = float(scheduler.alphas_cumprod[int(t)])
-            sigma, is_exploding = ((1 - kept) / kept) ** 0.5, False
-        alpha = 1 / (sigma**2 + 1) ** 0.5
-        exploding = x if is_exploding else x / alpha
-        clean = (MEANS * sigma**2 + exploding * DEVIATIONS**2) / (sigma**2 + DEVIATIONS**2)
-        noise = (exploding - clean) / sigma
-        output = {
-            "epsilon": noise,
-            "v_prediction": alpha * noise - alpha * sigma * clean,
-            "sample": clean,
-        }[prediction]
-        del scaled
+        # Latents are `alpha * clean + sigma * noise`; alpha is 0 where noise is all there is.
+        alpha, sigma = kept**0.5, (1 - kept) ** 0.5
+        preserving = x * alpha if is_exploding else x
+        clean = (means * sigma**2 + alpha * preserving * variances) / (sigma**2 + alpha**2 * variances)
+        noise = (preserving - alpha * clean) / sigma
+        output = {"epsilon": noise, "v_prediction": alpha * noise - sigma * clean, "sample": clean}[prediction]
         x = scheduler.step(output, t, x, return_dict=False)[0]
-    return [short(value, DIGITS) for value in x.tolist()]
+    return [short(value, DIGITS) for value in x.flatten().tolist()]
 
 
-def case(name: str, rng: np.random.Generator) -> dict[str, Any] | None:
+def case(name: str, steps: int, chosen: dict[str, Any]) -> dict[str, Any] | None:
     """A configuration, and what its class makes of it; nothing where diffusers itself refuses."""
     cls = getattr(diffusers.schedulers, name)
-    steps = STEPS[rng.integers(len(STEPS))]
     try:
-        scheduler = cls(**settings(cls, rng))
+        scheduler = cls(**chosen)
     except (ValueError, NotImplementedError, AssertionError):
         return None
     except TypeError:
@@ -147,7 +162,7 @@ def case(name: str, rng: np.random.Generator) -> dict[str, Any] | None:
     config = json.loads(scheduler.to_json_string())
     row: dict[str, Any] = {"config": json.dumps(config), "steps": steps}
     config.setdefault("_class_name", name)
-    is_of_betas = "beta_start" in config and "CogVideoX" not in name and "UnCLIP" not in name and "CM" not in name
+    is_of_betas = "beta_start" in config and not name.startswith(OTHER_NOISE)
     is_flow = config.get("use_flow_sigmas") or config.get("timestep_type") == "continuous"
     row["runs"] = bool(is_of_betas and not is_flow and not any(part in name for part in NOT_FOR_DRAWING))
     if not row["runs"]:
@@ -157,23 +172,26 @@ def case(name: str, rng: np.random.Generator) -> dict[str, Any] | None:
         scheduler.set_timesteps(steps)
     except (ValueError, IndexError, AssertionError):
         return None
-    is_stochastic = any(part in name for part in STOCHASTIC) or "sde" in config.get("algorithm_type", "")
+    # Models that predict a variance answer with twice as many channels.
+    is_learned = "learned" in (config.get("variance_type") or "")
+    is_stochastic = is_learned or any(part in name for part in STOCHASTIC) or "sde" in config.get("algorithm_type", "")
     if name == "PNDMScheduler" or (name.startswith("DDIM") and steps not in (4, 5, 10, 20)):
         return row
     if hasattr(scheduler, "sigmas"):
-        sigmas = list(dict.fromkeys(float(sigma) for sigma in scheduler.sigmas))
-        row["sigmas"] = [short(sigma, DIGITS) for sigma in sigmas]
+        sigmas = [float(sigma) for sigma in scheduler.sigmas]
+        # Methods of two evaluations have levels twice, and runs down to the lowest may reach it twice, but for rounding.
+        is_new = [abs(before - sigma) > 1e-6 * before for before, sigma in zip([-1.0, *sigmas], sigmas)]
+        row["sigmas"] = [short(sigma, DIGITS) for sigma, new in zip(sigmas, is_new) if new]
     elif "LCM" in name or "TCD" in name or "DDPM" in name:
         kept = scheduler.alphas_cumprod[scheduler.timesteps].double()
-        row["sigmas"] = [short(value, DIGITS) for value in (((1 - kept) / kept) ** 0.5).tolist()] + [0.0]
-    if not all(np.isfinite(row.get("sigmas", []))):
-        # Noise alone has no level; calotype's is 4096.
-        del row["sigmas"]
+        sigmas = (((1 - kept) / kept) ** 0.5).tolist()
+        # Noise alone has no level here; in classes that keep levels, and in calotype, it has 4096.
+        row["sigmas"] = [short(sigma if np.isfinite(sigma) else 4096.0, DIGITS) for sigma in sigmas] + [0.0]
     # Methods of two evaluations have every level twice, and read nothing that others do not.
     if not is_stochastic and "Heun" not in name and "KDPM2" not in name:
         try:
             row["latents"] = trajectory(scheduler, steps)
-        except (ValueError, IndexError, ZeroDivisionError):
+        except (ValueError, IndexError, ZeroDivisionError, AssertionError):
             return None
         if not all(np.isfinite(row["latents"])):
             return None
@@ -182,8 +200,9 @@ def case(name: str, rng: np.random.Generator) -> dict[str, Any] | None:
 
 def main() -> None:
     logging.disable(logging.WARNING)
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(int(sys.argv[2]) if len(sys.argv) > 2 else SEED)
     rows = []
+    parameters: dict[str, list[str]] = {}
     for name in classes():
         try:
             getattr(diffusers.schedulers, name)
@@ -193,18 +212,25 @@ def main() -> None:
             continue
         found = 0
         for _ in range(20 * CONFIGS):
-            row = case(name, rng)
+            steps = STEPS[rng.integers(len(STEPS))]
+            row = case(name, steps, settings(getattr(diffusers.schedulers, name), rng))
             found += row is not None
             rows += [row] if row is not None else []
             few = row is not None and not row["runs"] and "betas" not in row["config"]
             if found == (2 if few or (row and not row["runs"] and "beta_start" not in row["config"]) else CONFIGS):
                 break
+        known = list(inspect.signature(getattr(diffusers.schedulers, name).__init__).parameters)[1:]
+        parameters[name] = known
+        if all(key in known for key in ZERO_TERMINAL_SNR) and not any(part in name for part in NOT_FOR_DRAWING):
+            chosen = ZERO_TERMINAL_SNR | ({"clip_sample": False} if "clip_sample" in known else {})
+            rows += [row for steps in STEPS if (row := case(name, steps, chosen)) is not None]
         print(name, found)
     data = {
         "diffusers": diffusers.__version__,
         "means": MEANS.tolist(),
         "deviations": DEVIATIONS.tolist(),
         "noise": NOISE.tolist(),
+        "parameters": parameters,
         "cases": rows,
     }
     text = json.dumps(data, indent=0).encode()

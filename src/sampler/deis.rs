@@ -21,9 +21,12 @@ pub(super) struct Deis {
 }
 
 impl Deis {
-    /// Of the settings `order`, from 1 to [`MAX_ORDER`].
+    /// Of the settings `order`, from 1 to [`MAX_ORDER`], and `lower_final`.
     pub(super) fn new(settings: &Settings, schedule: &Schedule, len: usize) -> Self {
-        let order = |index| dpm::highest_order(schedule, schedule.steps_from(index));
+        let order = |index| match settings.lower_final {
+            true => dpm::highest_order(schedule, schedule.steps_from(index)),
+            false => usize::MAX,
+        };
         let orders = (0..schedule.steps().len()).map(order).collect();
         Self { orders, slopes: History::new(settings.order, len) }
     }

@@ -477,7 +477,7 @@ impl SamplerKind {
                 comfyui: "uni_pc_bh2",
                 others: &["uni_pc", "k_unipc", "unipc_multistep"],
                 defaults: Settings { order: 2, ..PLAIN },
-                keys: &[Key::Order, Key::Bh],
+                keys: &[Key::Order, Key::Bh, Key::LowerFinal],
                 max_order: unipc::MAX_ORDER,
                 grid: Grid::WholeAboveLast,
                 ..USUAL
@@ -488,7 +488,7 @@ impl SamplerKind {
                 diffusers: "DEISMultistepScheduler",
                 comfyui: "deis",
                 defaults: Settings { order: 2, ..PLAIN },
-                keys: &[Key::Order],
+                keys: &[Key::Order, Key::LowerFinal],
                 max_order: deis::MAX_ORDER,
                 grid: Grid::WholeAboveLast,
                 ..USUAL

@@ -30,7 +30,8 @@ pub struct Settings {
     pub bh: Bh,
     /// The form of a step of third order.
     pub third: Third,
-    /// Whether in runs of fewer than 15 steps the step before the last is of second order at most.
+    /// Whether in runs of fewer than 15 steps the last step is of first order and the one before of second at most; UniPC's
+    /// are in runs of any length.
     pub lower_final: bool,
     /// The variance of DDPM's noise.
     pub variance: Variance,

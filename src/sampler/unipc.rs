@@ -11,11 +11,12 @@ pub(super) const MAX_ORDER: usize = 3;
 
 /// The unified predictor-corrector of Zhao et al. 2023 ("UniPC", algorithms 1 and 2) for data prediction: every answer
 /// of the model first corrects the step that led to it, then predicts the next one. [`Bh`] is a
-/// choice that they leave. The order falls towards the end, to 1 in the step to
-/// 0 (diffusers' `lower_order_final`).
+/// choice that they leave. The order falls towards the end (diffusers' `lower_order_final`), and the step to 0 is of first
+/// order.
 pub(super) struct UniPc {
     bh: Bh,
     order: usize,
+    lower_final: bool,
     steps: usize,
     history: History,
     /// The latents that the last step started from, corrected, and the order that it had.
@@ -25,12 +26,13 @@ pub(super) struct UniPc {
 }
 
 impl UniPc {
-    /// Of the settings `order` (1 to [`MAX_ORDER`]) and `bh`.
+    /// Of the settings `order` (1 to [`MAX_ORDER`]), `bh` and `lower_final`.
     pub(super) fn new(settings: &Settings, schedule: &Schedule, len: usize) -> Self {
-        let Settings { bh, order, .. } = *settings;
+        let Settings { bh, order, lower_final, .. } = *settings;
         Self {
             bh,
             order,
+            lower_final,
             steps: schedule.steps_from(0),
             history: History::new(order, len),
             last: vec![0.0; len],
@@ -102,7 +104,8 @@ impl Sampler for UniPc {
             x.copy_from_slice(&self.answer);
             return Ok(());
         }
-        let order = self.order.min(self.history.len()).min(self.steps - index);
+        let highest = if self.lower_final { self.steps - index } else { usize::MAX };
+        let order = self.order.min(self.history.len()).min(highest);
         let (keep, weights, _) = self.weights(to, order, false);
         let past = |age: usize| if age < order { self.history.values(age) } else { &[] };
         blend(x, keep, &[(weights[0], past(0)), (weights[1], past(1)), (weights[2], past(2))]);

@@ -41,8 +41,8 @@ pub enum Betas {
     /// Those of another recipe, rescaled so that the last timestep is noise alone (Lin et al. 2024, algorithm 1).
     ///
     /// "Alone" is a level of 4096, as in diffusers' schedulers that keep levels: an endless one could not be computed
-    /// with. Of the signal's variance 2^-24 is left. Where the timestep before has less than that, as with linear betas
-    /// up to 0.02, where diffusers' levels fall at the end, the last has twice the level of the one before.
+    /// with. Of the signal's variance 2^-24 is left. Where timesteps before have less than that, as with linear betas up to
+    /// 0.02, diffusers' levels fall to it at the end; here they rise to it, evenly in their logarithms.
     ZeroTerminalSnr(Box<Betas>),
 }
 
@@ -156,7 +156,11 @@ fn signals(betas: Betas, timesteps: usize) -> Result<Vec<f64>, Error> {
                 format!("noise curve: expected {timesteps} betas, as many as timesteps, got {}", betas.len()),
             ));
         }
-        Betas::ZeroTerminalSnr(betas) => return Ok(rescaled(&signals(*betas, timesteps)?)),
+        Betas::ZeroTerminalSnr(betas) => {
+            let plain = signals(*betas, timesteps)?;
+            NoiseCurve::from_signals(&plain)?;
+            return Ok(rescaled(&plain));
+        }
     };
     products(&betas)
 }
@@ -202,8 +206,12 @@ fn rescaled(signals: &[f64]) -> Vec<f64> {
     let (first, last) = (signals[0].sqrt(), signals[signals.len() - 1].sqrt());
     let mut rescaled: Vec<f64> =
         signals.iter().map(|signal| ((signal.sqrt() - last) * first / (first - last)).powi(2)).collect();
-    let [.., before, end] = &mut rescaled[..] else { unreachable!("a curve has at least two timesteps") };
-    *end = if LEAST_SIGNAL < *before { LEAST_SIGNAL } else { *before / 4.0 };
+    // At least the last is below.
+    let above = rescaled.partition_point(|signal| *signal > LEAST_SIGNAL).clamp(1, rescaled.len() - 1);
+    let (before, count) = (rescaled[above - 1], rescaled.len() - above);
+    for (place, signal) in rescaled[above..].iter_mut().enumerate() {
+        *signal = before * (LEAST_SIGNAL / before).powf((place + 1) as f64 / count as f64);
+    }
     rescaled
 }
 
