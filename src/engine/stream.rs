@@ -3,9 +3,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use super::sys::{self, Input, Runtime, Value};
@@ -120,6 +118,7 @@ impl Streamed {
             made.extend(segment.outputs.iter().cloned().zip(results));
             segment.spent.iter().for_each(|name| drop(made.remove(name)));
             if part.pinned.is_none() && next != Some(index) {
+                self.ahead.leave(index);
                 release(&self.weights, &segment.ranges);
             }
         }
@@ -141,45 +140,145 @@ fn release(weights: &Weights, ranges: &[(usize, Range<usize>)]) {
 
 /// The thread that reads weights before they are needed.
 struct Ahead {
-    /// Which segment is next.
-    next: Arc<AtomicUsize>,
-    /// Wakes the thread; absent once it is to end.
-    wake: Option<SyncSender<()>>,
+    work: Arc<Work>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What the thread of an [`Ahead`] is to do, and does.
+#[derive(Default)]
+struct Work {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// The segment that is to be read. What was wanted before and is not begun is not read any more.
+    wanted: Option<usize>,
+    /// The segment that is being read.
+    reading: Option<usize>,
+    has_ended: bool,
+}
+
+impl Work {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads what is wanted with `read`, one range of a segment after another, until it is to end.
+    fn run(&self, ranges: &[Vec<(usize, Range<usize>)>], read: impl Fn(usize, Range<usize>)) {
+        let mut state = self.state();
+        while !state.has_ended {
+            let Some(segment) = state.wanted.take() else {
+                state = self.changed(state);
+                continue;
+            };
+            state.reading = Some(segment);
+            for (file, range) in &ranges[segment] {
+                // Another is wanted: this one runs already, and its weights come as it uses them.
+                if state.wanted.is_some() || state.has_ended {
+                    break;
+                }
+                drop(state);
+                read(*file, range.clone());
+                state = self.state();
+            }
+            state.reading = None;
+            self.changed.notify_all();
+        }
+    }
 }
 
 impl Ahead {
     fn start(weights: Arc<Weights>, ranges: Vec<Vec<(usize, Range<usize>)>>) -> Result<Self, Error> {
-        let (wake, woken) = sync_channel::<()>(1);
-        let next = Arc::new(AtomicUsize::new(0));
-        let wanted = Arc::clone(&next);
-        let read = move || {
-            for () in woken {
-                // What was wanted while it was behind is not read any more: it may have been used and released.
-                let segment = wanted.load(Ordering::Relaxed);
-                ranges[segment].iter().for_each(|(file, range)| weights.populate(*file, range.clone()));
-            }
-        };
-        let thread =
-            std::thread::Builder::new().name("calotype-weights".into()).spawn(read).map_err(|error| {
-                Error::new(ErrorKind::Runtime, "a thread that reads weights ahead").source(error)
-            })?;
-        Ok(Self { next, wake: Some(wake), thread: Some(thread) })
+        Self::with(ranges, move |file, range| weights.populate(file, range))
     }
 
-    /// Begins to read the weights of a segment, as soon as those of an earlier one are read.
+    fn with(
+        ranges: Vec<Vec<(usize, Range<usize>)>>,
+        read: impl Fn(usize, Range<usize>) + Send + 'static,
+    ) -> Result<Self, Error> {
+        let work = Arc::new(Work::default());
+        let own = Arc::clone(&work);
+        let thread = std::thread::Builder::new()
+            .name("calotype-weights".into())
+            .spawn(move || own.run(&ranges, read))
+            .map_err(|error| {
+                Error::new(ErrorKind::Runtime, "a thread that reads weights ahead").source(error)
+            })?;
+        Ok(Self { work, thread: Some(thread) })
+    }
+
+    /// Begins to read the weights of a segment, instead of those of an earlier one.
     fn read(&self, segment: usize) {
-        self.next.store(segment, Ordering::Relaxed);
-        let _ = self.wake.as_ref().expect("until it is dropped").try_send(());
+        self.work.state().wanted = Some(segment);
+        self.work.changed.notify_all();
+    }
+
+    /// Waits until the weights of a segment are not being read, so that they can be released for good. When the thread was
+    /// late, they would come back after that, and be in memory beside the two segments that are planned.
+    fn leave(&self, segment: usize) {
+        let mut state = self.work.state();
+        while state.reading == Some(segment) {
+            state = self.work.changed(state);
+        }
     }
 }
 
 impl Drop for Ahead {
     fn drop(&mut self) {
-        self.wake = None;
+        self.work.state().has_ended = true;
+        self.work.changed.notify_all();
         if let Some(thread) = self.thread.take() {
             // It does nothing that could panic.
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{channel, sync_channel};
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A segment that the thread is late with is not read behind the back of whoever released it.
+    #[test]
+    fn what_is_left_is_not_read_any_more() {
+        let (begun, has_begun) = channel();
+        let (go_on, may_go_on) = sync_channel::<()>(0);
+        let may_go_on = Mutex::new(may_go_on);
+        let ranges = vec![vec![(0, 0..1), (0, 2..3)], vec![(1, 0..1)]];
+        let ahead = Arc::new(
+            Ahead::with(ranges, move |file, range| {
+                begun.send((file, range.start)).unwrap();
+                may_go_on.lock().unwrap().recv().unwrap();
+            })
+            .unwrap(),
+        );
+        ahead.read(0);
+        assert_eq!(has_begun.recv(), Ok((0, 0)));
+        ahead.read(1);
+        let (left, has_left) = channel();
+        let other = Arc::clone(&ahead);
+        let waiting = std::thread::spawn(move || {
+            other.leave(0);
+            left.send(()).unwrap();
+        });
+        assert!(has_left.recv_timeout(Duration::from_millis(50)).is_err(), "it is still being read");
+        go_on.send(()).unwrap();
+        has_left.recv().unwrap();
+        waiting.join().unwrap();
+        // The rest of the first is not read: the second is wanted.
+        assert_eq!(has_begun.recv(), Ok((1, 0)));
+        ahead.leave(0);
+        go_on.send(()).unwrap();
+        drop(ahead);
+        assert!(has_begun.recv().is_err());
     }
 }

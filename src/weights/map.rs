@@ -9,7 +9,7 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 
 /// With a page that is touched, Linux gives a process those around it that are in memory: blocks of this length at most.
 #[cfg(unix)]
@@ -36,7 +36,13 @@ pub(super) enum Bytes {
     },
     /// In private memory, as words, so that elements of every type lie where they may; the length is in bytes.
     Owned(Box<[u64]>, usize),
+    /// Long ones in private memory: a mapping of their own. On the C library's heap they would lie between what is freed
+    /// while a tensor is computed, and what was freed could not be given back.
+    Anonymous(MmapMut),
 }
+
+/// From this length on bytes in private memory are a mapping of their own.
+const LONG_BYTES: usize = 64 << 10;
 
 /// A mapped file, which stays open: the file of this name may be another by now.
 pub(super) struct Mapping {
@@ -93,6 +99,17 @@ impl Bytes {
         len_bytes: usize,
         make: impl FnOnce(&mut dyn FnMut(&[u8])) -> Result<(), E>,
     ) -> Result<Self, E> {
+        if len_bytes >= LONG_BYTES
+            && let Ok(mut map) = MmapMut::map_anon(len_bytes)
+        {
+            let mut end = 0;
+            make(&mut |bytes| {
+                map[end..end + bytes.len()].copy_from_slice(bytes);
+                end += bytes.len();
+            })?;
+            debug_assert_eq!(end, len_bytes);
+            return Ok(Self::Anonymous(map));
+        }
         let mut words: Vec<u64> = Vec::with_capacity(len_bytes.div_ceil(8));
         make(&mut |bytes| {
             let (whole, rest) = bytes.as_chunks();
@@ -111,19 +128,21 @@ impl Bytes {
         match self {
             Self::Owned(_, len_bytes) => *len_bytes,
             Self::Mapped(map) => map.len(),
+            Self::Anonymous(map) => map.len(),
             Self::Static { bytes, .. } => bytes.len(),
         }
     }
 
     /// Whether they are a copy in private memory.
     pub(super) fn is_private(&self) -> bool {
-        matches!(self, Self::Owned(..))
+        matches!(self, Self::Owned(..) | Self::Anonymous(_))
     }
 
     pub(super) fn as_ptr(&self) -> *const u8 {
         match self {
             Self::Mapped(map) => map.as_ptr(),
             Self::Owned(words, _) => words.as_ptr().cast(),
+            Self::Anonymous(map) => map.as_ptr(),
             Self::Static { bytes, .. } => bytes.as_ptr(),
         }
     }
@@ -183,6 +202,7 @@ impl Bytes {
     pub(super) fn owned(&self, range: Range<usize>) -> Self {
         match self {
             Self::Mapped(map) => Self::own(&map[range]),
+            Self::Anonymous(map) => Self::own(&map[range]),
             Self::Static { bytes, .. } => Self::own(&bytes[range]),
             Self::Owned(..) => Self::own(&self.copy(range)),
         }
@@ -192,6 +212,7 @@ impl Bytes {
     pub(super) fn copy(&self, range: Range<usize>) -> Vec<u8> {
         match self {
             Self::Mapped(map) => map[range].to_vec(),
+            Self::Anonymous(map) => map[range].to_vec(),
             Self::Static { bytes, .. } => bytes[range].to_vec(),
             Self::Owned(words, _) => {
                 let (first, last) = (range.start / 8, range.end.div_ceil(8));
