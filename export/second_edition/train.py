@@ -6,6 +6,7 @@
     vae=SECONDS        autoencoder on scenes drawn as it goes
     latents=COUNT      scenes -> latents
     unet=SECONDS       U-Net and text encoder on those latents
+    more=SECONDS       the same at a constant low rate; what it was at is kept every ten minutes, to go on from there
     decoder=SECONDS    decoder alone, the latents' meaning fixed
     lcm=SECONDS        a LoRA with which few steps suffice (Luo et al. 2023, arXiv:2311.05556)
     masks=SECONDS      ControlNet for segmentation masks (Zhang et al. 2023, arXiv:2302.05543)
@@ -15,7 +16,8 @@
 PACK is what `scenes.py pack` and `tokenizer.py` wrote. A phase that finds its own result in WORK goes on from there.
 The learning rate rises over the first steps and falls to zero over the second half of SECONDS: most of the quality
 comes with that fall, so a run is worth judging only at its end. SECONDS may be @T: until T seconds after the start.
-What is worth keeping is also copied to OUT, a folder in the environment; BATCH there is the U-Net's batch.
+What is worth keeping is also copied to OUT, a folder in the environment; BATCH there is the batch, BF16=1 lets a
+processor compute in bf16, SEED makes other plans.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ NULL_CAPTION_SHARE = 0.1
 GUIDANCE = 3.0
 """What the few-step LoRA has built in."""
 PART_BYTES = 15 << 20
+MORE_AVERAGES = (0.99, 0.998)
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -62,12 +65,12 @@ def say(*what: object) -> None:
 
 
 def mixed() -> torch.autocast:
-    return torch.autocast(DEVICE.type, torch.bfloat16, enabled=CUDA)
+    return torch.autocast(DEVICE.type, torch.bfloat16, enabled=CUDA or os.environ.get("BF16") == "1")
 
 
 def batch_of(gpu: int) -> int:
-    """A batch for the GPU, or a tiny one to try the code on a processor."""
-    return int(os.environ.get("BATCH", gpu)) if CUDA else 4
+    """A batch for the GPU, or a tiny one to try the code on a processor; BATCH where that is said."""
+    return int(os.environ.get("BATCH", gpu if CUDA else 4))
 
 
 class Clock:
@@ -189,7 +192,8 @@ def plans(pack: Path, work: Path, count: int) -> None:
     global PLANNER
     PLANNER = Scenes(pack)
     each = 2000 if CUDA else 100
-    jobs = [(pack, seed, min(each, count)) for seed in range(math.ceil(count / each))]
+    first = int(os.environ.get("SEED", 0))
+    jobs = [(pack, first + k, min(each, count)) for k in range(math.ceil(count / each))]
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
         done = pool.map(plan_some, jobs, chunksize=1)
@@ -371,6 +375,95 @@ def train_unet(pack: Path, work: Path, seconds: float) -> None:
     say(f"unet: {steps.count} steps of {batch} = {steps.count * batch} samples, save included")
 
 
+class Threads:
+    """One thread on a busy machine, where threads would wait for each other; all processors where they are free."""
+
+    def __init__(self) -> None:
+        self.wall, self.used, self.count = time.time(), time.process_time(), 1
+        torch.set_num_threads(1)
+
+    def after(self, steps: int) -> None:
+        """Every few steps: what share of its threads' time the process was given."""
+        if CUDA or steps % 4:
+            return
+        wall, used = time.time(), time.process_time()
+        given = (used - self.used) / (wall - self.wall) / self.count
+        self.wall, self.used = wall, used
+        count = (os.cpu_count() or 1) if given > (0.9 if self.count == 1 else 0.7) else 1
+        if count != self.count:
+            self.count = count
+            torch.set_num_threads(count)
+
+
+def train_more(pack: Path, work: Path, seconds: float, rate: float = 2e-4) -> None:
+    """U-Net and text encoder from where they are, for as many sittings as one likes: constant rate, average kept."""
+    pool = torch.load(work / "latents.pt", map_location=DEVICE)
+    z, curve, both = pool["z"], Curve(), read_pair(pack, work)
+    scale = (load(work, "model") or {})["scale"]
+    parameters = [p for p in both.parameters() if p.requires_grad]
+    emas = [Ema(parameters, decay) for decay in MORE_AVERAGES]
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    count = samples = 0
+    file = work / "more.pt"
+    if file.exists():
+        held = torch.load(file, map_location=DEVICE)
+        both.load_state_dict(held["live"])
+        optimizer.load_state_dict(held["optimizer"])
+        count, samples = held["count"], held["samples"]
+        for ema, mean in zip(emas, held["means"], strict=True):
+            torch._foreach_copy_(ema.mean, mean)
+            ema.steps = count
+
+    def keep() -> None:
+        held = {"live": both.state_dict(), "optimizer": optimizer.state_dict(), "count": count, "samples": samples}
+        torch.save(held | {"means": [ema.mean for ema in emas]}, file.with_suffix(".part"))
+        os.replace(file.with_suffix(".part"), file)
+        for ema, decay in zip(emas, MORE_AVERAGES, strict=True):
+            ema.swap()
+            folder = work / f"average_{decay}"
+            folder.mkdir(exist_ok=True)
+            save(both.state_dict() | {"scale": scale}, folder, "model")
+            ema.swap()
+        say(f"more: kept after {count} steps, {samples} samples")
+
+    batch, threads = batch_of(128), Threads()
+    start = last_save = last_said = time.time()
+    used, since, losses = time.process_time(), samples, []
+    while time.time() - start < seconds:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (count + 1) / 50)
+        chosen = torch.randint(0, len(z), (batch,), device=DEVICE)
+        x0 = z[chosen].float() * scale
+        t = curve.draw(batch)
+        signal, sigma = curve.of(t)
+        noise = torch.randn_like(x0)
+        with mixed():
+            v = both["unet"](signal * x0 + sigma * noise, t, both["text"](captions(pool, chosen)).last_hidden_state)
+        loss = F.mse_loss(v.sample.float(), signal * noise - sigma * x0)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        for ema in emas:
+            ema.update()
+        count, samples = count + 1, samples + batch
+        losses.append(loss.detach())
+        threads.after(count)
+        now = time.time()
+        if now - last_said > 60:
+            wall, spent = now - last_said, time.process_time() - used
+            say(
+                f"more {count} steps, {samples} samples, loss {float(torch.stack(losses).mean()):.4f}, "
+                f"{(samples - since) / wall:.1f} samples/s, {spent / wall:.2f} processors, {threads.count} threads"
+            )
+            last_said, used, since, losses = now, time.process_time(), samples, []
+        if now - last_save > 600 or (work / "keep").exists():
+            (work / "keep").unlink(missing_ok=True)
+            keep()
+            last_save = time.time()
+    keep()
+
+
 def train_lcm(pack: Path, work: Path, seconds: float) -> None:
     """Latent consistency distillation into a LoRA, with guidance GUIDANCE built in."""
     pool = torch.load(work / "latents.pt", map_location=DEVICE)
@@ -501,6 +594,8 @@ def run(phase: str, pack: Path, work: Path, amount: float) -> None:
             make_latents(work, int(amount))
         case "unet":
             train_unet(pack, work, amount)
+        case "more":
+            train_more(pack, work, amount)
         case "lcm":
             train_lcm(pack, work, amount)
         case "masks" | "depth":
