@@ -49,5 +49,5 @@ fn check_kind(place: &str, key: &str, built: &[&str], got: &str) -> Result<(), E
     if built.contains(&got) {
         return Ok(());
     }
-    Err(unfit(place, key, built.join(" or "), got).help("this kind of network cannot be run yet"))
+    Err(unfit(place, key, built.join(" or "), got).help("unsupported architecture"))
 }

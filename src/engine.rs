@@ -401,9 +401,9 @@ fn open_on(
     {
         return Err(Error::new(
             ErrorKind::Runtime,
-            format!("{operator}: expected an operator that a CPU can run, got one that needs {providers}"),
+            format!("{operator}: expected an operator that the CPU can run, got one that needs {providers}"),
         )
-        .help("take the model's plain export, which was not optimised for one provider"));
+        .help("use an export of the model that was not optimised for one provider"));
     }
     let copies = match options.residency {
         Residency::Keep if copied_bytes(bound) > 0 => Copies::All,
@@ -445,7 +445,7 @@ fn open_on(
         true => error,
         false => Error::new(ErrorKind::Runtime, format!("provider {first}"))
             .source(error)
-            .help(format!("{},cpu would let the processor run what it cannot", first.kind)),
+            .help(format!("{},cpu runs the operators that it lacks on the CPU", first.kind)),
     })?;
     Ok((run, compilation))
 }

@@ -641,7 +641,7 @@ fn dtype(code: i32) -> Result<Dtype, String> {
     Dtype::ALL
         .into_iter()
         .find(|&dtype| onnx_code(dtype) == code)
-        .ok_or_else(|| format!("expected a number or truth value as element type, got ONNX type {code}"))
+        .ok_or_else(|| format!("expected a number or bool as element type, got ONNX type {code}"))
 }
 
 /// `TensorProto.DataType`

@@ -146,7 +146,7 @@ impl Interval {
         let got = format!(
             "guidance interval: expected noise levels from 0 up, the lower first, got {above} to {up_to}"
         );
-        Err(Error::new(ErrorKind::Usage, got).help("guidance of 1 is none at all"))
+        Err(Error::new(ErrorKind::Usage, got).help("a scale of 1 is no guidance"))
     }
 
     /// The levels of a part of a schedule's steps, in fractions from 0 to 1, as diffusers' guiders take them: step
@@ -157,13 +157,15 @@ impl Interval {
         let fractions = 0.0..=1.0;
         if !(fractions.contains(&start) && fractions.contains(&stop) && start < stop) {
             let got = format!("guidance interval: expected 0 to 1, the lower first, got {start} to {stop}");
-            return Err(Error::new(ErrorKind::Usage, got).help("guidance of 1 is none at all"));
+            return Err(Error::new(ErrorKind::Usage, got).help("a scale of 1 is no guidance"));
         }
         let first = |fraction: f64| (fraction * steps.len() as f64) as usize;
         let (start, stop) = (first(start), first(stop));
         if start == stop {
-            let got =
-                format!("guidance interval: expected a part with a step in it, got none of {}", steps.len());
+            let got = format!(
+                "guidance interval: expected a range that contains a step, got none of {}",
+                steps.len()
+            );
             return Err(Error::new(ErrorKind::Usage, got).help("take more steps or a wider interval"));
         }
         // A sampler that adds noise before its first step starts above the first level.
@@ -221,9 +223,8 @@ impl Guidance {
             return Err(Error::new(ErrorKind::Usage, got).help("1 is usual"));
         }
         if matches!(self.method, Method::Edit { .. }) && weights != [1.0] {
-            let got =
-                format!("prompts: expected one of weight 1 for a picture to be edited, got {weights:?}");
-            return Err(Error::new(ErrorKind::Usage, got).help("say all of it in one prompt"));
+            let got = format!("prompts: expected one of weight 1 for image editing, got {weights:?}");
+            return Err(Error::new(ErrorKind::Usage, got).help("use a single prompt"));
         }
         self.weights = weights;
         Ok(self)
@@ -316,7 +317,7 @@ impl Method {
                 if !(1.0..=MAX_SCALE).contains(&image_scale) {
                     let got = format!("image guidance: expected a number from 1 up, got {image_scale}");
                     let error = Error::new(ErrorKind::Usage, got);
-                    return Err(error.help("1.5 is usual; less keeps less of the picture"));
+                    return Err(error.help("1.5 is usual; less keeps less of the image"));
                 }
             }
             Self::Perpendicular { negative_scale, rescale } => {

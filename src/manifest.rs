@@ -250,7 +250,7 @@ impl Component {
                         ErrorKind::Model,
                         format!("{name}: {side} {port_name}: expected {contract}, got {found}"),
                     )
-                    .help("manifest and graph are not of one model"));
+                    .help("manifest does not match graph"));
                 }
             }
             if let Some(extra) = got.iter().find(|port| !promised.contains_key(&port.name)) {
@@ -411,15 +411,15 @@ impl Manifest {
         let json = json::standard(origin, json)?;
         let mut deserializer = serde_json::Deserializer::from_slice(&json);
         let file: File = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-            refuse(format!("expected a manifest, got a mistake at {}", error.path()))
+            refuse(format!("expected a manifest, got an error at {}", error.path()))
                 .source(error.into_inner())
         })?;
         deserializer
             .end()
-            .map_err(|error| refuse("expected a manifest, got something behind it".into()).source(error))?;
+            .map_err(|error| refuse("expected a manifest, got data after it".into()).source(error))?;
         if file.format != FORMAT {
             return Err(refuse(format!("format: expected {FORMAT}, got {}", file.format))
-                .help("a newer calotype may read it"));
+                .help("a newer version of calotype may support it"));
         }
 
         let at = |place: &str, error: Error| refuse(place.to_owned()).source(error);
@@ -558,7 +558,7 @@ impl Contents {
                 Some(tokenizer) if name.starts_with("text_encoder") => {
                     if tokenizer.context < 3 {
                         return Err(format!(
-                            "components.{name}.tokenizer.context: expected room for a word between two marks, got {}",
+                            "components.{name}.tokenizer.context: expected room for a word between two special tokens, got {}",
                             tokenizer.context
                         ));
                     }

@@ -230,7 +230,7 @@ impl Model {
         if manifest.conditions == Conditions::Upscaling && manifest.low_res.is_none() {
             return Err(Error::new(
                 ErrorKind::Model,
-                "low_res_scheduler: expected one, because this model enlarges pictures, got none",
+                "low_res_scheduler: expected one, because this model upscales images, got none",
             ));
         }
         let latents = unet.signature.input(Role::Latents).expect("no signature without latents");
@@ -326,7 +326,7 @@ impl Model {
                         what.join(" and ")
                     ),
                 )
-                .help("it was made for another family of models"));
+                .help("it was made for another model family"));
             }
         }
         let mut changed = Vec::new();
@@ -346,7 +346,7 @@ impl Model {
                     missing.join(" and ")
                 ),
             )
-            .help("it is for another family of models"));
+            .help("it was made for another model family"));
         }
         let mut adapted = Vec::new();
         for (component, added) in changed {
@@ -466,7 +466,7 @@ impl Part {
                 Some(768) => "CLIP ViT-L",
                 Some(1024) => "OpenCLIP ViT-H",
                 Some(1280) => "OpenCLIP ViT-bigG",
-                _ => "text encoder of CLIP's kind",
+                _ => "CLIP text encoder",
             },
         };
         match channels(self.signature.input(Role::Latents)) {

@@ -89,7 +89,7 @@ impl Rng {
                     ErrorKind::Usage,
                     format!("seed: expected 0 to {} for numpy, got {seed}", u32::MAX),
                 )
-                .help("torch and philox take larger ones")
+                .help("torch and philox support larger ones")
             })?)),
         })
     }

@@ -212,7 +212,7 @@ fn refusal(origin: &str, problem: Problem) -> Error {
                 _ => error.help("save it as PNG or JPEG"),
             }
         }
-        Problem::Damaged(source) => refuse("expected a whole image").source(source),
+        Problem::Damaged(source) => refuse("expected a complete image").source(source),
         Problem::Refused(problem) => refuse(&problem),
     }
 }
@@ -777,7 +777,7 @@ mod tests {
         assert!(file.decode_bytes(128, 128, Want::Color) < 8 << 20);
         let error = Fitted::init(file.into(), 128, 128).load().expect_err("no pixels");
         assert_eq!(error.kind(), ErrorKind::Input);
-        refuses(&png_head(64, 64, GREY1), "expected a whole image");
+        refuses(&png_head(64, 64, GREY1), "expected a complete image");
         let mut jpeg = jpeg();
         let frame = jpeg.windows(4).position(|bytes| bytes == [0xff, 0xc0, 0, 17]).unwrap();
         jpeg[frame + 5..][..4].copy_from_slice(&[0xff; 4]);

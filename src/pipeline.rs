@@ -185,7 +185,7 @@ impl Pipeline {
         let mut tile = self.tiles.decoder;
         if (self.is_short)() {
             tile = self.vae_decoder.reduce_memory(request.shape).or(tile);
-            tracing::warn!("memory pressure: the picture is decoded in tiles, where the model can be");
+            tracing::warn!("memory pressure: the image is decoded in tiles, if the model allows it");
         }
         let mut image = self.vae_decoder.decode(&latents, request.shape, request.size, tile)?;
         if let Source::Masked { picture, mask, keeps_outside: true, .. } = &request.source {
@@ -295,7 +295,7 @@ impl Pipeline {
             }
             if watch.is_short() && denoiser.reduce_memory() {
                 self.text_encoder.reduce_memory();
-                tracing::warn!(step = done, "memory pressure: weights are read from the disk from here on");
+                tracing::warn!(step = done, "memory pressure: weights are streamed from disk from now on");
             }
         }
         // Of numbers beyond any that a VAE was trained on a picture would be rubbish.

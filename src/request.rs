@@ -181,14 +181,10 @@ impl Request {
         if let Some(fixed) = manifest.fixed_size.filter(|fixed| *fixed != size) {
             let error = Error::new(
                 ErrorKind::Usage,
-                format!("size: expected {fixed}, the only one that this model's graph draws, got {size}"),
+                format!("size: expected {fixed}, the only size of this model's graph, got {size}"),
             );
             let is_own = draft.size.is_none();
-            return Err(if is_own {
-                error.help(format!("--size {fixed} resizes the picture"))
-            } else {
-                error
-            });
+            return Err(if is_own { error.help(format!("--size {fixed} resizes the image")) } else { error });
         }
         let sampler = draft.sampler.unwrap_or(defaults.sampler);
         let steps = steps_asked(&draft, defaults.steps)?;
@@ -545,7 +541,7 @@ fn check_start(schedule: &Schedule, kind: &ScheduleKind) -> Result<(), Error> {
         ErrorKind::Usage,
         format!("schedule: {kind}: expected a first level of {LEAST_START} or more, where there is noise to draw from, got {from:.4}"),
     )
-    .help("take more steps, or trailing, which begins with the last timestep"))
+    .help("use more steps, or trailing, which starts at the last timestep"))
 }
 
 /// How many steps a draft asks for: of a list of levels, as many as it has.
@@ -553,7 +549,7 @@ fn steps_asked(draft: &Draft, default: usize) -> Result<usize, Error> {
     match (draft.schedule.as_ref().and_then(ScheduleKind::own_steps), draft.steps) {
         (Some(own), Some(asked)) if own != asked => Err(Error::new(
             ErrorKind::Usage,
-            format!("steps: expected {own}, as many as levels were listed, got {asked}"),
+            format!("steps: expected {own}, the number of listed levels, got {asked}"),
         )),
         (Some(own), _) => Ok(own),
         (None, asked) => Ok(asked.unwrap_or(default)),
@@ -608,7 +604,7 @@ fn guidance(
             guidance::Method::Edit { image_scale: draft.image_guidance.unwrap_or(IMAGE_GUIDANCE) }
         }
         (Conditions::Editing, Some(method)) => {
-            let why = "because this model edits pictures, whose guidance is its own";
+            let why = "because this model edits images, which has its own guidance";
             return refuse(format!("guidance method: expected none, {why}, got {method}"), "");
         }
         (_, method) => method.unwrap_or(guidance::Method::Cfg { rescale: 0.0 }),
@@ -629,7 +625,7 @@ fn guidance(
     if draft.image_guidance.is_some() && !is_guided {
         return refuse(
             "image guidance: expected guidance other than 1, got 1".into(),
-            "at guidance 1 the picture pulls as it was trained to",
+            "at guidance 1 image guidance has no effect",
         );
     }
     if draft.negative.is_some() && !is_guided {
@@ -657,31 +653,31 @@ fn check_pictures(draft: &Draft, manifest: &Manifest) -> Result<(), Error> {
         Conditions::Refiner => ("refines", true),
         Conditions::Inpainting => ("repaints", true),
         Conditions::Editing => ("edits", true),
-        Conditions::Upscaling => ("enlarges", true),
+        Conditions::Upscaling => ("upscales", true),
     };
     let is_started_from = !matches!(conditions, Conditions::Editing | Conditions::Upscaling);
     match (&draft.init, &draft.mask) {
         (None, Some(_)) => {
             return refuse(
-                "mask: expected an init picture beside it, got none",
-                "--init names the picture that it is of",
+                "mask: expected an init image with it, got none",
+                "give its init image with --init",
             );
         }
         (None, None) if needs_init => {
-            let message = format!("init: expected a picture, because this model {verb} pictures, got none");
+            let message = format!("init: expected an image, because this model {verb} images, got none");
             return refuse(&message, "give one with --init");
         }
         (Some(init), _) if [init.dimensions().0, init.dimensions().1].contains(&0) => {
-            return refuse("init: expected a picture with pixels, got none", "");
+            return refuse("init: expected an image with pixels, got none", "");
         }
         (Some(_), None) if conditions == Conditions::Inpainting => {
             return refuse(
-                "mask: expected one, because this model repaints a part of a picture, got none",
-                "give one with --mask: white is drawn anew",
+                "mask: expected one, because this model repaints a part of an image, got none",
+                "give one with --mask: white areas are repainted",
             );
         }
         (Some(_), Some(_)) if !is_started_from => {
-            let message = format!("mask: expected none, because this model {verb} whole pictures, got one");
+            let message = format!("mask: expected none, because this model {verb} whole images, got one");
             return refuse(&message, "");
         }
         (Some(init), Some(mask)) => {
@@ -693,10 +689,7 @@ fn check_pictures(draft: &Draft, manifest: &Manifest) -> Result<(), Error> {
             if init.dimensions() != of_mask {
                 let shown = |(width, height): (u32, u32)| format!("{width}x{height}");
                 let (init, mask) = (shown(init.dimensions()), shown(of_mask));
-                return refuse(
-                    &format!("mask: expected the size of the init picture, {init}, got {mask}"),
-                    "",
-                );
+                return refuse(&format!("mask: expected the size of the init image, {init}, got {mask}"), "");
             }
         }
         _ => {}
@@ -711,23 +704,23 @@ fn check_pictures(draft: &Draft, manifest: &Manifest) -> Result<(), Error> {
         return refuse("keep outside: expected a mask, got none", "give one with --mask");
     }
     if draft.strength.is_some() && draft.init.is_none() {
-        return refuse("strength: expected an init picture, got none", "give one with --init");
+        return refuse("strength: expected an init image, got none", "give one with --init");
     }
     if draft.strength.is_some() && !is_started_from {
         let message =
-            format!("strength: expected none, because this model {verb} pictures from noise, got one");
+            format!("strength: expected none, because this model {verb} images from noise, got one");
         return refuse(&message, "");
     }
     if draft.image_guidance.is_some() && conditions != Conditions::Editing {
         return refuse(
-            "image guidance: expected none, because this model does not edit pictures, got one",
-            "with other models, strength says how much of the init picture stays",
+            "image guidance: expected none, because this model does not edit images, got one",
+            "other models use strength instead",
         );
     }
     if draft.noise_level.is_some() && conditions != Conditions::Upscaling {
         return refuse(
-            "noise level: expected none, because this model does not enlarge pictures, got one",
-            "with other models, strength says how much noise the init picture gets",
+            "noise level: expected none, because this model does not upscale images, got one",
+            "other models use strength instead",
         );
     }
     Ok(())
@@ -763,7 +756,7 @@ fn strength(draft: &Draft, conditions: Conditions) -> Result<Option<f64>, Error>
             ErrorKind::Usage,
             format!("strength: expected a number from 0 to 1, got {strength}"),
         )
-        .help("0.3 keeps most of the picture, 0.8 little"));
+        .help("0.3 keeps most of the image, 0.8 little"));
     }
     Ok(Some(strength))
 }
@@ -776,10 +769,7 @@ fn steps_left(steps: usize, strength: f64) -> Result<usize, Error> {
             ErrorKind::Usage,
             format!("strength: expected enough for a step of {steps}, got {strength}"),
         )
-        .help(format!(
-            "from {} on, or with more steps, there is one",
-            (1000.0 / steps as f64).ceil() / 1000.0
-        ))),
+        .help(format!("use {} or more, or more steps", (1000.0 / steps as f64).ceil() / 1000.0))),
         left => Ok(left.min(steps)),
     }
 }
@@ -833,23 +823,23 @@ mod tests {
     fn what_a_model_draws_from_must_be_there() {
         use Conditions::{Editing, Inpainting, Prompt, Refiner, Upscaling};
         for (conditions, verb) in
-            [(Refiner, "refines"), (Inpainting, "repaints"), (Editing, "edits"), (Upscaling, "enlarges")]
+            [(Refiner, "refines"), (Inpainting, "repaints"), (Editing, "edits"), (Upscaling, "upscales")]
         {
             let message =
-                format!("init: expected a picture, because this model {verb} pictures, got none; give one");
+                format!("init: expected an image, because this model {verb} images, got none; give one");
             refuses(conditions, Draft::default(), &message);
         }
         refuses(
             Inpainting,
             Draft { init: init(128, 128), ..Draft::default() },
-            "mask: expected one, because this model repaints a part of a picture, got none",
+            "mask: expected one, because this model repaints a part of an image, got none",
         );
         for conditions in [Prompt, Refiner, Inpainting] {
             let draft = Draft { mask: mask(128, 128), ..Draft::default() };
-            refuses(conditions, draft, "mask: expected an init picture beside it, got none");
+            refuses(conditions, draft, "mask: expected an init image with it, got none");
         }
         let draft = Draft { strength: Some(0.5), ..Draft::default() };
-        refuses(Prompt, draft, "strength: expected an init picture, got none; give one with --init");
+        refuses(Prompt, draft, "strength: expected an init image, got none; give one with --init");
         assert!(Request::new(Draft::default(), &manifest(Prompt)).is_ok());
     }
 
@@ -857,11 +847,11 @@ mod tests {
     fn what_a_model_does_not_draw_from_is_refused() {
         use Conditions::{Editing, Inpainting, Prompt, Refiner, Upscaling};
         let with_init = || Draft { init: init(128, 128), ..Draft::default() };
-        for (conditions, verb) in [(Editing, "edits"), (Upscaling, "enlarges")] {
-            let message = format!("mask: expected none, because this model {verb} whole pictures, got one");
+        for (conditions, verb) in [(Editing, "edits"), (Upscaling, "upscales")] {
+            let message = format!("mask: expected none, because this model {verb} whole images, got one");
             refuses(conditions, Draft { mask: mask(128, 128), ..with_init() }, &message);
             let message =
-                format!("strength: expected none, because this model {verb} pictures from noise, got one");
+                format!("strength: expected none, because this model {verb} images from noise, got one");
             refuses(conditions, Draft { strength: Some(1.0), ..with_init() }, &message);
         }
         for conditions in [Prompt, Refiner, Inpainting, Upscaling] {
@@ -870,7 +860,7 @@ mod tests {
             refuses(
                 conditions,
                 draft,
-                "image guidance: expected none, because this model does not edit pictures",
+                "image guidance: expected none, because this model does not edit images",
             );
         }
         for conditions in [Prompt, Refiner, Inpainting, Editing] {
@@ -879,7 +869,7 @@ mod tests {
             refuses(
                 conditions,
                 draft,
-                "noise level: expected none, because this model does not enlarge pictures",
+                "noise level: expected none, because this model does not upscale images",
             );
         }
     }
@@ -910,7 +900,7 @@ mod tests {
         refuses(
             Prompt,
             Draft { strength: Some(0.04), steps: Some(20), ..with_init() },
-            "strength: expected enough for a step of 20, got 0.04; from 0.05 on",
+            "strength: expected enough for a step of 20, got 0.04; use 0.05 or more",
         );
         refuses(
             Prompt,
@@ -937,7 +927,7 @@ mod tests {
     fn pictures_without_pixels() {
         for size in [None, Some(PixelSize::new(128, 128).unwrap())] {
             let draft = Draft { init: init(0, 0), size, ..Draft::default() };
-            refuses(Conditions::Prompt, draft, "init: expected a picture with pixels, got none");
+            refuses(Conditions::Prompt, draft, "init: expected an image with pixels, got none");
         }
     }
 
@@ -982,15 +972,11 @@ mod tests {
         refuses_of(
             &fixed,
             of(64, 64),
-            "size: expected 128x128, the only one that this model's graph draws, got 64x64; --size 128x128 resizes",
+            "size: expected 128x128, the only size of this model's graph, got 64x64; --size 128x128 resizes",
         );
 
         let draft = Draft { mask: mask(128, 96), ..of(128, 128) };
-        refuses(
-            Conditions::Prompt,
-            draft,
-            "mask: expected the size of the init picture, 128x128, got 128x96",
-        );
+        refuses(Conditions::Prompt, draft, "mask: expected the size of the init image, 128x128, got 128x96");
     }
 
     #[test]

@@ -48,14 +48,14 @@ impl fmt::Display for Role {
             Self::Timestep => "timestep",
             Self::States => "states of the prompt",
             Self::PenultimateStates => "states before the last layer",
-            Self::Pooled => "the whole prompt in one vector",
+            Self::Pooled => "pooled embedding of the prompt",
             Self::SizeIds => "sizes",
-            Self::GuidanceEmbedding => "guidance scale, embedded",
-            Self::ClassLabels => "noise level of the picture to be enlarged",
+            Self::GuidanceEmbedding => "guidance scale embedding",
+            Self::ClassLabels => "noise level of the low-resolution image",
             Self::TokenIds => "token ids",
-            Self::Mask => "which tokens count",
-            Self::On => "a switch, on",
-            Self::Off => "a switch, off",
+            Self::Mask => "attention mask of tokens",
+            Self::On => "a bool, true",
+            Self::Off => "a bool, false",
             Self::Picture => "picture",
             Self::Moments => "mean and log variance of latents",
         })
@@ -289,7 +289,7 @@ impl Signature {
         let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{component}: {problem}"));
         let (inputs, unbound) = bind(inputs, graph.inputs()).map_err(|p| refuse(format!("inputs: {p}")))?;
         if let Some(port) = unbound.first() {
-            return Err(refuse(format!("input {port}: expected one that is known, got this"))
+            return Err(refuse(format!("input {port}: expected a known input, got this"))
                 .help("calotype does not know what to feed it"));
         }
         let (mut outputs, rest) =

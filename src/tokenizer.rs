@@ -133,7 +133,7 @@ impl Tokenizer {
             return Err(Error::new(
                 ErrorKind::Usage,
                 format!(
-                    "embedding: {word}: expected at most {room} tokens, which is all that is read at once, got {count}"
+                    "embedding: {word}: expected at most {room} tokens, the size of one chunk, got {count}"
                 ),
             ));
         }
@@ -145,7 +145,7 @@ impl Tokenizer {
                 ErrorKind::Usage,
                 format!("embedding: expected a word that the tokenizer does not have, got {known:?}"),
             )
-            .help("give the file another name, which is the word"));
+            .help("rename the file: its name is the trigger word"));
         }
         let tokens: Vec<_> =
             names.iter().map(|name| AddedToken::from(name, false).single_word(true)).collect();

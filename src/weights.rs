@@ -304,11 +304,11 @@ impl Weights {
         Err(Error::new(
             ErrorKind::Model,
             format!(
-                "{}: expected {len_bytes} bytes, got {left_bytes}: it was made shorter in use",
+                "{}: expected {len_bytes} bytes, got {left_bytes}: it was truncated while in use",
                 path.display()
             ),
         )
-        .help("put a new file in its place by renaming, never by writing over it"))
+        .help("replace files by renaming, never by overwriting"))
     }
 
     /// The tensor of this name.
@@ -377,7 +377,7 @@ impl Weights {
                 "{dtype} {shape:?} from offset {offset_bytes}: expected data up to its end, got a file of {} bytes",
                 bytes.len()
             ))
-            .help("the file is cut short: download or copy it again"));
+            .help("the file is truncated: download or copy it again"));
         };
         if !(bytes.as_ptr() as usize + range.start).is_multiple_of(dtype.size_bytes()) {
             let own = bytes.owned(range.clone());
@@ -579,7 +579,7 @@ impl Weights {
                     )
                     .into(),
                 )
-                .help("the file is cut short: download or copy it again"));
+                .help("the file is truncated: download or copy it again"));
             }
             entries.push(Entry { name, kind, shape, offset_bytes, len_bytes });
         }
@@ -855,7 +855,7 @@ mod tests {
             "{message}"
         );
         assert!(refusal(b"GGUF\x01\0\0\0").contains("version 2 or 3, got version 1"));
-        assert!(refusal(b"GGUF\x03\0\0\0 and so on").contains("the file is cut short"));
+        assert!(refusal(b"GGUF\x03\0\0\0 and so on").contains("the file is truncated"));
     }
 
     /// A header's length may begin like the mark of a pickle or of an archive.
@@ -888,7 +888,7 @@ mod tests {
         let whole = file(r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#, &[0]);
         let message = refusal(&whole[..30]);
         assert!(
-            message.starts_with("expected a header of 53 bytes, got 22 bytes; the file is cut short"),
+            message.starts_with("expected a header of 53 bytes, got 22 bytes; the file is truncated"),
             "{message}"
         );
     }
@@ -1002,7 +1002,7 @@ mod tests {
         assert!(open(&[&whole]).is_ok());
         for len in 8..whole.len() {
             let message = refusal(&whole[..len]);
-            assert!(message.contains("the file is cut short"), "{len}: {message}");
+            assert!(message.contains("the file is truncated"), "{len}: {message}");
         }
     }
 
@@ -1011,7 +1011,7 @@ mod tests {
         let whole = file(r#"{"a":{"dtype":"U8","shape":[9],"data_offsets":[0,9]}}"#, &[0; 9]);
         let message = refusal(&whole[..whole.len() - 1]);
         assert!(
-            message.starts_with("tensor a: expected data up to offset 9, got 8 bytes; the file is cut"),
+            message.starts_with("tensor a: expected data up to offset 9, got 8 bytes; the file is truncated"),
             "{message}"
         );
     }

@@ -363,7 +363,7 @@ fn a_file_for_another_family() {
         assert!(message.starts_with("lora /"), "{message}");
         message.split_once(".safetensors: ").unwrap().1.to_owned()
     };
-    let help = "it was made for another family of models";
+    let help = "it was made for another model family";
     assert_eq!(
         refusal("kohya, original names", "sd"),
         format!(

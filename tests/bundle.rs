@@ -40,7 +40,7 @@ fn a_good_manifest_is_taken() {
 #[test]
 fn no_json() {
     for bytes in [&b""[..], b"\xff\xfe", b"{", b"[]", b"null", &b"[".repeat(100_000)] {
-        assert!(refusal_of(bytes).starts_with("expected a manifest, got a mistake at "));
+        assert!(refusal_of(bytes).starts_with("expected a manifest, got an error at "));
     }
 }
 
@@ -48,15 +48,19 @@ fn no_json() {
 fn something_behind_the_manifest() {
     let mut json = serde_json::to_vec(&built_in()).unwrap();
     json.extend(b" {}");
-    assert!(
-        refusal_of(&json).starts_with("expected a manifest, got something behind it: trailing characters")
-    );
+    assert!(refusal_of(&json).starts_with("expected a manifest, got data after it: trailing characters"));
 }
 
 #[test]
 fn format_of_the_future() {
-    assert_eq!(refusal("/format", 2.into()), "format: expected 1, got 2; a newer calotype may read it");
-    assert_eq!(refusal("/format", 0.into()), "format: expected 1, got 0; a newer calotype may read it");
+    assert_eq!(
+        refusal("/format", 2.into()),
+        "format: expected 1, got 2; a newer version of calotype may support it"
+    );
+    assert_eq!(
+        refusal("/format", 0.into()),
+        "format: expected 1, got 0; a newer version of calotype may support it"
+    );
 }
 
 #[test]
@@ -172,7 +176,7 @@ fn port_of_an_unknown_type() {
 fn context_without_room() {
     for context in [0, 1, 2] {
         let message = format!(
-            "components.text_encoder.tokenizer.context: expected room for a word between two marks, got {context}"
+            "components.text_encoder.tokenizer.context: expected room for a word between two special tokens, got {context}"
         );
         assert_eq!(refusal(&format!("{TOKENIZER}/context"), context.into()), message);
     }

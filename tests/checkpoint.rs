@@ -281,7 +281,7 @@ fn hostile_files_are_model_errors() {
     refused(
         "sd15",
         without(unet("out.")),
-        "U-Net: expected a tensor out.2.weight, got none; the file is not whole",
+        "U-Net: expected a tensor out.2.weight, got none; the file is incomplete",
     );
     refused(
         "sd15",
@@ -291,7 +291,7 @@ fn hostile_files_are_model_errors() {
     refused(
         "sd15",
         without(unet("output_blocks.3.1.")),
-        "behind all 3 residual blocks of a level or none, got 2",
+        "after all 3 residual blocks of a level or none, got 2",
     );
     refused("sd15", without(unet("input_blocks.0.0.weight")), "expected a Stable Diffusion checkpoint, got ");
     refused("sd15", with(unet("input_blocks.0.0.weight"), &[4]), "expected 4 dimensions, got shape [4]");
@@ -308,7 +308,7 @@ fn hostile_files_are_model_errors() {
     refused(
         "sd15",
         with(unet("input_blocks.0.0.weight"), &[32, 5, 3, 3]),
-        "looks like a model that is given a depth",
+        "looks like a model that takes a depth",
     );
     refused(
         "sd15",
@@ -340,7 +340,7 @@ fn hostile_files_are_model_errors() {
     refused(
         "sd15",
         |file| file.retain(|name, _| !name.contains(".1.transformer_blocks")),
-        "that read a text, got none",
+        "with cross-attention, got none",
     );
 
     refused(
@@ -387,7 +387,7 @@ fn hostile_files_are_model_errors() {
     refused(
         "sd15",
         rename("cond_stage_model.transformer.", "cond_stage_model.roberta."),
-        "expected CLIP's under cond_stage_model.",
+        "expected a CLIP text encoder under cond_stage_model.",
     );
     let fused = "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight";
     refused("sdxl", with(fused.into(), &[385, 128]), "expected 3 x 128 rows, got shape [385, 128]");

@@ -325,9 +325,7 @@ mod prompt {
             let cut = report["pictures"][0][key].as_str().unwrap();
             assert!(cut.ends_with(end) && whole.ends_with(cut) && cut != whole, "{cut}");
             let place = whole.len() - cut.len();
-            let line = format!(
-                "calotype: {which}: longer than the model reads; not used, from byte {place} on: {cut:?}\n"
-            );
+            let line = format!("calotype: {which}: truncated at byte {place}; ignored: {cut:?}\n");
             assert!(said.stderr.contains(&line), "{}", said.stderr);
         }
         assert_eq!(desk.files(), ["out.png"]);
@@ -592,7 +590,7 @@ mod init {
         let (desk, init) = desk(64, 64);
         let bytes = desk.read(PNG);
         fs::write(&init, &bytes[..bytes.len() / 2]).unwrap();
-        refuses(&desk, &["--init", &init], 3, "init.png: expected a whole image: ");
+        refuses(&desk, &["--init", &init], 3, "init.png: expected a complete image: ");
     }
 
     #[test]
@@ -609,25 +607,21 @@ mod init {
         let (desk, init) = desk(64, 64);
         let mask = desk.path("mask.png");
         image::GrayImage::new(32, 32).save(&mask).unwrap();
-        let message = "mask: expected the size of the init picture, 64x64, got 32x32";
+        let message = "mask: expected the size of the init image, 64x64, got 32x32";
         refuses(&desk, &["--init", &init, "--mask", mask.to_str().unwrap()], 2, message);
     }
 
     #[test]
     fn strength_without_it() {
-        Desk::new().refuses(
-            &["x", "--strength", "0.5"],
-            2,
-            &["strength: expected an init picture, got none"],
-        );
+        Desk::new().refuses(&["x", "--strength", "0.5"], 2, &["strength: expected an init image, got none"]);
     }
 
     #[test]
     fn what_the_built_in_model_does_not_draw_from() {
         let (desk, init) = desk(64, 64);
-        let editing = "image guidance: expected none, because this model does not edit pictures, got one";
+        let editing = "image guidance: expected none, because this model does not edit images, got one";
         refuses(&desk, &["--init", &init, "--image-guidance", "1.5"], 2, editing);
-        let enlarging = "noise level: expected none, because this model does not enlarge pictures, got one";
+        let enlarging = "noise level: expected none, because this model does not upscale images, got one";
         refuses(&desk, &["--init", &init, "--noise-level", "20"], 2, enlarging);
     }
 }
@@ -677,7 +671,7 @@ mod output {
         let full = folder.path().join("full.png");
         std::os::unix::fs::symlink("/dev/full", &full).unwrap();
         let full = full.to_str().unwrap();
-        let message = format!("{full}: the picture could not be written: No space left on device");
+        let message = format!("{full}: the image could not be written: No space left on device");
         Desk::new().refuses(&["x", "-o", full], 9, &[&message]);
         assert_eq!(fs::read_link(full).unwrap(), Path::new("/dev/full"), "the device was replaced");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
@@ -695,7 +689,7 @@ mod output {
         let mut shell = Command::new("sh");
         shell.args(["-c", limited, "sh"]).arg(picture.get_program()).args(picture.get_args());
         let said = Said::of(shell.output().unwrap());
-        said.is_refusal(9, &["out.png: the picture could not be written: File too large"]);
+        said.is_refusal(9, &["out.png: the image could not be written: File too large"]);
         assert_eq!(desk.read("out.png"), b"precious");
         assert_eq!(desk.files(), ["out.png"]);
     }
@@ -801,7 +795,7 @@ mod output {
     fn devices_take_every_picture() {
         let before = fs::read_dir("/dev").unwrap().count();
         let desk = Desk::new();
-        desk.refuses(&["x", "-o", "/dev/full", "--count", "3"], 9, &["/dev/full: the picture could not be"]);
+        desk.refuses(&["x", "-o", "/dev/full", "--count", "3"], 9, &["/dev/full: the image could not be"]);
         let report = desk.draws(&["x", "-o", "/dev/null", "--count", "2", "--steps", "1"]);
         assert_eq!(report["pictures"][1]["file"], "/dev/null");
         assert_eq!(fs::read_dir("/dev").unwrap().count(), before);
@@ -953,7 +947,7 @@ mod model {
     fn manifest_that_is_no_json() {
         let bundle = Bundle::new();
         bundle.damage("calotype.json", Vec::clear);
-        is_refused(&bundle, &["calotype.json: expected a manifest, got a mistake at", "EOF while parsing"]);
+        is_refused(&bundle, &["calotype.json: expected a manifest, got an error at", "EOF while parsing"]);
     }
 
     #[test]
@@ -962,21 +956,21 @@ mod model {
         bundle.edit_manifest(|manifest| {
             manifest["latents"].as_object_mut().unwrap().remove("scale");
         });
-        is_refused(&bundle, &["calotype.json: ", "a mistake at latents: missing field `scale`"]);
+        is_refused(&bundle, &["calotype.json: ", "an error at latents: missing field `scale`"]);
     }
 
     #[test]
     fn manifest_with_a_field_of_the_wrong_type() {
         let bundle = Bundle::new();
         bundle.edit_manifest(|manifest| manifest["defaults"]["steps"] = "twenty".into());
-        is_refused(&bundle, &["a mistake at defaults.steps: invalid type: string \"twenty\""]);
+        is_refused(&bundle, &["an error at defaults.steps: invalid type: string \"twenty\""]);
     }
 
     #[test]
     fn manifest_with_an_unknown_field() {
         let bundle = Bundle::new();
         bundle.edit_manifest(|manifest| manifest["curve"]["colour"] = 1.into());
-        is_refused(&bundle, &["a mistake at curve.colour: unknown field `colour`"]);
+        is_refused(&bundle, &["an error at curve.colour: unknown field `colour`"]);
     }
 
     #[test]
@@ -1001,7 +995,7 @@ mod model {
             &[
                 "text_encoder: input input_ids: expected I64[batch, ",
                 "got none of that name",
-                "not of one model",
+                "manifest does not match graph",
             ],
         );
     }
@@ -1675,7 +1669,7 @@ mod picture {
             (&["--schedule", "carras"], "did you mean karras?"),
             (&["--sampler", "dpm++2m-karras", "--schedule", "beta"], "schedule: expected one, got karras"),
             (&["--sigmas", "1,2,3", "--steps", "3"], "schedule"),
-            (&["--sigmas", "5,1", "--steps", "3"], "steps: expected 2, as many as levels were listed, got 3"),
+            (&["--sigmas", "5,1", "--steps", "3"], "steps: expected 2, the number of listed levels, got 3"),
             (&["--sigmas", "karras"], "levels: expected numbers"),
             (&["--rng", "numpy", "--seed", "4294967296"], "4294967296"),
             (&["--rng", "numpy", "--seed", "4294967295", "--count", "2"], "4294967296"),
@@ -1694,12 +1688,12 @@ mod picture {
                 "negative prompt: expected a guidance",
             ),
             (&["--guidance-interval", "5..1"], "guidance interval"),
-            (&["--guidance-interval", "1%..2%"], "expected a part with a step in it"),
+            (&["--guidance-interval", "1%..2%"], "expected a range that contains a step"),
             (&["--thresholding", "dynamic:max=0"], "dynamic thresholding"),
         ] {
             desk.refuses(&[&["a red apple"], args].concat(), 2, &[message]);
         }
-        desk.refuses(&["--sampler", "euler"], 2, &["PROMPT: expected what to draw, got none"]);
+        desk.refuses(&["--sampler", "euler"], 2, &["PROMPT: expected a prompt, got none"]);
     }
 
     /// What there is, from a table.
@@ -1836,7 +1830,7 @@ mod picture {
         };
         let said = verify(&drawn);
         assert_eq!(said.code, Some(0), "{}", said.stderr);
-        assert!(said.stdout.ends_with("the pixels are those that were drawn\n"), "{}", said.stdout);
+        assert!(said.stdout.ends_with("the pixels match the receipt\n"), "{}", said.stdout);
 
         let (width, height, rgb) = pixels(&drawn);
         let receipt = texts(&drawn).receipt();
@@ -1983,7 +1977,7 @@ mod report {
             assert!(number("available_bytes") <= number("total_bytes"));
         }
         let said = Said::of(calotype(&["doctor"]).output().unwrap());
-        for part in ["processor: ", "memory: ", "device: cpu of ", "provider cpu: in this library"] {
+        for part in ["CPU: ", "memory: ", "device: cpu from ", "provider cpu: in this library"] {
             assert!(said.stdout.contains(part), "expected {part:?} in {:?}", said.stdout);
         }
     }
@@ -2012,7 +2006,7 @@ mod report {
         desk.refuses(
             &["a cat", "--provider", "qnn"],
             6,
-            &["text_encoder: provider qnn: this library lacks it"],
+            &["text_encoder: provider qnn: not in this ONNX Runtime build"],
         );
         desk.refuses(
             &["a cat", "--provider", "unet=qnn"],
@@ -2030,7 +2024,11 @@ mod report {
 
         let said = desk.generate(&["a cat", "--seed", "1", "--provider", "unet=qnn,unet=cpu", "--json"]);
         assert_eq!(said.code, Some(0), "{}", said.stderr);
-        assert!(said.stderr.contains("calotype: unet: not on qnn: this library lacks it"), "{}", said.stderr);
+        assert!(
+            said.stderr.contains("calotype: unet: not on qnn: not in this ONNX Runtime build"),
+            "{}",
+            said.stderr
+        );
         assert!(said.stderr.contains("calotype: unet: on cpu\n"), "{}", said.stderr);
         let json = said.json();
         let placements = json["placements"].as_array().unwrap();

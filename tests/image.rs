@@ -225,8 +225,8 @@ fn headers_without_data() {
     };
     let out = folder.path().join("out.png");
     for (name, bytes, message) in [
-        ("short", &head(16_000, 16_000)[..], "expected a whole image"),
-        ("head", &head(16_000, 16_000)[..33], "expected a whole image"),
+        ("short", &head(16_000, 16_000)[..], "expected a complete image"),
+        ("head", &head(16_000, 16_000)[..33], "expected a complete image"),
         ("huge", &head(60_000, 60_000), "expected sides of at most 65535 pixels"),
         ("none", &head(0, 7), "expected an image with pixels, got 0x7"),
     ] {

@@ -76,7 +76,7 @@ fn files_that_are_no_models_say_what_they_are() {
         ([&[b'm'; 257][..], b"ustar\x0000"].concat(), vec!["a tar archive", "unpack"]),
         (b"\x08\x0a\x12\x07pytorch\x1a\x03".to_vec(), vec!["an ONNX graph", "the folder that holds unet"]),
         (Vec::new(), vec!["an empty file"]),
-        (vec![0; 4096], vec!["zeros alone"]),
+        (vec![0; 4096], vec!["only zeros"]),
         (gguf("llama", "token_embd.weight"), vec!["a GGUF file of the architecture llama"]),
         (
             gguf("flux", "double_blocks.0.img_attn.qkv.weight"),
@@ -103,7 +103,7 @@ fn files_that_are_no_models_say_what_they_are() {
     ]
     .into_iter()
     .map(|(bytes, parts)| (bytes, parts.into_iter().map(str::to_owned).collect()))
-    .chain([(cut, vec![format!("the file is cut short (100 of {whole} bytes)")])])
+    .chain([(cut, vec![format!("the file is truncated (100 of {whole} bytes)")])])
     .collect();
     for (bytes, parts) in cases {
         fs::write(&path, bytes).unwrap();

@@ -239,7 +239,11 @@ mod form {
         };
         refuses(1e6, Some(Precision::F16), ": expected numbers up to 65504, the largest of F16, got 1000000");
         refuses(f32::NAN, Some(Precision::F16), ": expected finite numbers, got NaN");
-        refuses(f32::NAN, None, "vae_decoder: output sample: expected finite numbers of the source, got NaN");
+        refuses(
+            f32::NAN,
+            None,
+            "vae_decoder: output sample: expected finite numbers from the source, got NaN",
+        );
     }
 
     #[test]
@@ -272,7 +276,7 @@ mod destination {
     use super::*;
 
     fn refuses_as_taken(path: &Path) {
-        let message = format!("{}: expected a name that is free, got one that is taken", path.display());
+        let message = format!("{}: expected a new path, got one that exists", path.display());
         refusal(pack_with(path, &options(None)), ErrorKind::Output, &message);
     }
 
@@ -348,7 +352,7 @@ mod destination {
         fs::create_dir(&partial).unwrap();
         let journal = fs::File::create(partial.join("pack.journal")).unwrap();
         journal.lock().unwrap();
-        let message = "bundle: expected to be alone, got another pack at work on it";
+        let message = "bundle: destination is in use by another `calotype pack`";
         refusal(pack_with(&bundle, &options(None)), ErrorKind::Output, message);
         assert_eq!(names(&partial), ["pack.journal"]);
         drop(journal);
@@ -394,7 +398,7 @@ mod stopped {
             let stderr = String::from_utf8(said.stderr).unwrap();
             assert_eq!(said.status.code(), Some(9), "{stderr}");
             let message = "bundle.partial/weights/unet.safetensors: File too large";
-            assert!(stderr.contains(message) && stderr.contains("; pack again to go on"), "{stderr}");
+            assert!(stderr.contains(message) && stderr.contains("; run the same command again"), "{stderr}");
             assert_eq!(names(desk.path()), ["bundle.partial"]);
             let half = files(&partial);
             assert!(half["weights/text_encoder.safetensors"].len() > 3_000_000);
@@ -554,7 +558,7 @@ mod verify {
         let error = pack::verify(&bundle).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Model);
         for message in [
-            "3 of 9 files are not what they were",
+            "3 of 9 files have changed",
             "weights/unet.safetensors: expected SHA-256",
             "graphs/unet.onnx.gz: expected ",
             "text_encoder/tokenizer.json: No such file",
@@ -605,7 +609,7 @@ mod command {
         refuses(
             &["verify", &out],
             3,
-            "out.png: expected a picture of calotype-emoji-1, got one of x with another ",
+            "out.png: expected an image of calotype-emoji-1, got one of x with another ",
         );
         flip(Path::new(&one).join("weights/unet.safetensors").as_path(), 9999);
         refuses(&["verify", &one], 4, "one/weights/unet.safetensors: expected SHA-256 ");
@@ -619,11 +623,11 @@ mod command {
         let message = "weights: expected one of f32, f16, int8, int4, got \"int2\"";
         refuses(&["pack", &path("x"), "--weights", "int2"], 2, message);
         refuses(&["pack", &path("none"), &path("x")], 4, "none: No such file");
-        refuses(&["verify", &path("none")], 3, "none: expected a bundle or a picture: No such file");
+        refuses(&["verify", &path("none")], 3, "none: expected a bundle or an image: No such file");
         fs::write(path("text"), "no picture").unwrap();
         refuses(&["verify", &path("text")], 3, "text: expected a bundle or a PNG file: ");
         let card = concat!(env!("CARGO_MANIFEST_DIR"), "/models/builtin/contact_sheet.png");
-        refuses(&["verify", card], 3, "contact_sheet.png: expected a receipt, got a picture without");
+        refuses(&["verify", card], 3, "contact_sheet.png: expected an image with a receipt, got one without");
         assert_eq!(names(desk.path()), ["text"]);
     }
 }

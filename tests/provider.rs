@@ -141,8 +141,8 @@ fn mistakes_are_refused_with_what_was_expected() {
         ("cuda:device_id=", "cuda: device_id: expected a value, got none"),
         ("cuda:a=1:a=2", "cuda: a: expected once, got twice"),
         ("plugin:", "plugin: expected a library's file, got none"),
-        ("cuda:a={1", "expected brackets in pairs, got 1 that stay open"),
-        ("cuda:a=1}", "expected brackets in pairs, got } alone"),
+        ("cuda:a={1", "expected balanced brackets, got 1 unclosed"),
+        ("cuda:a=1}", "expected balanced brackets, got an unmatched }"),
     ] {
         is_refused(text, message);
     }
@@ -168,7 +168,8 @@ fn a_missing_provider_is_an_error() {
         let error = open(&list).err().expect("nothing runs elsewhere in silence");
         assert_eq!(error.kind(), ErrorKind::Runtime);
         let message = error.to_string();
-        for part in [&format!("provider {missing}"), "it has ", "CPUExecutionProvider", "name it with --ort"]
+        for part in
+            [&format!("provider {missing}"), "available: ", "CPUExecutionProvider", "name it with --ort"]
         {
             assert!(message.contains(part), "expected {part:?} in {message}");
         }

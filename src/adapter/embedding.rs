@@ -161,7 +161,7 @@ impl Embedding {
     pub fn vectors(&self, component: Component, width: usize) -> Result<&[f32], Error> {
         let refuse = |problem: String| {
             Err(Error::new(ErrorKind::Model, format!("{}: {problem}", self.place))
-                .help("it is for another family of models"))
+                .help("it was made for another model family"))
         };
         let Some(vectors) = self.vectors.get(&component) else {
             return refuse(format!("expected vectors for {component}, got none"));
@@ -260,11 +260,11 @@ mod tests {
         let single = open("a.safetensors", &[("emb_params", &[2, 3])]).unwrap();
         assert_eq!(
             problem(single.vectors(Component::TextEncoder, 4)),
-            "emb_params: expected text_encoder's width 4, got 3; it is for another family of models"
+            "emb_params: expected text_encoder's width 4, got 3; it was made for another model family"
         );
         assert_eq!(
             problem(single.vectors(Component::TextEncoder2, 3)),
-            "expected vectors for text_encoder_2, got none; it is for another family of models"
+            "expected vectors for text_encoder_2, got none; it was made for another model family"
         );
     }
 

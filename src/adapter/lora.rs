@@ -295,7 +295,7 @@ impl Lora {
                 continue;
             };
             edit.check(&tensor, view).map_err(|problem| {
-                refuse(format!("{}: {problem}", edit.stem)).help("it was made for another family of models")
+                refuse(format!("{}: {problem}", edit.stem)).help("it was made for another model family")
             })?;
             if let Some(other) = targets.insert(tensor, edit) {
                 return Err(refuse(format!(
@@ -314,7 +314,7 @@ impl Lora {
                 strange.len(),
                 edits.len()
             ))
-            .help("it was made for another family of models"));
+            .help("it was made for another model family"));
         }
         Ok(targets)
     }

@@ -451,12 +451,12 @@ mod tests {
         assert_eq!(
             refusal(r#""AutoencoderKL""#, r#""AsymmetricAutoencoderKL""#),
             "_class_name: expected AutoencoderKL, got AsymmetricAutoencoderKL; \
-             this kind of network cannot be run yet"
+             unsupported architecture"
         );
         assert_eq!(
             refusal(r#""UpDecoderBlock2D""#, r#""AttnUpDecoderBlock2D""#),
             "up_block_types: expected UpDecoderBlock2D, got AttnUpDecoderBlock2D; \
-             this kind of network cannot be run yet"
+             unsupported architecture"
         );
         assert!(refusal(r#""silu""#, r#""mish""#).starts_with("act_fn: expected silu or swish, got mish"));
     }

@@ -334,12 +334,12 @@ mod tests {
     fn another_kind_of_network() {
         assert_eq!(
             refusal(r#""relu""#, r#""gelu""#),
-            "act_fn: expected relu, got gelu; this kind of network cannot be run yet"
+            "act_fn: expected relu, got gelu; unsupported architecture"
         );
         assert!(refusal(r#""AutoencoderTiny""#, r#""AutoencoderKL""#).starts_with("_class_name: expected"));
         assert_eq!(
             refusal(r#""scaling_factor": 1.0"#, r#""upsample_fn": "bilinear""#),
-            "upsample_fn: expected nearest, got bilinear; this kind of network cannot be run yet"
+            "upsample_fn: expected nearest, got bilinear; unsupported architecture"
         );
     }
 

@@ -346,7 +346,7 @@ mod tests {
     fn another_kind_of_network() {
         assert_eq!(
             refusal(r#""clip_text_model""#, r#""t5""#),
-            "model_type: expected clip_text_model, got t5; this kind of network cannot be run yet"
+            "model_type: expected clip_text_model, got t5; unsupported architecture"
         );
         let message = refusal(r#""quick_gelu""#, r#""gelu_new""#);
         assert_eq!(message, "hidden_act: unknown variant `gelu_new`, expected `quick_gelu` or `gelu`");

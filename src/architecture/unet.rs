@@ -151,7 +151,7 @@ impl Config {
         for (key, built) in ONLY {
             let other = object.get(key).map(Json::to_string).filter(|got| !built.contains(&got.as_str()));
             if let Some(got) = other {
-                return Err(unfit(place, key, built[0], got).help("this kind of network cannot be run yet"));
+                return Err(unfit(place, key, built[0], got).help("unsupported architecture"));
             }
         }
         let config = read::<File>(place, json)?.config(place)?;
@@ -798,7 +798,7 @@ fn with_transformers(
         if *name != plain && *name != crossed {
             let key = format!("{key}[{index}]");
             return Err(unfit(place, &key, format_args!("{plain} or {crossed}"), name)
-                .help("this kind of network cannot be run yet"));
+                .help("unsupported architecture"));
         }
         Ok(*name == crossed)
     });
@@ -1148,7 +1148,7 @@ mod tests {
             ("time_embedding_type", r#""fourier""#, r#""positional""#),
             ("timestep_post_act", r#""silu""#, "null"),
         ] {
-            let help = "this kind of network cannot be run yet";
+            let help = "unsupported architecture";
             assert_eq!(refusal_with(key, value), format!("{key}: expected {expected}, got {value}; {help}"));
         }
         assert_eq!(

@@ -6,7 +6,7 @@ use crate::weights::Weights;
 use crate::{Error, ErrorKind};
 
 const SUPPORTED: &str = "Stable Diffusion 1, 2 and XL (base and refiner, inpainting, InstructPix2Pix, LCM, Turbo) and the \
-                         x4 upscaler can be run";
+                         x4 upscaler are supported";
 
 /// How a tensor's name gives a kind of file away.
 struct Look {
@@ -19,14 +19,13 @@ const fn look(parts: &'static [&'static str], kind: &'static str, way_out: &'sta
     Look { parts, kind, way_out }
 }
 
-const ADAPTER: &str = "it changes a model and is none: give the model it was made for";
-const LORA: &str =
-    "it changes a model and is none: give the model it was made for with -m, and this file with --lora";
+const ADAPTER: &str = "it is an add-on, not a model: give its base model";
+const LORA: &str = "it is an add-on, not a model: give its base model with -m, and this file with --lora";
 const INVERSION: &str =
-    "it changes a model and is none: give the model it was made for with -m, and this file with --embedding";
-const VAE: &str = "give a whole model with -m, and this file with --vae";
-const ENCODER: &str = "give a whole model with -m, and this file with --text-encoder";
-const FOLDER: &str = "give the folder that it is a part of, the one with model_index.json, or a whole model with -m and this \
+    "it is an add-on, not a model: give its base model with -m, and this file with --embedding";
+const VAE: &str = "give a complete model with -m, and this file with --vae";
+const ENCODER: &str = "give a complete model with -m, and this file with --text-encoder";
+const FOLDER: &str = "give the folder that it is a part of, the one with model_index.json, or a complete model with -m and this \
                       file with --unet";
 
 /// Files that have a U-Net, but not one that turns a text into a picture. Searched before [`OTHERS`].
@@ -35,10 +34,10 @@ const RELATIVES: [Look; 8] = [
     look(&["motion_modules.", ".temporal_transformer."], "AnimateDiff", ADAPTER),
     look(&["input_hint_block.", "controlnet_cond_embedding.", "zero_convs."], "a ControlNet", ADAPTER),
     look(&["cc_projection."], "Zero-1-to-3", SUPPORTED),
-    look(&["edm_mean"], "Playground 2.5, whose noise follows EDM", "use Playground 2, or SDXL"),
-    look(&["edm_vpred."], "CosXL, whose noise follows EDM", "use SDXL"),
-    look(&["noise_augmentor."], "SD 2.1 unCLIP, which begins with a picture's embedding", "use SD 2.1"),
-    look(&["depth_model."], "SD 2 depth, which is given a depth map", "use SD 2"),
+    look(&["edm_mean"], "Playground 2.5, which uses EDM noise levels", "use Playground 2, or SDXL"),
+    look(&["edm_vpred."], "CosXL, which uses EDM noise levels", "use SDXL"),
+    look(&["noise_augmentor."], "SD 2.1 unCLIP, which takes an image embedding", "use SD 2.1"),
+    look(&["depth_model."], "SD 2 depth, which takes a depth map", "use SD 2"),
 ];
 
 /// Everything else; the first that fits is named.
@@ -78,14 +77,10 @@ const OTHERS: [Look; 23] = [
     look(
         &["taesd_", "decoder.layers.", "encoder.layers.0.conv."],
         "a tiny VAE",
-        "give a whole model with -m, and with --vae the diffusers folder of this VAE, with its config.json",
+        "give a complete model with -m, and with --vae the diffusers folder of this VAE, with its config.json",
     ),
     look(&[".rdb1.", "RDB", "conv_first."], "a super-resolution network", SUPPORTED),
-    look(
-        &["model_ema."],
-        "averages of a training without the model itself",
-        "download the file for inference",
-    ),
+    look(&["model_ema."], "EMA weights without the model itself", "download the file for inference"),
     look(
         &["down_blocks.0.resnets.0.time_emb_proj.", "time_embedding.linear_1."],
         "the U-Net of a diffusers folder",
@@ -99,7 +94,7 @@ const OTHERS: [Look; 23] = [
         ENCODER,
     ),
     look(&["transformer.resblocks."], "a text encoder alone", ENCODER),
-    look(&["denoiser.", "diffusion_model."], "a diffusion model of another kind", SUPPORTED),
+    look(&["denoiser.", "diffusion_model."], "a diffusion model of an unsupported kind", SUPPORTED),
 ];
 
 /// Where a GGUF file says what its network is.
@@ -137,8 +132,11 @@ pub(super) fn not_an_autoencoder(weights: &Weights, place: &str) -> Error {
 /// What a file without a text encoder is.
 pub(super) fn not_a_text_encoder(weights: &Weights, place: &str) -> Error {
     let names = listed(weights.iter().map(|(name, _)| name));
-    Error::new(ErrorKind::Model, format!("{place}: expected CLIP's, got {}", described(weights, &names)))
-        .help("give a file with text_model.encoder.layers (transformers) or transformer.resblocks (OpenCLIP)")
+    Error::new(
+        ErrorKind::Model,
+        format!("{place}: expected a CLIP text encoder, got {}", described(weights, &names)),
+    )
+    .help("give a file with text_model.encoder.layers (transformers) or transformer.resblocks (OpenCLIP)")
 }
 
 fn seen<'a>(weights: &'a Weights, looks: &'static [Look]) -> Option<(&'a str, &'static Look)> {
@@ -199,32 +197,32 @@ mod tests {
     #[test]
     fn other_files_are_named_with_a_way_out() {
         let kinds = [
-            ("double_blocks.0.img_attn.qkv.weight", "FLUX", "can be run"),
-            ("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "FLUX", "can be run"),
-            ("single_transformer_blocks.0.attn.to_q.weight", "FLUX", "can be run"),
+            ("double_blocks.0.img_attn.qkv.weight", "FLUX", "are supported"),
+            ("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "FLUX", "are supported"),
+            ("single_transformer_blocks.0.attn.to_q.weight", "FLUX", "are supported"),
             (
                 "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight",
                 "Stable Diffusion 3",
-                "can be run",
+                "are supported",
             ),
             (
                 "text_encoders.clip_l.transformer.text_model.final_layer_norm.bias",
                 "Stable Diffusion 3",
-                "can be run",
+                "are supported",
             ),
-            ("clip_txt_mapper.weight", "Stable Cascade", "can be run"),
-            ("down_blocks.0.0.channelwise.0.weight", "Stable Cascade", "can be run"),
+            ("clip_txt_mapper.weight", "Stable Cascade", "are supported"),
+            ("down_blocks.0.0.channelwise.0.weight", "Stable Cascade", "are supported"),
             (
                 "model.diffusion_model.input_blocks.1.1.time_stack.0.norm1.weight",
                 "Stable Video Diffusion",
-                "can be run",
+                "are supported",
             ),
             ("lora_unet_mid_block_attentions_0_proj_in.lora_up.weight", "a LoRA", "this file with --lora"),
-            ("unet.mid_block.attentions.0.proj_in.lora_A.weight", "a LoRA", "the model it was made for"),
-            ("control_model.input_hint_block.0.weight", "a ControlNet", "the model it was made for"),
-            ("controlnet_cond_embedding.conv_in.weight", "a ControlNet", "the model it was made for"),
-            ("down_blocks.0.motion_modules.0.norm.weight", "AnimateDiff", "the model it was made for"),
-            ("ip_adapter.1.to_k_ip.weight", "an IP-Adapter", "the model it was made for"),
+            ("unet.mid_block.attentions.0.proj_in.lora_A.weight", "a LoRA", "give its base model"),
+            ("control_model.input_hint_block.0.weight", "a ControlNet", "give its base model"),
+            ("controlnet_cond_embedding.conv_in.weight", "a ControlNet", "give its base model"),
+            ("down_blocks.0.motion_modules.0.norm.weight", "AnimateDiff", "give its base model"),
+            ("ip_adapter.1.to_k_ip.weight", "an IP-Adapter", "give its base model"),
             ("emb_params", "a textual inversion", "--embedding"),
             (
                 "down_blocks.0.resnets.0.time_emb_proj.weight",
@@ -244,7 +242,7 @@ mod tests {
             ),
             ("first_stage_model.decoder.up.0.block.0.conv1.bias", "a VAE alone", VAE),
             ("decoder.up.0.block.0.conv1.bias", "a VAE alone", VAE),
-            ("model_ema.diffusion_modelout2weight", "averages of a training", "for inference"),
+            ("model_ema.diffusion_modelout2weight", "EMA weights", "for inference"),
         ];
         for (name, kind, way_out) in kinds {
             let error = recognise(&file(&[(name, &[2, 3])]), "x.safetensors").expect_err(name);

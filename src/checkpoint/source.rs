@@ -97,7 +97,7 @@ impl<'a> Source<'a> {
 }
 
 const NOT_WHOLE: &str =
-    "the file is not whole, or of a kind that is not known: download it again, or another one";
+    "the file is incomplete or of an unsupported kind: download it again, or use another one";
 
 /// The table of one network in the making.
 pub(super) struct Table<'s, 'a> {
@@ -174,7 +174,7 @@ impl<'s, 'a> Table<'s, 'a> {
                     self.names.len(),
                     self.left.len()
                 ))
-                .help("this variant is not known, and would be run wrongly without them"));
+                .help("unsupported variant: results without them would be wrong"));
         }
         Ok(self.names)
     }

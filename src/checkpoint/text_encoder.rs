@@ -153,7 +153,7 @@ fn part(
         return open_clip(&Source::new(weights, place, &format!("{stage}{OPEN_CLIP_PREFIX}")), family)
             .map(Some);
     }
-    Err(all.refuse(format!("expected CLIP's under {stage}, got {}", all.described())))
+    Err(all.refuse(format!("expected a CLIP text encoder under {stage}, got {}", all.described())))
 }
 
 /// A CLIP with the names of transformers: OpenAI's, or OpenCLIP's as it was renamed. `projects`: whether it gives the

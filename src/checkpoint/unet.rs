@@ -132,7 +132,7 @@ impl Layout {
         }
 
         let Some(transformer) = transformers.first() else {
-            return Err(source.refuse("expected transformers that read a text, got none".into()));
+            return Err(source.refuse("expected transformers with cross-attention, got none".into()));
         };
         let queries = format!("{transformer}.transformer_blocks.0.attn2.to_k.weight");
         let entry = source.get(&format!("{transformer}.proj_in.weight"))?;
@@ -157,7 +157,7 @@ impl Layout {
                 .refuse(format!(
                     "expected no label_emb, got one of a vector of {width}: looks like SD 2.1 unCLIP"
                 ))
-                .help("models that begin with a picture's embedding cannot be run; use SD 2.1 itself")),
+                .help("models that take an image embedding are not supported; use SD 2.1 itself")),
             Label::Vector(_) if self.levels.len() == 4 => Ok(Family::SdxlRefiner),
             Label::Vector(_) => Ok(Family::Sdxl),
             Label::Nothing if self.is_linear => Ok(Family::Sd2),
@@ -178,7 +178,7 @@ impl Layout {
                     latent.saturating_add(5),
                     latent.saturating_mul(2),
                     self.in_channels,
-                    if more == Some(1) { ": looks like a model that is given a depth map" } else { "" }
+                    if more == Some(1) { ": looks like a model that takes a depth map" } else { "" }
                 ))
                 .help("use the text-to-image model that it was made from")),
         }
@@ -319,7 +319,7 @@ impl Level {
             0 => Ok(None),
             count if count == depths.len() => Ok(Some(depths.to_vec())),
             count => Err(source.refuse(format!(
-                "expected a transformer behind all {} residual blocks of a level or none, got {count}",
+                "expected a transformer after all {} residual blocks of a level or none, got {count}",
                 depths.len()
             ))),
         };

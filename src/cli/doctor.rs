@@ -43,7 +43,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let (cpu, features) = (cpu_model(), cpu_features());
     let mut text = format!(
-        "calotype {} for {}-{}\nprocessor: {}, {cores} cores, {}\n{}ONNX Runtime {} from {}\n",
+        "calotype {} for {}-{}\nCPU: {}, {cores} cores, {}\n{}ONNX Runtime {} from {}\n",
         env!("CARGO_PKG_VERSION"),
         std::env::consts::ARCH,
         std::env::consts::OS,
@@ -113,7 +113,7 @@ fn certify(flags: &Flags, options: &SessionOptions) -> Result<Vec<Certificate>, 
     let certificates = certify::certify(&model, options, |certificate| say(line(certificate)))?;
     match certificates.iter().find(|certificate| !certificate.is_passed()) {
         Some(failed) => Err(Error::new(ErrorKind::Numeric, line(failed))
-            .help("this provider computes wrongly; choose another, or another version of it")),
+            .help("this provider computes wrong results; use another one or another version")),
         None => Ok(certificates),
     }
 }
@@ -124,7 +124,7 @@ fn line(certificate: &Certificate) -> String {
         Ok(error) => format!("{error:.1e}"),
         Err(problem) => problem.clone(),
     };
-    let reference = if *has_golden { "PyTorch and the processor" } else { "the processor" };
+    let reference = if *has_golden { "PyTorch and the CPU" } else { "the processor" };
     let seconds = [open, first_run, run].map(|time| time.as_secs_f64());
     format!(
         "{component} on {}: expected a relative error of at most {limit:.0e} from {reference}, got {found}; \

@@ -55,8 +55,8 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         Some("-") => prompt_from_stdin()?,
         Some(prompt) => without_mark(prompt).to_owned(),
         None => {
-            let expected = "PROMPT: expected what to draw, got none";
-            return Err(Error::new(ErrorKind::Usage, expected).help("an empty one is \"\""));
+            let expected = "PROMPT: expected a prompt, got none";
+            return Err(Error::new(ErrorKind::Usage, expected).help("for an empty prompt write \"\""));
         }
     };
     let drawing = &flags.drawing;
@@ -66,7 +66,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         let other = if flags.common.json { "--json" } else { "several images" };
         return Err(Error::new(
             ErrorKind::Usage,
-            format!("--output: expected a file beside {other}, got standard output"),
+            format!("--output: expected a file with {other}, got standard output"),
         ));
     }
     let destinations = destinations(&flags.output, drawing.count)?;
@@ -260,9 +260,7 @@ fn progress_bar(steps: usize) -> ProgressBar {
 fn report_cut(picture: &Picture) {
     for (which, cut) in [("prompt", &picture.cut_prompt), ("negative prompt", &picture.cut_negative)] {
         if let Some(Cut { place_bytes, text }) = cut {
-            let line = format!(
-                "{which}: longer than the model reads; not used, from byte {place_bytes} on: {text:?}"
-            );
+            let line = format!("{which}: truncated at byte {place_bytes}; ignored: {text:?}");
             say(shortened(&line));
         }
     }

@@ -71,12 +71,12 @@ impl Mentioned {
         {
             match mention {
                 Mention::Lora { name, .. } if is_negative => {
-                    tell(&format!("negative prompt: <lora:{name}>: not used; only a prompt's is"));
+                    tell(&format!(
+                        "negative prompt: <lora:{name}>: ignored: LoRA files are read from the prompt only"
+                    ));
                 }
                 Mention::Lora { name, .. } if given.contains(&name.to_lowercase()) => {
-                    tell(&format!(
-                        "prompt: <lora:{name}>: --lora gives that file already, and how much of it"
-                    ));
+                    tell(&format!("prompt: <lora:{name}>: ignored: --lora already gives this file"));
                 }
                 Mention::Lora { name, text_encoder, unet } => match only(&loras, &name)? {
                     Some(file) => mentioned.loras.push((file, text_encoder, unet)),
@@ -85,7 +85,7 @@ impl Mentioned {
                     }
                 },
                 Mention::Embedding { name } => words.push(name),
-                Mention::Unknown(typed) => tell(&format!("prompt: {typed}: not understood, and not used")),
+                Mention::Unknown(typed) => tell(&format!("prompt: {typed}: not understood; ignored")),
             }
         }
         for name in words {
@@ -95,7 +95,7 @@ impl Mentioned {
                 Some(_) => {}
                 None if is_given => {}
                 None => tell(&format!(
-                    "{}; its name is read as words",
+                    "{}; its name is read as text",
                     not_found("embedding:NAME", &name, "--embedding-dir", folders.embedding_dir.as_deref())
                 )),
             }
@@ -115,7 +115,7 @@ impl Mentioned {
     /// Tells of a word that no prompt has, where there are prompts.
     pub(super) fn tell_unused(&self, word: &str) {
         if self.texts.is_some() && !self.has_word(&word.to_lowercase()) {
-            tell(&format!("embedding: not used: neither prompt has its word {word:?}"));
+            tell(&format!("embedding: not used: neither prompt has its trigger word {word:?}"));
         }
     }
 
@@ -137,9 +137,9 @@ fn not_found(form: &str, name: &str, flag: &str, folder: Option<&Path>) -> Strin
     let form = form.replace("NAME", name);
     match folder {
         Some(folder) => {
-            format!("prompt: {form}: expected {name}.{ENDING} in {}, got none: not used", folder.display())
+            format!("prompt: {form}: expected {name}.{ENDING} in {}, got none; ignored", folder.display())
         }
-        None => format!("prompt: {form}: not used; {flag} names the folder that it is in"),
+        None => format!("prompt: {form}: ignored: give its folder with {flag}"),
     }
 }
 

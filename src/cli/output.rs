@@ -52,7 +52,7 @@ impl Destination {
             Ok(found) if found.is_dir() => return Err(folder()),
             // The system finds no such folder, and would say so when the picture is done.
             Err(_) if path.as_os_str().as_encoded_bytes().ends_with(b"/") => return Err(folder()),
-            Ok(found) if is_disk(&found) => return Err(refuse("expected a file, got a disk".into())),
+            Ok(found) if is_disk(&found) => return Err(refuse("expected a file, got a block device".into())),
             Ok(found) if !found.is_file() => Place::Special,
             Ok(_) => Place::File(follow(&path)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Place::File(follow(&path)),
@@ -94,11 +94,8 @@ impl Destination {
             Place::File(path) => replace(path, write),
         };
         written.map_err(|error| {
-            Error::new(
-                ErrorKind::Output,
-                format!("{}: the picture could not be written", self.path.display()),
-            )
-            .source(error)
+            Error::new(ErrorKind::Output, format!("{}: the image could not be written", self.path.display()))
+                .source(error)
         })
     }
 
@@ -106,10 +103,7 @@ impl Destination {
         let mut out = BufWriter::new(out);
         let recipe = Recipe { parameters: &receipt.parameters(), json: &receipt.to_json() };
         if let Some(left_out) = encode(image, self.format, recipe, &mut out)? {
-            say(format_args!(
-                "{}: {left_out} is too long for this format; PNG takes it",
-                self.path.display()
-            ));
+            say(format_args!("{}: {left_out} is too long for this format; use PNG", self.path.display()));
         }
         out.flush()
     }

@@ -135,9 +135,9 @@ pub(super) fn report(placement: &Placement) {
         return;
     }
     let tried = match error {
-        Some(error) => format!(", {error:.0e} from the reference"),
+        Some(error) => format!(", relative error {error:.0e}"),
         None if placement.is_cpu() => String::new(),
-        None => ", not compared with the processor, which cannot run it".into(),
+        None => ", not compared with the CPU, which cannot run it".into(),
     };
     say(format_args!("{component}: on {}{tried}", Provider::join(providers)));
 }

@@ -111,7 +111,7 @@ impl Compilation {
         if let Some(memory) = &self.memory
             && let Err(error) = fs::write(memory, format!("{}\n", took.as_secs_f64()))
         {
-            tracing::warn!(file = %memory.display(), %error, "the time of a compilation is not remembered");
+            tracing::warn!(file = %memory.display(), %error, "the time of a compilation was not saved");
         }
         self.tell(Some(took));
     }

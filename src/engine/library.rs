@@ -22,7 +22,7 @@ static LOADED: Mutex<Option<&'static Library>> = Mutex::new(None);
 
 impl Library {
     /// Loads the library that `explicit` names, else that `ORT_DYLIB_PATH` names, else the first that can be loaded of:
-    /// beside the executable, shipped by the build, the system's.
+    /// beside the executable, fetched by the build, the system's.
     ///
     /// A process has one library: once one is loaded, it is what further calls give.
     ///
@@ -140,7 +140,7 @@ fn candidates(explicit: Option<&Path>) -> Vec<Candidate> {
         found.push(Candidate { place: "beside the executable", path: folder.join(&name) });
     }
     if let Some(path) = option_env!("CALOTYPE_ORT_SHIPPED") {
-        found.push(Candidate { place: "shipped by the build", path: path.into() });
+        found.push(Candidate { place: "fetched by the build", path: path.into() });
     }
     found.push(Candidate { place: "the system's", path: name.into() });
     found
@@ -174,7 +174,7 @@ fn check(path: &Path) -> Result<(), String> {
 fn elf_problem(mut file: impl Read + Seek, len_bytes: u64) -> io::Result<Option<&'static str>> {
     const FILE_HEADER_BYTES: usize = 64;
     const SEGMENT_HEADER_BYTES: usize = 56;
-    const CUT_SHORT: Option<&str> = Some("the file is cut short");
+    const CUT_SHORT: Option<&str> = Some("the file is truncated");
     let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte));
 
     let mut header = Vec::new();
@@ -187,7 +187,7 @@ fn elf_problem(mut file: impl Read + Seek, len_bytes: u64) -> io::Result<Option<
     }
     let machine = number(&header[18..20]);
     if matches!((machine, env::consts::ARCH), (62, "aarch64") | (183, "x86_64")) {
-        return Ok(Some("the library is for another processor"));
+        return Ok(Some("the library is for another CPU architecture"));
     }
     let (table_offset, segment_count) = (number(&header[32..40]), number(&header[56..58]));
     let table_len = segment_count * SEGMENT_HEADER_BYTES as u64;

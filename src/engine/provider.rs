@@ -42,13 +42,13 @@ pub struct About {
 
 /// All but plugins, in the order of the help.
 const BUILT_IN: [(ProviderKind, About); 9] = [
-    (ProviderKind::Cpu, about("cpu", "CPUExecutionProvider", "every library has it")),
+    (ProviderKind::Cpu, about("cpu", "CPUExecutionProvider", "in every library")),
     (
         ProviderKind::Cuda,
         about(
             "cuda",
             "CUDAExecutionProvider",
-            "pip install onnxruntime-gpu, which wants CUDA and cuDNN; on a Jetson, NVIDIA's build",
+            "pip install onnxruntime-gpu, which needs CUDA and cuDNN; on a Jetson, NVIDIA's build",
         ),
     ),
     (
@@ -290,8 +290,8 @@ impl FromStr for Providers {
                 }
                 if provider.is_cpu() && index + 1 < list.len() {
                     let after = &list[index + 1];
-                    return Err(refused(format!("{place}: cpu: expected last, got {after} behind it"))
-                        .help("it runs everything, and leaves nothing to others"));
+                    return Err(refused(format!("{place}: cpu: expected last, got {after} after it"))
+                        .help("providers after cpu would never be used"));
                 }
             }
         }
@@ -340,7 +340,7 @@ fn entries(text: &str) -> Result<Vec<&str>, Error> {
         match c {
             '{' | '[' => open += 1,
             '}' | ']' if open == 0 => {
-                return Err(refused(format!("expected brackets in pairs, got {c} alone in {text:?}")));
+                return Err(refused(format!("expected balanced brackets, got an unmatched {c} in {text:?}")));
             }
             '}' | ']' => open -= 1,
             ',' if open == 0 => {
@@ -351,7 +351,7 @@ fn entries(text: &str) -> Result<Vec<&str>, Error> {
         }
     }
     if open > 0 {
-        return Err(refused(format!("expected brackets in pairs, got {open} that stay open in {text:?}")));
+        return Err(refused(format!("expected balanced brackets, got {open} unclosed in {text:?}")));
     }
     found.push(text[start..].trim());
     if found.contains(&"") {

@@ -126,7 +126,7 @@ impl Streamed {
             made.remove(*name).ok_or_else(|| {
                 Error::new(
                     ErrorKind::Internal,
-                    format!("output {name}: no segment gives it, or it is asked for twice"),
+                    format!("output {name}: no segment computes it, or it was requested twice"),
                 )
             })
         });

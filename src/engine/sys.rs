@@ -143,7 +143,7 @@ impl Runtime {
             let names = self.providers().map_err(|error| error.to_string())?;
             return match names.iter().any(|name| name == about.canonical) {
                 true => Ok(Found { canonical: about.canonical.into(), devices: Vec::new() }),
-                false => Err(format!("this library lacks it; it has {}", names.join(", "))),
+                false => Err(format!("not in this ONNX Runtime build; available: {}", names.join(", "))),
             };
         }
         let ProviderKind::Plugin { file, name } = &provider.kind else {
@@ -164,7 +164,7 @@ impl Runtime {
         };
         if let Some((_, other)) = found.iter().find(|(_, device)| device.provider != first.provider) {
             return Err(format!(
-                "expected one provider, got {} and {}: name one behind the file",
+                "expected one provider, got {} and {}: add its name after the file",
                 first.provider, other.provider
             ));
         }
@@ -512,7 +512,7 @@ impl Session {
         let allocator = ort::memory::Allocator::default();
         let results = results.into_iter().zip(outputs).map(|(value, name)| {
             let value = ptr::NonNull::new(value).ok_or_else(|| {
-                Error::new(ErrorKind::Internal, format!("output {name}: the run did not give it"))
+                Error::new(ErrorKind::Internal, format!("output {name}: the run did not return it"))
             })?;
             // SAFETY: a value that is ours from now on. Its memory is of the pool, which outlives every session: what
             // another provider computed is copied to the processor's memory, too. The allocator that is named here only

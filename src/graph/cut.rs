@@ -33,7 +33,7 @@ impl Graph {
     pub(crate) fn cut_before_enlarging(&self, level: usize) -> Result<(Self, Self), Error> {
         let node = self.graph.node.iter().filter(enlarges).nth(level);
         let value = node.and_then(|node| node.input.first());
-        self.cut(value.ok_or_else(|| self.uncut("expected a layer that enlarges, got none".into()))?)
+        self.cut(value.ok_or_else(|| self.uncut("expected an upsampling layer, got none".into()))?)
     }
 
     /// An encoder cut where it has shrunk for all but the last `level` times: what comes up to there, and the rest.
@@ -43,7 +43,7 @@ impl Graph {
     pub(crate) fn cut_after_shrinking(&self, level: usize) -> Result<(Self, Self), Error> {
         let node = self.graph.node.iter().rev().filter(shrinks).nth(level);
         let value = node.and_then(|node| node.output.first());
-        self.cut(value.ok_or_else(|| self.uncut("expected a layer that shrinks, got none".into()))?)
+        self.cut(value.ok_or_else(|| self.uncut("expected a downsampling layer, got none".into()))?)
     }
 
     /// What makes a value, and what makes the outputs of it.
@@ -55,11 +55,13 @@ impl Graph {
         let after = self.behind(outputs, Some(value), &makers).map_err(|problem| self.uncut(problem))?;
         for input in &self.inputs {
             if after.values.contains(&input.name[..]) {
-                return Err(self.uncut(format!("expected all of it to come by {value}, got {input} beside")));
+                return Err(
+                    self.uncut(format!("expected {value} as the only value at the cut, got {input} too"))
+                );
             }
             let sizes = input.dims.iter().skip(2);
             if sizes.clone().count() == 2 && sizes.clone().any(|size| matches!(size, Dim::Fixed(_))) {
-                return Err(self.uncut(format!("expected an input of any size, got {input}")));
+                return Err(self.uncut(format!("expected an input of dynamic shape, got {input}")));
             }
         }
         let ports = |values: &BTreeSet<&str>| -> Vec<ValueInfoProto> {
@@ -159,7 +161,7 @@ impl Graph {
                 "DequantizeLinear" | "Where" => node.input.get(1),
                 _ => node.input.first(),
             };
-            value = next.ok_or_else(|| format!("{value}: expected something computed, got a constant"))?;
+            value = next.ok_or_else(|| format!("{value}: expected a computed value, got a constant"))?;
         }
         let port = self.inputs.iter().find(|input| input.name == value).map(|input| Ok(input.dtype));
         let of_tensor = || self.initializer(value).map(|tensor| dtype(tensor.data_type()));

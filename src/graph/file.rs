@@ -120,12 +120,12 @@ impl Walk {
                 return Ok(value);
             }
         }
-        Err(broken("got a number without end".into()))
+        Err(broken("got an overlong number".into()))
     }
 }
 
 fn cut() -> io::Error {
-    broken("got one that is cut short".into())
+    broken("got one that is truncated".into())
 }
 
 fn broken(problem: String) -> io::Error {

@@ -47,7 +47,7 @@ impl Graph {
     pub(crate) fn with_open_norms(&self, picture: &str) -> Result<(Self, Vec<usize>), Error> {
         let far = |node: &&NodeProto| FAR_SIGHTED.contains(&node.op_type());
         if let Some(node) = self.graph.node.iter().find(far) {
-            return Err(self.uncut(format!("expected layers that look near, got {}", node.op_type())));
+            return Err(self.uncut(format!("expected local operators, got {}", node.op_type())));
         }
         let is_norm = |node: &&NodeProto| node.op_type() == "InstanceNormalization";
         if !self.graph.node.iter().any(|node| is_norm(&node)) {

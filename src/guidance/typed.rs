@@ -53,7 +53,7 @@ impl Scales {
             _ => {
                 let got = format!("guidance: expected scales for {steps} steps, got {named}");
                 Err(Error::new(ErrorKind::Usage, got)
-                    .help("a last scale without a number is for what is left"))
+                    .help("a last scale without a count applies to all remaining steps"))
             }
         }
     }

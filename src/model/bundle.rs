@@ -60,7 +60,7 @@ pub(crate) fn check_files(folder: &Path, contents: &Contents, hashed_bytes: u64)
             let each = each.collect::<Vec<_>>().join("; ");
             Err(Error::new(
                 ErrorKind::Model,
-                format!("{}: {count} of {all} files are not what they were: {each}", folder.display()),
+                format!("{}: {count} of {all} files have changed: {each}", folder.display()),
             ))
         }
     }

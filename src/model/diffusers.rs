@@ -295,7 +295,7 @@ fn check_folders(folder: &Path, index: &Index, replacements: &Replacements) -> R
             if have.is_empty() { "no folders".into() } else { have.into_iter().take(MAX_NAMED).collect::<Vec<_>>().join(", ") }
         ),
     )
-    .help("download the model again, whole; components can also come from files: --unet, --vae, --text-encoder FILE"))
+    .help("download the complete model again; components can also come from files: --unet, --vae, --text-encoder FILE"))
 }
 
 /// [`ErrorKind::Model`] when no component of a folder has files of this variant.
@@ -328,7 +328,7 @@ fn check_variant(folder: &Path, variant: Option<&str>) -> Result<(), Error> {
             if others.is_empty() { "none of any variant".into() } else { format!("those of {others}") }
         ),
     )
-    .help("leave out --variant, or name one that is there"))
+    .help("omit --variant, or use one that exists"))
 }
 
 /// The safetensors files of a component: one, or the shards that an index lists; those of `variant` if there are any, then

@@ -57,7 +57,7 @@ pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error>
                     files().count()
                 ),
             )
-            .help("leave out --variant, or name one that is there"));
+            .help("omit --variant, or use one that exists"));
         }
     }
     let mut unet = required(folder, "unet", variant)?;
@@ -107,7 +107,7 @@ pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error>
                 folder.display()
             ),
         )
-        .help("copy config.json of the VAE that was exported into vae_decoder"));
+        .help("copy config.json of the original VAE into vae_decoder"));
     }
     let factor_px =
         vae.block_out_channels.map_or(FACTOR_PX, |blocks| 1 << blocks.len().saturating_sub(1).min(16));

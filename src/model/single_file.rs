@@ -84,17 +84,17 @@ pub(super) fn open(path: &Path, replacements: &Replacements) -> Result<Model, Er
     let Some((vae_encoder, vae_decoder, latents)) = vae.filter(|_| missing.is_empty()) else {
         return Err(Error::new(
             ErrorKind::Model,
-            format!("{place}: expected a whole checkpoint, got a {} without its {}", found.family, missing.join(" and ")),
+            format!("{place}: expected a complete checkpoint, got a {} without its {}", found.family, missing.join(" and ")),
         )
         .help(format!(
-            "add what is missing with --text-encoder FILE and --vae FILE, or give a whole model with -m MODEL and this \
+            "add what is missing with --text-encoder FILE and --vae FILE, or give a complete model with -m MODEL and this \
              file with --unet {place}"
         )));
     };
     // What latents of other numbers of channels are multiplied by, and what is taken from them, no file of weights says.
     if latents.channels != KNOWN_CHANNELS && replacements.vae().is_none_or(|vae| !vae.tells_scale()) {
         return Err(refuse(format!(
-            "expected latents of {KNOWN_CHANNELS} channels, got {}, whose scale and shift a single file does not tell",
+            "expected latents of {KNOWN_CHANNELS} channels, got {}, whose scale and shift a single file does not contain",
             latents.channels
         ))
         .help("give the model as a diffusers folder, or its VAE as one with --vae FOLDER, where vae/config.json says both"));

@@ -93,14 +93,14 @@ impl Traits {
         match &self.few_steps {
             _ if is_consistent => {}
             Some(few) => self.notes.push(format!(
-                "{}: taken for a model of few steps ({}): {steps}, without guidance, {said}",
+                "{}: treated as a few-step model ({}): {steps}, without guidance, {said}",
                 self.name, few.why
             )),
             // A name is no evidence: merges are called after what is in them.
             None => {
                 if let Some(named) = FewSteps::of_text("", &self.name) {
                     self.notes.push(format!(
-                        "{}: by its name a model of few steps, of which its files say nothing: {steps} steps and guidance \
+                        "{}: its name suggests a few-step model, but its files do not say so: {steps} steps and guidance \
                          {guidance}, {said}, such as {} and 1",
                         self.name, named.steps
                     ));

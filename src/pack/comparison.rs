@@ -69,7 +69,7 @@ fn relative_error(expected: &[f32], got: &[f32]) -> Result<f64, String> {
     }
     for (whose, values) in [("the source", expected), ("the packed model", got)] {
         if let Some(value) = values.iter().find(|value| !value.is_finite()) {
-            return Err(format!("expected finite numbers of {whose}, got {value}"));
+            return Err(format!("expected finite numbers from {whose}, got {value}"));
         }
     }
     let length = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
@@ -95,8 +95,8 @@ mod tests {
     fn what_is_no_number_has_no_error() {
         assert_eq!(relative_error(&[1.0], &[]).unwrap_err(), "expected 1 numbers, got 0");
         let refusal = relative_error(&[f32::NAN], &[1.0]).unwrap_err();
-        assert_eq!(refusal, "expected finite numbers of the source, got NaN");
+        assert_eq!(refusal, "expected finite numbers from the source, got NaN");
         let refusal = relative_error(&[1.0], &[f32::INFINITY]).unwrap_err();
-        assert_eq!(refusal, "expected finite numbers of the packed model, got inf");
+        assert_eq!(refusal, "expected finite numbers from the packed model, got inf");
     }
 }

@@ -51,7 +51,7 @@ impl Folder {
         let Some(name) = destination.file_name() else {
             return Err(refuse("expected the name of a new folder"));
         };
-        let taken = "expected a name that is free, got one that is taken";
+        let taken = "expected a new path, got one that exists";
         if is_there(destination) {
             return Err(refuse(taken).help("choose another name, or remove it first"));
         }
@@ -75,7 +75,7 @@ impl Folder {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(refuse("expected to be alone, got another pack at work on it"));
+                return Err(refuse("destination is in use by another `calotype pack`"));
             }
             Err(TryLockError::Error(error)) => return Err(at(&journal)(error)),
         }
@@ -167,7 +167,7 @@ impl Folder {
     fn unwritable(&self, name: &str, error: io::Error) -> Error {
         Error::new(ErrorKind::Output, format!("{}", self.path.join(name).display()))
             .source(error)
-            .help(format!("pack again to go on, or remove {}", self.path.display()))
+            .help(format!("run the same command again to continue, or remove {}", self.path.display()))
     }
 }
 

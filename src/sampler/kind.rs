@@ -101,25 +101,28 @@ impl About {
 const NOT_HERE: [(&str, &str); 6] = [
     (
         "DPM fast",
-        "expected a method that follows a schedule, got one that makes its own levels; dpm++2s takes as many calls",
+        "expected a sampler that follows a schedule, got one that chooses its own noise levels; dpm++2s takes as many model calls",
     ),
     (
         "dpm_fast",
-        "expected a method that follows a schedule, got one that makes its own levels; dpm++2s takes as many calls",
+        "expected a sampler that follows a schedule, got one that chooses its own noise levels; dpm++2s takes as many model calls",
     ),
     (
         "DPM adaptive",
-        "expected a method of a given number of steps, got one that takes as many as it wants; try dpm++3m",
+        "expected a sampler with a given number of steps, got one with adaptive steps; try dpm++3m",
     ),
     (
         "dpm_adaptive",
-        "expected a method of a given number of steps, got one that takes as many as it wants; try dpm++3m",
+        "expected a sampler with a given number of steps, got one with adaptive steps; try dpm++3m",
     ),
     (
         "heunpp2",
-        "expected a method of one or two calls a step, got Heun++, of three; heun or dpm++3m take fewer",
+        "expected a sampler with one or two model calls per step, got Heun++ with three; use heun or dpm++3m",
     ),
-    ("Restart", "expected a method whose levels fall, got one that goes back up; euler with s_churn is near"),
+    (
+        "Restart",
+        "expected a sampler with falling noise levels, got one that raises them again; euler with s_churn is similar",
+    ),
 ];
 
 /// The settings of a kind that has none.

@@ -111,7 +111,7 @@ impl Component {
     ) -> Result<T, Error> {
         match self.session().and_then(&mut call) {
             Err(error) if error.kind() == ErrorKind::Memory && self.reduce_memory() => {
-                tracing::warn!(%error, "too little memory: weights are read from the disk from here on");
+                tracing::warn!(%error, "low memory: weights are streamed from disk from now on");
                 self.session().and_then(call)
             }
             result => result,

@@ -244,7 +244,7 @@ impl Call {
                 }
                 Role::ClassLabels => {
                     let Source::Enlarged { level, .. } = request.source else {
-                        return Err(unfit("a request with a picture to enlarge, got one without".into()));
+                        return Err(unfit("a request with an image to upscale, got one without".into()));
                     };
                     feeds.push(Feed::of(port, &[batch], std::iter::repeat(level as f64))?);
                 }
@@ -385,7 +385,7 @@ fn size_ids(port: &Port, size: PixelSize, is_negative: bool) -> Result<Vec<f64>,
     match fixed(port, 1) {
         Some(6) | None => Ok(vec![height, width, 0.0, 0.0, height, width]),
         Some(5) => Ok(vec![height, width, 0.0, 0.0, if is_negative { 2.5 } else { 6.0 }]),
-        Some(other) => Err(unfit(format!("a model with 5 or 6 size ids, got {other}"))),
+        Some(other) => Err(unfit(format!("a model with 5 or 6 time ids, got {other}"))),
     }
 }
 

@@ -43,7 +43,10 @@ impl Feed {
             Dtype::I32 => Elements::I32(vec![0; len]),
             Dtype::Bool => Elements::Bool(vec![false; len]),
             _ => {
-                return Err(Error::new(ErrorKind::Model, format!("input {port}: a type that cannot be fed")));
+                return Err(Error::new(
+                    ErrorKind::Model,
+                    format!("input {port}: an unsupported element type"),
+                ));
             }
         };
         if !fits {

@@ -159,7 +159,7 @@ impl Desk<'_> {
 
     fn encoder(&mut self) -> Result<&mut VaeEncoder, Error> {
         self.encoder.as_deref_mut().ok_or_else(|| {
-            Error::new(ErrorKind::Internal, "vae_encoder: expected one for a picture to draw from, got none")
+            Error::new(ErrorKind::Internal, "vae_encoder: expected one for the init image, got none")
         })
     }
 

@@ -677,7 +677,7 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Model);
         let message = error.to_string();
         assert!(
-            message.starts_with("vae_decoder: cannot run in tiles: expected an input of any size"),
+            message.starts_with("vae_decoder: cannot run in tiles: expected an input of dynamic shape"),
             "{message}"
         );
     }

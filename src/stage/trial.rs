@@ -94,7 +94,7 @@ impl Trial {
                     )?);
                 }
                 Err(problem) => {
-                    tracing::warn!(component = part.name(), %problem, "not compared with the processor")
+                    tracing::warn!(component = part.name(), %problem, "not compared with the CPU")
                 }
             }
         }
@@ -128,7 +128,7 @@ fn check(component: &str, provider: &str, error: Result<f64, String>, limit: f64
             "{component}: trial on {provider}: expected a relative error of at most {limit:.0e}, got {got}"
         ),
     )
-    .help("this provider computes wrongly; choose another, or another version of it"))
+    .help("this provider computes wrong results; use another one or another version"))
 }
 
 /// One run of a component.
@@ -158,7 +158,7 @@ fn reference(part: &Part, feeds: &[Feed], options: &SessionOptions) -> Result<Ve
     if let Some(file) = file
         && let Err(error) = remember(&file, &sampled)
     {
-        tracing::warn!(file = %file.display(), %error, "what the processor finds is not remembered");
+        tracing::warn!(file = %file.display(), %error, "the CPU's results were not cached");
     }
     Ok(sampled)
 }
@@ -329,7 +329,7 @@ mod tests {
             assert_eq!(refusal.kind(), ErrorKind::Numeric);
             let expected = format!(
                 "unet: trial on cuda: expected a relative error of at most 1e-3, got {got}; this provider computes \
-                 wrongly; choose another, or another version of it"
+                 wrong results; use another one or another version"
             );
             assert_eq!(refusal.to_string(), expected);
         }

@@ -63,7 +63,7 @@ impl VaeDecoder {
         match decoded {
             Err(error) if error.kind() == ErrorKind::Memory && side > REDUCED_CELLS => {
                 let Some(smaller) = self.reduce_memory(shape) else { return Err(error) };
-                tracing::warn!(%error, "too little memory: the picture is decoded in small tiles");
+                tracing::warn!(%error, "low memory: the image is decoded in small tiles");
                 self.decode_in(latents, shape, size, Some(smaller))
             }
             decoded => decoded,
@@ -108,7 +108,7 @@ impl VaeDecoder {
         if got != [3, height, width] {
             return Err(Error::new(
                 ErrorKind::Model,
-                format!("vae_decoder: expected a picture of [3, {height}, {width}], got {got:?}"),
+                format!("vae_decoder: expected an image of [3, {height}, {width}], got {got:?}"),
             ));
         }
         let planes = planes.data;

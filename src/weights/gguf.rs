@@ -196,7 +196,7 @@ impl<R: Read> Reader<R> {
         self.file.read_exact(bytes).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => {
                 format!(
-                    "expected a header, got {} bytes that end in it: the file is cut short",
+                    "expected a header, got {} bytes that end in it: the file is truncated",
                     self.file_bytes
                 )
             }
@@ -237,7 +237,7 @@ impl<R: Read> Reader<R> {
             .map_err(|error| format!("header: {error}"))?;
         if copied < count {
             return Err(format!(
-                "expected a header, got {} bytes that end in it: the file is cut short",
+                "expected a header, got {} bytes that end in it: the file is truncated",
                 self.file_bytes
             ));
         }
@@ -378,7 +378,7 @@ mod tests {
         let lists = [9u32.to_le_bytes().to_vec(), 1u64.to_le_bytes().to_vec()].concat().repeat(9);
         refused(&header(3, 0, 1, &key("k", 9, &lists)), "at most 4 levels");
         let endless = [0u32.to_le_bytes().to_vec(), u64::MAX.to_le_bytes().to_vec()].concat();
-        refused(&header(3, 0, 1, &key("k", 9, &endless)), "the file is cut short");
+        refused(&header(3, 0, 1, &key("k", 9, &endless)), "the file is truncated");
         refused(&header(3, 1, 0, &tensor("t", &[1; 9], 0, 0)), "at most 8 dimensions");
         refused(&header(3, 1, 0, &tensor("t", &[1], 0, u64::MAX)), "more bytes than can be counted");
         refused(

@@ -18,7 +18,7 @@ const MARKS: [(usize, &[u8], &str, &str); 20] = [
         0,
         b"version https://git-lfs",
         "the pointer of git-lfs to a file that was not downloaded",
-        "run `git lfs pull` where it lies",
+        "run `git lfs pull` in its repository",
     ),
     (
         0,
@@ -58,7 +58,7 @@ pub(super) fn of(prefix: &[u8]) -> Option<Problem> {
         return found("an empty file", "download it again");
     }
     if prefix.iter().all(|byte| *byte == 0) && prefix.len() == PREFIX_BYTES {
-        return found("zeros alone", "the download did not begin or was lost: download it again");
+        return found("only zeros", "the download did not begin or was lost: download it again");
     }
     for (at, mark, what, help) in MARKS {
         if prefix.get(at..).is_some_and(|rest| rest.starts_with(mark)) {
@@ -119,7 +119,7 @@ mod tests {
             (&tar, "a tar archive", "unpack"),
             (b"\x08\x08\x12\x07pytorch", "an ONNX graph", "the folder that holds"),
             (b"", "an empty file", "download"),
-            (&[0; PREFIX_BYTES], "zeros alone", "download"),
+            (&[0; PREFIX_BYTES], "only zeros", "download"),
             (b"Entry not found", "text", "download"),
         ];
         for (prefix, what, help) in cases {

@@ -346,7 +346,7 @@ mod signal {
             // SAFETY: `Named` keeps the name until its place is cleared.
             let name = unsafe { CStr::from_ptr(name) };
             let end = ": expected a file that stays as it is, got one that was made shorter or cannot be read while it was \
-                       in use; put a new file in its place by renaming, never by writing over it\n";
+                       in use; replace files by renaming, never by overwriting\n";
             for text in [begin.as_bytes(), name.to_bytes(), end.as_bytes()] {
                 // SAFETY: may be called by handlers; the address and length are those of a slice.
                 unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };

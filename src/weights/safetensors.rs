@@ -126,7 +126,7 @@ fn problem(message: String) -> Problem {
 fn truncated(message: String, expected_bytes: Option<usize>, file_bytes: usize) -> Problem {
     let size =
         expected_bytes.map(|expected| format!(" ({file_bytes} of {expected} bytes)")).unwrap_or_default();
-    Problem { message, help: Some(format!("the file is cut short{size}: download or copy it again").into()) }
+    Problem { message, help: Some(format!("the file is truncated{size}: download or copy it again").into()) }
 }
 
 /// What a type of safetensors is here, where it can be read, and how many bits an element has.

@@ -252,6 +252,6 @@ fn what_does_not_fit_is_refused() {
     refused(
         &sd15.whole,
         overrides(&BTreeMap::from([("text_encoder", sd15.original["vae"].clone())]), &["text_encoder"]),
-        "expected CLIP's, got",
+        "expected a CLIP text encoder, got",
     );
 }

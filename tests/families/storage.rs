@@ -266,7 +266,7 @@ fn latents_of_other_channels_need_a_configuration() {
         write_at(&path, &changed, 0);
         let error = Model::open(&path).expect_err("nothing tells the scale").to_string();
         let expected = format!(
-            "expected latents of 4 channels, got {channels}, whose scale and shift a single file does not tell"
+            "expected latents of 4 channels, got {channels}, whose scale and shift a single file does not contain"
         );
         assert!(error.contains(&expected), "{error}");
         // The model's own VAE is of other latents than its U-Net.

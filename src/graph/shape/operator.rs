@@ -98,7 +98,7 @@ pub(super) fn apply(node: &NodeProto, operands: &[Option<&Tensor>]) -> Rule {
             op.get(0)?;
             one(op.get(1)?.dtype, op.get(0)?.shape.clone())
         }
-        _ => Err("expected an operator whose shapes are known, got another".into()),
+        _ => Err("expected a supported operator, got one of unknown shapes".into()),
     }
 }
 
@@ -140,7 +140,7 @@ impl<'a> Op<'a> {
 
     fn content(&self, index: usize) -> Result<&'a Content, String> {
         let content = self.get(index)?.content.as_ref();
-        content.ok_or_else(|| format!("input {index}: expected numbers that follow from shapes, got data"))
+        content.ok_or_else(|| format!("input {index}: expected values that depend on shapes only, got data"))
     }
 
     fn ints(&self, index: usize) -> Result<&'a [i64], String> {
