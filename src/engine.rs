@@ -1,6 +1,7 @@
 //! Sessions: bound graphs, opened in ONNX Runtime and run by checked names.
 //! It knows nothing of what the graphs compute.
 
+mod cancel;
 mod compile;
 mod exhaustion;
 mod library;
@@ -16,15 +17,16 @@ use std::sync::Arc;
 
 use half::f16;
 
+pub use self::cancel::Cancel;
 use self::compile::{Cache, Compilation};
 pub use self::compile::{Compiling, Watch};
 pub use self::exhaustion::{Refusal, exit_when_exhausted};
 pub use self::library::Library;
 pub(crate) use self::pool::SPARE_BYTES;
 pub use self::provider::{About, Precision, Provider, ProviderKind, Providers};
-use self::stream::{Opening, Streamed};
+use self::stream::Streamed;
 pub use self::sys::Heap;
-use self::sys::{Found, Input};
+use self::sys::{Found, Input, Opening};
 use crate::graph::{BoundGraph, Dim, Port};
 use crate::weights::{Dtype, Weights};
 use crate::{Error, ErrorKind};
@@ -79,6 +81,8 @@ pub struct SessionOptions {
     /// The most memory that the process may have while a session is opened or runs: what would exceed it is an error of
     /// [`ErrorKind::Memory`]. For the processor alone; no limit when absent.
     pub budget_bytes: Option<u64>,
+    /// Ends its calls.
+    pub cancel: Cancel,
 }
 
 impl SessionOptions {
@@ -92,6 +96,7 @@ impl SessionOptions {
             residency: Residency::Keep,
             pool_bytes: None,
             budget_bytes: None,
+            cancel: Cancel::new(),
         }
     }
 
@@ -188,6 +193,7 @@ pub struct Session {
     run: Run,
     weights: Arc<Weights>,
     placement: Placement,
+    cancel: Cancel,
     compilation: Option<Compilation>,
 }
 
@@ -202,12 +208,14 @@ impl Run {
         &mut self,
         inputs: &[(&str, TensorRef<'_>)],
         outputs: &[&str],
+        cancel: &Cancel,
     ) -> Result<Vec<sys::Value>, Error> {
         match self {
             Self::Whole(session) => {
-                session.run(inputs.iter().map(|(name, tensor)| (*name, Input::Fed(*tensor))), outputs)
+                let inputs = inputs.iter().map(|(name, tensor)| (*name, Input::Fed(*tensor)));
+                cancel.watch(|options| session.run(inputs, outputs, options))
             }
-            Self::Streamed(streamed) => streamed.run(inputs, outputs),
+            Self::Streamed(streamed) => streamed.run(inputs, outputs, cancel),
         }
     }
 }
@@ -219,6 +227,7 @@ impl Session {
     /// [`ErrorKind::Model`] when ONNX Runtime does not accept the graph; [`ErrorKind::Runtime`] when there is no
     /// library, or none of the providers that were asked for can be had, or it lacks an operator of the graph.
     pub fn open(mut bound: BoundGraph, options: &SessionOptions) -> Result<Self, Error> {
+        options.cancel.check()?;
         bound.weights.check_files()?;
         let library = Library::load(None)?;
         let options = &options.clone().for_component(&bound.name);
@@ -268,7 +277,8 @@ impl Session {
             placement.precision = Precision::Reduced;
         }
         placement.providers = providers.into_iter().map(|(provider, _)| provider).collect();
-        Ok(Self { name, inputs, outputs, run, weights, placement, compilation })
+        let cancel = options.cancel.clone();
+        Ok(Self { name, inputs, outputs, run, weights, placement, cancel, compilation })
     }
 
     /// Where it runs.
@@ -300,7 +310,7 @@ impl Session {
     ///
     /// # Errors
     /// [`ErrorKind::Model`] when the graph's inputs and outputs are not those named here, with these types and sizes;
-    /// [`ErrorKind::Runtime`] when the run fails.
+    /// [`ErrorKind::Runtime`] when the run fails; [`ErrorKind::Cancelled`] when it is cancelled.
     pub fn run(
         &mut self,
         inputs: &[(&str, TensorRef<'_>)],
@@ -335,7 +345,9 @@ impl Session {
         outputs: &[&str],
     ) -> Result<Vec<sys::Value>, Error> {
         let checked = self.check(inputs, outputs.iter().copied()).and_then(|()| self.weights.check_files());
-        checked.and_then(|()| self.run.values(inputs, outputs)).map_err(|error| named(&self.name, error))
+        checked
+            .and_then(|()| self.run.values(inputs, outputs, &self.cancel))
+            .map_err(|error| named(&self.name, error))
     }
 
     fn unfit_output(&self, name: &str, problem: &str) -> Error {
@@ -428,16 +440,14 @@ fn open_on(
     }
     let watch = options.watch.as_ref();
     let compilation = Compilation::begin(&bound.name, &found.canonical, cache.as_ref(), root, watch);
-    let (runtime, threads) = (library.runtime(), options.threads.get());
+    let runtime = library.runtime();
+    let how = Opening { threads: options.threads.get(), copies, budget_bytes: options.budget_bytes };
     runtime.pool().limit(options.pool_bytes);
     let run = match options.residency {
         Residency::Keep | Residency::PerStage => bound.weights.lend(bound.files()).and_then(|weights| {
-            let budget = options.budget_bytes;
-            sys::Session::open(runtime, &bound.encode(), weights, threads, copies, budget, &providers)
-                .map(Run::Whole)
+            sys::Session::open(runtime, &bound.encode(), weights, how, &providers).map(Run::Whole)
         }),
         Residency::Streamed { grain_bytes, resident_bytes } => {
-            let how = Opening { threads, copies, budget_bytes: options.budget_bytes };
             Streamed::open(runtime, bound, how, grain_bytes, resident_bytes).map(Run::Streamed)
         }
     };

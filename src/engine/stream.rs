@@ -6,10 +6,11 @@ use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use super::sys::{self, Input, Runtime, Value};
+use super::cancel::Cancel;
+use super::sys::{self, Input, Opening, Runtime, Value};
 use super::{Copies, TensorRef};
 use crate::graph::{BoundGraph, Segment, SegmentBytes, pinned};
-use crate::weights::{Lent, Weights};
+use crate::weights::Weights;
 use crate::{Error, ErrorKind};
 
 /// The segments of a graph.
@@ -19,28 +20,6 @@ pub(super) struct Streamed {
     weights: Arc<Weights>,
     how: Opening,
     ahead: Ahead,
-}
-
-/// How the sessions of segments are opened.
-#[derive(Clone, Copy)]
-pub(super) struct Opening {
-    pub(super) threads: usize,
-    /// Which copies of weights those may make that stay open.
-    pub(super) copies: Copies,
-    pub(super) budget_bytes: Option<u64>,
-}
-
-impl Opening {
-    fn open(
-        self,
-        runtime: &Runtime,
-        onnx: &[u8],
-        weights: Lent,
-        copies: Copies,
-    ) -> Result<sys::Session, Error> {
-        let Self { threads, budget_bytes, .. } = self;
-        sys::Session::open(runtime, onnx, weights, threads, copies, budget_bytes, &[])
-    }
 }
 
 struct Part {
@@ -68,7 +47,8 @@ impl Streamed {
         for (segment, is_pinned) in segments.into_iter().zip(pinned(&extents, resident_bytes)) {
             let (onnx, segment) = segment.encode(&types);
             let copies = if is_pinned { how.copies } else { Copies::None };
-            let session = how.open(runtime, &onnx, weights.lend(segment.files.iter().copied())?, copies)?;
+            let lent = weights.lend(segment.files.iter().copied())?;
+            let session = sys::Session::open(runtime, &onnx, lent, Opening { copies, ..how }, &[])?;
             types.extend(session.output_types().map(|(name, code)| (name.to_owned(), code)));
             let pinned = is_pinned.then_some(session);
             if pinned.is_none() {
@@ -86,6 +66,7 @@ impl Streamed {
         &mut self,
         inputs: &[(&str, TensorRef<'_>)],
         outputs: &[&str],
+        cancel: &Cancel,
     ) -> Result<Vec<Value>, Error> {
         let mut made: HashMap<String, Value> = HashMap::new();
         let streamed: Vec<usize> =
@@ -107,14 +88,14 @@ impl Streamed {
                     // It may have been minutes since the run began.
                     self.weights.check_files()?;
                     let lent = self.weights.lend(segment.files.iter().copied())?;
-                    opened = self.how.open(self.runtime, &part.onnx, lent, self.how.copies)?;
+                    opened = sys::Session::open(self.runtime, &part.onnx, lent, self.how, &[])?;
                     &mut opened
                 }
             };
             if let Some(next) = next {
                 self.ahead.read(next);
             }
-            let results = session.run(fed, &wanted)?;
+            let results = cancel.watch(|options| session.run(fed, &wanted, options))?;
             made.extend(segment.outputs.iter().cloned().zip(results));
             segment.spent.iter().for_each(|name| drop(made.remove(name)));
             if part.pinned.is_none() && next != Some(index) {

@@ -20,7 +20,7 @@ use ort::session::SessionInputValue;
 use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
 use ort::sys::{
     ONNXTensorElementDataType as TypeCode, OrtAllocator, OrtAllocatorType, OrtApiBase, OrtMemType,
-    OrtMemoryInfo, OrtValue, os_char,
+    OrtMemoryInfo, OrtRunOptions, OrtValue, os_char,
 };
 use ort::value::{DynValue, PrimitiveTensorElementType, TensorElementType};
 
@@ -430,18 +430,26 @@ pub(super) struct Session {
     _weights: Lent,
 }
 
+/// What the sessions of a graph have in common.
+#[derive(Clone, Copy)]
+pub(super) struct Opening {
+    pub(super) threads: usize,
+    /// Which copies of weights they may make.
+    pub(super) copies: Copies,
+    /// The process may never have more for want of what they open or run.
+    pub(super) budget_bytes: Option<u64>,
+}
+
 impl Session {
-    /// Opens a session on `model`, whose external data lies in the files of `weights`. The process may never have more than
-    /// `budget_bytes` for want of what it opens or runs.
+    /// Opens a session on `model`, whose external data lies in the files of `weights`.
     pub(super) fn open(
         runtime: &Runtime,
         model: &[u8],
         weights: Lent,
-        threads: usize,
-        copies: Copies,
-        budget_bytes: Option<u64>,
+        opening: Opening,
         providers: &[(Provider, Found)],
     ) -> Result<Self, Error> {
+        let Opening { threads, copies, budget_bytes } = opening;
         threads::expect(threads)?;
         let opened = Call::of(budget_bytes, || {
             let builder = options(runtime, threads, copies)?;
@@ -469,10 +477,12 @@ impl Session {
     }
 
     /// Runs the graph once; outputs stay where ONNX Runtime has put them, and may outlive the session.
+    /// [`ErrorKind::Runtime`] when it fails, and when its options say that it is to end.
     pub(super) fn run<'a>(
         &mut self,
         inputs: impl Iterator<Item = (&'a str, Input<'a>)>,
         outputs: &[&str],
+        options: &RunOptions,
     ) -> Result<Vec<Value>, Error> {
         let failed = |error| failed("run", ErrorKind::Runtime, error);
         let c_name = |name: &str| CString::new(name).expect("graphs' names have no zeros");
@@ -496,7 +506,7 @@ impl Session {
             let status = unsafe {
                 (ort::api().Run)(
                     self.session.ptr().cast_mut(),
-                    ptr::null(),
+                    options.0.as_ptr(),
                     input_names.as_ptr(),
                     values_ptr.as_ptr(),
                     values_ptr.len(),
@@ -520,6 +530,47 @@ impl Session {
             Ok(Value(unsafe { DynValue::from_ptr(value, Some(&allocator)) }))
         });
         results.collect()
+    }
+}
+
+/// What running calls look at. `ort` has the same, and keeps the pointer to itself.
+pub(super) struct RunOptions(ptr::NonNull<OrtRunOptions>);
+
+// SAFETY: ONNX Runtime lets any thread set and unset the flag, also while calls run; nothing else of it is changed.
+unsafe impl Send for RunOptions {}
+// SAFETY: as above.
+unsafe impl Sync for RunOptions {}
+
+impl RunOptions {
+    pub(super) fn new() -> Result<Self, Error> {
+        let mut options = ptr::null_mut();
+        // SAFETY: writes a pointer that is ours until it is released.
+        let status = unsafe { (ort::api().CreateRunOptions)(&mut options) };
+        // SAFETY: the status is what ONNX Runtime gave, and is released by this.
+        unsafe { ort::Error::result_from_status(status) }
+            .map_err(|error| failed("run options", ErrorKind::Runtime, (error, None)))?;
+        let options = ptr::NonNull::new(options);
+        options
+            .map(Self)
+            .ok_or_else(|| Error::new(ErrorKind::Internal, "run options: expected some, got none"))
+    }
+
+    /// Ends the calls that run with these options, or lets them run again.
+    pub(super) fn set_terminate(&self, is_set: bool) {
+        let api = ort::api();
+        let call = if is_set { api.RunOptionsSetTerminate } else { api.RunOptionsUnsetTerminate };
+        // SAFETY: the options live as long as this does; the status is released by what it becomes.
+        let set = unsafe { ort::Error::result_from_status(call(self.0.as_ptr())) };
+        if let Err(error) = set {
+            tracing::warn!(%error, "calls cannot be cancelled");
+        }
+    }
+}
+
+impl Drop for RunOptions {
+    fn drop(&mut self) {
+        // SAFETY: ours, and used by no call: each borrows them.
+        unsafe { (ort::api().ReleaseRunOptions)(self.0.as_ptr()) };
     }
 }
 
