@@ -19,6 +19,7 @@ pub use variation::slerp;
 use std::fmt;
 use std::str::FromStr;
 
+use crate::state::Record;
 use crate::{Error, ErrorKind};
 
 /// A stream of independent standard normal values.
@@ -28,11 +29,21 @@ pub trait NoiseSource {
     /// How a request is cut into calls is part of the stream: one call for a whole tensor gives what the
     /// reproduced program gives for a tensor of that size.
     fn fill_normal(&mut self, out: &mut [f32]);
+
+    /// Lists where in the stream the next value is.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Input`] for a record of another generator.
+    fn state(&mut self, record: &mut Record) -> Result<(), Error>;
 }
 
 impl<N: NoiseSource + ?Sized> NoiseSource for Box<N> {
     fn fill_normal(&mut self, out: &mut [f32]) {
         (**self).fill_normal(out);
+    }
+
+    fn state(&mut self, record: &mut Record) -> Result<(), Error> {
+        (**self).state(record)
     }
 }
 

@@ -1,31 +1,26 @@
-//! The pipeline: one request becomes one picture, through the only denoising loop there is.
-//! It knows the order of the stages, and nothing of ONNX Runtime or of where pictures go.
+//! The pipeline: an opened model, whose stages draw one picture at a time in a [`Run`].
+//! It knows what a run begins with, and nothing of ONNX Runtime or of where pictures go.
 
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use image::RgbImage;
-
-use crate::engine::{Placement, SessionOptions};
-use crate::guidance::View;
+use crate::Error;
+use crate::engine::{Cancel, Placement, SessionOptions};
 use crate::manifest::Manifest;
-use crate::memory::{Held, Memory, Watch};
+use crate::memory::{Held, Memory};
 use crate::model::Model;
-use crate::noise::{BrownianTree, StepNoise};
 use crate::plan::{self, Plan};
 use crate::prompt::Text;
-use crate::request::{Request, Source, Texts};
-use crate::sampler::StepNoiseKind;
-use crate::stage::blend::keep_outside;
+use crate::request::{Request, Texts};
+pub use crate::run::{Picture, Progress, Run, Times};
+use crate::run::{Stages, stopped};
 use crate::stage::denoiser::{Denoiser, Told};
 use crate::stage::start::Start;
 use crate::stage::text_encoder::TextEncoder;
 pub use crate::stage::text_encoder::TextStates;
 use crate::stage::vae::{VaeDecoder, VaeEncoder};
 use crate::tile::Tile;
-use crate::tokenizer::Cut;
-use crate::{Error, ErrorKind};
 
 /// An opened model, ready to draw.
 ///
@@ -52,10 +47,8 @@ pub struct Pipeline {
     plan: Option<Plan>,
     /// Whether memory runs short.
     is_short: fn() -> bool,
+    cancel: Cancel,
 }
-
-/// The largest number in latents that are believed; they have a deviation of about 1.
-const MAX_LATENT: f32 = 1e4;
 
 /// The tiles of both halves of the VAE, where pictures are not coded whole.
 struct Tiles {
@@ -80,51 +73,6 @@ impl Default for Options {
     }
 }
 
-/// How far a run has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// Steps that are done.
-    pub done: usize,
-    /// Steps in all.
-    pub steps: usize,
-}
-
-/// A finished picture.
-#[derive(Clone, Debug)]
-pub struct Picture {
-    /// Its pixels.
-    pub image: RgbImage,
-    /// What of the prompt was too long to be read.
-    pub cut_prompt: Option<Cut>,
-    /// What of the negative prompt was too long to be read.
-    pub cut_negative: Option<Cut>,
-    /// Where the time went.
-    pub times: Times,
-}
-
-/// Where the time of one picture went.
-#[derive(Clone, Copy, Debug)]
-pub struct Times {
-    /// From tokens to states.
-    pub text_encoder: Duration,
-    /// In the U-Net.
-    pub unet: Duration,
-    /// From the pictures that are drawn from to what the loop starts with.
-    pub vae_encoder: Duration,
-    /// In the denoising loop, the U-Net included.
-    pub denoising: Duration,
-    /// From latents to pixels.
-    pub vae_decoder: Duration,
-}
-
-/// The latents that the loop ended with, `[channels, height_cells, width_cells]`, and what was not read of the prompt and
-/// of the negative prompt.
-struct Denoised {
-    latents: Vec<f32>,
-    cuts: [Option<Cut>; 2],
-    times: Times,
-}
-
 impl Pipeline {
     /// Opens every component of a model, but the VAE encoder, which the first picture that is drawn from opens.
     ///
@@ -133,14 +81,14 @@ impl Pipeline {
     /// providers that were asked for; [`ErrorKind::Numeric`] for a provider that computes wrongly; [`ErrorKind::Usage`] for
     /// a plan and a component that may run elsewhere than on the processor.
     pub fn open(model: &Model, options: &Options) -> Result<Self, Error> {
-        let Options { session, plan } = options;
+        let Options { session: session_options, plan } = options;
         if let Some(plan) = plan {
-            plan::expect_cpu(model, &session.providers)?;
+            plan::expect_cpu(model, &session_options.providers)?;
             plan.check_model(model)?;
         }
         let session = |component: &str| match plan {
-            Some(plan) => plan.session(component, session),
-            None => session.clone(),
+            Some(plan) => plan.session(component, session_options),
+            None => session_options.clone(),
         };
         let tile = |component: &str| plan.as_ref().and_then(|plan| plan.tile(component));
         Ok(Self {
@@ -151,6 +99,7 @@ impl Pipeline {
             tiles: Tiles { encoder: tile("vae_encoder"), decoder: tile("vae_decoder") },
             plan: plan.clone(),
             manifest: model.manifest().clone(),
+            cancel: session_options.cancel.clone(),
             is_short: || Memory::of_this_machine().is_some_and(|memory| memory.is_short()),
         })
     }
@@ -160,6 +109,11 @@ impl Pipeline {
         &self.manifest
     }
 
+    /// Cancels its runs, from any thread.
+    pub fn cancel(&self) -> Cancel {
+        self.cancel.clone()
+    }
+
     /// Where its components run, in the order in which a picture meets them; one that was not needed yet runs nowhere.
     pub fn placements(&self) -> impl Iterator<Item = &Placement> {
         let vae_encoder = self.vae_encoder.as_ref().and_then(VaeEncoder::placement);
@@ -167,34 +121,18 @@ impl Pipeline {
         before.chain(vae_encoder).chain(self.vae_decoder.placement())
     }
 
-    /// Draws one picture. `on_step` is called after every step and may break off.
+    /// Draws one picture: all steps of a [`Run`]. `on_step` is called after every step and may break off.
     ///
     /// # Errors
-    /// [`ErrorKind::Memory`] for a request that is larger than the one that the pipeline's plan was made for, before anything
-    /// is run; when memory cannot be had, and where the process has had more than a budget that was stated.
-    /// [`ErrorKind::Cancelled`] when `on_step` breaks; [`ErrorKind::Numeric`] when a value stops being finite;
-    /// [`ErrorKind::Usage`] for a prompt that cannot be read, and for a request that was made for another model.
+    /// Those of [`Pipeline::begin`], [`Run::step`] and [`Run::finish`], and [`ErrorKind::Cancelled`] when `on_step` breaks.
     pub fn generate(
         &mut self,
         request: &Request,
         on_step: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Picture, Error> {
-        let held = self.hold();
-        let Denoised { latents, cuts, mut times } = self.run(request, held, on_step)?;
-        let started = Instant::now();
-        let mut tile = self.tiles.decoder;
-        if (self.is_short)() {
-            tile = self.vae_decoder.reduce_memory(request.shape).or(tile);
-            tracing::warn!("memory pressure: the image is decoded in tiles, if the model allows it");
-        }
-        let mut image = self.vae_decoder.decode(&latents, request.shape, request.size, tile)?;
-        if let Source::Masked { picture, mask, keeps_outside: true, .. } = &request.source {
-            keep_outside(&mut image, picture.get()?, mask.get()?);
-        }
-        held.check("vae_decoder")?;
-        times.vae_decoder = started.elapsed();
-        let [cut_prompt, cut_negative] = cuts;
-        Ok(Picture { image, cut_prompt, cut_negative, times })
+        let mut run = self.begin(request)?;
+        run.steps(on_step)?;
+        run.finish()
     }
 
     /// The latents of one picture, `[channels, height_cells, width_cells]` in row-major order, before they are decoded.
@@ -206,14 +144,72 @@ impl Pipeline {
         request: &Request,
         on_step: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Vec<f32>, Error> {
+        let mut run = self.begin(request)?;
+        run.steps(on_step)?;
+        run.final_latents()
+    }
+
+    /// Begins a run: encodes its texts and the image that it starts from, and draws its noise.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] for a request that was made for another model, and for a prompt that cannot be read;
+    /// [`ErrorKind::Memory`] for a request that is larger than the one that the pipeline's plan was made for, before anything
+    /// is run; when memory cannot be had, and where the process has had more than a budget that was stated;
+    /// [`ErrorKind::Cancelled`] when the pipeline's [`Cancel`](crate::engine::Cancel) is cancelled; otherwise those of the
+    /// text encoders and of the VAE encoder.
+    pub fn begin(&mut self, request: &Request) -> Result<Run<'_>, Error> {
+        self.begin_run(request).map_err(|error| stopped(error, "before the first step"))
+    }
+
+    fn begin_run(&mut self, request: &Request) -> Result<Run<'_>, Error> {
+        self.cancel.check()?;
         let held = self.hold();
-        Ok(self.run(request, held, on_step)?.latents)
+        request.check_model(&self.manifest)?;
+        if let Some(plan) = &self.plan {
+            plan.check(request)?;
+        }
+        let mut times = Times::default();
+        let started = Instant::now();
+        let told = self.tell(request)?;
+        held.check("text_encoder")?;
+        if let Some(plan) = &self.plan {
+            plan.check_tokens(told.texts.iter().map(|text| text.tokens).sum())?;
+        }
+        times.text_encoder = started.elapsed();
+
+        let started = Instant::now();
+        let mut noise = request.rng.source(request.seed)?;
+        let start =
+            Start::new(request, &self.manifest, self.vae_encoder.as_mut(), self.tiles.encoder, &mut noise)?;
+        held.check("vae_encoder")?;
+        times.vae_encoder = started.elapsed();
+        let stages = Stages {
+            text_encoder: &mut self.text_encoder,
+            denoiser: &mut self.denoiser,
+            vae_decoder: &mut self.vae_decoder,
+            tile: self.tiles.decoder,
+            held,
+            is_short: self.is_short,
+        };
+        Run::new(request.clone(), stages, told, start, noise, times)
+    }
+
+    /// Begins a run and takes it to where another one was when it gave this [snapshot](Run::snapshot): both go on to the same
+    /// pixels.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Input`] for a snapshot that is damaged, of another version, request or model; otherwise those of
+    /// [`Pipeline::begin`].
+    pub fn restore(&mut self, request: &Request, snapshot: &[u8]) -> Result<Run<'_>, Error> {
+        let mut run = self.begin(request)?;
+        run.restore(snapshot)?;
+        Ok(run)
     }
 
     /// What the U-Net is told of a text.
     ///
     /// # Errors
-    /// [`ErrorKind::Numeric`] for a state that is not a number; otherwise those of running a text encoder.
+    /// [`ErrorKind::Numeric`](crate::ErrorKind::Numeric) for a state that is not a number; otherwise those of running a text encoder.
     pub fn encode(&mut self, text: &Text) -> Result<TextStates, Error> {
         Ok(self.text_encoder.encode(&[Some(text)])?.remove(0))
     }
@@ -228,102 +224,6 @@ impl Pipeline {
         Held::to(self.plan.as_ref().and_then(Plan::promised_bytes))
     }
 
-    fn run(
-        &mut self,
-        request: &Request,
-        held: Held,
-        mut on_step: impl FnMut(Progress) -> ControlFlow<()>,
-    ) -> Result<Denoised, Error> {
-        request.check_model(&self.manifest)?;
-        if let Some(plan) = &self.plan {
-            plan.check(request)?;
-        }
-        let started = Instant::now();
-        let told = self.tell(request)?;
-        held.check("text_encoder")?;
-        if let Some(plan) = &self.plan {
-            plan.check_tokens(told.texts.iter().map(|text| text.tokens).sum())?;
-        }
-        let text_encoder = started.elapsed();
-
-        let started = Instant::now();
-        let mut noise = request.rng.source(request.seed)?;
-        let Start { mut latents, beside, kept, clean } =
-            Start::new(request, &self.manifest, self.vae_encoder.as_mut(), self.tiles.encoder, &mut noise)?;
-        held.check("vae_encoder")?;
-        let vae_encoder = started.elapsed();
-
-        let started = Instant::now();
-        let steps = request.schedule.steps();
-        let mut tree;
-        let noise: &mut dyn StepNoise = match request.sampler.settings().noise {
-            StepNoiseKind::Stream => &mut noise,
-            StepNoiseKind::Tree => {
-                let (highest, lowest) = (steps[0].from, steps[steps.len() - 1].from);
-                tree = BrownianTree::new(request.rng, latents.len(), lowest, highest, request.seed)?;
-                &mut tree
-            }
-        };
-        let mut sampler = request.sampler.build(&request.schedule, latents.len());
-        let mut denoiser = self.denoiser.guided(&told, request, &beside)?;
-        if let Some(clean) = &clean {
-            denoiser.remember(clean);
-        }
-        let watch = Watch::start(self.is_short);
-        for step in steps {
-            denoiser.begin(step);
-            sampler.step(&mut latents, step, &mut denoiser, noise)?;
-            let done = step.index + 1;
-            if !latents.iter().all(|value| value.is_finite()) {
-                return Err(Error::new(
-                    ErrorKind::Numeric,
-                    format!("unet: expected finite latents, got others after step {done} of {}", steps.len()),
-                ));
-            }
-            if let Some(kept) = &kept {
-                kept.restore(&mut latents, step.to);
-            }
-            if on_step(Progress { done, steps: steps.len() }).is_break() {
-                return Err(Error::new(
-                    ErrorKind::Cancelled,
-                    format!("stopped after step {done} of {}", steps.len()),
-                ));
-            }
-            held.check("unet")?;
-            if held.is_near() {
-                denoiser.release_pages();
-            }
-            if watch.is_short() && denoiser.reduce_memory() {
-                self.text_encoder.reduce_memory();
-                tracing::warn!(step = done, "memory pressure: weights are streamed from disk from now on");
-            }
-        }
-        // Of numbers beyond any that a VAE was trained on a picture would be rubbish.
-        if let Some(value) = latents.iter().find(|value| value.abs() > MAX_LATENT) {
-            return Err(Error::new(
-                ErrorKind::Numeric,
-                format!("unet: expected latents up to {MAX_LATENT} at the end, got {value}"),
-            )
-            .help("guidance, weights of words and LoRA strengths may be too large"));
-        }
-        let scale = request.schedule.final_scale();
-        if scale != 1.0 {
-            latents.iter_mut().for_each(|value| *value = (f64::from(*value) * scale) as f32);
-        }
-        let (unet, denoising) = (denoiser.spent(), started.elapsed());
-        drop(denoiser);
-        let times = Times { text_encoder, vae_encoder, unet, denoising, vae_decoder: Duration::ZERO };
-        let views = request.guidance.views();
-        let cuts = [true, false].map(|is_prompt| {
-            let is_meant = |view: &View| matches!(view, View::Positive(_)) == is_prompt;
-            let read = told.of_step.iter().flat_map(|texts| views.iter().zip(texts));
-            let mut cuts =
-                read.filter(|(view, _)| is_meant(view)).filter_map(|(_, &text)| told.texts[text].cut.clone());
-            cuts.next()
-        });
-        Ok(Denoised { latents, cuts, times })
-    }
-
     /// Encodes every text that some step reads, each once.
     fn tell(&mut self, request: &Request) -> Result<Told, Error> {
         let Texts { texts, of_step, .. } = request.texts(self.manifest.zero_negative)?;
@@ -336,6 +236,7 @@ impl Pipeline {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ErrorKind;
     use crate::engine::Residency;
     use crate::plan::Budget;
     use crate::request::Draft;

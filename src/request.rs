@@ -6,6 +6,7 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use image::{Luma, Rgb};
+use sha2::{Digest, Sha256};
 
 use crate::engine;
 use crate::guidance::{self, Guidance, Scales, View, Within};
@@ -353,6 +354,27 @@ impl Request {
             format!("request: expected one made for {}, got one made for {name}", manifest.name),
         )
         .help("make requests with the manifest of the pipeline: Pipeline::manifest"))
+    }
+
+    /// The SHA-256 of all that decides what is drawn, images and model included.
+    pub(crate) fn fingerprint(&self) -> Result<[u8; 32], Error> {
+        let Self { prompt, negative, size, schedule, guidance, embedded_scale, thresholding, .. } = self;
+        let Self { model, is_literal, sampler, seed, rng, variation, .. } = self;
+        let steps = schedule.steps();
+        let texts = (&prompt.source, negative.as_ref().map(|negative| &negative.source), is_literal);
+        let noise = (seed, rng, variation);
+        let text = format!(
+            "{model:?} {texts:?} {size} {steps:?} {guidance:?} {embedded_scale:?} {thresholding:?} {sampler} {noise:?}"
+        );
+        let mut digest = Sha256::new_with_prefix(text);
+        let (mask, picture) = self.images();
+        if let Some(mask) = mask {
+            digest.update(mask.get()?.as_raw());
+        }
+        if let Some(picture) = picture {
+            digest.update(picture.get()?.as_raw());
+        }
+        Ok(digest.finalize().into())
     }
 
     /// The words of the prompt and of the negative prompt that a text encoder of the model does not know, each once:

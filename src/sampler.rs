@@ -21,6 +21,7 @@ pub use method::{Bh, Method, Sampling, Settings, Solver, StepNoiseKind, Third, V
 use crate::Error;
 use crate::noise::StepNoise;
 use crate::schedule::{Schedule, Step};
+use crate::state::Record;
 
 /// What a sampler asks of a model: the clean latents behind noisy ones.
 pub trait Denoise {
@@ -58,6 +59,15 @@ pub trait Sampler {
         denoiser: &mut dyn Denoise,
         noise: &mut dyn StepNoise,
     ) -> Result<(), Error>;
+
+    /// Lists what is carried from step to step; a sampler that carries nothing lists nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Input`](crate::ErrorKind::Input) for a record of another sampler.
+    fn state(&mut self, record: &mut Record) -> Result<(), Error> {
+        let _ = record;
+        Ok(())
+    }
 }
 
 impl Method {

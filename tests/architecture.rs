@@ -8,7 +8,7 @@ use std::path::Path;
 /// The layers from the top down, and in them the modules: each may name those after it, and none before it.
 const LAYERS: [(&str, &[&str]); 5] = [
     ("faces", &["main", "cli"]),
-    ("diffusion", &["pack", "pipeline", "plan", "certify", "stage", "request"]),
+    ("diffusion", &["pack", "pipeline", "run", "plan", "certify", "stage", "request"]),
     ("runtime", &["engine"]),
     (
         "untrusted bytes",
@@ -27,7 +27,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
     ),
     ("pure", &PURE),
 ];
-const PURE: [&str; 12] = [
+const PURE: [&str; 13] = [
     "tokenizer",
     "prompt",
     "sampler",
@@ -35,6 +35,7 @@ const PURE: [&str; 12] = [
     "prediction",
     "schedule",
     "noise",
+    "state",
     "tile",
     "tensor",
     "name",
@@ -332,7 +333,7 @@ fn reading_the_environment(source: &Source) -> Option<String> {
 
 fn second_loop(source: &Source) -> Option<String> {
     let mut code = source.code().take_while(|line| line != "#[cfg(test)]");
-    code.find(|line| source.path != "pipeline.rs" && line.contains(".step("))
+    code.find(|line| source.path != "run.rs" && line.contains(".step("))
 }
 
 fn headless(source: &Source) -> Option<String> {

@@ -81,7 +81,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     // The first seed may be the last that the generator takes.
     first.rng().source(last_seed)?;
     let library = flags.common.library()?;
-    let session = drawing.session()?;
+    let session = SessionOptions { cancel: Heeded::cancel(), ..drawing.session()? };
     let options = Options { plan: plan(drawing.memory, &model, &first, &session)?, session };
     let (init_sha256, mask_sha256) = (images.init_sha256()?, images.mask_sha256()?);
     // A plan has counted them.

@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 
+use calotype::engine::Cancel;
 use calotype::{Error, ErrorKind};
 use serde_json::json;
 
@@ -12,6 +13,8 @@ use super::{error_json, say};
 
 /// Whether a signal has come.
 static STOP: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+/// What a signal cancels.
+static CANCEL: LazyLock<Cancel> = LazyLock::new(Cancel::new);
 /// Whether somebody looks at [`STOP`]; where nobody does, the first signal ends the process.
 static IS_HEEDED: AtomicBool = AtomicBool::new(false);
 /// Whether the one JSON object of a run is still to come.
@@ -30,6 +33,11 @@ impl Heeded {
     pub(super) fn new() -> Self {
         IS_HEEDED.store(true, Ordering::Relaxed);
         Self(())
+    }
+
+    /// What ends a call in the middle when the first signal comes.
+    pub(super) fn cancel() -> Cancel {
+        CANCEL.clone()
     }
 
     pub(super) fn is_stopped(&self) -> bool {
@@ -51,6 +59,7 @@ pub(super) fn say_no_more() {
 /// What the first signal leads to; [`STOP`] is set by then.
 fn stop() {
     if IS_HEEDED.load(Ordering::Relaxed) {
+        CANCEL.cancel();
         return;
     }
     let error = Error::new(ErrorKind::Cancelled, "stopped");

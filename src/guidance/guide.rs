@@ -4,7 +4,9 @@
 use super::mimic::Desk;
 use super::mix::{Mix, Sources};
 use super::{Guidance, Method, Residue, View};
+use crate::Error;
 use crate::prediction::Prediction;
+use crate::state::Record;
 use crate::tensor::LatentShape;
 
 /// Added to a squared length by which is divided, as in diffusers' `cfg_zero_star_scale`.
@@ -60,6 +62,15 @@ impl Guide {
         if matches!(self.guidance.method, Method::Residual { residue: Residue::Source, .. }) {
             self.kept.copy_from_slice(clean);
         }
+    }
+
+    /// Lists what is carried from step to step.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Input`](crate::ErrorKind::Input) for a record of another guidance.
+    pub fn state(&mut self, record: &mut Record) -> Result<(), Error> {
+        record.flag(&mut self.is_residue_known)?;
+        record.f32s(&mut self.kept)
     }
 
     /// The predictions that [`Guide::combine`] takes next, in its order: the last few of [`Guidance::views`], and none

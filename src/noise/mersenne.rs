@@ -1,5 +1,8 @@
 //! The 32-bit Mersenne Twister MT19937. It knows nothing of what its bits are used for.
 
+use crate::Error;
+use crate::state::Record;
+
 const N: usize = 624;
 const M: usize = 397;
 
@@ -30,6 +33,11 @@ impl Mersenne {
         y ^= (y << 7) & 0x9d2c_5680;
         y ^= (y << 15) & 0xefc6_0000;
         y ^ (y >> 18)
+    }
+
+    pub(super) fn state(&mut self, record: &mut Record) -> Result<(), Error> {
+        record.u32s(&mut self.state)?;
+        record.count(&mut self.next, N)
     }
 
     fn twist(&mut self) {

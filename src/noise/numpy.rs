@@ -1,6 +1,8 @@
 //! What `numpy.random.seed` and `numpy.random.randn` give.
 
 use super::{NoiseSource, mersenne::Mersenne};
+use crate::Error;
+use crate::state::Record;
 
 /// `numpy.random.RandomState(seed)` (or `numpy.random.seed(seed)`), then its `randn`, cast to float32.
 ///
@@ -46,5 +48,10 @@ impl Numpy {
 impl NoiseSource for Numpy {
     fn fill_normal(&mut self, out: &mut [f32]) {
         out.fill_with(|| self.normal() as f32);
+    }
+
+    fn state(&mut self, record: &mut Record) -> Result<(), Error> {
+        self.bits.state(record)?;
+        record.option(&mut self.spare)
     }
 }

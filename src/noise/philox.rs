@@ -1,6 +1,8 @@
 //! What `torch.randn` gives on an NVIDIA GPU, as A1111's web UI computes it on the CPU.
 
 use super::NoiseSource;
+use crate::Error;
+use crate::state::Record;
 
 /// `torch.manual_seed(seed)`, then one contiguous float32 `torch.randn(..., device="cuda")` per call, as A1111's
 /// "NV" noise imitates it.
@@ -40,6 +42,10 @@ impl NoiseSource for Philox {
             *value = box_muller(first, second);
         }
         self.calls += 1;
+    }
+
+    fn state(&mut self, record: &mut Record) -> Result<(), Error> {
+        record.u64(&mut self.calls)
     }
 }
 

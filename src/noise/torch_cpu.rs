@@ -3,6 +3,8 @@
 use pulp::{Arch, NullaryFnOnce};
 
 use super::{NoiseSource, cephes, mersenne::Mersenne};
+use crate::Error;
+use crate::state::Record;
 
 /// `torch.manual_seed(seed)`, then one contiguous float32 `torch.randn` on the CPU per call.
 ///
@@ -68,6 +70,11 @@ impl NoiseSource for TorchCpu {
             last.fill_with(|| self.uniform_f32());
             box_muller(last);
         }
+    }
+
+    fn state(&mut self, record: &mut Record) -> Result<(), Error> {
+        self.bits.state(record)?;
+        record.option(&mut self.spare)
     }
 }
 

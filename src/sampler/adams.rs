@@ -6,6 +6,7 @@ use super::{Denoise, Sampler, Settings};
 use crate::Error;
 use crate::noise::StepNoise;
 use crate::schedule::Step;
+use crate::state::Record;
 
 /// The highest order of these methods.
 pub(super) const MAX_ORDER: usize = 4;
@@ -83,6 +84,10 @@ impl Sampler for Adams {
         });
         blend(x, 1.0, &parts[..self.order]);
         Ok(())
+    }
+
+    fn state(&mut self, record: &mut Record) -> Result<(), Error> {
+        self.slopes.state(record)
     }
 }
 

@@ -1,6 +1,9 @@
 //! What every sampler computes with: weighted sums of latents, and the last few evaluations of a model.
 //! It knows no method.
 
+use crate::Error;
+use crate::state::Record;
+
 /// Values that are summed together, so that the sums stay in the nearest cache.
 const BLOCK: usize = 128;
 
@@ -67,6 +70,16 @@ impl History {
     /// Its level.
     pub(super) fn sigma(&self, age: usize) -> f64 {
         self.entries[age].0
+    }
+
+    /// Lists the evaluations.
+    pub(super) fn state(&mut self, record: &mut Record) -> Result<(), Error> {
+        record.count(&mut self.filled, self.entries.len())?;
+        for (sigma, values) in &mut self.entries[..self.filled] {
+            record.f64(sigma)?;
+            record.f32s(values)?;
+        }
+        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@ use super::{Denoise, Sampler, Settings, dpm};
 use crate::Error;
 use crate::noise::StepNoise;
 use crate::schedule::{Schedule, Step};
+use crate::state::Record;
 
 /// The highest order.
 pub(super) const MAX_ORDER: usize = 3;
@@ -57,6 +58,10 @@ impl Sampler for Deis {
         };
         blend(x, 1.0, &[part(0), part(1), part(2)]);
         Ok(())
+    }
+
+    fn state(&mut self, record: &mut Record) -> Result<(), Error> {
+        self.slopes.state(record)
     }
 }
 

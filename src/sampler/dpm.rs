@@ -6,6 +6,7 @@ use super::{Denoise, Sampler, Settings, Solver, Third};
 use crate::Error;
 use crate::noise::StepNoise;
 use crate::schedule::{Schedule, Step};
+use crate::state::Record;
 
 /// The highest order.
 pub(super) const MAX_ORDER: usize = 3;
@@ -184,6 +185,10 @@ impl Sampler for Multistep {
         );
         Ok(())
     }
+
+    fn state(&mut self, record: &mut Record) -> Result<(), Error> {
+        self.history.state(record)
+    }
 }
 
 /// Singlestep DPM-Solver++ and DPM-Solver: steps in groups of up to `order`, each of which starts anew from the
@@ -277,6 +282,11 @@ impl Sampler for Singlestep {
         let parts = [(answers[0], past(0)), (answers[1], past(1)), (answers[2], past(2))];
         blend(x, 0.0, &[(weights.keep, &self.start), parts[0], parts[1], parts[2]]);
         Ok(())
+    }
+
+    fn state(&mut self, record: &mut Record) -> Result<(), Error> {
+        record.f32s(&mut self.start)?;
+        self.history.state(record)
     }
 }
 

@@ -5,6 +5,7 @@ use super::{Denoise, Sampler, Settings};
 use crate::Error;
 use crate::noise::StepNoise;
 use crate::schedule::Step;
+use crate::state::Record;
 
 /// The highest order.
 pub(super) const MAX_ORDER: usize = 3;
@@ -88,5 +89,9 @@ impl Sampler for ErSde {
             &[(answers[0], past(0)), (answers[1], past(1)), (answers[2], past(2)), (fresh, &self.noise)],
         );
         Ok(())
+    }
+
+    fn state(&mut self, record: &mut Record) -> Result<(), Error> {
+        self.history.state(record)
     }
 }

@@ -5,6 +5,7 @@ use super::{Bh, Denoise, Sampler, Settings};
 use crate::Error;
 use crate::noise::StepNoise;
 use crate::schedule::{Schedule, Step};
+use crate::state::Record;
 
 /// The highest order.
 pub(super) const MAX_ORDER: usize = 3;
@@ -111,5 +112,11 @@ impl Sampler for UniPc {
         blend(x, keep, &[(weights[0], past(0)), (weights[1], past(1)), (weights[2], past(2))]);
         self.last_order = order;
         Ok(())
+    }
+
+    fn state(&mut self, record: &mut Record) -> Result<(), Error> {
+        self.history.state(record)?;
+        record.count(&mut self.last_order, self.history.len())?;
+        record.f32s(&mut self.last)
     }
 }

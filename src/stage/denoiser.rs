@@ -14,6 +14,7 @@ use crate::request::{Request, Source};
 use crate::sampler::Denoise;
 use crate::schedule::{Clock, Step};
 use crate::signature::{Role, Signature};
+use crate::state::Record;
 use crate::tensor::PixelSize;
 use crate::{Error, ErrorKind};
 
@@ -75,9 +76,9 @@ impl Denoiser {
     /// The U-Net for one run, at whose end it gives its memory back unless it is to be kept. `beside` is what it sees beside the latents, `[channels, rows, columns]`.
     pub(crate) fn guided<'a>(
         &'a mut self,
-        told: &'a Told,
-        request: &'a Request,
-        beside: &'a [f32],
+        told: Told,
+        request: &Request,
+        beside: Vec<f32>,
     ) -> Result<GuidedDenoiser<'a>, Error> {
         let (signature, shape) = (&self.signature, request.shape);
         let views = request.guidance.views();
@@ -97,7 +98,7 @@ impl Denoiser {
                     None => {
                         let views = &views[first..];
                         let layout =
-                            Layout::new(signature, told, request, beside, views, texts, self.max_batch)?;
+                            Layout::new(signature, &told, request, &beside, views, texts, self.max_batch)?;
                         layouts.push(layout);
                         layouts.len() - 1
                     }
@@ -116,8 +117,9 @@ impl Denoiser {
             layouts,
             layout_of,
             beside,
-            clock: request.schedule.clock(),
+            clock: request.schedule.clock().clone(),
             step: 0,
+            clean: vec![0.0; shape.len()],
             predictions: vec![0.0; views.len() * shape.len()],
             spent: Duration::ZERO,
         })
@@ -132,15 +134,17 @@ pub(crate) struct GuidedDenoiser<'a> {
     thresholder: Option<Thresholder>,
     /// The name of the U-Net's output.
     output: &'a str,
-    told: &'a Told,
+    told: Told,
     layouts: Vec<Layout>,
     /// Per step, and per number of predictions that it needs, the layout.
     layout_of: Vec<Vec<usize>>,
     /// What the U-Net sees beside the latents.
-    beside: &'a [f32],
-    clock: &'a Clock,
+    beside: Vec<f32>,
+    clock: Clock,
     /// The step that is being taken.
     step: usize,
+    /// The clean latents of the last call.
+    clean: Vec<f32>,
     /// Those that [`Guide::combine`] takes.
     predictions: Vec<f32>,
     spent: Duration,
@@ -304,6 +308,22 @@ impl GuidedDenoiser<'_> {
         self.guide.remember(clean);
     }
 
+    /// The clean latents of the last call, which are zeros before the first.
+    pub(crate) fn clean(&self) -> &[f32] {
+        &self.clean
+    }
+
+    /// What the U-Net is told.
+    pub(crate) fn told(&self) -> &Told {
+        &self.told
+    }
+
+    /// Lists what is carried from step to step.
+    pub(crate) fn state(&mut self, record: &mut Record) -> Result<(), Error> {
+        record.f32s(&mut self.clean)?;
+        self.guide.state(record)
+    }
+
     fn predict(
         &mut self,
         x: &[f32],
@@ -318,7 +338,7 @@ impl GuidedDenoiser<'_> {
             let texts = &self.told.of_step[self.step];
             let texts = &texts[texts.len() - count..];
             for call in &mut self.layouts[self.layout_of[self.step][count]].calls {
-                call.read(self.told, texts);
+                call.read(&self.told, texts);
                 let (latents, beside) = (x.iter(), self.beside.iter());
                 call.feeds[LATENTS].fill(call.views.iter().flat_map(|view| {
                     let seen = if *view == View::NegativeWithoutPicture { 0.0 } else { 1.0 };
@@ -341,6 +361,7 @@ impl GuidedDenoiser<'_> {
         if let Some(thresholder) = &mut self.thresholder {
             thresholder.apply(out);
         }
+        self.clean.copy_from_slice(out);
         Ok(())
     }
 }

@@ -1,0 +1,390 @@
+//! One run: a request on its way to a picture, step by step, through the only denoising loop there is.
+//! It knows the order of the stages, and nothing of ONNX Runtime or of where pictures go.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use image::RgbImage;
+use sha2::{Digest, Sha256};
+
+use crate::guidance::View;
+use crate::memory::{Held, Watch};
+use crate::noise::{BrownianTree, NoiseSource, StepNoise};
+use crate::request::{Request, Source};
+use crate::sampler::{Sampler, StepNoiseKind};
+use crate::stage::blend::keep_outside;
+use crate::stage::denoiser::{Denoiser, GuidedDenoiser, Told};
+use crate::stage::start::{Kept, Start};
+use crate::stage::text_encoder::TextEncoder;
+use crate::stage::vae::VaeDecoder;
+use crate::state::Record;
+use crate::tile::Tile;
+use crate::tokenizer::Cut;
+use crate::{Error, ErrorKind};
+
+/// The largest number in latents that are believed; they have a deviation of about 1.
+const MAX_LATENT: f32 = 1e4;
+/// What a snapshot begins with. The number changes with what follows it.
+const SNAPSHOT: [u8; 16] = *b"calotype run  01";
+
+/// One run, begun by [`Pipeline::begin`](crate::pipeline::Pipeline::begin). Dropped before its end, it gives back what it holds.
+///
+/// ```no_run
+/// use calotype::model::Model;
+/// use calotype::pipeline::{Options, Pipeline};
+/// use calotype::request::{Draft, Request};
+///
+/// let mut pipeline = Pipeline::open(&Model::built_in()?, &Options::default())?;
+/// let draft = Draft { prompt: "a red apple".into(), ..Draft::default() };
+/// let request = Request::new(draft, pipeline.manifest())?;
+/// let mut run = pipeline.begin(&request)?;
+/// while !run.is_done() {
+///     let progress = run.step()?;
+///     println!("{} of {}", progress.done, progress.steps);
+/// }
+/// let picture = run.finish()?;
+/// # Ok::<(), calotype::Error>(())
+/// ```
+pub struct Run<'a> {
+    request: Request,
+    text_encoder: &'a mut TextEncoder,
+    denoiser: GuidedDenoiser<'a>,
+    vae_decoder: &'a mut VaeDecoder,
+    /// Of what is decoded.
+    tile: Option<Tile>,
+    held: Held,
+    is_short: fn() -> bool,
+    watch: Watch,
+    sampler: Box<dyn Sampler>,
+    noise: Box<dyn NoiseSource + Send>,
+    /// In place of the noise, where steps take theirs from a tree.
+    tree: Option<BrownianTree>,
+    kept: Option<Kept>,
+    latents: Vec<f32>,
+    /// The steps that are done.
+    done: usize,
+    /// Whether a step failed, and left what the sampler knows as it was in the middle of it.
+    is_broken: bool,
+    times: Times,
+}
+
+/// How far a run has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Steps that are done.
+    pub done: usize,
+    /// Steps in all.
+    pub steps: usize,
+}
+
+/// A finished picture.
+#[derive(Clone, Debug)]
+pub struct Picture {
+    /// Its pixels.
+    pub image: RgbImage,
+    /// What of the prompt was too long to be read.
+    pub cut_prompt: Option<Cut>,
+    /// What of the negative prompt was too long to be read.
+    pub cut_negative: Option<Cut>,
+    /// Where the time went.
+    pub times: Times,
+}
+
+/// Where the time of one picture went.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Times {
+    /// From tokens to states.
+    pub text_encoder: Duration,
+    /// In the U-Net.
+    pub unet: Duration,
+    /// From the pictures that are drawn from to what the loop starts with.
+    pub vae_encoder: Duration,
+    /// In the denoising loop, the U-Net included.
+    pub denoising: Duration,
+    /// From latents to pixels.
+    pub vae_decoder: Duration,
+}
+
+/// What of a pipeline a run holds.
+pub(crate) struct Stages<'a> {
+    pub(crate) text_encoder: &'a mut TextEncoder,
+    pub(crate) denoiser: &'a mut Denoiser,
+    pub(crate) vae_decoder: &'a mut VaeDecoder,
+    /// Of what is decoded.
+    pub(crate) tile: Option<Tile>,
+    pub(crate) held: Held,
+    pub(crate) is_short: fn() -> bool,
+}
+
+impl<'a> Run<'a> {
+    /// With the texts of this request encoded, and its noise drawn.
+    pub(crate) fn new(
+        request: Request,
+        stages: Stages<'a>,
+        told: Told,
+        start: Start,
+        noise: Box<dyn NoiseSource + Send>,
+        times: Times,
+    ) -> Result<Self, Error> {
+        let Stages { text_encoder, denoiser, vae_decoder, tile, held, is_short } = stages;
+        let Start { latents, beside, kept, clean } = start;
+        let steps = request.schedule.steps();
+        let tree = match request.sampler.settings().noise {
+            StepNoiseKind::Stream => None,
+            StepNoiseKind::Tree => {
+                let (highest, lowest) = (steps[0].from, steps[steps.len() - 1].from);
+                Some(BrownianTree::new(request.rng, latents.len(), lowest, highest, request.seed)?)
+            }
+        };
+        let mut denoiser = denoiser.guided(told, &request, beside)?;
+        if let Some(clean) = &clean {
+            denoiser.remember(clean);
+        }
+        Ok(Self {
+            sampler: request.sampler.build(&request.schedule, latents.len()),
+            text_encoder,
+            denoiser,
+            vae_decoder,
+            tile,
+            held,
+            is_short,
+            watch: Watch::start(is_short),
+            noise,
+            tree,
+            kept,
+            latents,
+            done: 0,
+            is_broken: false,
+            times,
+            request,
+        })
+    }
+
+    /// How far it has come.
+    pub fn progress(&self) -> Progress {
+        Progress { done: self.done, steps: self.request.steps() }
+    }
+
+    /// Whether all its steps are done.
+    pub fn is_done(&self) -> bool {
+        self.done == self.request.steps()
+    }
+
+    /// The latents after the last step, `[channels, height_cells, width_cells]` in row-major order; noise of the next step's
+    /// level is in them.
+    pub fn latents(&self) -> &[f32] {
+        &self.latents
+    }
+
+    /// The last estimate of the clean latents, as large; zeros before the first step.
+    pub fn denoised(&self) -> &[f32] {
+        self.denoiser.clean()
+    }
+
+    /// Takes the next step.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Numeric`] when a value stops being finite; [`ErrorKind::Cancelled`] when the pipeline's
+    /// [`Cancel`](crate::engine::Cancel) is cancelled, also in the middle of a call; [`ErrorKind::Memory`] where memory cannot
+    /// be had, and where the process has had more than a budget that was stated; [`ErrorKind::Usage`] when no step is left,
+    /// or one has failed.
+    pub fn step(&mut self) -> Result<Progress, Error> {
+        let steps = self.request.steps();
+        self.expect_whole()?;
+        if self.is_done() {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("run: expected one of {steps} steps, got all done"),
+            ));
+        }
+        self.is_broken = true;
+        let started = Instant::now();
+        self.take_step()?;
+        self.times.denoising += started.elapsed();
+        self.times.unet = self.denoiser.spent();
+        self.done += 1;
+        self.is_broken = false;
+        self.held.check("unet")?;
+        if self.held.is_near() {
+            self.denoiser.release_pages();
+        }
+        if self.watch.is_short() && self.denoiser.reduce_memory() {
+            self.text_encoder.reduce_memory();
+            tracing::warn!(step = self.done, "memory pressure: weights are streamed from disk from now on");
+        }
+        Ok(self.progress())
+    }
+
+    fn take_step(&mut self) -> Result<(), Error> {
+        let (step, steps) = (self.request.schedule.steps()[self.done], self.request.steps());
+        let number = self.done + 1;
+        let noise: &mut dyn StepNoise = match &mut self.tree {
+            Some(tree) => tree,
+            None => &mut self.noise,
+        };
+        self.denoiser.begin(&step);
+        self.sampler
+            .step(&mut self.latents, &step, &mut self.denoiser, noise)
+            .map_err(|error| stopped(error, &format!("in step {number} of {steps}")))?;
+        if !self.latents.iter().all(|value| value.is_finite()) {
+            return Err(Error::new(
+                ErrorKind::Numeric,
+                format!("unet: expected finite latents, got others after step {number} of {steps}"),
+            ));
+        }
+        if let Some(kept) = &self.kept {
+            kept.restore(&mut self.latents, step.to);
+        }
+        Ok(())
+    }
+
+    /// Takes all steps that are left. `on_step` is called after every one and may break off.
+    ///
+    /// # Errors
+    /// Those of [`Run::step`], and [`ErrorKind::Cancelled`] when `on_step` breaks.
+    pub fn steps(&mut self, mut on_step: impl FnMut(Progress) -> ControlFlow<()>) -> Result<(), Error> {
+        while !self.is_done() {
+            let progress = self.step()?;
+            if on_step(progress).is_break() {
+                let Progress { done, steps } = progress;
+                return Err(Error::new(
+                    ErrorKind::Cancelled,
+                    format!("stopped after step {done} of {steps}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Decodes the picture.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] when steps are left; [`ErrorKind::Numeric`] for values that no picture has; otherwise as
+    /// [`Run::step`].
+    pub fn finish(self) -> Result<Picture, Error> {
+        let latents = self.final_latents()?;
+        let [cut_prompt, cut_negative] = self.cuts();
+        let Self { request, denoiser, vae_decoder, tile, held, is_short, watch, mut times, .. } = self;
+        // The U-Net's memory is given back before the VAE takes its own.
+        drop((denoiser, watch));
+        let started = Instant::now();
+        let mut tile = tile;
+        if is_short() {
+            tile = vae_decoder.reduce_memory(request.shape).or(tile);
+            tracing::warn!("memory pressure: the image is decoded in tiles, if the model allows it");
+        }
+        let image = vae_decoder.decode(&latents, request.shape, request.size, tile);
+        let mut image = image.map_err(|error| stopped(error, "before the picture was decoded"))?;
+        if let Source::Masked { picture, mask, keeps_outside: true, .. } = &request.source {
+            keep_outside(&mut image, picture.get()?, mask.get()?);
+        }
+        held.check("vae_decoder")?;
+        times.vae_decoder = started.elapsed();
+        Ok(Picture { image, cut_prompt, cut_negative, times })
+    }
+
+    /// The latents at the end, as the VAE takes them.
+    pub(crate) fn final_latents(&self) -> Result<Vec<f32>, Error> {
+        self.expect_whole()?;
+        let Progress { done, steps } = self.progress();
+        if done < steps {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("run: expected all {steps} steps done, got {done}"),
+            ));
+        }
+        // Of numbers beyond any that a VAE was trained on a picture would be rubbish.
+        if let Some(value) = self.latents.iter().find(|value| value.abs() > MAX_LATENT) {
+            return Err(Error::new(
+                ErrorKind::Numeric,
+                format!("unet: expected latents up to {MAX_LATENT} at the end, got {value}"),
+            )
+            .help("guidance, weights of words and LoRA strengths may be too large"));
+        }
+        let scale = self.request.schedule.final_scale();
+        let scaled = |value: &f32| if scale == 1.0 { *value } else { (f64::from(*value) * scale) as f32 };
+        Ok(self.latents.iter().map(scaled).collect())
+    }
+
+    /// Where the run stands, as bytes from which [`Pipeline::restore`](crate::pipeline::Pipeline::restore) goes on with the same
+    /// request: latents, what the sampler and the guidance remember, and where in its stream the noise is.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] when a step has failed.
+    pub fn snapshot(&mut self) -> Result<Vec<u8>, Error> {
+        self.expect_whole()?;
+        let mut record = Record::new();
+        self.state(&mut record)?;
+        let mut bytes = record.into_bytes();
+        bytes.extend(Sha256::digest(&bytes));
+        Ok(bytes)
+    }
+
+    /// Takes a run that was just begun to where a snapshot was made.
+    pub(crate) fn restore(&mut self, snapshot: &[u8]) -> Result<(), Error> {
+        let damaged = || {
+            Error::new(ErrorKind::Input, "snapshot: expected a whole one, got one that is damaged or cut off")
+        };
+        let (bytes, digest) = snapshot.split_last_chunk::<32>().ok_or_else(damaged)?;
+        if Sha256::digest(bytes)[..] != digest[..] {
+            return Err(damaged());
+        }
+        let mut record = Record::of(bytes.to_vec());
+        self.state(&mut record)?;
+        record.end()
+    }
+
+    fn state(&mut self, record: &mut Record) -> Result<(), Error> {
+        let mut version = SNAPSHOT;
+        record.bytes(&mut version)?;
+        if version != SNAPSHOT {
+            return Err(Error::new(
+                ErrorKind::Input,
+                "snapshot: expected one of this version of calotype, got another",
+            ));
+        }
+        let own = self.request.fingerprint()?;
+        let mut fingerprint = own;
+        record.bytes(&mut fingerprint)?;
+        if fingerprint != own {
+            return Err(Error::new(
+                ErrorKind::Input,
+                "snapshot: expected one of this request and model, got another's",
+            ));
+        }
+        record.count(&mut self.done, self.request.steps())?;
+        record.f32s(&mut self.latents)?;
+        self.sampler.state(record)?;
+        self.noise.state(record)?;
+        self.denoiser.state(record)
+    }
+
+    fn expect_whole(&self) -> Result<(), Error> {
+        if self.is_broken {
+            let message =
+                format!("run: expected one that can go on, got one whose step {} failed", self.done + 1);
+            return Err(Error::new(ErrorKind::Usage, message));
+        }
+        Ok(())
+    }
+
+    /// What was not read of the prompt and of the negative prompt.
+    fn cuts(&self) -> [Option<Cut>; 2] {
+        let (told, views) = (self.denoiser.told(), self.request.guidance.views());
+        [true, false].map(|is_prompt| {
+            let is_meant = |view: &View| matches!(view, View::Positive(_)) == is_prompt;
+            let read = told.of_step.iter().flat_map(|texts| views.iter().zip(texts));
+            let mut cuts =
+                read.filter(|(view, _)| is_meant(view)).filter_map(|(_, &text)| told.texts[text].cut.clone());
+            cuts.next()
+        })
+    }
+}
+
+/// Where a run was when it was cancelled, in place of the component that was; other errors are passed on.
+pub(crate) fn stopped(error: Error, place: &str) -> Error {
+    match error.kind() {
+        ErrorKind::Cancelled => Error::new(ErrorKind::Cancelled, format!("stopped {place}")),
+        _ => error,
+    }
+}

@@ -1,0 +1,168 @@
+//! A run as a value: what is cancelled, saved and restored in the middle ends as a run that was let alone.
+
+use std::ops::ControlFlow;
+use std::thread;
+use std::time::Duration;
+
+use calotype::ErrorKind;
+use calotype::engine::{Residency, SessionOptions};
+use calotype::model::Model;
+use calotype::noise::Rng;
+use calotype::pipeline::{Options, Pipeline, Progress};
+use calotype::request::{Draft, Request};
+use calotype::sampler::SamplerKind;
+use calotype::tensor::PixelSize;
+
+fn pipeline(change: impl FnOnce(&mut SessionOptions)) -> Pipeline {
+    let mut options = Options::default();
+    change(&mut options.session);
+    Pipeline::open(&Model::built_in().unwrap(), &options).unwrap()
+}
+
+fn draft() -> Draft {
+    let size = PixelSize::new(64, 64).ok();
+    Draft { prompt: "a red apple".into(), seed: Some(1), steps: Some(4), size, ..Draft::default() }
+}
+
+fn request(pipeline: &Pipeline, draft: Draft) -> Request {
+    Request::new(draft, pipeline.manifest()).unwrap()
+}
+
+/// The latents at the end of a run, and of one that was begun anew from its snapshot after `at` steps.
+fn whole_and_restored(pipeline: &mut Pipeline, request: &Request, at: usize) -> [Vec<f32>; 2] {
+    let mut run = pipeline.begin(request).unwrap();
+    let mut snapshot = Vec::new();
+    while !run.is_done() {
+        if run.progress().done == at {
+            snapshot = run.snapshot().unwrap();
+        }
+        run.step().unwrap();
+    }
+    let whole = run.latents().to_vec();
+    drop(run);
+    let mut run = pipeline.restore(request, &snapshot).unwrap();
+    assert_eq!(run.progress(), Progress { done: at, steps: request.steps() });
+    run.steps(|_| ControlFlow::Continue(())).unwrap();
+    [whole, run.latents().to_vec()]
+}
+
+#[test]
+fn every_sampler_goes_on_from_a_snapshot() {
+    let mut pipeline = pipeline(|_| {});
+    for kind in SamplerKind::ALL {
+        let request = request(&pipeline, Draft { sampler: Some(kind.into()), ..draft() });
+        for at in [1, 3] {
+            let [whole, restored] = whole_and_restored(&mut pipeline, &request, at);
+            assert_eq!(whole, restored, "{kind}, after {at} steps");
+        }
+    }
+}
+
+#[test]
+fn every_generator_guidance_and_source_goes_on_from_a_snapshot() {
+    let mut pipeline = pipeline(|_| {});
+    let init = image::RgbImage::from_fn(64, 64, |x, y| image::Rgb([4 * x as u8, 4 * y as u8, 90]));
+    let mask = image::GrayImage::from_fn(64, 64, |x, _| image::Luma([if x < 32 { 255 } else { 0 }]));
+    let ancestral = || Draft { sampler: Some(SamplerKind::EulerAncestral.into()), ..draft() };
+    let by = |method: &str| Draft { guidance_method: Some(method.parse().unwrap()), ..ancestral() };
+    let churned = "euler:s_churn=20,noise=stream".parse().ok();
+    for draft in [
+        Draft { rng: Rng::Philox, ..ancestral() },
+        Draft { rng: Rng::Numpy, ..ancestral() },
+        Draft { sampler: churned, ..draft() },
+        Draft { sampler: "dpm++2m-sde:noise=tree".parse().ok(), ..draft() },
+        by("projected:momentum=-0.5"),
+        by("residual:from=first-negative"),
+        Draft { init: Some(init.clone().into()), strength: Some(0.9), ..ancestral() },
+        Draft { init: Some(init.into()), mask: Some(mask.into()), ..ancestral() },
+    ] {
+        let request = request(&pipeline, draft);
+        let [whole, restored] = whole_and_restored(&mut pipeline, &request, 2);
+        assert_eq!(whole, restored, "{request:?}");
+    }
+}
+
+#[test]
+fn snapshots_of_another_run_are_refused() {
+    let mut pipeline = pipeline(|_| {});
+    let first = request(&pipeline, draft());
+    let mut run = pipeline.begin(&first).unwrap();
+    run.step().unwrap();
+    let snapshot = run.snapshot().unwrap();
+    drop(run);
+    let mut refused = |draft: Draft, snapshot: &[u8]| {
+        let request = Request::new(draft, pipeline.manifest()).unwrap();
+        let error = pipeline.restore(&request, snapshot).map(|_| ()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Input);
+        error.to_string()
+    };
+    for other in [
+        Draft { prompt: "a green apple".into(), ..draft() },
+        Draft { seed: Some(2), ..draft() },
+        Draft { steps: Some(5), ..draft() },
+        Draft { guidance: Some(2.0.into()), ..draft() },
+    ] {
+        assert_eq!(
+            refused(other, &snapshot),
+            "snapshot: expected one of this request and model, got another's"
+        );
+    }
+    for at in (0..snapshot.len()).step_by(snapshot.len() / 50) {
+        let mut damaged = snapshot.clone();
+        damaged[at] ^= 1;
+        assert!(refused(draft(), &damaged).contains("damaged or cut off"), "byte {at}");
+        assert!(refused(draft(), &snapshot[..at]).contains("damaged or cut off"), "cut off at {at}");
+    }
+}
+
+/// Cancelled from another thread, while weights are in memory and while they are read from the disk: the step that runs
+/// fails, what was held is given back, and once it is reset the same pipeline draws the same picture.
+#[test]
+fn a_call_ends_when_it_is_cancelled() {
+    for residency in [Residency::PerStage, Residency::Streamed { grain_bytes: 1 << 20, resident_bytes: 0 }] {
+        let mut pipeline = pipeline(|session| session.residency = residency);
+        let cancel = pipeline.cancel();
+        let request = request(&pipeline, Draft { steps: Some(1000), ..draft() });
+        let short = Request::new(draft(), pipeline.manifest()).unwrap();
+        let whole = pipeline.denoise(&short, |_| ControlFlow::Continue(())).unwrap();
+        let mut run = pipeline.begin(&request).unwrap();
+        run.step().unwrap();
+        let error = thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(50));
+                cancel.cancel();
+            });
+            run.steps(|_| ControlFlow::Continue(())).unwrap_err()
+        });
+        let done = run.progress().done;
+        assert_eq!(error.kind(), ErrorKind::Cancelled);
+        assert_eq!(error.to_string(), format!("stopped in step {} of 1000", done + 1));
+        assert!(done < 1000);
+        let refused = run.step().unwrap_err();
+        assert!(
+            refused.to_string().ends_with(&format!("got one whose step {} failed", done + 1)),
+            "{refused}"
+        );
+        drop(run);
+        let error = pipeline.begin(&short).map(|_| ()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+        cancel.reset();
+        assert_eq!(pipeline.denoise(&short, |_| ControlFlow::Continue(())).unwrap(), whole);
+    }
+}
+
+#[test]
+fn a_run_is_finished_after_its_last_step() {
+    let mut pipeline = pipeline(|_| {});
+    let request = request(&pipeline, draft());
+    let run = pipeline.begin(&request).unwrap();
+    assert!(run.denoised().iter().all(|value| *value == 0.0));
+    assert_eq!(run.finish().unwrap_err().to_string(), "run: expected all 4 steps done, got 0");
+    let mut run = pipeline.begin(&request).unwrap();
+    run.steps(|_| ControlFlow::Continue(())).unwrap();
+    assert_eq!(run.step().unwrap_err().kind(), ErrorKind::Usage);
+    // The last step of this sampler ends at the estimate itself.
+    assert_eq!(run.latents(), run.denoised());
+    let image = run.finish().unwrap().image;
+    assert_eq!(image, pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image);
+}
