@@ -293,7 +293,7 @@ impl Plan {
             let error = Error::new(
                 ErrorKind::Memory,
                 format!(
-                    "memory: expected at least {} for a picture of {}, got {}",
+                    "memory: expected at least {} for an image of {}, got {}",
                     Size(least_bytes),
                     request.size(),
                     Size(limit_bytes)

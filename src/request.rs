@@ -561,7 +561,7 @@ fn check_start(schedule: &Schedule, kind: &ScheduleKind) -> Result<(), Error> {
     }
     Err(Error::new(
         ErrorKind::Usage,
-        format!("schedule: {kind}: expected a first level of {LEAST_START} or more, where there is noise to draw from, got {from:.4}"),
+        format!("schedule: {kind}: expected a first level of {LEAST_START} or more, where there is noise to start from, got {from:.4}"),
     )
     .help("use more steps, or trailing, which starts at the last timestep"))
 }

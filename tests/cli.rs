@@ -1845,7 +1845,7 @@ mod picture {
             let said = verify(&png);
             assert_eq!(said.code, Some(3), "{what}: {}", said.stdout);
             assert!(
-                said.stderr.contains("expected the pixels that were drawn, got others"),
+                said.stderr.contains("expected the pixels of the receipt, got others"),
                 "{what}: {}",
                 said.stderr
             );

@@ -99,7 +99,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     Ok(Report::new(text, json))
 }
 
-/// The processor, and what else the library has of what is known here.
+/// The CPU, and what else the library has of what is known here.
 fn all_of(library: &Library) -> Providers {
     let known = ProviderKind::built_in().map(|(kind, _)| Provider { kind, options: Vec::new() });
     let (cpu, others): (Vec<_>, Vec<_>) =
@@ -124,7 +124,7 @@ fn line(certificate: &Certificate) -> String {
         Ok(error) => format!("{error:.1e}"),
         Err(problem) => problem.clone(),
     };
-    let reference = if *has_golden { "PyTorch and the CPU" } else { "the processor" };
+    let reference = if *has_golden { "PyTorch and the CPU" } else { "the CPU" };
     let seconds = [open, first_run, run].map(|time| time.as_secs_f64());
     format!(
         "{component} on {}: expected a relative error of at most {limit:.0e} from {reference}, got {found}; \
@@ -171,7 +171,7 @@ fn memory_json(memory: Memory) -> Value {
     })
 }
 
-/// The processor's name, or on a board that has none, the board's; Linux only.
+/// The CPU's name, or on a board that has none, the board's; Linux only.
 fn cpu_model() -> Option<String> {
     let table = fs::read_to_string("/proc/cpuinfo").ok()?;
     let name = table.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));

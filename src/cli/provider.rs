@@ -125,7 +125,7 @@ pub(super) fn json(placement: &Placement) -> Value {
     })
 }
 
-/// Says on standard error where a component runs, unless it is the processor, as nothing else was asked for.
+/// Says on standard error where a component runs, unless it is the CPU, as nothing else was asked for.
 pub(super) fn report(placement: &Placement) {
     let Placement { component, providers, passed_over, error, .. } = placement;
     for (provider, reason) in passed_over {

@@ -18,7 +18,7 @@ use super::{Common, Components, Report, open_model, path_json};
 #[derive(clap::Args)]
 pub(super) struct Flags {
     /// A bundle, or an image that calotype generated.
-    #[arg(value_name = "BUNDLE-OR-PICTURE")]
+    #[arg(value_name = "BUNDLE-OR-IMAGE")]
     path: PathBuf,
     /// The bundle that generated the image; the built-in model when absent.
     #[arg(short, long, value_name = "PATH")]

@@ -35,7 +35,7 @@ impl Planes {
     pub(super) fn of(output: Output) -> Result<Self, Error> {
         match output.shape[..] {
             [1, channels, height, width] => Ok(Self { channels, height, width, data: output.data }),
-            _ => Err(unfit(format!("expected planes of one picture, got {:?}", output.shape))),
+            _ => Err(unfit(format!("expected planes of one image, got {:?}", output.shape))),
         }
     }
 }

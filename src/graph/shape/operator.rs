@@ -776,7 +776,7 @@ impl<'a> Op<'a> {
     fn filtered(&self) -> Result<(&'a Tensor, &'a Tensor), String> {
         let (x, weight) = (self.ranked(0, 3)?, self.ranked(1, 3)?);
         if x.shape.len() != weight.shape.len() {
-            return Err(format!("expected a picture and a kernel, got {:?} and {:?}", x.shape, weight.shape));
+            return Err(format!("expected an image and a kernel, got {:?} and {:?}", x.shape, weight.shape));
         }
         Ok((x, weight))
     }
@@ -794,7 +794,7 @@ impl<'a> Op<'a> {
             let room = size as i128 + before + after - dilation * (kernel - 1) - 1;
             if room < 0 {
                 return Err(format!(
-                    "expected a picture of the kernel's size {:?}, got {:?}",
+                    "expected an image of the kernel's size {:?}, got {:?}",
                     weight.shape, x.shape
                 ));
             }
@@ -818,7 +818,7 @@ impl<'a> Op<'a> {
             let size =
                 stride * (size as i128 - 1) + i128::from(more) + dilation * (kernel - 1) + 1 - before - after;
             shape.push(
-                usize::try_from(size).map_err(|_| format!("expected a larger picture, got {:?}", x.shape))?,
+                usize::try_from(size).map_err(|_| format!("expected a larger image, got {:?}", x.shape))?,
             );
         }
         one(x.dtype, shape)
