@@ -79,6 +79,49 @@ const KNOWN_CIRCLES: [&[&str]; 5] = [
     &["sampler/kind", "sampler/method"],
     &["stage/component", "stage/denoiser", "stage/seeded", "stage/text_encoder", "stage/trial"],
 ];
+/// Phrases that users met once, and the field's words for them. None comes back in the help, in messages, or in texts for users.
+const REPLACED: [(&str, &str); 39] = [
+    ("at work on it", "in use by another `calotype pack`"),
+    ("averages of a training", "EMA weights"),
+    ("begins with a picture", "takes an image embedding"),
+    ("behind commas", "comma-separated, in fallback order"),
+    ("computes wrongly", "computes wrong results"),
+    ("control group", "cgroup"),
+    ("drawn anew", "repainted"),
+    ("everybody's names", "diffusers, A1111, ComfyUI names"),
+    ("expected to be alone", "destination is in use"),
+    ("for what they are", "disable prompt syntax"),
+    ("foresee", "predict"),
+    ("foretell", "predict"),
+    ("given several times", "repeatable"),
+    ("goes back to noise", "denoising strength"),
+    ("how much of it, 1 when absent", "with optional strength (default 1)"),
+    ("in silence", "silently"),
+    ("is cut short", "is truncated"),
+    ("is squeezed", "with reduced memory"),
+    ("keeps to that", "stays within the limit"),
+    ("laid on white", "composited onto white"),
+    ("made shorter in use", "truncated while in use"),
+    ("memory runs short", "memory pressure"),
+    ("mistake of ours", "internal error (a bug in calotype)"),
+    ("not of one model", "does not match"),
+    ("nothing bent", "nothing is silently adjusted"),
+    ("painted black", "a black image"),
+    ("prompt pulls", "guidance scale"),
+    ("refused with what would", "rejected with the nearest valid value"),
+    ("says no before", "is refused before loading"),
+    ("size ids", "time ids"),
+    ("spelled out", "unfused"),
+    ("steer away from", "negative prompt"),
+    ("tables of words", "token embedding"),
+    ("the processor", "the CPU"),
+    ("this kind of network", "unsupported architecture"),
+    ("this library lacks", "not in this ONNX Runtime build"),
+    ("to draw from", "init image"),
+    ("to live on", "memory available to this process"),
+    ("whose noise", "random generator to reproduce"),
+];
+
 /// The only file of the library that reads the environment.
 const ENVIRONMENT_HOME: &str = "engine/library.rs";
 
@@ -246,6 +289,22 @@ fn nothing_is_left_undone() {
     breaks(undone, "graph.rs", "        _ => unimplemented!(\"later\"),");
 }
 
+#[test]
+fn replaced_words_stay_away() {
+    none_breaks(replaced_words);
+    breaks(replaced_words, "engine.rs", "    Err(refuse(\"this library lacks it\"))");
+    breaks(replaced_words, "engine.rs", "    \"expected a file, got one that is \\\n        cut short\"");
+    breaks(
+        replaced_words,
+        "cli/draft.rs",
+        "    /// How strongly the\n    /// prompt pulls.\n    guidance: f64,",
+    );
+    for path in texts_for_users() {
+        assert_eq!(replaced(&text(&path)), None, "{path}");
+    }
+    assert!(replaced("What it takes is drawn\nanew.").is_some());
+}
+
 type Rule = fn(&Source) -> Option<String>;
 
 fn upward_import(source: &Source) -> Option<String> {
@@ -352,6 +411,35 @@ fn cupboard(source: &Source) -> Option<String> {
 fn undone(source: &Source) -> Option<String> {
     let marks = ["todo!", "unimplemented!"];
     source.code().find(|line| marks.iter().any(|mark| line.contains(mark)))
+}
+
+/// The help, which clap takes from comments in `cli`, and the texts in the code.
+fn replaced_words(source: &Source) -> Option<String> {
+    let is_face = LAYERS[0].1.contains(&source.module().as_str());
+    let lines = source.text.lines().map(str::trim).take_while(|line| *line != "#[cfg(test)]");
+    let shown = lines.filter_map(|line| match line.strip_prefix("///") {
+        Some(help) => is_face.then_some(help),
+        None if line.starts_with("//") => None,
+        None => line.split(" // ").next().map(|code| code.trim_end_matches('\\')),
+    });
+    replaced(&shown.collect::<Vec<_>>().join(" "))
+}
+
+/// The first of the replaced phrases in a text, wherever its lines break.
+fn replaced(text: &str) -> Option<String> {
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
+    let (phrase, instead) = REPLACED.iter().find(|(phrase, _)| text.contains(phrase))?;
+    Some(format!("{phrase:?}: write {instead}"))
+}
+
+/// What users read besides the help and messages.
+fn texts_for_users() -> Vec<String> {
+    let manual = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/manual")).unwrap();
+    let names = manual.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let pages: Vec<String> =
+        names.filter(|name| name.ends_with(".md")).map(|name| format!("src/manual/{name}")).collect();
+    assert!(pages.len() > 5, "only {} pages were found", pages.len());
+    ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"].map(String::from).into_iter().chain(pages).collect()
 }
 
 #[track_caller]
