@@ -311,13 +311,14 @@ fn open_model(
     loras: &[OsString],
     embeddings: &[PathBuf],
 ) -> Result<(Model, Vec<Addition>), Error> {
-    open_mentioned(path, components, loras, embeddings, &Mentioned::default())
+    open_mentioned(path, components, None, loras, embeddings, &Mentioned::default())
 }
 
 /// The same with what prompts name.
 fn open_mentioned(
     path: Option<&PathBuf>,
     components: &Components,
+    clip_skip: Option<usize>,
     loras: &[OsString],
     embeddings: &[PathBuf],
     mentioned: &Mentioned,
@@ -325,6 +326,9 @@ fn open_mentioned(
     let mut model = Model::open_with(path.map(PathBuf::as_path), &components.overrides())?;
     if let Some(prediction) = components.prediction {
         model.predict(prediction)?;
+    }
+    if let Some(clip_skip) = clip_skip {
+        model.skip_clip_layers(clip_skip)?;
     }
     model.notes().iter().for_each(|note| say(format_args!("{note}")));
     let (mut opened_loras, mut opened_embeddings, mut additions) = (Vec::new(), Vec::new(), Vec::new());

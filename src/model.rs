@@ -26,6 +26,7 @@ use self::replacement::Replacements;
 use crate::adapter::Component;
 use crate::adapter::embedding::Embedding;
 use crate::adapter::lora::{self, Lora};
+use crate::architecture::clip;
 use crate::graph::{BoundGraph, Dim, Graph, Port};
 use crate::json::standard;
 use crate::manifest::{self, Conditions, Contents, Manifest};
@@ -57,6 +58,8 @@ pub struct Model {
     contents: Option<Contents>,
     /// What is to be said of its files, a line each.
     notes: Vec<String>,
+    /// Where [`Model::skip_clip_layers`] was asked for.
+    clip_skip: Option<usize>,
 }
 
 /// A component: a graph, its weights, and what its inputs and outputs are for.
@@ -92,6 +95,16 @@ pub struct TextEncoderPart {
     context: usize,
     /// Words that were added, with their numbers of tokens.
     words: Vec<(String, u32)>,
+    /// What its graph was derived from, if it was.
+    derived: Option<Derived>,
+}
+
+/// What the graph of a text encoder is derived from.
+#[derive(Clone, Debug)]
+struct Derived {
+    config: clip::Config,
+    states: clip::States,
+    is_pooled: bool,
 }
 
 /// What LoRA files changed in one component of a model.
@@ -247,6 +260,7 @@ impl Model {
             vae_encoder,
             contents: None,
             notes: Vec::new(),
+            clip_skip: None,
         })
     }
 
@@ -273,6 +287,61 @@ impl Model {
         }
         self.manifest.prediction = prediction;
         Ok(())
+    }
+
+    /// Takes the text encoders' states of an earlier layer: `clip_skip` counts from the end, as A1111's `Clip skip` does, so that
+    /// 1 is the last layer, which Stable Diffusion 1 and 2 were trained on, and 2 the one before, which Stable Diffusion XL
+    /// was. In diffusers' counting that is `clip_skip` of one less, for Stable Diffusion XL of two less. States of the families
+    /// that were trained on the last layer are normalised as those are. To be called before words are added.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] for a layer that the model does not have, or that comes after the one that it was trained on;
+    /// [`ErrorKind::Model`] for a text encoder whose graph came with the model, and gives the states of one layer alone.
+    pub fn skip_clip_layers(&mut self, clip_skip: usize) -> Result<(), Error> {
+        let mut graphs = Vec::new();
+        for encoder in &self.text_encoders {
+            let Some(Derived { config, states, is_pooled }) = &encoder.derived else {
+                return Err(Error::new(
+                    ErrorKind::Model,
+                    format!(
+                        "clip skip: expected a {} whose graph calotype derives, got one that came with the model ({}), which gives the \
+                         states of one layer alone",
+                        encoder.name,
+                        encoder.graph_origin()
+                    ),
+                )
+                .help("give the model as a diffusers folder or a single file"));
+            };
+            let usual = match states {
+                clip::States::Last => 1,
+                clip::States::Penultimate => 2,
+            };
+            if !(usual..=config.num_hidden_layers).contains(&clip_skip) {
+                let layers = config.num_hidden_layers;
+                return Err(Error::new(
+                    ErrorKind::Usage,
+                    format!(
+                        "clip skip: expected {usual} to {layers} for this model's {}, got {clip_skip}",
+                        encoder.name
+                    ),
+                )
+                .help(format!(
+                    "{usual} is what the model was trained on; diffusers' clip_skip 0 is {usual}"
+                )));
+            }
+            graphs.push(config.graph_skipping(*states, clip_skip - usual, *is_pooled)?);
+        }
+        for (encoder, graph) in self.text_encoders.iter_mut().zip(graphs) {
+            encoder.part.signature = Signature::of(encoder.part.name, &graph)?;
+            encoder.part.graph = Arc::new(graph);
+        }
+        self.clip_skip = Some(clip_skip);
+        Ok(())
+    }
+
+    /// The layer of the text encoders that [`Model::skip_clip_layers`] chose, counted from the end.
+    pub fn clip_skip(&self) -> Option<usize> {
+        self.clip_skip
     }
 
     /// The files of a bundle; other models have none to list.
@@ -561,7 +630,13 @@ impl Deref for TextEncoderPart {
 
 impl TextEncoderPart {
     fn new(part: Part, vocabulary: Vocabulary, special: SpecialTokens, context: usize) -> Self {
-        Self { part, vocabulary, special, context, words: Vec::new() }
+        Self { part, vocabulary, special, context, words: Vec::new(), derived: None }
+    }
+
+    /// The same, whose graph was derived from a configuration.
+    fn derived_from(mut self, config: &clip::Config, states: clip::States, is_pooled: bool) -> Self {
+        self.derived = Some(Derived { config: config.clone(), states, is_pooled });
+        self
     }
 
     /// The same network, with the tokenizer of the one that it replaces.
@@ -727,4 +802,122 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Error> {
         ));
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use super::*;
+    use crate::engine::{Session, SessionOptions, TensorRef};
+    use crate::request::{Draft, Request};
+
+    /// As `export/golden_clip_skip.py` makes it.
+    fn encoder(config: &clip::Config, states: clip::States, weights: &Weights) -> TextEncoderPart {
+        let graph = config.graph(states, states == clip::States::Penultimate).unwrap();
+        let is_pooled = states == clip::States::Penultimate;
+        let part = Part::new("text_encoder", String::new(), String::new(), graph, Arc::new(weights.clone()));
+        let special = SpecialTokens { bos: 0, eos: 31, pad: 31 };
+        TextEncoderPart::new(part.unwrap(), Vocabulary::Clip, special, 8)
+            .derived_from(config, states, is_pooled)
+    }
+
+    fn states(encoder: &TextEncoderPart, ids: &[i64]) -> Vec<f32> {
+        let name =
+            encoder.signature().output(Role::States).or(encoder.signature().output(Role::PenultimateStates));
+        let mut session =
+            Session::open(encoder.bind().unwrap(), &SessionOptions::new(NonZeroUsize::MIN)).unwrap();
+        let shape = [1, ids.len()];
+        let inputs = [("input_ids", TensorRef::new(&shape, ids))];
+        session.compute(&inputs, &[&name.unwrap().name]).unwrap().remove(0).data
+    }
+
+    /// States as diffusers gives them with `clip_skip`, of random weights.
+    #[test]
+    fn skipped_layers_give_the_states_of_diffusers() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/clip_skip.safetensors");
+        let weights = Weights::open(&[path]).unwrap();
+        let bytes = |name: &str| weights.get(name).unwrap_or_else(|| panic!("{name}")).to_bytes();
+        let ids: Vec<i64> =
+            bytes("ids").chunks_exact(8).map(|id| i64::from_le_bytes(id.try_into().unwrap())).collect();
+        let config = clip::Config {
+            vocab_size: 32,
+            hidden_size: 16,
+            intermediate_size: 32,
+            projection_dim: 16,
+            num_hidden_layers: 4,
+            num_attention_heads: 2,
+            max_position_embeddings: 8,
+            eos_token_id: 31,
+            ..clip::Config::default()
+        };
+        for (of, usual, prefix) in
+            [(clip::States::Last, 1, "skip"), (clip::States::Penultimate, 2, "xl_skip")]
+        {
+            let mut model = Model::built_in().unwrap();
+            let plain = encoder(&config, of, &weights);
+            let mut before = states(&plain, &ids);
+            for clip_skip in usual..=4 {
+                model.text_encoders = vec![plain.clone()];
+                model.skip_clip_layers(clip_skip).unwrap();
+                assert_eq!(model.clip_skip(), Some(clip_skip));
+                let got = states(&model.text_encoders[0], &ids);
+                let expected: Vec<f32> = bytes(&format!("{prefix}.{clip_skip}"))
+                    .chunks_exact(4)
+                    .map(|value| f32::from_le_bytes(value.try_into().unwrap()))
+                    .collect();
+                let far = |one: &[f32], other: &[f32]| {
+                    one.iter().zip(other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+                };
+                assert_eq!(got.len(), expected.len());
+                assert!(far(&got, &expected) < 1e-4, "{prefix}.{clip_skip}: {}", far(&got, &expected));
+                // The layer that is usual is what the graph gives without, and every other is another.
+                assert_eq!(far(&got, &before) < 1e-4, clip_skip == usual, "{prefix}.{clip_skip}");
+                before = got;
+            }
+            model.text_encoders = vec![plain];
+            for clip_skip in [0, usual - 1, 5, usize::MAX] {
+                let error = model.skip_clip_layers(clip_skip).expect_err("no such layer");
+                assert_eq!(error.kind(), ErrorKind::Usage);
+                let expected = format!(
+                    "clip skip: expected {usual} to 4 for this model's text_encoder, got {clip_skip}"
+                );
+                assert!(error.to_string().starts_with(&expected), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn graphs_that_came_with_a_model_have_no_layers_to_skip() {
+        let mut model = Model::built_in().unwrap();
+        let error = model.skip_clip_layers(2).expect_err("a ready-made graph");
+        assert_eq!((error.kind(), model.clip_skip()), (ErrorKind::Model, None));
+        assert!(error.to_string().contains("states of one layer alone"), "{error}");
+    }
+
+    /// Of a U-Net that takes whole timesteps, as of many ONNX folders, the steps are counted that are not.
+    #[test]
+    fn timesteps_that_are_rounded_are_counted() {
+        let mut model = Model::built_in().unwrap();
+        let rounded = |model: &Model, sampler: &str, schedule: &str, steps: usize| {
+            let draft = Draft {
+                sampler: Some(sampler.parse().unwrap()),
+                schedule: Some(schedule.parse().unwrap()),
+                steps: Some(steps),
+                ..Draft::default()
+            };
+            Request::new(draft, model.manifest()).unwrap().rounded_timesteps(model)
+        };
+        assert_eq!(rounded(&model, "euler", "karras", 10), 0);
+        for dtype in [crate::weights::Dtype::I64, crate::weights::Dtype::I32] {
+            let inputs = &mut model.unet.signature.inputs;
+            inputs.iter_mut().find(|input| input.role == Role::Timestep).unwrap().port.dtype = dtype;
+            // The first and the last are whole.
+            assert_eq!(rounded(&model, "euler", "karras", 10), 8);
+            assert_eq!(rounded(&model, "euler", "linspace", 11), 9);
+            assert_eq!(rounded(&model, "euler", "trailing", 10), 0);
+            assert_eq!(rounded(&model, "ddim", "linspace", 11), 0);
+            assert_eq!(rounded(&model, "dpm++2m", "karras", 10), 0);
+        }
+    }
 }

@@ -19,7 +19,9 @@ use crate::prediction::Thresholding;
 use crate::prompt::{Part, Prompt, Text};
 use crate::sampler::Method;
 use crate::schedule::{Schedule, ScheduleKind};
+use crate::signature::Role;
 use crate::tensor::{LatentShape, PixelSize};
+use crate::weights::Dtype;
 use crate::{Error, ErrorKind};
 
 /// From this value on, a mask's pixel is white.
@@ -397,6 +399,16 @@ impl Request {
             }
         }
         Ok(words)
+    }
+
+    /// How many steps have timesteps that are no whole numbers, where the U-Net takes whole ones alone, as that of many
+    /// ONNX folders does: they are rounded to the nearest. Methods of two evaluations also ask between steps.
+    pub fn rounded_timesteps(&self, model: &Model) -> usize {
+        let timestep = model.unet().signature().input(Role::Timestep);
+        if !timestep.is_some_and(|port| matches!(port.dtype, Dtype::I64 | Dtype::I32)) {
+            return 0;
+        }
+        self.schedule.steps().iter().filter(|step| step.timestep.fract() != 0.0).count()
     }
 
     /// The noise levels, strictly falling, from the first to the final 0.

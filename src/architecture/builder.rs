@@ -334,10 +334,18 @@ impl Builder {
 
     /// Layer normalisation over the last dimension (Ba et al. 2016) by `{name}.weight` and `{name}.bias`.
     pub(super) fn layer_norm(&mut self, x: &Value, name: &str, width: usize, epsilon: f64) -> Value {
-        let scale = self.weight(&format!("{name}.weight"), &[width]);
-        let shift = self.weight(&format!("{name}.bias"), &[width]);
+        let weights = self.layer_norm_weights(name, width);
+        self.layer_norm_with(x, &weights, epsilon)
+    }
+
+    /// The scale and the shift of a layer normalisation that is used more than once.
+    pub(super) fn layer_norm_weights(&mut self, name: &str, width: usize) -> [Value; 2] {
+        ["weight", "bias"].map(|kind| self.weight(&format!("{name}.{kind}"), &[width]))
+    }
+
+    pub(super) fn layer_norm_with(&mut self, x: &Value, weights: &[Value; 2], epsilon: f64) -> Value {
         let epsilon = [("epsilon", Attribute::Float(epsilon as f32))];
-        self.op("LayerNormalization", &[x, &scale, &shift], &epsilon)
+        self.op("LayerNormalization", &[x, &weights[0], &weights[1]], &epsilon)
     }
 
     /// Attention of `heads` heads on `[batch, tokens, width]` (Vaswani et al. 2017), scaled by the root of a head's width.

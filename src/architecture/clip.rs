@@ -120,27 +120,52 @@ impl Config {
     /// # Errors
     /// [`ErrorKind::Model`](crate::ErrorKind::Model) for numbers that no network can have.
     pub fn graph(&self, states: States, text_embeds: bool) -> Result<Graph, Error> {
+        self.graph_skipping(states, 0, text_embeds)
+    }
+
+    /// The same with the states of `skipped` layers before the usual ones: of [`States::Last`] they are normalised, of
+    /// [`States::Penultimate`] they are not (diffusers' `clip_skip`). `text_embeds` are of all layers.
+    ///
+    /// # Errors
+    /// As [`Config::graph`], and where no layer is left.
+    pub fn graph_skipping(&self, states: States, skipped: usize, text_embeds: bool) -> Result<Graph, Error> {
         self.check(NAME)?;
+        let layers = self.num_hidden_layers;
+        // How many layers the states come out of.
+        let read = match states {
+            States::Last => layers.saturating_sub(skipped),
+            States::Penultimate => (layers - 1).saturating_sub(skipped),
+        };
+        if skipped > 0 {
+            check_range(NAME, "layers that are left", 1..=layers, read)?;
+        }
         let mut b = Builder::new();
         let ids = b.input("input_ids", Dtype::I64, &[free("batch"), free("tokens")]);
         let dims = [free("batch"), free("tokens"), Dim::Fixed(self.hidden_size)];
 
         let mut x = self.embed(&mut b, &ids);
-        for layer in 0..self.num_hidden_layers - 1 {
+        for layer in 0..read {
             x = self.layer(&mut b, &x, layer);
         }
-        if states == States::Penultimate {
-            b.output("hidden_states", &x, &dims);
-        }
-        if states == States::Last || text_embeds {
-            x = self.layer(&mut b, &x, self.num_hidden_layers - 1);
-            x = b.layer_norm(&x, "text_model.final_layer_norm", self.hidden_size, self.layer_norm_eps);
-        }
-        if states == States::Last {
-            b.output("last_hidden_state", &x, &dims);
+        let norm = matches!(states, States::Last) || text_embeds;
+        let norm = norm.then(|| b.layer_norm_weights("text_model.final_layer_norm", self.hidden_size));
+        let normal = |b: &mut Builder, x: &Value| {
+            let norm = norm.as_ref().expect("weights where something is normalised");
+            b.layer_norm_with(x, norm, self.layer_norm_eps)
+        };
+        match states {
+            States::Last => {
+                let states = normal(&mut b, &x);
+                b.output("last_hidden_state", &states, &dims);
+            }
+            States::Penultimate => b.output("hidden_states", &x, &dims),
         }
         if text_embeds {
-            let pooled = self.pool(&mut b, &x, &ids)?;
+            for layer in read..layers {
+                x = self.layer(&mut b, &x, layer);
+            }
+            let last = normal(&mut b, &x);
+            let pooled = self.pool(&mut b, &last, &ids)?;
             let projected =
                 b.linear_without_bias(&pooled, "text_projection", self.hidden_size, self.projection_dim);
             b.output("text_embeds", &projected, &[free("batch"), Dim::Fixed(self.projection_dim)]);

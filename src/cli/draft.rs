@@ -84,6 +84,10 @@ pub(super) struct Drawing {
     /// A list of falling sigmas instead of a schedule, as in `14.6,7,3,1,0`.
     #[arg(long, value_name = "LIST", conflicts_with = "schedule")]
     sigmas: Option<String>,
+    /// Take the text encoder's states of the Nth layer from the end, as A1111's `Clip skip` counts: 1 is the last, which is
+    /// Stable Diffusion 1's and 2's own, 2 is Stable Diffusion XL's own. diffusers' clip_skip is N-1, for XL N-2.
+    #[arg(long, value_name = "N")]
+    clip_skip: Option<usize>,
     /// The seed of the noise; random when absent or -1, and always reported.
     #[arg(long, value_name = "N", value_parser = seed)]
     seed: Option<Seed>,
@@ -197,7 +201,7 @@ impl Drawing {
         let path = path.or(self.model.as_ref());
         let Additions { lora, embedding } = &self.additions;
         let mentioned = Mentioned::find(draft, &self.folders, &self.additions)?;
-        open_mentioned(path, &self.components, lora, embedding, &mentioned)
+        open_mentioned(path, &self.components, self.clip_skip, lora, embedding, &mentioned)
     }
 
     /// How sessions are opened.

@@ -89,6 +89,14 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     for note in first.load(room_bytes)? {
         say(note);
     }
+    let rounded = first.rounded_timesteps(&model);
+    if rounded > 0 {
+        say(format_args!(
+            "timesteps: {rounded} of {} are not whole, and are rounded, because this model's U-Net takes whole ones alone; \
+             --sampler ddim, or --schedule trailing or simple, has whole ones",
+            first.steps()
+        ));
+    }
     let mut pipeline = Pipeline::open(&model, &options)?;
     let opened = started.elapsed();
     pipeline.placements().for_each(provider::report);
@@ -146,6 +154,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     };
     let json = json!({
         "pictures": pictures,
+        "rounded_timesteps": rounded,
         "unknown_words": { "prompt": unknown.prompt, "negative": unknown.negative },
         "placements": pipeline.placements().map(provider::json).collect::<Vec<_>>(),
         "seconds": { "open": seconds(opened), "all": seconds(started.elapsed()) },

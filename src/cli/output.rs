@@ -90,7 +90,11 @@ impl Destination {
             Place::Special => {
                 OpenOptions::new().write(true).open(&self.path).and_then(|mut file| write(&mut file))
             }
-            Place::Stdout => self.encode(image, receipt, &mut io::stdout().lock()),
+            // A reader that has gone away (`| head`) has all that it wants.
+            Place::Stdout => match self.encode(image, receipt, &mut io::stdout().lock()) {
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+                written => written,
+            },
             Place::File(path) => replace(path, write),
         };
         written.map_err(|error| {

@@ -41,6 +41,9 @@ pub(super) struct Receipt<'a> {
     size: String,
     #[serde(skip_serializing_if = "Not::not")]
     literal: bool,
+    /// Which layer of the text encoders was read, as A1111 counts, if one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clip_skip: Option<usize>,
     sampler: String,
     schedule: String,
     sigmas: Vec<f64>,
@@ -125,6 +128,7 @@ impl<'a> Receipt<'a> {
             negative: request.negative().to_owned(),
             size: request.size().to_string(),
             literal: request.is_literal(),
+            clip_skip: model.clip_skip(),
             sampler: request.sampler().to_string(),
             method: request.sampler(),
             levels: request.schedule().clone(),
@@ -176,6 +180,7 @@ impl<'a> Receipt<'a> {
             ("Size", self.size.clone()),
             ("Model hash", self.model_hash.as_deref().map_or("", |hash| short(hash, 10)).to_owned()),
             ("Model", self.model.clone()),
+            ("Clip skip", self.clip_skip.map(|layer| layer.to_string()).unwrap_or_default()),
             ("Variation seed", self.variation_seed.map(|seed| seed.to_string()).unwrap_or_default()),
             ("Variation seed strength", number(self.variation_strength)),
             ("Denoising strength", number(from.and_then(|from| from.strength))),

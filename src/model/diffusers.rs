@@ -97,7 +97,7 @@ pub(super) fn open(
         if let Some(mut encoder) = replaced {
             if tokenizer.is_dir() {
                 let (vocabulary, special, context) = tokenizer_of(&tokenizer, encoder.context)?;
-                encoder = TextEncoderPart::new(encoder.part, vocabulary, special, context);
+                encoder = TextEncoderPart { vocabulary, special, context, ..encoder };
             }
             text_encoders.push(encoder);
         } else if place.is_dir() && !index.is_null(name) {
@@ -175,7 +175,8 @@ fn text_encoder(
     let modern = |weights: Weights| weights.select(checkpoint::text_encoder_names(&weights));
     let part = part(name, folder, variant, graph, modern)?;
     let (vocabulary, special, context) = tokenizer_of(tokenizer, config.max_position_embeddings)?;
-    Ok(TextEncoderPart::new(part, vocabulary, special, context))
+    let encoder = TextEncoderPart::new(part, vocabulary, special, context);
+    Ok(encoder.derived_from(&config, text_states(is_xl), is_xl && is_last))
 }
 
 /// The VAE in a folder: its encoder, its decoder, and how its latents relate to images.

@@ -160,5 +160,6 @@ pub(super) fn text_encoder_part(
     let special = SpecialTokens { bos: BOS, eos: EOS, pad };
     let weights = Arc::new(weights.select(file.names.clone())?);
     let part = Part::new(name, "derived for CLIP".into(), place.to_owned(), graph, weights)?;
-    Ok(TextEncoderPart::new(part, Vocabulary::Clip, special, config.max_position_embeddings))
+    let encoder = TextEncoderPart::new(part, Vocabulary::Clip, special, config.max_position_embeddings);
+    Ok(encoder.derived_from(config, text_states(is_xl), is_pooled))
 }

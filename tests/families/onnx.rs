@@ -8,6 +8,7 @@ use std::io::Read as _;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use calotype::ErrorKind;
 use calotype::architecture::clip::{self, States};
 use calotype::architecture::{autoencoder_kl, unet};
 use calotype::engine::{Data, Residency, SessionOptions, TensorRef};
@@ -16,6 +17,7 @@ use calotype::graph::{Dim, Graph, Port};
 use calotype::model::{Model, Part};
 use calotype::pipeline::{Options, Pipeline};
 use calotype::prompt::Text;
+use calotype::request::{Draft, Request};
 use calotype::signature::Role;
 use calotype::weights::{Dtype, Weights};
 use flate2::read::GzDecoder;
@@ -412,6 +414,28 @@ fn segments_draw_the_same() {
         let streamed = SessionOptions { residency, ..options().session };
         let error = distance(&draw(Options { session: streamed, plan: None }), &draw(options()));
         assert!(error <= tolerance, "{layout}: relative difference {error:.1e}");
+    }
+}
+
+/// Two layouts have whole timesteps alone; of none the layers of the text encoder can be skipped.
+#[test]
+fn rounded_timesteps_are_counted_and_clip_skip_is_refused() {
+    for (layout, takes_whole) in [("onnxstack-lcm", true), ("web", true), ("optimum", false)] {
+        let (_, desk) = open(layout);
+        let mut model = Model::open(desk.path()).unwrap();
+        let rounded = |sampler: &str, schedule: &str| {
+            let draft = Draft {
+                sampler: Some(sampler.parse().unwrap()),
+                schedule: Some(schedule.parse().unwrap()),
+                steps: Some(10),
+                ..Draft::default()
+            };
+            Request::new(draft, model.manifest()).unwrap().rounded_timesteps(&model)
+        };
+        let expected = if takes_whole { 8 } else { 0 };
+        assert_eq!((rounded("euler", "karras"), rounded("ddim", "trailing")), (expected, 0), "{layout}");
+        let error = model.skip_clip_layers(2).expect_err("a ready-made graph");
+        assert_eq!(error.kind(), ErrorKind::Model, "{layout}");
     }
 }
 
