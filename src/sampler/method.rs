@@ -340,6 +340,166 @@ impl Key {
 mod tests {
     use super::*;
 
+    /// What programs call their samplers, with the schedule that is in the name, if any; nothing for those that are not
+    /// here, which are refused.
+    const ELSEWHERE: [(&str, Option<(&str, Option<&str>)>); 106] = [
+        // A1111's labels, and the aliases under which its texts and programming interface also know them.
+        ("DPM++ 2M", Some(("dpm++2m", None))),
+        ("k_dpmpp_2m", Some(("dpm++2m", None))),
+        ("DPM++ SDE", Some(("dpm++sde", None))),
+        ("k_dpmpp_sde", Some(("dpm++sde", None))),
+        ("DPM++ 2M SDE", Some(("dpm++2m-sde", None))),
+        ("k_dpmpp_2m_sde", Some(("dpm++2m-sde", None))),
+        ("DPM++ 2M SDE Heun", Some(("dpm++2m-sde-heun", None))),
+        ("k_dpmpp_2m_sde_heun", Some(("dpm++2m-sde-heun", None))),
+        ("DPM++ 2S a", Some(("dpm++2s-a", None))),
+        ("k_dpmpp_2s_a", Some(("dpm++2s-a", None))),
+        ("DPM++ 3M SDE", Some(("dpm++3m-sde", None))),
+        ("k_dpmpp_3m_sde", Some(("dpm++3m-sde", None))),
+        ("Euler a", Some(("euler-a", None))),
+        ("k_euler_a", Some(("euler-a", None))),
+        ("k_euler_ancestral", Some(("euler-a", None))),
+        ("Euler", Some(("euler", None))),
+        ("k_euler", Some(("euler", None))),
+        ("LMS", Some(("lms", None))),
+        ("k_lms", Some(("lms", None))),
+        ("Heun", Some(("heun", None))),
+        ("k_heun", Some(("heun", None))),
+        ("DPM2", Some(("dpm2", None))),
+        ("k_dpm_2", Some(("dpm2", None))),
+        ("DPM2 a", Some(("dpm2-a", None))),
+        ("k_dpm_2_a", Some(("dpm2-a", None))),
+        ("DPM fast", None),
+        ("k_dpm_fast", None),
+        ("DPM adaptive", None),
+        ("k_dpm_ad", None),
+        ("Restart", None),
+        ("DDIM", Some(("ddim", None))),
+        ("DDIM CFG++", Some(("euler-cfg++", None))),
+        ("ddim_cfgpp", Some(("euler-cfg++", None))),
+        ("PLMS", Some(("pndm", None))),
+        ("UniPC", Some(("unipc", None))),
+        ("LCM", Some(("lcm", None))),
+        ("k_lcm", Some(("lcm", None))),
+        // With a schedule, as before its version 1.9.
+        ("DPM++ 2M Karras", Some(("dpm++2m", Some("karras")))),
+        ("k_dpmpp_2m_ka", Some(("dpm++2m", Some("karras")))),
+        ("DPM++ SDE Karras", Some(("dpm++sde", Some("karras")))),
+        ("k_dpmpp_sde_ka", Some(("dpm++sde", Some("karras")))),
+        ("DPM++ 2M SDE Karras", Some(("dpm++2m-sde", Some("karras")))),
+        ("DPM++ 2M SDE Exponential", Some(("dpm++2m-sde", Some("exponential")))),
+        ("DPM++ 2M SDE Heun Karras", Some(("dpm++2m-sde-heun", Some("karras")))),
+        ("DPM++ 2S a Karras", Some(("dpm++2s-a", Some("karras")))),
+        ("k_dpmpp_2s_a_ka", Some(("dpm++2s-a", Some("karras")))),
+        ("DPM++ 3M SDE Exponential", Some(("dpm++3m-sde", Some("exponential")))),
+        ("DPM2 a Karras", Some(("dpm2-a", Some("karras")))),
+        ("k_dpm_2_a_ka", Some(("dpm2-a", Some("karras")))),
+        ("DPM2 Karras", Some(("dpm2", Some("karras")))),
+        ("LMS Karras", Some(("lms", Some("karras")))),
+        ("k_lms_ka", Some(("lms", Some("karras")))),
+        // ComfyUI's.
+        ("euler_ancestral", Some(("euler-a", None))),
+        ("euler_cfg_pp", Some(("euler-cfg++", None))),
+        ("euler_ancestral_cfg_pp", Some(("euler-a-cfg++", None))),
+        ("heunpp2", None),
+        ("dpm_2", Some(("dpm2", None))),
+        ("dpm_2_ancestral", Some(("dpm2-a", None))),
+        ("dpm_fast", None),
+        ("dpm_adaptive", None),
+        ("dpmpp_2s_ancestral", Some(("dpm++2s-a", None))),
+        ("dpmpp_2s_ancestral_cfg_pp", None),
+        ("dpmpp_sde", Some(("dpm++sde", None))),
+        ("dpmpp_sde_gpu", Some(("dpm++sde", None))),
+        ("dpmpp_2m", Some(("dpm++2m", None))),
+        ("dpmpp_2m_cfg_pp", None),
+        ("dpmpp_2m_sde", Some(("dpm++2m-sde", None))),
+        ("dpmpp_2m_sde_gpu", Some(("dpm++2m-sde", None))),
+        ("dpmpp_2m_sde_heun", Some(("dpm++2m-sde-heun", None))),
+        ("dpmpp_2m_sde_heun_gpu", Some(("dpm++2m-sde-heun", None))),
+        ("dpmpp_3m_sde", Some(("dpm++3m-sde", None))),
+        ("dpmpp_3m_sde_gpu", Some(("dpm++3m-sde", None))),
+        ("ddpm", Some(("ddpm", None))),
+        ("lcm", Some(("lcm", None))),
+        ("ipndm", Some(("ipndm", None))),
+        ("ipndm_v", None),
+        ("deis", Some(("deis", None))),
+        ("res_multistep", Some(("res-multistep", None))),
+        ("res_multistep_ancestral", None),
+        ("gradient_estimation", None),
+        ("er_sde", Some(("er-sde", None))),
+        ("seeds_2", None),
+        ("sa_solver", None),
+        ("uni_pc", Some(("unipc", None))),
+        ("uni_pc_bh2", Some(("unipc", None))),
+        // InvokeAI's.
+        ("deis_k", Some(("deis", Some("karras")))),
+        ("dpmpp_2s", Some(("dpm++2s", None))),
+        ("dpmpp_2s_k", Some(("dpm++2s", Some("karras")))),
+        ("dpmpp_2m_k", Some(("dpm++2m", Some("karras")))),
+        ("dpmpp_2m_sde_k", Some(("dpm++2m-sde", Some("karras")))),
+        ("dpmpp_3m", Some(("dpm++3m", None))),
+        ("dpmpp_3m_k", Some(("dpm++3m", Some("karras")))),
+        ("dpmpp_sde_k", Some(("dpm++sde", Some("karras")))),
+        ("euler_k", Some(("euler", Some("karras")))),
+        ("euler_a", Some(("euler-a", None))),
+        ("heun_k", Some(("heun", Some("karras")))),
+        ("kdpm_2", Some(("dpm2", None))),
+        ("kdpm_2_k", Some(("dpm2", Some("karras")))),
+        ("kdpm_2_a", Some(("dpm2-a", None))),
+        ("kdpm_2_a_k", Some(("dpm2-a", Some("karras")))),
+        ("lms_k", Some(("lms", Some("karras")))),
+        ("pndm", Some(("pndm", None))),
+        ("unipc_k", Some(("unipc", Some("karras")))),
+        ("tcd", Some(("tcd", None))),
+        ("Euler Automatic", Some(("euler", None))),
+        ("DPM++ 2M SGM Uniform", Some(("dpm++2m", Some("sgm-uniform")))),
+    ];
+
+    #[test]
+    fn samplers_are_read_by_the_names_of_other_programs() {
+        for (name, expected) in ELSEWHERE {
+            let read = name.parse::<Sampling>();
+            let Some((method, schedule)) = expected else {
+                assert_eq!(read.expect_err(name).kind(), ErrorKind::Usage, "{name}");
+                continue;
+            };
+            let Sampling { method: found, schedule: of_name } =
+                read.unwrap_or_else(|error| panic!("{name}: {error}"));
+            let of_name = of_name.map(|kind| kind.to_string());
+            assert_eq!((found.to_string().as_str(), of_name.as_deref()), (method, schedule), "{name}");
+        }
+    }
+
+    /// The schedules of A1111 (labels and names) and ComfyUI; InvokeAI has them in its samplers' names.
+    #[test]
+    fn schedules_are_read_by_the_names_of_other_programs() {
+        for (name, expected) in [
+            ("Uniform", Some("normal")),
+            ("Karras", Some("karras")),
+            ("Exponential", Some("exponential")),
+            ("Polyexponential", Some("polyexponential")),
+            ("SGM Uniform", Some("sgm-uniform")),
+            ("SGMUniform", Some("sgm-uniform")),
+            ("KL Optimal", Some("kl-optimal")),
+            ("kl_optimal", Some("kl-optimal")),
+            ("Align Your Steps", Some("ays")),
+            ("align_your_steps", Some("ays")),
+            ("Simple", Some("simple")),
+            ("Normal", Some("normal")),
+            ("DDIM", Some("leading")),
+            ("ddim_uniform", Some("leading")),
+            ("Beta", Some("beta")),
+            ("sgm_uniform", Some("sgm-uniform")),
+            ("linear_quadratic", None),
+        ] {
+            let read = name.parse::<ScheduleKind>().map(|kind| kind.to_string());
+            match expected {
+                Some(kind) => assert_eq!(read.unwrap(), kind, "{name}"),
+                None => assert_eq!(read.expect_err(name).kind(), ErrorKind::Usage, "{name}"),
+            }
+        }
+    }
+
     #[test]
     fn methods_read_what_they_write() {
         for text in [

@@ -104,7 +104,7 @@ static NAMED: [(ScheduleKind, &[&str]); 17] = [
     (ScheduleKind::Normal, &["normal", "uniform", "discrete"]),
     (ScheduleKind::Simple, &["simple"]),
     (ScheduleKind::LCM, &["lcm"]),
-    (ScheduleKind::KARRAS, &["karras", "use-karras-sigmas", "k"]),
+    (ScheduleKind::KARRAS, &["karras", "use-karras-sigmas", "k", "ka"]),
     (ScheduleKind::Exponential, &["exponential", "use-exponential-sigmas"]),
     (ScheduleKind::Polyexponential { rho: 1.0 }, &["polyexponential"]),
     (ScheduleKind::Beta { alpha: 0.6, beta: 0.6 }, &["beta", "use-beta-sigmas"]),
