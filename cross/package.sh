@@ -118,7 +118,7 @@ Installed-Size: $(du --summarize --apparent-size --block-size=1024 "$tree/usr" |
 Depends: libc6 (>= $floor), libgcc-s1, libstdc++6
 Section: graphics
 Priority: optional
-Description: turns prompts into pictures on the device at hand
+Description: generates images from text prompts on the local device
  A runtime for latent diffusion with ONNX Runtime, its CPU library, and a small model built in.
 CONTROL
     file=$destination/calotype_${version}_$architecture.deb

@@ -4,8 +4,6 @@
 use std::env;
 use std::error::Error;
 use std::ops::ControlFlow;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,27 +18,23 @@ fn main() -> Result<(), Box<dyn Error>> {
     let draft = Draft { prompt: "a blue bird".into(), seed: Some(1), ..Draft::default() };
     let request = Request::new(draft, pipeline.manifest())?;
 
-    // Any thread may ask for the end of the run; the callback sees it after the step that is running.
-    let is_cancelled = Arc::new(AtomicBool::new(false));
+    // Any thread can cancel, also in the middle of a U-Net call. `ControlFlow::Break` ends the run after a step.
     if let Some(wait_ms) = wait_ms {
-        let is_cancelled = Arc::clone(&is_cancelled);
+        let cancel = pipeline.cancel();
         thread::spawn(move || {
             thread::sleep(Duration::from_millis(wait_ms));
-            is_cancelled.store(true, Ordering::Relaxed);
+            cancel.cancel();
         });
     }
 
     let started = Instant::now();
     let result = pipeline.generate(&request, |progress| {
         println!("step {} of {}, {:.2} s", progress.done, progress.steps, started.elapsed().as_secs_f64());
-        match is_cancelled.load(Ordering::Relaxed) {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
+        ControlFlow::Continue(())
     });
     match result {
         Ok(picture) => picture.image.save("progress.png")?,
-        // The pipeline can be used again.
+        // The pipeline can be used again after `Cancel::reset`.
         Err(error) if error.kind() == ErrorKind::Cancelled => println!("cancelled: {error}"),
         Err(error) => return Err(error.into()),
     }

@@ -1,4 +1,4 @@
-//! calotype turns prompts into pictures with latent diffusion on the device at hand.
+//! calotype generates images from prompts with latent diffusion on the local device.
 //!
 //! ONNX graphs (text encoder, U-Net, VAE) run in ONNX Runtime; everything between them is Rust.
 

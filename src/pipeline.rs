@@ -22,7 +22,7 @@ pub use crate::stage::text_encoder::TextStates;
 use crate::stage::vae::{VaeDecoder, VaeEncoder};
 use crate::tile::Tile;
 
-/// An opened model, ready to draw.
+/// An opened model, ready to generate images.
 ///
 /// ```no_run
 /// use std::ops::ControlFlow;
@@ -45,7 +45,7 @@ pub struct Pipeline {
     vae_decoder: VaeDecoder,
     tiles: Tiles,
     plan: Option<Plan>,
-    /// Whether memory runs short.
+    /// Whether there is memory pressure.
     is_short: fn() -> bool,
     cancel: Cancel,
 }
@@ -61,12 +61,12 @@ struct Tiles {
 pub struct Options {
     /// How the sessions of its components are opened, but for what a plan says.
     pub session: SessionOptions,
-    /// How it keeps within a budget, all on the processor; without one pictures are drawn whole.
+    /// The memory plan, CPU only; without one there are no tiles and nothing is streamed.
     pub plan: Option<Plan>,
 }
 
 impl Default for Options {
-    /// On the processor, as many threads as the process may use cores, everything in memory, and no budget.
+    /// On the CPU, with one thread per available core, everything in memory, and no budget.
     fn default() -> Self {
         let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         Self { session: SessionOptions::new(threads), plan: None }
@@ -74,12 +74,12 @@ impl Default for Options {
 }
 
 impl Pipeline {
-    /// Opens every component of a model, but the VAE encoder, which the first picture that is drawn from opens.
+    /// Opens every component of a model, but the VAE encoder, which is opened for the first init image.
     ///
     /// # Errors
     /// [`ErrorKind::Model`] when a component is damaged or unfit; [`ErrorKind::Runtime`] without ONNX Runtime or the
-    /// providers that were asked for; [`ErrorKind::Numeric`] for a provider that computes wrongly; [`ErrorKind::Usage`] for
-    /// a plan and a component that may run elsewhere than on the processor.
+    /// providers that were asked for; [`ErrorKind::Numeric`] for a provider with wrong results; [`ErrorKind::Usage`] for
+    /// a plan and a component that may run elsewhere than on the CPU.
     pub fn open(model: &Model, options: &Options) -> Result<Self, Error> {
         let Options { session: session_options, plan } = options;
         if let Some(plan) = plan {
@@ -114,14 +114,14 @@ impl Pipeline {
         self.cancel.clone()
     }
 
-    /// Where its components run, in the order in which a picture meets them; one that was not needed yet runs nowhere.
+    /// Where its components run, in the order of a run; one that was not needed yet is left out.
     pub fn placements(&self) -> impl Iterator<Item = &Placement> {
         let vae_encoder = self.vae_encoder.as_ref().and_then(VaeEncoder::placement);
         let before = self.text_encoder.placements().chain(self.denoiser.placement());
         before.chain(vae_encoder).chain(self.vae_decoder.placement())
     }
 
-    /// Draws one picture: all steps of a [`Run`]. `on_step` is called after every step and may break off.
+    /// Generates one image: all steps of a [`Run`]. `on_step` is called after every step and may end the run.
     ///
     /// # Errors
     /// Those of [`Pipeline::begin`], [`Run::step`] and [`Run::finish`], and [`ErrorKind::Cancelled`] when `on_step` breaks.
@@ -206,7 +206,7 @@ impl Pipeline {
         Ok(run)
     }
 
-    /// What the U-Net is told of a text.
+    /// The text encoders' states of a text, for the U-Net.
     ///
     /// # Errors
     /// [`ErrorKind::Numeric`](crate::ErrorKind::Numeric) for a state that is not a number; otherwise those of running a text encoder.
@@ -254,7 +254,7 @@ mod tests {
         assert!(error.to_string().contains("got one made for another;"), "{error}");
     }
 
-    /// When memory runs short in the middle of a run, it goes on in other ways, and to the same picture but for rounding. The
+    /// Under memory pressure in the middle of a run, it goes on in other ways, and to the same picture but for rounding. The
     /// next run, for which there is enough again, is as the first.
     #[test]
     fn a_run_goes_on_when_memory_runs_short() {

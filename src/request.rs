@@ -42,25 +42,25 @@ const NOISE_LEVEL: usize = 20;
 /// A request as typed: what is absent gets the model's default.
 #[derive(Clone, Debug, Default)]
 pub struct Draft {
-    /// What to draw; may be empty. Its language is described in [the manual](crate::manual::prompts).
+    /// The prompt; may be empty. Its syntax is described in [the manual](crate::manual::prompts).
     pub prompt: String,
-    /// What to steer away from.
+    /// The negative prompt.
     pub negative: Option<String>,
     /// Whether both prompts are literal: every character means itself.
     pub literal: bool,
-    /// The picture's size; where there is a picture to draw from, that one's.
+    /// The image's size; when absent that of `init`, or the model's default.
     pub size: Option<PixelSize>,
     /// How many denoising steps.
     pub steps: Option<usize>,
     /// The guidance scale, or one per step.
     pub guidance: Option<Scales>,
-    /// How guidance works; classifier-free guidance when absent. Not for models that edit pictures, which have their own.
+    /// The guidance method; classifier-free guidance when absent. Not for models that edit images, which have their own.
     pub guidance_method: Option<guidance::Method>,
-    /// Where in the run there is guidance; everywhere when absent.
+    /// The sigmas or steps with guidance; all when absent.
     pub guidance_within: Option<Within>,
     /// How clean latents are kept in range, for models that work on pixels; not at all when absent.
     pub thresholding: Option<Thresholding>,
-    /// The init image, which is resized to the size of what is drawn, and for a model that enlarges images to that of its
+    /// The init image, which is resized to the size of what is drawn, and for a model that upscales images to that of its
     /// latents.
     pub init: Option<Init>,
     /// The inpainting mask, of the size of `init`: white areas are repainted. In the denoising loop a latent cell is
@@ -70,12 +70,12 @@ pub struct Draft {
     /// `init + mask * (decoded - init)` with a mask from 0 to 1: where it is black every bit stays, and greys blend. No
     /// feather is added to what the mask has. Otherwise all pixels are the VAE's.
     pub keep_outside: Option<bool>,
-    /// How much of the way `init` goes back to noise, from 0 to 1: of the steps, the last `steps * strength` are taken.
-    /// When absent 0.8, but 0.3 for a model that refines pictures, and 1 with a mask.
+    /// Denoising strength, from 0 to 1: the last `steps * strength` of the steps are taken. When absent 0.8, but 0.3 for
+    /// a refiner, and 1 with a mask.
     pub strength: Option<f64>,
-    /// How strongly `init` pulls in a model that edits pictures; 1.5 when absent.
+    /// Image guidance scale (InstructPix2Pix); 1.5 when absent.
     pub image_guidance: Option<f64>,
-    /// How much noise is put on `init` in a model that enlarges pictures, in timesteps of its own curve; 20 when absent.
+    /// Noise level of `init` in a model that upscales images, in timesteps of its own curve; 20 when absent.
     pub noise_level: Option<usize>,
     /// The sampling method.
     pub sampler: Option<Method>,
@@ -83,9 +83,9 @@ pub struct Draft {
     pub schedule: Option<ScheduleKind>,
     /// The seed; random when absent.
     pub seed: Option<u64>,
-    /// Which generator's noise the run starts from, and takes in its steps.
+    /// The random generator to reproduce, for the initial noise and that of the steps.
     pub rng: Rng,
-    /// The noise of another seed that is mixed into that of the first.
+    /// Noise of another seed that is mixed into the initial noise.
     pub variation: Option<Variation>,
 }
 
@@ -280,12 +280,12 @@ impl Request {
         Self { seed, ..self.clone() }
     }
 
-    /// What to draw.
+    /// The prompt.
     pub fn prompt(&self) -> &str {
         &self.prompt.source
     }
 
-    /// What to steer away from; empty when nothing is.
+    /// The negative prompt; empty when there is none.
     pub fn negative(&self) -> &str {
         self.negative.as_ref().map(|words| &words.source[..]).unwrap_or_default()
     }
@@ -295,7 +295,7 @@ impl Request {
         self.is_literal
     }
 
-    /// The picture's size.
+    /// The image's size.
     pub fn size(&self) -> PixelSize {
         self.size
     }
@@ -417,12 +417,12 @@ impl Request {
         steps.iter().map(|step| step.from).chain(steps.last().map(|step| step.to)).collect()
     }
 
-    /// How much of the way the picture that is drawn from goes back to noise, if it does.
+    /// Denoising strength, if the run starts from an init image.
     pub fn strength(&self) -> Option<f64> {
         self.strength
     }
 
-    /// How strongly the picture that is edited pulls, if one is and it does.
+    /// Image guidance scale, in models that edit images and with guidance.
     pub fn image_guidance(&self) -> Option<f64> {
         match self.guidance.method() {
             guidance::Method::Edit { image_scale } if self.guidance.views().len() > 1 => Some(image_scale),
@@ -430,7 +430,7 @@ impl Request {
         }
     }
 
-    /// How much noise is put on the picture that is enlarged, if one is.
+    /// Noise level of the init image, in models that upscale images.
     pub fn noise_level(&self) -> Option<usize> {
         match self.source {
             Source::Enlarged { level, .. } => Some(level),
@@ -438,7 +438,7 @@ impl Request {
         }
     }
 
-    /// How many steps were asked for; those that a run takes are fewer where it starts from a picture.
+    /// The requested number of steps; a run takes fewer if it starts from an init image.
     pub fn asked_steps(&self) -> usize {
         self.asked_steps
     }
@@ -776,7 +776,7 @@ fn own_size(init: &Init, manifest: &Manifest) -> Result<PixelSize, Error> {
     })
 }
 
-/// How much of the way a draft's picture goes back to noise, where it does at all.
+/// The denoising strength of a draft, if it starts from an init image.
 fn strength(draft: &Draft, conditions: Conditions) -> Result<Option<f64>, Error> {
     let default = match (&draft.init, &draft.mask, conditions) {
         (None, _, _) | (_, _, Conditions::Editing | Conditions::Upscaling) => return Ok(None),
@@ -795,7 +795,7 @@ fn strength(draft: &Draft, conditions: Conditions) -> Result<Option<f64>, Error>
     Ok(Some(strength))
 }
 
-/// How many of the steps are left for a picture that goes back to noise as far as `strength` says.
+/// How many of the steps are left for an init image at this denoising strength.
 fn steps_left(steps: usize, strength: f64) -> Result<usize, Error> {
     // Cut as diffusers cuts it, rounding errors included: 0.58 of 50 steps are 28.
     match (steps as f64 * strength) as usize {

@@ -312,7 +312,9 @@ fn upward_import(source: &Source) -> Option<String> {
     let place = |module: &str| order.iter().position(|listed| *listed == module);
     let here = place(&source.module())?;
     let is_top = !source.path.contains('/');
-    source.code().find_map(|line| {
+    // A module's own tests may use what it is made for.
+    let mut code = source.code().take_while(|line| line != "#[cfg(test)]");
+    code.find_map(|line| {
         let line = line.as_str();
         // These would be other ways to the root; `super::*` in a file's own test module is none.
         if line.contains("super::super") || is_top && line.starts_with("use super::") {
