@@ -77,8 +77,8 @@ impl Pipeline {
     /// Opens every component of a model, but the VAE encoder, which is opened for the first init image.
     ///
     /// # Errors
-    /// [`ErrorKind::Model`] when a component is damaged or unfit; [`ErrorKind::Runtime`] without ONNX Runtime or the
-    /// providers that were asked for; [`ErrorKind::Numeric`] for a provider with wrong results; [`ErrorKind::Usage`] for
+    /// `ErrorKind::Model` when a component is damaged or unfit; `ErrorKind::Runtime` without ONNX Runtime or the
+    /// providers that were asked for; `ErrorKind::Numeric` for a provider with wrong results; `ErrorKind::Usage` for
     /// a plan and a component that may run elsewhere than on the CPU.
     pub fn open(model: &Model, options: &Options) -> Result<Self, Error> {
         let Options { session: session_options, plan } = options;
@@ -124,7 +124,7 @@ impl Pipeline {
     /// Generates one image: all steps of a [`Run`]. `on_step` is called after every step and may end the run.
     ///
     /// # Errors
-    /// Those of [`Pipeline::begin`], [`Run::step`] and [`Run::finish`], and [`ErrorKind::Cancelled`] when `on_step` breaks.
+    /// Those of [`Pipeline::begin`], [`Run::step`] and [`Run::finish`], and `ErrorKind::Cancelled` when `on_step` breaks.
     pub fn generate(
         &mut self,
         request: &Request,
@@ -152,10 +152,10 @@ impl Pipeline {
     /// Begins a run: encodes its texts and the image that it starts from, and draws its noise.
     ///
     /// # Errors
-    /// [`ErrorKind::Usage`] for a request that was made for another model, and for a prompt that cannot be read;
-    /// [`ErrorKind::Memory`] for a request that is larger than the one that the pipeline's plan was made for, before anything
+    /// `ErrorKind::Usage` for a request that was made for another model, and for a prompt that cannot be read;
+    /// `ErrorKind::Memory` for a request that is larger than the one that the pipeline's plan was made for, before anything
     /// is run; when memory cannot be had, and where the process has had more than a budget that was stated;
-    /// [`ErrorKind::Cancelled`] when the pipeline's [`Cancel`](crate::engine::Cancel) is cancelled; otherwise those of the
+    /// `ErrorKind::Cancelled` when the pipeline's [`Cancel`] is cancelled; otherwise those of the
     /// text encoders and of the VAE encoder.
     pub fn begin(&mut self, request: &Request) -> Result<Run<'_>, Error> {
         self.begin_run(request).map_err(|error| stopped(error, "before the first step"))
@@ -198,7 +198,7 @@ impl Pipeline {
     /// pixels.
     ///
     /// # Errors
-    /// [`ErrorKind::Input`] for a snapshot that is damaged, of another version, request or model; otherwise those of
+    /// `ErrorKind::Input` for a snapshot that is damaged, of another version, request or model; otherwise those of
     /// [`Pipeline::begin`].
     pub fn restore(&mut self, request: &Request, snapshot: &[u8]) -> Result<Run<'_>, Error> {
         let mut run = self.begin(request)?;
@@ -209,7 +209,7 @@ impl Pipeline {
     /// The text encoders' states of a text, for the U-Net.
     ///
     /// # Errors
-    /// [`ErrorKind::Numeric`](crate::ErrorKind::Numeric) for a state that is not a number; otherwise those of running a text encoder.
+    /// `ErrorKind::Numeric` for a state that is not a number; otherwise those of running a text encoder.
     pub fn encode(&mut self, text: &Text) -> Result<TextStates, Error> {
         Ok(self.text_encoder.encode(&[Some(text)])?.remove(0))
     }
