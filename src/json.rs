@@ -35,15 +35,26 @@ pub fn standard<'a>(place: &str, json: &'a [u8]) -> Result<Cow<'a, [u8]>, Error>
     }
 }
 
-/// The numbers that are not finite between quotes.
+/// The numbers that are not finite between quotes; where a key is expected they stay, because they are none.
 fn quoted(json: &[u8]) -> Cow<'_, [u8]> {
     let mut standard = Vec::new();
     let (mut at, mut copied, mut is_text) = (0, 0, false);
+    // Per list or object around this place, whether it is an object.
+    let mut around: Vec<bool> = Vec::new();
+    let mut is_key = false;
     while at < json.len() {
         match json[at] {
             b'\\' if is_text => at += 1,
             b'"' => is_text = !is_text,
-            b'-' | b'I' | b'N' if !is_text => {
+            _ if is_text => {}
+            open @ (b'{' | b'[') => {
+                is_key = open == b'{';
+                around.push(is_key);
+            }
+            b'}' | b']' => drop(around.pop()),
+            b',' => is_key = around.last() == Some(&true),
+            b':' => is_key = false,
+            b'-' | b'I' | b'N' if !is_key => {
                 let is_part = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
                 let found = NOT_FINITE.into_iter().find(|name| json[at..].starts_with(name));
                 let found = found.filter(|name| !is_part(json.get(at + name.len())));
@@ -172,7 +183,11 @@ mod tests {
             "Infinity1",
             "--Infinity",
             "{\"a\": NaN",
-            "{NaN: 1}x",
+            "{NaN: 1}",
+            "{\"Infinity\": 0, Infinity}",
+            "[{\"a\": [NaN]}, {NaN: 1}]",
+            "{\"a\": 1, Infinity \r\n: 1}",
+            "{-Infinity:-Infinity}",
             "",
         ] {
             let json = standard("x.json", json.as_bytes()).unwrap();

@@ -136,7 +136,21 @@ impl ImageFile {
     /// [`ErrorKind::Input`] for a file that is damaged, cut off or of a kind that is not supported.
     pub fn decode(&self) -> Result<RgbImage, Error> {
         let (width, height) = self.dimensions();
-        Ok(self.decode_to(width, height, Want::Color)?.0)
+        self.decode_to(width, height)
+    }
+
+    /// The image as [`ImageFile::decode`] gives it, scaled to a size in pixels, neither side of which is 0: stretched where
+    /// the proportions differ.
+    ///
+    /// # Errors
+    /// As [`ImageFile::decode`].
+    pub fn decode_to(&self, width: u32, height: u32) -> Result<RgbImage, Error> {
+        Ok(self.decode_as(width, height, Want::Color)?.0)
+    }
+
+    /// How many bytes [`ImageFile::decode_to`] takes at most, the result included.
+    pub fn decode_to_bytes(&self, width: u32, height: u32) -> u64 {
+        self.decode_bytes(width, height, Want::Color)
     }
 
     /// The image as a mask, at its own size, in shades of grey; where any pixel is transparent the colours are not used,
@@ -146,11 +160,11 @@ impl ImageFile {
     /// As [`ImageFile::decode`].
     pub fn decode_mask(&self) -> Result<GrayImage, Error> {
         let (width, height) = self.dimensions();
-        Ok(self.decode_to(width, height, Want::Mask)?.0)
+        Ok(self.decode_as(width, height, Want::Mask)?.0)
     }
 
     /// The image at another size, and whether every pixel is opaque.
-    fn decode_to<P>(
+    fn decode_as<P>(
         &self,
         width: u32,
         height: u32,
@@ -345,7 +359,7 @@ impl<P: Pixel<Subpixel = u8>> Fitted<P> {
             return Ok(notes);
         };
         let origin = file.origin();
-        let (image, is_opaque) = file.decode_to(self.width, self.height, *want)?;
+        let (image, is_opaque) = file.decode_as(self.width, self.height, *want)?;
         match want {
             Want::Transparency if is_opaque => {
                 return Err(Error::new(

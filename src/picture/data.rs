@@ -115,9 +115,71 @@ impl Seek for Parts<'_> {
     }
 }
 
+/// A file as if two of its bytes were others.
+pub(super) struct Patched<'a> {
+    data: &'a mut Data,
+    patch: Option<(u64, [u8; 2])>,
+    at: u64,
+}
+
+impl<'a> Patched<'a> {
+    /// `patch` is a place from the start of the file, and what is read there.
+    pub(super) fn of(data: &'a mut Data, patch: Option<(u64, [u8; 2])>) -> Self {
+        Self { data, patch, at: 0 }
+    }
+}
+
+impl Read for Patched<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.data.seek(SeekFrom::Start(self.at))?;
+        let read = self.data.read(buffer)?;
+        for (place, byte) in self.patch.iter().flat_map(|(start, bytes)| (*start..).zip(bytes)) {
+            let within = place.checked_sub(self.at).and_then(|offset| usize::try_from(offset).ok());
+            if let Some(stored) = within.and_then(|offset| buffer[..read].get_mut(offset)) {
+                *stored = *byte;
+            }
+        }
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+impl Seek for Patched<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.at = match to {
+            SeekFrom::Start(place) => place,
+            SeekFrom::Current(offset) => {
+                self.at.checked_add_signed(offset).ok_or(io::ErrorKind::InvalidInput)?
+            }
+            SeekFrom::End(_) => self.data.seek(to)?,
+        };
+        Ok(self.at)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_bytes_are_read_as_others_however_they_are_read() {
+        let mut data = Data::Bytes(Cursor::new((0..9).collect()));
+        for step in 1..9 {
+            for at in 0..=8 {
+                let mut patched = Patched::of(&mut data, Some((3, [100, 101])));
+                assert_eq!(patched.seek(SeekFrom::Start(at)).unwrap(), at);
+                let (mut read, mut piece) = (Vec::new(), vec![0; step]);
+                while let count @ 1.. = patched.read(&mut piece).unwrap() {
+                    read.extend_from_slice(&piece[..count]);
+                }
+                assert_eq!(
+                    read,
+                    [0, 1, 2, 100, 101, 5, 6, 7, 8][at as usize..],
+                    "from {at}, {step} at a time"
+                );
+            }
+        }
+    }
 
     #[test]
     fn parts_are_read_as_one() {

@@ -1,7 +1,7 @@
 //! Images become pixels: what a file stores goes, as few rows at a time as its format allows, to the image at its new size.
 //! It knows formats, and nothing of what the image is for.
 
-use std::io::{BufReader, SeekFrom};
+use std::io::{BufReader, Read, SeekFrom};
 
 use image::ImageDecoder;
 use image::codecs::bmp::BmpDecoder;
@@ -12,8 +12,8 @@ use tiff::tags::Tag;
 use zune_core::colorspace::ColorSpace;
 use zune_core::options::DecoderOptions;
 
-use super::data::{Data, Parts};
-use super::header::{Format, Header, Problem, tiff_limits};
+use super::data::{Data, Parts, Patched};
+use super::header::{Format, Header, Problem, TIFF_ASSOCIATED_ALPHA, bytes, tiff_extra_sample, tiff_limits};
 use super::scale::Canvas;
 
 /// What is made of an image.
@@ -238,17 +238,38 @@ fn webp(data: &mut Data, header: &Header, sink: &mut Sink) -> Result<(), Problem
     Ok(())
 }
 
+/// GIF 89a, of whose blocks the header kept those that the first frame needs.
 fn gif(data: &mut Data, header: &Header, sink: &mut Sink) -> Result<(), Problem> {
-    /// GIF 89a, appendix E: the first row of each pass, and the step to the next.
+    /// Appendix E: the first row of each pass, and the step to the next.
     const PASSES: [[usize; 2]; 4] = [[0, 8], [4, 8], [2, 4], [1, 2]];
-    let mut options = gif::DecodeOptions::new();
-    options.set_color_output(gif::ColorOutput::RGBA);
-    let mut decoder = options.read_info(BufReader::new(Parts::of(data, &header.spans)))?;
-    let cut_off = || Problem::from(std::io::Error::from(std::io::ErrorKind::UnexpectedEof));
-    let frame = decoder.next_frame_info()?.ok_or_else(cut_off)?;
+    let mut file = BufReader::new(Parts::of(data, &header.spans));
+    let screen: [u8; 13] = bytes(&mut file)?;
+    let mut table = gif_table(&mut file, screen[10])?;
+    let mut transparent = None;
+    let frame: [u8; 9] = loop {
+        match bytes(&mut file)? {
+            [0x2c] => break bytes(&mut file)?,
+            // Graphic control: label, length, flags, delay, index, end.
+            _ => {
+                let control: [u8; 7] = bytes(&mut file)?;
+                if (control[1], control[6]) != (4, 0) {
+                    return Err(Problem::Refused(
+                        "expected a graphic control of a GIF, got something else".into(),
+                    ));
+                }
+                transparent = (control[2] & 1 != 0).then_some(control[5]);
+            }
+        }
+    };
+    if frame[8] & 0x80 != 0 {
+        table = gif_table(&mut file, frame[8])?;
+    }
+    if table.is_empty() {
+        return Err(Problem::Refused("expected a table of colours in a GIF, got none".into()));
+    }
+    let number = |at: usize| usize::from(u16::from_le_bytes([frame[at], frame[at + 1]]));
+    let (left, top, across, down) = (number(0), number(2), number(4), number(6));
     let [width, height] = header.stored;
-    let (left, top) = (usize::from(frame.left), usize::from(frame.top));
-    let (across, down, interlaced) = (usize::from(frame.width), usize::from(frame.height), frame.interlaced);
     if left + across > width || top + down > height || across == 0 || down == 0 {
         return Err(Problem::Refused(
             "expected a frame inside of the GIF's screen, got one beyond it".into(),
@@ -258,16 +279,74 @@ fn gif(data: &mut Data, header: &Header, sink: &mut Sink) -> Result<(), Problem>
     for y in (0..top).chain(top + down..height) {
         sink.put(y, 0, 1, Layout::Rgba, &row);
     }
-    let passes: &[[usize; 2]] = if interlaced { &PASSES } else { &[[0, 1]] };
-    for &[first, step] in passes {
-        for y in (first..down).step_by(step) {
-            if !decoder.fill_buffer(&mut row[left * 4..(left + across) * 4])? {
-                return Err(cut_off());
-            }
-            sink.put(top + y, 0, 1, Layout::Rgba, &row);
+    let mut indices = Indices::of(file)?;
+    let mut line = vec![0; across];
+    let passes: &[[usize; 2]] = if frame[8] & 0x40 != 0 { &PASSES } else { &[[0, 1]] };
+    for y in passes.iter().flat_map(|&[first, step]| (first..down).step_by(step)) {
+        indices.fill(&mut line)?;
+        for (pixel, &index) in row[left * 4..].chunks_exact_mut(4).zip(&line) {
+            // What no table has is transparent.
+            let color = table.get(usize::from(index)).filter(|_| transparent != Some(index));
+            pixel.copy_from_slice(&color.map_or([0; 4], |&[r, g, b]| [r, g, b, 255]));
         }
+        sink.put(top + y, 0, 1, Layout::Rgba, &row);
     }
     Ok(())
+}
+
+/// The table of colours whose size is in these flags, if they say that there is one.
+fn gif_table(file: &mut impl Read, flags: u8) -> Result<Vec<[u8; 3]>, Problem> {
+    let count = if flags & 0x80 == 0 { 0 } else { 2 << (flags & 7) };
+    let mut table = vec![[0; 3]; count];
+    file.read_exact(table.as_flattened_mut())?;
+    Ok(table)
+}
+
+/// The colour indices of a GIF's frame: LZW in blocks of at most 255 bytes. (The `gif` crate loses pixels where it is not
+/// given a whole frame to fill: strings that are longer than what is left of a row.)
+struct Indices<R> {
+    file: R,
+    decoder: weezl::decode::Decoder,
+    block: Vec<u8>,
+    /// How much of the block has been decoded.
+    at: usize,
+    /// Whether the block that ends the data was read.
+    is_over: bool,
+}
+
+impl<R: Read> Indices<R> {
+    fn of(mut file: R) -> Result<Self, Problem> {
+        const CODE_BITS: std::ops::RangeInclusive<u8> = 1..=11;
+        let [bits] = bytes(&mut file)?;
+        if !CODE_BITS.contains(&bits) {
+            return Err(Problem::Refused(format!("expected codes of 1 to 11 bits in a GIF, got {bits}")));
+        }
+        let decoder = weezl::decode::Decoder::new(weezl::BitOrder::Lsb, bits);
+        Ok(Self { file, decoder, block: Vec::new(), at: 0, is_over: false })
+    }
+
+    fn fill(&mut self, line: &mut [u8]) -> Result<(), Problem> {
+        let mut filled = 0;
+        // The decoder may put a string aside and give out nothing; after that it does.
+        let mut idle = 0;
+        while filled < line.len() {
+            if self.at == self.block.len() && !self.is_over {
+                let [size] = bytes(&mut self.file)?;
+                self.block.resize(usize::from(size), 0);
+                self.file.read_exact(&mut self.block)?;
+                (self.at, self.is_over) = (0, size == 0);
+            }
+            let decoded = self.decoder.decode_bytes(&self.block[self.at..], &mut line[filled..]);
+            let has_ended = matches!(decoded.status?, weezl::LzwStatus::Done);
+            self.at += decoded.consumed_in;
+            filled += decoded.consumed_out;
+            idle = if decoded.consumed_in + decoded.consumed_out > 0 { 0 } else { idle + 1 };
+            if idle > 2 || has_ended && idle > 0 {
+                return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+            }
+        }
+        Ok(())
+    }
 }
 
 fn bmp(data: &mut Data, header: &Header, sink: &mut Sink) -> Result<(), Problem> {
@@ -289,69 +368,60 @@ fn tiff(data: &mut Data, header: &Header, sink: &mut Sink) -> Result<(), Problem
     // What was counted.
     limits.decoding_buffer_size = header.decoder_bytes as usize;
     limits.intermediate_buffer_size = header.decoder_bytes as usize;
-    let mut decoder = tiff::decoder::Decoder::new(BufReader::new(data))?.with_limits(limits);
+    let mut decoder = tiff::decoder::Decoder::new(BufReader::new(Patched::of(data, header.indexed_at)))?
+        .with_limits(limits);
     let color = decoder.colortype()?;
     let samples = usize::from(color.num_samples());
     let refuse =
         |what: String| Problem::Refused(format!("expected a TIFF of 8 or 16 bits per sample, got {what}"));
-    if samples > 1 && decoder.find_tag_unsigned::<u16>(Tag::PlanarConfiguration)?.unwrap_or(1) != 1 {
-        return Err(refuse("one with its colours apart".into()));
-    }
-    let palette = match color {
-        tiff::ColorType::Palette(bits) => {
+    let bits = color.bit_depth();
+    let palette = match header.indexed_at {
+        Some(_) => {
             let table = decoder.get_tag_u16_vec(Tag::ColorMap)?;
-            if table.len() != 3 << bits {
+            if bits > 8 || table.len() != 3 << bits || color != tiff::ColorType::Gray(bits) {
                 return Err(refuse(format!("a palette of {} values", table.len())));
             }
             table
         }
-        _ => Vec::new(),
+        None => Vec::new(),
     };
-    let bits = color.bit_depth();
     let layout = match color {
-        tiff::ColorType::Gray(_) => Layout::Grey,
-        tiff::ColorType::GrayA(_) => Layout::GreyAlpha,
-        tiff::ColorType::RGB(_) | tiff::ColorType::CMYK(_) | tiff::ColorType::Palette(_) => Layout::Rgb,
+        tiff::ColorType::Gray(_) if palette.is_empty() => Layout::Grey,
+        tiff::ColorType::GrayA(_) | tiff::ColorType::Multiband { num_samples: 2, .. } => Layout::GreyAlpha,
+        tiff::ColorType::RGB(_) | tiff::ColorType::CMYK(_) | tiff::ColorType::Gray(_) => Layout::Rgb,
         tiff::ColorType::RGBA(_) => Layout::Rgba,
         other => return Err(refuse(format!("{other:?}"))),
     };
+    let is_multiplied = tiff_extra_sample(&mut decoder)? == Some(TIFF_ASSOCIATED_ALPHA);
+    let is_planar = decoder.find_tag_unsigned::<u16>(Tag::PlanarConfiguration)?.unwrap_or(1) != 1;
+    // Samples that lie apart: all chunks of the first, then all of the second.
+    let planes = if is_planar { samples } else { 1 };
     let [width, height] = header.stored;
     let (chunk_width, chunk_height) = decoder.chunk_dimensions();
     let across = width.div_ceil(chunk_width as usize);
-    let down = height.div_ceil(chunk_height as usize);
-    let mut line = Vec::new();
-    for chunk in 0..across * down {
+    let count = across * height.div_ceil(chunk_height as usize);
+    let (mut line, mut plane_line) = (Vec::new(), Vec::new());
+    for chunk in 0..count {
         let (x, y) = (chunk % across * chunk_width as usize, chunk / across * chunk_height as usize);
         let (columns, rows) = decoder.chunk_data_dimensions(chunk as u32);
         let (columns, rows) = (columns as usize, rows as usize);
-        let decoded = decoder.read_chunk(chunk as u32)?;
+        let decoded = (0..planes).map(|plane| decoder.read_chunk((plane * count + chunk) as u32));
+        let decoded = decoded.collect::<Result<Vec<_>, _>>()?;
         for row in 0..rows {
             line.clear();
-            let span = row * columns * samples..(row + 1) * columns * samples;
-            let missing = || Problem::from(std::io::Error::from(std::io::ErrorKind::UnexpectedEof));
-            match &decoded {
-                DecodingResult::U8(values) if bits == 8 => {
-                    line.extend_from_slice(values.get(span).ok_or_else(missing)?);
-                }
-                // Bits are packed, and rows begin with a byte.
-                DecodingResult::U8(values) if bits < 8 && samples == 1 => {
-                    let stride = (columns * usize::from(bits)).div_ceil(8);
-                    let packed = values.get(row * stride..(row + 1) * stride).ok_or_else(missing)?;
-                    let most = (1u32 << bits) - 1;
-                    line.extend((0..columns).map(|column| {
-                        let at = column * usize::from(bits);
-                        let value = u32::from(packed[at / 8]) >> (8 - usize::from(bits) - at % 8) & most;
-                        if palette.is_empty() { (value * 255 / most) as u8 } else { value as u8 }
-                    }));
-                }
-                DecodingResult::U16(values) if bits == 16 => {
-                    line.extend(values.get(span).ok_or_else(missing)?.iter().map(|sample| narrow(*sample)));
-                }
-                DecodingResult::F32(values) => {
-                    let byte = |value: &f32| (value.clamp(0.0, 1.0) * 255.0).round() as u8;
-                    line.extend(values.get(span).ok_or_else(missing)?.iter().map(byte));
-                }
-                _ => return Err(refuse(format!("one of {bits} bits"))),
+            for (plane, decoded) in decoded.iter().enumerate() {
+                plane_line.clear();
+                tiff_row(
+                    decoded,
+                    row,
+                    columns * samples / planes,
+                    bits,
+                    palette.is_empty(),
+                    &mut plane_line,
+                )?;
+                line.resize(columns * samples, 0);
+                let places = line[plane..].iter_mut().step_by(planes);
+                places.zip(&plane_line).for_each(|(place, value)| *place = *value);
             }
             if let tiff::ColorType::CMYK(_) = color {
                 line = line.chunks_exact(4).flat_map(rgb_of_cmyk).collect();
@@ -359,9 +429,65 @@ fn tiff(data: &mut Data, header: &Header, sink: &mut Sink) -> Result<(), Problem
                 let colors = palette.len() / 3;
                 let of = |index: u8, channel: usize| narrow(palette[channel * colors + usize::from(index)]);
                 line = line.iter().flat_map(|&index| [0, 1, 2].map(|channel| of(index, channel))).collect();
+            } else if is_multiplied {
+                line.chunks_exact_mut(samples).for_each(divide_by_alpha);
             }
             sink.put(y + row, x, 1, layout, &line);
         }
     }
     Ok(())
+}
+
+/// Appends a row of samples, in 8 bits; of palettes the indices.
+fn tiff_row(
+    decoded: &DecodingResult,
+    row: usize,
+    count: usize,
+    bits: u8,
+    is_shade: bool,
+    line: &mut Vec<u8>,
+) -> Result<(), Problem> {
+    let missing = || Problem::from(std::io::Error::from(std::io::ErrorKind::UnexpectedEof));
+    let span = row * count..(row + 1) * count;
+    match decoded {
+        DecodingResult::U8(values) if bits == 8 => {
+            line.extend_from_slice(values.get(span).ok_or_else(missing)?);
+        }
+        // Bits are packed, and rows begin with a byte.
+        DecodingResult::U8(values) if bits < 8 => {
+            let bits = usize::from(bits);
+            let stride = (count * bits).div_ceil(8);
+            let packed = values.get(row * stride..(row + 1) * stride).ok_or_else(missing)?;
+            let most = (1u32 << bits) - 1;
+            line.extend((0..count).map(|sample| {
+                let at = sample * bits;
+                let value = u32::from(packed[at / 8]) >> (8 - bits - at % 8) & most;
+                if is_shade { (value * 255 / most) as u8 } else { value as u8 }
+            }));
+        }
+        DecodingResult::U16(values) if bits == 16 => {
+            line.extend(values.get(span).ok_or_else(missing)?.iter().map(|sample| narrow(*sample)));
+        }
+        DecodingResult::F32(values) => {
+            let byte = |value: &f32| (value.clamp(0.0, 1.0) * 255.0).round() as u8;
+            line.extend(values.get(span).ok_or_else(missing)?.iter().map(byte));
+        }
+        _ => {
+            return Err(Problem::Refused(format!(
+                "expected a TIFF of 8 or 16 bits per sample, got one of {bits} bits"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Colours that were multiplied by alpha, which is the last sample, as they were.
+fn divide_by_alpha(pixel: &mut [u8]) {
+    let Some((alpha, colors)) = pixel.split_last_mut() else { return };
+    let alpha = u32::from(*alpha);
+    if alpha > 0 {
+        colors.iter_mut().for_each(|color| {
+            *color = ((u32::from(*color) * 255 + alpha / 2) / alpha).min(255) as u8;
+        });
+    }
 }

@@ -10,7 +10,7 @@ use image::metadata::Orientation;
 use image_webp::WebPDecoder;
 use tiff::tags::Tag;
 
-use super::data::{Data, Spans};
+use super::data::{Data, Patched, Spans};
 
 /// The longest EXIF data that is read for an orientation; JPEG cannot hold more in one place.
 const MAX_EXIF_BYTES: u64 = 1 << 16;
@@ -22,6 +22,8 @@ const MAX_PARTS: usize = 100_000;
 const MAX_SCANS: usize = 500;
 /// The most bytes of a TIFF's strip table.
 const MAX_TABLE_BYTES: usize = 4 << 20;
+/// The most entries of a TIFF's directory that are looked at.
+const MAX_TIFF_ENTRIES: u64 = 4096;
 /// What every decoder takes: its buffers, code tables, and what the heap loses.
 const DECODER_BYTES: u64 = 3 << 20;
 
@@ -53,6 +55,8 @@ pub(super) struct Header {
     pub(super) in_order: bool,
     /// The parts of the file that the decoder reads; text, profiles and previews lie between them.
     pub(super) spans: Vec<Range<u64>>,
+    /// Where a TIFF of palette indices says that, and what says grey instead: its decoder knows no palettes.
+    pub(super) indexed_at: Option<(u64, [u8; 2])>,
     /// What the decoder takes beside the image at its new size.
     pub(super) decoder_bytes: u64,
 }
@@ -203,6 +207,7 @@ fn png(file: &mut (impl BufRead + Seek), length: u64) -> Result<Header, Problem>
     // Raw rows, unfiltered, expanded and ours.
     let row = (stored[0] as u64 * bits).div_ceil(8) + stored[0] as u64 * 8;
     Ok(Header {
+        indexed_at: None,
         format: Format::Png,
         stored,
         orientation: turned,
@@ -304,6 +309,7 @@ fn jpeg(file: &mut (impl BufRead + Seek), length: u64) -> Result<Header, Problem
     // A row of blocks, its pixels, and those for smoother colours.
     let rows = 64 * 8 * blocks(1);
     Ok(Header {
+        indexed_at: None,
         format: Format::Jpeg,
         stored,
         orientation: turned.unwrap_or(Orientation::NoTransforms),
@@ -336,6 +342,7 @@ fn webp(file: BufReader<&mut Data>, length: u64) -> Result<Header, Problem> {
     // Compressed data is read whole, into tables that are several times as long.
     let tables = 8 * length.min(area(stored) * 4);
     Ok(Header {
+        indexed_at: None,
         format: Format::WebP,
         stored,
         orientation: exif.map_or(Orientation::NoTransforms, |exif| orientation(&exif)),
@@ -402,6 +409,7 @@ fn gif(file: &mut (impl BufRead + Seek)) -> Result<Header, Problem> {
         return Err(Problem::Refused("expected an image in a GIF, got none".into()));
     }
     Ok(Header {
+        indexed_at: None,
         format: Format::Gif,
         stored,
         orientation: Orientation::NoTransforms,
@@ -432,6 +440,7 @@ fn bmp(file: BufReader<&mut Data>, length: u64) -> Result<Header, Problem> {
     let stored = [side(width), side(height)];
     let color = decoder.color_type();
     Ok(Header {
+        indexed_at: None,
         format: Format::Bmp,
         stored,
         orientation: Orientation::NoTransforms,
@@ -446,7 +455,9 @@ fn bmp(file: BufReader<&mut Data>, length: u64) -> Result<Header, Problem> {
     })
 }
 
-fn tiff(file: BufReader<&mut Data>, length: u64) -> Result<Header, Problem> {
+fn tiff(mut file: BufReader<&mut Data>, length: u64) -> Result<Header, Problem> {
+    let indexed_at = tiff_palette(&mut file)?;
+    let file = BufReader::new(Patched::of(file.into_inner(), indexed_at));
     let mut decoder = tiff::decoder::Decoder::new(file)?.with_limits(tiff_limits());
     let (width, height) = decoder.dimensions()?;
     let stored = [side(width), side(height)];
@@ -457,12 +468,25 @@ fn tiff(file: BufReader<&mut Data>, length: u64) -> Result<Header, Problem> {
         side(chunk_height).min(stored[1].next_multiple_of(16)),
     ];
     let turned = decoder.find_tag_unsigned::<u8>(Tag::Orientation)?;
-    let has_alpha =
-        matches!(color, tiff::ColorType::GrayA(_) | tiff::ColorType::RGBA(_) | tiff::ColorType::CMYKA(_));
+    let has_alpha = match color {
+        tiff::ColorType::GrayA(_) | tiff::ColorType::RGBA(_) | tiff::ColorType::CMYKA(_) => true,
+        // Grey with another sample, of which nothing is known but that it is alpha.
+        tiff::ColorType::Multiband { num_samples: 2, .. } => {
+            let extra = tiff_extra_sample(&mut decoder)?;
+            if !matches!(extra, Some(TIFF_ASSOCIATED_ALPHA | TIFF_UNASSOCIATED_ALPHA)) {
+                return Err(Problem::Refused(
+                    "expected a TIFF of shades or colours, got other samples".into(),
+                ));
+            }
+            true
+        }
+        _ => false,
+    };
     let bits = u64::from(color.bit_depth()) * u64::from(color.num_samples());
     // Decoded, and once more where samples are put in another order.
     let chunks = 3 * (area(chunk) * bits.div_ceil(8)).max(1);
     Ok(Header {
+        indexed_at,
         format: Format::Tiff,
         stored,
         orientation: turned.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms),
@@ -476,6 +500,57 @@ fn tiff(file: BufReader<&mut Data>, length: u64) -> Result<Header, Problem> {
     })
 }
 
+/// Where the first directory of a TIFF or BigTIFF says that samples are palette indices, and the bytes that say shades of
+/// grey (TIFF 6.0, sections 2 and 8).
+fn tiff_palette(file: &mut (impl Read + Seek)) -> io::Result<Option<(u64, [u8; 2])>> {
+    const PHOTOMETRIC: u64 = 262;
+    const GREY: u16 = 1;
+    const PALETTE: u64 = 3;
+    file.seek(SeekFrom::Start(0))?;
+    let start: [u8; 4] = bytes(file)?;
+    let is_big_endian = start[0] == b'M';
+    // BigTIFF: 8 bytes where there are 4, and 8 for the number of entries.
+    let is_big = start[2..].contains(&43);
+    let mut number = |at: u64, width: usize| -> io::Result<u64> {
+        let mut number: [u8; 8] = [0; 8];
+        file.seek(SeekFrom::Start(at))?;
+        file.read_exact(&mut number[..width])?;
+        if is_big_endian {
+            number[..width].reverse();
+        }
+        Ok(u64::from_le_bytes(number))
+    };
+    let (directory, entries_at, entry_bytes, value_at) = if is_big {
+        let directory = number(8, 8)?;
+        (directory, directory.saturating_add(8), 20, 12)
+    } else {
+        let directory = number(4, 4)?;
+        (directory, directory + 2, 12, 8)
+    };
+    let count = number(directory, if is_big { 8 } else { 2 })?.min(MAX_TIFF_ENTRIES);
+    for index in 0..count {
+        let entry = entries_at.saturating_add(index * entry_bytes);
+        let place = entry.saturating_add(value_at);
+        if number(entry, 2)? == PHOTOMETRIC {
+            let grey = if is_big_endian { GREY.to_be_bytes() } else { GREY.to_le_bytes() };
+            return Ok((number(place, 2)? == PALETTE).then_some((place, grey)));
+        }
+    }
+    Ok(None)
+}
+
+/// TIFF 6.0, section 18, `ExtraSamples`: colours were multiplied by alpha, or not.
+pub(super) const TIFF_ASSOCIATED_ALPHA: u16 = 1;
+const TIFF_UNASSOCIATED_ALPHA: u16 = 2;
+
+/// What the first sample beside grey or colours is.
+pub(super) fn tiff_extra_sample<R: Read + Seek>(
+    decoder: &mut tiff::decoder::Decoder<R>,
+) -> Result<Option<u16>, Problem> {
+    let extra = decoder.find_tag_unsigned_vec::<u16>(Tag::ExtraSamples)?;
+    Ok(extra.and_then(|extra| extra.first().copied()))
+}
+
 /// What is read of a TIFF before its pixels; these are counted.
 pub(super) fn tiff_limits() -> tiff::decoder::Limits {
     let mut limits = tiff::decoder::Limits::unlimited();
@@ -483,7 +558,7 @@ pub(super) fn tiff_limits() -> tiff::decoder::Limits {
     limits
 }
 
-fn bytes<const N: usize>(file: &mut impl Read) -> io::Result<[u8; N]> {
+pub(super) fn bytes<const N: usize>(file: &mut impl Read) -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     file.read_exact(&mut bytes)?;
     Ok(bytes)

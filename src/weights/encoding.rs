@@ -125,6 +125,7 @@ impl Encoding {
                     stored.chunks_exact(block.bytes()).for_each(|bytes| block.decode(bytes, &mut values))
                 }
             }
+            let was_finite = values.iter().all(|value| value.is_finite());
             if let Self::F8E4m3(scale) | Self::F8E5m2(scale) | Self::Int8(scale, _) = self
                 && *scale != Scale::One
             {
@@ -137,7 +138,8 @@ impl Encoding {
                 values.chunks_exact_mut(*side).for_each(rotate);
             }
             if !is_half {
-                write(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>(), None);
+                let wide = values.iter().copied().find(|value| was_finite && !value.is_finite());
+                write(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>(), wide);
                 continue;
             }
             let (mut out, mut problem) = (Vec::with_capacity(2 * values.len()), None);
@@ -301,6 +303,10 @@ mod tests {
         let wide = Encoding::F8E4m3(Scale::Number(1000.0));
         assert_eq!(wide.dtype(Dtype::F16), Dtype::F32);
         assert_eq!(decoded(&wide, &[2], &[0x38, 0x7e]).unwrap(), [1000.0, 448_000.0]);
+        // Too large for 32 bits as well.
+        let huge = Encoding::Int8(Scale::Number(1e38), None);
+        assert_eq!(decoded(&huge, &[2], &[3, 1]).unwrap(), [3e38, 1e38]);
+        assert_eq!(decoded(&huge, &[2], &[1, 4]), Err(f32::INFINITY));
         let block = [&f16::from_f32(60_000.0).to_le_bytes()[..], &[2; 32]].concat();
         assert_eq!(decoded(&Encoding::Block(Block::Q8_0), &[32], &block), Err(120_000.0));
     }

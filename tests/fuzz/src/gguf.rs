@@ -283,6 +283,7 @@ fn naive(bytes: &[u8]) -> Option<Vec<Declared>> {
             alignment = integers.first().copied().unwrap_or(alignment);
         }
         if let (9, Some(name)) = (kind, key.strip_prefix("comfy.gguf.orig_shape.")) {
+            (integers.len() <= 8).then_some(())?;
             shapes.insert(name.to_owned(), integers);
         }
     }
@@ -303,7 +304,7 @@ fn naive(bytes: &[u8]) -> Option<Vec<Declared>> {
     let mut found = Vec::new();
     for (name, mut shape, code, offset) in declared {
         if let Some(other) = shapes.remove(&name) {
-            if size(&other) != size(&shape) || other.len() > 8 {
+            if size(&other) != size(&shape) {
                 return None;
             }
             shape = other;
