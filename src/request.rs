@@ -358,16 +358,43 @@ impl Request {
         .help("make requests with the manifest of the pipeline: Pipeline::manifest"))
     }
 
-    /// The SHA-256 of all that decides what is drawn, images and model included.
+    /// The SHA-256 of all that decides what is drawn by one model, images included.
     pub(crate) fn fingerprint(&self) -> Result<[u8; 32], Error> {
-        let Self { prompt, negative, size, schedule, guidance, embedded_scale, thresholding, .. } = self;
-        let Self { model, is_literal, sampler, seed, rng, variation, .. } = self;
-        let steps = schedule.steps();
+        // All fields, so that a new one is not forgotten. Those that are left out follow from the others.
+        let Self {
+            model,
+            prompt,
+            negative,
+            is_literal,
+            size,
+            shape: _,
+            source,
+            schedule,
+            guidance,
+            embedded_scale,
+            scales: _,
+            within: _,
+            thresholding,
+            sampler,
+            schedule_kind: _,
+            seed,
+            rng,
+            variation,
+            strength: _,
+            asked_steps: _,
+        } = self;
         let texts = (&prompt.source, negative.as_ref().map(|negative| &negative.source), is_literal);
-        let noise = (seed, rng, variation);
-        let text = format!(
-            "{model:?} {texts:?} {size} {steps:?} {guidance:?} {embedded_scale:?} {thresholding:?} {sampler} {noise:?}"
-        );
+        let steps = (schedule.steps(), sampler.to_string(), guidance, embedded_scale, thresholding);
+        let source = match source {
+            Source::Noise => "noise".into(),
+            Source::Picture(_) => "picture".into(),
+            Source::Masked { starts_from_noise, keeps_outside, .. } => {
+                format!("masked {starts_from_noise} {keeps_outside}")
+            }
+            Source::Edited(_) => "edited".into(),
+            Source::Enlarged { level, .. } => format!("enlarged {level}"),
+        };
+        let text = format!("{model:?} {texts:?} {size} {steps:?} {:?} {source}", (seed, rng, variation));
         let mut digest = Sha256::new_with_prefix(text);
         let (mask, picture) = self.images();
         if let Some(mask) = mask {

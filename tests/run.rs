@@ -99,6 +99,7 @@ fn snapshots_of_another_run_are_refused() {
     for other in [
         Draft { prompt: "a green apple".into(), ..draft() },
         Draft { seed: Some(2), ..draft() },
+        Draft { init: Some(image::RgbImage::new(64, 64).into()), strength: Some(1.0), ..draft() },
         Draft { steps: Some(5), ..draft() },
         Draft { guidance: Some(2.0.into()), ..draft() },
     ] {
