@@ -92,8 +92,8 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let rounded = first.rounded_timesteps(&model);
     if rounded > 0 {
         say(format_args!(
-            "timesteps: {rounded} of {} are not whole, and are rounded, because this model's U-Net takes whole ones alone; \
-             --sampler ddim, or --schedule trailing or simple, has whole ones",
+            "timesteps: {rounded} of {} are fractions and are rounded, because this model's U-Net takes integers only; \
+             --sampler ddim, or --schedule trailing or simple, has integer timesteps",
             first.steps()
         ));
     }
