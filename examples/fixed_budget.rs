@@ -39,7 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let largest = &requests[1];
     let mut options = Options::default();
     let plan = Plan::new(&model, largest, &options.session, budget)?;
-    println!("planned peak: {} KiB of {} KiB", plan.peak_bytes >> 10, budget.bytes() >> 10);
+    println!("planned peak: {} KiB of {} KiB", plan.peak_bytes() >> 10, budget.bytes() >> 10);
     options.plan = Some(plan);
 
     let mut pipeline = Pipeline::open(&model, &options)?;

@@ -25,8 +25,8 @@ pub use self::library::Library;
 pub(crate) use self::pool::SPARE_BYTES;
 pub use self::provider::{About, Precision, Provider, ProviderKind, Providers};
 use self::stream::Streamed;
-pub use self::sys::Heap;
 use self::sys::{Found, Input, Opening};
+pub use self::sys::{Heap, disable_telemetry};
 use crate::graph::{BoundGraph, Dim, Port};
 use crate::weights::{Dtype, Weights};
 use crate::{Error, ErrorKind};
@@ -191,6 +191,8 @@ pub struct Session {
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     run: Run,
+    /// Outlives `run`, whose memory is of the pool.
+    _limit: PoolLimit,
     weights: Arc<Weights>,
     placement: Placement,
     cancel: Cancel,
@@ -245,7 +247,7 @@ impl Session {
                 Err(reason) => placement.passed_over.push((provider.clone(), reason)),
             }
         }
-        let (run, compilation) = loop {
+        let (run, compilation, limit) = loop {
             // All that was asked for is missing: the first was wanted most.
             let Some((first, _)) = providers.first() else {
                 let (provider, reason) = placement.passed_over.swap_remove(0);
@@ -278,7 +280,7 @@ impl Session {
         }
         placement.providers = providers.into_iter().map(|(provider, _)| provider).collect();
         let cancel = options.cancel.clone();
-        Ok(Self { name, inputs, outputs, run, weights, placement, cancel, compilation })
+        Ok(Self { name, inputs, outputs, run, _limit: limit, weights, placement, cancel, compilation })
     }
 
     /// Where it runs.
@@ -405,7 +407,7 @@ fn open_on(
     bound: &BoundGraph,
     providers: &[(Provider, Found)],
     options: &SessionOptions,
-) -> Result<(Run, Option<Compilation>), Error> {
+) -> Result<(Run, Option<Compilation>, PoolLimit), Error> {
     let (first, found) = &providers[0];
     if first.is_cpu()
         && let Some((operator, providers)) =
@@ -442,7 +444,7 @@ fn open_on(
     let compilation = Compilation::begin(&bound.name, &found.canonical, cache.as_ref(), root, watch);
     let runtime = library.runtime();
     let how = Opening { threads: options.threads.get(), copies, budget_bytes: options.budget_bytes };
-    runtime.pool().limit(options.pool_bytes);
+    let limit = PoolLimit::new(library, options.pool_bytes);
     let run = match options.residency {
         Residency::Keep | Residency::PerStage => bound.weights.lend(bound.files()).and_then(|weights| {
             sys::Session::open(runtime, &bound.encode(), weights, how, &providers).map(Run::Whole)
@@ -457,7 +459,26 @@ fn open_on(
             .source(error)
             .help(format!("{},cpu runs the operators that it lacks on the CPU", first.kind)),
     })?;
-    Ok((run, compilation))
+    Ok((run, compilation, limit))
+}
+
+/// What a session lets the pool keep, for as long as it is open.
+struct PoolLimit {
+    library: &'static Library,
+    limit_bytes: Option<usize>,
+}
+
+impl PoolLimit {
+    fn new(library: &'static Library, limit_bytes: Option<usize>) -> Self {
+        library.runtime().pool().limit(limit_bytes);
+        Self { library, limit_bytes }
+    }
+}
+
+impl Drop for PoolLimit {
+    fn drop(&mut self) {
+        self.library.runtime().pool().unlimit(self.limit_bytes);
+    }
 }
 
 /// A tensor that a graph has given.

@@ -360,7 +360,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn a_budget_that_is_exceeded_is_an_error() {
         let mut pipeline = planned(draft(128)).unwrap();
-        pipeline.plan.as_mut().unwrap().budget_bytes = 1 << 20;
+        pipeline.plan = pipeline.plan.take().map(|plan| plan.with_budget(1 << 20));
         let request = Request::new(draft(128), pipeline.manifest()).unwrap();
         let mut held = Vec::new();
         let result = pipeline.generate(&request, |_| {

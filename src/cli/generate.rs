@@ -160,7 +160,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         "seconds": { "open": seconds(opened), "all": seconds(started.elapsed()) },
         "memory": {
             "budget_bytes": drawing.memory.map(Budget::bytes),
-            "planned_bytes": options.plan.as_ref().map(|plan| plan.peak_bytes),
+            "planned_bytes": options.plan.as_ref().map(Plan::peak_bytes),
             "peak_bytes": memory::peak_bytes(),
         },
     });

@@ -50,10 +50,10 @@ fn table(plan: &Plan) -> String {
         "{:<16} {:<10} {:>5} {:>6} {:>11} {:>15} {:>9} {:>8}\n",
         "stage", "weights", "batch", "tile", "weights MiB", "activations MiB", "peak MiB", "GMAC"
     );
-    if let Some(bytes) = plan.images_peak_bytes {
+    if let Some(bytes) = plan.images_peak_bytes() {
         writeln!(text, "{:<60} {:>15} {:>9}", "images", "", mib(bytes)).expect("a String takes all text");
     }
-    for stage in &plan.stages {
+    for stage in plan.stages() {
         let Stage {
             stage: name,
             residency,
@@ -78,10 +78,10 @@ fn table(plan: &Plan) -> String {
     writeln!(
         text,
         "peak {} MiB of {} MiB, of which {} MiB before the first stage; {} MiB would do",
-        mib(plan.peak_bytes),
-        mib(plan.budget_bytes),
-        mib(plan.base_bytes),
-        mib(plan.least_bytes),
+        mib(plan.peak_bytes()),
+        mib(plan.budget_bytes()),
+        mib(plan.base_bytes()),
+        mib(plan.least_bytes()),
     )
     .expect("a String takes all text");
     text

@@ -26,8 +26,9 @@ impl Library {
     ///
     /// A process has one library: once one is loaded, it is what further calls give.
     ///
-    /// Sets `ORT_DISABLE_TELEMETRY` in the environment of this process: in a program with other threads, load the
-    /// library before any of them runs C code that reads the environment.
+    /// ONNX Runtime 1.31 and later notes every start in a database in the user's home, unless `ORT_DISABLE_TELEMETRY` is in
+    /// the environment: a program that does not want that sets it before, or calls
+    /// [`disable_telemetry`](super::disable_telemetry) first.
     ///
     /// # Errors
     /// [`ErrorKind::Runtime`] when no candidate can be loaded, naming each with the reason; when `explicit` names
@@ -66,6 +67,11 @@ impl Library {
                  executable, or build without CALOTYPE_ORT=system",
             sys::LOWEST_MINOR
         )))
+    }
+
+    /// Whether one is loaded.
+    pub fn is_loaded() -> bool {
+        Self::loaded().is_some()
     }
 
     /// The one that is loaded, if one is.

@@ -74,7 +74,9 @@ pub(super) struct Pool {
     kept_bytes: usize,
     /// The most that was in use at once.
     most_used_bytes: usize,
+    /// The least of those of the sessions that are open.
     limit_bytes: Option<usize>,
+    limits: Vec<Option<usize>>,
 }
 
 impl Pool {
@@ -134,10 +136,22 @@ impl Pool {
         self.most_used_bytes = self.used_bytes;
     }
 
-    /// The most bytes that blocks may have before kept ones are let go of.
+    /// The most bytes that blocks may have before kept ones are let go of, of a session that is opened. Of several sessions
+    /// the least counts: one without a limit leaves the promises of others alone.
     pub(super) fn limit(&mut self, limit_bytes: Option<usize>) {
-        self.limit_bytes = limit_bytes;
+        self.limits.push(limit_bytes);
+        self.limit_bytes = self.limits.iter().flatten().min().copied();
         self.trim();
+    }
+
+    /// The end of a session with this limit. That of the last one stays until another is opened.
+    pub(super) fn unlimit(&mut self, limit_bytes: Option<usize>) {
+        if let Some(place) = self.limits.iter().position(|limit| *limit == limit_bytes) {
+            self.limits.swap_remove(place);
+        }
+        if !self.limits.is_empty() {
+            self.limit_bytes = self.limits.iter().flatten().min().copied();
+        }
     }
 
     /// How many bytes blocks in use and kept ones may have together. Without a limit a quarter more than was ever in use:
@@ -203,6 +217,27 @@ mod tests {
         assert_eq!(pool.used_bytes + pool.kept_bytes, 4 * MIB);
         assert!(pool.take(MIB, None).is_ok(), "what is needed is had");
         assert!(pool.take(usize::MAX, None).is_err());
+    }
+
+    #[test]
+    fn the_least_limit_of_the_open_sessions_counts() {
+        let mut pool = Pool::default();
+        for (limit, expected) in
+            [(Some(8), Some(8)), (None, Some(8)), (Some(4), Some(4)), (Some(16), Some(4))]
+        {
+            pool.limit(limit);
+            assert_eq!(pool.limit_bytes, expected);
+        }
+        for (limit, expected) in [(Some(4), Some(8)), (Some(8), Some(16)), (Some(16), None), (None, None)] {
+            pool.unlimit(limit);
+            assert_eq!(pool.limit_bytes, expected);
+        }
+        // The limit of the last session stays for what it leaves behind.
+        pool.limit(Some(2));
+        pool.unlimit(Some(2));
+        assert_eq!(pool.limit_bytes, Some(2));
+        pool.limit(None);
+        assert_eq!(pool.limit_bytes, None);
     }
 
     #[test]

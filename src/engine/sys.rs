@@ -58,16 +58,27 @@ pub(super) struct Found {
     devices: Vec<usize>,
 }
 
+/// Keeps ONNX Runtime from noting in the user's home that it was started, by setting `ORT_DISABLE_TELEMETRY` in the
+/// environment of this process; whether that could be done. To be called first of all: where other threads run, whose C
+/// code may be reading the environment, nothing is set, and the same holds where it is not known.
+pub fn disable_telemetry() -> bool {
+    let is_alone = match std::fs::read_dir("/proc/self/task") {
+        Ok(threads) => threads.count() == 1,
+        Err(_) => cfg!(windows),
+    };
+    if is_alone {
+        // SAFETY: no other thread reads the environment, because there is none; Windows locks it.
+        unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
+    }
+    is_alone
+}
+
 impl Runtime {
     /// Loads the library at `path`, or by name as the dynamic linker does when `path` has no folder.
     ///
     /// `ort` could do this itself, but it keeps the reason of a failure to itself, does not tell the version, and
     /// panics where a library that is not what it says gives null.
     pub(super) fn load(path: &Path) -> Result<Self, String> {
-        // ONNX Runtime 1.31 notes every start in a database in the user's home before it can be asked not to.
-        // SAFETY: Rust's own readers of the environment are locked out meanwhile; C code in another thread that reads
-        // it at this very moment is the caller's to rule out, as it says in the documentation of `Library::load`.
-        unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
         spare_address_space();
         type GetApiBase = unsafe extern "C" fn() -> *const OrtApiBase;
         // SAFETY: opening a library runs its constructors. The user chose the file, or the administrator, or our build.
