@@ -405,7 +405,7 @@ impl SamplerKind {
                 diffusers: "DPMSolverMultistepScheduler algorithm_type=sde-dpmsolver++ solver_type=heun",
                 a1111: "DPM++ 2M SDE Heun",
                 comfyui: "dpmpp_2m_sde_heun",
-                others: &["dpmpp_2m_sde_heun_gpu"],
+                others: &["dpmpp_2m_sde_heun_gpu", "k_dpmpp_2m_sde_heun"],
                 defaults: Settings { solver: Solver::Heun, ..SDE },
                 keys: SOLVER_SDE,
                 max_order: dpm::MAX_ORDER,
@@ -505,6 +505,7 @@ impl SamplerKind {
                 a1111: "LCM",
                 comfyui: "lcm",
                 sd_cpp: "lcm",
+                others: &["k_lcm"],
                 grid: Grid::Whole,
                 ..USUAL
             },
