@@ -48,12 +48,8 @@ fn floats(place: &str, view: TensorView<'_>) -> Result<Vec<f32>, Error> {
         }
         // Beyond the range of single precision they become infinite, and are refused below.
         Dtype::F64 => bytes.as_chunks().0.iter().map(|&bytes| f64::from_le_bytes(bytes) as f32).collect(),
-        other => match other.name() {
-            "F8_E4M3" => bytes.iter().map(|&byte| e4m3(byte)).collect(),
-            // The upper half of a half.
-            "F8_E5M2" => bytes.iter().map(|&byte| f16::from_bits(u16::from(byte) << 8).to_f32()).collect(),
-            _ => return Err(Error::new(ErrorKind::Model, format!("{place}: expected floats, got {other}"))),
-        },
+        // Floats of 8 bits are 16-bit ones in `Weights`.
+        other => return Err(Error::new(ErrorKind::Model, format!("{place}: expected floats, got {other}"))),
     };
     match first_not_finite(&values) {
         Some(index) => Err(Error::new(
@@ -62,18 +58,6 @@ fn floats(place: &str, view: TensorView<'_>) -> Result<Vec<f32>, Error> {
         )),
         None => Ok(values),
     }
-}
-
-/// A number of four bits of exponent, three of mantissa and no infinity (Micikevicius et al. 2022, "FP8 formats for deep
-/// learning", table 1).
-fn e4m3(byte: u8) -> f32 {
-    let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f32::from(byte & 7));
-    let size = match (exponent, byte & 7) {
-        (15, 7) => f32::NAN,
-        (0, _) => mantissa * (-9f32).exp2(),
-        _ => (8.0 + mantissa) * ((exponent - 10) as f32).exp2(),
-    };
-    if byte & 0x80 == 0 { size } else { -size }
 }
 
 /// The little-endian bytes of values as a type of floats, to which they are rounded; or the first value that is not

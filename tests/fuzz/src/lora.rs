@@ -39,11 +39,13 @@ fn naive(bytes: &[u8]) {
     let mut choices = Choices(bytes);
     let [rows, columns] = [0; 2].map(|_| 1 + choices.below(6));
     let rank = 1 + choices.below(4);
-    let dtype = ["F32", "F16", "BF16"][choices.below(3)];
+    let dtype = ["F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2"][choices.below(6)];
     let (is_kohya, has_alpha) = (choices.byte() % 2 == 0, choices.byte() % 2 == 0);
     let (alpha, strength) = (choices.number(), choices.number());
     let mut numbers = |count: usize| -> Vec<f32> { (0..count).map(|_| choices.number()).collect() };
-    let (weight, down, up) = (numbers(rows * columns), numbers(rank * columns), numbers(rows * rank));
+    let weight = numbers(rows * columns);
+    let [down, up] = [rank * columns, rows * rank]
+        .map(|count| -> Vec<f32> { numbers(count).into_iter().map(|number| held(dtype, number)).collect() });
 
     let (down_name, up_name, alpha_name) = if is_kohya {
         let stem = format!("lora_unet_{}", MODULE.replace('.', "_"));
@@ -77,10 +79,31 @@ fn naive(bytes: &[u8]) {
     }
 }
 
+/// A number that this type has, near one that all wider ones have.
+fn held(dtype: &str, number: f32) -> f32 {
+    let mantissa_bits = match dtype {
+        "F8_E4M3" => 3,
+        "F8_E5M2" => 2,
+        _ => return number,
+    };
+    f32::from_bits(number.to_bits() & (u32::MAX << (23 - mantissa_bits)))
+}
+
 fn stored(dtype: &str, numbers: &[f32]) -> Vec<u8> {
     match dtype {
         "F16" => numbers.iter().flat_map(|&number| f16::from_f32(number).to_le_bytes()).collect(),
         "BF16" => numbers.iter().flat_map(|&number| bf16::from_f32(number).to_le_bytes()).collect(),
+        "F64" => numbers.iter().flat_map(|&number| f64::from(number).to_le_bytes()).collect(),
+        // The upper half of a half.
+        "F8_E5M2" => numbers.iter().map(|&number| f16::from_f32(number).to_le_bytes()[1]).collect(),
+        // The least exponent of numbers that are no less than 1/16 is 3 of 15.
+        "F8_E4M3" => numbers
+            .iter()
+            .map(|number| match number.to_bits() {
+                bits if bits << 1 == 0 => 0,
+                bits => (bits >> 24 & 0x80) as u8 | ((bits >> 20 & 0x7ff) - ((127 - 7) << 3)) as u8,
+            })
+            .collect(),
         _ => numbers.iter().flat_map(|number| number.to_le_bytes()).collect(),
     }
 }
