@@ -29,9 +29,9 @@ use crate::tensor::{LatentShape, PixelSize};
 use crate::tile::Tile;
 use crate::{Error, ErrorKind};
 
-/// What more the process takes than it has when it plans: pages of ONNX Runtime's library that its kernels touch (9 MiB on
-/// x86-64, whatever the model), and small things of ours and of its threads.
-const OVERHEAD_BYTES: u64 = 17 << 20;
+/// What more the process takes than it has when it plans. Measured on x86-64 (`smaps` at the peak): 9 MiB of ONNX Runtime's
+/// code that kernels touch, whatever the model, and 1 MiB of the program and the C library; the rest is for the heap.
+const OVERHEAD_BYTES: u64 = 13 << 20;
 /// What opening ONNX Runtime's library takes, where it is opened after the plan (18.6 MiB measured on x86-64, with its
 /// environment).
 const LIBRARY_BYTES: u64 = 22 << 20;
@@ -43,9 +43,9 @@ const TOKENIZER_PART: u64 = 7;
 const COPIES_PART: u64 = 2;
 /// The part of what is free that is left to others when no budget is given.
 const RESERVED_PART: u64 = 8;
-/// By how much what the process has when it plans may differ between two runs of one command: what the loader has
-/// touched, and where pages happen to be. What is named as enough includes it.
-const VARIATION_BYTES: u64 = 1 << 20;
+/// By how much what the process has when it plans may differ between two runs of one command: 2.4 MiB at most in twelve runs
+/// of one plan, mostly one large page of a mapped file, which is there or not. What is named as enough includes it.
+const VARIATION_BYTES: u64 = 3 << 20;
 /// How many latents a run keeps beside those that the U-Net is fed: samplers' and solvers' past steps, noise, the picture
 /// that is drawn from.
 const LATENTS: usize = 12;
@@ -622,14 +622,15 @@ impl Planner {
         // Tensors that LoRA files change are in private memory from then on.
         let (added_bytes, temporary_bytes) =
             part.added_cost().map_or((0, 0), |cost| (cost.bytes as u64, cost.temporary_bytes as u64));
-        // Converted or repacked once; what opening leaves beside that is given back.
+        // Converted or repacked once, with padding; what opening leaves beside that is given back.
         let copied_bytes = engine::copied_bytes(&bound) as u64;
-        let copies_bytes = copied_bytes + copied_bytes / 4;
+        let copies_bytes = copied_bytes + copied_bytes / 8;
         let mut ways = vec![Way {
             residency: Residency::PerStage,
             batch,
             tile: None,
-            // In one session they are there twice for a time: peaks were up to 0.7 of them above plans that counted them once.
+            // Once as sums, and once as the pages of the originals in the file, which the kernel brings into memory with the
+            // neighbours that are used (half of them in f16 and f32). Segments give those back when they end.
             weights_bytes: all + 2 * added_bytes,
             repacked_bytes: whole.repacked_bytes as u64,
             activations_bytes: padded(whole_bytes),

@@ -7,6 +7,11 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+use self::group::limited;
+
+#[path = "families/group.rs"]
+mod group;
+
 /// How much more than is measured may be planned.
 const MOST_OVER: f64 = 1.25;
 /// Of smaller peaks a share says little: what the library and its threads take is most of them.
@@ -33,7 +38,14 @@ fn draw(folder: &Path, size: &str, budget: Option<&str>) -> (image::RgbImage, f6
     let mut arguments = vec!["generate", "a red apple on a blue background", "--seed", "7", "--steps", "2"];
     arguments.extend(["--size", size, "--json", "-o", path.to_str().unwrap()]);
     arguments.extend(budget.iter().flat_map(|budget| ["--memory", budget]));
-    let output = calotype(&arguments);
+    // The budget is also the kernel's limit, where it can be: a run that exceeds it is killed.
+    let program = env!("CARGO_BIN_EXE_calotype");
+    let limit_mib = budget.map(|budget| budget.trim_end_matches("MiB").parse::<f64>().unwrap());
+    let (mut command, _group) = match limit_mib {
+        Some(limit_mib) => limited(program, (limit_mib * MIB) as u64),
+        None => (Command::new(program), None),
+    };
+    let output = command.args(&arguments).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let json = json(&output);
     let placements: Vec<&Value> = json["placements"].as_array().unwrap().iter().collect();
@@ -69,6 +81,34 @@ fn what_is_planned_is_kept_and_hardly_more() {
                 whole = Some(picture);
             }
         }
+    }
+}
+
+/// Sizes of the grid on which the built-in model once exceeded the smallest budget that it named, 64 to 576 by 64 to 512: a
+/// run refused for want of memory names a budget with which the same run is neither refused again nor above it.
+#[test]
+fn the_smallest_budget_is_enough_at_every_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("picture.png");
+    for size in ["64x64", "256x192", "576x64", "64x512", "384x448", "576x512"] {
+        let draw = |budget: &str, bytes: u64| {
+            let (mut command, _group) = limited(env!("CARGO_BIN_EXE_calotype"), bytes);
+            let arguments =
+                ["generate", "a red apple", "--seed", "1", "--steps", "1", "--json", "--size", size];
+            command.args(arguments).args(["--memory", budget, "-o"]).arg(&path).output().unwrap()
+        };
+        let refused = draw("20MiB", 0);
+        let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(5), "{size}: {message}");
+        let least = message.split("at least ").nth(1).and_then(|rest| rest.split(' ').next());
+        let least_mib: u64 =
+            least.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{message:?}"));
+        let output = draw(&format!("{least_mib}MiB"), least_mib << 20);
+        assert!(output.status.success(), "{size} at {least_mib} MiB: {output:?}");
+        let json = json(&output);
+        let [planned, peak] =
+            ["planned_bytes", "peak_bytes"].map(|name| number(&json, &["memory", name]) / MIB);
+        assert!(peak <= planned && planned <= least_mib as f64, "{size}: {least_mib}, {planned}, {peak}");
     }
 }
 

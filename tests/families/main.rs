@@ -3,6 +3,7 @@
 
 mod adapters;
 mod golden;
+mod group;
 mod mapped;
 mod memory;
 mod onnx;

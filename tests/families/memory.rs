@@ -9,7 +9,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::golden::{Precision, desk};
+use super::group::limited;
 use super::{onnx, wide};
 
 const MIB: u64 = 1 << 20;
@@ -191,52 +192,10 @@ fn rows(count: usize, seed: u64, subjects: &[Subject], folder: &Path) -> Vec<Row
 
 /// A run of the program within a limit of memory of the kernel's, where that can be had.
 fn run(arguments: &[String], budget_bytes: u64, out: &Path) -> Output {
-    let program = env!("CARGO_BIN_EXE_calotype");
     let budget = format!("{budget_bytes}B");
-    let group = Group::new(budget_bytes);
-    let mut command = Command::new("sh");
-    match &group {
-        Some(group) => command.args(["-c", "echo 0 > \"$0\"/cgroup.procs && exec \"$@\""]).arg(&group.0),
-        None => command.args(["-c", "exec \"$@\"", "sh"]),
-    };
-    command.arg(program).args(arguments).args(["--json", "--memory", &budget, "-o"]).arg(out);
+    let (mut command, _group) = limited(env!("CARGO_BIN_EXE_calotype"), budget_bytes);
+    command.args(arguments).args(["--json", "--memory", &budget, "-o"]).arg(out);
     command.output().unwrap()
-}
-
-/// A memory control group of version 1 or 2 for one run; its folder.
-struct Group(PathBuf);
-
-impl Group {
-    /// None for so little that no process could start, and where none can be made.
-    fn new(limit_bytes: u64) -> Option<Self> {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("calotype-sweep-{}-{number}", std::process::id());
-        let places = [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")];
-        let (root, limit) = places.iter().find(|(root, _)| {
-            Path::new(root).join("memory.stat").exists()
-                || Path::new(root).join("memory.limit_in_bytes").exists()
-        })?;
-        if limit_bytes < 64 * MIB {
-            return None;
-        }
-        let folder = Path::new(root).join(name);
-        fs::create_dir(&folder).ok()?;
-        let group = Self(folder);
-        fs::write(group.0.join(limit), limit_bytes.to_string()).ok()?;
-        Some(group)
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        for _ in 0..100 {
-            if fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
-    }
 }
 
 /// The budget that a refusal names.
