@@ -75,6 +75,7 @@ pub(super) fn source(tensors: &[Packed]) -> String {
     let mut hash = Sha256::new();
     for tensor in tensors {
         tensor.digest(&tensor.source.to_bytes(), &mut hash);
+        tensor.source.release();
     }
     hex(&hash.finalize())
 }
@@ -112,6 +113,8 @@ pub(super) fn write(
         let source = tensor.source.to_bytes();
         tensor.digest(&source, &mut hash);
         tensor.write(&source, to)?;
+        // Else all of the source would be in memory at the end.
+        tensor.source.release();
         on_tensor(tensor.len_bytes());
     }
     Ok(hex(&hash.finalize()))

@@ -6,7 +6,7 @@
 //! takes other rows, also of middling width, and appends them to FILE as JSON lines.
 #![cfg(target_os = "linux")]
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Output;
