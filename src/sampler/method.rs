@@ -340,9 +340,11 @@ impl Key {
 mod tests {
     use super::*;
 
-    /// What programs call their samplers, with the schedule that is in the name, if any; nothing for those that are not
-    /// here, which are refused.
-    const ELSEWHERE: [(&str, Option<(&str, Option<&str>)>); 106] = [
+    /// A method, and the schedule that is in the name, if any.
+    type Read = (&'static str, Option<&'static str>);
+
+    /// What programs call their samplers; nothing for those that are not here, which are refused.
+    const ELSEWHERE: [(&str, Option<Read>); 106] = [
         // A1111's labels, and the aliases under which its texts and programming interface also know them.
         ("DPM++ 2M", Some(("dpm++2m", None))),
         ("k_dpmpp_2m", Some(("dpm++2m", None))),
