@@ -6,7 +6,7 @@ use std::error::Error;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 
-use calotype::engine::{Heap, Refusal, exit_when_exhausted};
+use calotype::engine::{Heap, Refusal, disable_telemetry, exit_when_exhausted};
 use calotype::memory::peak_bytes;
 use calotype::model::Model;
 use calotype::pipeline::{Options, Pipeline};
@@ -24,6 +24,8 @@ fn report(refusal: &Refusal) {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
+    // Before any other thread: it writes the environment.
+    disable_telemetry();
     // The same for threads of ONNX Runtime, and exit code 4 for a model file that is truncated while in use.
     exit_when_exhausted(report);
     exit_when_truncated("fixed_budget: ");
