@@ -185,7 +185,7 @@ impl Random {
     /// An image of random kind: noise, or one colour.
     fn image(&mut self, width: u32, height: u32) -> DynamicImage {
         let count = width as usize * height as usize;
-        let is_flat = self.next() % 4 == 0;
+        let is_flat = self.next().is_multiple_of(4);
         let mut bytes = |channels: usize| -> Vec<u8> {
             (0..count * channels).map(|_| if is_flat { 77 } else { self.next() as u8 }).collect()
         };
@@ -233,10 +233,14 @@ fn random_images_as_another_reader_sees_them_and_within_what_is_planned() {
         let expected = image::load_from_memory_with_format(&bytes, format).unwrap().to_rgba8();
         let file = ImageFile::from_bytes("x", bytes).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(file.dimensions(), (width, height), "{name}");
-        let (most, _) = distances(&decoded_to(&name, &file, width, height), &expected);
+        let whole = decoded_to(&name, &file, width, height);
+        let (most, _) = distances(&whole, &expected);
         assert!(most <= 1.0, "{name}: off by {most}");
-        let small = (random.side(200), random.side(200));
-        assert_eq!(decoded_to(&name, &file, small.0, small.1).dimensions(), small, "{name}");
+        let (width, height) = (random.side(200), random.side(200));
+        let scaled = decoded_to(&name, &file, width, height);
+        let expected = image::imageops::resize(&whole, width, height, image::imageops::FilterType::Lanczos3);
+        let (most, _) = distances(&scaled, &DynamicImage::from(expected).to_rgba8());
+        assert!(most <= 2.0, "{name} to {width}x{height}: off by {most}");
         compared += 1;
     }
     assert!(compared > 150, "{compared} images");
@@ -255,5 +259,28 @@ fn flat_gifs() {
             let (most, _) = distances(&decoded_to(&name, &file, width, height), &image.to_rgba8());
             assert!(most <= 1.0, "{name}: off by {most}");
         }
+    }
+}
+
+/// Those whose decoders keep more than pixels, so large that it shows: all coefficients of a progressive JPEG, and the tables
+/// of a WebP without loss.
+#[test]
+fn what_decoders_keep_beside_pixels() {
+    let mut random = Random(7);
+    let (width, height) = (2000, 1500);
+    let waves = RgbImage::from_fn(width, height, |x, y| {
+        image::Rgb([(x / 8) as u8, (y / 8) as u8, ((x + y) / 16) as u8])
+    });
+    let mut progressive = Vec::new();
+    let mut encoder = jpeg_encoder::Encoder::new(&mut progressive, 80);
+    encoder.set_progressive(true);
+    encoder.set_sampling_factor(jpeg_encoder::SamplingFactor::F_1_1);
+    encoder.encode(waves.as_raw(), width as u16, height as u16, jpeg_encoder::ColorType::Rgb).unwrap();
+    let noise =
+        RgbImage::from_fn(1000, 1000, |_, _| image::Rgb([random.next() as u8, random.next() as u8, 9]));
+    let mut webp = Cursor::new(Vec::new());
+    DynamicImage::from(noise).write_to(&mut webp, ImageFormat::WebP).unwrap();
+    for (name, bytes) in [("progressive", progressive), ("webp", webp.into_inner())] {
+        decoded_to(name, &ImageFile::from_bytes(name, bytes).unwrap(), 128, 96);
     }
 }
