@@ -3,8 +3,8 @@
     python export/golden_images.py tests/golden/images.safetensors
 
 NAME.file    the file, written by Pillow or tifffile, or here (PNG, interlaced or not, of every colour type and depth)
-NAME.rgba    what is in it, `[height, width, 4]` of 8 bits: what was written where that loses nothing, else what Pillow reads
-             (libjpeg, libwebp). Large files have none: they are there for the memory that decoding takes.
+NAME.rgba    what is in it, `[height, width, 4]` of 8 bits: what was written where that loses nothing, else what Pillow
+             reads (libjpeg, libwebp). Large files have none: they are there for the memory that decoding takes.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def smooth(height: int, width: int, channels: int, rate: float = 0.3) -> np.ndar
     """Waves, which lossy formats keep."""
     y, x = np.mgrid[0:height, 0:width]
     waves = [
-        127.5 + 127 * np.sin(rate * random.uniform(0.1, 1) * x + rate * random.uniform(0.1, 1) * y + random.uniform(0, 6))
+        127.5
+        + 127 * np.sin(rate * random.uniform(0.1, 1) * x + rate * random.uniform(0.1, 1) * y + random.uniform(0, 6))
         for _ in range(channels)
     ]
     return np.stack(waves, -1).round().astype(np.uint8)
@@ -71,7 +72,9 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(color: int, depth: int, interlaced: bool, transparent: bool, height: int, width: int) -> tuple[bytes, np.ndarray]:
+def png(
+    color: int, depth: int, interlaced: bool, transparent: bool, height: int, width: int
+) -> tuple[bytes, np.ndarray]:
     """A PNG and its pixels (PNG, third edition, sections 7 to 11)."""
     samples = noise((height, width, SAMPLES[color]), np.uint16) >> (16 - depth)
     palette = noise((1 << depth if color == 3 else 0, 3))
@@ -146,12 +149,15 @@ def tiff_of_palette(indices: np.ndarray, table: np.ndarray, bits: int) -> bytes:
     short, long = 3, 4
     fields = [
         (256, short, 1, width), (257, short, 1, height), (258, short, 1, bits), (259, short, 1, 1), (262, short, 1, 3),
-        (273, long, 1, end + 2 * table.size), (278, short, 1, height), (279, long, 1, len(data)), (320, short, table.size, end),
+        (273, long, 1, end + 2 * table.size), (278, short, 1, height), (279, long, 1, len(data)),
+        (320, short, table.size, end),
     ]  # fmt: skip
     out = b"MM\0*" + struct.pack(">IH", 8, entries)
     for tag, kind, count, value in fields:
         is_short = kind == short and count == 1
-        out += struct.pack(">HHI", tag, kind, count) + struct.pack(">HH" if is_short else ">I", *([value, 0] if is_short else [value]))
+        out += struct.pack(">HHI", tag, kind, count) + struct.pack(
+            ">HH" if is_short else ">I", *([value, 0] if is_short else [value])
+        )
     return out + bytes(4) + table.astype(">u2").tobytes() + data
 
 
@@ -190,7 +196,8 @@ def small() -> None:
         put(f"webp.{'lossless' if lossless else 'lossy'}{'.alpha' * alpha}.{number}", file, read(file))
     frames = [Image.fromarray(smooth(20, 28, 4 if alpha else 3)) for alpha in (True, True)]
     for lossless in (False, True):
-        file = saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=lossless, exact=True, quality=85)
+        options = {"lossless": lossless, "exact": True, "quality": 85}
+        file = saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], **options)
         put(f"webp.{'lossless' if lossless else 'lossy'}.animated", file, read(file))
     for name, image in [
         ("rgb", Image.fromarray(noise((7, 5, 3)))),
@@ -243,7 +250,7 @@ def small() -> None:
         put(f"tiff.{name}", tiff(pixels, photometric=photometric), largest - pixels if "white" in name else pixels)
     pixels = noise((8, 11, 4))
     put("tiff.unspecified", tiff(pixels, photometric="rgb", extrasamples=["unspecified"]), pixels[..., :3])
-    # Colours that were multiplied by alpha (associated alpha): what is laid on white is their sum with what is left of it.
+    # Colours that were multiplied by alpha (associated alpha): laid on white they are summed with what is left of it.
     pixels = noise((8, 11, 4))
     pixels[..., 3] |= 1
     multiplied = pixels.copy()
@@ -265,7 +272,8 @@ def large() -> None:
     frames = [Image.fromarray(flat), Image.fromarray(flat[::-1])]
     put("large.webp.animated", saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], quality=20), None)
     put("large.webp.lossless", saved(Image.fromarray(flat), "WEBP", lossless=True), None)
-    put("large.gif", saved(Image.fromarray(flat).quantize(4), "GIF", save_all=True, append_images=[frames[1].quantize(4)]), None)
+    still, moved = Image.fromarray(flat).quantize(4), frames[1].quantize(4)
+    put("large.gif", saved(still, "GIF", save_all=True, append_images=[moved]), None)
     put("large.tiff.deflate", saved(Image.fromarray(flat), "TIFF", compression="tiff_deflate"), None)
     put("large.tiff.group4", saved(Image.fromarray(flat).convert("1"), "TIFF", compression="group4"), None)
     for planar in ("contig", "separate"):

@@ -179,9 +179,9 @@ def case(name: str, steps: int, chosen: dict[str, Any]) -> dict[str, Any] | None
         return row
     if hasattr(scheduler, "sigmas"):
         sigmas = [float(sigma) for sigma in scheduler.sigmas]
-        # Methods of two evaluations have levels twice, and runs down to the lowest may reach it twice, but for rounding.
-        is_new = [abs(before - sigma) > 1e-6 * before for before, sigma in zip([-1.0, *sigmas], sigmas)]
-        row["sigmas"] = [short(sigma, DIGITS) for sigma, new in zip(sigmas, is_new) if new]
+        # Methods of two evaluations have levels twice, and runs down to the lowest may reach it twice.
+        is_new = [abs(before - sigma) > 1e-6 * before for before, sigma in zip([-1.0, *sigmas], sigmas, strict=False)]
+        row["sigmas"] = [short(sigma, DIGITS) for sigma, new in zip(sigmas, is_new, strict=True) if new]
     elif "LCM" in name or "TCD" in name or "DDPM" in name:
         kept = scheduler.alphas_cumprod[scheduler.timesteps].double()
         sigmas = (((1 - kept) / kept) ** 0.5).tolist()
