@@ -612,6 +612,38 @@ mod init {
     }
 
     #[test]
+    fn mask_without_white() {
+        let (desk, init) = desk(64, 64);
+        let mask = desk.path("mask.png");
+        image::GrayImage::new(64, 64).save(&mask).unwrap();
+        let said = desk.generate(&["x", "--init", &init, "--mask", mask.to_str().unwrap()]);
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        assert!(
+            said.stderr.contains("mask: has no white areas, so that nothing is repainted"),
+            "{}",
+            said.stderr
+        );
+        let drawn = image::open(desk.path("out.png")).unwrap().to_rgb8();
+        assert_eq!(drawn, image::open(init).unwrap().to_rgb8());
+    }
+
+    /// The transparent half is repainted, and the other keeps its pixels.
+    #[test]
+    fn own_transparency_as_the_mask() {
+        let desk = Desk::new();
+        let init = desk.path(PNG);
+        image::RgbaImage::from_fn(64, 64, |x, _| image::Rgba([200, 30, 30, if x < 32 { 255 } else { 0 }]))
+            .save(&init)
+            .unwrap();
+        let report = desk.draws(&["x", "--init", init.to_str().unwrap(), "--mask", "alpha"]);
+        assert_eq!(receipts(&report)[0]["mask"], "alpha");
+        let drawn = image::open(desk.path("out.png")).unwrap().to_rgb8();
+        let is_kept = |x: u32| (0..64).all(|y| drawn.get_pixel(x, y).0 == [200, 30, 30]);
+        assert!((0..32).all(is_kept), "pixels outside of the mask changed");
+        assert!(!(32..64).any(is_kept), "nothing was repainted");
+    }
+
+    #[test]
     fn strength_without_it() {
         Desk::new().refuses(&["x", "--strength", "0.5"], 2, &["strength: expected an init image, got none"]);
     }
@@ -702,6 +734,21 @@ mod output {
         let said = desk.command(&["x"]).stdout(full).output().unwrap();
         Said::of(said).is_refusal(9, &["calotype: standard output: No space left on device"]);
         assert_eq!(desk.files(), ["out.png"]);
+    }
+
+    /// As with `| head -c 10`: whoever closes the pipe has read enough.
+    #[cfg(unix)]
+    #[test]
+    fn standard_output_that_is_closed_early() {
+        let desk = Desk::new();
+        for args in [&["-o", "-"][..], &["--json"]] {
+            let mut command = desk.command(&[&["x"], args].concat());
+            let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            drop(child.stdout.take());
+            let said = Said::of(child.wait_with_output().unwrap());
+            assert_eq!(said.code, Some(0), "{args:?}: {}", said.stderr);
+            assert!(!said.stderr.contains("calotype:"), "{args:?}: {}", said.stderr);
+        }
     }
 
     #[test]

@@ -560,6 +560,23 @@ fn every_kind_reads_its_own_name() {
 }
 
 #[test]
+fn ends_are_set_by_name() {
+    let read = |text: &str| text.parse::<ScheduleKind>().unwrap().to_string();
+    assert_eq!(read("karras:final=sigma_min"), "karras:final=sigma_min");
+    assert_eq!(read("karras:final=zero"), "karras");
+    assert_eq!(read("karras:final=sigma_min,final=zero"), "karras");
+}
+
+/// One step of `linspace` takes the lowest timestep, as numpy's does.
+#[test]
+fn one_evenly_spaced_step_is_the_lowest() {
+    let curve = NoiseCurve::new(stable_diffusion(), 1000).unwrap();
+    let linspace = ScheduleKind::Spaced(Spacing::Linspace);
+    let schedule = Schedule::of(&linspace, &curve, Grid::Whole, 1).unwrap();
+    assert_eq!(timesteps(&schedule), [0.0]);
+}
+
+#[test]
 fn names_are_read_as_people_write_them() {
     let named = |name: &str| name.parse::<ScheduleKind>().unwrap();
     for (typed, name) in [

@@ -73,7 +73,11 @@ pub fn encode(
     out: &mut dyn Write,
 ) -> io::Result<Option<&'static str>> {
     match format {
-        OutputFormat::Png => png(image, recipe, out).map(|()| None),
+        OutputFormat::Png => png(image, recipe, out).map(|()| None).map_err(|error| match error {
+            // Its own way to an I/O error hides which it was.
+            png::EncodingError::IoError(error) => error,
+            other => io::Error::other(other),
+        }),
         OutputFormat::Jpeg => {
             let (mut exif, mut left_out) = (exif(Some(recipe.json), recipe.parameters), None);
             if exif.len() > MAX_EXIF_BYTES {
@@ -103,7 +107,7 @@ pub fn encode(
     }
 }
 
-fn png(image: &RgbImage, recipe: Recipe<'_>, out: &mut dyn Write) -> io::Result<()> {
+fn png(image: &RgbImage, recipe: Recipe<'_>, out: &mut dyn Write) -> Result<(), png::EncodingError> {
     let mut encoder = Encoder::new(out, image.width(), image.height());
     encoder.set_color(ColorType::Rgb);
     encoder.set_depth(BitDepth::Eight);
