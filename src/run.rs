@@ -17,7 +17,7 @@ use crate::stage::denoiser::{Denoiser, GuidedDenoiser, Told};
 use crate::stage::start::{Kept, Start};
 use crate::stage::text_encoder::TextEncoder;
 use crate::stage::vae::VaeDecoder;
-use crate::state::Record;
+use crate::state::{Record, refused};
 use crate::tile::Tile;
 use crate::tokenizer::Cut;
 use crate::{Error, ErrorKind};
@@ -322,9 +322,7 @@ impl<'a> Run<'a> {
 
     /// Takes a run that was just begun to where a snapshot was made.
     pub(crate) fn restore(&mut self, snapshot: &[u8]) -> Result<(), Error> {
-        let damaged = || {
-            Error::new(ErrorKind::Input, "snapshot: expected a whole one, got one that is damaged or cut off")
-        };
+        let damaged = || refused("expected a whole one, got one that is damaged or cut off".into());
         let (bytes, digest) = snapshot.split_last_chunk::<32>().ok_or_else(damaged)?;
         if Sha256::digest(bytes)[..] != digest[..] {
             return Err(damaged());
@@ -338,19 +336,13 @@ impl<'a> Run<'a> {
         let mut version = SNAPSHOT;
         record.bytes(&mut version)?;
         if version != SNAPSHOT {
-            return Err(Error::new(
-                ErrorKind::Input,
-                "snapshot: expected one of this version of calotype, got another",
-            ));
+            return Err(refused("expected one of this version of calotype, got another".into()));
         }
         let own = self.request.fingerprint()?;
         let mut fingerprint = own;
         record.bytes(&mut fingerprint)?;
         if fingerprint != own {
-            return Err(Error::new(
-                ErrorKind::Input,
-                "snapshot: expected one of this request and model, got another's",
-            ));
+            return Err(refused("expected one of this request and model, got another's".into()));
         }
         record.count(&mut self.done, self.request.steps())?;
         record.f32s(&mut self.latents)?;

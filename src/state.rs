@@ -146,7 +146,8 @@ impl Record {
     }
 }
 
-fn refused(problem: String) -> Error {
+/// A snapshot that cannot be read.
+pub(crate) fn refused(problem: String) -> Error {
     Error::new(ErrorKind::Input, format!("snapshot: {problem}"))
 }
 

@@ -37,7 +37,8 @@ struct Class {
     spacing: &'static str,
     /// Whether clean latents are clipped where the file does not say.
     clips: bool,
-    reads: &'static [&'static str],
+    /// The settings of its own, in lists that classes share.
+    reads: &'static [&'static [&'static str]],
 }
 
 /// What all of these classes read.
@@ -52,12 +53,17 @@ const fn class(
     sampler: Option<SamplerKind>,
     spacing: &'static str,
     clips: bool,
-    reads: &'static [&'static str],
+    reads: &'static [&'static [&'static str]],
 ) -> Class {
     Class { name, sampler, spacing, clips, reads }
 }
 
 impl Class {
+    /// Whether it has this setting of its own.
+    fn has(&self, key: &str) -> bool {
+        self.reads.iter().any(|keys| keys.contains(&key))
+    }
+
     /// Whether timesteps may be spaced in more ways than one.
     fn is_spaced(&self) -> bool {
         self.name != "DPMSolverSinglestepScheduler"
@@ -98,45 +104,6 @@ const HEUN: &[&str] =
     &["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "clip_sample", "clip_sample_range"];
 const SDE: &[&str] =
     &["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "noise_sampler_seed"];
-const SOLVER: &[&str] = &[
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "solver_order",
-    "thresholding",
-    "dynamic_thresholding_ratio",
-    "sample_max_value",
-    "algorithm_type",
-    "solver_type",
-    "lower_order_final",
-    "euler_at_final",
-    "use_lu_lambdas",
-    "use_flow_sigmas",
-    "final_sigmas_type",
-    "lambda_min_clipped",
-    "variance_type",
-    "use_dynamic_shifting",
-    ZERO_SNR,
-];
-/// Those of [`SOLVER`] that the singlestep class has.
-const SINGLESTEP: &[&str] = &[
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "solver_order",
-    "thresholding",
-    "dynamic_thresholding_ratio",
-    "sample_max_value",
-    "algorithm_type",
-    "solver_type",
-    "lower_order_final",
-    "use_flow_sigmas",
-    "final_sigmas_type",
-    "lambda_min_clipped",
-    "variance_type",
-    "use_dynamic_shifting",
-];
-/// Those that DEIS has.
 const DEIS: &[&str] = &[
     "use_karras_sigmas",
     "use_exponential_sigmas",
@@ -151,6 +118,10 @@ const DEIS: &[&str] = &[
     "use_flow_sigmas",
     "use_dynamic_shifting",
 ];
+/// What DPM-Solver's classes have beside those of DEIS.
+const SOLVER: &[&str] = &["final_sigmas_type", "lambda_min_clipped", "variance_type"];
+/// What the multistep one has beside those.
+const MULTISTEP: &[&str] = &["euler_at_final", "use_lu_lambdas", ZERO_SNR];
 const UNIPC: &[&str] = &[
     "use_karras_sigmas",
     "use_exponential_sigmas",
@@ -185,33 +156,39 @@ const DISTILLED: &[&str] = &[
 ];
 
 const CLASSES: [Class; 20] = [
-    class("DDIMScheduler", Some(SamplerKind::Ddim), "leading", true, DDIM),
-    class("DDIMParallelScheduler", Some(SamplerKind::Ddim), "leading", true, DDIM),
-    class("DDPMScheduler", Some(SamplerKind::Ddpm), "leading", true, DDPM),
-    class("DDPMParallelScheduler", Some(SamplerKind::Ddpm), "leading", true, DDPM),
-    class("PNDMScheduler", None, "leading", false, &["skip_prk_steps", "set_alpha_to_one"]),
-    class("LMSDiscreteScheduler", Some(SamplerKind::Lms), "linspace", false, KARRAS),
-    class("EulerDiscreteScheduler", Some(SamplerKind::Euler), "linspace", false, EULER),
+    class("DDIMScheduler", Some(SamplerKind::Ddim), "leading", true, &[DDIM]),
+    class("DDIMParallelScheduler", Some(SamplerKind::Ddim), "leading", true, &[DDIM]),
+    class("DDPMScheduler", Some(SamplerKind::Ddpm), "leading", true, &[DDPM]),
+    class("DDPMParallelScheduler", Some(SamplerKind::Ddpm), "leading", true, &[DDPM]),
+    class("PNDMScheduler", None, "leading", false, &[&["skip_prk_steps", "set_alpha_to_one"]]),
+    class("LMSDiscreteScheduler", Some(SamplerKind::Lms), "linspace", false, &[KARRAS]),
+    class("EulerDiscreteScheduler", Some(SamplerKind::Euler), "linspace", false, &[EULER]),
     class(
         "EulerAncestralDiscreteScheduler",
         Some(SamplerKind::EulerAncestral),
         "linspace",
         false,
-        &[ZERO_SNR],
+        &[&[ZERO_SNR]],
     ),
-    class("HeunDiscreteScheduler", Some(SamplerKind::Heun), "linspace", false, HEUN),
-    class("KDPM2DiscreteScheduler", Some(SamplerKind::Dpm2), "linspace", false, KARRAS),
-    class("KDPM2AncestralDiscreteScheduler", Some(SamplerKind::Dpm2Ancestral), "linspace", false, KARRAS),
-    class("DPMSolverSDEScheduler", Some(SamplerKind::DpmPpSde), "linspace", false, SDE),
-    class("DPMSolverMultistepScheduler", Some(SamplerKind::DpmPp2m), "linspace", false, SOLVER),
-    class("DPMSolverSinglestepScheduler", Some(SamplerKind::DpmPp2s), "linspace", false, SINGLESTEP),
-    class("DEISMultistepScheduler", Some(SamplerKind::Deis), "linspace", false, DEIS),
-    class("UniPCMultistepScheduler", Some(SamplerKind::UniPc), "linspace", false, UNIPC),
-    class("LCMScheduler", Some(SamplerKind::Lcm), "leading", false, DISTILLED),
-    class("TCDScheduler", Some(SamplerKind::Tcd), "leading", false, DISTILLED),
-    class("SASolverScheduler", None, "linspace", false, SASOLVER),
+    class("HeunDiscreteScheduler", Some(SamplerKind::Heun), "linspace", false, &[HEUN]),
+    class("KDPM2DiscreteScheduler", Some(SamplerKind::Dpm2), "linspace", false, &[KARRAS]),
+    class("KDPM2AncestralDiscreteScheduler", Some(SamplerKind::Dpm2Ancestral), "linspace", false, &[KARRAS]),
+    class("DPMSolverSDEScheduler", Some(SamplerKind::DpmPpSde), "linspace", false, &[SDE]),
+    class(
+        "DPMSolverMultistepScheduler",
+        Some(SamplerKind::DpmPp2m),
+        "linspace",
+        false,
+        &[DEIS, SOLVER, MULTISTEP],
+    ),
+    class("DPMSolverSinglestepScheduler", Some(SamplerKind::DpmPp2s), "linspace", false, &[DEIS, SOLVER]),
+    class("DEISMultistepScheduler", Some(SamplerKind::Deis), "linspace", false, &[DEIS]),
+    class("UniPCMultistepScheduler", Some(SamplerKind::UniPc), "linspace", false, &[UNIPC]),
+    class("LCMScheduler", Some(SamplerKind::Lcm), "leading", false, &[DISTILLED]),
+    class("TCDScheduler", Some(SamplerKind::Tcd), "leading", false, &[DISTILLED]),
+    class("SASolverScheduler", None, "linspace", false, &[SASOLVER]),
     // A file without a class, as some conversions leave it: the curve alone is meant.
-    class("", None, "linspace", false, SOLVER),
+    class("", None, "linspace", false, &[DEIS, SOLVER, MULTISTEP]),
 ];
 const SASOLVER: &[&str] = &[
     "predictor_order",
@@ -365,7 +342,7 @@ impl Scheduler {
         let class = known(name).map_err(refuse)?;
         // diffusers hands a class the keys that it knows; the others are named below.
         let reads = |key: &str| {
-            BETAS.contains(&key) || class.reads.contains(&key) || (class.is_spaced() && SPACED.contains(&key))
+            BETAS.contains(&key) || class.has(key) || (class.is_spaced() && SPACED.contains(&key))
         };
         let read: Map<String, Value> = object
             .iter()
@@ -820,7 +797,7 @@ fn is_known(key: &str) -> bool {
     BETAS.contains(&key)
         || SPACED.contains(&key)
         || WITHOUT_EFFECT.contains(&key)
-        || CLASSES.iter().any(|class| class.reads.contains(&key))
+        || CLASSES.iter().any(|class| class.has(key))
 }
 
 #[cfg(test)]
@@ -985,7 +962,8 @@ mod tests {
             let mut parameters = golden.parameters[class.name].clone();
             parameters.retain(|key| !unread.contains(&key.as_str()));
             parameters.sort();
-            let mut reads: Vec<&str> = BETAS.iter().chain(class.reads).copied().collect();
+            let mut reads: Vec<&str> =
+                BETAS.iter().chain(class.reads.iter().copied().flatten()).copied().collect();
             reads.extend(SPACED.iter().filter(|_| class.is_spaced()));
             reads.sort();
             assert_eq!(reads, parameters, "{}", class.name);
