@@ -4,6 +4,8 @@
 mod builtin;
 mod bundle;
 mod diffusers;
+mod folder;
+mod network;
 mod onnx;
 mod replacement;
 mod scheduler;
@@ -723,7 +725,7 @@ fn not_a_model(folder: &Path) -> Error {
     };
     let (weights, pickles, graphs) =
         (ending(&[".safetensors", ".gguf"]), ending(&[".ckpt", ".pt", ".pth", ".bin"]), ending(&[".onnx"]));
-    let class = diffusers::class_of(folder);
+    let class = folder::class_of(folder);
     let has = |name: &str| names.iter().any(|known| known == name);
     let (got, help) = if let Some(class) = class {
         let parent = folder.parent().unwrap_or(folder).display().to_string();

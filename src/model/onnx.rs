@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::diffusers::{self, INDEX, Index, SCALE, SCALE_XL};
+use super::folder;
 use super::scheduler::Scheduler;
 use super::traits::{FewSteps, Traits};
 use super::{Model, Part, TextEncoderPart, Vocabulary};
@@ -43,7 +44,7 @@ pub(super) fn is_one(folder: &Path) -> bool {
 /// Opens the model in a folder.
 pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error> {
     let index: Index = match folder.join(INDEX) {
-        path if path.exists() => diffusers::parse(&path)?,
+        path if path.exists() => folder::parse(&path)?,
         _ => Index::default(),
     };
     if let Some(variant) = variant {
@@ -73,7 +74,7 @@ pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error>
         if let Some(part) = part(folder, name, variant)? {
             let tokenizer = folder.join(tokenizer);
             let (vocabulary, special, context) = if tokenizer.is_dir() {
-                diffusers::tokenizer_of(&tokenizer, CLIP_CONTEXT)?
+                folder::tokenizer_of(&tokenizer, CLIP_CONTEXT)?
             } else {
                 // Stable Diffusion XL's second encoder was trained with prompts that are filled up with `!`.
                 let pad = if name == "text_encoder_2" { 0 } else { CLIP.pad };
@@ -91,7 +92,7 @@ pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error>
         _ => Scheduler::stable_diffusion(),
     };
     let vae: Vae = match folder.join("vae_decoder/config.json") {
-        path if path.exists() => diffusers::parse(&path)?,
+        path if path.exists() => folder::parse(&path)?,
         _ => Vae::default(),
     };
     let latents = vae_decoder.signature.input(Role::Latents).expect("no signature without latents");
@@ -129,7 +130,7 @@ pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error>
         latents,
         zero_negative: index.force_zeros_for_empty_prompt && is_xl,
         low_res: diffusers::low_res(folder, &index)?,
-        cells: diffusers::sample_cells(&folder.join("unet/config.json"))?,
+        cells: folder::sample_cells(&folder.join("unet/config.json"))?,
         few_steps: FewSteps::of_scheduler(&scheduler).or_else(|| index.few_steps()),
         notes: scheduler.notes().to_vec(),
     };

@@ -4,10 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::diffusers::{self, for_text, kl_graphs};
-use super::single_file::text_encoder_part;
+use super::folder;
+use super::network::{for_text, kl_graphs, part, text_encoder_part};
 use super::{Model, Part, TextEncoderPart};
-use crate::checkpoint::{self, Family, Names, UnetFile};
+use crate::checkpoint::{self, Family, UnetFile};
 use crate::graph::{Dim, Graph, Port};
 use crate::manifest::LatentSpace;
 use crate::prediction::Prediction;
@@ -80,7 +80,7 @@ impl Replacements {
         }
         if let Some(path) = &overrides.vae {
             let (encoder, decoder, latents) =
-                if path.is_dir() { diffusers::vae(path, None)? } else { vae(path)? };
+                if path.is_dir() { folder::vae(path, None)? } else { vae(path)? };
             opened.vae = Some(VaeParts { encoder, decoder, latents, tells_scale: path.is_dir() });
         }
         opened.text_encoders =
@@ -240,16 +240,4 @@ fn vae(path: &Path) -> Result<(Part, Part, LatentSpace), Error> {
         Part::new(name, "derived for the VAE".into(), place.clone(), graph, weights)
     };
     Ok((part("vae_encoder", encoder)?, part("vae_decoder", decoder)?, latents))
-}
-
-pub(super) fn part(
-    name: &'static str,
-    place: &str,
-    family: Family,
-    weights: &Weights,
-    names: &Names,
-    graph: Graph,
-) -> Result<Part, Error> {
-    let weights = Arc::new(weights.select(names.clone())?);
-    Part::new(name, format!("derived for {family}"), place.to_owned(), graph, weights)
 }

@@ -2,25 +2,17 @@
 //! It knows what such files leave out; what their tensors mean is the checkpoint's business.
 
 use std::path::Path;
-use std::sync::Arc;
 
-use super::diffusers::{MAX_NOISE_LEVEL, for_text, kl_graphs, text_states};
-use super::replacement::{Replacements, check_widths, part};
+use super::Model;
+use super::diffusers::MAX_NOISE_LEVEL;
+use super::network::{for_text, kl_graphs, part, text_encoder_part};
+use super::replacement::{Replacements, check_widths};
 use super::scheduler::Scheduler;
 use super::traits::{FewSteps, Traits};
-use super::{Model, Part, TextEncoderPart, Vocabulary};
-use crate::architecture::clip;
 use crate::checkpoint::{self, Checkpoint, Family, UnetFile};
 use crate::schedule::{ScheduleKind, Spacing};
-use crate::tokenizer::SpecialTokens;
 use crate::weights::Weights;
 use crate::{Error, ErrorKind};
-
-/// The marks that CLIP puts around a prompt.
-const BOS: u32 = 49406;
-const EOS: u32 = 49407;
-/// What OpenCLIP's prompts are filled up with: `!`.
-const OPEN_CLIP_PAD: u32 = 0;
 
 /// Where a file's header may say that it draws in few steps, if it follows Stability AI's model metadata standard.
 const SAID_OF_STEPS: [&str; 3] = ["modelspec.title", "modelspec.architecture", "modelspec.usage_hint"];
@@ -143,23 +135,4 @@ pub(super) fn open(path: &Path, replacements: &Replacements) -> Result<Model, Er
     let (manifest, notes) = traits.manifest(&unet.signature)?;
     let model = Model::new(manifest, text_encoders, unet, vae_decoder, Some(vae_encoder))?;
     Ok(Model { notes, ..model })
-}
-
-/// A text encoder of a file; `is_pooled`: whether it pools the prompt.
-pub(super) fn text_encoder_part(
-    name: &'static str,
-    place: &str,
-    weights: &Weights,
-    file: &checkpoint::Part<clip::Config>,
-    is_xl: bool,
-    is_pooled: bool,
-) -> Result<TextEncoderPart, Error> {
-    let config = &file.config;
-    let graph = config.graph(text_states(is_xl), is_pooled)?;
-    let pad = if config.hidden_act == clip::Activation::Gelu { OPEN_CLIP_PAD } else { EOS };
-    let special = SpecialTokens { bos: BOS, eos: EOS, pad };
-    let weights = Arc::new(weights.select(file.names.clone())?);
-    let part = Part::new(name, "derived for CLIP".into(), place.to_owned(), graph, weights)?;
-    let encoder = TextEncoderPart::new(part, Vocabulary::Clip, special, config.max_position_embeddings);
-    Ok(encoder.derived_from(config, text_states(is_xl), is_pooled))
 }
