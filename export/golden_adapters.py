@@ -27,7 +27,7 @@ from lycoris.modules.boft import ButterflyOFTModule
 from lycoris.modules.diag_oft import DiagOFTModule
 from lycoris.modules.glora import GLoRAModule
 from lycoris.modules.ia3 import IA3Module
-from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
+from peft import BOFTConfig, IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, inject_adapter_in_model
 from safetensors.torch import save_file
 
 PERIOD = 65521
@@ -600,6 +600,52 @@ def ia3() -> tuple[str, str, list[tuple[File, float]], Weights]:
     return "sd", "peft", [(file, 1.0)], weights
 
 
+def rotated_inputs() -> tuple[str, str, list[tuple[File, float]], Weights]:
+    """OFT and BOFT as PEFT has them, of matrices and a convolution; one file each, for the one network has one kind."""
+    linear, shared, convolution = ATTENTION[0], ATTENTION[1], CONVOLUTIONS[2]
+    butterfly, scaled = ATTENTION[2], CONVOLUTIONS[6]
+    file, pipeline = File("sd"), MODELS["sd"]()
+    for adapter, config in {
+        "one": OFTConfig(target_modules=[linear, convolution], r=0, oft_block_size=8),
+        "two": OFTConfig(target_modules=[shared], r=0, oft_block_size=4, block_share=True),
+        "three": BOFTConfig(target_modules=[butterfly, scaled], boft_block_size=4, boft_n_butterfly_factor=1),
+    }.items():
+        inject_adapter_in_model(config, pipeline.unet, adapter_name=adapter)
+    layers = dict(pipeline.unet.named_modules())
+    # PEFT makes more than one turn only where a CUDA compiler is at hand; its places need none.
+    turned = layers[butterfly]
+    turned.boft_R["three"] = torch.nn.Parameter(torch.zeros(3, 8, 4, 4))
+    places = [turned.perm2mat(turned.block_butterfly_perm(32, 8 >> index, 2, 2)) for index in range(3)]
+    with torch.no_grad():
+        for module, names in {
+            linear: ["oft_R.one.weight"],
+            convolution: ["oft_R.one.weight"],
+            shared: ["oft_R.two.weight"],
+            butterfly: ["boft_R.three", "boft_s.three"],
+            scaled: ["boft_R.three", "boft_s.three"],
+        }.items():
+            parameters = dict(layers[module].named_parameters())
+            for name in names:
+                shape = tuple(parameters[name].shape)
+                kept = name.replace(".one", "").replace(".two", "").replace(".three", ".style")
+                file.shapes[f"base_model.model.{module}.{kept}"] = shape
+                parameters[name].copy_(values("lora", f"base_model.model.{module}.{kept}", shape))
+    for layer in layers.values():
+        if layer is not turned and isinstance(layer, peft.tuners.tuners_utils.BaseTunerLayer):
+            tuned: Any = layer
+            tuned.set_adapter([name for name in ("one", "two", "three") if name in tuned._all_available_adapter_names()])
+            tuned.merge()
+    with torch.no_grad():
+        matrix = torch.eye(32)
+        for blocks, place in zip(turned.boft_R["three"], places, strict=True):
+            matrix = place @ torch.block_diag(*turned.cayley_batch(blocks)) @ place.T @ matrix
+        base = turned.get_base_layer().weight
+        base.copy_((matrix @ base.T).T * turned.boft_s["three"])
+    weights = weights_of(pipeline)
+    weights["unet"] = {name: weight for name, weight in weights["unet"].items() if "oft_" not in name}
+    return "sd", "peft", [(file, 1.0)], weights
+
+
 def peft_bias() -> tuple[str, str, list[tuple[File, float]], Weights]:
     """The second layer with a bias, under an adapter's name."""
     file = File("sd")
@@ -630,6 +676,7 @@ CASES = {
     "multiplied": multiplied,
     "ia3": ia3,
     "peft, bias and adapter name": peft_bias,
+    "peft, rotated inputs": rotated_inputs,
 }
 
 

@@ -214,7 +214,7 @@ fn worst(golden: &Golden, case: &Case, files: &[GoldenFile]) -> f64 {
 #[test]
 fn every_kind_of_file_does_what_its_reference_does() {
     let golden = golden();
-    assert_eq!(golden.cases.len(), 17);
+    assert_eq!(golden.cases.len(), 18);
     for case in &golden.cases {
         let worst = worst(golden, case, &case.files);
         assert!(worst < TOLERANCE, "{}: {worst:.1e}", case.name);

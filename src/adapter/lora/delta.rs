@@ -156,6 +156,12 @@ enum Form {
         /// How far the blocks may be from nothing, per output; 0 is any.
         constraint: f32,
     },
+    /// PEFT's OFT and BOFT: inputs are rotated, then outputs take their factors.
+    InputRotation {
+        /// `[blocks, size * (size - 1) / 2]` triangles, or `[turns, blocks, size, size]`.
+        blocks: Piece,
+        rescale: Option<Piece>,
+    },
     /// GLoRA: `W a1 a2 + b1 b2` (Chavan et al. 2023, equation 9, without biases and prompts, as LyCORIS has it).
     Generalised { a: Factor, b: Factor },
     /// IA3 (Liu et al. 2022, section 3.3): inputs or outputs times these factors, to which `shift` is added.
@@ -190,6 +196,8 @@ impl Delta {
                 rescale: pieces.remove(&Rescale),
                 constraint: alpha.unwrap_or(0.0) as f32,
             }
+        } else if let Some(blocks) = pieces.remove(&InputTriangles).or_else(|| pieces.remove(&InputBlocks)) {
+            Form::InputRotation { blocks, rescale: pieces.remove(&Rescale) }
         } else if pieces.contains_key(&Generalised1A) {
             Form::Generalised {
                 a: take_product(pieces, Generalised1A, None, Generalised2A)?,
@@ -230,7 +238,13 @@ impl Delta {
 
     /// Whether it is a share of the weight that it is for.
     pub(super) fn needs_weight(&self) -> bool {
-        matches!(self.0, Form::Rotation { .. } | Form::Generalised { .. } | Form::Factors { .. })
+        matches!(
+            self.0,
+            Form::Rotation { .. }
+                | Form::InputRotation { .. }
+                | Form::Generalised { .. }
+                | Form::Factors { .. }
+        )
     }
 
     /// Whether it fits a weight of this shape; what it is for where it does not.
@@ -253,6 +267,19 @@ impl Delta {
                         "expected blocks for {outputs} outputs, got shape {:?}",
                         blocks.shape
                     ));
+                }
+                rescale.as_ref().map_or(Ok(()), |rescale| one_each(rescale, "outputs", outputs))
+            }
+            Form::InputRotation { blocks, rescale } => {
+                let inputs = matrix_sizes(weight).1;
+                let size = block_size(&blocks.shape)?;
+                let count = match blocks.shape[..] {
+                    [1, _] => inputs / size,
+                    [count, _] | [_, count, ..] => count,
+                    _ => 0,
+                };
+                if count.saturating_mul(size) != inputs {
+                    return Err(format!("expected blocks for {inputs} inputs, got shape {:?}", blocks.shape));
                 }
                 rescale.as_ref().map_or(Ok(()), |rescale| one_each(rescale, "outputs", outputs))
             }
@@ -279,6 +306,10 @@ impl Delta {
                 return Ok(None);
             }
             Form::Factors { .. } => return Ok(None),
+            Form::InputRotation { blocks, .. } => {
+                block_size(&blocks.shape)?;
+                return Ok(None);
+            }
             Form::Rotation { blocks, .. } => {
                 match blocks.shape[..] {
                     [_, rows, size] if rows == size => {}
@@ -319,7 +350,7 @@ impl Delta {
             Form::Plain(factor) | Form::Hadamard(factor, _) => factor.rank(),
             Form::Kronecker(first, second) => second.rank().or_else(|| first.rank()),
             Form::Generalised { a, .. } => a.rank(),
-            Form::Rotation { .. } | Form::Factors { .. } | Form::Bias(_) => None,
+            Form::Rotation { .. } | Form::InputRotation { .. } | Form::Factors { .. } | Form::Bias(_) => None,
         }
     }
 
@@ -344,6 +375,21 @@ impl Delta {
                 }
                 weight.zip_mut_with(&turned, |weight, turned| *weight += turned);
                 *weight -= original;
+                return Ok(());
+            }
+            (Form::InputRotation { blocks, rescale }, Some(original)) => {
+                let (values, size) = (blocks.values(file)?, blocks.shape[blocks.shape.len() - 1]);
+                let mut turned = match blocks.shape[..] {
+                    [turns, count, rows, columns] => {
+                        rotation::rotated_inputs_by_blocks(original, &values, [turns, count, rows, columns])
+                    }
+                    _ => rotation::rotated_inputs_by_triangles(original, &values, triangle_size(size)),
+                };
+                if let Some(rescale) = rescale {
+                    let factors = rescale.values(file)?;
+                    turned.outer_iter_mut().zip(factors).for_each(|(mut row, factor)| row *= factor);
+                }
+                weight.scaled_add(scale, &(turned - original));
                 return Ok(());
             }
             (Form::Generalised { a, b }, Some(original)) => {
@@ -374,7 +420,10 @@ impl Delta {
                 weight.iter_mut().zip(values).for_each(|(weight, value)| *weight += scale * value);
             }
             // Those above, which are asked with the original.
-            Form::Rotation { .. } | Form::Generalised { .. } | Form::Factors { .. } => {}
+            Form::Rotation { .. }
+            | Form::InputRotation { .. }
+            | Form::Generalised { .. }
+            | Form::Factors { .. } => {}
             Form::Plain(factor) => match factor.sides(file)? {
                 (left, Some(right)) => general_mat_mul(scale, &left, &right, 1.0, weight),
                 (whole, None) => weight.scaled_add(scale, &whole),
@@ -394,6 +443,33 @@ impl Delta {
             }
         }
         Ok(())
+    }
+}
+
+/// The size of the square matrix with so many elements above its diagonal, rounded down.
+fn triangle_size(elements: usize) -> usize {
+    (1 + (1 + 8 * elements).isqrt()) / 2
+}
+
+/// The size of the blocks that rotate inputs, or what is wrong with their shape.
+fn block_size(shape: &[usize]) -> Result<usize, String> {
+    match *shape {
+        [count, elements] if count > 0 && elements > 0 && elements <= MAX_RANK * MAX_RANK => {
+            let size = triangle_size(elements);
+            match size * (size - 1) / 2 == elements {
+                true => Ok(size),
+                false => Err(format!("expected size * (size - 1) / 2 elements a block, got shape {shape:?}")),
+            }
+        }
+        [turns, count, rows, columns]
+            if rows == columns
+                && rows > 0
+                && (turns == 1
+                    || (rows % 2 == 0 && (2..32).contains(&turns) && count % (1 << (turns - 1)) == 0)) =>
+        {
+            Ok(rows)
+        }
+        _ => Err(format!("expected square blocks, got shape {shape:?}")),
     }
 }
 

@@ -37,6 +37,10 @@ pub(super) enum Part {
     Rotation,
     /// Factors of the outputs after a rotation.
     Rescale,
+    /// Rotations of the inputs: the triangles above the diagonals of skew-symmetric blocks (OFT, as PEFT has it).
+    InputTriangles,
+    /// Rotations of the inputs: blocks, several times (BOFT, as PEFT has it).
+    InputBlocks,
     /// GLoRA's four matrices (Chavan et al. 2023), as LyCORIS names them.
     Generalised1A,
     Generalised2A,
@@ -49,7 +53,7 @@ pub(super) enum Part {
     Ia3,
 }
 
-const ENDINGS: [(&str, Part); 46] = [
+const ENDINGS: [(&str, Part); 49] = [
     (".lora_down.weight", Part::Down),
     (".lora_mid.weight", Part::Mid),
     (".lora_up.weight", Part::Up),
@@ -89,6 +93,9 @@ const ENDINGS: [(&str, Part); 46] = [
     (".lora.up.bias", Part::UpBias),
     (".oft_blocks", Part::Rotation),
     (".rescale", Part::Rescale),
+    (".oft_R.weight", Part::InputTriangles),
+    (".boft_R", Part::InputBlocks),
+    (".boft_s", Part::Rescale),
     (".a1.weight", Part::Generalised1A),
     (".a2.weight", Part::Generalised2A),
     (".b1.weight", Part::Generalised1B),
@@ -101,7 +108,8 @@ const ENDINGS: [(&str, Part); 46] = [
 ];
 
 /// What PEFT puts an adapter's name behind: `lora_A.default.weight`.
-const NAMED: [&str; 4] = [".lora_A.", ".lora_B.", ".lora_magnitude_vector.", ".ia3_l."];
+const NAMED: [&str; 7] =
+    [".lora_A.", ".lora_B.", ".lora_magnitude_vector.", ".ia3_l.", ".oft_R.", ".boft_R.", ".boft_s."];
 
 /// Who is meant by the start of a name.
 const PREFIXES: [(&str, Component); 28] = [
