@@ -3,11 +3,16 @@
 #![cfg(target_os = "linux")]
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use calotype::ErrorKind;
+use calotype::engine::Residency;
+use calotype::model::Model;
+use calotype::pipeline::{Options, Pipeline};
+use calotype::request::{Draft, Request};
 use calotype::weights::{Weights, exit_when_truncated};
 
 /// Runs the program with these limits of a shell's `ulimit`.
@@ -75,6 +80,36 @@ fn other_limits_and_commands() {
     }
 }
 
+/// Fewer threads than a run starts. The superuser's are not counted, so its runs are another user's.
+#[test]
+fn too_few_threads_are_exit_code_6() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_calotype"));
+    for file in [program, &program.with_file_name("libonnxruntime.so")] {
+        std::fs::copy(file, folder.path().join(file.file_name().unwrap())).unwrap();
+    }
+    let is_root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
+    let nobody = 65534;
+    if is_root {
+        std::os::unix::fs::chown(folder.path(), Some(nobody), Some(nobody)).unwrap();
+    }
+    let as_user = if is_root { format!("setpriv --reuid {nobody} --clear-groups ") } else { String::new() };
+    let mut codes = Vec::new();
+    for limit in [1, 2, 3, 4, 5, 6, 8, 64, 100_000] {
+        let line = format!(
+            "ulimit -u {limit}; exec {as_user}./calotype generate 'a red apple' --steps 1 --threads 4 -o a.png"
+        );
+        let output = Command::new("bash").args(["-c", &line]).current_dir(folder.path()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let place = format!("{limit}: {:?}: {said}", output.status);
+        assert_eq!(output.status.signal(), None, "{place}");
+        let code = output.status.code().unwrap();
+        assert!(code == 0 || code == 6 && said.contains("thread"), "{place}");
+        codes.push(code);
+    }
+    assert_eq!((codes[0], codes[codes.len() - 1]), (6, 0), "{codes:?}");
+}
+
 /// Writes a safetensors file with a vector of so many numbers, whose bytes are all 1.
 fn write_weights(path: &Path, len: usize) {
     let bytes = 4 * len;
@@ -119,6 +154,41 @@ fn a_file_that_is_made_shorter_is_named() {
         said.contains(&format!("test: {}: expected a file that stays as it is", path.display())),
         "{said}"
     );
+}
+
+/// The same in the middle of a run, where weights are read from the file at every step.
+#[test]
+fn a_model_that_is_made_shorter_under_a_run_is_named() {
+    const NAME: &str = "a_model_that_is_made_shorter_under_a_run_is_named";
+    if let Some(bundle) = std::env::var_os("CALOTYPE_TEST_SHORTENED_MODEL").map(PathBuf::from) {
+        exit_when_truncated("test: ");
+        let mut options = Options::default();
+        options.session.residency = Residency::Streamed { grain_bytes: 1 << 20, resident_bytes: 0 };
+        let mut pipeline = Pipeline::open(&Model::open(&bundle).unwrap(), &options).unwrap();
+        let draft = Draft { prompt: "a red apple".into(), steps: Some(4), ..Draft::default() };
+        let request = Request::new(draft, pipeline.manifest()).unwrap();
+        let mut run = pipeline.begin(&request).unwrap();
+        run.step().unwrap();
+        let weights = bundle.join("weights/unet.safetensors");
+        File::options().write(true).open(&weights).unwrap().set_len(100_000).unwrap();
+        // The readers may still have the first of the weights.
+        let ended = (0..3).try_for_each(|_| run.step().map(drop));
+        let error = ended.expect_err("weights that are gone");
+        eprintln!("{error}");
+        std::process::exit(error.kind().exit_code().into());
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = folder.path().join("bundle");
+    let packed = Command::new(env!("CARGO_BIN_EXE_calotype")).arg("pack").arg(&bundle).output().unwrap();
+    assert!(packed.status.success(), "{packed:?}");
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", NAME, "--nocapture"])
+        .env("CALOTYPE_TEST_SHORTENED_MODEL", &bundle)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{:?}: {said}", output.status);
+    assert!(said.contains("unet.safetensors: expected "), "{said}");
 }
 
 /// Replaced by a rename, a model in use stays as it was.
