@@ -4,7 +4,7 @@ use calotype::Error;
 use calotype::guidance::{Guidance, Guide, Moment};
 use calotype::noise::{BrownianTree, NoiseSource, Rng, StepNoise, TorchCpu};
 use calotype::prediction::Prediction;
-use calotype::sampler::{Denoise, Method, SamplerKind, StepNoiseKind};
+use calotype::sampler::{Denoise, Method, STEP_NOISE, SamplerKind, StepNoiseKind};
 use calotype::schedule::{Betas, NoiseCurve, Schedule, ScheduleKind};
 use calotype::tensor::LatentShape;
 use divan::Bencher;
@@ -30,7 +30,7 @@ fn run(bencher: Bencher, kind: SamplerKind) {
     let mut stream = TorchCpu::new(1);
     let (latents, output) = (normal(&mut stream, LEN), normal(&mut stream, 2 * LEN));
     let mut tree = BrownianTree::new(Rng::Torch, LEN, steps[STEPS - 1].from, steps[0].from, 1).unwrap();
-    let noise: &mut dyn StepNoise = match method.settings().noise {
+    let noise: &mut dyn StepNoise = match method.get(&STEP_NOISE) {
         StepNoiseKind::Stream => &mut stream,
         StepNoiseKind::Tree => &mut tree,
     };

@@ -46,11 +46,15 @@ pub(crate) fn unknown<'a>(
 /// A name and the settings behind it.
 pub(crate) fn settings(text: &str) -> (&str, impl Iterator<Item = Setting<'_>>) {
     let (name, settings) = text.split_once(':').unwrap_or((text, ""));
-    let settings = settings.split(',').filter(|setting| !setting.trim().is_empty()).map(|setting| {
+    (name, each_setting(settings))
+}
+
+/// The settings of a text that is no more than these.
+pub(crate) fn each_setting(text: &str) -> impl Iterator<Item = Setting<'_>> {
+    text.split(',').filter(|setting| !setting.trim().is_empty()).map(|setting| {
         let (name, value) = setting.split_once('=').unwrap_or((setting, ""));
         Setting { name: name.trim(), value: value.trim() }
-    });
-    (name, settings)
+    })
 }
 
 /// The text that [`settings`] takes apart.

@@ -649,7 +649,7 @@ fn guidance(
             (draft.negative.is_some(), "negative prompt"),
             (draft.guidance_method.is_some(), "guidance method"),
             (draft.guidance_within.is_some(), "guidance interval"),
-            (sampler.kind().takes_apart(), "sampler with CFG++"),
+            (sampler.kind().needs_uncond(), "sampler with CFG++"),
             (weights != [1.0], "weights of whole prompts"),
         ];
         if let Some((_, what)) = asked.into_iter().find(|(is_asked, _)| *is_asked) {
@@ -679,7 +679,7 @@ fn guidance(
     if let Some(within) = draft.guidance_within {
         guidance = guidance.within(within.interval(schedule)?);
     }
-    if sampler.kind().takes_apart() {
+    if sampler.kind().needs_uncond() {
         guidance = guidance.with_base();
     }
     let is_guided = guidance.views().contains(&View::Negative);

@@ -11,7 +11,7 @@ use crate::guidance::View;
 use crate::memory::{Held, Watch};
 use crate::noise::{BrownianTree, NoiseSource, StepNoise};
 use crate::request::{Request, Source};
-use crate::sampler::{Sampler, StepNoiseKind};
+use crate::sampler::{STEP_NOISE, Sampler, StepNoiseKind};
 use crate::stage::blend::keep_outside;
 use crate::stage::denoiser::{Denoiser, GuidedDenoiser, Told};
 use crate::stage::start::{Kept, Start};
@@ -129,7 +129,7 @@ impl<'a> Run<'a> {
         let Stages { text_encoder, denoiser, vae_decoder, tile, held, is_short } = stages;
         let Start { latents, beside, kept, clean } = start;
         let steps = request.schedule.steps();
-        let tree = match request.sampler.settings().noise {
+        let tree = match request.sampler.get(&STEP_NOISE) {
             StepNoiseKind::Stream => None,
             StepNoiseKind::Tree => {
                 let (highest, lowest) = (steps[0].from, steps[steps.len() - 1].from);

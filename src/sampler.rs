@@ -1,6 +1,7 @@
 //! Samplers: how latents move from one noise level to the next, given a denoiser.
 //! They know nothing of models, prediction types or guidance.
 
+mod about;
 mod adams;
 mod arithmetic;
 mod cfgpp;
@@ -12,15 +13,25 @@ mod er_sde;
 mod euler;
 mod kind;
 mod method;
+mod setting;
 mod two_stage;
 mod unipc;
 
-pub use kind::{About, SamplerKind};
-pub use method::{Bh, Method, Sampling, Settings, Solver, StepNoiseKind, Third, Variance};
+pub use about::About;
+pub use churn::{S_CHURN, S_TMAX, S_TMIN};
+pub use dpm::{SOLVER, Solver, THIRD, Third};
+pub use euler::{VARIANCE, Variance};
+pub use method::{Method, Sampling};
+pub use setting::{
+    AnySetting, Choice, ETA, LOWER_FINAL, NumberRange, ORDER, S_NOISE, STEP_NOISE, Setting, SettingValue,
+    StepNoiseKind, Value,
+};
+pub use two_stage::R;
+pub use unipc::{BH, Bh};
 
 use crate::Error;
 use crate::noise::StepNoise;
-use crate::schedule::{Schedule, Step};
+use crate::schedule::Step;
 use crate::state::Record;
 
 /// What a sampler asks of a model: the clean latents behind noisy ones.
@@ -29,7 +40,7 @@ pub trait Denoise {
     fn denoise(&mut self, x: &[f32], sigma: f64, out: &mut [f32]) -> Result<(), Error>;
 
     /// The same, and to `unconditional` what the model expects without the prompt, for samplers that
-    /// [take both apart](SamplerKind::takes_apart). Where there is no guidance, both are the same.
+    /// [need it](SamplerKind::needs_uncond). Where there is no guidance, both are the same.
     fn denoise_apart(
         &mut self,
         x: &[f32],
@@ -70,51 +81,60 @@ pub trait Sampler {
     }
 }
 
-impl Method {
-    /// A sampler for one run over this schedule, on latents of `len` values.
-    pub fn build(&self, schedule: &Schedule, len: usize) -> Box<dyn Sampler> {
-        use SamplerKind as Kind;
-        let (settings, steps) = (&self.settings(), schedule.steps().len());
-        match self.kind() {
-            Kind::Euler | Kind::EulerAncestral | Kind::Ddim | Kind::Ddpm => {
-                Box::new(euler::Euler::new(settings, steps, len))
-            }
-            Kind::Heun => Box::new(two_stage::TwoStage::new(two_stage::Rule::Heun, settings, steps, len)),
-            Kind::Dpm2 | Kind::Dpm2Ancestral => {
-                Box::new(two_stage::TwoStage::new(two_stage::Rule::Dpm2, settings, steps, len))
-            }
-            Kind::DpmPp2sAncestral => {
-                Box::new(two_stage::TwoStage::new(two_stage::Rule::DpmPp2s, settings, steps, len))
-            }
-            Kind::DpmPpSde => {
-                Box::new(two_stage::TwoStage::new(two_stage::Rule::DpmPpSde, settings, steps, len))
-            }
-            Kind::Lms => Box::new(adams::Adams::new(adams::Rule::Lms, settings, len)),
-            Kind::Pndm => Box::new(adams::Adams::new(adams::Rule::Plms, settings, len)),
-            Kind::Ipndm => Box::new(adams::Adams::new(adams::Rule::Ipndm, settings, len)),
-            Kind::DpmSolver | Kind::DpmSolverSde => {
-                Box::new(dpm::Multistep::new(dpm::Equation::Noise, settings, schedule, len))
-            }
-            Kind::DpmPp2m
-            | Kind::DpmPp3m
-            | Kind::DpmPp2mSde
-            | Kind::DpmPp2mSdeHeun
-            | Kind::DpmPp3mSde
-            | Kind::ResMultistep => {
-                Box::new(dpm::Multistep::new(dpm::Equation::Data, settings, schedule, len))
-            }
-            Kind::DpmSolverSinglestep => {
-                Box::new(dpm::Singlestep::new(dpm::Equation::Noise, settings, schedule, len))
-            }
-            Kind::DpmPp2s | Kind::DpmPp3s => {
-                Box::new(dpm::Singlestep::new(dpm::Equation::Data, settings, schedule, len))
-            }
-            Kind::UniPc => Box::new(unipc::UniPc::new(settings, schedule, len)),
-            Kind::Deis => Box::new(deis::Deis::new(settings, schedule, len)),
-            Kind::Lcm => Box::new(consistency::Lcm::new(len)),
-            Kind::Tcd => Box::new(consistency::Tcd::new(settings, schedule.clock().clone(), len)),
-            Kind::ErSde => Box::new(er_sde::ErSde::new(settings, len)),
-            Kind::EulerCfgPp | Kind::EulerAncestralCfgPp => Box::new(cfgpp::EulerCfgPp::new(settings, len)),
+/// Declares the kinds of samplers, each with the row that its file declares.
+macro_rules! samplers {
+    ($($kind:ident = $row:path,)*) => {
+        /// The kinds of samplers. What each is, and what it is called elsewhere, is in its [`About`].
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[allow(missing_docs)] // Names are what there is to say; `about` says the rest.
+        pub enum SamplerKind {
+            $($kind,)*
         }
-    }
+
+        impl SamplerKind {
+            /// Every kind.
+            pub const ALL: [Self; [$(Self::$kind,)*].len()] = [$(Self::$kind,)*];
+
+            /// What is to be known of it.
+            pub const fn about(self) -> &'static About {
+                match self {
+                    $(Self::$kind => &$row,)*
+                }
+            }
+        }
+    };
+}
+
+// In the order in which they are listed for users.
+samplers! {
+    Euler = euler::EULER,
+    EulerAncestral = euler::EULER_ANCESTRAL,
+    Heun = two_stage::HEUN,
+    Dpm2 = two_stage::DPM2,
+    Dpm2Ancestral = two_stage::DPM2_ANCESTRAL,
+    Lms = adams::LMS,
+    Ddim = euler::DDIM,
+    Ddpm = euler::DDPM,
+    Pndm = adams::PNDM,
+    Ipndm = adams::IPNDM,
+    DpmSolver = dpm::DPM_SOLVER,
+    DpmSolverSde = dpm::DPM_SOLVER_SDE,
+    DpmSolverSinglestep = dpm::DPM_SOLVER_SINGLESTEP,
+    DpmPp2m = dpm::DPMPP_2M,
+    DpmPp3m = dpm::DPMPP_3M,
+    DpmPp2mSde = dpm::DPMPP_2M_SDE,
+    DpmPp2mSdeHeun = dpm::DPMPP_2M_SDE_HEUN,
+    DpmPp3mSde = dpm::DPMPP_3M_SDE,
+    DpmPp2s = dpm::DPMPP_2S,
+    DpmPp3s = dpm::DPMPP_3S,
+    DpmPp2sAncestral = two_stage::DPMPP_2S_ANCESTRAL,
+    DpmPpSde = two_stage::DPMPP_SDE,
+    UniPc = unipc::UNIPC,
+    Deis = deis::DEIS,
+    Lcm = consistency::LCM,
+    Tcd = consistency::TCD,
+    ErSde = er_sde::ER_SDE,
+    ResMultistep = dpm::RES_MULTISTEP,
+    EulerCfgPp = cfgpp::EULER_CFGPP,
+    EulerAncestralCfgPp = cfgpp::EULER_ANCESTRAL_CFGPP,
 }

@@ -15,7 +15,7 @@ use calotype::noise::{BrownianTree, Rng, StepNoise, TorchCpu};
 use calotype::pipeline::{Options, Pipeline};
 use calotype::prediction::{Prediction, Thresholder, Thresholding};
 use calotype::request::{Draft, Request};
-use calotype::sampler::{Denoise, Method as Sampling, SamplerKind, StepNoiseKind};
+use calotype::sampler::{Denoise, Method as Sampling, STEP_NOISE, SamplerKind, StepNoiseKind};
 use calotype::schedule::{Betas, NoiseCurve, Schedule, ScheduleKind};
 use calotype::tensor::LatentShape;
 use image::{GrayImage, RgbImage};
@@ -111,7 +111,7 @@ fn a_step_of_any_sampler_allocates_nothing() {
             };
             let (mut sampler, mut x) = (method.build(&schedule, LEN), vec![1.0; LEN]);
             let (mut stream, mut tree) = (TorchCpu::new(1), tree(&schedule));
-            let noise: &mut dyn StepNoise = match method.settings().noise {
+            let noise: &mut dyn StepNoise = match method.get(&STEP_NOISE) {
                 StepNoiseKind::Stream => &mut stream,
                 StepNoiseKind::Tree => &mut tree,
             };

@@ -72,10 +72,9 @@ const CRATE_HOMES: [(&str, &[&str]); 14] = [
     ("zune_jpeg", &["picture/"]),
 ];
 /// Files of one module that import each other, to be taken apart; no others may.
-const KNOWN_CIRCLES: [&[&str]; 4] = [
+const KNOWN_CIRCLES: [&[&str]; 3] = [
     &["cli/draft", "cli/generate"],
     &["engine/exhaustion", "engine/pool", "engine/sys", "engine/threads"],
-    &["sampler/kind", "sampler/method"],
     &["stage/component", "stage/denoiser", "stage/seeded", "stage/text_encoder", "stage/trial"],
 ];
 /// Phrases that users met once, and the field's words for them. None comes back in the help, in messages, or in texts for users.

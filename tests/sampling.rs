@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use calotype::noise::{BrownianTree, NoiseSource, Rng, StepNoise, TorchCpu};
 use calotype::prediction::Prediction;
-use calotype::sampler::{Denoise, Method, SamplerKind, StepNoiseKind};
+use calotype::sampler::{Denoise, Method, STEP_NOISE, SamplerKind, StepNoiseKind};
 use calotype::schedule::{Betas, Clock, FlowShift, Grid, NoiseCurve, Schedule, ScheduleKind};
 use calotype::weights::Weights;
 use calotype::{Error, ErrorKind};
@@ -173,7 +173,7 @@ fn sample(case: &Case, sign: f64) -> Vec<Vec<f32>> {
     }
     let method = case.method();
     let mut tree;
-    let noise: &mut dyn StepNoise = match method.settings().noise {
+    let noise: &mut dyn StepNoise = match method.get(&STEP_NOISE) {
         StepNoiseKind::Stream => &mut stream,
         StepNoiseKind::Tree => {
             let steps = schedule.steps();

@@ -222,18 +222,29 @@ fn sampler_name(method: sampler::Method) -> String {
 /// Those of a method's settings that A1111 has names for, where they are not the usual ones.
 fn settings(method: sampler::Method) -> Vec<(&'static str, String)> {
     let about = method.kind().about();
-    let Ok(usual) = about.name.parse::<sampler::Method>() else { return Vec::new() };
-    let (usual, asked) = (usual.settings(), method.settings());
+    let Ok(usual) = sampler_name(method).parse::<sampler::Method>() else { return Vec::new() };
     let eta = if about.a1111 == "DDIM" { "Eta DDIM" } else { "Eta" };
-    let all = [
-        (eta, usual.eta, asked.eta),
-        ("Sigma churn", usual.s_churn, asked.s_churn),
-        ("Sigma tmin", usual.s_tmin, asked.s_tmin),
-        ("Sigma tmax", usual.s_tmax, asked.s_tmax),
-        ("Sigma noise", usual.s_noise, asked.s_noise),
+    let numbers = [
+        (eta, sampler::ETA),
+        ("Sigma churn", sampler::S_CHURN),
+        ("Sigma tmin", sampler::S_TMIN),
+        ("Sigma tmax", sampler::S_TMAX),
+        ("Sigma noise", sampler::S_NOISE),
     ];
-    let changed = all.into_iter().filter(|(_, usual, asked)| usual != asked);
-    changed.map(|(name, _, asked)| (name, asked.to_string())).collect()
+    let changed = numbers.into_iter().filter(|(_, setting)| method.get(setting) != usual.get(setting));
+    let mut changed: Vec<_> =
+        changed.map(|(name, setting)| (name, method.get(&setting).to_string())).collect();
+    if about.a1111 == "UniPC" {
+        let variant = |method: sampler::Method| method.get(&sampler::BH);
+        if variant(method) != variant(usual) {
+            let name = if variant(method) == sampler::Bh::Bh1 { "bh1" } else { "bh2" };
+            changed.push(("UniPC variant", name.into()));
+        }
+        if method.get(&sampler::ORDER) != usual.get(&sampler::ORDER) {
+            changed.push(("UniPC order", method.get(&sampler::ORDER).to_string()));
+        }
+    }
+    changed
 }
 
 /// The label of a schedule in A1111's web UI, or of the nearest that it has; `Automatic` is the sampler's own.

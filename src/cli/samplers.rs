@@ -17,7 +17,7 @@ pub(super) fn report() -> Report {
             "stochastic": about.is_stochastic,
             "flow_matching": about.is_slope,
             "models": about.models,
-            "settings": about.settings().collect::<Vec<_>>(),
+            "settings": names(about),
             "diffusers": name(about.diffusers),
             "a1111": name(about.a1111),
             "comfyui": name(about.comfyui),
@@ -42,6 +42,11 @@ fn schedules() -> String {
         .map(|(name, settings, aliases)| [name.to_owned(), settings, aliases.join(", ")])
         .collect::<Vec<_>>();
     markdown(["name", "settings", "other names"], &rows)
+}
+
+/// The names of a sampler's settings.
+fn names(about: &About) -> Vec<&'static str> {
+    about.settings().iter().map(|setting| setting.name()).collect()
 }
 
 fn name(name: &str) -> Value {
@@ -72,7 +77,7 @@ fn table() -> String {
             order,
             noise.into(),
             models.into(),
-            about.settings().collect::<Vec<_>>().join(", "),
+            names(about).join(", "),
             about.diffusers.into(),
             about.a1111.into(),
             about.comfyui.into(),

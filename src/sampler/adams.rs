@@ -1,15 +1,51 @@
 //! Linear multistep methods on the slope: LMS, PNDM in its PLMS form, and iPNDM.
 //! It knows nothing of where the levels come from.
 
+use super::about::About;
 use super::arithmetic::{History, blend};
-use super::{Denoise, Sampler, Settings};
+use super::setting::{self, Setting, Settings};
+use super::{Denoise, Sampler};
 use crate::Error;
 use crate::noise::StepNoise;
-use crate::schedule::Step;
+use crate::schedule::{Grid, Step};
 use crate::state::Record;
 
+pub(super) const LMS: About = About {
+    order: MAX_ORDER,
+    is_slope: true,
+    diffusers: "LMSDiscreteScheduler",
+    a1111: "LMS",
+    comfyui: "lms",
+    sd_cpp: "lms",
+    others: &["k_lms"],
+    settings: &[&ORDER],
+    ..About::new("lms", |settings, _, len| Box::new(Adams::new(Rule::Lms, settings, len)))
+};
+
+pub(super) const PNDM: About = About {
+    order: 2,
+    is_slope: true,
+    diffusers: "PNDMScheduler",
+    a1111: "PLMS",
+    others: &["PNDM", "PLMS", "k_plms"],
+    fixed: &[&ORDER],
+    grid: Grid::Whole,
+    ..About::new("pndm", |settings, _, len| Box::new(Adams::new(Rule::Plms, settings, len)))
+};
+
+pub(super) const IPNDM: About = About {
+    order: 2,
+    is_slope: true,
+    diffusers: "IPNDMScheduler",
+    comfyui: "ipndm",
+    sd_cpp: "ipndm",
+    settings: &[&ORDER],
+    ..About::new("ipndm", |settings, _, len| Box::new(Adams::new(Rule::Ipndm, settings, len)))
+};
+
 /// The highest order of these methods.
-pub(super) const MAX_ORDER: usize = 4;
+const MAX_ORDER: usize = 4;
+const ORDER: Setting<usize> = Setting { default: MAX_ORDER, range: MAX_ORDER, ..setting::ORDER };
 
 /// Which method.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -39,14 +75,9 @@ pub(super) struct Adams {
 impl Adams {
     /// Of the settings `order`, from 1 to [`MAX_ORDER`].
     pub(super) fn new(rule: Rule, settings: &Settings, len: usize) -> Self {
+        let order = settings.get(&ORDER);
         let ahead = vec![0.0; if rule == Rule::Plms { len } else { 0 }];
-        Self {
-            rule,
-            order: settings.order,
-            slopes: History::new(settings.order, len),
-            denoised: vec![0.0; len],
-            ahead,
-        }
+        Self { rule, order, slopes: History::new(order, len), denoised: vec![0.0; len], ahead }
     }
 }
 

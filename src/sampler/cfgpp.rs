@@ -1,11 +1,34 @@
 //! Euler's method with CFG++. It knows that there is a second, unconditional answer, and nothing of guidance.
 
+use super::about::{About, Build};
 use super::arithmetic::blend;
 use super::euler::Ancestral;
-use super::{Denoise, Sampler, Settings};
+use super::setting::{ANCESTRAL, ETA, S_NOISE, Settings};
+use super::{Denoise, Sampler};
 use crate::Error;
 use crate::noise::StepNoise;
 use crate::schedule::Step;
+
+const BUILD: Build = |settings, _, len| Box::new(EulerCfgPp::new(settings, len));
+
+pub(super) const EULER_CFGPP: About = About {
+    models: "with guidance",
+    a1111: "DDIM CFG++",
+    comfyui: "euler_cfg_pp",
+    sd_cpp: "euler_cfg_pp",
+    needs_uncond: true,
+    ..About::new("euler-cfg++", BUILD)
+};
+
+pub(super) const EULER_ANCESTRAL_CFGPP: About = About {
+    is_stochastic: true,
+    models: "with guidance",
+    comfyui: "euler_ancestral_cfg_pp",
+    sd_cpp: "euler_a_cfg_pp",
+    settings: ANCESTRAL,
+    needs_uncond: true,
+    ..About::new("euler-a-cfg++", BUILD)
+};
 
 /// CFG++ (Chung et al. 2024, algorithm 2): to the guided clean latents, and back by the *unconditional* noise, which
 /// keeps the way on the data's own: `x = D + sigma_down * (x - U) / sigma_from`, with `U` the unconditional clean
@@ -23,7 +46,7 @@ pub(super) struct EulerCfgPp {
 impl EulerCfgPp {
     /// Of the settings `eta` and `s_noise`.
     pub(super) fn new(settings: &Settings, len: usize) -> Self {
-        let Settings { eta, s_noise, .. } = *settings;
+        let (eta, s_noise) = (settings.get(&ETA), settings.get(&S_NOISE));
         let [denoised, unconditional, noise] = std::array::from_fn(|_| vec![0.0; len]);
         Self { eta, s_noise, denoised, unconditional, noise }
     }

@@ -1,8 +1,41 @@
 //! Churn: fresh noise before a step. It knows nothing of the step.
 
-use super::Settings;
 use super::arithmetic::blend;
+use super::setting::{Declared, NumberRange, S_NOISE, Setting, Settings};
 use crate::noise::StepNoise;
+
+/// How much noise is added before steps, in all of a run (Karras et al. 2022, section 4).
+pub const S_CHURN: Setting<f64> = Setting {
+    name: "s_churn",
+    default: 0.0,
+    range: NumberRange { low: 0.0, high: f64::MAX, words: "a number from 0 up" },
+    help: "noise added before steps, in all of a run (Karras et al. 2022)",
+};
+
+/// The lowest level at which [`S_CHURN`] is added.
+pub const S_TMIN: Setting<f64> = Setting {
+    name: "s_tmin",
+    default: 0.0,
+    range: NumberRange { low: 0.0, high: f64::MAX, words: "a number from 0 up" },
+    help: "lowest sigma at which s_churn is added",
+};
+
+/// The highest level at which [`S_CHURN`] is added.
+pub const S_TMAX: Setting<f64> = Setting {
+    name: "s_tmax",
+    default: f64::INFINITY,
+    range: NumberRange { low: 0.0, high: f64::INFINITY, words: "a number from 0 up, or inf" },
+    help: "highest sigma at which s_churn is added",
+};
+
+/// The settings of samplers with churn.
+pub(super) const CHURN: Declared = &[&S_NOISE, &S_CHURN, &S_TMIN, &S_TMAX];
+
+/// Whether the range of levels is one.
+pub(super) fn check(settings: &Settings) -> Result<(), String> {
+    let (low, high) = (settings.get(&S_TMIN), settings.get(&S_TMAX));
+    if low <= high { Ok(()) } else { Err(format!("expected s_tmin up to s_tmax, got {low} and {high}")) }
+}
 
 /// Lifts latents to a higher level before a step (Karras et al. 2022, algorithm 2, lines 4 to 6).
 ///
@@ -29,10 +62,16 @@ pub(super) struct Lift {
 
 impl Churn {
     pub(super) fn new(settings: &Settings, steps: usize, len: usize) -> Self {
-        let Settings { s_churn, s_tmin, s_tmax, s_noise, .. } = *settings;
-        let gamma = (s_churn / steps as f64).min(std::f64::consts::SQRT_2 - 1.0);
+        let gamma = (settings.get(&S_CHURN) / steps as f64).min(std::f64::consts::SQRT_2 - 1.0);
         let len = if gamma > 0.0 { len } else { 0 };
-        Self { gamma, from: s_tmin, to: s_tmax, s_noise, noise: vec![0.0; len], lifted: vec![0.0; len] }
+        Self {
+            gamma,
+            from: settings.get(&S_TMIN),
+            to: settings.get(&S_TMAX),
+            s_noise: settings.get(&S_NOISE),
+            noise: vec![0.0; len],
+            lifted: vec![0.0; len],
+        }
     }
 
     /// Lifts a copy of the latents, where their level asks for it.

@@ -1,11 +1,42 @@
 //! Samplers of consistency models: LCM and TCD. They know nothing of where the levels come from, but that timesteps
 //! say how far a leap goes.
 
+use super::about::About;
 use super::arithmetic::blend;
-use super::{Denoise, Sampler, Settings};
+use super::setting::{ETA, Setting, Settings};
+use super::{Denoise, Sampler};
 use crate::Error;
 use crate::noise::StepNoise;
-use crate::schedule::{Clock, Step};
+use crate::schedule::{Clock, Grid, ScheduleKind, Step};
+
+pub(super) const LCM: About = About {
+    order: 0,
+    is_stochastic: true,
+    models: "latent consistency",
+    diffusers: "LCMScheduler",
+    a1111: "LCM",
+    comfyui: "lcm",
+    sd_cpp: "lcm",
+    others: &["k_lcm"],
+    grid: Grid::Whole,
+    own_schedule: Some(&ScheduleKind::LCM),
+    ..About::new("lcm", |_, _, len| Box::new(Lcm::new(len)))
+};
+
+pub(super) const TCD: About = About {
+    order: 0,
+    is_stochastic: true,
+    models: "trajectory consistency",
+    diffusers: "TCDScheduler",
+    sd_cpp: "tcd",
+    settings: &[&GAMMA],
+    grid: Grid::Whole,
+    own_schedule: Some(&ScheduleKind::LCM),
+    ..About::new("tcd", |settings, schedule, len| Box::new(Tcd::new(settings, schedule.clock().clone(), len)))
+};
+
+/// TCD's gamma, by diffusers' name and with its default.
+const GAMMA: Setting<f64> = Setting { default: 0.3, ..ETA };
 
 /// Multistep consistency sampling (Song et al. 2023, "Consistency models", algorithm 1), as latent consistency models
 /// run it (Luo et al. 2023, section 4): to the clean latents in one leap, then fresh noise of the next level.
@@ -62,7 +93,7 @@ pub(super) struct Tcd {
 impl Tcd {
     /// Of the settings `eta`, from 0 to 1.
     pub(super) fn new(settings: &Settings, clock: Clock, len: usize) -> Self {
-        Self { gamma: settings.eta, clock, denoised: vec![0.0; len], noise: vec![0.0; len] }
+        Self { gamma: settings.get(&ETA), clock, denoised: vec![0.0; len], noise: vec![0.0; len] }
     }
 }
 

@@ -1,14 +1,26 @@
 //! The diffusion exponential integrator sampler, DEIS. It knows nothing of where the levels come from.
 
+use super::about::About;
 use super::arithmetic::{History, blend};
-use super::{Denoise, Sampler, Settings, dpm};
+use super::setting::{self, LOWER_FINAL, Setting, Settings};
+use super::{Denoise, Sampler, dpm};
 use crate::Error;
 use crate::noise::StepNoise;
-use crate::schedule::{Schedule, Step};
+use crate::schedule::{Grid, Schedule, Step};
 use crate::state::Record;
 
+pub(super) const DEIS: About = About {
+    order: 2,
+    diffusers: "DEISMultistepScheduler",
+    comfyui: "deis",
+    settings: &[&ORDER, &LOWER_FINAL],
+    grid: Grid::WholeAboveLast,
+    ..About::new("deis", |settings, schedule, len| Box::new(Deis::new(settings, schedule, len)))
+};
+
 /// The highest order.
-pub(super) const MAX_ORDER: usize = 3;
+const MAX_ORDER: usize = 3;
+const ORDER: Setting<usize> = Setting { default: 2, range: MAX_ORDER, ..setting::ORDER };
 
 /// The diffusion exponential integrator sampler (Zhang & Chen 2023, equation 15) with polynomials in `ln rho` (their
 /// log-rho Adams-Bashforth; diffusers' `DEISMultistepScheduler`): the noise that the model sees, as a polynomial in
@@ -24,12 +36,12 @@ pub(super) struct Deis {
 impl Deis {
     /// Of the settings `order`, from 1 to [`MAX_ORDER`], and `lower_final`.
     pub(super) fn new(settings: &Settings, schedule: &Schedule, len: usize) -> Self {
-        let order = |index| match settings.lower_final {
+        let order = |index| match settings.get(&LOWER_FINAL) {
             true => dpm::highest_order(schedule, schedule.steps_from(index)),
             false => usize::MAX,
         };
         let orders = (0..schedule.steps().len()).map(order).collect();
-        Self { orders, slopes: History::new(settings.order, len) }
+        Self { orders, slopes: History::new(settings.get(&ORDER), len) }
     }
 }
 

@@ -1,15 +1,184 @@
 //! DPM-Solver and DPM-Solver++, multistep and singlestep, for the ordinary and the stochastic equation.
 //! It knows nothing of where the levels come from.
 
+use super::about::About;
 use super::arithmetic::{History, blend};
-use super::{Denoise, Sampler, Settings, Solver, Third};
+use super::setting::{
+    self, ALL_ETA, Choice, Declared, ETA, LOWER_FINAL, S_NOISE, STEP_NOISE, Setting, Settings, TREE,
+};
+use super::{Denoise, Sampler};
 use crate::Error;
 use crate::noise::StepNoise;
-use crate::schedule::{Schedule, Step};
+use crate::schedule::{Grid, Schedule, Step};
 use crate::state::Record;
 
+pub(super) const DPM_SOLVER: About = About {
+    order: 2,
+    diffusers: "DPMSolverMultistepScheduler algorithm_type=dpmsolver",
+    settings: SECOND,
+    grid: Grid::WholeAboveLast,
+    ..About::new("dpm-solver", |settings, schedule, len| Equation::Noise.multistep(settings, schedule, len))
+};
+
+pub(super) const DPM_SOLVER_SDE: About = About {
+    order: 0,
+    is_stochastic: true,
+    diffusers: "DPMSolverMultistepScheduler algorithm_type=sde-dpmsolver",
+    settings: &[&S_NOISE, &UP_TO_SECOND, &SOLVER, &STEP_NOISE],
+    fixed: &[&ALL_ETA],
+    grid: Grid::WholeAboveLast,
+    ..About::new("sde-dpm-solver", |settings, schedule, len| {
+        Equation::Noise.multistep(settings, schedule, len)
+    })
+};
+
+pub(super) const DPM_SOLVER_SINGLESTEP: About = About {
+    order: 2,
+    diffusers: "DPMSolverSinglestepScheduler algorithm_type=dpmsolver",
+    settings: &[&ORDER, &SOLVER],
+    grid: Grid::WholeAboveLast,
+    ..About::new("dpm-solver-s", |settings, schedule, len| {
+        Equation::Noise.singlestep(settings, schedule, len)
+    })
+};
+
+pub(super) const DPMPP_2M: About = About {
+    order: 2,
+    diffusers: "DPMSolverMultistepScheduler",
+    a1111: "DPM++ 2M",
+    comfyui: "dpmpp_2m",
+    sd_cpp: "dpm++2m",
+    others: &["EDMDPMSolverMultistepScheduler", "k_dpmpp_2m", "dpmpp2m"],
+    settings: SECOND,
+    grid: Grid::WholeAboveLast,
+    ..About::new("dpm++2m", |settings, schedule, len| Equation::Data.multistep(settings, schedule, len))
+};
+
+pub(super) const DPMPP_3M: About = About {
+    order: 2,
+    diffusers: "DPMSolverMultistepScheduler solver_order=3",
+    settings: &[&THIRD_ORDER, &SOLVER, &THIRD, &LOWER_FINAL],
+    grid: Grid::WholeAboveLast,
+    ..About::new("dpm++3m", |settings, schedule, len| Equation::Data.multistep(settings, schedule, len))
+};
+
+pub(super) const DPMPP_2M_SDE: About = About {
+    order: 2,
+    is_stochastic: true,
+    diffusers: "DPMSolverMultistepScheduler algorithm_type=sde-dpmsolver++",
+    a1111: "DPM++ 2M SDE",
+    comfyui: "dpmpp_2m_sde",
+    sd_cpp: "dpm++2m_sde",
+    others: &["dpmpp_2m_sde_gpu", "k_dpmpp_2m_sde"],
+    settings: &[&ALL_ETA, &S_NOISE, &ORDER, &SOLVER, &THIRD, &NEVER_LOWER, &TREE],
+    grid: Grid::WholeAboveLast,
+    ..About::new("dpm++2m-sde", |settings, schedule, len| Equation::Data.multistep(settings, schedule, len))
+};
+
+pub(super) const DPMPP_2M_SDE_HEUN: About = About {
+    order: 2,
+    is_stochastic: true,
+    diffusers: "DPMSolverMultistepScheduler algorithm_type=sde-dpmsolver++ solver_type=heun",
+    a1111: "DPM++ 2M SDE Heun",
+    comfyui: "dpmpp_2m_sde_heun",
+    others: &["dpmpp_2m_sde_heun_gpu", "k_dpmpp_2m_sde_heun"],
+    settings: &[&ALL_ETA, &S_NOISE, &ORDER, &HEUN, &THIRD, &NEVER_LOWER, &TREE],
+    grid: Grid::WholeAboveLast,
+    ..About::new("dpm++2m-sde-heun", |settings, schedule, len| {
+        Equation::Data.multistep(settings, schedule, len)
+    })
+};
+
+pub(super) const DPMPP_3M_SDE: About = About {
+    order: 2,
+    is_stochastic: true,
+    diffusers: "DPMSolverMultistepScheduler algorithm_type=sde-dpmsolver++ solver_order=3",
+    a1111: "DPM++ 3M SDE",
+    comfyui: "dpmpp_3m_sde",
+    others: &["dpmpp_3m_sde_gpu", "k_dpmpp_3m_sde"],
+    settings: &[&ALL_ETA, &S_NOISE, &THIRD_ORDER, &HEUN, &THIRD, &NEVER_LOWER, &TREE],
+    grid: Grid::WholeAboveLast,
+    ..About::new("dpm++3m-sde", |settings, schedule, len| Equation::Data.multistep(settings, schedule, len))
+};
+
+pub(super) const DPMPP_2S: About = About {
+    order: 2,
+    diffusers: "DPMSolverSinglestepScheduler",
+    settings: &[&ORDER, &SOLVER],
+    grid: Grid::WholeAboveLast,
+    ..About::new("dpm++2s", |settings, schedule, len| Equation::Data.singlestep(settings, schedule, len))
+};
+
+pub(super) const DPMPP_3S: About = About {
+    order: 3,
+    diffusers: "DPMSolverSinglestepScheduler solver_order=3",
+    settings: &[&THIRD_ORDER, &SOLVER],
+    grid: Grid::WholeAboveLast,
+    ..About::new("dpm++3s", |settings, schedule, len| Equation::Data.singlestep(settings, schedule, len))
+};
+
+pub(super) const RES_MULTISTEP: About = About {
+    order: 2,
+    comfyui: "res_multistep",
+    sd_cpp: "res_multistep",
+    fixed: &[&ORDER, &HEUN, &NEVER_LOWER],
+    ..About::new("res-multistep", |settings, schedule, len| Equation::Data.multistep(settings, schedule, len))
+};
+
+/// The form of a step of second order.
+pub const SOLVER: Setting<Solver> = Setting {
+    name: "solver",
+    default: Solver::Midpoint,
+    range: (),
+    help: "form of a step of second order: slope exact in the middle of the step, or integral of the slope exact",
+};
+
+/// The form of a step, where the order leaves a choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Solver {
+    /// DPM-Solver's first form of second order: the slope is exact in the middle of a step.
+    Midpoint,
+    /// DPM-Solver's second form: the slope's integral is exact.
+    Heun,
+}
+
+impl Choice for Solver {
+    const WORDS: &'static [(&'static str, Self)] = &[("midpoint", Self::Midpoint), ("heun", Self::Heun)];
+}
+
+/// The form of a multistep step of third order.
+pub const THIRD: Setting<Third> = Setting {
+    name: "third",
+    default: Third::Published,
+    range: (),
+    help: "form of a step of third order: as published, or with the weight that makes it one",
+};
+
+/// The form of a multistep step of third order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Third {
+    /// As published and as everywhere: with half of the second derivative's weight, so that errors shrink as those of
+    /// second order.
+    Published,
+    /// With the weight that makes the method one of third order.
+    Exact,
+}
+
+impl Choice for Third {
+    const WORDS: &'static [(&'static str, Self)] = &[("published", Self::Published), ("exact", Self::Exact)];
+}
+
 /// The highest order.
-pub(super) const MAX_ORDER: usize = 3;
+const MAX_ORDER: usize = 3;
+const ORDER: Setting<usize> = Setting { default: 2, range: MAX_ORDER, ..setting::ORDER };
+const UP_TO_SECOND: Setting<usize> = Setting { range: 2, ..ORDER };
+const THIRD_ORDER: Setting<usize> = Setting { default: 3, ..ORDER };
+const HEUN: Setting<Solver> = Setting { default: Solver::Heun, ..SOLVER };
+/// k-diffusion's stochastic solvers never lower their order.
+const NEVER_LOWER: Setting<bool> = Setting { default: false, ..LOWER_FINAL };
+/// The settings of multistep solvers of second order for the ordinary equation.
+const SECOND: Declared = &[&ORDER, &SOLVER, &THIRD, &LOWER_FINAL];
+
 /// In shorter runs the step before the last is of second order at most (diffusers' `lower_order_final`).
 const SHORT_RUN: usize = 15;
 
@@ -29,6 +198,14 @@ pub(super) enum Equation {
 }
 
 impl Equation {
+    fn multistep(self, settings: &Settings, schedule: &Schedule, len: usize) -> Box<dyn Sampler> {
+        Box::new(Multistep::new(self, settings, schedule, len))
+    }
+
+    fn singlestep(self, settings: &Settings, schedule: &Schedule, len: usize) -> Box<dyn Sampler> {
+        Box::new(Singlestep::new(self, settings, schedule, len))
+    }
+
     /// Asks the model, and keeps what of its answer this equation is about. The last answer, to level 0, is where the
     /// run ends, whatever came before: then `x` is that, and this says so.
     fn ask(
@@ -112,7 +289,10 @@ struct Weights {
 /// right here and in k-diffusion.
 pub(super) struct Multistep {
     equation: Equation,
-    settings: Settings,
+    eta: f64,
+    s_noise: f64,
+    solver: Solver,
+    third: Third,
     /// Per step, the highest order that it may have.
     orders: Vec<usize>,
     history: History,
@@ -123,17 +303,21 @@ impl Multistep {
     /// Of the settings `order` (1 to [`MAX_ORDER`]), `solver`, `third`, `lower_final`, `eta` and `s_noise`. With
     /// [`Equation::Noise`] `eta` is 0 or 1.
     pub(super) fn new(equation: Equation, settings: &Settings, schedule: &Schedule, len: usize) -> Self {
+        let eta = settings.get(&ETA);
         Self {
             equation,
-            settings: *settings,
+            eta,
+            s_noise: settings.get(&S_NOISE),
+            solver: settings.get(&SOLVER),
+            third: settings.get(&THIRD),
             orders: (0..schedule.steps().len())
-                .map(|index| match settings.lower_final {
+                .map(|index| match settings.get(&LOWER_FINAL) {
                     true => highest_order(schedule, schedule.steps_from(index)),
                     false => usize::MAX,
                 })
                 .collect(),
-            history: History::new(settings.order, len),
-            noise: vec![0.0; if settings.eta > 0.0 { len } else { 0 }],
+            history: History::new(settings.get(&ORDER), len),
+            noise: vec![0.0; if eta > 0.0 { len } else { 0 }],
         }
     }
 }
@@ -152,8 +336,7 @@ impl Sampler for Multistep {
             return Ok(());
         }
 
-        let Settings { eta, s_noise, solver, third, .. } = self.settings;
-        let weights = equation.weights(from, to, eta, solver);
+        let weights = equation.weights(from, to, self.eta, self.solver);
         let order = history.len().min(self.orders[index]);
         let h = (from / to).ln();
         // Divided differences over distances in `h`, from which the derivatives follow.
@@ -166,14 +349,14 @@ impl Sampler for Multistep {
             }
             _ => {
                 let (r0, r1) = (distance(0), distance(1));
-                let curve = weights.curve * if third == Third::Exact { 2.0 } else { 1.0 };
+                let curve = weights.curve * if self.third == Third::Exact { 2.0 } else { 1.0 };
                 // d1 = d01 + r0 / (r0 + r1) (d01 - d12) and d2 = (d01 - d12) / (r0 + r1).
                 let bend = (weights.slope * r0 + curve) / (r0 + r1);
                 let (newer, older) = ((weights.slope + bend) / r0, -bend / r1);
                 [weights.value + newer, older - newer, -older]
             }
         };
-        let fresh = weights.noise * s_noise;
+        let fresh = weights.noise * self.s_noise;
         if fresh > 0.0 {
             noise.fill_between(from, to, &mut self.noise);
         }
@@ -198,7 +381,7 @@ impl Sampler for Multistep {
 /// How steps are grouped is diffusers' `DPMSolverSinglestepScheduler.get_order_list`.
 pub(super) struct Singlestep {
     equation: Equation,
-    settings: Settings,
+    solver: Solver,
     /// Per step.
     orders: Vec<usize>,
     /// The latents at the beginning of a group.
@@ -210,13 +393,14 @@ impl Singlestep {
     /// Of the settings `order` (1 to [`MAX_ORDER`]) and `solver`.
     pub(super) fn new(equation: Equation, settings: &Settings, schedule: &Schedule, len: usize) -> Self {
         let (left, asked) = (schedule.steps_from(0), schedule.asked_steps());
+        let order = settings.get(&ORDER);
         let ends_low = schedule.steps().last().is_some_and(|step| step.to > 0.0);
         Self {
             equation,
-            settings: *settings,
-            orders: orders(settings.order, asked, ends_low)[asked - left..].to_vec(),
+            solver: settings.get(&SOLVER),
+            orders: orders(order, asked, ends_low)[asked - left..].to_vec(),
             start: vec![0.0; len],
-            history: History::new(settings.order, len),
+            history: History::new(order, len),
         }
     }
 }
@@ -255,7 +439,7 @@ impl Sampler for Singlestep {
         }
 
         let begin = history.sigma(order - 1);
-        let weights = equation.weights(begin, to, 0.0, self.settings.solver);
+        let weights = equation.weights(begin, to, 0.0, self.solver);
         let h = (begin / to).ln();
         let distance = |age: usize| (begin / history.sigma(age)).ln() / h;
         let answers = match order {
@@ -266,7 +450,7 @@ impl Sampler for Singlestep {
             }
             _ => {
                 let (r0, r1) = (distance(0), distance(1));
-                let (d0, d1) = match self.settings.solver {
+                let (d0, d1) = match self.solver {
                     Solver::Midpoint => (weights.slope, 0.0),
                     // d = (r0 d1 - r1 d0) / (r0 - r1) and its derivative 2 (d0 - d1) / (r0 - r1).
                     Solver::Heun => {

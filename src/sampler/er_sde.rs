@@ -1,14 +1,27 @@
 //! The solver of the extended reverse-time equation. It knows nothing of where the levels come from.
 
+use super::about::About;
 use super::arithmetic::{History, blend};
-use super::{Denoise, Sampler, Settings};
+use super::setting::{self, ALL_ETA, S_NOISE, STEP_NOISE, Setting, Settings};
+use super::{Denoise, Sampler};
 use crate::Error;
 use crate::noise::StepNoise;
 use crate::schedule::Step;
 use crate::state::Record;
 
+pub(super) const ER_SDE: About = About {
+    order: 0,
+    is_stochastic: true,
+    comfyui: "er_sde",
+    sd_cpp: "er_sde",
+    settings: &[&S_NOISE, &ORDER, &STEP_NOISE],
+    fixed: &[&ALL_ETA],
+    ..About::new("er-sde", |settings, _, len| Box::new(ErSde::new(settings, len)))
+};
+
 /// The highest order.
-pub(super) const MAX_ORDER: usize = 3;
+const MAX_ORDER: usize = 3;
+const ORDER: Setting<usize> = Setting { default: MAX_ORDER, range: MAX_ORDER, ..setting::ORDER };
 /// Points of the sums that stand for the paper's integrals; the authors' number.
 const POINTS: usize = 200;
 
@@ -25,7 +38,8 @@ pub(super) struct ErSde {
 impl ErSde {
     /// Of the settings `order` (1 to [`MAX_ORDER`]) and `s_noise`.
     pub(super) fn new(settings: &Settings, len: usize) -> Self {
-        let Settings { order, s_noise, .. } = *settings;
+        let order = settings.get(&ORDER);
+        let s_noise = settings.get(&S_NOISE);
         Self { order, s_noise, history: History::new(order, len), noise: vec![0.0; len] }
     }
 }

@@ -1,12 +1,79 @@
 //! Euler's method in its many names: plain, with churn, ancestral, DDIM and DDPM.
 //! It knows nothing of where the levels come from, in which these differ.
 
+use super::about::{About, Build};
 use super::arithmetic::blend;
-use super::churn::Churn;
-use super::{Denoise, Sampler, Settings, Variance};
+use super::churn::{self, CHURN, Churn};
+use super::setting::{ALL_ETA, ANCESTRAL, Choice, ETA, S_NOISE, STEP_NOISE, Setting, Settings};
+use super::{Denoise, Sampler};
 use crate::Error;
 use crate::noise::StepNoise;
-use crate::schedule::Step;
+use crate::schedule::{Grid, Step};
+
+const BUILD: Build = |settings, schedule, len| Box::new(Euler::new(settings, schedule.steps().len(), len));
+
+pub(super) const EULER: About = About {
+    is_slope: true,
+    diffusers: "EulerDiscreteScheduler",
+    a1111: "Euler",
+    comfyui: "euler",
+    sd_cpp: "euler",
+    others: &["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "k_euler", "sample_euler"],
+    settings: CHURN,
+    check: churn::check,
+    ..About::new("euler", BUILD)
+};
+
+pub(super) const EULER_ANCESTRAL: About = About {
+    is_stochastic: true,
+    diffusers: "EulerAncestralDiscreteScheduler",
+    a1111: "Euler a",
+    comfyui: "euler_ancestral",
+    sd_cpp: "euler_a",
+    others: &["k_euler_a", "k_euler_ancestral", "euler_ancestral_RF"],
+    settings: ANCESTRAL,
+    ..About::new("euler-a", BUILD)
+};
+
+pub(super) const DDIM: About = About {
+    diffusers: "DDIMScheduler",
+    a1111: "DDIM",
+    comfyui: "ddim",
+    settings: &[&ETA, &S_NOISE, &STEP_NOISE],
+    grid: Grid::Whole,
+    ..About::new("ddim", BUILD)
+};
+
+pub(super) const DDPM: About = About {
+    is_stochastic: true,
+    diffusers: "DDPMScheduler",
+    comfyui: "ddpm",
+    settings: &[&S_NOISE, &VARIANCE, &STEP_NOISE],
+    fixed: &[&ALL_ETA],
+    grid: Grid::Whole,
+    ..About::new("ddpm", BUILD)
+};
+
+/// The variance of DDPM's noise.
+pub const VARIANCE: Setting<Variance> = Setting {
+    name: "variance",
+    default: Variance::Small,
+    range: (),
+    help: "variance of the fresh noise: the posterior's, or the step's own",
+};
+
+/// The variance of DDPM's noise (Ho et al. 2020, section 3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variance {
+    /// The posterior's, right for data of one value: diffusers' `fixed_small`.
+    Small,
+    /// The step's own, `beta`, right for data of unit variance: diffusers' `fixed_large`.
+    Large,
+}
+
+impl Choice for Variance {
+    const WORDS: &'static [(&'static str, Self)] = &[("small", Self::Small), ("large", Self::Large)];
+}
 
 /// A step along the tangent of the probability flow ODE `dx/dsigma = (x - D(x; sigma)) / sigma` (Karras et al. 2022,
 /// equation 3), to a level below the target, and fresh noise up to it.
@@ -32,13 +99,13 @@ pub(super) struct Euler {
 impl Euler {
     /// Of the settings those of [`Churn`], and `eta`, `s_noise` and `variance`. `steps` is how many there will be.
     pub(super) fn new(settings: &Settings, steps: usize, len: usize) -> Self {
-        let Settings { eta, s_noise, variance, .. } = *settings;
+        let eta = settings.get(&ETA);
         let noise = vec![0.0; if eta > 0.0 { len } else { 0 }];
         Self {
             churn: Churn::new(settings, steps, len),
             eta,
-            s_noise,
-            variance,
+            s_noise: settings.get(&S_NOISE),
+            variance: settings.get(&VARIANCE),
             denoised: vec![0.0; len],
             noise,
         }

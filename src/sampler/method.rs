@@ -1,101 +1,23 @@
-//! A sampling method as users name it: a kind, its settings, and what is read from and written to text.
-//! It knows which settings a kind has, and nothing of what a sampler does with them.
+//! A sampling method as users name it: a kind of sampler and its settings, read from and written to text.
+//! It knows nothing of what a sampler does with them.
 
 use std::fmt;
 use std::str::FromStr;
 
-use super::kind::SamplerKind;
-use crate::name::{self, Setting};
-use crate::schedule::ScheduleKind;
+use super::setting::{Setting, SettingValue, Settings};
+use super::{Sampler, SamplerKind};
+use crate::name;
+use crate::schedule::{Schedule, ScheduleKind};
 use crate::{Error, ErrorKind};
 
-/// The settings that some kinds have, all of them with a value. Which a kind has is in [`About`](super::About).
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Settings {
-    /// How much of the noise that a step takes away is replaced by fresh noise: 0 none, 1 all. TCD's gamma.
-    pub eta: f64,
-    /// The factor of all fresh noise; 1 is right, and a little more makes up for detail that models lose.
-    pub s_noise: f64,
-    /// How much noise is added before steps, in all of a run (Karras et al. 2022, section 4).
-    pub s_churn: f64,
-    /// The lowest level at which it is.
-    pub s_tmin: f64,
-    /// The highest.
-    pub s_tmax: f64,
-    /// The order, where a kind has several.
-    pub order: usize,
-    /// The form of a step.
-    pub solver: Solver,
-    /// The form of a step of UniPC.
-    pub bh: Bh,
-    /// The form of a step of third order.
-    pub third: Third,
-    /// Whether in runs of fewer than 15 steps the last step is of first order and the one before of second at most; UniPC's
-    /// are in runs of any length.
-    pub lower_final: bool,
-    /// The variance of DDPM's noise.
-    pub variance: Variance,
-    /// Where in a step, in `ln sigma`, the model is asked again.
-    pub r: f64,
-    /// Where the fresh noise of steps comes from.
-    pub noise: StepNoiseKind,
-}
-
-/// The form of a step, where the order leaves a choice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Solver {
-    /// DPM-Solver's first form of second order: the slope is exact in the middle of a step.
-    Midpoint,
-    /// DPM-Solver's second form: the slope's integral is exact.
-    Heun,
-}
-
-/// The function `B(h)` of UniPC (Zhao et al. 2023, section 3.4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bh {
-    /// `B(h) = h`.
-    Bh1,
-    /// `B(h) = e^h - 1`.
-    Bh2,
-}
-
-/// The form of a multistep step of third order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Third {
-    /// As published and as everywhere: with half of the second derivative's weight, so that errors shrink as those of
-    /// second order.
-    Published,
-    /// With the weight that makes the method one of third order.
-    Exact,
-}
-
-/// The variance of DDPM's noise (Ho et al. 2020, section 3.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Variance {
-    /// The posterior's, right for data of one value: diffusers' `fixed_small`.
-    Small,
-    /// The step's own, `beta`, right for data of unit variance: diffusers' `fixed_large`.
-    Large,
-}
-
-/// Where the fresh noise of steps comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum StepNoiseKind {
-    /// The next values of the generator that the run started from, as in diffusers.
-    Stream,
-    /// A Brownian tree of the run's seed, which is the same for any number of steps, as in k-diffusion.
-    Tree,
-}
-
-/// A sampling method: a kind and its settings.
+/// A sampling method: a kind of sampler and its settings.
 ///
 /// As text it is a name and, behind a colon, settings that differ from the kind's own.
 ///
 /// ```
-/// use calotype::sampler::{Method, SamplerKind};
+/// use calotype::sampler::{ETA, Method, SamplerKind};
 /// let method: Method = "ddim:eta=0.5".parse()?;
-/// assert_eq!(method.kind(), SamplerKind::Ddim);
-/// assert_eq!(method.settings().eta, 0.5);
+/// assert_eq!(method, Method::from(SamplerKind::Ddim).with(&ETA, 0.5)?);
 /// assert_eq!(method.to_string(), "ddim:eta=0.5");
 /// assert_eq!("DPMSolverMultistepScheduler".parse::<Method>()?.to_string(), "dpm++2m");
 /// # Ok::<(), calotype::Error>(())
@@ -112,62 +34,65 @@ impl Method {
         self.kind
     }
 
-    /// Its settings; those that the kind does not have are its defaults.
-    pub fn settings(&self) -> Settings {
-        self.settings
+    /// The value of a setting: its default where the kind does not have it.
+    pub fn get<T: SettingValue>(&self, setting: &Setting<T>) -> T {
+        self.settings.get(setting)
     }
 
-    fn set(&mut self, setting: Setting<'_>) -> Result<(), Error> {
-        let about = self.kind.about();
-        let what = format!("sampler: {}", self.kind);
-        let Some(key) = about.keys.iter().find(|key| key.name() == setting.name) else {
-            let names = about.settings().collect::<Vec<_>>().join(", ");
-            let expected =
-                if names.is_empty() { "no settings".into() } else { format!("settings of {names}") };
-            let got = format!("{what}: expected {expected}, got {:?}", setting.name);
-            return Err(Error::new(ErrorKind::Usage, got));
-        };
-        key.set(&mut self.settings, setting, about.max_order, &what)
+    /// The method with this value of a setting.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] where the kind does not have the setting, or not with this value, or not beside its others.
+    pub fn with<T: SettingValue>(mut self, setting: &Setting<T>, value: T) -> Result<Self, Error> {
+        self.settings.set(&self.place(), setting, value)?;
+        self.checked()
+    }
+
+    /// A sampler for one run over this schedule, on latents of `len` values.
+    pub fn build(&self, schedule: &Schedule, len: usize) -> Box<dyn Sampler> {
+        (self.kind.about().build)(&self.settings, schedule, len)
+    }
+
+    fn read(&mut self, settings: &str) -> Result<(), Error> {
+        name::each_setting(settings).try_for_each(|setting| self.settings.read(&self.place(), setting))
+    }
+
+    fn checked(self) -> Result<Self, Error> {
+        match (self.kind.about().check)(&self.settings) {
+            Ok(()) => Ok(self),
+            Err(problem) => Err(Error::new(ErrorKind::Usage, format!("{}: {problem}", self.place()))),
+        }
+    }
+
+    fn place(&self) -> String {
+        format!("sampler: {}", self.kind)
     }
 }
 
 impl From<SamplerKind> for Method {
     fn from(kind: SamplerKind) -> Self {
-        Self { kind, settings: kind.about().defaults }
+        Self { kind, settings: kind.defaults() }
     }
 }
 
 impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let about = self.kind.about();
-        let changed = about.keys.iter().filter_map(|key| {
-            let value = key.get(&self.settings);
-            (value != key.get(&about.defaults)).then_some((key.name(), value))
-        });
-        f.pad(&name::with_settings(about.name, &changed.collect::<Vec<_>>()))
+        f.pad(&name::with_settings(self.kind.about().name, &self.settings.changed()))
     }
 }
 
 impl FromStr for Method {
     type Err = Error;
 
-    /// Reads a name as [`SamplerKind`] does, and settings; [`ErrorKind::Usage`] for what is neither.
+    /// Reads a name as [`SamplerKind`] does, and settings; [`ErrorKind::Usage`] for what is neither. A name of another
+    /// program stands for the settings that it has there.
     fn from_str(text: &str) -> Result<Self, Error> {
-        let (name, settings) = name::settings(text);
-        let mut method = Self::from(name.parse::<SamplerKind>()?);
-        for setting in settings {
-            method.set(setting)?;
-        }
-        if method.settings.s_tmin > method.settings.s_tmax {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                format!(
-                    "sampler: {}: expected s_tmin up to s_tmax, got {} and {}",
-                    method.kind, method.settings.s_tmin, method.settings.s_tmax
-                ),
-            ));
-        }
-        Ok(method)
+        let (name, settings) = text.split_once(':').unwrap_or((text, ""));
+        let (kind, preset) = SamplerKind::named(name)?;
+        let mut method = Self::from(kind);
+        method.read(preset)?;
+        method.read(settings)?;
+        method.checked()
     }
 }
 
@@ -204,7 +129,10 @@ impl FromStr for Sampling {
         let ends = name.char_indices().filter(|(_, c)| matches!(c, ' ' | '_' | '-')).map(|(at, _)| at);
         // A name of a million words is none.
         for end in ends.take(16) {
-            let (Ok(kind), end) = (name[..end].parse::<SamplerKind>(), &name[end + 1..]) else { continue };
+            let (name, end) = (&name[..end], &name[end + 1..]);
+            if name.parse::<SamplerKind>().is_err() {
+                continue;
+            }
             // A1111's name for the schedule that a method goes with.
             let schedule = match name::bare(end).as_str() {
                 AUTOMATIC => None,
@@ -213,126 +141,10 @@ impl FromStr for Sampling {
                     Err(_) => continue,
                 },
             };
-            let method = format!("{kind}:{settings}").parse()?;
+            let method = format!("{name}:{settings}").parse()?;
             return Ok(Self { method, schedule });
         }
         Err(refused)
-    }
-}
-
-/// The largest factor of noise; 1 is right, and people use 1.003.
-const MAX_S_NOISE: f64 = 10.0;
-
-/// The name of a setting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Key {
-    Eta,
-    SNoise,
-    SChurn,
-    STmin,
-    STmax,
-    Order,
-    /// Of DPM-Solver.
-    Solver,
-    /// Of UniPC.
-    Bh,
-    Third,
-    LowerFinal,
-    Variance,
-    R,
-    Noise,
-}
-
-impl Key {
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Eta => "eta",
-            Self::SNoise => "s_noise",
-            Self::SChurn => "s_churn",
-            Self::STmin => "s_tmin",
-            Self::STmax => "s_tmax",
-            Self::Order => "order",
-            Self::Solver | Self::Bh => "solver",
-            Self::Third => "third",
-            Self::LowerFinal => "lower_final",
-            Self::Variance => "variance",
-            Self::R => "r",
-            Self::Noise => "noise",
-        }
-    }
-
-    /// Sets it; [`ErrorKind::Usage`] for what it cannot be.
-    fn set(
-        self,
-        settings: &mut Settings,
-        setting: Setting<'_>,
-        max_order: usize,
-        what: &str,
-    ) -> Result<(), Error> {
-        let number = |expected: &str, fits: &dyn Fn(f64) -> bool| {
-            let number = setting.value.parse::<f64>().ok().filter(|number| fits(*number));
-            number.ok_or_else(|| setting.refused(what, expected))
-        };
-        let from_0 = || number("a number from 0 up", &|number| number.is_finite() && number >= 0.0);
-        match self {
-            Self::Eta => {
-                settings.eta = number("a number from 0 to 1", &|eta| (0.0..=1.0).contains(&eta))?;
-            }
-            Self::SNoise => {
-                settings.s_noise = from_0()?;
-                if settings.s_noise > MAX_S_NOISE {
-                    return Err(setting.refused(what, &format!("at most {MAX_S_NOISE}")));
-                }
-            }
-            Self::SChurn => settings.s_churn = from_0()?,
-            Self::STmin => settings.s_tmin = from_0()?,
-            Self::STmax => settings.s_tmax = number("a number from 0 up, or inf", &|level| level >= 0.0)?,
-            Self::Order => {
-                let order = setting.value.parse().ok().filter(|order| (1..=max_order).contains(order));
-                settings.order = order.ok_or_else(|| setting.refused(what, &format!("1 to {max_order}")))?;
-            }
-            Self::Solver => {
-                let solvers = [("midpoint", Solver::Midpoint), ("heun", Solver::Heun)];
-                settings.solver = setting.choose(what, solvers)?;
-            }
-            Self::Bh => settings.bh = setting.choose(what, [("bh1", Bh::Bh1), ("bh2", Bh::Bh2)])?,
-            Self::Third => {
-                let forms = [("published", Third::Published), ("exact", Third::Exact)];
-                settings.third = setting.choose(what, forms)?;
-            }
-            Self::LowerFinal => {
-                settings.lower_final = setting.choose(what, [("on", true), ("off", false)])?;
-            }
-            Self::Variance => {
-                let variances = [("small", Variance::Small), ("large", Variance::Large)];
-                settings.variance = setting.choose(what, variances)?;
-            }
-            Self::R => settings.r = number("a number above 0, at most 1", &|r| r > 0.0 && r <= 1.0)?,
-            Self::Noise => {
-                let kinds = [("stream", StepNoiseKind::Stream), ("tree", StepNoiseKind::Tree)];
-                settings.noise = setting.choose(what, kinds)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Its value as text, as [`Key::set`] reads it.
-    fn get(self, settings: &Settings) -> String {
-        match self {
-            Self::Eta => settings.eta.to_string(),
-            Self::SNoise => settings.s_noise.to_string(),
-            Self::SChurn => settings.s_churn.to_string(),
-            Self::STmin => settings.s_tmin.to_string(),
-            Self::STmax => settings.s_tmax.to_string(),
-            Self::Order => settings.order.to_string(),
-            Self::Solver => if settings.solver == Solver::Heun { "heun" } else { "midpoint" }.into(),
-            Self::Bh => if settings.bh == Bh::Bh2 { "bh2" } else { "bh1" }.into(),
-            Self::Third => if settings.third == Third::Exact { "exact" } else { "published" }.into(),
-            Self::LowerFinal => if settings.lower_final { "on" } else { "off" }.into(),
-            Self::Variance => if settings.variance == Variance::Large { "large" } else { "small" }.into(),
-            Self::R => settings.r.to_string(),
-            Self::Noise => if settings.noise == StepNoiseKind::Tree { "tree" } else { "stream" }.into(),
-        }
     }
 }
 
@@ -380,7 +192,7 @@ mod tests {
         ("DDIM CFG++", Some(("euler-cfg++", None))),
         ("ddim_cfgpp", Some(("euler-cfg++", None))),
         ("PLMS", Some(("pndm", None))),
-        ("UniPC", Some(("unipc", None))),
+        ("UniPC", Some(("unipc:order=3,solver=bh1", None))),
         ("LCM", Some(("lcm", None))),
         ("k_lcm", Some(("lcm", None))),
         // With a schedule, as before its version 1.9.
@@ -431,8 +243,8 @@ mod tests {
         ("er_sde", Some(("er-sde", None))),
         ("seeds_2", None),
         ("sa_solver", None),
-        ("uni_pc", Some(("unipc", None))),
-        ("uni_pc_bh2", Some(("unipc", None))),
+        ("uni_pc", Some(("unipc:order=3,solver=bh1", None))),
+        ("uni_pc_bh2", Some(("unipc:order=3", None))),
         // InvokeAI's.
         ("deis_k", Some(("deis", Some("karras")))),
         ("dpmpp_2s", Some(("dpm++2s", None))),

@@ -1,13 +1,87 @@
 //! Methods that ask the model twice a step: Heun, DPM2 and its ancestral form, DPM++ 2S ancestral and DPM++ SDE.
 //! It knows their coefficients, and nothing of where the levels come from.
 
+use super::about::About;
 use super::arithmetic::blend;
-use super::churn::{Churn, Lift};
+use super::churn::{self, CHURN, Churn, Lift};
 use super::euler::Ancestral;
-use super::{Denoise, Sampler, Settings};
+use super::setting::{ALL_ETA, ANCESTRAL, ETA, NumberRange, S_NOISE, Setting, Settings, TREE};
+use super::{Denoise, Sampler};
 use crate::Error;
 use crate::noise::StepNoise;
-use crate::schedule::Step;
+use crate::schedule::{Schedule, Step};
+
+pub(super) const HEUN: About = About {
+    evaluations: 2,
+    order: 2,
+    is_slope: true,
+    diffusers: "HeunDiscreteScheduler",
+    a1111: "Heun",
+    comfyui: "heun",
+    sd_cpp: "heun",
+    others: &["FlowMatchHeunDiscreteScheduler", "k_heun"],
+    settings: CHURN,
+    check: churn::check,
+    ..About::new("heun", |settings, schedule, len| Rule::Heun.build(settings, schedule, len))
+};
+
+pub(super) const DPM2: About = About {
+    evaluations: 2,
+    order: 2,
+    is_slope: true,
+    diffusers: "KDPM2DiscreteScheduler",
+    a1111: "DPM2",
+    comfyui: "dpm_2",
+    sd_cpp: "dpm2",
+    others: &["k_dpm_2", "kdpm_2"],
+    settings: CHURN,
+    check: churn::check,
+    ..About::new("dpm2", |settings, schedule, len| Rule::Dpm2.build(settings, schedule, len))
+};
+
+pub(super) const DPM2_ANCESTRAL: About = About {
+    evaluations: 2,
+    order: 2,
+    is_stochastic: true,
+    diffusers: "KDPM2AncestralDiscreteScheduler",
+    a1111: "DPM2 a",
+    comfyui: "dpm_2_ancestral",
+    others: &["k_dpm_2_a", "k_dpm_2_ancestral", "kdpm_2_a", "dpm_2_a"],
+    settings: ANCESTRAL,
+    ..About::new("dpm2-a", |settings, schedule, len| Rule::Dpm2.build(settings, schedule, len))
+};
+
+pub(super) const DPMPP_2S_ANCESTRAL: About = About {
+    evaluations: 2,
+    order: 2,
+    is_stochastic: true,
+    a1111: "DPM++ 2S a",
+    comfyui: "dpmpp_2s_ancestral",
+    sd_cpp: "dpm++2s_a",
+    others: &["k_dpmpp_2s_a", "k_dpmpp_2s_ancestral", "dpmpp_2s_a"],
+    settings: ANCESTRAL,
+    ..About::new("dpm++2s-a", |settings, schedule, len| Rule::DpmPp2s.build(settings, schedule, len))
+};
+
+pub(super) const DPMPP_SDE: About = About {
+    evaluations: 2,
+    order: 2,
+    is_stochastic: true,
+    diffusers: "DPMSolverSDEScheduler",
+    a1111: "DPM++ SDE",
+    comfyui: "dpmpp_sde",
+    others: &["dpmpp_sde_gpu", "k_dpmpp_sde"],
+    settings: &[&ALL_ETA, &S_NOISE, &R, &TREE],
+    ..About::new("dpm++sde", |settings, schedule, len| Rule::DpmPpSde.build(settings, schedule, len))
+};
+
+/// Where in a step of DPM++ SDE, in `ln sigma`, the model is asked again.
+pub const R: Setting<f64> = Setting {
+    name: "r",
+    default: 0.5,
+    range: NumberRange { low: f64::from_bits(1), high: 1.0, words: "a number above 0, at most 1" },
+    help: "position of the second model call in a step",
+};
 
 /// Which method.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -42,13 +116,12 @@ pub(super) struct TwoStage {
 impl TwoStage {
     /// Of the settings those of [`Churn`], and `eta`, `s_noise` and `r`. `steps` is how many there will be.
     pub(super) fn new(rule: Rule, settings: &Settings, steps: usize, len: usize) -> Self {
-        let Settings { eta, s_noise, r, .. } = *settings;
         Self {
             rule,
             churn: Churn::new(settings, steps, len),
-            eta,
-            s_noise,
-            r,
+            eta: settings.get(&ETA),
+            s_noise: settings.get(&S_NOISE),
+            r: settings.get(&R),
             first: vec![0.0; len],
             second: vec![0.0; len],
             middle: vec![0.0; len],
@@ -68,6 +141,10 @@ struct Stages {
 }
 
 impl Rule {
+    fn build(self, settings: &Settings, schedule: &Schedule, len: usize) -> Box<dyn Sampler> {
+        Box::new(TwoStage::new(self, settings, schedule.steps().len(), len))
+    }
+
     /// From `from`, `to` not being 0.
     fn stages(self, from: f64, to: f64, eta: f64, r: f64) -> Stages {
         let Ancestral { down, up } = Ancestral::new(from, to, eta);

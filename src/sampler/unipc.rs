@@ -1,14 +1,55 @@
 //! The unified predictor-corrector, UniPC. It knows nothing of where the levels come from.
 
+use super::about::About;
 use super::arithmetic::{History, blend, solve};
-use super::{Bh, Denoise, Sampler, Settings};
+use super::setting::{self, Choice, LOWER_FINAL, Setting, Settings};
+use super::{Denoise, Sampler};
 use crate::Error;
 use crate::noise::StepNoise;
-use crate::schedule::{Schedule, Step};
+use crate::schedule::{Grid, Schedule, Step};
 use crate::state::Record;
 
+pub(super) const UNIPC: About = About {
+    order: 3,
+    diffusers: "UniPCMultistepScheduler",
+    a1111: "UniPC",
+    comfyui: "uni_pc_bh2",
+    others: &["k_unipc", "unipc_multistep"],
+    // These programs' defaults (A1111's settings, ComfyUI's `sample_unipc`); diffusers' are this row's.
+    presets: &[
+        ("UniPC", "order=3,solver=bh1"),
+        ("uni_pc", "order=3,solver=bh1"),
+        ("uni_pc_bh2", "order=3,solver=bh2"),
+    ],
+    settings: &[&ORDER, &BH, &LOWER_FINAL],
+    grid: Grid::WholeAboveLast,
+    ..About::new("unipc", |settings, schedule, len| Box::new(UniPc::new(settings, schedule, len)))
+};
+
 /// The highest order.
-pub(super) const MAX_ORDER: usize = 3;
+const MAX_ORDER: usize = 3;
+const ORDER: Setting<usize> = Setting { default: 2, range: MAX_ORDER, ..setting::ORDER };
+
+/// The form of a step of UniPC.
+pub const BH: Setting<Bh> = Setting {
+    name: "solver",
+    default: Bh::Bh2,
+    range: (),
+    help: "form of a step: the function B(h) (Zhao et al. 2023, section 3.4)",
+};
+
+/// The function `B(h)` of UniPC (Zhao et al. 2023, section 3.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bh {
+    /// `B(h) = h`.
+    Bh1,
+    /// `B(h) = e^h - 1`.
+    Bh2,
+}
+
+impl Choice for Bh {
+    const WORDS: &'static [(&'static str, Self)] = &[("bh1", Self::Bh1), ("bh2", Self::Bh2)];
+}
 
 /// The unified predictor-corrector of Zhao et al. 2023 ("UniPC", algorithms 1 and 2) for data prediction: every answer
 /// of the model first corrects the step that led to it, then predicts the next one. [`Bh`] is a
@@ -29,11 +70,11 @@ pub(super) struct UniPc {
 impl UniPc {
     /// Of the settings `order` (1 to [`MAX_ORDER`]), `bh` and `lower_final`.
     pub(super) fn new(settings: &Settings, schedule: &Schedule, len: usize) -> Self {
-        let Settings { bh, order, lower_final, .. } = *settings;
+        let order = settings.get(&ORDER);
         Self {
-            bh,
+            bh: settings.get(&BH),
             order,
-            lower_final,
+            lower_final: settings.get(&LOWER_FINAL),
             steps: schedule.steps_from(0),
             history: History::new(order, len),
             last: vec![0.0; len],
