@@ -350,6 +350,22 @@ pub(super) fn addition_hash(path: &Path, is_lora: bool) -> io::Result<String> {
 mod tests {
     use super::*;
 
+    /// What A1111 would do otherwise by a sampler's name.
+    #[test]
+    fn settings_are_those_that_a1111_does_not_have_by_default() {
+        for (method, expected) in [
+            ("unipc", &[("UniPC variant", "bh2"), ("UniPC order", "2")][..]),
+            ("unipc:order=3,solver=bh1", &[]),
+            ("ddim:eta=0.5", &[("Eta DDIM", "0.5")]),
+            ("euler:s_churn=5,s_tmin=0.1", &[("Sigma churn", "5"), ("Sigma tmin", "0.1")]),
+            ("deis:order=3", &[]),
+        ] {
+            let settings = settings(method.parse().expect(method));
+            let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, &value[..])).collect();
+            assert_eq!(settings, expected, "{method}");
+        }
+    }
+
     /// Lengths and hashes as A1111's `addnet_hash_safetensors` and `sha256` give them.
     #[test]
     fn small_files_have_the_hashes_that_a1111_gives_them() {

@@ -1,6 +1,6 @@
 //! `--sampler help` and `--schedule help`: tables of what there is. It knows how they look, and nothing of what they do.
 
-use calotype::sampler::{About, SamplerKind};
+use calotype::sampler::{About, AnySetting, SamplerKind};
 use calotype::schedule::ScheduleKind;
 use serde_json::{Value, json};
 
@@ -24,7 +24,52 @@ pub(super) fn report() -> Report {
             "stable-diffusion.cpp": name(about.sd_cpp),
         })
     });
-    Report::new(table(), json!({ "samplers": json }))
+    let settings = uses().into_iter().map(|Use { setting, samplers }| {
+        json!({
+            "name": setting.name(),
+            "values": setting.expected(),
+            "default": setting.default().to_string(),
+            "meaning": setting.help(),
+            "samplers": samplers,
+        })
+    });
+    let settings: Vec<Value> = settings.collect();
+    Report::new(
+        format!("{}\n{}", table(), settings_table()),
+        json!({ "samplers": json, "settings": settings }),
+    )
+}
+
+/// A setting with one default, and the samplers that have it so.
+struct Use {
+    setting: &'static dyn AnySetting,
+    samplers: Vec<&'static str>,
+}
+
+/// Every setting, in the order in which samplers have them.
+fn uses() -> Vec<Use> {
+    let mut uses: Vec<Use> = Vec::new();
+    let about =
+        |setting: &dyn AnySetting| (setting.name(), setting.expected(), setting.default().to_string());
+    for kind in SamplerKind::ALL {
+        for &setting in kind.about().settings() {
+            let same = uses.iter_mut().find(|known| about(known.setting) == about(setting));
+            match same {
+                Some(known) => known.samplers.push(kind.about().name),
+                None => uses.push(Use { setting, samplers: vec![kind.about().name] }),
+            }
+        }
+    }
+    uses.sort_by_key(|known| known.setting.name());
+    uses
+}
+
+fn settings_table() -> String {
+    let rows = uses().into_iter().map(|Use { setting, samplers }| {
+        let (default, values) = (setting.default().to_string(), setting.expected());
+        [setting.name().to_owned(), default, values, samplers.join(", "), setting.help().to_owned()]
+    });
+    markdown(["setting", "default", "values", "samplers", "meaning"], &rows.collect::<Vec<_>>())
 }
 
 /// A line per schedule.
@@ -108,7 +153,7 @@ mod tests {
     #[test]
     fn the_manual_has_the_tables() {
         let manual = include_str!("../manual/samplers.md");
-        for table in [table(), schedules()] {
+        for table in [table(), settings_table(), schedules()] {
             assert!(manual.contains(&table), "src/manual/samplers.md: expected this table:\n{table}");
         }
     }

@@ -151,6 +151,9 @@ impl FromStr for Sampling {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sampler::{
+        BH, Bh, ETA, ORDER, S_CHURN, S_TMAX, S_TMIN, SOLVER, STEP_NOISE, Solver, StepNoiseKind,
+    };
 
     /// A method, and the schedule that is in the name, if any.
     type Read = (&'static str, Option<&'static str>);
@@ -359,6 +362,62 @@ mod tests {
             let error = text.parse::<Method>().expect_err(text);
             assert_eq!(error.kind(), ErrorKind::Usage, "{text}");
             assert!(error.to_string().contains(message), "{text}: {error}");
+        }
+    }
+
+    /// A name that its program writes so stands for that program's defaults; any other spelling is a name here.
+    #[test]
+    fn names_with_other_defaults_are_read_as_they_are_written() {
+        for (text, method) in [
+            ("UniPC", "unipc:order=3,solver=bh1"),
+            ("UniPC Karras", "unipc:order=3,solver=bh1"),
+            ("uni_pc:order=1", "unipc:order=1,solver=bh1"),
+            ("UNI-PC BH2", "unipc:order=3"),
+            ("unipc", "unipc"),
+            ("unipc-karras", "unipc"),
+            ("UniPCMultistepScheduler", "unipc"),
+        ] {
+            assert_eq!(text.parse::<Sampling>().expect(text).method.to_string(), method, "{text}");
+        }
+        for kind in SamplerKind::ALL {
+            for (name, settings) in kind.about().presets {
+                let written = format!("{kind}:{settings}").parse::<Method>().expect(name);
+                assert_eq!(name.parse::<Method>().expect(name), written, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn settings_are_set_by_type_as_by_text() {
+        let typed = Method::from(SamplerKind::DpmPp2mSde).with(&ETA, 0.3).unwrap();
+        let typed =
+            typed.with(&SOLVER, Solver::Heun).unwrap().with(&STEP_NOISE, StepNoiseKind::Stream).unwrap();
+        assert_eq!(typed, "dpm++2m-sde:eta=0.3,solver=heun,noise=stream".parse().unwrap());
+        assert_eq!((typed.get(&ETA), typed.get(&SOLVER), typed.get(&S_CHURN)), (0.3, Solver::Heun, 0.0));
+        // What belongs to the sampler has a value, and is not to be set.
+        let ddpm = Method::from(SamplerKind::Ddpm);
+        assert_eq!(ddpm.get(&ETA), 1.0);
+        for (refused, message) in [
+            (
+                ddpm.with(&ETA, 1.0),
+                "sampler: ddpm: expected settings of s_noise, variance, noise, got \"eta\"",
+            ),
+            (
+                typed.with(&ETA, f64::NAN),
+                "sampler: dpm++2m-sde: eta: expected a number from 0 to 1, got \"NaN\"",
+            ),
+            (
+                typed.with(&BH, Bh::Bh1),
+                "sampler: dpm++2m-sde: solver: expected midpoint or heun, got \"bh1\"",
+            ),
+            (typed.with(&ORDER, 0), "sampler: dpm++2m-sde: order: expected 1 to 3, got \"0\""),
+            (
+                Method::from(SamplerKind::Euler).with(&S_TMIN, 5.0).unwrap().with(&S_TMAX, 1.0),
+                "sampler: euler: expected s_tmin up to s_tmax, got 5 and 1",
+            ),
+        ] {
+            let error = refused.expect_err(message);
+            assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Usage, message));
         }
     }
 
