@@ -71,10 +71,13 @@ impl SamplerKind {
         if let Some((name, why)) = NOT_HERE.iter().find(|(name, _)| bare(name) == typed) {
             return Err(Error::new(ErrorKind::Usage, format!("sampler: {name}: {why}")));
         }
-        let is_named = |kind: &Self| kind.about().names().any(|name| bare(name) == typed);
-        let plain = Self::ALL.into_iter().find(is_named).map(|kind| (kind, ""));
+        let called = |is_named: &dyn Fn(&Self) -> bool| Self::ALL.into_iter().find(is_named);
+        let own = called(&|kind| bare(kind.about().name) == typed).map(|kind| (kind, ""));
         let preset = || presets().find(|(_, (name, _))| bare(name) == typed);
-        let known = plain.or_else(|| preset().map(|(kind, (_, settings))| (kind, *settings)));
+        let other = || called(&|kind| kind.about().names().any(|name| bare(name) == typed));
+        let known = own
+            .or_else(|| preset().map(|(kind, (_, settings))| (kind, *settings)))
+            .or_else(|| other().map(|kind| (kind, "")));
         known.ok_or_else(|| name::unknown("sampler", Self::ALL.map(|kind| kind.about().name), text))
     }
 }
