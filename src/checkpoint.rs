@@ -12,13 +12,14 @@ mod text_encoder;
 mod unet;
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 pub use self::folder::{autoencoder_names, text_encoder_names};
 pub use self::original::with_original_names;
 use self::source::Source;
 use crate::Error;
 use crate::architecture::{self, autoencoder_kl, clip};
+pub use crate::family::{Family, Purpose};
+use crate::family::{Layout, Telling};
 use crate::prediction::Prediction;
 use crate::weights::{Dtype, Stored, TensorView, Weights};
 
@@ -32,9 +33,6 @@ const SAID_PREDICTION: [&str; 2] = ["modelspec.prediction_type", SAID_V];
 /// Where kohya's trainers say it.
 const SAID_V: &str = "ss_v_parameterization";
 
-/// The spread of a norm's bias from which an SD 2 predicts velocities. ComfyUI's rule: base and 768-v have the same names
-/// and shapes, but this bias of the last transformer tells them apart.
-const VELOCITY_BIAS_DEVIATION: f64 = 0.09;
 /// The longest bias that is looked at.
 const MAX_BIAS: usize = 1 << 16;
 
@@ -67,60 +65,6 @@ pub struct Part<Config> {
     pub config: Config,
     /// The network's tensors.
     pub names: Names,
-}
-
-/// Models with the same kinds of networks.
-///
-/// Distilled models (Turbo, Lightning, LCM without a guidance input) have the names and shapes of what they were made from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Family {
-    /// Stable Diffusion 1.
-    Sd1,
-    /// Stable Diffusion 2.
-    Sd2,
-    /// Stable Diffusion XL, base.
-    Sdxl,
-    /// Stable Diffusion XL, refiner.
-    SdxlRefiner,
-    /// The Stable Diffusion x4 upscaler.
-    Upscaler,
-}
-
-impl Family {
-    /// What the latents of its VAE are multiplied by.
-    pub(crate) fn scaling_factor(self) -> f64 {
-        match self {
-            Self::Sd1 | Self::Sd2 => 0.18215,
-            Self::Sdxl | Self::SdxlRefiner => 0.13025,
-            Self::Upscaler => 0.08333,
-        }
-    }
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Sd1 => "Stable Diffusion 1",
-            Self::Sd2 => "Stable Diffusion 2",
-            Self::Sdxl => "Stable Diffusion XL",
-            Self::SdxlRefiner => "Stable Diffusion XL refiner",
-            Self::Upscaler => "Stable Diffusion x4 upscaler",
-        })
-    }
-}
-
-/// What a U-Net is given beside noise and text, as the number of its input channels tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// Nothing.
-    Generate,
-    /// A mask and the latents of what is outside of it: five channels more.
-    Inpaint,
-    /// The latents of a picture to be edited (InstructPix2Pix): as many channels again.
-    Edit,
-    /// The pixels of a small picture: three channels more.
-    Upscale,
 }
 
 /// What a U-Net predicts, as far as a file tells.
@@ -186,9 +130,9 @@ fn unet_file(weights: &Weights, place: &str) -> Result<UnetFile, Error> {
         Some(prefix) => Source::new(weights, format!("{place}: U-Net"), prefix),
         None => return Err(foreign::unrecognised(weights, place)),
     };
-    let layout = unet::Layout::read(&source)?;
+    let layout = Layout::read(&source)?;
     let family = layout.family(&source)?;
-    let purpose = layout.purpose(&source)?;
+    let purpose = layout.purpose(&source, family)?;
     let hint = hint(weights, &source, &layout, family, purpose)?;
     let unet = layout.part(&source, family, hint.prediction)?;
     Ok(UnetFile { family, purpose, hint, unet })
@@ -224,7 +168,7 @@ pub fn recognise_autoencoder(weights: &Weights, place: &str) -> Result<Part<auto
 fn hint(
     weights: &Weights,
     unet: &Source<'_>,
-    layout: &unet::Layout,
+    layout: &Layout,
     family: Family,
     purpose: Purpose,
 ) -> Result<Hint, Error> {
@@ -250,24 +194,19 @@ fn hint(
             )),
         }
     }
-    if family == Family::Upscaler {
-        return hint(Prediction::V, notes, format!("every {family} predicts velocities"));
-    }
-    let (Family::Sd2, Purpose::Generate, Some(bias)) = (family, purpose, layout.telling_bias()) else {
-        return hint(
-            Prediction::Epsilon,
-            notes,
-            format!("{family} predicts noise unless the file has a tensor v_pred"),
-        );
+    let usual = family.prediction();
+    let Some(Telling { tensor: bias, above, prediction }) = family.telling(layout, purpose) else {
+        let reason = match usual {
+            Prediction::Epsilon => format!("{family} predicts noise unless the file has a tensor v_pred"),
+            Prediction::V => format!("every {family} predicts velocities"),
+            other => format!("every {family} predicts {other:?}"),
+        };
+        return hint(usual, notes, reason);
     };
     let deviation =
         deviation(&unet.get(&bias)?).map_err(|problem| unet.refuse(format!("{bias}: {problem}")))?;
-    let (prediction, side) = match deviation > VELOCITY_BIAS_DEVIATION {
-        true => (Prediction::V, "above"),
-        false => (Prediction::Epsilon, "not above"),
-    };
-    let reason =
-        format!("{bias} has a standard deviation of {deviation:.3}, {side} {VELOCITY_BIAS_DEVIATION}");
+    let (prediction, side) = if deviation > above { (prediction, "above") } else { (usual, "not above") };
+    let reason = format!("{bias} has a standard deviation of {deviation:.3}, {side} {above}");
     hint(prediction, notes, reason)
 }
 

@@ -8,6 +8,7 @@ pub mod certify;
 pub mod checkpoint;
 pub mod engine;
 pub mod error;
+pub mod family;
 pub mod graph;
 pub mod guidance;
 pub mod json;

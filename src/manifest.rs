@@ -8,6 +8,7 @@ use std::path::{Component as PathPart, Path};
 
 use serde::{Deserialize, Serialize};
 
+use crate::family::Purpose;
 use crate::graph::{Dim, Graph, Port};
 use crate::guidance::Guidance;
 use crate::prediction::Prediction;
@@ -118,12 +119,13 @@ impl Conditions {
 
     /// How many channels the U-Net takes beside latents of `channels`.
     pub(crate) fn channels(self, channels: usize) -> usize {
-        match self {
-            Self::Prompt | Self::Refiner => 0,
-            Self::Inpainting => 1 + channels,
-            Self::Editing => channels,
-            Self::Upscaling => 3,
-        }
+        let purpose = match self {
+            Self::Prompt | Self::Refiner => Purpose::Generate,
+            Self::Inpainting => Purpose::Inpaint,
+            Self::Editing => Purpose::Edit,
+            Self::Upscaling => Purpose::Upscale,
+        };
+        purpose.added_channels(channels)
     }
 }
 

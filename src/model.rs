@@ -29,6 +29,7 @@ use crate::adapter::Component;
 use crate::adapter::embedding::Embedding;
 use crate::adapter::lora::{self, Lora};
 use crate::architecture::clip;
+use crate::family::{Encoder, Family, Inputs};
 use crate::graph::{BoundGraph, Dim, Graph, Port};
 use crate::json::standard;
 use crate::manifest::{self, Conditions, Contents, Manifest};
@@ -271,6 +272,11 @@ impl Model {
         &self.manifest
     }
 
+    /// The family of its U-Net, as far as its inputs tell.
+    pub fn family(&self) -> Option<Family> {
+        Family::of(self.unet.inputs())
+    }
+
     /// What its files say that is not done, and what was assumed where they say nothing: a line each, for people.
     pub fn notes(&self) -> &[String] {
         &self.notes
@@ -510,39 +516,33 @@ impl Part {
 
     /// Which published networks have inputs and outputs of these sizes, for people.
     pub fn family(&self) -> String {
-        let width = |port: Option<&Port>| {
-            port.and_then(|port| match port.dims.last() {
-                Some(Dim::Fixed(width)) => Some(*width),
-                _ => None,
-            })
-        };
-        let channels = |port: Option<&Port>| {
-            port.and_then(|port| match port.dims.get(1) {
-                Some(Dim::Fixed(channels)) => Some(*channels),
-                _ => None,
-            })
-        };
         let known = match self.name {
-            "unet" => match width(self.signature.input(Role::States)) {
-                Some(768) => "U-Net of Stable Diffusion 1",
-                Some(1024) => "U-Net of Stable Diffusion 2",
-                Some(1280) => "U-Net of Stable Diffusion XL's refiner",
-                Some(2048) => "U-Net of Stable Diffusion XL",
-                _ => "U-Net",
+            "unet" => match Family::of(self.inputs()) {
+                Some(family) => format!("U-Net of {family}"),
+                None => "U-Net".to_owned(),
             },
-            "vae_encoder" | "vae_decoder" => "VAE",
-            _ => match width(
-                self.signature.output(Role::States).or(self.signature.output(Role::PenultimateStates)),
-            ) {
-                Some(768) => "CLIP ViT-L",
-                Some(1024) => "OpenCLIP ViT-H",
-                Some(1280) => "OpenCLIP ViT-bigG",
-                _ => "CLIP text encoder",
-            },
+            "vae_encoder" | "vae_decoder" => "VAE".to_owned(),
+            _ => {
+                let states = self.signature.output(Role::States);
+                let states = states.or(self.signature.output(Role::PenultimateStates));
+                let encoder = fixed(states, 2).and_then(Encoder::of_width);
+                encoder.map_or("CLIP text encoder", Encoder::name).to_owned()
+            }
         };
-        match channels(self.signature.input(Role::Latents)) {
+        match fixed(self.signature.input(Role::Latents), 1) {
             Some(channels) => format!("{known}, {channels} channels in"),
-            None => known.to_owned(),
+            None => known,
+        }
+    }
+
+    /// What a U-Net takes beside latents and time.
+    fn inputs(&self) -> Inputs {
+        let input = |role| self.signature.input(role);
+        Inputs {
+            states: fixed(input(Role::States), 2),
+            pooled: input(Role::Pooled).is_some(),
+            time_ids: fixed(input(Role::SizeIds), 1),
+            class_labels: input(Role::ClassLabels).is_some(),
         }
     }
 
@@ -773,6 +773,14 @@ fn no_variant(variant: Option<&str>, model: &str) -> Result<(), Error> {
             ErrorKind::Usage,
             format!("variant {name}: expected a diffusers folder or an ONNX folder, got {model}"),
         )),
+    }
+}
+
+/// The size of a dimension, where it is fixed.
+fn fixed(port: Option<&Port>, axis: usize) -> Option<usize> {
+    match port?.dims.get(axis) {
+        Some(Dim::Fixed(size)) => Some(*size),
+        _ => None,
     }
 }
 

@@ -17,6 +17,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "manifest",
             "signature",
             "checkpoint",
+            "family",
             "adapter",
             "architecture",
             "graph",

@@ -1,10 +1,11 @@
 //! The KL autoencoder of Rombach et al. 2022 under its original names: its configuration in diffusers' words, and its
 //! names there. It knows nothing of the networks beside it.
 
+use super::Part;
 use super::source::{Source, Table};
-use super::{Family, Part};
 use crate::Error;
 use crate::architecture::autoencoder_kl::Config;
+use crate::family::Family;
 
 /// A tensor that every such autoencoder has.
 pub(super) const MARK: &str = "encoder.down.0.block.0.norm1.weight";
@@ -27,7 +28,7 @@ pub(super) fn part(source: &Source<'_>, family: Option<Family>) -> Result<Part<C
     let layers = source.count("encoder.down.0.block.")?;
     let attends = source.has_any("encoder.mid.attn_1.");
     let (quantises, dequantises) = (source.has_any("quant_conv."), source.has_any("post_quant_conv."));
-    let default = Config::default();
+    let (default, latents) = (Config::default(), family.map(Family::latents));
     let config = Config {
         in_channels: source.size("encoder.conv_in.weight", &[4], 1)?,
         out_channels: source.size("decoder.conv_out.weight", &[4], 0)?,
@@ -37,7 +38,8 @@ pub(super) fn part(source: &Source<'_>, family: Option<Family>) -> Result<Part<C
         mid_block_add_attention: attends,
         use_quant_conv: quantises,
         use_post_quant_conv: dequantises,
-        scaling_factor: family.map_or(default.scaling_factor, Family::scaling_factor),
+        scaling_factor: latents.map_or(default.scaling_factor, |latents| latents.scale),
+        shift_factor: latents.map(|latents| latents.shift).filter(|shift| *shift != 0.0),
         ..default
     };
 

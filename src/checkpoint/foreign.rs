@@ -2,31 +2,35 @@
 //! It knows nothing of what is in the others.
 
 use super::source::listed;
+use crate::family::{Encoder, supported};
 use crate::weights::Weights;
 use crate::{Error, ErrorKind};
 
-const SUPPORTED: &str = "Stable Diffusion 1, 2 and XL (base and refiner, inpainting, InstructPix2Pix, LCM, Turbo) and the \
-                         x4 upscaler are supported";
+/// Where there is no other way out, the families that can be run are named.
+const SUPPORTED: Option<&str> = None;
 
 /// How a tensor's name gives a kind of file away.
 struct Look {
     parts: &'static [&'static str],
     kind: &'static str,
-    way_out: &'static str,
+    way_out: Option<&'static str>,
 }
 
-const fn look(parts: &'static [&'static str], kind: &'static str, way_out: &'static str) -> Look {
+const fn look(parts: &'static [&'static str], kind: &'static str, way_out: Option<&'static str>) -> Look {
     Look { parts, kind, way_out }
 }
 
-const ADAPTER: &str = "it is an add-on, not a model: give its base model";
-const LORA: &str = "it is an add-on, not a model: give its base model with -m, and this file with --lora";
-const INVERSION: &str =
-    "it is an add-on, not a model: give its base model with -m, and this file with --embedding";
-const VAE: &str = "give a complete model with -m, and this file with --vae";
-const ENCODER: &str = "give a complete model with -m, and this file with --text-encoder";
-const FOLDER: &str = "give the folder that it is a part of, the one with model_index.json, or a complete model with -m and this \
-                      file with --unet";
+const ADAPTER: Option<&str> = Some("it is an add-on, not a model: give its base model");
+const LORA: Option<&str> =
+    Some("it is an add-on, not a model: give its base model with -m, and this file with --lora");
+const INVERSION: Option<&str> =
+    Some("it is an add-on, not a model: give its base model with -m, and this file with --embedding");
+const VAE: Option<&str> = Some("give a complete model with -m, and this file with --vae");
+const ENCODER: Option<&str> = Some("give a complete model with -m, and this file with --text-encoder");
+const FOLDER: Option<&str> = Some(
+    "give the folder that it is a part of, the one with model_index.json, or a complete model with -m and this \
+     file with --unet",
+);
 
 /// Files that have a U-Net, but not one that turns a text into a picture. Searched before [`OTHERS`].
 const RELATIVES: [Look; 8] = [
@@ -34,10 +38,10 @@ const RELATIVES: [Look; 8] = [
     look(&["motion_modules.", ".temporal_transformer."], "AnimateDiff", ADAPTER),
     look(&["input_hint_block.", "controlnet_cond_embedding.", "zero_convs."], "a ControlNet", ADAPTER),
     look(&["cc_projection."], "Zero-1-to-3", SUPPORTED),
-    look(&["edm_mean"], "Playground 2.5, which uses EDM noise levels", "use Playground 2, or SDXL"),
-    look(&["edm_vpred."], "CosXL, which uses EDM noise levels", "use SDXL"),
-    look(&["noise_augmentor."], "SD 2.1 unCLIP, which takes an image embedding", "use SD 2.1"),
-    look(&["depth_model."], "SD 2 depth, which takes a depth map", "use SD 2"),
+    look(&["edm_mean"], "Playground 2.5, which uses EDM noise levels", Some("use Playground 2, or SDXL")),
+    look(&["edm_vpred."], "CosXL, which uses EDM noise levels", Some("use SDXL")),
+    look(&["noise_augmentor."], "SD 2.1 unCLIP, which takes an image embedding", Some("use SD 2.1")),
+    look(&["depth_model."], "SD 2 depth, which takes a depth map", Some("use SD 2")),
 ];
 
 /// Everything else; the first that fits is named.
@@ -77,10 +81,12 @@ const OTHERS: [Look; 23] = [
     look(
         &["taesd_", "decoder.layers.", "encoder.layers.0.conv."],
         "a tiny VAE",
-        "give a complete model with -m, and with --vae the diffusers folder of this VAE, with its config.json",
+        Some(
+            "give a complete model with -m, and with --vae the diffusers folder of this VAE, with its config.json",
+        ),
     ),
     look(&[".rdb1.", "RDB", "conv_first."], "a super-resolution network", SUPPORTED),
-    look(&["model_ema."], "EMA weights without the model itself", "download the file for inference"),
+    look(&["model_ema."], "EMA weights without the model itself", Some("download the file for inference")),
     look(
         &["down_blocks.0.resnets.0.time_emb_proj.", "time_embedding.linear_1."],
         "the U-Net of a diffusers folder",
@@ -100,9 +106,8 @@ const OTHERS: [Look; 23] = [
 /// Where a GGUF file says what its network is.
 const GGUF_ARCHITECTURE: &str = "general.architecture";
 
-/// The most tensors, and the widths, of a textual inversion that has no telling names.
+/// The most tensors of a textual inversion that has no telling names.
 const EMBEDDINGS: usize = 8;
-const EMBEDDING_WIDTHS: [usize; 3] = [768, 1024, 1280];
 
 /// Refuses files that have a U-Net which is not what it seems to be.
 pub(super) fn refuse_relatives(weights: &Weights, place: &str) -> Result<(), Error> {
@@ -148,7 +153,8 @@ fn seen<'a>(weights: &'a Weights, looks: &'static [Look]) -> Option<(&'a str, &'
 
 fn is_embedding(weights: &Weights) -> bool {
     let fits = |shape: &[usize]| {
-        (1..=2).contains(&shape.len()) && shape.last().is_some_and(|width| EMBEDDING_WIDTHS.contains(width))
+        (1..=2).contains(&shape.len())
+            && shape.last().is_some_and(|width| Encoder::of_width(*width).is_some())
     };
     (1..=EMBEDDINGS).contains(&weights.iter().count())
         && weights.iter().all(|(_, tensor)| fits(tensor.shape()))
@@ -168,7 +174,7 @@ fn refusal(weights: &Weights, place: &str, name: &str, look: Option<&Look>) -> E
         ErrorKind::Model,
         format!("{place}: expected a Stable Diffusion checkpoint, got {seen}{looks}"),
     )
-    .help(way_out)
+    .help(way_out.map_or_else(supported, ToOwned::to_owned))
 }
 
 fn described(weights: &Weights, names: &str) -> String {
@@ -240,8 +246,8 @@ mod tests {
                 "the text encoder of a diffusers folder",
                 "--text-encoder",
             ),
-            ("first_stage_model.decoder.up.0.block.0.conv1.bias", "a VAE alone", VAE),
-            ("decoder.up.0.block.0.conv1.bias", "a VAE alone", VAE),
+            ("first_stage_model.decoder.up.0.block.0.conv1.bias", "a VAE alone", "--vae"),
+            ("decoder.up.0.block.0.conv1.bias", "a VAE alone", "--vae"),
             ("model_ema.diffusion_modelout2weight", "EMA weights", "for inference"),
         ];
         for (name, kind, way_out) in kinds {
@@ -277,7 +283,7 @@ mod tests {
             message.starts_with("x: expected a Stable Diffusion checkpoint, got 2 tensors, such as a; "),
             "{message}"
         );
-        assert!(message.contains("Stable Diffusion 1, 2 and XL"), "{message}");
+        assert!(message.contains("Stable Diffusion 1, Stable Diffusion 2, Stable Diffusion XL"), "{message}");
         let message = recognise(&Weights::default(), "x").unwrap_err().to_string();
         assert!(
             message.starts_with("x: expected a Stable Diffusion checkpoint, got no tensors; "),

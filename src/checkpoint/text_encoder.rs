@@ -1,20 +1,18 @@
 //! CLIP's text encoders in single files, under the names of transformers or of OpenCLIP: their configurations, and their
 //! names in folders. It knows which encoder a family reads at which layer.
 
+use super::Part;
 use super::folder::TEXT_MODEL;
 use super::source::{Source, Table};
-use super::{Family, Part};
 use crate::Error;
 use crate::architecture::clip::{Activation, Config};
+use crate::family::{Encoder, Family};
 use crate::weights::Weights;
 
 /// The width of an attention's head, in all of them.
 const HEAD_WIDTH: usize = 64;
 /// The widest states that are believed.
 const MAX_WIDTH: usize = 1 << 16;
-/// How many layers OpenCLIP's encoder of SD 2 has; the last is not used.
-const SD2_LAYERS: usize = 24;
-
 /// Where an encoder may be, before its own prefix.
 const STAGES: [&str; 5] = [
     "cond_stage_model.",
@@ -37,15 +35,19 @@ const LAYERS: [(&str, &str); 5] = [
     ("mlp.fc2", "mlp.c_proj"),
     ("self_attn.out_proj", "attn.out_proj"),
 ];
-/// The widths of OpenAI's CLIP ViT-L, and of OpenCLIP's ViT-H and ViT-bigG.
-const CLIP_L_WIDTH: usize = 768;
-const OPEN_CLIP_H_WIDTH: usize = 1024;
-const OPEN_CLIP_G_WIDTH: usize = 1280;
+/// How many layers such an encoder is published with.
+const LAYERS_WITH_UNREAD: usize = Encoder::OpenClipH.layers_with_unread().expect("one of these");
+
 /// What turns the state at a prompt's end into a vector that is compared with images.
 const PROJECTION: &str = "text_projection.weight";
 /// What the names of CLIP's other half begin with, the one that reads images.
 const IMAGES: [&str; 4] = ["vision_model.", "visual_projection.", "visual.", "text_model.vision_model."];
 const HEADS_OF_ATTENTION: [&str; 3] = ["q_proj", "k_proj", "v_proj"];
+
+/// Whether the last layer of OpenCLIP's encoder, where a family has one of these, is not read.
+fn ends_early(encoders: &[Encoder]) -> bool {
+    encoders.iter().any(|encoder| encoder.layers_with_unread().is_some())
+}
 
 /// `text_encoder` and `text_encoder_2`, where the file has them.
 pub(super) fn parts(
@@ -54,10 +56,11 @@ pub(super) fn parts(
     family: Family,
 ) -> Result<[Option<Part<Config>>; 2], Error> {
     let mut parts = [None, None];
+    let ends_early = ends_early(family.text());
     for stage in STAGES {
         let is_second = STAGES[2..].contains(&stage);
-        let part = part(weights, place, stage, family, is_second)?;
-        let position = usize::from(is_second || family == Family::SdxlRefiner);
+        let part = part(weights, place, stage, ends_early, is_second)?;
+        let position = if is_second { 1 } else { family.text()[0].position() };
         parts[position] = parts[position].take().or(part);
     }
     Ok(parts)
@@ -87,7 +90,6 @@ const PLACES: [(&str, Option<bool>); 17] = [
 
 /// The encoders of a file for a model of Stable Diffusion XL or of another family.
 pub(super) fn alone(weights: &Weights, place: &str, is_xl: bool) -> Result<[Option<Part<Config>>; 2], Error> {
-    let family = if is_xl { Family::Sdxl } else { Family::Sd2 };
     let place = format!("{place}: text encoder");
     let mut parts = [None, None];
     for (prefix, is_second) in PLACES {
@@ -100,8 +102,8 @@ pub(super) fn alone(weights: &Weights, place: &str, is_xl: bool) -> Result<[Opti
         }
         let is_second = is_second.map_or_else(|| is_second_kind(&source, is_open_clip), Ok)?;
         let part = match is_open_clip {
-            true => open_clip(&source, family)?,
-            false => clip(&source, family, is_xl && is_second)?,
+            true => open_clip(&source, !is_xl)?,
+            false => clip(&source, !is_xl, is_xl && is_second)?,
         };
         // Other families have one encoder.
         let slot: &mut Option<_> = &mut parts[usize::from(is_xl && is_second)];
@@ -122,14 +124,14 @@ pub(super) fn alone(weights: &Weights, place: &str, is_xl: bool) -> Result<[Opti
 /// Whether an encoder without a telling prefix is Stable Diffusion XL's second, OpenCLIP's ViT-bigG.
 fn is_second_kind(source: &Source<'_>, is_open_clip: bool) -> Result<bool, Error> {
     if is_open_clip {
-        return Ok(source.size("token_embedding.weight", &[2], 1)? != OPEN_CLIP_H_WIDTH);
+        return Ok(source.size("token_embedding.weight", &[2], 1)? != Encoder::OpenClipH.width());
     }
     let inner = if source.has_any(TEXT_MODEL) { TEXT_MODEL } else { "" };
     let width = source.size(&format!("{inner}embeddings.token_embedding.weight"), &[2], 1)?;
-    Ok(match width {
-        CLIP_L_WIDTH | OPEN_CLIP_H_WIDTH => false,
+    Ok(match Encoder::of_width(width) {
+        Some(encoder) => encoder.position() > 0,
         // Of a width that no published encoder has, what compares texts with images tells it.
-        _ => width >= OPEN_CLIP_G_WIDTH || source.has(PROJECTION),
+        None => width >= Encoder::OpenClipG.width() || source.has(PROJECTION),
     })
 }
 
@@ -138,7 +140,7 @@ fn part(
     weights: &Weights,
     place: &str,
     stage: &str,
-    family: Family,
+    ends_early: bool,
     is_second: bool,
 ) -> Result<Option<Part<Config>>, Error> {
     let place = format!("{place}: text encoder");
@@ -147,10 +149,11 @@ fn part(
         return Ok(None);
     }
     if let Some(prefix) = CLIP_PREFIXES.into_iter().find(|prefix| all.has_any(prefix)) {
-        return clip(&Source::new(weights, place, &format!("{stage}{prefix}")), family, is_second).map(Some);
+        return clip(&Source::new(weights, place, &format!("{stage}{prefix}")), ends_early, is_second)
+            .map(Some);
     }
     if all.has_any(OPEN_CLIP_PREFIX) {
-        return open_clip(&Source::new(weights, place, &format!("{stage}{OPEN_CLIP_PREFIX}")), family)
+        return open_clip(&Source::new(weights, place, &format!("{stage}{OPEN_CLIP_PREFIX}")), ends_early)
             .map(Some);
     }
     Err(all.refuse(format!("expected a CLIP text encoder under {stage}, got {}", all.described())))
@@ -158,7 +161,7 @@ fn part(
 
 /// A CLIP with the names of transformers: OpenAI's, or OpenCLIP's as it was renamed. `projects`: whether it gives the
 /// prompt in one vector, as Stable Diffusion XL's second does.
-fn clip(source: &Source<'_>, family: Family, projects: bool) -> Result<Part<Config>, Error> {
+fn clip(source: &Source<'_>, ends_early: bool, projects: bool) -> Result<Part<Config>, Error> {
     // Some files leave this out.
     let inner = if source.has_any(TEXT_MODEL) { TEXT_MODEL } else { "" };
     let original = |name: &str| format!("{inner}{name}");
@@ -166,9 +169,8 @@ fn clip(source: &Source<'_>, family: Family, projects: bool) -> Result<Part<Conf
     let tokens = original("embeddings.token_embedding.weight");
     let positions = original("embeddings.position_embedding.weight");
     let width = width(source, &tokens)?;
-    let is_open_clip = projects || width == OPEN_CLIP_H_WIDTH || width >= OPEN_CLIP_G_WIDTH;
-    // The last layer of SD 2's is not used.
-    let is_cut = is_open_clip && !projects && family == Family::Sd2 && stored_layers == SD2_LAYERS;
+    let is_open_clip = projects || width == Encoder::OpenClipH.width() || width >= Encoder::OpenClipG.width();
+    let is_cut = is_open_clip && !projects && ends_early && stored_layers == LAYERS_WITH_UNREAD;
     let layers = if is_cut { stored_layers - 1 } else { stored_layers };
     // stable-diffusion.cpp keeps it as OpenCLIP does, with its sides changed.
     let turned = original("text_projection");
@@ -218,13 +220,13 @@ fn clip(source: &Source<'_>, family: Family, projects: bool) -> Result<Part<Conf
     Ok(Part { config, names: table.finish()? })
 }
 
-fn open_clip(source: &Source<'_>, family: Family) -> Result<Part<Config>, Error> {
+fn open_clip(source: &Source<'_>, ends_early: bool) -> Result<Part<Config>, Error> {
     let stored_layers = source.count("transformer.resblocks.")?;
     let projection = ["text_projection", "text_projection.weight"].into_iter().find(|name| source.has(name));
     // These read the last but one layer, so that diffusers' encoder ends there; files made from it do, too, and then have
     // no projection either.
-    let ends_early = matches!(family, Family::Sd2 | Family::Upscaler);
-    let is_whole = stored_layers == SD2_LAYERS || projection.is_some() && stored_layers + 1 != SD2_LAYERS;
+    let is_whole = stored_layers == LAYERS_WITH_UNREAD
+        || projection.is_some() && stored_layers + 1 != LAYERS_WITH_UNREAD;
     let layers = if ends_early && is_whole { stored_layers.saturating_sub(1) } else { stored_layers };
     let width = width(source, "token_embedding.weight")?;
     let mut config = Config {

@@ -2,18 +2,15 @@
 //! names there. It knows nothing of the networks beside it.
 
 use super::source::{Source, Table};
-use super::{Family, Names, Part, Purpose};
+use super::{Names, Part};
 use crate::Error;
 use crate::architecture::unet::{AddedEmbedding, ClassEmbedding, Config, Level as LevelConfig, Middle};
+use crate::family::{Family, Fit, Label, Layout, Level, Purpose};
 use crate::prediction::Prediction;
 
 /// A tensor that every such U-Net has.
 pub(super) const MARK: &str = "input_blocks.0.0.weight";
 
-/// The width of a head where the number of heads grows with the channels.
-const HEAD_WIDTH: usize = 64;
-/// The number of heads where it does not.
-const HEADS: usize = 8;
 /// The groups and the epsilon of group norms, which all of them have.
 const GROUPS: usize = 32;
 const EPSILON: f64 = 1e-5;
@@ -34,39 +31,6 @@ const TRANSFORMER: [&str; 7] =
 /// Layers of a transformer block without.
 const PROJECTIONS: [&str; 6] =
     ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn2.to_q", "attn2.to_k", "attn2.to_v"];
-
-/// What names and shapes tell of a U-Net.
-pub(super) struct Layout {
-    in_channels: usize,
-    out_channels: usize,
-    time_width: usize,
-    cross_width: usize,
-    /// Whether transformers begin and end with linear layers, not convolutions.
-    is_linear: bool,
-    /// The name and the width of the embedding of the guidance scale (LCM).
-    condition: Option<(&'static str, usize)>,
-    label: Label,
-    levels: Vec<Level>,
-    middle: Middle,
-}
-
-/// What is added to the time embedding.
-enum Label {
-    Nothing,
-    /// One of so many classes.
-    Class(usize),
-    /// A vector of this width.
-    Vector(usize),
-}
-
-#[derive(Default)]
-struct Level {
-    channels: usize,
-    /// Per residual block on the way down the number of transformer blocks behind it; 0 without a transformer.
-    down: Vec<usize>,
-    /// The same on the way up, where there is one residual block more.
-    up: Vec<usize>,
-}
 
 impl Layout {
     pub(super) fn read(source: &Source<'_>) -> Result<Self, Error> {
@@ -150,45 +114,43 @@ impl Layout {
     }
 
     pub(super) fn family(&self, source: &Source<'_>) -> Result<Family, Error> {
-        let reads_at_full_size = self.levels[0].down.iter().any(|depth| *depth > 0);
-        match self.label {
-            Label::Class(_) => Ok(Family::Upscaler),
-            Label::Vector(width) if reads_at_full_size => Err(source
-                .refuse(format!(
-                    "expected no label_emb, got one of a vector of {width}: looks like SD 2.1 unCLIP"
-                ))
-                .help("models that take an image embedding are not supported; use SD 2.1 itself")),
-            Label::Vector(_) if self.levels.len() == 4 => Ok(Family::SdxlRefiner),
-            Label::Vector(_) => Ok(Family::Sdxl),
-            Label::Nothing if self.is_linear => Ok(Family::Sd2),
-            Label::Nothing => Ok(Family::Sd1),
+        for family in Family::ALL {
+            match family.fits(self) {
+                Fit::Yes => return Ok(*family),
+                Fit::Relative(problem, way_out) => return Err(source.refuse(problem).help(way_out)),
+                Fit::No => {}
+            }
         }
+        Err(source.refuse(format!(
+            "expected the U-Net of a known family, got one with {} levels and {} latent channels",
+            self.levels.len(),
+            self.out_channels
+        )))
     }
 
-    pub(super) fn purpose(&self, source: &Source<'_>) -> Result<Purpose, Error> {
+    pub(super) fn purpose(&self, source: &Source<'_>, family: Family) -> Result<Purpose, Error> {
         let latent = self.out_channels;
-        match (self.in_channels.checked_sub(latent), &self.label) {
-            (Some(0), _) => Ok(Purpose::Generate),
-            (Some(5), _) => Ok(Purpose::Inpaint),
-            (Some(3), Label::Class(_)) => Ok(Purpose::Upscale),
-            (Some(more), _) if more == latent => Ok(Purpose::Edit),
-            (more, _) => Err(source
-                .refuse(format!(
-                    "expected {latent} input channels, {} for inpainting or {} for editing, got {}{}",
-                    latent.saturating_add(5),
-                    latent.saturating_mul(2),
-                    self.in_channels,
-                    if more == Some(1) { ": looks like a model that takes a depth map" } else { "" }
-                ))
-                .help("use the text-to-image model that it was made from")),
-        }
-    }
-
-    /// The bias that tells what an SD 2 predicts; of the last transformer.
-    pub(super) fn telling_bias(&self) -> Option<String> {
-        let last = self.levels.iter().map(|level| level.up.len()).sum::<usize>() - 1;
-        let reads = self.levels[0].up.last().is_some_and(|depth| *depth > 0);
-        reads.then(|| format!("output_blocks.{last}.1.transformer_blocks.0.norm1.bias"))
+        let added = self.in_channels.checked_sub(latent);
+        let fits = |purpose: &&Purpose| added == Some(purpose.added_channels(latent));
+        family.purposes().iter().find(fits).copied().ok_or_else(|| {
+            let expected = family.purposes().iter().map(|purpose| {
+                let channels = latent.saturating_add(purpose.added_channels(latent));
+                match purpose {
+                    Purpose::Generate => format!("{channels} input channels"),
+                    Purpose::Inpaint => format!("{channels} for inpainting"),
+                    Purpose::Edit => format!("{channels} for editing"),
+                    Purpose::Upscale => format!("{channels} input channels for upscaling"),
+                }
+            });
+            let mut expected: Vec<String> = expected.collect();
+            let last = expected.pop().unwrap_or_default();
+            let or = if expected.is_empty() { "" } else { " or " };
+            let expected = format!("{}{or}{last}", expected.join(", "));
+            let look = if added == Some(1) { ": looks like a model that takes a depth map" } else { "" };
+            source
+                .refuse(format!("expected {expected}, got {}{look}", self.in_channels))
+                .help("use the text-to-image model that it was made from")
+        })
     }
 
     pub(super) fn part(
@@ -201,14 +163,9 @@ impl Layout {
     }
 
     fn config(&self, source: &Source<'_>, family: Family, prediction: Prediction) -> Result<Config, Error> {
-        let cells = match (family, prediction) {
-            (Family::Sd2, Prediction::V) => 96,
-            (Family::Sd1 | Family::Sd2, _) => 64,
-            (Family::Sdxl | Family::SdxlRefiner | Family::Upscaler, _) => 128,
-        };
+        let cells = family.cells(prediction);
         let levels = self.levels.iter().enumerate().map(|(index, level)| {
-            // Shapes cannot tell this where text and picture have one width.
-            let only_cross_attention = family == Family::Upscaler && index + 1 < self.levels.len();
+            let only_cross_attention = family.only_cross_attention() && index + 1 < self.levels.len();
             level.config(source, family, only_cross_attention)
         });
         Ok(Config {
@@ -324,18 +281,17 @@ impl Level {
             ))),
         };
         let (down, up) = (depths(&self.down)?, depths(&self.up)?);
-        let heads = match family {
-            Family::Sd1 | Family::Upscaler => HEADS,
-            Family::Sd2 | Family::Sdxl | Family::SdxlRefiner => {
-                let reads = down.is_some() || up.is_some();
-                if reads && !self.channels.is_multiple_of(HEAD_WIDTH) {
-                    return Err(source.refuse(format!(
-                        "expected channels in multiples of {HEAD_WIDTH}, got {}",
-                        self.channels
-                    )));
-                }
-                self.channels / HEAD_WIDTH
+        // Only a level with transformers has heads.
+        let reads = down.is_some() || up.is_some();
+        let heads = match family.heads(self.channels) {
+            Ok(heads) => heads,
+            Err(width) if reads => {
+                let channels = self.channels;
+                return Err(
+                    source.refuse(format!("expected channels in multiples of {width}, got {channels}"))
+                );
             }
+            Err(width) => self.channels / width,
         };
         Ok(LevelConfig {
             channels: self.channels,

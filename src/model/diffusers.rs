@@ -15,20 +15,14 @@ use super::scheduler::Scheduler;
 use super::traits::{FewSteps, Traits};
 use super::{Model, TextEncoderPart, read};
 use crate::architecture::unet;
+use crate::family::{Family, Inputs};
 use crate::manifest::LowRes;
 use crate::{Error, ErrorKind};
 
 /// The file by which a folder is known for one of these.
 pub(super) const INDEX: &str = "model_index.json";
-/// What latents are multiplied by where no configuration says it: Stable Diffusion's, and Stable Diffusion XL's.
-pub(super) const SCALE: f64 = 0.18215;
-pub(super) const SCALE_XL: f64 = 0.13025;
-
 /// How many folders a message names.
 const MAX_NAMED: usize = 12;
-
-/// The most noise on a picture that is enlarged, where an index does not say: diffusers' default.
-pub(super) const MAX_NOISE_LEVEL: usize = 350;
 
 /// Whether a folder has a U-Net's configuration and weights.
 pub(super) fn has_weights(folder: &Path) -> bool {
@@ -64,10 +58,10 @@ pub(super) fn open(
             unet::Config::parse(&shown(&place), &read(&place)?)?
         }
     };
-    let is_xl = own.added_embedding.is_some();
+    let family = Family::like(Inputs::of(&own));
 
     let mut text_encoders = Vec::new();
-    let replaced = replacements.text_encoders(is_xl)?;
+    let replaced = replacements.text_encoders(family)?;
     let has_second = replaced[1].is_some() || folder.join("text_encoder_2").is_dir();
     let names = [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")];
     for ((name, tokenizer), replaced) in names.into_iter().zip(replaced) {
@@ -79,16 +73,16 @@ pub(super) fn open(
             }
             text_encoders.push(encoder);
         } else if place.is_dir() && !index.is_null(name) {
-            // Stable Diffusion XL pools the prompt with its last encoder.
+            // Where the prompt is pooled, the last encoder does it.
             let is_last = name == "text_encoder_2" || !has_second;
-            text_encoders.push(text_encoder(name, &place, &tokenizer, variant, is_xl, is_last)?);
+            text_encoders.push(text_encoder(name, &place, &tokenizer, variant, family, is_last)?);
         }
     }
     let (vae_encoder, vae_decoder, latents) = match replacements.vae() {
         Some(vae) => {
             let latents = match configured_latents(&folder.join("vae"))? {
                 Some(own) => vae.latents(own)?,
-                None => vae.latents_of_scale(if is_xl { SCALE_XL } else { SCALE }),
+                None => vae.latents_of(family),
             };
             (vae.encoder.clone(), vae.decoder.clone(), latents)
         }
@@ -106,15 +100,14 @@ pub(super) fn open(
     let traits = Traits {
         name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         licence: licence(folder),
-        betas: scheduler.betas(),
-        train_timesteps: scheduler.train_timesteps(),
-        spacing: scheduler.spacing(),
+        family,
+        noise: scheduler.noise(),
         prediction: replacements.prediction(scheduler.prediction()),
         sampler: scheduler.sampler(),
         schedule: scheduler.schedule(),
         latents,
-        zero_negative: index.force_zeros_for_empty_prompt && is_xl,
-        low_res: low_res(folder, &index)?,
+        zero_negative: index.force_zeros_for_empty_prompt && family.pools(),
+        low_res: low_res(folder, &index, family)?,
         cells: unet.sample_size,
         few_steps: FewSteps::of_scheduler(&scheduler).or_else(|| index.few_steps()),
         notes: scheduler.notes().to_vec(),
@@ -201,12 +194,12 @@ fn check_variant(folder: &Path, variant: Option<&str>) -> Result<(), Error> {
 }
 
 /// How noise gets onto the picture that is enlarged, where the folder has a second scheduler for it.
-pub(super) fn low_res(folder: &Path, index: &Index) -> Result<Option<LowRes>, Error> {
+pub(super) fn low_res(folder: &Path, index: &Index, family: Family) -> Result<Option<LowRes>, Error> {
     let place = folder.join("low_res_scheduler/scheduler_config.json");
     if !place.is_file() {
         return Ok(None);
     }
-    let max_level = index.max_noise_level.unwrap_or(MAX_NOISE_LEVEL);
+    let max_level = index.max_noise_level.or(family.max_noise_level()).unwrap_or_default();
     let low_res = Scheduler::open(&place)?.low_res(max_level);
     low_res.map(Some).map_err(|error| Error::new(ErrorKind::Model, shown(&place)).source(error))
 }

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::network::{kl_graphs, text_states};
+use super::network::kl_graphs;
 use super::{Part, TextEncoderPart, Vocabulary, read};
 use crate::architecture::{autoencoder_kl, autoencoder_tiny, clip};
 use crate::checkpoint;
+use crate::family::Family;
 use crate::graph::Graph;
 use crate::manifest::LatentSpace;
 use crate::tokenizer::SpecialTokens;
@@ -55,17 +56,17 @@ pub(super) fn text_encoder(
     folder: &Path,
     tokenizer: &Path,
     variant: Option<&str>,
-    is_xl: bool,
+    family: Family,
     is_last: bool,
 ) -> Result<TextEncoderPart, Error> {
     let place = folder.join("config.json");
     let config = clip::Config::parse(&shown(&place), &read(&place)?)?;
-    let graph = config.graph(text_states(is_xl), is_xl && is_last)?;
+    let graph = config.graph(family.states(), family.pools() && is_last)?;
     let modern = |weights: Weights| weights.select(checkpoint::text_encoder_names(&weights));
     let part = part(name, folder, variant, graph, modern)?;
     let (vocabulary, special, context) = tokenizer_of(tokenizer, config.max_position_embeddings)?;
     let encoder = TextEncoderPart::new(part, vocabulary, special, context);
-    Ok(encoder.derived_from(&config, text_states(is_xl), is_xl && is_last))
+    Ok(encoder.derived_from(&config, family.states(), family.pools() && is_last))
 }
 
 /// The VAE in a folder: its encoder, its decoder, and how its latents relate to images.

@@ -5,20 +5,13 @@ use std::sync::Arc;
 
 use super::{Part, TextEncoderPart, Vocabulary};
 use crate::Error;
-use crate::architecture::clip::States;
 use crate::architecture::{autoencoder_kl, clip, unet};
-use crate::checkpoint::{self, Family, Names};
+use crate::checkpoint::{self, Names};
+use crate::family::{Family, special_tokens};
 use crate::graph::{Dim, Graph};
 use crate::manifest::LatentSpace;
 use crate::signature::Role;
-use crate::tokenizer::SpecialTokens;
 use crate::weights::Weights;
-
-/// The marks that CLIP puts around a prompt.
-const BOS: u32 = 49406;
-const EOS: u32 = 49407;
-/// What OpenCLIP's prompts are filled up with: `!`.
-const OPEN_CLIP_PAD: u32 = 0;
 
 /// A network of a single file under these names.
 pub(super) fn part(
@@ -39,17 +32,16 @@ pub(super) fn text_encoder_part(
     place: &str,
     weights: &Weights,
     file: &checkpoint::Part<clip::Config>,
-    is_xl: bool,
+    family: Family,
     is_pooled: bool,
 ) -> Result<TextEncoderPart, Error> {
     let config = &file.config;
-    let graph = config.graph(text_states(is_xl), is_pooled)?;
-    let pad = if config.hidden_act == clip::Activation::Gelu { OPEN_CLIP_PAD } else { EOS };
-    let special = SpecialTokens { bos: BOS, eos: EOS, pad };
+    let graph = config.graph(family.states(), is_pooled)?;
+    let special = special_tokens(config.hidden_act == clip::Activation::Gelu);
     let weights = Arc::new(weights.select(file.names.clone())?);
     let part = Part::new(name, "derived for CLIP".into(), place.to_owned(), graph, weights)?;
     let encoder = TextEncoderPart::new(part, Vocabulary::Clip, special, config.max_position_embeddings);
-    Ok(encoder.derived_from(config, text_states(is_xl), is_pooled))
+    Ok(encoder.derived_from(config, family.states(), is_pooled))
 }
 
 /// The graphs of a KL autoencoder's encoder and decoder, and how its latents relate to images.
@@ -61,11 +53,6 @@ pub(super) fn kl_graphs(config: &autoencoder_kl::Config) -> Result<(Graph, Graph
         shift: config.shift_factor.unwrap_or(0.0),
     };
     Ok((config.encoder()?, config.decoder()?, latents))
-}
-
-/// Which states a U-Net was trained on: Stable Diffusion XL takes those before the last layer.
-pub(super) fn text_states(is_xl: bool) -> States {
-    if is_xl { States::Penultimate } else { States::Last }
 }
 
 /// A U-Net that takes what these text encoders give.

@@ -7,15 +7,15 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::diffusers::{self, INDEX, Index, SCALE, SCALE_XL};
+use super::diffusers::{self, INDEX, Index};
 use super::folder;
 use super::scheduler::Scheduler;
 use super::traits::{FewSteps, Traits};
 use super::{Model, Part, TextEncoderPart, Vocabulary};
+use crate::family::{CONTEXT, Family, special_tokens};
 use crate::graph::{Dim, Graph};
 use crate::manifest::{AESTHETIC_SIZE_IDS, LatentSpace};
 use crate::signature::Role;
-use crate::tokenizer::SpecialTokens;
 use crate::{Error, ErrorKind};
 
 /// Where exporters put each component, the usual place first; `*` stands for a version and a precision.
@@ -32,10 +32,6 @@ const INNER: &str = "engine";
 const SHOWN: usize = 6;
 /// Pixels per latent cell where nothing tells.
 const FACTOR_PX: usize = 8;
-/// CLIP's marks and its context.
-const CLIP: SpecialTokens = SpecialTokens { bos: 49406, eos: 49407, pad: 49407 };
-const CLIP_CONTEXT: usize = 77;
-
 /// Whether a folder holds a U-Net as an ONNX graph.
 pub(super) fn is_one(folder: &Path) -> bool {
     !candidates(folder, "unet").is_empty()
@@ -67,18 +63,17 @@ pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error>
     }
     let vae_decoder = required(folder, "vae_decoder", variant)?;
     let vae_encoder = part(folder, "vae_encoder", variant)?;
-    let is_xl = unet.signature.input(Role::Pooled).is_some();
+    let family = Family::like(unet.inputs());
 
     let mut text_encoders = Vec::new();
     for (name, tokenizer) in [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")] {
         if let Some(part) = part(folder, name, variant)? {
             let tokenizer = folder.join(tokenizer);
             let (vocabulary, special, context) = if tokenizer.is_dir() {
-                folder::tokenizer_of(&tokenizer, CLIP_CONTEXT)?
+                folder::tokenizer_of(&tokenizer, CONTEXT)?
             } else {
-                // Stable Diffusion XL's second encoder was trained with prompts that are filled up with `!`.
-                let pad = if name == "text_encoder_2" { 0 } else { CLIP.pad };
-                (Vocabulary::Clip, SpecialTokens { pad, ..CLIP }, CLIP_CONTEXT)
+                // A second encoder is OpenCLIP's.
+                (Vocabulary::Clip, special_tokens(name == "text_encoder_2"), CONTEXT)
             };
             text_encoders.push(TextEncoderPart::new(part, vocabulary, special, context));
         }
@@ -88,19 +83,20 @@ pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error>
     }
 
     let scheduler = match folder.join("scheduler/scheduler_config.json") {
-        path if path.exists() => Scheduler::open(&path)?,
-        _ => Scheduler::stable_diffusion(),
+        path if path.exists() => Some(Scheduler::open(&path)?),
+        _ => None,
     };
     let vae: Vae = match folder.join("vae_decoder/config.json") {
         path if path.exists() => folder::parse(&path)?,
         _ => Vae::default(),
     };
     let latents = vae_decoder.signature.input(Role::Latents).expect("no signature without latents");
+    let usual = family.latents();
     let channels = match (&latents.dims[1], vae.latent_channels) {
         (Dim::Fixed(channels), _) => *channels,
-        (Dim::Free(_), channels) => channels.unwrap_or(4),
+        (Dim::Free(_), channels) => channels.unwrap_or(usual.channels),
     };
-    if channels != 4 && vae.scaling_factor.is_none() {
+    if channels != usual.channels && vae.scaling_factor.is_none() {
         return Err(Error::new(
             ErrorKind::Model,
             format!(
@@ -115,24 +111,23 @@ pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error>
     let latents = LatentSpace {
         channels,
         factor_px: factor_px as u32,
-        scale: vae.scaling_factor.unwrap_or(if is_xl { SCALE_XL } else { SCALE }),
-        shift: vae.shift_factor.unwrap_or(0.0),
+        scale: vae.scaling_factor.unwrap_or(usual.scale),
+        shift: vae.shift_factor.unwrap_or(if vae.scaling_factor.is_some() { 0.0 } else { usual.shift }),
     };
     let traits = Traits {
         name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         licence: diffusers::licence(folder),
-        betas: scheduler.betas(),
-        train_timesteps: scheduler.train_timesteps(),
-        spacing: scheduler.spacing(),
-        prediction: scheduler.prediction(),
-        sampler: scheduler.sampler(),
-        schedule: scheduler.schedule(),
+        family,
+        noise: scheduler.as_ref().map_or_else(|| family.noise(), Scheduler::noise),
+        prediction: scheduler.as_ref().map_or_else(|| family.prediction(), Scheduler::prediction),
+        sampler: scheduler.as_ref().and_then(Scheduler::sampler),
+        schedule: scheduler.as_ref().and_then(Scheduler::schedule),
         latents,
-        zero_negative: index.force_zeros_for_empty_prompt && is_xl,
-        low_res: diffusers::low_res(folder, &index)?,
+        zero_negative: index.force_zeros_for_empty_prompt && family.pools(),
+        low_res: diffusers::low_res(folder, &index, family)?,
         cells: folder::sample_cells(&folder.join("unet/config.json"))?,
-        few_steps: FewSteps::of_scheduler(&scheduler).or_else(|| index.few_steps()),
-        notes: scheduler.notes().to_vec(),
+        few_steps: scheduler.as_ref().and_then(FewSteps::of_scheduler).or_else(|| index.few_steps()),
+        notes: scheduler.map(|scheduler| scheduler.notes().to_vec()).unwrap_or_default(),
     };
     let (manifest, notes) = traits.manifest(&unet.signature)?;
     let model = Model::new(manifest, text_encoders, unet, vae_decoder, vae_encoder)?;

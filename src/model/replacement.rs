@@ -7,7 +7,8 @@ use std::sync::Arc;
 use super::folder;
 use super::network::{for_text, kl_graphs, part, text_encoder_part};
 use super::{Model, Part, TextEncoderPart};
-use crate::checkpoint::{self, Family, UnetFile};
+use crate::checkpoint::{self, UnetFile};
+use crate::family::{Family, Latents};
 use crate::graph::{Dim, Graph, Port};
 use crate::manifest::LatentSpace;
 use crate::prediction::Prediction;
@@ -16,7 +17,7 @@ use crate::weights::Weights;
 use crate::{Error, ErrorKind};
 
 /// What a model's text encoders are called.
-const TEXT_ENCODERS: [&str; 2] = ["text_encoder", "text_encoder_2"];
+pub(super) const TEXT_ENCODERS: [&str; 2] = ["text_encoder", "text_encoder_2"];
 
 /// Files that take the place of components of a model, and which form of a folder's files is read.
 #[derive(Clone, Debug, Default)]
@@ -61,9 +62,10 @@ impl VaeParts {
         Ok(if self.tells_scale { self.latents } else { own })
     }
 
-    /// Its latents, for a model without a VAE of its own that are multiplied by `scale`.
-    pub(super) fn latents_of_scale(&self, scale: f64) -> LatentSpace {
-        if self.tells_scale { self.latents } else { LatentSpace { scale, ..self.latents } }
+    /// Its latents, for a model of a family that has no VAE of its own.
+    pub(super) fn latents_of(&self, family: Family) -> LatentSpace {
+        let Latents { scale, shift, .. } = family.latents();
+        if self.tells_scale { self.latents } else { LatentSpace { scale, shift, ..self.latents } }
     }
 }
 
@@ -104,11 +106,11 @@ impl Replacements {
         self.vae.as_ref()
     }
 
-    /// The text encoders, for a U-Net of Stable Diffusion XL or of another family.
-    pub(super) fn text_encoders(&self, is_xl: bool) -> Result<Encoders, Error> {
+    /// The text encoders, for a U-Net of this family.
+    pub(super) fn text_encoders(&self, family: Family) -> Result<Encoders, Error> {
         let mut encoders = [None, None];
         for (place, weights) in &self.text_encoders {
-            let found = checkpoint::recognise_text_encoders(weights, place, is_xl)?;
+            let found = checkpoint::recognise_text_encoders(weights, place, family.pools())?;
             for (index, file) in found.iter().enumerate() {
                 let Some(file) = file else { continue };
                 let name = TEXT_ENCODERS[index];
@@ -119,9 +121,9 @@ impl Replacements {
                         format!("{place}: expected one {name}, got another in {}", earlier.weights_origin),
                     ));
                 }
-                // Stable Diffusion XL pools the prompt with its last encoder.
-                let is_pooled = is_xl && index == 1;
-                *slot = Some(text_encoder_part(name, place, weights, file, is_xl, is_pooled)?);
+                // Where the prompt is pooled, the second encoder does it.
+                let is_pooled = family.pools() && index == 1;
+                *slot = Some(text_encoder_part(name, place, weights, file, family, is_pooled)?);
             }
         }
         Ok(encoders)
@@ -139,7 +141,7 @@ impl Replacements {
     pub(super) fn prediction(&self, own: Prediction) -> Prediction {
         match self.unet() {
             // A file that does not say so may still hold velocities; one of SD 2 tells it by its weights.
-            Some(file) if file.hint.prediction == Prediction::V || file.family == Family::Sd2 => {
+            Some(file) if file.hint.prediction == Prediction::V || file.family.tells_prediction() => {
                 file.hint.prediction
             }
             _ => own,
@@ -149,11 +151,8 @@ impl Replacements {
     /// A whole model with these components in the place of its own.
     pub(super) fn put_into(&self, model: Model) -> Result<Model, Error> {
         let Model { mut manifest, mut text_encoders, mut unet, mut vae_decoder, mut vae_encoder, .. } = model;
-        let is_xl = self.unet().map_or_else(
-            || unet.signature.input(Role::Pooled).is_some(),
-            |file| file.unet.config.added_embedding.is_some(),
-        );
-        for new in self.text_encoders(is_xl)?.into_iter().flatten() {
+        let family = self.unet().map_or_else(|| Family::like(unet.inputs()), |file| file.family);
+        for new in self.text_encoders(family)?.into_iter().flatten() {
             let Some(old) = text_encoders.iter_mut().find(|encoder| encoder.name == new.name) else {
                 return Err(Error::new(
                     ErrorKind::Model,

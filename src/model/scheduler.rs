@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::read;
+use crate::family::Noise;
 use crate::manifest::LowRes;
 use crate::prediction::Prediction;
 use crate::sampler::{Method, SamplerKind};
@@ -352,9 +353,8 @@ impl Scheduler {
         let mut fields: Fields = serde_path_to_error::deserialize(Value::Object(read))
             .map_err(|error| refuse(error.path().to_string()).source(error.into_inner()))?;
         if matches!(class.sampler, Some(SamplerKind::Lcm | SamplerKind::Tcd)) {
-            // The only classes whose defaults are Stable Diffusion's.
             let absent = |key: &str| !object.contains_key(key);
-            let usual = Fields::stable_diffusion();
+            let usual = Fields::distilled();
             fields.beta_start = if absent("beta_start") { usual.beta_start } else { fields.beta_start };
             fields.beta_end = if absent("beta_end") { usual.beta_end } else { fields.beta_end };
             fields.beta_schedule =
@@ -365,31 +365,6 @@ impl Scheduler {
         scheduler.notes.extend(unread.map(|key| format!("{key} is not known, and not used")));
         scheduler.notes.iter_mut().for_each(|note| note.insert_str(0, &format!("{place}: ")));
         Ok(scheduler)
-    }
-
-    /// What latent consistency models were distilled with.
-    pub(super) fn latent_consistency() -> Self {
-        Self::built_in("LCMScheduler", Fields { steps_offset: None, ..Fields::stable_diffusion() })
-    }
-
-    /// What the x4 upscaler was trained on.
-    pub(super) fn upscaler() -> Self {
-        Self::built_in("", Fields { beta_start: 0.0001, beta_end: 0.02, ..Fields::stable_diffusion() })
-    }
-
-    /// What Stable Diffusion was trained on.
-    pub(super) fn stable_diffusion() -> Self {
-        Self::built_in("", Fields::stable_diffusion())
-    }
-
-    /// The same of a model that was trained down to noise alone.
-    pub(super) fn with_zero_terminal_snr(self) -> Self {
-        let fields = Fields { rescale_betas_zero_snr: Some(true), timestep_spacing: None, ..self.fields };
-        Self::of(self.class, fields).expect("a curve that was right before")
-    }
-
-    fn built_in(class: &str, fields: Fields) -> Self {
-        Self::of(known(class).expect("one of the classes"), fields).expect("a curve of a published model")
     }
 
     fn of(class: Class, fields: Fields) -> Result<Self, String> {
@@ -545,12 +520,10 @@ impl Scheduler {
         Some(curve.sigma_max())
     }
 
-    pub(super) fn betas(&self) -> Betas {
-        self.betas.clone()
-    }
-
-    pub(super) fn train_timesteps(&self) -> usize {
-        self.fields.num_train_timesteps
+    /// The noise that the model was trained on.
+    pub(super) fn noise(&self) -> Noise {
+        let train_timesteps = self.fields.num_train_timesteps;
+        Noise { betas: self.betas.clone(), train_timesteps, spacing: self.spacing() }
     }
 
     /// What is to be said of the file, a line each.
@@ -662,7 +635,7 @@ impl Scheduler {
 
     /// How noise gets onto the picture that is enlarged.
     pub(super) fn low_res(&self, max_level: usize) -> Result<LowRes, Error> {
-        LowRes::new(self.betas(), self.train_timesteps(), max_level)
+        LowRes::new(self.betas.clone(), self.fields.num_train_timesteps, max_level)
     }
 }
 
@@ -678,13 +651,12 @@ fn levels(fields: &Fields) -> [(Option<bool>, &'static str); 4] {
 }
 
 impl Fields {
-    fn stable_diffusion() -> Self {
+    /// The defaults of diffusers' classes for distilled models.
+    fn distilled() -> Self {
         Self {
             beta_start: 0.00085,
             beta_end: 0.012,
             beta_schedule: "scaled_linear".into(),
-            timestep_spacing: Some("leading".into()),
-            steps_offset: Some(1),
             ..Self::default()
         }
     }
@@ -816,7 +788,7 @@ mod tests {
     }
 
     fn betas(json: &str) -> Betas {
-        scheduler(json).betas()
+        scheduler(json).betas
     }
 
     #[test]
@@ -845,12 +817,6 @@ mod tests {
         assert_eq!(scheduler(&format!("{zero}}}")).spacing(), Spacing::Trailing);
         let said = format!(r#"{zero}, "timestep_spacing": "leading", "steps_offset": 1}}"#);
         assert_eq!(scheduler(&said).spacing(), Spacing::Leading { offset: 1 });
-        let stable_diffusion = Scheduler::stable_diffusion();
-        let plain = stable_diffusion.betas();
-        assert_eq!(stable_diffusion.spacing(), Spacing::Leading { offset: 1 });
-        let rescaled = stable_diffusion.with_zero_terminal_snr();
-        assert_eq!(rescaled.betas(), Betas::ZeroTerminalSnr(Box::new(plain)));
-        assert_eq!(rescaled.spacing(), Spacing::Trailing);
     }
 
     #[test]
@@ -922,7 +888,7 @@ mod tests {
             let kind = method.kind();
             let levels = scheduler.schedule().or_else(|| kind.own_schedule());
             let levels = levels.unwrap_or(ScheduleKind::Spaced(scheduler.spacing()));
-            let curve = NoiseCurve::new(scheduler.betas(), scheduler.train_timesteps())?;
+            let curve = NoiseCurve::new(scheduler.betas.clone(), scheduler.fields.num_train_timesteps)?;
             let schedule = Schedule::of(&levels, &curve, kind.grid(), steps)?;
             let scale = schedule.initial_scale();
             let mut x: Vec<f32> = self.noise.iter().map(|noise| (noise * scale) as f32).collect();

@@ -4,21 +4,18 @@
 use std::path::Path;
 
 use super::Model;
-use super::diffusers::MAX_NOISE_LEVEL;
 use super::network::{for_text, kl_graphs, part, text_encoder_part};
-use super::replacement::{Replacements, check_widths};
-use super::scheduler::Scheduler;
+use super::replacement::{Replacements, TEXT_ENCODERS, check_widths};
 use super::traits::{FewSteps, Traits};
-use crate::checkpoint::{self, Checkpoint, Family, UnetFile};
+use crate::checkpoint::{self, Checkpoint, UnetFile};
+use crate::family::Encoder;
+use crate::manifest::LowRes;
 use crate::schedule::{ScheduleKind, Spacing};
 use crate::weights::Weights;
 use crate::{Error, ErrorKind};
 
 /// Where a file's header may say that it draws in few steps, if it follows Stability AI's model metadata standard.
 const SAID_OF_STEPS: [&str; 3] = ["modelspec.title", "modelspec.architecture", "modelspec.usage_hint"];
-/// The channels of latents whose scale the family tells.
-const KNOWN_CHANNELS: usize = 4;
-
 /// Opens the model in a file, with these components in the place of its own.
 pub(super) fn open(path: &Path, replacements: &Replacements) -> Result<Model, Error> {
     let place = path.display().to_string();
@@ -29,8 +26,8 @@ pub(super) fn open(path: &Path, replacements: &Replacements) -> Result<Model, Er
         found = Checkpoint { family, purpose, hint, unet, ..found };
     }
 
-    let is_xl = found.unet.config.added_embedding.is_some();
-    let replaced = replacements.text_encoders(is_xl)?;
+    let family = found.family;
+    let replaced = replacements.text_encoders(family)?;
     let mut text_encoders = Vec::new();
     let has_second = found.text_encoder_2.is_some() || replaced[1].is_some();
     let encoders = [("text_encoder", &found.text_encoder), ("text_encoder_2", &found.text_encoder_2)];
@@ -38,19 +35,18 @@ pub(super) fn open(path: &Path, replacements: &Replacements) -> Result<Model, Er
         let is_last = name == "text_encoder_2" || !has_second;
         let own = encoder
             .as_ref()
-            .map(|file| text_encoder_part(name, &place, &weights, file, is_xl, is_xl && is_last));
+            .map(|file| text_encoder_part(name, &place, &weights, file, family, family.pools() && is_last));
         text_encoders.extend(replaced.map(Ok).or(own).transpose()?);
     }
     let mut missing = Vec::new();
-    let wanted = match found.family {
-        Family::Sdxl => &["text_encoder", "text_encoder_2"][..],
-        Family::SdxlRefiner => &["text_encoder_2"],
-        _ => &["text_encoder"],
+    let wanted = family.text();
+    let has = |wanted: &&Encoder| {
+        let name = TEXT_ENCODERS[wanted.position()];
+        text_encoders.iter().any(|encoder| encoder.name == name)
     };
-    let has = |name: &&&str| text_encoders.iter().any(|encoder| encoder.name == **name);
     // Another family's U-Net reads other states: that is said once it is there.
     let is_checked = replacements.unet().is_none() || text_encoders.is_empty();
-    match wanted.iter().filter(|name| is_checked && !has(name)).count() {
+    match wanted.iter().filter(|wanted| is_checked && !has(wanted)).count() {
         0 => {}
         1 if wanted.len() == 2 => missing.push("other text encoder"),
         _ => missing.push(if wanted.len() == 2 { "text encoders" } else { "text encoder" }),
@@ -59,14 +55,14 @@ pub(super) fn open(path: &Path, replacements: &Replacements) -> Result<Model, Er
         (Some(vae), own) => {
             let latents = match own {
                 Some(own) => vae.latents(kl_graphs(&own.config)?.2)?,
-                None => vae.latents_of_scale(found.family.scaling_factor()),
+                None => vae.latents_of(family),
             };
             Some((vae.encoder.clone(), vae.decoder.clone(), latents))
         }
         (None, None) => None,
         (None, Some(vae)) => {
             let (encoder, decoder, latents) = kl_graphs(&vae.config)?;
-            let part = |name, graph| part(name, &place, found.family, &weights, &vae.names, graph);
+            let part = |name, graph| part(name, &place, family, &weights, &vae.names, graph);
             Some((part("vae_encoder", encoder)?, part("vae_decoder", decoder)?, latents))
         }
     };
@@ -76,7 +72,7 @@ pub(super) fn open(path: &Path, replacements: &Replacements) -> Result<Model, Er
     let Some((vae_encoder, vae_decoder, latents)) = vae.filter(|_| missing.is_empty()) else {
         return Err(Error::new(
             ErrorKind::Model,
-            format!("{place}: expected a complete checkpoint, got a {} without its {}", found.family, missing.join(" and ")),
+            format!("{place}: expected a complete checkpoint, got a {family} without its {}", missing.join(" and ")),
         )
         .help(format!(
             "add what is missing with --text-encoder FILE and --vae FILE, or give a complete model with -m MODEL and this \
@@ -84,9 +80,10 @@ pub(super) fn open(path: &Path, replacements: &Replacements) -> Result<Model, Er
         )));
     };
     // What latents of other numbers of channels are multiplied by, and what is taken from them, no file of weights says.
-    if latents.channels != KNOWN_CHANNELS && replacements.vae().is_none_or(|vae| !vae.tells_scale()) {
+    let known_channels = family.latents().channels;
+    if latents.channels != known_channels && replacements.vae().is_none_or(|vae| !vae.tells_scale()) {
         return Err(refuse(format!(
-            "expected latents of {KNOWN_CHANNELS} channels, got {}, whose scale and shift a single file does not contain",
+            "expected latents of {known_channels} channels, got {}, whose scale and shift a single file does not contain",
             latents.channels
         ))
         .help("give the model as a diffusers folder, or its VAE as one with --vae FOLDER, where vae/config.json says both"));
@@ -100,34 +97,36 @@ pub(super) fn open(path: &Path, replacements: &Replacements) -> Result<Model, Er
     let config = for_text(found.unet.config.clone(), &text_encoders);
     let unet = match replacements.unet_part(&text_encoders)? {
         Some(unet) => unet,
-        None => part("unet", &place, found.family, &weights, &found.unet.names, config.graph()?)?,
+        None => part("unet", &place, family, &weights, &found.unet.names, config.graph()?)?,
     };
     if !replacements.is_empty() {
         check_widths(&unet, &text_encoders)?;
     }
 
-    let is_upscaler = found.family == Family::Upscaler;
-    let is_consistent = config.time_cond_proj_dim.is_some();
-    let scheduler = match (is_upscaler, is_consistent) {
-        (true, _) => Scheduler::upscaler(),
-        (_, true) => Scheduler::latent_consistency(),
-        _ => Scheduler::stable_diffusion(),
-    };
-    let scheduler = if found.hint.zero_terminal_snr { scheduler.with_zero_terminal_snr() } else { scheduler };
-    let low_res = is_upscaler.then(|| scheduler.low_res(MAX_NOISE_LEVEL));
+    let mut noise = family.noise();
+    if config.time_cond_proj_dim.is_some() {
+        // Latent consistency models were distilled without an offset.
+        noise.spacing = Spacing::Leading { offset: 0 };
+    }
+    if found.hint.zero_terminal_snr {
+        noise = noise.with_zero_terminal_snr();
+    }
+    let low_res = family
+        .max_noise_level()
+        .map(|level| LowRes::new(noise.betas.clone(), noise.train_timesteps, level))
+        .transpose()?;
     let few_steps = SAID_OF_STEPS.iter().find_map(|key| FewSteps::of_text(key, weights.metadata(key)?));
     let traits = Traits {
         name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         licence: "NOASSERTION".into(),
-        betas: scheduler.betas(),
-        train_timesteps: scheduler.train_timesteps(),
-        spacing: scheduler.spacing(),
+        family,
+        noise,
         prediction: found.hint.prediction,
         sampler: None,
-        schedule: scheduler.is_zero_terminal_snr().then_some(ScheduleKind::Spaced(Spacing::Trailing)),
+        schedule: found.hint.zero_terminal_snr.then_some(ScheduleKind::Spaced(Spacing::Trailing)),
         latents,
-        zero_negative: found.family == Family::Sdxl,
-        low_res: low_res.transpose()?,
+        zero_negative: family.zero_negative(),
+        low_res,
         cells: config.sample_size,
         few_steps,
         notes: found.hint.notes.iter().map(|note| format!("{place}: {note}")).collect(),

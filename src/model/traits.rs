@@ -1,16 +1,15 @@
 //! Traits: what the files of a model without a manifest tell of it, completed by what its kind is known to want.
 
 use super::scheduler::Scheduler;
+use crate::family::{Family, Noise};
 use crate::manifest::{Conditions, Defaults, LatentSpace, LowRes, Manifest};
 use crate::prediction::Prediction;
 use crate::sampler::{Method, SamplerKind};
-use crate::schedule::{Betas, NoiseCurve, ScheduleKind, Spacing};
+use crate::schedule::{NoiseCurve, ScheduleKind};
 use crate::signature::{Role, Signature};
 use crate::tensor::PixelSize;
 use crate::{Error, ErrorKind};
 
-/// Side of the latents that Stable Diffusion was first trained on.
-const CELLS: usize = 64;
 /// What distilled models are called.
 const DISTILLED: [&str; 4] = ["turbo", "lightning", "hyper-sd", "dmd2"];
 /// How many steps such a model takes where nothing says.
@@ -47,9 +46,9 @@ impl FewSteps {
 pub(super) struct Traits {
     pub(super) name: String,
     pub(super) licence: String,
-    pub(super) betas: Betas,
-    pub(super) train_timesteps: usize,
-    pub(super) spacing: Spacing,
+    /// Whose numbers are used where the files say none.
+    pub(super) family: Family,
+    pub(super) noise: Noise,
     pub(super) prediction: Prediction,
     /// The method that the model's files name, where calotype has it.
     pub(super) sampler: Option<Method>,
@@ -79,15 +78,14 @@ impl Traits {
                 .and_then(|cells| cells.checked_mul(self.latents.factor_px))
                 .unwrap_or(u32::MAX)
         };
-        let [rows, columns] = self.cells.unwrap_or([CELLS; 2]);
+        let [rows, columns] = self.cells.unwrap_or([self.family.cells(self.prediction); 2]);
         let size = PixelSize::new(side_px(columns), side_px(rows))
             .map_err(|error| Error::new(ErrorKind::Model, "unet: sample_size").source(error))?;
         let is_consistent = unet.input(Role::GuidanceEmbedding).is_some();
-        let (steps, guidance) = match (unet.input(Role::Pooled), &self.few_steps) {
+        let (steps, guidance) = match &self.few_steps {
             _ if is_consistent => (4, 8.5),
-            (_, Some(few)) => (few.steps, 1.0),
-            (Some(_), None) => (20, 5.0),
-            (None, None) => (20, 7.5),
+            Some(few) => (few.steps, 1.0),
+            None => (self.family.steps(), self.family.guidance()),
         };
         let said = "unless --steps and --guidance say otherwise";
         match &self.few_steps {
@@ -115,9 +113,9 @@ impl Traits {
         let manifest = Manifest {
             name: self.name,
             licence: self.licence,
-            curve: NoiseCurve::new(self.betas.clone(), self.train_timesteps)?,
-            betas: self.betas,
-            spacing: self.spacing,
+            curve: NoiseCurve::new(self.noise.betas.clone(), self.noise.train_timesteps)?,
+            betas: self.noise.betas,
+            spacing: self.noise.spacing,
             prediction: self.prediction,
             latents: self.latents,
             zero_negative: self.zero_negative,
