@@ -403,7 +403,7 @@ impl Model {
                         what.join(" and ")
                     ),
                 )
-                .help("it was made for another model family"));
+                .help(lora::made_for(lora.family())));
             }
         }
         let mut changed = Vec::new();
@@ -423,7 +423,7 @@ impl Model {
                     missing.join(" and ")
                 ),
             )
-            .help("it was made for another model family"));
+            .help(lora::made_for(loras.iter().find_map(|(lora, _)| lora.family()))));
         }
         let mut adapted = Vec::new();
         for (component, added) in changed {

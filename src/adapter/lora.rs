@@ -18,11 +18,14 @@ use self::key::{Key, Part};
 use self::target::{Modules, flat};
 use super::embedding::Embedding;
 use super::{Component, floats, to_bytes};
+use crate::family::Family;
 use crate::weights::{Dtype, Stored, TensorView, Weights};
 use crate::{Error, ErrorKind};
 
 /// How many names of one kind an error gives.
 const NAMED: usize = 3;
+/// Where a file's header says which family it was made for: Stability AI's model metadata standard, and kohya's trainers.
+const SAID_FAMILY: [&str; 2] = ["modelspec.architecture", "ss_base_model_version"];
 /// What stands before the names of the textual inversions that a file brings along.
 const BUNDLE: &str = "bundle_emb.";
 
@@ -123,7 +126,7 @@ impl Lora {
         if edits.is_empty() && embeddings.is_empty() {
             let Some(first) = unused.first() else { return Err(refuse("expected tensors, got none".into())) };
             return Err(refuse(first.clone())
-                .help("LoRA, LoCon, DoRA, LoHa, LoKr, OFT, BOFT, GLoRA, IA3 and differences for Stable Diffusion 1, 2 and XL are known"));
+                .help("LoRA, LoCon, DoRA, LoHa, LoKr, OFT, BOFT, GLoRA, IA3 and differences are known"));
         }
         let is_number = |name: &str| [".alpha", ".on_input"].iter().any(|ending| name.ends_with(ending));
         let is_read =
@@ -148,6 +151,12 @@ impl Lora {
     /// The file, for messages.
     pub(crate) fn place(&self) -> &str {
         &self.place
+    }
+
+    /// The family that it was made for, where its header says so.
+    pub fn family(&self) -> Option<Family> {
+        let said = SAID_FAMILY.iter().filter_map(|key| self.file.metadata(key));
+        said.filter_map(|said| Family::named(said.split('/').next()?)).next()
     }
 
     /// The textual inversions that the file brings along.
@@ -295,7 +304,7 @@ impl Lora {
                 continue;
             };
             edit.check(&tensor, view).map_err(|problem| {
-                refuse(format!("{}: {problem}", edit.stem)).help("it was made for another model family")
+                refuse(format!("{}: {problem}", edit.stem)).help(made_for(self.family()))
             })?;
             if let Some(other) = targets.insert(tensor, edit) {
                 return Err(refuse(format!(
@@ -314,10 +323,16 @@ impl Lora {
                 strange.len(),
                 edits.len()
             ))
-            .help("it was made for another model family"));
+            .help(made_for(self.family())));
         }
         Ok(targets)
     }
+}
+
+/// Why a file does not fit, as a way out.
+pub(crate) fn made_for(family: Option<Family>) -> String {
+    let other = || "it was made for another model family".to_owned();
+    family.map_or_else(other, |family| format!("it was made for {family}"))
 }
 
 /// Why a module of a file is not used.
@@ -485,6 +500,13 @@ mod tests {
 
     /// A safetensors file of these names, types, shapes and bytes.
     fn file(metadata: &str, tensors: &[(&str, &str, &[usize], Vec<u8>)]) -> Vec<u8> {
+        let text = serde_json::to_string(metadata).unwrap();
+        let entry = format!(r#""lora_adapter_metadata":{text}"#);
+        file_with(if metadata.is_empty() { "" } else { &entry }, tensors)
+    }
+
+    /// A file with this in its header.
+    fn file_with(metadata: &str, tensors: &[(&str, &str, &[usize], Vec<u8>)]) -> Vec<u8> {
         let (mut declared, mut data) = (Vec::new(), Vec::new());
         for (name, dtype, shape, bytes) in tensors {
             let begin = data.len();
@@ -495,8 +517,7 @@ mod tests {
             ));
         }
         if !metadata.is_empty() {
-            let text = serde_json::to_string(metadata).unwrap();
-            declared.push(format!(r#""__metadata__":{{"lora_adapter_metadata":{text}}}"#));
+            declared.push(format!(r#""__metadata__":{{{metadata}}}"#));
         }
         let header = format!("{{{}}}", declared.join(","));
         let header = format!("{header:width$}", width = header.len().next_multiple_of(8));
@@ -703,6 +724,27 @@ mod tests {
                 problem(of(dtype, shape, vec![0; len])),
                 format!("unet.conv_in: alpha: expected one finite number, got {dtype} {shape:?}")
             );
+        }
+    }
+
+    #[test]
+    fn a_file_says_which_family_it_was_made_for() {
+        let one = 1f32.to_le_bytes().to_vec();
+        for (key, said, help) in [
+            (
+                "modelspec.architecture",
+                "stable-diffusion-xl-v1-base/lora",
+                "it was made for Stable Diffusion XL",
+            ),
+            ("ss_base_model_version", "sd_v1", "it was made for Stable Diffusion 1"),
+            ("ss_base_model_version", "flux1", "it was made for another model family"),
+            ("other", "sd_v1", "it was made for another model family"),
+        ] {
+            let tensors = [(DOWN, "F32", &[1, 1][..], one.clone()), (UP, "F32", &[1, 1], one.clone())];
+            let lora = opened(&file_with(&format!(r#""{key}":"{said}""#), &tensors)).unwrap();
+            let weights = weights("F32", &[("conv_in.weight", &[2, 2])]);
+            let message = apply(Component::Unet, &weights, &[(&lora, 1.0)]).unwrap_err().to_string();
+            assert!(message.ends_with(&format!("; {help}")), "{message}");
         }
     }
 
