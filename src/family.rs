@@ -14,6 +14,7 @@ use std::fmt;
 
 pub(crate) use self::encoder::{CONTEXT, Encoder, special_tokens};
 pub(crate) use self::layout::{Label, Layout, Level};
+pub(crate) use self::sdxl_refiner::TIME_IDS as AESTHETIC_TIME_IDS;
 use crate::architecture::clip::States;
 use crate::architecture::unet;
 use crate::name;

@@ -8,7 +8,7 @@ use std::path::{Component as PathPart, Path};
 
 use serde::{Deserialize, Serialize};
 
-use crate::family::Purpose;
+use crate::family::{AESTHETIC_TIME_IDS, Purpose};
 use crate::graph::{Dim, Graph, Port};
 use crate::guidance::Guidance;
 use crate::prediction::Prediction;
@@ -24,8 +24,6 @@ use crate::{Error, ErrorKind, json};
 pub const FILE_NAME: &str = "calotype.json";
 /// The only layout of the manifest so far.
 const FORMAT: u32 = 1;
-/// How many size ids a U-Net has that takes an aesthetic score among them, in place of the target size.
-pub(crate) const AESTHETIC_SIZE_IDS: usize = 5;
 /// The most latent channels that are believed; published models have 4 to 128.
 const MAX_CHANNELS: usize = 1024;
 
@@ -92,7 +90,7 @@ impl Conditions {
             _ => None,
         };
         let is_upscaler = unet.input(Role::ClassLabels).is_some();
-        let is_refiner = fixed(Role::SizeIds) == Some(AESTHETIC_SIZE_IDS);
+        let is_refiner = fixed(Role::SizeIds) == Some(AESTHETIC_TIME_IDS);
         let input = fixed(Role::Latents).unwrap_or(channels);
         let all = [Self::Prompt, Self::Inpainting, Self::Editing, Self::Upscaling];
         let fits = |one: &Self| {

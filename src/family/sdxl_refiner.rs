@@ -4,11 +4,14 @@ use super::{Encoder, Facts, Heads, Inputs, Layout, Noise, Purpose, sdxl};
 use crate::architecture::clip::States;
 use crate::prediction::Prediction;
 
+/// How many sizes its U-Net takes: an aesthetic score stands in place of the target size.
+pub(crate) const TIME_IDS: usize = 5;
+
 pub(super) static FACTS: Facts = Facts {
     name: "Stable Diffusion XL refiner",
     aliases: &["sdxl-refiner", "sdxl_refiner_v1-0", "stable-diffusion-xl-v1-refiner"],
     fits: |layout: &Layout| sdxl::is_xl(layout, true).into(),
-    inputs: Inputs { states: Some(1280), pooled: true, time_ids: Some(5), class_labels: false },
+    inputs: Inputs { states: Some(1280), pooled: true, time_ids: Some(TIME_IDS), class_labels: false },
     tells: &[
         ("input_blocks.0.0.weight", &[384, 4, 3, 3]),
         ("label_emb.0.0.weight", &[1536, 2560]),

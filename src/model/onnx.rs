@@ -12,9 +12,9 @@ use super::folder;
 use super::scheduler::Scheduler;
 use super::traits::{FewSteps, Traits};
 use super::{Model, Part, TextEncoderPart, Vocabulary};
-use crate::family::{CONTEXT, Family, special_tokens};
+use crate::family::{AESTHETIC_TIME_IDS, CONTEXT, Family, special_tokens};
 use crate::graph::{Dim, Graph};
-use crate::manifest::{AESTHETIC_SIZE_IDS, LatentSpace};
+use crate::manifest::LatentSpace;
 use crate::signature::Role;
 use crate::{Error, ErrorKind};
 
@@ -59,7 +59,7 @@ pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error>
     }
     let mut unet = required(folder, "unet", variant)?;
     if index.requires_aesthetics_score {
-        unet.signature.fix_last(Role::SizeIds, AESTHETIC_SIZE_IDS);
+        unet.signature.fix_last(Role::SizeIds, AESTHETIC_TIME_IDS);
     }
     let vae_decoder = required(folder, "vae_decoder", variant)?;
     let vae_encoder = part(folder, "vae_encoder", variant)?;
