@@ -196,7 +196,7 @@ impl Request {
             manifest.schedule(draft.sampler, draft.schedule.clone(), steps)?;
         let strength = strength(&draft, manifest.conditions)?;
         match strength {
-            Some(strength) => schedule = schedule.last(steps_left(steps, strength)?),
+            Some(strength) => schedule = schedule.last(steps_left(steps, strength)?)?,
             None => check_start(&schedule, &schedule_kind)?,
         }
         let (prompt, negative) = words(&draft, schedule.steps().len())?;

@@ -127,9 +127,38 @@ impl Schedule {
     /// # Errors
     /// [`ErrorKind::Usage`] for no steps, or more than `train_timesteps`, and for a shift that leaves no levels between.
     pub fn flow(steps: usize, shift: &FlowShift, train_timesteps: usize) -> Result<Self, Error> {
+        check_flow(train_timesteps)?;
         check_steps(steps, train_timesteps)?;
+        Self::of_flow(shift.levels(steps, train_timesteps)?, train_timesteps)
+    }
+
+    /// The levels of a run of flow matching as they are listed: falling, at most 1 and above 0, but for a last 0, which may
+    /// be left out. No shift is applied to them; diffusers' schedulers shift the `sigmas` that they are given.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] for other levels, for none, and for more than `train_timesteps`.
+    ///
+    /// ```
+    /// use calotype::schedule::Schedule;
+    /// let schedule = Schedule::flow_listed(&[1.0, 0.75, 0.5, 0.25], 1000)?;
+    /// assert_eq!(schedule.steps()[1].timestep, 750.0);
+    /// # Ok::<(), calotype::Error>(())
+    /// ```
+    pub fn flow_listed(levels: &[f64], train_timesteps: usize) -> Result<Self, Error> {
+        check_flow(train_timesteps)?;
+        let kind = ScheduleKind::Custom(levels.to_vec());
+        kind.check()?;
+        let levels = kind.own_levels();
+        check_steps(levels.len(), train_timesteps)?;
+        if levels[0] > 1.0 {
+            let problem = format!("levels: expected at most 1, which is noise alone, got {}", levels[0]);
+            return Err(Error::new(ErrorKind::Usage, format!("schedule: {problem}")));
+        }
+        Self::of_flow(levels.to_vec(), train_timesteps)
+    }
+
+    fn of_flow(levels: Vec<f64>, train_timesteps: usize) -> Result<Self, Error> {
         let time = Time::Flow { train_timesteps: train_timesteps as f64 };
-        let levels = shift.levels(steps, train_timesteps)?;
         let levels = levels.into_iter().map(|sigma| (sigma, time.of_sigma(sigma))).collect();
         Self::new(levels, time, true, 0.0)
     }
@@ -166,12 +195,22 @@ impl Schedule {
         )
     }
 
-    /// The last `count` steps alone, for latents that are only as noisy as the first of them takes; at least one, and at
-    /// most all.
-    pub fn last(mut self, count: usize) -> Self {
-        self.steps.drain(..self.steps.len() - count);
+    /// The last `count` steps alone, for latents that are only as noisy as the first of them takes. A step that was left out
+    /// because it went nowhere is the last of them, as in diffusers.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] for none, and for more than there are.
+    pub fn last(mut self, count: usize) -> Result<Self, Error> {
+        let (fewest, all) = (self.left_out + 1, self.steps_from(0));
+        if !(fewest..=all).contains(&count) {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("schedule: expected the last {fewest} to {all} steps, got {count}"),
+            ));
+        }
+        self.steps.drain(..all - count);
         self.steps.iter_mut().enumerate().for_each(|(index, step)| step.index = index);
-        self
+        Ok(self)
     }
 
     /// The steps, in order.
@@ -222,8 +261,8 @@ impl Schedule {
     ) -> Result<Self, Error> {
         // An end that a formula gives may miss the curve's by a rounding error.
         let is_above = |level: f64| level > end * (1.0 + 1e-6);
-        let moving = levels.iter().filter(|level| is_above(level.0)).count();
-        let left_out = levels.len() - moving;
+        let left_out = levels.iter().rev().take_while(|level| !is_above(level.0)).count();
+        let moving = levels.len() - left_out;
         if moving == 0 || left_out > 1 {
             return Err(too_many_steps(
                 levels.len(),
@@ -234,9 +273,14 @@ impl Schedule {
         let steps = levels[..moving].iter().zip(ends).enumerate();
         let steps: Vec<Step> =
             steps.map(|(index, (&(from, timestep), to))| Step { index, from, to, timestep }).collect();
-        match steps.iter().find(|step| step.from <= step.to) {
-            Some(step) => {
-                Err(too_many_steps(steps.len(), format!("falling levels, got {} twice", step.from)))
+        // Levels that are no numbers fall nowhere.
+        let falls = |step: &Step| step.from > step.to && step.from.is_finite();
+        match steps.iter().find(|step| !falls(step)) {
+            Some(Step { from, to, .. }) if from == to => {
+                Err(too_many_steps(steps.len(), format!("falling levels, got {from} twice")))
+            }
+            Some(Step { from, to, .. }) => {
+                Err(too_many_steps(steps.len(), format!("falling levels, got {from} and then {to}")))
             }
             None => Ok(Self {
                 steps,
@@ -259,6 +303,16 @@ fn check(kind: &ScheduleKind, steps: usize, most: usize) -> Result<(), Error> {
         )),
         _ => check_steps(steps, most),
     }
+}
+
+fn check_flow(train_timesteps: usize) -> Result<(), Error> {
+    if (1..=MAX_TIMESTEPS).contains(&train_timesteps) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Model,
+        format!("flow matching: expected 1 to {MAX_TIMESTEPS} training timesteps, got {train_timesteps}"),
+    ))
 }
 
 fn check_steps(steps: usize, most: usize) -> Result<(), Error> {
@@ -293,13 +347,33 @@ mod tests {
     fn the_last_steps_keep_the_levels_and_the_number_of_all() {
         let curve = NoiseCurve::new(Betas::ScaledLinear { start: 0.00085, end: 0.012 }, 1000).unwrap();
         let all = Schedule::of(&"karras".parse().unwrap(), &curve, Grid::Whole, 10).unwrap();
-        let last = all.clone().last(4);
+        let last = all.clone().last(4).unwrap();
         assert_eq!((last.steps().len(), last.asked_steps(), last.clock()), (4, 10, all.clock()));
         for (step, of_all) in last.steps().iter().zip(&all.steps()[6..]) {
             assert_eq!(Step { index: of_all.index, ..*step }, *of_all);
         }
         assert_eq!(last.steps().iter().map(|step| step.index).collect::<Vec<_>>(), [0, 1, 2, 3]);
         assert_eq!(last.initial_scale(), all.steps()[6].from.hypot(1.0));
-        assert_eq!(all.clone().last(10), all);
+        assert_eq!(all.clone().last(10).unwrap(), all);
+        assert_eq!(all.clone().last(4).unwrap().last(2).unwrap(), all.clone().last(2).unwrap());
+        for count in [0, 11, usize::MAX] {
+            let error = all.clone().last(count).expect_err("no steps");
+            let expected = format!("schedule: expected the last 1 to 10 steps, got {count}");
+            assert_eq!((error.kind(), error.to_string()), (ErrorKind::Usage, expected));
+        }
+    }
+
+    /// Diffusers counts the step from the lowest level to itself, and takes it.
+    #[test]
+    fn a_step_that_goes_nowhere_counts_among_the_last() {
+        let curve = NoiseCurve::new(Betas::ScaledLinear { start: 0.00085, end: 0.012 }, 1000).unwrap();
+        let kind = "karras:final=sigma_min".parse().unwrap();
+        let all = Schedule::of(&kind, &curve, Grid::Whole, 10).unwrap();
+        assert_eq!((all.steps().len(), all.asked_steps()), (9, 10));
+        assert_eq!(all.clone().last(10).unwrap(), all);
+        let last = all.clone().last(4).unwrap();
+        assert_eq!(last.steps()[0].from, all.steps()[6].from);
+        assert!(all.clone().last(1).is_err());
+        assert_eq!(all.last(2).unwrap().steps().len(), 1);
     }
 }

@@ -4,6 +4,11 @@
 use std::io::Read;
 
 use calotype::manifest::{Contents, Manifest};
+use calotype::noise::TorchCpu;
+use calotype::sampler::{
+    BH, Bh, Denoise, ETA, LOWER_FINAL, Method, ORDER, R, S_CHURN, S_NOISE, S_TMAX, S_TMIN, SOLVER,
+    SamplerKind, Solver,
+};
 use calotype::schedule::{
     AysTable, Betas, FlowShift, Grid, MAX_TIMESTEPS, NoiseCurve, Schedule, ScheduleKind, Spacing, Step,
     TimeShift,
@@ -540,6 +545,226 @@ fn models_without_timesteps_take_no_timesteps() {
         let error = Schedule::edm(&ScheduleKind::Exponential, range[0], range[1], 4).expect_err("no range");
         assert_eq!(error.kind(), ErrorKind::Model, "{range:?}");
     }
+}
+
+#[test]
+fn listed_levels_of_flow_matching_are_taken_as_they_are() {
+    let schedule = Schedule::flow_listed(&[1.0, 0.8, 0.25, 0.0], 1000).unwrap();
+    assert_eq!(from(&schedule), [1.0, 0.8, 0.25]);
+    assert_eq!(timesteps(&schedule), [1000.0, 800.0, 250.0]);
+    assert_eq!((schedule.initial_scale(), schedule.clock().timestep(0.5)), (1.0, 500.0));
+    falls_to_zero("listed", &schedule, 3);
+    assert_eq!(schedule, Schedule::flow_listed(&[1.0, 0.8, 0.25], 1000).unwrap());
+    let unshifted = Schedule::flow(4, &FlowShift::None, 1000).unwrap();
+    assert_eq!(Schedule::flow_listed(&from(&unshifted), 1000).unwrap(), unshifted);
+    for (levels, message) in [
+        (&[][..], "levels: expected at least one above 0, got none"),
+        (&[1.5, 1.0], "levels: expected at most 1, which is noise alone, got 1.5"),
+        (&[1.0, f64::NAN], "levels: expected numbers above 0, got NaN"),
+        (&[0.5, 0.5], "levels: expected one below 0.5, got 0.5"),
+    ] {
+        refuses(Schedule::flow_listed(levels, 1000), message);
+    }
+    refuses(Schedule::flow_listed(&[1.0, 0.5], 1), "steps: expected 1 to 1, got 2");
+    for none in [0, MAX_TIMESTEPS + 1, usize::MAX] {
+        for schedule in [Schedule::flow_listed(&[1.0], none), Schedule::flow(1, &FlowShift::None, none)] {
+            assert_eq!(schedule.expect_err("no timesteps").kind(), ErrorKind::Model, "{none}");
+        }
+    }
+}
+
+#[test]
+fn noise_is_added_as_at_a_timestep() {
+    let (_, curve) = curves().swap_remove(0);
+    let mut out = [0.0; 2];
+    for timestep in [0.0, 0.5, 500.0, 999.0] {
+        curve.add_noise(&[1.0, -2.0], &[-0.5, 3.0], timestep, &mut out).unwrap();
+        let sigma = curve.sigma_of_timestep(timestep);
+        assert_eq!(out, [(1.0 - 0.5 * sigma) as f32, (-2.0 + 3.0 * sigma) as f32]);
+    }
+    let before = out;
+    for timestep in [-1.0, 999.5, f64::NAN, f64::INFINITY] {
+        let error = curve.add_noise(&[1.0, 2.0], &[1.0, 2.0], timestep, &mut out).expect_err("no timestep");
+        let message = format!("add noise: expected a timestep of 0 to 999, got {timestep}");
+        assert_eq!((error.kind(), error.to_string()), (ErrorKind::Usage, message));
+    }
+    for (clean, noise) in [(&[1.0][..], &[1.0, 2.0][..]), (&[1.0, 2.0], &[1.0]), (&[], &[])] {
+        assert_eq!(
+            curve.add_noise(clean, noise, 3.0, &mut out).expect_err("lengths").kind(),
+            ErrorKind::Usage
+        );
+    }
+    assert_eq!(out, before);
+}
+
+/// Arguments from a generator, often odd ones.
+struct Odd {
+    state: u64,
+    curves: Vec<(&'static str, NoiseCurve)>,
+    kinds: Vec<ScheduleKind>,
+}
+
+impl Odd {
+    /// SplitMix64 (Steele, Lea & Flood 2014).
+    fn bits(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (self.state ^ (self.state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn one_of<T: Clone>(&mut self, of: &[T]) -> T {
+        of[self.bits() as usize % of.len()].clone()
+    }
+
+    fn number(&mut self) -> f64 {
+        let unit = (self.bits() >> 11) as f64 / (1u64 << 53) as f64;
+        match self.bits() % 8 {
+            0 => self.one_of(&[0.0, -0.0, 1.0, -1.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY]),
+            1 => self.one_of(&[f64::MAX, f64::MIN_POSITIVE, 5e-324, 1e300, 1e-300]),
+            2 => f64::from_bits(self.bits()),
+            3 => unit * 1000.0,
+            _ => unit * 10.0,
+        }
+    }
+
+    fn count(&mut self) -> usize {
+        match self.bits() % 8 {
+            0 => self.one_of(&[0, 1, 2, 999, 1000, 1001, MAX_TIMESTEPS, MAX_TIMESTEPS + 1, usize::MAX]),
+            _ => (self.bits() % 30) as usize,
+        }
+    }
+
+    fn kind(&mut self) -> ScheduleKind {
+        let mut kind = match self.bits() % 9 {
+            0 => ScheduleKind::Spaced(Spacing::Leading { offset: self.bits() as u32 }),
+            1 => ScheduleKind::Lcm { trained_steps: self.count() },
+            2 => ScheduleKind::Karras { rho: self.number() },
+            3 => ScheduleKind::Polyexponential { rho: self.number() },
+            4 => ScheduleKind::Beta { alpha: self.number(), beta: self.number() },
+            5 => ScheduleKind::Laplace { mu: self.number(), beta: self.number() },
+            6 => ScheduleKind::Custom(self.levels()),
+            _ => {
+                let at = self.bits() as usize % self.kinds.len();
+                self.kinds[at].clone()
+            }
+        };
+        while self.bits() % 4 == 0 {
+            kind = ScheduleKind::ToSigmaMin(Box::new(kind));
+        }
+        kind
+    }
+
+    fn levels(&mut self) -> Vec<f64> {
+        let mut levels: Vec<f64> = (0..self.bits() % 9).map(|_| self.number()).collect();
+        if self.bits() % 2 == 0 {
+            levels.sort_by(|a, b| b.total_cmp(a));
+        }
+        levels
+    }
+
+    fn betas(&mut self) -> Betas {
+        let (start, end) = (self.number() / 1000.0, self.number() / 100.0);
+        let betas = match self.bits() % 6 {
+            0 => Betas::Linear { start, end },
+            1 => Betas::Sigmoid { start, end },
+            2 => Betas::SquaredCosCapV2,
+            3 => Betas::Trained((0..self.count().min(50)).map(|_| self.number() as f32).collect()),
+            4 => stable_diffusion(),
+            _ => Betas::ScaledLinear { start, end },
+        };
+        if self.bits() % 4 == 0 { Betas::ZeroTerminalSnr(Box::new(betas)) } else { betas }
+    }
+
+    fn shift(&mut self) -> FlowShift {
+        let time_shift = self.one_of(&[TimeShift::Exponential, TimeShift::Linear]);
+        let terminal = Some(self.number()).filter(|_| self.bits() % 2 == 0);
+        let ends = [self.number(), self.number()];
+        let mu = FlowShift::mu(self.count(), [self.count(), self.count()], ends);
+        let any = self.number();
+        let mu = self.one_of(&[mu, any]);
+        match self.bits() % 3 {
+            0 => FlowShift::None,
+            1 => FlowShift::Static(self.number()),
+            _ => FlowShift::Dynamic { mu, time_shift, terminal },
+        }
+    }
+
+    fn schedule(&mut self) -> Result<Schedule, Error> {
+        let (kind, steps) = (self.kind(), self.count());
+        let steps = if self.bits() % 2 == 0 { kind.own_steps().unwrap_or(steps) } else { steps };
+        match self.bits() % 6 {
+            0 => Schedule::flow(steps, &self.shift(), self.count()),
+            1 => Schedule::flow_listed(&self.levels(), self.count()),
+            2 => Schedule::edm(&kind, self.number(), self.number(), steps),
+            3 => Schedule::edm(&kind, 0.002, 80.0, steps),
+            4 => {
+                let curve = NoiseCurve::new(self.betas(), self.count().min(2000))?;
+                Schedule::of(&kind, &curve, self.one_of(&GRIDS), steps)
+            }
+            _ => {
+                let at = self.bits() as usize % self.curves.len();
+                let grid = self.one_of(&GRIDS);
+                Schedule::of(&kind, &self.curves[at].1, grid, steps)
+            }
+        }
+    }
+
+    fn method(&mut self) -> Method {
+        let mut method = Method::from(self.one_of(&SamplerKind::ALL));
+        for _ in 0..self.bits() % 4 {
+            let number = self.number();
+            let setting = self.one_of(&[ETA, S_NOISE, S_CHURN, S_TMIN, S_TMAX, R]);
+            method = method.with(&setting, number).unwrap_or(method);
+            method = method.with(&ORDER, self.count()).unwrap_or(method);
+            method = method.with(&LOWER_FINAL, self.bits() % 2 == 0).unwrap_or(method);
+            method = method.with(&SOLVER, self.one_of(&[Solver::Midpoint, Solver::Heun])).unwrap_or(method);
+            method = method.with(&BH, self.one_of(&[Bh::Bh1, Bh::Bh2])).unwrap_or(method);
+        }
+        method
+    }
+}
+
+/// A denoiser that answers anything.
+struct Any;
+
+impl Denoise for Any {
+    fn denoise(&mut self, _: &[f32], sigma: f64, out: &mut [f32]) -> Result<(), Error> {
+        out.iter_mut()
+            .enumerate()
+            .for_each(|(index, out)| *out = if index % 2 == 0 { sigma as f32 } else { f32::NAN });
+        Ok(())
+    }
+}
+
+/// Whatever a schedule and a sampler are made of, they are refused, or they run; nothing panics. Schedules that are made
+/// fall strictly.
+#[test]
+fn odd_arguments_are_refused_or_run() {
+    let (mut odd, mut made) = (Odd { state: 15, curves: curves(), kinds: kinds() }, 0);
+    for round in 0..30_000 {
+        let Ok(schedule) = odd.schedule() else { continue };
+        let count = odd.count();
+        let schedule = schedule.clone().last(count).unwrap_or(schedule);
+        made += 1;
+        let steps = schedule.steps();
+        assert!(
+            !steps.is_empty() && steps.iter().all(|step| step.from > step.to && step.to >= 0.0),
+            "{round}"
+        );
+        let (clock, number) = (schedule.clock(), odd.number());
+        let times = [clock.timestep(number), clock.sigma(number), schedule.initial_scale()];
+        assert!(times.len() == 3 && schedule.asked_steps() >= steps.len() && schedule.final_scale() > 0.0);
+
+        let method = odd.method();
+        assert_eq!(method.to_string().parse::<Method>().unwrap(), method, "{round}");
+        let mut x = vec![odd.number() as f32; (odd.bits() % 3) as usize];
+        let mut sampler = method.build(&schedule, x.len());
+        for step in steps.iter().take(20) {
+            sampler.step(&mut x, step, &mut Any, &mut TorchCpu::new(round)).unwrap();
+        }
+    }
+    assert!(made > 4_000, "only {made} schedules were made");
 }
 
 #[test]

@@ -56,7 +56,7 @@ pub(super) struct Churn {
 pub(super) struct Lift {
     /// The level that they now have.
     pub(super) sigma: f64,
-    /// How much of [`Churn::noise`] was added.
+    /// How much noise was added.
     pub(super) weight: f64,
 }
 
@@ -91,8 +91,9 @@ impl Churn {
         if lift.weight == 0.0 { x } else { &self.lifted }
     }
 
-    /// The noise that lifted them.
-    pub(super) fn noise(&self) -> &[f32] {
-        &self.noise
+    /// The noise that lifted them, of which a step keeps this share, with its weight: none where nothing was lifted, whatever
+    /// the share.
+    pub(super) fn part(&self, lift: Lift, share: f64) -> (f64, &[f32]) {
+        if lift.weight == 0.0 { (0.0, &[]) } else { (share * lift.weight, &self.noise) }
     }
 }

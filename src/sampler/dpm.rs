@@ -356,7 +356,7 @@ impl Sampler for Multistep {
                 [weights.value + newer, older - newer, -older]
             }
         };
-        let fresh = weights.noise * self.s_noise;
+        let fresh = if self.eta > 0.0 { weights.noise * self.s_noise } else { 0.0 };
         if fresh > 0.0 {
             noise.fill_between(from, to, &mut self.noise);
         }

@@ -132,11 +132,7 @@ impl Sampler for Euler {
             noise.fill_between(step.from, step.to, &mut self.noise);
         }
         let ratio = down / lift.sigma;
-        blend(
-            x,
-            ratio,
-            &[(1.0 - ratio, &self.denoised), (ratio * lift.weight, self.churn.noise()), (up, &self.noise)],
-        );
+        blend(x, ratio, &[(1.0 - ratio, &self.denoised), self.churn.part(lift, ratio), (up, &self.noise)]);
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 
 use super::about::About;
 use super::arithmetic::blend;
-use super::churn::{self, CHURN, Churn, Lift};
+use super::churn::{self, CHURN, Churn};
 use super::euler::Ancestral;
 use super::setting::{ALL_ETA, ANCESTRAL, ETA, NumberRange, S_NOISE, Setting, Settings, TREE};
 use super::{Denoise, Sampler};
@@ -199,7 +199,7 @@ impl Sampler for TwoStage {
     ) -> Result<(), Error> {
         let lift = self.churn.lift(x, step.from, noise);
         denoiser.denoise(self.churn.lifted(x, lift), lift.sigma, &mut self.first)?;
-        let Lift { sigma: from, weight } = lift;
+        let from = lift.sigma;
         let Ancestral { down, .. } = Ancestral::new(from, step.to, self.eta);
         if down == 0.0 {
             let up = self.s_noise * step.to;
@@ -216,8 +216,7 @@ impl Sampler for TwoStage {
         if up > 0.0 {
             noise.fill_between(step.from, stages.sigma, &mut self.noise);
         }
-        let parts =
-            [(keep, &*x), (keep * weight, self.churn.noise()), (first, &self.first), (up, &self.noise)];
+        let parts = [(keep, &*x), self.churn.part(lift, keep), (first, &self.first), (up, &self.noise)];
         blend(&mut self.middle, 0.0, &parts);
         denoiser.denoise(&self.middle, stages.sigma, &mut self.second)?;
 
@@ -226,7 +225,7 @@ impl Sampler for TwoStage {
         if up > 0.0 {
             noise.fill_between(step.from, step.to, &mut self.noise);
         }
-        let parts = [(keep * weight, self.churn.noise()), (first, &self.first), (second, &self.second)];
+        let parts = [self.churn.part(lift, keep), (first, &self.first), (second, &self.second)];
         blend(x, keep, &[parts[0], parts[1], parts[2], (up, &self.noise)]);
         Ok(())
     }

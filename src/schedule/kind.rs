@@ -162,10 +162,11 @@ impl ScheduleKind {
 
     /// The kind itself, and whether it ends at the curve's lowest level.
     pub(super) fn ends(&self) -> (&Self, bool) {
-        match self {
-            Self::ToSigmaMin(kind) => (kind, true),
-            _ => (self, false),
+        let (mut kind, mut is_low) = (self, false);
+        while let Self::ToSigmaMin(inner) = kind {
+            (kind, is_low) = (inner, true);
         }
+        (kind, is_low)
     }
 
     /// How many steps the levels listed by the user make; nothing where any number may be asked for.
