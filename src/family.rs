@@ -20,6 +20,7 @@ use crate::architecture::unet;
 use crate::name;
 use crate::prediction::Prediction;
 use crate::schedule::{Betas, Spacing};
+use crate::scheduler::Scheduler;
 
 /// Declares [`Family`] from a table of variants and the files that describe them.
 macro_rules! families {
@@ -120,6 +121,12 @@ pub(crate) struct Noise {
 }
 
 impl Noise {
+    /// That of a model's scheduler.
+    pub(crate) fn of(scheduler: &Scheduler) -> Self {
+        let (betas, train_timesteps) = (scheduler.betas().clone(), scheduler.train_timesteps());
+        Self { betas, train_timesteps, spacing: scheduler.spacing() }
+    }
+
     /// Stable Diffusion's (its `configs/stable-diffusion/v1-inference.yaml`, and diffusers' schedulers of it).
     const STABLE_DIFFUSION: Self = Self {
         betas: Betas::ScaledLinear { start: 0.00085, end: 0.012 },

@@ -28,6 +28,7 @@ pub mod request;
 pub mod run;
 pub mod sampler;
 pub mod schedule;
+pub mod scheduler;
 pub mod signature;
 mod stage;
 pub mod state;

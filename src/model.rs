@@ -8,7 +8,6 @@ mod folder;
 mod network;
 mod onnx;
 mod replacement;
-mod scheduler;
 mod single_file;
 mod traits;
 

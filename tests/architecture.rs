@@ -28,9 +28,10 @@ const LAYERS: [(&str, &[&str]); 5] = [
     ),
     ("pure", &PURE),
 ];
-const PURE: [&str; 13] = [
+const PURE: [&str; 14] = [
     "tokenizer",
     "prompt",
+    "scheduler",
     "sampler",
     "guidance",
     "prediction",
@@ -66,7 +67,7 @@ const CRATE_HOMES: [(&str, &[&str]); 14] = [
     ("prost", &["graph.rs", "graph/", "architecture/builder.rs", "pack/tensor.rs", "stage/tile.rs"]),
     ("pulp", &["noise/"]),
     ("rustix", &["cli/", "main.rs", "weights/map.rs", "engine/"]),
-    ("serde_path_to_error", &["architecture.rs", "manifest.rs", "model/", "recipe.rs"]),
+    ("serde_path_to_error", &["architecture.rs", "manifest.rs", "model/", "recipe.rs", "scheduler.rs"]),
     ("signal_hook", &["cli/", "main.rs"]),
     ("tiff", &["picture/"]),
     ("tokenizers", &["tokenizer.rs", "tokenizer/"]),

@@ -8,14 +8,13 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::folder::{configured_latents, parse, part, shown, text_encoder, tokenizer_of, vae};
+use super::folder::{configured_latents, parse, part, scheduler_of, shown, text_encoder, tokenizer_of, vae};
 use super::network::for_text;
 use super::replacement::{Replacements, check_widths};
-use super::scheduler::Scheduler;
 use super::traits::{FewSteps, Traits};
 use super::{Model, TextEncoderPart, read};
 use crate::architecture::unet;
-use crate::family::{Family, Inputs};
+use crate::family::{Family, Inputs, Noise};
 use crate::manifest::LowRes;
 use crate::{Error, ErrorKind};
 
@@ -49,7 +48,7 @@ pub(super) fn open(
     };
     check_folders(folder, &index, replacements)?;
     check_variant(folder, variant)?;
-    let scheduler = Scheduler::open(&folder.join("scheduler/scheduler_config.json"))?;
+    let scheduler = scheduler_of(&folder.join("scheduler/scheduler_config.json"))?;
 
     let own = match replacements.unet() {
         Some(file) => file.unet.config.clone(),
@@ -101,10 +100,10 @@ pub(super) fn open(
         name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         licence: licence(folder),
         family,
-        noise: scheduler.noise(),
+        noise: Noise::of(&scheduler),
         prediction: replacements.prediction(scheduler.prediction()),
-        sampler: scheduler.sampler(),
-        schedule: scheduler.schedule(),
+        sampler: scheduler.method(),
+        schedule: scheduler.named_schedule(),
         latents,
         zero_negative: index.force_zeros_for_empty_prompt && family.pools(),
         low_res: low_res(folder, &index, family)?,
@@ -200,7 +199,8 @@ pub(super) fn low_res(folder: &Path, index: &Index, family: Family) -> Result<Op
         return Ok(None);
     }
     let max_level = index.max_noise_level.or(family.max_noise_level()).unwrap_or_default();
-    let low_res = Scheduler::open(&place)?.low_res(max_level);
+    let scheduler = scheduler_of(&place)?;
+    let low_res = LowRes::new(scheduler.betas().clone(), scheduler.train_timesteps(), max_level);
     low_res.map(Some).map_err(|error| Error::new(ErrorKind::Model, shown(&place)).source(error))
 }
 

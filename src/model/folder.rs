@@ -17,6 +17,7 @@ use crate::checkpoint;
 use crate::family::Family;
 use crate::graph::Graph;
 use crate::manifest::LatentSpace;
+use crate::scheduler::Scheduler;
 use crate::tokenizer::SpecialTokens;
 use crate::weights::Weights;
 use crate::{Error, ErrorKind, json};
@@ -250,6 +251,11 @@ pub(super) fn sample_cells(config: &Path) -> Result<Option<[usize; 2]>, Error> {
 
 pub(super) fn shown(path: &Path) -> String {
     path.display().to_string()
+}
+
+/// The scheduler that a `scheduler_config.json` describes.
+pub(super) fn scheduler_of(path: &Path) -> Result<Scheduler, Error> {
+    Scheduler::parse(&shown(path), &read(path)?)
 }
 
 pub(super) fn parse<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::diffusers::{self, INDEX, Index};
-use super::folder;
-use super::scheduler::Scheduler;
+use super::folder::{self, scheduler_of};
 use super::traits::{FewSteps, Traits};
 use super::{Model, Part, TextEncoderPart, Vocabulary};
-use crate::family::{AESTHETIC_TIME_IDS, CONTEXT, Family, special_tokens};
+use crate::family::{AESTHETIC_TIME_IDS, CONTEXT, Family, Noise, special_tokens};
 use crate::graph::{Dim, Graph};
 use crate::manifest::LatentSpace;
+use crate::scheduler::Scheduler;
 use crate::signature::Role;
 use crate::{Error, ErrorKind};
 
@@ -83,7 +83,7 @@ pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error>
     }
 
     let scheduler = match folder.join("scheduler/scheduler_config.json") {
-        path if path.exists() => Some(Scheduler::open(&path)?),
+        path if path.exists() => Some(scheduler_of(&path)?),
         _ => None,
     };
     let vae: Vae = match folder.join("vae_decoder/config.json") {
@@ -118,10 +118,10 @@ pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error>
         name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         licence: diffusers::licence(folder),
         family,
-        noise: scheduler.as_ref().map_or_else(|| family.noise(), Scheduler::noise),
+        noise: scheduler.as_ref().map_or_else(|| family.noise(), Noise::of),
         prediction: scheduler.as_ref().map_or_else(|| family.prediction(), Scheduler::prediction),
-        sampler: scheduler.as_ref().and_then(Scheduler::sampler),
-        schedule: scheduler.as_ref().and_then(Scheduler::schedule),
+        sampler: scheduler.as_ref().and_then(Scheduler::method),
+        schedule: scheduler.as_ref().and_then(Scheduler::named_schedule),
         latents,
         zero_negative: index.force_zeros_for_empty_prompt && family.pools(),
         low_res: diffusers::low_res(folder, &index, family)?,

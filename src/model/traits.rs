@@ -1,11 +1,11 @@
 //! Traits: what the files of a model without a manifest tell of it, completed by what its kind is known to want.
 
-use super::scheduler::Scheduler;
 use crate::family::{Family, Noise};
 use crate::manifest::{Conditions, Defaults, LatentSpace, LowRes, Manifest};
 use crate::prediction::Prediction;
 use crate::sampler::{Method, SamplerKind};
 use crate::schedule::{NoiseCurve, ScheduleKind};
+use crate::scheduler::Scheduler;
 use crate::signature::{Role, Signature};
 use crate::tensor::PixelSize;
 use crate::{Error, ErrorKind};

@@ -1,0 +1,186 @@
+//! What of a scheduler's settings cannot be run, and what is run in another way, in a line each.
+//! It knows nothing of how the rest is run.
+
+use super::Scheduler;
+use super::class::Class;
+use super::fields::{Fields, Number};
+use crate::sampler::SamplerKind;
+use crate::schedule::{Grid, Spacing};
+
+/// What `timestep_scaling` is where nobody says otherwise; calotype's consistency samplers have it.
+const TIMESTEP_SCALING: f64 = 10.0;
+
+/// Whether what a class is set to is a kind of noise that can be run.
+pub(super) fn check(class: Class, fields: &Fields) -> Result<(), String> {
+    let refuse = |key: &str, expected: &str, got: &str| Err(format!("{key}: expected {expected}, got {got}"));
+    if let Some(said @ ("flow_prediction" | "trigflow")) = fields.prediction_type.as_deref() {
+        return refuse(
+            "prediction_type",
+            "epsilon, v_prediction or sample",
+            &format!("{said}: flow matching cannot be run yet"),
+        );
+    }
+    if fields.use_flow_sigmas == Some(true) || fields.use_dynamic_shifting == Some(true) {
+        return refuse("use_flow_sigmas", "false", "true: flow matching cannot be run yet");
+    }
+    if let Some(other) = fields.timestep_type.as_deref().filter(|name| *name != "discrete") {
+        return refuse(
+            "timestep_type",
+            "discrete",
+            &format!("{other}: noise levels without a curve (EDM) cannot be run yet"),
+        );
+    }
+    let spacing = fields.timestep_spacing.as_deref();
+    if let Some(other) = spacing.filter(|name| !["leading", "linspace", "trailing"].contains(name)) {
+        return refuse("timestep_spacing", "leading, linspace or trailing", other);
+    }
+    if let Some(other) =
+        fields.final_sigmas_type.as_deref().filter(|name| !["zero", "sigma_min"].contains(name))
+    {
+        return refuse("final_sigmas_type", "zero or sigma_min", other);
+    }
+    let solver = [
+        "dpmsolver",
+        "dpmsolver++",
+        "sde-dpmsolver",
+        "sde-dpmsolver++",
+        "deis",
+        "data_prediction",
+        "noise_prediction",
+    ];
+    if let Some(other) = fields.algorithm_type.as_deref().filter(|name| !solver.contains(name)) {
+        return refuse("algorithm_type", &solver[..4].join(", "), other);
+    }
+    let is_singlestep = class.sampler == Some(SamplerKind::DpmPp2s);
+    if is_singlestep && fields.algorithm_type.as_deref() == Some("sde-dpmsolver") {
+        let expected = "dpmsolver++, dpmsolver or sde-dpmsolver++ for singlestep solvers";
+        return refuse("algorithm_type", expected, "sde-dpmsolver");
+    }
+    match &fields.lambda_min_clipped {
+        Some(Number::Text(text)) if text != "-Infinity" => {
+            refuse("lambda_min_clipped", "a number or -Infinity", text)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What of the file is not done, or not as diffusers does it.
+pub(super) fn undone(scheduler: &Scheduler) -> Vec<String> {
+    let Scheduler { class, fields, .. } = scheduler;
+    let is = |flag: Option<bool>| flag == Some(true);
+    let mut notes = Vec::new();
+    let mut note = |is_so: bool, line: String| {
+        if is_so {
+            notes.push(line)
+        }
+    };
+    let is_latent = class.sampler.is_some();
+    note(
+        class.name == "SASolverScheduler",
+        "SASolverScheduler: not a method of calotype; another is used on the same curve".into(),
+    );
+    let range = fields.clip_sample_range.unwrap_or(1.0);
+    note(
+        is_latent && fields.clip_sample.unwrap_or(class.clips),
+        format!(
+            "clip_sample: clean latents are not clipped to {range} unless --thresholding static asks for it"
+        ),
+    );
+    note(
+        is_latent && is(fields.thresholding),
+        "thresholding: not done unless --thresholding dynamic asks for it".into(),
+    );
+    let variance = fields.variance_type.as_deref();
+    let is_ddpm = class.sampler == Some(SamplerKind::Ddpm);
+    note(
+        match variance {
+            None => false,
+            Some("fixed_small" | "fixed_small_log" | "fixed_large") => !is_ddpm,
+            Some(_) => true,
+        },
+        format!("variance_type: {} is not done", variance.unwrap_or_default()),
+    );
+    note(is(fields.euler_at_final), "euler_at_final: the last step is of the solver's own order".into());
+    let sigma_max = scheduler.curve().ok().map(|curve| curve.sigma_max());
+    let clipped = match &fields.lambda_min_clipped {
+        Some(Number::Finite(lambda)) if sigma_max.is_some_and(|sigma| *lambda > -sigma.ln()) => Some(*lambda),
+        _ => None,
+    };
+    note(
+        clipped.is_some(),
+        format!(
+            "lambda_min_clipped: {} is not done; the curve is used to its end",
+            clipped.unwrap_or_default()
+        ),
+    );
+    let interpolation = fields.interpolation_type.as_deref().unwrap_or("linear");
+    note(
+        interpolation != "linear",
+        format!("interpolation_type: {interpolation} is not done; levels are linear"),
+    );
+    let scaling = fields.timestep_scaling.unwrap_or(TIMESTEP_SCALING);
+    note(
+        scaling != TIMESTEP_SCALING,
+        format!("timestep_scaling: expected {TIMESTEP_SCALING}, which is used, got {scaling}"),
+    );
+    note(fields.predict_x0 == Some(false), "predict_x0: false is not done; the data is predicted".into());
+    note(
+        is_latent && scheduler.ends_low() && !scheduler.can_end_low(),
+        "the last level is 0, not the curve's lowest".into(),
+    );
+    let is_narrowed = class.sampler.is_some_and(|kind| kind.grid() == Grid::Fractional)
+        && scheduler.spacing() != Spacing::Linspace
+        && fields.levels().iter().any(|(used, _)| *used == Some(true));
+    note(
+        is_narrowed,
+        "timestep_spacing: levels run over the whole curve, not from the first timestep of the spacing to its last".into(),
+    );
+    let is_grouped = class.sampler == Some(SamplerKind::DpmPp2s) && scheduler.ends_low();
+    note(
+        is_grouped && is(fields.lower_order_final),
+        "lower_order_final: not done where the run ends at sigma_min".into(),
+    );
+    let asked_levels = fields.levels().into_iter().filter(|(used, _)| is(*used)).count();
+    // Levels down to sigma_min reach it twice. diffusers takes that step, too, in which a group's last evaluation
+    // corrects the step before, as UniPC's corrector does.
+    let repeats = class.sampler == Some(SamplerKind::UniPc) || fields.solver_order.unwrap_or(2) > 1;
+    note(
+        asked_levels > 0
+            && scheduler.ends_low()
+            && repeats
+            && matches!(class.sampler, Some(SamplerKind::DpmPp2s | SamplerKind::UniPc)),
+        "final_sigmas_type: the model is not asked at sigma_min itself, where diffusers corrects the last step".into(),
+    );
+    for (key, level) in [("sigma_min", fields.sigma_min), ("sigma_max", fields.sigma_max)] {
+        note(
+            asked_levels > 0 && level.is_some(),
+            format!("{key}: {} is not used; levels run over the whole curve", level.unwrap_or_default()),
+        );
+    }
+    let uncorrected = fields.disable_corrector.as_deref().unwrap_or_default();
+    note(!uncorrected.is_empty(), "disable_corrector: not done; every step is corrected".into());
+    note(
+        fields.solver_p.as_ref().is_some_and(|solver| !solver.is_null()),
+        "solver_p: not done; UniPC's own predictor is used".into(),
+    );
+    note(
+        scheduler.is_multistep_for_singlestep() && fields.solver_order.unwrap_or(2) > 1,
+        "algorithm_type: sde-dpmsolver++ of singlestep solvers is not done; the multistep solver is used"
+            .into(),
+    );
+    let many = asked_levels > 1;
+    note(
+        many,
+        "more than one kind of levels is asked for; the first of karras, exponential and beta is used".into(),
+    );
+    let solver = fields.solver_type.as_deref();
+    let is_known_solver = match class.name {
+        "DEISMultistepScheduler" => matches!(solver, None | Some("logrho")),
+        "UniPCMultistepScheduler" => {
+            matches!(solver, None | Some("bh1" | "bh2" | "midpoint" | "heun" | "logrho"))
+        }
+        _ => matches!(solver, None | Some("midpoint" | "heun" | "logrho" | "bh1" | "bh2")),
+    };
+    note(!is_known_solver, format!("solver_type: {} is not done", solver.unwrap_or_default()));
+    notes
+}
