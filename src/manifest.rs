@@ -343,6 +343,12 @@ pub struct LatentSpace {
 }
 
 impl LatentSpace {
+    /// What a VAE encoder gives as the U-Net takes it.
+    pub(crate) fn scaled(self, mut encoded: Vec<f32>) -> Vec<f32> {
+        encoded.iter_mut().for_each(|x| *x = ((f64::from(*x) - self.shift) * self.scale) as f32);
+        encoded
+    }
+
     /// The latents of a picture; [`ErrorKind::Usage`] for a size that is not made of whole cells, naming the nearest.
     pub fn shape(&self, size: PixelSize) -> Result<LatentShape, Error> {
         let factor_px = self.factor_px;

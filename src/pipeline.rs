@@ -5,7 +5,8 @@ use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use crate::Error;
+use image::RgbImage;
+
 use crate::engine::{Cancel, Placement, SessionOptions};
 use crate::manifest::Manifest;
 use crate::memory::{Held, Memory};
@@ -16,11 +17,13 @@ use crate::request::{Request, Texts};
 pub use crate::run::{Picture, Progress, Run, Times};
 use crate::run::{Stages, stopped};
 use crate::stage::denoiser::{Denoiser, Told};
-use crate::stage::start::Start;
+use crate::stage::start::{Start, planes};
 use crate::stage::text_encoder::TextEncoder;
 pub use crate::stage::text_encoder::TextStates;
 use crate::stage::vae::{VaeDecoder, VaeEncoder};
+use crate::tensor::{LatentShape, PixelSize};
 use crate::tile::Tile;
+use crate::{Error, ErrorKind};
 
 /// An opened model, ready to generate images.
 ///
@@ -214,6 +217,72 @@ impl Pipeline {
         Ok(self.text_encoder.encode(&[Some(text)])?.remove(0))
     }
 
+    /// The latents of an image, `[channels, height_cells, width_cells]` in row-major order, as samplers take them: the mean
+    /// where the VAE gives a distribution. The size of the image is a multiple of the latents' cells.
+    ///
+    /// ```no_run
+    /// # use calotype::{model::Model, pipeline::{Options, Pipeline}, tensor::PixelSize};
+    /// let mut pipeline = Pipeline::open(&Model::built_in()?, &Options::default())?;
+    /// let image = image::RgbImage::new(128, 128);
+    /// let latents = pipeline.encode_image(&image)?;
+    /// let decoded = pipeline.decode_latents(&latents, PixelSize::new(128, 128)?)?;
+    /// assert_eq!(decoded.dimensions(), image.dimensions());
+    /// # Ok::<(), calotype::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `ErrorKind::Usage` for a model without a VAE encoder, and for a size that its latents cannot have;
+    /// `ErrorKind::Memory` for an image that the pipeline's plan does not cover; otherwise those of the VAE encoder.
+    pub fn encode_image(&mut self, image: &RgbImage) -> Result<Vec<f32>, Error> {
+        let size = PixelSize::new(image.width(), image.height())?;
+        let (shape, held) = self.hold_for_image(size, true)?;
+        let Some(encoder) = &mut self.vae_encoder else {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("encode: expected a model with a VAE encoder, got {}", self.manifest.name),
+            ));
+        };
+        let planes = planes(image, |_, _| true);
+        let latents = encoder.encode(&planes, size, shape, self.tiles.encoder)?.mode();
+        held.check("vae_encoder")?;
+        Ok(self.manifest.latents.scaled(latents))
+    }
+
+    /// The image of latents as [`Pipeline::encode_image`] and [`Pipeline::denoise`] give them, of this size.
+    ///
+    /// # Errors
+    /// `ErrorKind::Usage` for a size that latents cannot have, and for latents of another; `ErrorKind::Memory` as in
+    /// [`Pipeline::encode_image`]; `ErrorKind::Numeric` for a pixel that is not a number; otherwise those of the VAE decoder.
+    pub fn decode_latents(&mut self, latents: &[f32], size: PixelSize) -> Result<RgbImage, Error> {
+        let (shape, held) = self.hold_for_image(size, false)?;
+        if latents.len() != shape.len() {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("latents: expected {} values for {size}, got {}", shape.len(), latents.len()),
+            ));
+        }
+        let image = self.vae_decoder.decode(latents, shape, size, self.tiles.decoder)?;
+        held.check("vae_decoder")?;
+        Ok(image)
+    }
+
+    /// The latents of an image that is coded alone, if the model and the plan have room for it, and what holds the process
+    /// to the budget meanwhile.
+    fn hold_for_image(&mut self, size: PixelSize, is_encoded: bool) -> Result<(LatentShape, Held), Error> {
+        self.cancel.check()?;
+        let shape = self.manifest.latents.shape(size)?;
+        if let Some(fixed) = self.manifest.fixed_size.filter(|fixed| *fixed != size) {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("size: expected {fixed}, the only size of this model's graph, got {size}"),
+            ));
+        }
+        if let Some(plan) = &self.plan {
+            plan.check_image(size, shape, is_encoded)?;
+        }
+        Ok((shape, self.hold()))
+    }
+
     /// From now on the process is held to the budget, if one was stated. What an earlier run took less for want of memory is
     /// taken again: if there is too little of it still, that is found again.
     fn hold(&mut self) -> Held {
@@ -236,11 +305,9 @@ impl Pipeline {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ErrorKind;
     use crate::engine::Residency;
     use crate::plan::Budget;
     use crate::request::Draft;
-    use crate::tensor::PixelSize;
 
     #[test]
     fn requests_for_another_model_are_refused() {
@@ -353,6 +420,48 @@ mod tests {
             pipeline.generate(&request, |_| panic!("a caller's"))
         }));
         assert!(panicked.is_err() && !pipeline.denoiser.is_open());
+    }
+
+    /// An image comes back from its latents, and they are those that a run starts from; what cannot be coded is refused.
+    #[test]
+    fn images_are_encoded_and_decoded() {
+        let mut pipeline = Pipeline::open(&Model::built_in().unwrap(), &Options::default()).unwrap();
+        let size = PixelSize::new(128, 64).unwrap();
+        let image = RgbImage::from_fn(128, 64, |x, y| image::Rgb([2 * x as u8, 3 * y as u8, 128]));
+        let latents = pipeline.encode_image(&image).unwrap();
+        assert_eq!(latents.len(), pipeline.manifest().latents.shape(size).unwrap().len());
+        let decoded = pipeline.decode_latents(&latents, size).unwrap();
+        let error = |other: &RgbImage| -> f64 {
+            let squares = image.iter().zip(other.iter()).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
+            (squares.sum::<f64>() / image.len() as f64).sqrt()
+        };
+        // The gradient is steep for so small an autoencoder: 21 of 255. Without colours it would be twice that.
+        assert!(error(&decoded) < 30.0, "{}", error(&decoded));
+        assert!(error(&RgbImage::from_pixel(128, 64, image::Rgb([128; 3]))) > 40.0);
+        // As a finished run decodes.
+        let request = Request::new(draft(64), pipeline.manifest()).unwrap();
+        let end = pipeline.denoise(&request, |_| ControlFlow::Continue(())).unwrap();
+        let picture = pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap();
+        assert_eq!(pipeline.decode_latents(&end, request.size()).unwrap(), picture.image);
+
+        for (error, kind) in [
+            (pipeline.encode_image(&RgbImage::new(100, 64)).map(|_| ()), ErrorKind::Usage),
+            (pipeline.encode_image(&RgbImage::new(0, 0)).map(|_| ()), ErrorKind::Usage),
+            (pipeline.decode_latents(&latents[1..], size).map(|_| ()), ErrorKind::Usage),
+            (pipeline.decode_latents(&[], size).map(|_| ()), ErrorKind::Usage),
+        ] {
+            let error = error.unwrap_err();
+            assert_eq!(error.kind(), kind, "{error}");
+        }
+        // A plan covers what its request has.
+        let mut planned = planned(draft(64)).unwrap();
+        let small = PixelSize::new(64, 64).unwrap();
+        planned.decode_latents(&end, small).unwrap();
+        let (encoded, decoded) =
+            (planned.encode_image(&RgbImage::new(64, 64)), planned.decode_latents(&latents, size));
+        for error in [encoded.unwrap_err(), decoded.unwrap_err()] {
+            assert_eq!(error.kind(), ErrorKind::Memory, "{error}");
+        }
     }
 
     /// A process that has more than the budget that was stated is stopped, and the stage is named.

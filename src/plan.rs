@@ -373,6 +373,17 @@ impl Plan {
         self.extent.check(request)
     }
 
+    /// [`ErrorKind::Memory`] for an image that is larger than those of the request that was planned, or that is encoded where
+    /// the request had none.
+    pub(crate) fn check_image(
+        &self,
+        size: PixelSize,
+        shape: LatentShape,
+        is_encoded: bool,
+    ) -> Result<(), Error> {
+        self.extent.check_image(size, shape, is_encoded)
+    }
+
     /// [`ErrorKind::Memory`] for more tokens than the texts have that were planned, where a budget was promised.
     pub(crate) fn check_tokens(&self, tokens: usize) -> Result<(), Error> {
         if !self.is_promise || tokens <= self.tokens {

@@ -28,7 +28,20 @@ impl Extent {
 
     /// [`ErrorKind::Memory`] for a request that is larger in anything than this one, for which a plan was made.
     pub(super) fn check(&self, request: &Request) -> Result<(), Error> {
-        let asked = Self::of(request);
+        self.check_extent(Self::of(request))
+    }
+
+    /// The same of an image that is decoded alone, or encoded, which counts as one that comes with a request.
+    pub(super) fn check_image(
+        &self,
+        size: PixelSize,
+        shape: LatentShape,
+        is_encoded: bool,
+    ) -> Result<(), Error> {
+        self.check_extent(Self { size, shape, views: 0, images: usize::from(is_encoded) })
+    }
+
+    fn check_extent(&self, asked: Self) -> Result<(), Error> {
         // Buffers and tiles follow the sides, not the area.
         let is_larger = asked.size.width_px() > self.size.width_px()
             || asked.size.height_px() > self.size.height_px()

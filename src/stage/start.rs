@@ -168,11 +168,7 @@ impl Desk<'_> {
         let (request, space) = (self.request, self.manifest.latents);
         let tile = self.tile;
         let posterior = self.encoder()?.encode(&planes, request.size, request.shape, tile)?;
-        let mut latents = posterior.sample(self.noise);
-        for x in &mut latents {
-            *x = ((f64::from(*x) - space.shift) * space.scale) as f32;
-        }
-        Ok(latents)
+        Ok(space.scaled(posterior.sample(self.noise)))
     }
 
     /// Draws what [`Desk::sample`] would: diffusers also encodes the masked picture where nothing sees it.
@@ -202,7 +198,7 @@ fn all_noised(clean: &[f32], noise: &[f32], sigma: f64) -> Vec<f32> {
 }
 
 /// A picture as `[3, height, width]` in -1..=1, and 0, which is grey, where it is not to be seen.
-fn planes(picture: &RgbImage, is_seen: impl Fn(u32, u32) -> bool) -> Vec<f32> {
+pub(crate) fn planes(picture: &RgbImage, is_seen: impl Fn(u32, u32) -> bool) -> Vec<f32> {
     let pixels = (picture.width() * picture.height()) as usize;
     let mut planes = vec![0.0; 3 * pixels];
     for (at, (x, y, pixel)) in picture.enumerate_pixels().enumerate() {
