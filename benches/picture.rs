@@ -5,7 +5,8 @@ use std::process::{Command, Stdio};
 
 use calotype::model::Model;
 use calotype::pipeline::{Options, Pipeline};
-use calotype::request::{Draft, Request};
+use calotype::recipe::Recipe;
+use calotype::request::Request;
 use divan::Bencher;
 
 const PROMPT: &str = "a red apple on a blue background";
@@ -41,12 +42,12 @@ fn open() -> Pipeline {
 #[divan::bench(sample_count = 30, sample_size = 1)]
 fn generate(bencher: Bencher) {
     let mut pipeline = open();
-    let draft = Draft {
+    let draft = Recipe {
         prompt: PROMPT.into(),
         steps: Some(STEPS),
         guidance: Some(GUIDANCE.into()),
         seed: Some(1),
-        ..Draft::default()
+        ..Recipe::default()
     };
     let request = Request::new(draft, pipeline.manifest()).unwrap();
     bencher.bench_local(|| pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap());

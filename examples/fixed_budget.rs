@@ -11,7 +11,8 @@ use calotype::memory::peak_bytes;
 use calotype::model::Model;
 use calotype::pipeline::{Options, Pipeline};
 use calotype::plan::{Budget, Plan};
-use calotype::request::{Draft, Request};
+use calotype::recipe::Recipe;
+use calotype::request::Request;
 use calotype::weights::exit_when_truncated;
 
 /// A failed allocation of Rust code ends the process with exit code 5 instead of a signal.
@@ -33,8 +34,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let budget: Budget = env::args().nth(1).unwrap_or_else(|| "96MiB".into()).parse()?;
     let model = Model::built_in()?;
     let prompts = ["a red apple", "a green cat on a pink background", "a rocket, 3d style"];
-    let draft = |prompt: &str| Draft { prompt: prompt.into(), seed: Some(1), ..Draft::default() };
-    let requests = prompts.map(|prompt| Request::new(draft(prompt), model.manifest()));
+    let recipe = |prompt: &str| Recipe { prompt: prompt.into(), seed: Some(1), ..Recipe::default() };
+    let requests = prompts.map(|prompt| Request::new(recipe(prompt), model.manifest()));
     let requests = requests.into_iter().collect::<Result<Vec<_>, _>>()?;
 
     // A request with more tokens, pixels or predictions per step than the planned one would be refused.

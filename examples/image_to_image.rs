@@ -10,7 +10,7 @@ use calotype::model::Model;
 use calotype::picture::ImageFile;
 use calotype::pipeline::{Options, Pipeline};
 use calotype::plan::Budget;
-use calotype::request::{Draft, Request};
+use calotype::recipe::Recipe;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = env::args().skip(1);
@@ -24,14 +24,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Reads the header only; the pixels are decoded by `Request::load`.
         Some(path) => ImageFile::open(Path::new(&path))?.into(),
         None => {
-            let apple = Draft { prompt: "a red apple".into(), seed: Some(1), ..Draft::default() };
-            let request = Request::new(apple, pipeline.manifest())?;
+            let apple = Recipe { prompt: "a red apple".into(), seed: Some(1), ..Recipe::default() };
+            let request = pipeline.request(apple)?;
             pipeline.generate(&request, |_| ControlFlow::Continue(()))?.image.into()
         }
     };
     // The strength is the share of the steps that run: 0 keeps the init image, 1 replaces it.
-    let draft = Draft { prompt, init: Some(init), strength, seed: Some(2), ..Draft::default() };
-    let request = Request::new(draft, pipeline.manifest())?;
+    let recipe = Recipe { prompt, init: Some(init), strength, seed: Some(2), ..Recipe::default() };
+    let request = pipeline.request(recipe)?;
     for note in request.load(Budget::of_this_machine().bytes())? {
         eprintln!("{note}");
     }

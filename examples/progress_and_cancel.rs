@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use calotype::ErrorKind;
 use calotype::model::Model;
 use calotype::pipeline::{Options, Pipeline};
-use calotype::request::{Draft, Request};
+use calotype::recipe::Recipe;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let wait_ms = env::args().nth(1).map(|text| text.parse()).transpose()?;
     let mut pipeline = Pipeline::open(&Model::built_in()?, &Options::default())?;
-    let draft = Draft { prompt: "a blue bird".into(), seed: Some(1), ..Draft::default() };
-    let request = Request::new(draft, pipeline.manifest())?;
+    let recipe = Recipe { prompt: "a blue bird".into(), seed: Some(1), ..Recipe::default() };
+    let request = pipeline.request(recipe)?;
 
     // Any thread can cancel, also in the middle of a U-Net call. `ControlFlow::Break` ends the run after a step.
     if let Some(wait_ms) = wait_ms {

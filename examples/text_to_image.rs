@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 
 use calotype::model::Model;
 use calotype::pipeline::{Options, Pipeline};
-use calotype::request::{Draft, Request};
+use calotype::recipe::Recipe;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = env::args().skip(1);
@@ -19,8 +19,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let mut pipeline = Pipeline::open(&model, &Options::default())?;
     // What is not set gets the model's default: size, steps, guidance scale, sampler. The seed is random if not set.
-    let draft = Draft { prompt, seed: Some(1), ..Draft::default() };
-    let request = Request::new(draft, pipeline.manifest())?;
+    let recipe = Recipe { prompt, seed: Some(1), ..Recipe::default() };
+    let request = pipeline.request(recipe)?;
     let picture = pipeline.generate(&request, |_| ControlFlow::Continue(()))?;
     picture.image.save(&output)?;
     println!("{output}: {}, seed {}, {} steps", request.size(), request.seed(), request.steps());

@@ -305,7 +305,7 @@ def main() -> None:
     for row in rows:
         print("| " + " | ".join(vars(row).values()) + " |")
     report = {
-        "model": {"name": receipt["model"], "files": receipt["model_files"]},
+        "model": {"name": receipt["model_name"], "files": receipt["model_files"]},
         "settings": {key: receipt[key] for key in ("sampler", "guidance", "size", "onnxruntime", "calotype")}
         | {"steps": len(receipt["sigmas"]) - 1},
         "table": [vars(row) for row in rows],

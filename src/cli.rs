@@ -2,12 +2,13 @@
 //! It has no defaults of its own: what is not typed stays absent.
 
 mod doctor;
-mod draft;
+mod drawing;
+mod from;
 mod generate;
-mod infotext;
 mod inspect;
 mod interrupt;
 mod mention;
+mod open;
 mod output;
 mod pack;
 mod plan;
@@ -16,28 +17,18 @@ mod receipt;
 mod samplers;
 mod verify;
 
-use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs::File;
 use std::io::{self, IsTerminal, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 
-use calotype::adapter::embedding::Embedding;
-use calotype::adapter::lora::Lora;
 use calotype::engine::{Library, Refusal};
 use calotype::error::shortened;
-use calotype::model::{Adapted, Model, Overrides};
-use calotype::prediction::Prediction;
 use calotype::{Error, ErrorKind};
 use clap::error::ErrorKind as ClapErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
-
-use self::mention::Mentioned;
 
 /// Generates images from prompts with latent diffusion, on this device.
 #[derive(Parser)]
@@ -223,192 +214,14 @@ fn path_json(path: &Path) -> Value {
     path.to_string_lossy().into()
 }
 
-fn serialize_path<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&path.to_string_lossy())
-}
-
-/// Files with components that replace those of the model.
-#[derive(Args, Default)]
-struct Components {
-    /// A file with a U-Net that replaces the model's (safetensors or GGUF).
-    #[arg(long, value_name = "FILE")]
-    unet: Option<PathBuf>,
-    /// A file with a VAE, or a diffusers folder of one, that replaces the model's.
-    #[arg(long, value_name = "FILE")]
-    vae: Option<PathBuf>,
-    /// A file with a text encoder that replaces the model's encoder of the same kind; repeatable. Stable Diffusion XL has
-    /// two, CLIP ViT-L and OpenCLIP ViT-bigG: give one file of each, or one file with both.
-    #[arg(long, value_name = "FILE")]
-    text_encoder: Vec<PathBuf>,
-    /// Which variant of a folder's files is read: `fp16` for diffusion_pytorch_model.fp16.safetensors or
-    /// model_fp16.onnx.
-    #[arg(long, value_name = "NAME")]
-    variant: Option<String>,
-    /// Prediction type of the U-Net, if the model's files are wrong or do not say: epsilon, v or sample.
-    #[arg(long, value_name = "KIND")]
-    prediction: Option<Prediction>,
-}
-
-impl Components {
-    fn overrides(&self) -> Overrides {
-        Overrides {
-            unet: self.unet.clone(),
-            vae: self.vae.clone(),
-            text_encoders: self.text_encoder.clone(),
-            variant: self.variant.clone(),
-        }
-    }
+/// A text without the byte order mark that editors put before it.
+fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
 /// Says that there is no memory left, when the process is about to end for it: nothing is allocated.
 pub fn report_exhaustion(refusal: &Refusal) {
     let _ = writeln!(io::stderr(), "calotype: {refusal}");
-}
-
-/// What is added to a model.
-#[derive(Args)]
-struct Additions {
-    /// A LoRA file, with optional strength (default 1); repeatable.
-    #[arg(long, value_name = "FILE[@W]")]
-    lora: Vec<OsString>,
-    /// A textual inversion file, whose trigger word can then be used in prompts; repeatable.
-    #[arg(long, value_name = "FILE")]
-    embedding: Vec<PathBuf>,
-}
-
-/// A small file that was added to a model.
-#[derive(Serialize)]
-struct Addition {
-    #[serde(serialize_with = "serialize_path")]
-    file: PathBuf,
-    sha256: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    strength: Option<f32>,
-    /// The hash by which A1111 names it.
-    #[serde(skip)]
-    a1111_hash: String,
-}
-
-impl Addition {
-    /// A file that was read, and with a strength, as a LoRA has one.
-    fn new(file: PathBuf, strength: Option<f32>) -> Result<Self, Error> {
-        let a1111_hash = receipt::addition_hash(&file, strength.is_some())
-            .map_err(|error| Error::new(ErrorKind::Model, file.display().to_string()).source(error))?;
-        Ok(Self { sha256: sha256(&file)?, a1111_hash, file, strength })
-    }
-
-    /// The name by which prompts and other programs know it.
-    fn name(&self) -> String {
-        self.file.file_stem().unwrap_or_default().to_string_lossy().into_owned()
-    }
-}
-
-/// The model at a path, or the built-in one, with components from files of their own, LoRA files and textual inversions
-/// added; and a record of these.
-fn open_model(
-    path: Option<&PathBuf>,
-    components: &Components,
-    loras: &[OsString],
-    embeddings: &[PathBuf],
-) -> Result<(Model, Vec<Addition>), Error> {
-    open_mentioned(path, components, None, loras, embeddings, &Mentioned::default())
-}
-
-/// The same with what prompts name.
-fn open_mentioned(
-    path: Option<&PathBuf>,
-    components: &Components,
-    clip_skip: Option<usize>,
-    loras: &[OsString],
-    embeddings: &[PathBuf],
-    mentioned: &Mentioned,
-) -> Result<(Model, Vec<Addition>), Error> {
-    let mut model = Model::open_with(path.map(PathBuf::as_path), &components.overrides())?;
-    if let Some(prediction) = components.prediction {
-        model.predict(prediction)?;
-    }
-    if let Some(clip_skip) = clip_skip {
-        model.skip_clip_layers(clip_skip)?;
-    }
-    model.notes().iter().for_each(|note| say(format_args!("{note}")));
-    let (mut opened_loras, mut opened_embeddings, mut additions) = (Vec::new(), Vec::new(), Vec::new());
-    let given =
-        loras.iter().map(|typed| strength_of(typed).map(|(file, strength)| (file, strength, strength)));
-    let given = given.collect::<Result<Vec<_>, _>>()?;
-    for (file, text_encoder, unet) in given.into_iter().chain(mentioned.loras.iter().cloned()) {
-        if (text_encoder, unet) == (0.0, 0.0) && file.is_file() {
-            // It changes nothing, and is no part of the picture.
-            continue;
-        }
-        let lora = Lora::open(&file)?;
-        let (lora, strength) = match text_encoder == unet {
-            true => (lora, unet),
-            false => (lora.with_shares(text_encoder, unet), 1.0),
-        };
-        lora.unused().iter().for_each(|line| say(format_args!("lora {}: not used: {line}", file.display())));
-        opened_embeddings.extend_from_slice(lora.embeddings());
-        opened_loras.push((lora, strength));
-        additions.push(Addition::new(file, Some(unet))?);
-    }
-    for file in embeddings.iter().chain(&mentioned.embeddings) {
-        let words = Embedding::open(file)?;
-        words.iter().for_each(|word| mentioned.tell_unused(word.trigger()));
-        opened_embeddings.extend(words);
-        additions.push(Addition::new(file.clone(), None)?);
-    }
-    if !opened_loras.is_empty() {
-        for Adapted { component, tensors, unused, .. } in model.add_loras(opened_loras)? {
-            if tensors == 0 {
-                say(format_args!(
-                    "lora: not used: its weights for {component}, which this model does not have"
-                ));
-            }
-            for line in unused {
-                say(format_args!("lora: not used: {line}, which this model's {component} does not have"));
-            }
-        }
-    }
-    if !opened_embeddings.is_empty() {
-        model.add_embeddings(&opened_embeddings)?;
-    }
-    Ok((model, additions))
-}
-
-/// `FILE@W`; a name with an `@` of its own is a name, if there is such a file.
-fn strength_of(typed: &OsStr) -> Result<(PathBuf, f32), Error> {
-    let whole = PathBuf::from(typed);
-    match split_at_sign(typed) {
-        Some((file, number)) if !whole.exists() => match number.and_then(|number| number.parse::<f32>().ok())
-        {
-            Some(strength) if strength.is_finite() => Ok((file, strength)),
-            _ => Err(Error::new(
-                ErrorKind::Usage,
-                format!("--lora: expected FILE or FILE@W with a number W, got {typed:?}"),
-            )),
-        },
-        _ => Ok((whole, 1.0)),
-    }
-}
-
-/// What is before the last `@`, and what is behind it, if that is text.
-#[cfg(unix)]
-fn split_at_sign(typed: &OsStr) -> Option<(PathBuf, Option<&str>)> {
-    use std::os::unix::ffi::OsStrExt;
-    let at = typed.as_bytes().iter().rposition(|&byte| byte == b'@')?;
-    let (file, number) = typed.as_bytes().split_at(at);
-    Some((OsStr::from_bytes(file).into(), str::from_utf8(&number[1..]).ok()))
-}
-
-#[cfg(not(unix))]
-fn split_at_sign(typed: &OsStr) -> Option<(PathBuf, Option<&str>)> {
-    typed.to_str()?.rsplit_once('@').map(|(file, number)| (file.into(), Some(number)))
-}
-
-fn sha256(path: &Path) -> Result<String, Error> {
-    let mut hash = Sha256::new();
-    let read = File::open(path).and_then(|mut file| io::copy(&mut file, &mut hash));
-    read.map_err(|error| Error::new(ErrorKind::Model, path.display().to_string()).source(error))?;
-    Ok(format!("{:x}", hash.finalize()))
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ pub mod pipeline;
 pub mod plan;
 pub mod prediction;
 pub mod prompt;
+pub mod recipe;
 pub mod request;
 pub mod run;
 pub mod sampler;

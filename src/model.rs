@@ -819,7 +819,8 @@ mod tests {
 
     use super::*;
     use crate::engine::{Session, SessionOptions, TensorRef};
-    use crate::request::{Draft, Request};
+    use crate::recipe::Recipe;
+    use crate::request::Request;
 
     /// As `export/golden_clip_skip.py` makes it.
     fn encoder(config: &clip::Config, states: clip::States, weights: &Weights) -> TextEncoderPart {
@@ -909,11 +910,11 @@ mod tests {
     fn timesteps_that_are_rounded_are_counted() {
         let mut model = Model::built_in().unwrap();
         let rounded = |model: &Model, sampler: &str, schedule: &str, steps: usize| {
-            let draft = Draft {
+            let draft = Recipe {
                 sampler: Some(sampler.parse().unwrap()),
                 schedule: Some(schedule.parse().unwrap()),
                 steps: Some(steps),
-                ..Draft::default()
+                ..Recipe::default()
             };
             Request::new(draft, model.manifest()).unwrap().rounded_timesteps(model)
         };

@@ -17,7 +17,7 @@ pub(crate) fn bare(name: &str) -> String {
 }
 
 /// Which of some names is nearest to one that was typed, unless that is endless.
-fn nearest<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let typed = bare(typed);
     if typed.len() >= MAX_SUGGESTED_LEN {
         return None;

@@ -8,6 +8,7 @@ mod data;
 mod decode;
 mod encode;
 mod header;
+mod metadata;
 mod scale;
 
 use std::fs::{self, File};
@@ -21,8 +22,9 @@ use sha2::{Digest, Sha256};
 
 use self::data::Data;
 use self::decode::Want;
-pub use self::encode::{OutputFormat, Recipe, encode};
+pub use self::encode::{OutputFormat, RecipeText, encode};
 use self::header::{Header, Problem};
+pub use self::metadata::Texts;
 use self::scale::Canvas;
 use crate::{Error, ErrorKind};
 

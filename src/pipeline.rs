@@ -13,6 +13,7 @@ use crate::memory::{Held, Memory};
 use crate::model::Model;
 use crate::plan::{self, Plan};
 use crate::prompt::Text;
+use crate::recipe::Recipe;
 use crate::request::{Request, Texts};
 pub use crate::run::{Picture, Progress, Run, Times};
 use crate::run::{Stages, stopped};
@@ -31,11 +32,11 @@ use crate::{Error, ErrorKind};
 /// use std::ops::ControlFlow;
 /// use calotype::model::Model;
 /// use calotype::pipeline::{Options, Pipeline};
-/// use calotype::request::{Draft, Request};
+/// use calotype::recipe::Recipe;
 ///
 /// let mut pipeline = Pipeline::open(&Model::built_in()?, &Options::default())?;
-/// let draft = Draft { prompt: "a red apple on a blue background".into(), ..Draft::default() };
-/// let request = Request::new(draft, pipeline.manifest())?;
+/// let recipe = Recipe { prompt: "a red apple on a blue background".into(), ..Recipe::default() };
+/// let request = pipeline.request(recipe)?;
 /// let picture = pipeline.generate(&request, |_| ControlFlow::Continue(()))?;
 /// assert_eq!(picture.image.dimensions(), (128, 128));
 /// # Ok::<(), calotype::Error>(())
@@ -110,6 +111,14 @@ impl Pipeline {
     /// What the model says of itself.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// A request of this pipeline's model, as [`Request::new`], which a plan needs before there is a pipeline.
+    ///
+    /// # Errors
+    /// As [`Request::new`].
+    pub fn request(&self, recipe: Recipe) -> Result<Request, Error> {
+        Request::new(recipe, &self.manifest)
     }
 
     /// Cancels its runs, from any thread.
@@ -307,7 +316,6 @@ mod tests {
     use super::*;
     use crate::engine::Residency;
     use crate::plan::Budget;
-    use crate::request::Draft;
 
     #[test]
     fn requests_for_another_model_are_refused() {
@@ -315,7 +323,7 @@ mod tests {
         let mut other = pipeline.manifest().clone();
         other.name = "another".into();
         other.latents.scale *= 2.0;
-        let request = Request::new(Draft::default(), &other).unwrap();
+        let request = Request::new(Recipe::default(), &other).unwrap();
         let error = pipeline.generate(&request, |_| ControlFlow::Continue(())).expect_err("another model");
         assert_eq!(error.kind(), ErrorKind::Usage);
         assert!(error.to_string().contains("got one made for another;"), "{error}");
@@ -326,7 +334,8 @@ mod tests {
     #[test]
     fn a_run_goes_on_when_memory_runs_short() {
         let mut pipeline = Pipeline::open(&Model::built_in().unwrap(), &Options::default()).unwrap();
-        let draft = Draft { prompt: "a red apple".into(), seed: Some(1), steps: Some(3), ..Draft::default() };
+        let draft =
+            Recipe { prompt: "a red apple".into(), seed: Some(1), steps: Some(3), ..Recipe::default() };
         let request = Request::new(draft, pipeline.manifest()).unwrap();
         let mut draw = |is_short: fn() -> bool| {
             pipeline.is_short = is_short;
@@ -350,7 +359,7 @@ mod tests {
     #[test]
     fn a_plan_guards_the_length_of_its_texts() {
         let mut pipeline = planned(draft(128)).unwrap();
-        let long = Draft { prompt: "a red apple on a blue background, ".repeat(30), ..draft(128) };
+        let long = Recipe { prompt: "a red apple on a blue background, ".repeat(30), ..draft(128) };
         let request = Request::new(long, pipeline.manifest()).unwrap();
         let error = pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Memory);
@@ -358,24 +367,24 @@ mod tests {
     }
 
     /// A pipeline of the built-in model with a plan of this request, as it was typed.
-    fn planned(draft: Draft) -> Result<Pipeline, Error> {
+    fn planned(draft: Recipe) -> Result<Pipeline, Error> {
         let (model, session) = (Model::built_in()?, SessionOptions::new(NonZeroUsize::MIN));
         let request = Request::new(draft, model.manifest())?;
         let plan = Plan::new(&model, &request, &session, Budget::of_bytes(u64::MAX))?;
         Pipeline::open(&model, &Options { session, plan: Some(plan) })
     }
 
-    fn draft(size: u32) -> Draft {
-        Draft {
+    fn draft(size: u32) -> Recipe {
+        Recipe {
             prompt: "a red apple".into(),
             size: Some(PixelSize::new(size, size).unwrap()),
             seed: Some(1),
             steps: Some(2),
-            ..Draft::default()
+            ..Recipe::default()
         }
     }
 
-    fn generate(pipeline: &mut Pipeline, draft: Draft) -> Result<Picture, Error> {
+    fn generate(pipeline: &mut Pipeline, draft: Recipe) -> Result<Picture, Error> {
         let request = Request::new(draft, pipeline.manifest())?;
         pipeline.generate(&request, |_| ControlFlow::Continue(()))
     }
@@ -383,21 +392,21 @@ mod tests {
     /// Whatever is larger than what was planned is refused before anything is run; what is not, is drawn.
     #[test]
     fn a_plan_guards_its_size() {
-        let mut pipeline = planned(Draft { guidance: Some(5.0.into()), ..draft(128) }).unwrap();
+        let mut pipeline = planned(Recipe { guidance: Some(5.0.into()), ..draft(128) }).unwrap();
         let flat = |size| image::RgbImage::new(size, size);
         let wide = PixelSize::new(256, 64).unwrap();
         let parts = "a red apple AND a green pear".to_owned();
         for larger in [
             draft(256),
-            Draft { size: Some(wide), ..draft(128) },
-            Draft { prompt: parts, ..draft(128) },
-            Draft { init: Some(flat(128).into()), ..draft(128) },
+            Recipe { size: Some(wide), ..draft(128) },
+            Recipe { prompt: parts, ..draft(128) },
+            Recipe { init: Some(flat(128).into()), ..draft(128) },
         ] {
             let error = generate(&mut pipeline, larger).map(|_| ()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Memory, "{error}");
             assert!(error.to_string().contains("for which the plan was made, got "), "{error}");
         }
-        for not_larger in [draft(128), draft(64), Draft { guidance: Some(1.0.into()), ..draft(128) }] {
+        for not_larger in [draft(128), draft(64), Recipe { guidance: Some(1.0.into()), ..draft(128) }] {
             generate(&mut pipeline, not_larger).unwrap();
         }
     }

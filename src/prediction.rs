@@ -3,6 +3,7 @@
 
 mod thresholding;
 
+use std::fmt;
 use std::str::FromStr;
 
 pub(crate) use thresholding::quantile;
@@ -94,6 +95,20 @@ impl Prediction {
         for ((out, x), output) in out.iter_mut().zip(x).zip(model_output) {
             *out = (c_skip * f64::from(*x) + c_out * f64::from(*output)) as f32;
         }
+    }
+}
+
+impl fmt::Display for Prediction {
+    /// As it is read; models of other predictions are not asked for by name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Epsilon => "epsilon",
+            Self::V => "v",
+            Self::Sample => "sample",
+            Self::Flow => "flow",
+            Self::Edm { .. } => "edm",
+            Self::EdmV { .. } => "edm-v",
+        })
     }
 }
 

@@ -9,7 +9,7 @@ use image::{Luma, Rgb};
 use sha2::{Digest, Sha256};
 
 use crate::engine;
-use crate::guidance::{self, Guidance, Scales, View, Within};
+use crate::guidance::{self, Guidance, Scales, View};
 use crate::manifest::{Conditions, Manifest};
 use crate::memory;
 use crate::model::Model;
@@ -17,6 +17,7 @@ use crate::noise::Rng;
 use crate::picture::{Fitted, Init, Mask};
 use crate::prediction::Thresholding;
 use crate::prompt::{Part, Prompt, Text};
+use crate::recipe::{Image, NamedFile, Recipe};
 use crate::sampler::Method;
 use crate::schedule::{Schedule, ScheduleKind};
 use crate::signature::Role;
@@ -39,64 +40,14 @@ const IMAGE_GUIDANCE: f64 = 1.5;
 /// How much noise is put on a picture that is enlarged, in timesteps.
 const NOISE_LEVEL: usize = 20;
 
-/// A request as typed: what is absent gets the model's default.
-#[derive(Clone, Debug, Default)]
-pub struct Draft {
-    /// The prompt; may be empty. Its syntax is described in [the manual](crate::manual::prompts).
-    pub prompt: String,
-    /// The negative prompt.
-    pub negative: Option<String>,
-    /// Whether both prompts are literal: every character means itself.
-    pub literal: bool,
-    /// The image's size; when absent that of `init`, or the model's default.
-    pub size: Option<PixelSize>,
-    /// How many denoising steps.
-    pub steps: Option<usize>,
-    /// The guidance scale, or one per step.
-    pub guidance: Option<Scales>,
-    /// The guidance method; classifier-free guidance when absent. Not for models that edit images, which have their own.
-    pub guidance_method: Option<guidance::Method>,
-    /// The sigmas or steps with guidance; all when absent.
-    pub guidance_within: Option<Within>,
-    /// How clean latents are kept in range, for models that work on pixels; not at all when absent.
-    pub thresholding: Option<Thresholding>,
-    /// The init image, which is resized to the size of what is drawn, and for a model that upscales images to that of its
-    /// latents.
-    pub init: Option<Init>,
-    /// The inpainting mask, of the size of `init`: white areas are repainted. In the denoising loop a latent cell is
-    /// repainted where its first pixel is nearer to white than to black.
-    pub mask: Option<Mask>,
-    /// Whether pixels outside of the mask keep their values in `init`; they do when absent. The finished image is then
-    /// `init + mask * (decoded - init)` with a mask from 0 to 1: where it is black every bit stays, and greys blend. No
-    /// feather is added to what the mask has. Otherwise all pixels are the VAE's.
-    pub keep_outside: Option<bool>,
-    /// Denoising strength, from 0 to 1: the last `steps * strength` of the steps are taken. When absent 0.8, but 0.3 for
-    /// a refiner, and 1 with a mask.
-    pub strength: Option<f64>,
-    /// Image guidance scale (InstructPix2Pix); 1.5 when absent.
-    pub image_guidance: Option<f64>,
-    /// Noise level of `init` in a model that upscales images, in timesteps of its own curve; 20 when absent.
-    pub noise_level: Option<usize>,
-    /// The sampling method.
-    pub sampler: Option<Method>,
-    /// How the noise levels are chosen.
-    pub schedule: Option<ScheduleKind>,
-    /// The seed; random when absent.
-    pub seed: Option<u64>,
-    /// The random generator to reproduce, for the initial noise and that of the steps.
-    pub rng: Rng,
-    /// Noise of another seed that is mixed into the initial noise.
-    pub variation: Option<Variation>,
-}
-
 /// Noise of another seed, mixed into the noise that a run starts from: small changes of a picture that stays the same
 /// (A1111's `Variation seed`).
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Variation {
+pub(crate) struct Variation {
     /// The other seed.
-    pub seed: u64,
+    pub(crate) seed: u64,
     /// How much of it, from 0 to 1.
-    pub strength: f64,
+    pub(crate) strength: f64,
 }
 
 /// A request that its model can fulfil.
@@ -104,9 +55,10 @@ pub struct Variation {
 pub struct Request {
     /// [`Manifest::identity`] of the model that it was made valid for, and its name.
     model: (u64, String),
+    /// With what this model's defaults add to it; without images and seed.
+    recipe: Recipe,
     pub(crate) prompt: Words,
     pub(crate) negative: Option<Words>,
-    is_literal: bool,
     pub(crate) size: PixelSize,
     pub(crate) shape: LatentShape,
     pub(crate) source: Source,
@@ -114,22 +66,16 @@ pub struct Request {
     pub(crate) guidance: Guidance,
     /// Of a U-Net that takes it as an input, and needs no other guidance.
     embedded_scale: Option<f64>,
-    scales: Scales,
-    within: Option<Within>,
     pub(crate) thresholding: Option<Thresholding>,
     pub(crate) sampler: Method,
-    schedule_kind: ScheduleKind,
     pub(crate) seed: u64,
     pub(crate) rng: Rng,
     pub(crate) variation: Option<Variation>,
-    strength: Option<f64>,
-    asked_steps: usize,
 }
 
 /// A prompt, read for the steps of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Words {
-    source: String,
     /// At least one; of a negative prompt no more.
     pub(crate) parts: Vec<Part>,
 }
@@ -169,14 +115,16 @@ pub(crate) enum Source {
 type Images<'a> = (Option<&'a Fitted<Luma<u8>>>, Option<&'a Fitted<Rgb<u8>>>);
 
 impl Request {
-    /// Checks a draft against a model.
+    /// Checks a recipe against a model. Of the files that it names only images matter here, and they must have been opened:
+    /// which model, LoRA and embedding files are used is up to whoever opens the model.
     ///
     /// # Errors
     /// [`ErrorKind::Usage`] for what this model cannot do, naming the nearest that it can.
-    pub fn new(draft: Draft, manifest: &Manifest) -> Result<Self, Error> {
+    pub fn new(recipe: Recipe, manifest: &Manifest) -> Result<Self, Error> {
         let defaults = &manifest.defaults;
-        check_pictures(&draft, manifest)?;
-        let size = match (draft.size, &draft.init) {
+        let (recipe, init, mask) = take_images(recipe)?;
+        check_pictures(&recipe, init.as_ref(), mask.as_ref(), manifest)?;
+        let size = match (recipe.size, &init) {
             (Some(size), _) => size,
             (None, Some(init)) => own_size(init, manifest)?,
             (None, None) => defaults.size,
@@ -186,32 +134,25 @@ impl Request {
                 ErrorKind::Usage,
                 format!("size: expected {fixed}, the only size of this model's graph, got {size}"),
             );
-            let is_own = draft.size.is_none();
+            let is_own = recipe.size.is_none();
             return Err(if is_own { error.help(format!("--size {fixed} resizes the image")) } else { error });
         }
-        let sampler = draft.sampler.unwrap_or(defaults.sampler);
-        let steps = steps_asked(&draft, defaults.steps)?;
+        let sampler = recipe.sampler.unwrap_or(defaults.sampler);
+        let steps = steps_asked(&recipe, defaults.steps)?;
         let shape = manifest.latents.shape(size)?;
         let (schedule_kind, mut schedule) =
-            manifest.schedule(draft.sampler, draft.schedule.clone(), steps)?;
-        let strength = strength(&draft, manifest.conditions)?;
+            manifest.schedule(recipe.sampler, recipe.schedule.clone(), steps)?;
+        let strength = strength(&recipe, manifest.conditions)?;
         match strength {
             Some(strength) => schedule = schedule.last(steps_left(steps, strength)?)?,
             None => check_start(&schedule, &schedule_kind)?,
         }
-        let (prompt, negative) = words(&draft, schedule.steps().len())?;
-        let scales = draft.guidance.clone().unwrap_or_else(|| defaults.guidance.into());
-        let guidance = guidance(&draft, manifest, sampler, &scales, &prompt, &schedule)?;
+        let (prompt, negative) = words(&recipe, schedule.steps().len())?;
+        let scales = recipe.guidance.clone().unwrap_or_else(|| defaults.guidance.into());
+        let guidance = guidance(&recipe, manifest, sampler, &scales, &prompt, &schedule)?;
         let embedded_scale = manifest.embedded_guidance.then(|| scales.for_steps(1)).transpose()?;
-        if let Some(Variation { strength, .. }) =
-            draft.variation.filter(|v| !(0.0..=1.0).contains(&v.strength))
-        {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                format!("variation strength: expected a number from 0 to 1, got {strength}"),
-            ));
-        }
-        let level = draft.noise_level.unwrap_or(NOISE_LEVEL);
+        let variation = variation(&recipe)?;
+        let level = recipe.noise_level.unwrap_or(NOISE_LEVEL);
         if let Some(low_res) = manifest.low_res.as_ref().filter(|low_res| level > low_res.max_level) {
             return Err(Error::new(
                 ErrorKind::Usage,
@@ -222,7 +163,7 @@ impl Request {
             Conditions::Upscaling => (shape.width_cells as u32, shape.height_cells as u32),
             _ => (size.width_px(), size.height_px()),
         };
-        let mask = draft.mask.map(|mask| match (mask, &draft.init) {
+        let mask = mask.map(|mask| match (mask, &init) {
             (Mask::Pixels(mask), _) => Ok(Fitted::mask(mask, width_px, height_px)),
             (Mask::File(file), _) => Ok(Fitted::mask_file(file, width_px, height_px)),
             (Mask::InitAlpha, Some(Init::File(file))) if file.has_alpha() => {
@@ -235,8 +176,8 @@ impl Request {
             .help("give a mask with --mask FILE")),
         });
         let mask = mask.transpose()?.map(Arc::new);
-        let picture = draft.init.map(|init| Arc::new(Fitted::init(init, width_px, height_px)));
-        let keeps_outside = draft.keep_outside.unwrap_or(true);
+        let picture = init.map(|init| Arc::new(Fitted::init(init, width_px, height_px)));
+        let keeps_outside = recipe.keep_outside.unwrap_or(true);
         let source = match (picture, mask, manifest.conditions) {
             (None, _, _) => Source::Noise,
             (Some(picture), Some(mask), _) => {
@@ -246,31 +187,45 @@ impl Request {
             (Some(picture), None, Conditions::Upscaling) => Source::Enlarged { picture, level },
             (Some(picture), None, _) => Source::Picture(picture),
         };
-        let seed = draft.seed.unwrap_or_else(random_seed);
+        let seed = recipe.seed.unwrap_or_else(random_seed);
+        let rng = recipe.rng.unwrap_or_default();
         // Not every generator takes every seed.
-        draft.rng.source(seed)?;
-        draft.variation.map(|variation| draft.rng.source(variation.seed)).transpose()?;
+        rng.source(seed)?;
+        variation.map(|variation| rng.source(variation.seed)).transpose()?;
+        let image_guidance = match guidance.method() {
+            guidance::Method::Edit { image_scale } if guidance.views().len() > 1 => Some(image_scale),
+            _ => None,
+        };
+        // All that a default decided: the image stays the same where another version has other defaults.
+        let recipe = Recipe {
+            size: Some(size),
+            steps: Some(steps),
+            guidance: Some(scales),
+            sampler: Some(sampler),
+            schedule: Some(schedule_kind),
+            rng: Some(rng),
+            strength,
+            image_guidance,
+            noise_level: matches!(source, Source::Enlarged { .. }).then_some(level),
+            keep_outside: matches!(source, Source::Masked { .. }).then_some(keeps_outside),
+            ..recipe
+        };
         Ok(Self {
             model: (manifest.identity(), manifest.name.clone()),
+            thresholding: recipe.thresholding,
+            recipe,
             shape,
             source,
             schedule,
-            strength,
-            asked_steps: steps,
             seed,
-            rng: draft.rng,
-            variation: draft.variation,
+            rng,
+            variation,
             prompt,
             negative,
-            is_literal: draft.literal,
             size,
             guidance,
             embedded_scale: embedded_scale.map(|scales| scales[0]),
-            scales,
-            within: draft.guidance_within,
-            thresholding: draft.thresholding,
             sampler,
-            schedule_kind,
         })
     }
 
@@ -280,19 +235,15 @@ impl Request {
         Self { seed, ..self.clone() }
     }
 
+    /// The recipe that draws the same image, with nothing left to defaults. Images in memory are named as files of which
+    /// nothing is known.
+    pub fn recipe(&self) -> Recipe {
+        Recipe { seed: Some(self.seed), ..self.recipe.clone() }
+    }
+
     /// The prompt.
     pub fn prompt(&self) -> &str {
-        &self.prompt.source
-    }
-
-    /// The negative prompt; empty when there is none.
-    pub fn negative(&self) -> &str {
-        self.negative.as_ref().map(|words| &words.source[..]).unwrap_or_default()
-    }
-
-    /// Whether both prompts are literal.
-    pub fn is_literal(&self) -> bool {
-        self.is_literal
+        &self.recipe.prompt
     }
 
     /// The image's size.
@@ -300,49 +251,14 @@ impl Request {
         self.size
     }
 
-    /// The sampling method.
-    pub fn sampler(&self) -> Method {
-        self.sampler
-    }
-
-    /// How the noise levels were chosen.
-    pub fn schedule(&self) -> &ScheduleKind {
-        &self.schedule_kind
-    }
-
     /// The guidance scale of the first step; 1 is no guidance.
     pub fn guidance_scale(&self) -> f64 {
         self.embedded_scale.unwrap_or_else(|| self.guidance.scales()[0])
     }
 
-    /// The guidance scales as they were asked for.
-    pub fn scales(&self) -> &Scales {
-        &self.scales
-    }
-
-    /// How guidance works.
-    pub fn guidance_method(&self) -> guidance::Method {
-        self.guidance.method()
-    }
-
-    /// Where in the run there is guidance, if not everywhere.
-    pub fn guidance_within(&self) -> Option<Within> {
-        self.within
-    }
-
-    /// How clean latents are kept in range, if they are.
-    pub fn thresholding(&self) -> Option<Thresholding> {
-        self.thresholding
-    }
-
     /// Which generator's noise the run takes.
     pub fn rng(&self) -> Rng {
         self.rng
-    }
-
-    /// The noise of another seed that is mixed into the first, if any is.
-    pub fn variation(&self) -> Option<Variation> {
-        self.variation
     }
 
     /// Refuses a request that was made for another model.
@@ -363,28 +279,24 @@ impl Request {
         // All fields, so that a new one is not forgotten. Those that are left out follow from the others.
         let Self {
             model,
-            prompt,
-            negative,
-            is_literal,
-            size,
+            recipe,
+            prompt: _,
+            negative: _,
+            size: _,
             shape: _,
             source,
             schedule,
             guidance,
             embedded_scale,
-            scales: _,
-            within: _,
-            thresholding,
-            sampler,
-            schedule_kind: _,
+            thresholding: _,
+            sampler: _,
             seed,
-            rng,
-            variation,
-            strength: _,
-            asked_steps: _,
+            rng: _,
+            variation: _,
         } = self;
-        let texts = (&prompt.source, negative.as_ref().map(|negative| &negative.source), is_literal);
-        let steps = (schedule.steps(), sampler.to_string(), guidance, embedded_scale, thresholding);
+        // Files may have moved.
+        let settings = recipe.without_files().to_json();
+        let steps = (schedule.steps(), guidance, embedded_scale);
         let source = match source {
             Source::Noise => "noise".into(),
             Source::Picture(_) => "picture".into(),
@@ -394,7 +306,7 @@ impl Request {
             Source::Edited(_) => "edited".into(),
             Source::Enlarged { level, .. } => format!("enlarged {level}"),
         };
-        let text = format!("{model:?} {texts:?} {size} {steps:?} {:?} {source}", (seed, rng, variation));
+        let text = format!("{model:?} {settings} {steps:?} {seed} {source}");
         let mut digest = Sha256::new_with_prefix(text);
         let (mask, picture) = self.images();
         if let Some(mask) = mask {
@@ -446,28 +358,7 @@ impl Request {
 
     /// Denoising strength, if the run starts from an init image.
     pub fn strength(&self) -> Option<f64> {
-        self.strength
-    }
-
-    /// Image guidance scale, in models that edit images and with guidance.
-    pub fn image_guidance(&self) -> Option<f64> {
-        match self.guidance.method() {
-            guidance::Method::Edit { image_scale } if self.guidance.views().len() > 1 => Some(image_scale),
-            _ => None,
-        }
-    }
-
-    /// Noise level of the init image, in models that upscale images.
-    pub fn noise_level(&self) -> Option<usize> {
-        match self.source {
-            Source::Enlarged { level, .. } => Some(level),
-            _ => None,
-        }
-    }
-
-    /// The requested number of steps; a run takes fewer if it starts from an init image.
-    pub fn asked_steps(&self) -> usize {
-        self.asked_steps
+        self.recipe.strength
     }
 
     /// The latents that are denoised.
@@ -507,14 +398,6 @@ impl Request {
     /// Whether a picture is encoded before anything is drawn.
     pub(crate) fn draws_from_picture(&self) -> bool {
         !matches!(self.source, Source::Noise)
-    }
-
-    /// Whether pixels outside of the mask keep their values in the init image; nothing without a mask.
-    pub fn keeps_outside(&self) -> Option<bool> {
-        match self.source {
-            Source::Masked { keeps_outside, .. } => Some(keeps_outside),
-            _ => None,
-        }
     }
 
     /// Decodes the files of images that the request starts from, before the pipeline is opened; pixels, and files that
@@ -605,9 +488,9 @@ fn check_start(schedule: &Schedule, kind: &ScheduleKind) -> Result<(), Error> {
     .help("use more steps, or trailing, which starts at the last timestep"))
 }
 
-/// How many steps a draft asks for: of a list of levels, as many as it has.
-fn steps_asked(draft: &Draft, default: usize) -> Result<usize, Error> {
-    match (draft.schedule.as_ref().and_then(ScheduleKind::own_steps), draft.steps) {
+/// How many steps a recipe asks for: of a list of levels, as many as it has.
+fn steps_asked(recipe: &Recipe, default: usize) -> Result<usize, Error> {
+    match (recipe.schedule.as_ref().and_then(ScheduleKind::own_steps), recipe.steps) {
         (Some(own), Some(asked)) if own != asked => Err(Error::new(
             ErrorKind::Usage,
             format!("steps: expected {own}, the number of listed levels, got {asked}"),
@@ -617,22 +500,22 @@ fn steps_asked(draft: &Draft, default: usize) -> Result<usize, Error> {
     }
 }
 
-/// The prompts of a draft, for so many steps.
-fn words(draft: &Draft, steps: usize) -> Result<(Words, Option<Words>), Error> {
+/// The prompts of a recipe, for so many steps.
+fn words(recipe: &Recipe, steps: usize) -> Result<(Words, Option<Words>), Error> {
     let read = |source: &str, parse: fn(&str) -> Result<Prompt, Error>| {
-        let prompt = if draft.literal { Prompt::literal(source)? } else { parse(source)? };
-        Ok::<Words, Error>(Words { source: source.to_owned(), parts: prompt.parts(steps)? })
+        let prompt = if recipe.literal { Prompt::literal(source)? } else { parse(source)? };
+        Ok::<Words, Error>(Words { parts: prompt.parts(steps)? })
     };
-    let negative = draft.negative.as_deref().map(|negative| {
+    let negative = recipe.negative.as_deref().map(|negative| {
         read(negative, Prompt::parse_negative)
             .map_err(|error| Error::new(error.kind(), "negative").source(error))
     });
-    Ok((read(&draft.prompt, Prompt::parse)?, negative.transpose()?))
+    Ok((read(&recipe.prompt, Prompt::parse)?, negative.transpose()?))
 }
 
-/// The guidance of a draft, for a run with this schedule.
+/// The guidance of a recipe, for a run with this schedule.
 fn guidance(
-    draft: &Draft,
+    recipe: &Recipe,
     manifest: &Manifest,
     sampler: Method,
     scales: &Scales,
@@ -646,9 +529,9 @@ fn guidance(
     let weights = prompt.parts.iter().map(|part| part.weight).collect::<Vec<_>>();
     if manifest.embedded_guidance {
         let asked = [
-            (draft.negative.is_some(), "negative prompt"),
-            (draft.guidance_method.is_some(), "guidance method"),
-            (draft.guidance_within.is_some(), "guidance interval"),
+            (recipe.negative.is_some(), "negative prompt"),
+            (recipe.guidance_method.is_some(), "guidance method"),
+            (recipe.guidance_interval.is_some(), "guidance interval"),
             (sampler.kind().needs_uncond(), "sampler with CFG++"),
             (weights != [1.0], "weights of whole prompts"),
         ];
@@ -660,9 +543,9 @@ fn guidance(
         Guidance::new(scales.for_steps(1)?[0])?;
         return Guidance::new(1.0);
     }
-    let method = match (manifest.conditions, draft.guidance_method) {
+    let method = match (manifest.conditions, recipe.guidance_method) {
         (Conditions::Editing, None) => {
-            guidance::Method::Edit { image_scale: draft.image_guidance.unwrap_or(IMAGE_GUIDANCE) }
+            guidance::Method::Edit { image_scale: recipe.image_guidance.unwrap_or(IMAGE_GUIDANCE) }
         }
         (Conditions::Editing, Some(method)) => {
             let why = "because this model edits images, which has its own guidance";
@@ -676,20 +559,20 @@ fn guidance(
     if scales.len() > 1 {
         guidance = guidance.with_scales(scales, steps)?;
     }
-    if let Some(within) = draft.guidance_within {
+    if let Some(within) = recipe.guidance_interval {
         guidance = guidance.within(within.interval(schedule)?);
     }
     if sampler.kind().needs_uncond() {
         guidance = guidance.with_base();
     }
     let is_guided = guidance.views().contains(&View::Negative);
-    if draft.image_guidance.is_some() && !is_guided {
+    if recipe.image_guidance.is_some() && !is_guided {
         return refuse(
             "image guidance: expected guidance other than 1, got 1".into(),
             "at guidance 1 image guidance has no effect",
         );
     }
-    if draft.negative.is_some() && !is_guided {
+    if recipe.negative.is_some() && !is_guided {
         if guidance.scales().iter().any(|scale| *scale != 1.0) {
             let expected = "negative prompt: expected a guidance method that uses one";
             return refuse(format!("{expected}, got {method}"), "");
@@ -702,8 +585,13 @@ fn guidance(
     Ok(guidance)
 }
 
-/// Whether the pictures of a draft, and the numbers that go with them, are what the model draws from.
-fn check_pictures(draft: &Draft, manifest: &Manifest) -> Result<(), Error> {
+/// Whether the pictures of a recipe, and the numbers that go with them, are what the model draws from.
+fn check_pictures(
+    recipe: &Recipe,
+    init: Option<&Init>,
+    mask: Option<&Mask>,
+    manifest: &Manifest,
+) -> Result<(), Error> {
     let refuse = |message: &str, help: &str| {
         let error = Error::new(ErrorKind::Usage, message);
         Err(if help.is_empty() { error } else { error.help(help) })
@@ -717,7 +605,7 @@ fn check_pictures(draft: &Draft, manifest: &Manifest) -> Result<(), Error> {
         Conditions::Upscaling => ("upscales", true),
     };
     let is_started_from = !matches!(conditions, Conditions::Editing | Conditions::Upscaling);
-    match (&draft.init, &draft.mask) {
+    match (init, mask) {
         (None, Some(_)) => {
             return refuse(
                 "mask: expected an init image with it, got none",
@@ -755,36 +643,82 @@ fn check_pictures(draft: &Draft, manifest: &Manifest) -> Result<(), Error> {
         }
         _ => {}
     }
-    if draft.init.is_some() && !manifest.encodes && conditions != Conditions::Upscaling {
+    if init.is_some() && !manifest.encodes && conditions != Conditions::Upscaling {
         return refuse(
             "init: expected none, because this model's files have no VAE encoder, got one",
             "use the model in a form that has it, such as its diffusers folder",
         );
     }
-    if draft.keep_outside.is_some() && draft.mask.is_none() {
+    if recipe.keep_outside.is_some() && recipe.mask.is_none() {
         return refuse("keep outside: expected a mask, got none", "give one with --mask");
     }
-    if draft.strength.is_some() && draft.init.is_none() {
+    if recipe.strength.is_some() && recipe.init.is_none() {
         return refuse("strength: expected an init image, got none", "give one with --init");
     }
-    if draft.strength.is_some() && !is_started_from {
+    if recipe.strength.is_some() && !is_started_from {
         let message =
             format!("strength: expected none, because this model {verb} images from noise, got one");
         return refuse(&message, "");
     }
-    if draft.image_guidance.is_some() && conditions != Conditions::Editing {
+    if recipe.image_guidance.is_some() && conditions != Conditions::Editing {
         return refuse(
             "image guidance: expected none, because this model does not edit images, got one",
             "other models use strength instead",
         );
     }
-    if draft.noise_level.is_some() && conditions != Conditions::Upscaling {
+    if recipe.noise_level.is_some() && conditions != Conditions::Upscaling {
         return refuse(
             "noise level: expected none, because this model does not upscale images, got one",
             "other models use strength instead",
         );
     }
     Ok(())
+}
+
+/// The images of a recipe; in their place it keeps their files, or a file of which nothing is known.
+fn take_images(mut recipe: Recipe) -> Result<(Recipe, Option<Init>, Option<Mask>), Error> {
+    fn take<T: Clone>(
+        what: &str,
+        image: &mut Option<Image<T>>,
+        is_small: fn(&T) -> bool,
+    ) -> Result<Option<T>, Error> {
+        match image.take() {
+            None => Ok(None),
+            Some(Image::Given(given)) => {
+                let kept = if is_small(&given) {
+                    Image::Given(given.clone())
+                } else {
+                    Image::Named(NamedFile::default())
+                };
+                *image = Some(kept);
+                Ok(Some(given))
+            }
+            Some(Image::Named(file)) => {
+                let name = file.path.map_or("the name of none".into(), |path| path.display().to_string());
+                let message = format!("{what}: expected an image that has been opened, got {name}");
+                Err(Error::new(ErrorKind::Usage, message))
+            }
+        }
+    }
+    let init = take("init", &mut recipe.init, |init| matches!(init, Init::File(_)))?;
+    let mask = take("mask", &mut recipe.mask, |mask| !matches!(mask, Mask::Pixels(_)))?;
+    Ok((recipe, init, mask))
+}
+
+/// The variation of a recipe.
+fn variation(recipe: &Recipe) -> Result<Option<Variation>, Error> {
+    let refuse = |message: String| Err(Error::new(ErrorKind::Usage, message));
+    match (recipe.variation_seed, recipe.variation_strength) {
+        (None, None) => Ok(None),
+        (Some(seed), Some(strength)) if (0.0..=1.0).contains(&strength) => {
+            Ok(Some(Variation { seed, strength }))
+        }
+        (Some(_), Some(strength)) => {
+            refuse(format!("variation strength: expected a number from 0 to 1, got {strength}"))
+        }
+        (Some(_), None) => refuse("variation strength: expected one with a variation seed, got none".into()),
+        (None, Some(_)) => refuse("variation seed: expected one with a variation strength, got none".into()),
+    }
 }
 
 /// The size of what is drawn from a picture of this size.
@@ -803,15 +737,15 @@ fn own_size(init: &Init, manifest: &Manifest) -> Result<PixelSize, Error> {
     })
 }
 
-/// The denoising strength of a draft, if it starts from an init image.
-fn strength(draft: &Draft, conditions: Conditions) -> Result<Option<f64>, Error> {
-    let default = match (&draft.init, &draft.mask, conditions) {
+/// The denoising strength of a recipe, if it starts from an init image.
+fn strength(recipe: &Recipe, conditions: Conditions) -> Result<Option<f64>, Error> {
+    let default = match (&recipe.init, &recipe.mask, conditions) {
         (None, _, _) | (_, _, Conditions::Editing | Conditions::Upscaling) => return Ok(None),
         (_, Some(_), _) => MASKED_STRENGTH,
         (_, None, Conditions::Refiner) => REFINER_STRENGTH,
         (_, None, _) => STRENGTH,
     };
-    let strength = draft.strength.unwrap_or(default);
+    let strength = recipe.strength.unwrap_or(default);
     if !(0.0..=1.0).contains(&strength) {
         return Err(Error::new(
             ErrorKind::Usage,
@@ -856,27 +790,27 @@ mod tests {
         Manifest { conditions, low_res, ..Model::built_in().unwrap().manifest().clone() }
     }
 
-    fn init(width: u32, height: u32) -> Option<Init> {
+    fn init(width: u32, height: u32) -> Option<Image<Init>> {
         Some(RgbImage::new(width, height).into())
     }
 
-    fn mask(width: u32, height: u32) -> Option<Mask> {
+    fn mask(width: u32, height: u32) -> Option<Image<Mask>> {
         Some(GrayImage::new(width, height).into())
     }
 
     #[track_caller]
-    fn refuses(conditions: Conditions, draft: Draft, message: &str) {
+    fn refuses(conditions: Conditions, draft: Recipe, message: &str) {
         refuses_of(&manifest(conditions), draft, message);
     }
 
     #[track_caller]
-    fn refuses_of(manifest: &Manifest, draft: Draft, message: &str) {
+    fn refuses_of(manifest: &Manifest, draft: Recipe, message: &str) {
         let error = Request::new(draft, manifest).expect_err(message);
         assert_eq!(error.kind(), ErrorKind::Usage);
         assert!(error.to_string().starts_with(message), "{error}");
     }
 
-    fn steps_of(conditions: Conditions, draft: Draft) -> usize {
+    fn steps_of(conditions: Conditions, draft: Recipe) -> usize {
         Request::new(draft, &manifest(conditions)).unwrap().steps()
     }
 
@@ -888,36 +822,36 @@ mod tests {
         {
             let message =
                 format!("init: expected an image, because this model {verb} images, got none; give one");
-            refuses(conditions, Draft::default(), &message);
+            refuses(conditions, Recipe::default(), &message);
         }
         refuses(
             Inpainting,
-            Draft { init: init(128, 128), ..Draft::default() },
+            Recipe { init: init(128, 128), ..Recipe::default() },
             "mask: expected one, because this model repaints a part of an image, got none",
         );
         for conditions in [Prompt, Refiner, Inpainting] {
-            let draft = Draft { mask: mask(128, 128), ..Draft::default() };
+            let draft = Recipe { mask: mask(128, 128), ..Recipe::default() };
             refuses(conditions, draft, "mask: expected an init image with it, got none");
         }
-        let draft = Draft { strength: Some(0.5), ..Draft::default() };
+        let draft = Recipe { strength: Some(0.5), ..Recipe::default() };
         refuses(Prompt, draft, "strength: expected an init image, got none; give one with --init");
-        assert!(Request::new(Draft::default(), &manifest(Prompt)).is_ok());
+        assert!(Request::new(Recipe::default(), &manifest(Prompt)).is_ok());
     }
 
     #[test]
     fn what_a_model_does_not_draw_from_is_refused() {
         use Conditions::{Editing, Inpainting, Prompt, Refiner, Upscaling};
-        let with_init = || Draft { init: init(128, 128), ..Draft::default() };
+        let with_init = || Recipe { init: init(128, 128), ..Recipe::default() };
         for (conditions, verb) in [(Editing, "edits"), (Upscaling, "upscales")] {
             let message = format!("mask: expected none, because this model {verb} whole images, got one");
-            refuses(conditions, Draft { mask: mask(128, 128), ..with_init() }, &message);
+            refuses(conditions, Recipe { mask: mask(128, 128), ..with_init() }, &message);
             let message =
                 format!("strength: expected none, because this model {verb} images from noise, got one");
-            refuses(conditions, Draft { strength: Some(1.0), ..with_init() }, &message);
+            refuses(conditions, Recipe { strength: Some(1.0), ..with_init() }, &message);
         }
         for conditions in [Prompt, Refiner, Inpainting, Upscaling] {
             let mask = if conditions == Inpainting { mask(128, 128) } else { None };
-            let draft = Draft { image_guidance: Some(1.5), mask, ..with_init() };
+            let draft = Recipe { image_guidance: Some(1.5), mask, ..with_init() };
             refuses(
                 conditions,
                 draft,
@@ -926,7 +860,7 @@ mod tests {
         }
         for conditions in [Prompt, Refiner, Inpainting, Editing] {
             let mask = if conditions == Inpainting { mask(128, 128) } else { None };
-            let draft = Draft { noise_level: Some(20), mask, ..with_init() };
+            let draft = Recipe { noise_level: Some(20), mask, ..with_init() };
             refuses(
                 conditions,
                 draft,
@@ -939,78 +873,78 @@ mod tests {
     fn without_an_encoder_only_small_pictures_can_be_drawn_from() {
         let without = |conditions| Manifest { encodes: false, ..manifest(conditions) };
         for conditions in [Conditions::Prompt, Conditions::Refiner, Conditions::Editing] {
-            let draft = Draft { init: init(128, 128), ..Draft::default() };
+            let draft = Recipe { init: init(128, 128), ..Recipe::default() };
             refuses_of(
                 &without(conditions),
                 draft,
                 "init: expected none, because this model's files have no VAE encoder",
             );
         }
-        let draft = Draft { init: init(8, 8), ..Draft::default() };
+        let draft = Recipe { init: init(8, 8), ..Recipe::default() };
         assert!(Request::new(draft, &without(Conditions::Upscaling)).is_ok());
     }
 
     #[test]
     fn numbers_out_of_range() {
         use Conditions::{Editing, Prompt, Upscaling};
-        let with_init = || Draft { init: init(128, 128), ..Draft::default() };
+        let with_init = || Recipe { init: init(128, 128), ..Recipe::default() };
         for strength in [-0.1, 1.1, f64::NAN, f64::INFINITY] {
-            let draft = Draft { strength: Some(strength), ..with_init() };
+            let draft = Recipe { strength: Some(strength), ..with_init() };
             refuses(Prompt, draft, "strength: expected a number from 0 to 1, got");
         }
         refuses(
             Prompt,
-            Draft { strength: Some(0.04), steps: Some(20), ..with_init() },
+            Recipe { strength: Some(0.04), steps: Some(20), ..with_init() },
             "strength: expected enough for a step of 20, got 0.04; use 0.05 or more",
         );
         refuses(
             Prompt,
-            Draft { strength: Some(0.0), ..with_init() },
+            Recipe { strength: Some(0.0), ..with_init() },
             "strength: expected enough for a step of 20, got 0;",
         );
         refuses(
             Editing,
-            Draft { image_guidance: Some(0.5), ..with_init() },
+            Recipe { image_guidance: Some(0.5), ..with_init() },
             "image guidance: expected a number from 1 up, got 0.5",
         );
         refuses(
             Editing,
-            Draft { image_guidance: Some(1.5), guidance: Some(1.0.into()), ..with_init() },
+            Recipe { image_guidance: Some(1.5), guidance: Some(1.0.into()), ..with_init() },
             "image guidance: expected guidance other than 1, got 1",
         );
-        let level = |level| Draft { init: init(8, 8), noise_level: Some(level), ..Draft::default() };
+        let level = |level| Recipe { init: init(8, 8), noise_level: Some(level), ..Recipe::default() };
         refuses(Upscaling, level(351), "noise level: expected at most 350, got 351");
         refuses(Upscaling, level(usize::MAX), "noise level: expected at most 350, got");
-        assert_eq!(Request::new(level(350), &manifest(Upscaling)).unwrap().noise_level(), Some(350));
+        assert_eq!(Request::new(level(350), &manifest(Upscaling)).unwrap().recipe().noise_level, Some(350));
     }
 
     #[test]
     fn pictures_without_pixels() {
         for size in [None, Some(PixelSize::new(128, 128).unwrap())] {
-            let draft = Draft { init: init(0, 0), size, ..Draft::default() };
+            let draft = Recipe { init: init(0, 0), size, ..Recipe::default() };
             refuses(Conditions::Prompt, draft, "init: expected an image with pixels, got none");
         }
     }
 
     #[test]
     fn masks_that_are_not_there() {
-        let draft = Draft { keep_outside: Some(false), init: init(64, 64), ..Draft::default() };
+        let draft = Recipe { keep_outside: Some(false), init: init(64, 64), ..Recipe::default() };
         refuses(Conditions::Prompt, draft, "keep outside: expected a mask, got none");
         let message =
             "mask: expected an init image with transparent areas, which are the mask, got an opaque one";
-        let draft = Draft { mask: Some(Mask::InitAlpha), init: init(64, 64), ..Draft::default() };
+        let draft = Recipe { mask: Some(Mask::InitAlpha.into()), init: init(64, 64), ..Recipe::default() };
         refuses(Conditions::Prompt, draft, message);
     }
 
     #[test]
     fn sizes_follow_the_picture() {
         let size = |conditions, draft| Request::new(draft, &manifest(conditions)).unwrap().size().to_string();
-        let of = |width, height| Draft { init: init(width, height), ..Draft::default() };
+        let of = |width, height| Recipe { init: init(width, height), ..Recipe::default() };
         assert_eq!(size(Conditions::Prompt, of(160, 96)), "160x96");
         assert_eq!(size(Conditions::Upscaling, of(10, 7)), "160x112");
         let wanted = Some(PixelSize::new(64, 32).unwrap());
-        assert_eq!(size(Conditions::Prompt, Draft { size: wanted, ..of(161, 5) }), "64x32");
-        assert_eq!(size(Conditions::Upscaling, Draft { size: wanted, ..of(161, 5) }), "64x32");
+        assert_eq!(size(Conditions::Prompt, Recipe { size: wanted, ..of(161, 5) }), "64x32");
+        assert_eq!(size(Conditions::Upscaling, Recipe { size: wanted, ..of(161, 5) }), "64x32");
 
         refuses(
             Conditions::Prompt,
@@ -1036,26 +970,26 @@ mod tests {
             "size: expected 128x128, the only size of this model's graph, got 64x64; --size 128x128 resizes",
         );
 
-        let draft = Draft { mask: mask(128, 96), ..of(128, 128) };
+        let draft = Recipe { mask: mask(128, 96), ..of(128, 128) };
         refuses(Conditions::Prompt, draft, "mask: expected the size of the init image, 128x128, got 128x96");
     }
 
     #[test]
     fn pictures_are_brought_to_their_sizes() {
         let size = Some(PixelSize::new(64, 32).unwrap());
-        let draft = Draft { init: init(100, 50), mask: mask(100, 50), size, ..Draft::default() };
+        let draft = Recipe { init: init(100, 50), mask: mask(100, 50), size, ..Recipe::default() };
         let request = Request::new(draft, &manifest(Conditions::Inpainting)).unwrap();
         let Source::Masked { picture, mask, starts_from_noise: true, keeps_outside: true } = &request.source
         else {
-            panic!("{:?}", request.strength)
+            panic!("{:?}", request.strength())
         };
         let (picture, mask) = (picture.get().unwrap(), mask.get().unwrap());
         assert_eq!((picture.dimensions(), mask.dimensions()), ((64, 32), (64, 32)));
 
-        let draft = Draft { init: init(100, 50), size, ..Draft::default() };
+        let draft = Recipe { init: init(100, 50), size, ..Recipe::default() };
         let request = Request::new(draft, &manifest(Conditions::Upscaling)).unwrap();
         let Source::Enlarged { picture, level: 20 } = &request.source else {
-            panic!("{:?}", request.strength)
+            panic!("{:?}", request.strength())
         };
         assert_eq!(picture.get().unwrap().dimensions(), (4, 2), "cells of 16 pixels");
     }
@@ -1093,11 +1027,11 @@ mod tests {
     fn the_last_steps_are_taken() {
         let sigmas = |strength: Option<f64>| {
             let init = if strength.is_some() { init(128, 128) } else { None };
-            let draft = Draft { init, strength, steps: Some(10), ..Draft::default() };
+            let draft = Recipe { init, strength, steps: Some(10), ..Recipe::default() };
             Request::new(draft, &manifest(Conditions::Prompt)).unwrap()
         };
         let (all, some) = (sigmas(None), sigmas(Some(0.35)));
-        assert_eq!((some.steps(), some.asked_steps(), some.strength()), (3, 10, Some(0.35)));
+        assert_eq!((some.steps(), some.recipe().steps, some.strength()), (3, Some(10), Some(0.35)));
         assert_eq!(some.sigmas()[..], all.sigmas()[7..]);
         let numbers: Vec<usize> = some.schedule.steps().iter().map(|step| step.index).collect();
         assert_eq!(numbers, [0, 1, 2]);
@@ -1106,12 +1040,12 @@ mod tests {
 
     #[test]
     fn strengths_that_are_not_asked_for() {
-        let draft = || Draft { init: init(128, 128), steps: Some(10), ..Draft::default() };
+        let draft = || Recipe { init: init(128, 128), steps: Some(10), ..Recipe::default() };
         assert_eq!(steps_of(Conditions::Prompt, draft()), 8);
         assert_eq!(steps_of(Conditions::Refiner, draft()), 3);
-        assert_eq!(steps_of(Conditions::Prompt, Draft { mask: mask(128, 128), ..draft() }), 10);
-        assert_eq!(steps_of(Conditions::Inpainting, Draft { mask: mask(128, 128), ..draft() }), 10);
+        assert_eq!(steps_of(Conditions::Prompt, Recipe { mask: mask(128, 128), ..draft() }), 10);
+        assert_eq!(steps_of(Conditions::Inpainting, Recipe { mask: mask(128, 128), ..draft() }), 10);
         assert_eq!(steps_of(Conditions::Editing, draft()), 10);
-        assert_eq!(steps_of(Conditions::Upscaling, Draft { init: init(8, 8), ..draft() }), 10);
+        assert_eq!(steps_of(Conditions::Upscaling, Recipe { init: init(8, 8), ..draft() }), 10);
     }
 }

@@ -32,11 +32,11 @@ const SNAPSHOT: [u8; 16] = *b"calotype run  01";
 /// ```no_run
 /// use calotype::model::Model;
 /// use calotype::pipeline::{Options, Pipeline};
-/// use calotype::request::{Draft, Request};
+/// use calotype::recipe::Recipe;
 ///
 /// let mut pipeline = Pipeline::open(&Model::built_in()?, &Options::default())?;
-/// let draft = Draft { prompt: "a red apple".into(), ..Draft::default() };
-/// let request = Request::new(draft, pipeline.manifest())?;
+/// let recipe = Recipe { prompt: "a red apple".into(), ..Recipe::default() };
+/// let request = pipeline.request(recipe)?;
 /// let mut run = pipeline.begin(&request)?;
 /// while !run.is_done() {
 ///     let progress = run.step()?;

@@ -14,7 +14,8 @@ use calotype::model::Model;
 use calotype::noise::{BrownianTree, Rng, StepNoise, TorchCpu};
 use calotype::pipeline::{Options, Pipeline};
 use calotype::prediction::{Prediction, Thresholder, Thresholding};
-use calotype::request::{Draft, Request};
+use calotype::recipe::Recipe;
+use calotype::request::Request;
 use calotype::sampler::{Denoise, Method as Sampling, STEP_NOISE, SamplerKind, StepNoiseKind};
 use calotype::schedule::{Betas, NoiseCurve, Schedule, ScheduleKind};
 use calotype::tensor::LatentShape;
@@ -166,13 +167,13 @@ fn a_step_of_the_pipeline_allocates_no_more_than_running_its_unet() {
     let alone = allocations_of_one_unet_run(&model);
     let (init, mask) = (RgbImage::new(128, 128), GrayImage::new(128, 128));
     for (sampler, is_masked) in SamplerKind::ALL.into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
-        let draft = Draft {
+        let draft = Recipe {
             sampler: Some(sampler.into()),
             steps: Some(5),
             seed: Some(1),
             init: is_masked.then(|| init.clone().into()),
             mask: is_masked.then(|| mask.clone().into()),
-            ..Draft::default()
+            ..Recipe::default()
         };
         let request = Request::new(draft, model.manifest()).unwrap();
         assert!(request.guidance_scale() != 1.0, "the session alone is run with guidance");

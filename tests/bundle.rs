@@ -3,7 +3,8 @@
 use calotype::ErrorKind;
 use calotype::manifest::Manifest;
 use calotype::model::Model;
-use calotype::request::{Draft, Request};
+use calotype::recipe::Recipe;
+use calotype::request::Request;
 use serde_json::{Value, json};
 
 const TOKENIZER: &str = "/components/text_encoder/tokenizer";
@@ -32,7 +33,7 @@ fn a_good_manifest_is_taken() {
     let (manifest, contents) = Manifest::parse("origin", &serde_json::to_vec(&built_in()).unwrap()).unwrap();
     let written: Value = serde_json::from_slice(&manifest.to_json(&contents)).unwrap();
     assert_eq!(written, built_in(), "what is written is what was read");
-    let request = Request::new(Draft::default(), &manifest).unwrap();
+    let request = Request::new(Recipe::default(), &manifest).unwrap();
     assert_eq!(request.size(), manifest.defaults.size);
     assert_eq!(request.steps(), manifest.defaults.steps);
 }

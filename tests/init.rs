@@ -7,7 +7,8 @@ use calotype::ErrorKind;
 use calotype::engine::{Session, SessionOptions, TensorRef};
 use calotype::model::Model;
 use calotype::pipeline::{Options, Pipeline};
-use calotype::request::{Draft, Request};
+use calotype::recipe::Recipe;
+use calotype::request::Request;
 use calotype::sampler::SamplerKind;
 use image::{GrayImage, Luma, RgbImage};
 
@@ -20,16 +21,16 @@ fn pipeline() -> Pipeline {
     Pipeline::open(&Model::built_in().unwrap(), &Options::default()).unwrap()
 }
 
-fn draft(prompt: &str) -> Draft {
-    Draft { prompt: prompt.into(), steps: Some(8), seed: Some(5), ..Draft::default() }
+fn draft(prompt: &str) -> Recipe {
+    Recipe { prompt: prompt.into(), steps: Some(8), seed: Some(5), ..Recipe::default() }
 }
 
-fn latents(pipeline: &mut Pipeline, draft: &Draft) -> Vec<f32> {
+fn latents(pipeline: &mut Pipeline, draft: &Recipe) -> Vec<f32> {
     let request = Request::new(draft.clone(), pipeline.manifest()).unwrap();
     pipeline.denoise(&request, |_| ControlFlow::Continue(())).unwrap()
 }
 
-fn drawn(pipeline: &mut Pipeline, draft: &Draft) -> RgbImage {
+fn drawn(pipeline: &mut Pipeline, draft: &Recipe) -> RgbImage {
     let request = Request::new(draft.clone(), pipeline.manifest()).unwrap();
     pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image
 }
@@ -78,7 +79,7 @@ fn a_black_mask_leaves_the_picture() {
     let apple = apple(&mut pipeline);
     let expected = encoded(&apple);
     for (sampler, strength) in SamplerKind::ALL.into_iter().zip([1.0, 0.5].into_iter().cycle()) {
-        let draft = Draft {
+        let draft = Recipe {
             init: Some(apple.clone().into()),
             mask: Some(mask(SIDE_PX).into()),
             strength: Some(strength),
@@ -88,7 +89,7 @@ fn a_black_mask_leaves_the_picture() {
         near(&latents(&mut pipeline, &draft), &expected);
     }
     let mut draft =
-        Draft { init: Some(apple.clone().into()), mask: Some(mask(SIDE_PX).into()), ..draft("a green cat") };
+        Recipe { init: Some(apple.clone().into()), mask: Some(mask(SIDE_PX).into()), ..draft("a green cat") };
     assert!(drawn(&mut pipeline, &draft) == apple);
     draft.keep_outside = Some(false);
     let drawn = drawn(&mut pipeline, &draft);
@@ -105,14 +106,14 @@ fn pixels_outside_of_the_mask_stay() {
     let slope = |y: u32| (4 * y).saturating_sub(128).min(255) as u8;
     let soft = GrayImage::from_fn(SIDE_PX, SIDE_PX, |_, y| Luma([slope(y)]));
     for strength in [1.0, 0.5] {
-        let draft = Draft {
+        let draft = Recipe {
             init: Some(apple.clone().into()),
             mask: Some(soft.clone().into()),
             strength: Some(strength),
             ..draft("a green cat")
         };
         let kept = drawn(&mut pipeline, &draft);
-        let decoded = drawn(&mut pipeline, &Draft { keep_outside: Some(false), ..draft });
+        let decoded = drawn(&mut pipeline, &Recipe { keep_outside: Some(false), ..draft });
         let mut changed = 0;
         for (x, y, pixel) in kept.enumerate_pixels() {
             let share = f64::from(slope(y)) / 255.0;
@@ -133,8 +134,8 @@ fn a_white_mask_leaves_nothing_of_the_picture() {
     let mut pipeline = pipeline();
     let apple = apple(&mut pipeline);
     for sampler in SamplerKind::ALL {
-        let plain = Draft { sampler: Some(sampler.into()), ..draft("a green cat") };
-        let masked = Draft { init: Some(apple.clone().into()), mask: Some(mask(0).into()), ..plain.clone() };
+        let plain = Recipe { sampler: Some(sampler.into()), ..draft("a green cat") };
+        let masked = Recipe { init: Some(apple.clone().into()), mask: Some(mask(0).into()), ..plain.clone() };
         assert_eq!(latents(&mut pipeline, &masked), latents(&mut pipeline, &plain), "{sampler}");
     }
 }
@@ -146,8 +147,11 @@ fn only_what_is_white_is_drawn_anew() {
     let expected = encoded(&apple);
     // One row of pixels below the middle: cells go by their first pixel, so that the fifth row of them is kept, too.
     for (from, kept_rows) in [(SIDE_PX / 2, 4), (SIDE_PX / 2 + 1, 5)] {
-        let draft =
-            Draft { init: Some(apple.clone().into()), mask: Some(mask(from).into()), ..draft("a green cat") };
+        let draft = Recipe {
+            init: Some(apple.clone().into()),
+            mask: Some(mask(from).into()),
+            ..draft("a green cat")
+        };
         let got = latents(&mut pipeline, &draft);
         for channel in 0..CHANNELS {
             let (start, kept) = (channel * CELLS * CELLS, kept_rows * CELLS);
@@ -163,7 +167,7 @@ fn the_stronger_the_farther() {
     let mut pipeline = pipeline();
     let apple = apple(&mut pipeline);
     let distances = [0.125, 0.5, 1.0].map(|strength| {
-        let draft = Draft {
+        let draft = Recipe {
             init: Some(apple.clone().into()),
             strength: Some(strength),
             ..draft("a green cat on a pink background")
@@ -179,7 +183,7 @@ fn a_picture_of_another_size_is_resized() {
     let mut pipeline = pipeline();
     let flat = RgbImage::from_pixel(300, 50, image::Rgb([200, 30, 30]));
     let size = Some("64x96".parse().unwrap());
-    let draft = Draft { init: Some(flat.into()), strength: Some(0.125), size, ..draft("") };
+    let draft = Recipe { init: Some(flat.into()), strength: Some(0.125), size, ..draft("") };
     let drawn = drawn(&mut pipeline, &draft);
     assert_eq!(drawn.dimensions(), (64, 96));
     let flat = RgbImage::from_pixel(64, 96, image::Rgb([200, 30, 30]));
@@ -191,7 +195,7 @@ fn a_run_that_starts_from_a_picture_can_be_stopped() {
     let mut pipeline = pipeline();
     let init = Some(RgbImage::new(SIDE_PX, SIDE_PX).into());
     let request =
-        Request::new(Draft { init, strength: Some(0.5), ..draft("") }, pipeline.manifest()).unwrap();
+        Request::new(Recipe { init, strength: Some(0.5), ..draft("") }, pipeline.manifest()).unwrap();
     let error = pipeline.generate(&request, |_| ControlFlow::Break(())).expect_err("stopped");
     assert_eq!((error.kind(), error.to_string()), (ErrorKind::Cancelled, "stopped after step 1 of 4".into()));
 }

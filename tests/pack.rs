@@ -15,7 +15,8 @@ use calotype::engine::SessionOptions;
 use calotype::model::Model;
 use calotype::pack::{self, Options, Precision, Report};
 use calotype::pipeline::{self, Pipeline};
-use calotype::request::{Draft, Request};
+use calotype::recipe::Recipe;
+use calotype::request::Request;
 use calotype::{Error, ErrorKind};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -47,7 +48,7 @@ fn picture(model: &Model) -> Vec<u8> {
         &pipeline::Options { session: SessionOptions::new(NonZeroUsize::MIN), plan: None },
     )
     .unwrap();
-    let draft = Draft { prompt: "a red apple".into(), steps: Some(3), seed: Some(5), ..Draft::default() };
+    let draft = Recipe { prompt: "a red apple".into(), steps: Some(3), seed: Some(5), ..Recipe::default() };
     let request = Request::new(draft, pipeline.manifest()).unwrap();
     pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image.into_raw()
 }

@@ -8,7 +8,8 @@ use std::path::Path;
 use calotype::model::Model;
 use calotype::pipeline::{Options, Pipeline};
 use calotype::prompt::Text;
-use calotype::request::{Draft, Request};
+use calotype::recipe::Recipe;
+use calotype::request::Request;
 use calotype::sampler::Sampling;
 use calotype::weights::Weights;
 use image::RgbImage;
@@ -56,14 +57,14 @@ impl Golden {
 
     fn request(&self, case: &Case, pipeline: &Pipeline) -> Request {
         let sampling: Sampling = case.sampler.parse().unwrap();
-        let draft = Draft {
+        let draft = Recipe {
             prompt: Self::read_by_diffusers(&case.prompt).to_owned(),
             steps: Some(self.steps),
             guidance: Some(case.guidance.into()),
             sampler: Some(sampling.method),
             schedule: sampling.schedule,
             seed: Some(self.seed),
-            ..Draft::default()
+            ..Recipe::default()
         };
         Request::new(draft, pipeline.manifest()).unwrap()
     }

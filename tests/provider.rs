@@ -11,7 +11,8 @@ use calotype::engine::{Library, Placement, Provider, ProviderKind, Providers};
 use calotype::model::Model;
 use calotype::pipeline::{Options, Pipeline};
 use calotype::plan::{Budget, Plan};
-use calotype::request::{Draft, Request};
+use calotype::recipe::Recipe;
+use calotype::request::Request;
 use calotype::{Error, ErrorKind};
 
 const COMPONENTS: [&str; 5] = ["text_encoder", "text_encoder_2", "unet", "vae_encoder", "vae_decoder"];
@@ -223,7 +224,7 @@ fn the_processor_is_certified() {
 #[test]
 fn plans_are_for_the_processor() {
     let model = Model::built_in().unwrap();
-    let request = Request::new(Draft::default(), model.manifest()).unwrap();
+    let request = Request::new(Recipe::default(), model.manifest()).unwrap();
     let Options { mut session, .. } = Options::default();
     let plan = Plan::new(&model, &request, &session, Budget::of_bytes(1 << 40)).unwrap();
     session.providers = "vae_decoder=cuda,vae_decoder=cpu".parse().unwrap();

@@ -6,7 +6,8 @@ use std::ops::ControlFlow;
 
 use calotype::model::Model;
 use calotype::pipeline::{Options, Pipeline};
-use calotype::request::{Draft, Request};
+use calotype::recipe::Recipe;
+use calotype::request::Request;
 use image::imageops::{self, FilterType};
 use image::{GrayImage, RgbImage};
 use serde::Deserialize;
@@ -101,11 +102,11 @@ fn open() -> Pipeline {
 }
 
 fn draw(pipeline: &mut Pipeline, prompt: &str, seed: u64, guidance: Option<f64>) -> RgbImage {
-    let draft = Draft {
+    let draft = Recipe {
         prompt: prompt.into(),
         seed: Some(seed),
         guidance: guidance.map(Into::into),
-        ..Draft::default()
+        ..Recipe::default()
     };
     let request = Request::new(draft, pipeline.manifest()).unwrap();
     pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image

@@ -9,7 +9,8 @@ use calotype::engine::{Residency, SessionOptions};
 use calotype::model::Model;
 use calotype::noise::Rng;
 use calotype::pipeline::{Options, Pipeline, Progress};
-use calotype::request::{Draft, Request};
+use calotype::recipe::Recipe;
+use calotype::request::Request;
 use calotype::sampler::SamplerKind;
 use calotype::tensor::PixelSize;
 
@@ -19,12 +20,12 @@ fn pipeline(change: impl FnOnce(&mut SessionOptions)) -> Pipeline {
     Pipeline::open(&Model::built_in().unwrap(), &options).unwrap()
 }
 
-fn draft() -> Draft {
+fn draft() -> Recipe {
     let size = PixelSize::new(64, 64).ok();
-    Draft { prompt: "a red apple".into(), seed: Some(1), steps: Some(4), size, ..Draft::default() }
+    Recipe { prompt: "a red apple".into(), seed: Some(1), steps: Some(4), size, ..Recipe::default() }
 }
 
-fn request(pipeline: &Pipeline, draft: Draft) -> Request {
+fn request(pipeline: &Pipeline, draft: Recipe) -> Request {
     Request::new(draft, pipeline.manifest()).unwrap()
 }
 
@@ -50,7 +51,7 @@ fn whole_and_restored(pipeline: &mut Pipeline, request: &Request, at: usize) -> 
 fn every_sampler_goes_on_from_a_snapshot() {
     let mut pipeline = pipeline(|_| {});
     for kind in SamplerKind::ALL {
-        let request = request(&pipeline, Draft { sampler: Some(kind.into()), ..draft() });
+        let request = request(&pipeline, Recipe { sampler: Some(kind.into()), ..draft() });
         for at in [1, 3] {
             let [whole, restored] = whole_and_restored(&mut pipeline, &request, at);
             assert_eq!(whole, restored, "{kind}, after {at} steps");
@@ -63,18 +64,18 @@ fn every_generator_guidance_and_source_goes_on_from_a_snapshot() {
     let mut pipeline = pipeline(|_| {});
     let init = image::RgbImage::from_fn(64, 64, |x, y| image::Rgb([4 * x as u8, 4 * y as u8, 90]));
     let mask = image::GrayImage::from_fn(64, 64, |x, _| image::Luma([if x < 32 { 255 } else { 0 }]));
-    let ancestral = || Draft { sampler: Some(SamplerKind::EulerAncestral.into()), ..draft() };
-    let by = |method: &str| Draft { guidance_method: Some(method.parse().unwrap()), ..ancestral() };
+    let ancestral = || Recipe { sampler: Some(SamplerKind::EulerAncestral.into()), ..draft() };
+    let by = |method: &str| Recipe { guidance_method: Some(method.parse().unwrap()), ..ancestral() };
     let churned = "euler:s_churn=20,noise=stream".parse().ok();
     for draft in [
-        Draft { rng: Rng::Philox, ..ancestral() },
-        Draft { rng: Rng::Numpy, ..ancestral() },
-        Draft { sampler: churned, ..draft() },
-        Draft { sampler: "dpm++2m-sde:noise=tree".parse().ok(), ..draft() },
+        Recipe { rng: Some(Rng::Philox), ..ancestral() },
+        Recipe { rng: Some(Rng::Numpy), ..ancestral() },
+        Recipe { sampler: churned, ..draft() },
+        Recipe { sampler: "dpm++2m-sde:noise=tree".parse().ok(), ..draft() },
         by("projected:momentum=-0.5"),
         by("residual:from=first-negative"),
-        Draft { init: Some(init.clone().into()), strength: Some(0.9), ..ancestral() },
-        Draft { init: Some(init.into()), mask: Some(mask.into()), ..ancestral() },
+        Recipe { init: Some(init.clone().into()), strength: Some(0.9), ..ancestral() },
+        Recipe { init: Some(init.into()), mask: Some(mask.into()), ..ancestral() },
     ] {
         let request = request(&pipeline, draft);
         let [whole, restored] = whole_and_restored(&mut pipeline, &request, 2);
@@ -90,18 +91,18 @@ fn snapshots_of_another_run_are_refused() {
     run.step().unwrap();
     let snapshot = run.snapshot().unwrap();
     drop(run);
-    let mut refused = |draft: Draft, snapshot: &[u8]| {
+    let mut refused = |draft: Recipe, snapshot: &[u8]| {
         let request = Request::new(draft, pipeline.manifest()).unwrap();
         let error = pipeline.restore(&request, snapshot).map(|_| ()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Input);
         error.to_string()
     };
     for other in [
-        Draft { prompt: "a green apple".into(), ..draft() },
-        Draft { seed: Some(2), ..draft() },
-        Draft { init: Some(image::RgbImage::new(64, 64).into()), strength: Some(1.0), ..draft() },
-        Draft { steps: Some(5), ..draft() },
-        Draft { guidance: Some(2.0.into()), ..draft() },
+        Recipe { prompt: "a green apple".into(), ..draft() },
+        Recipe { seed: Some(2), ..draft() },
+        Recipe { init: Some(image::RgbImage::new(64, 64).into()), strength: Some(1.0), ..draft() },
+        Recipe { steps: Some(5), ..draft() },
+        Recipe { guidance: Some(2.0.into()), ..draft() },
     ] {
         assert_eq!(
             refused(other, &snapshot),
@@ -123,7 +124,7 @@ fn a_call_ends_when_it_is_cancelled() {
     for residency in [Residency::PerStage, Residency::Streamed { grain_bytes: 1 << 20, resident_bytes: 0 }] {
         let mut pipeline = pipeline(|session| session.residency = residency);
         let cancel = pipeline.cancel();
-        let request = request(&pipeline, Draft { steps: Some(1000), ..draft() });
+        let request = request(&pipeline, Recipe { steps: Some(1000), ..draft() });
         let short = Request::new(draft(), pipeline.manifest()).unwrap();
         let whole = pipeline.denoise(&short, |_| ControlFlow::Continue(())).unwrap();
         let mut run = pipeline.begin(&request).unwrap();

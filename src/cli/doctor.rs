@@ -11,7 +11,8 @@ use calotype::plan::Budget;
 use calotype::{Error, ErrorKind};
 use serde_json::{Value, json};
 
-use super::{Common, Components, Report, open_model, path_json, provider, say};
+use super::open::{Additions, Components, open_model};
+use super::{Common, Report, path_json, provider, say};
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
@@ -109,7 +110,7 @@ fn all_of(library: &Library) -> Providers {
 
 /// All certificates, told as they come; [`ErrorKind::Numeric`] when one is not passed.
 fn certify(flags: &Flags, options: &SessionOptions) -> Result<Vec<Certificate>, Error> {
-    let (model, _) = open_model(flags.model.as_ref(), &Components::default(), &[], &[])?;
+    let model = open_model(flags.model.as_ref(), &Components::default(), &Additions::default())?;
     let certificates = certify::certify(&model, options, |certificate| say(line(certificate)))?;
     match certificates.iter().find(|certificate| !certificate.is_passed()) {
         Some(failed) => Err(Error::new(ErrorKind::Numeric, line(failed))

@@ -9,19 +9,22 @@ use calotype::engine::SessionOptions;
 use calotype::error::shortened;
 use calotype::memory;
 use calotype::model::Model;
+use calotype::picture::RecipeText;
 use calotype::pipeline::{Options, Picture, Pipeline, Progress};
 use calotype::plan::{Budget, Plan};
+use calotype::recipe::{Receipt, Recipe, parameters};
 use calotype::request::Request;
 use calotype::tokenizer::Cut;
 use calotype::{Error, ErrorKind};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use super::draft::Drawing;
+use super::drawing::Drawing;
+use super::from::STDIN;
 use super::interrupt::Heeded;
 use super::output::{Destination, STDOUT};
-use super::receipt::{ModelHash, Receipt};
-use super::{Common, Report, path_json, say};
+use super::receipt::{Hashes, provenance};
+use super::{Common, Report, path_json, say, without_mark};
 use super::{provider, samplers};
 
 /// What is asked for in place of a name.
@@ -31,8 +34,9 @@ const MAX_PROMPT_BYTES: u64 = 1 << 20;
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
-    /// The prompt; `-` reads it from standard input. `(words:1.2)` have more weight, `[words]` less.
-    #[arg(required_unless_present_any = ["sampler", "schedule"])]
+    /// The prompt; `-` reads it from standard input. `(words:1.2)` have more weight, `[words]` less. With `--from` the
+    /// recipe's prompt when absent.
+    #[arg(required_unless_present_any = ["sampler", "schedule", "from"])]
     prompt: Option<String>,
     /// Where to write the image, in the format of the extension: .png, .jpg or .jpeg (quality 95), .webp (lossless); PNG
     /// without one. `-` writes a PNG to standard output, and reports to standard error.
@@ -51,16 +55,21 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         _ => {}
     }
     let started = Instant::now();
+    let drawing = &flags.drawing;
     let prompt = match flags.prompt.as_deref() {
-        Some("-") => prompt_from_stdin()?,
-        Some(prompt) => without_mark(prompt).to_owned(),
+        Some(STDIN) if drawing.from_stdin() => {
+            let problem = "PROMPT: expected standard input for one of prompt and --from, got both";
+            return Err(Error::new(ErrorKind::Usage, problem));
+        }
+        Some(STDIN) => Some(prompt_from_stdin()?),
+        Some(prompt) => Some(without_mark(prompt).to_owned()),
+        None if drawing.has_origin() => None,
         None => {
             let expected = "PROMPT: expected a prompt, got none";
             return Err(Error::new(ErrorKind::Usage, expected).help("for an empty prompt write \"\""));
         }
     };
-    let drawing = &flags.drawing;
-    let (draft, images) = drawing.draft(prompt)?;
+    let (recipe, origin) = drawing.recipe(prompt, None)?;
     let to_stdout = flags.output == Path::new(STDOUT);
     if to_stdout && (drawing.count > 1 || flags.common.json) {
         let other = if flags.common.json { "--json" } else { "several images" };
@@ -70,8 +79,8 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         ));
     }
     let destinations = destinations(&flags.output, drawing.count)?;
-    let (model, additions) = drawing.open_model(None, &draft)?;
-    let first = Request::new(draft, model.manifest())?;
+    let (model, recipe, additions) = drawing.open_model(recipe)?;
+    let first = Request::new(recipe, model.manifest())?;
     let Some(last_seed) = first.seed().checked_add(u64::from(drawing.count) - 1) else {
         return Err(Error::new(
             ErrorKind::Usage,
@@ -83,7 +92,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let library = flags.common.library()?;
     let session = SessionOptions { cancel: Heeded::cancel(), ..drawing.session()? };
     let options = Options { plan: plan(drawing.memory, &model, &first, &session)?, session };
-    let (init_sha256, mask_sha256) = (images.init_sha256()?, images.mask_sha256()?);
+    let mut recipe = first.recipe().with_images_named()?;
     // A plan has counted them.
     let room_bytes = if options.plan.is_some() { u64::MAX } else { drawing.budget().bytes() };
     for note in first.load(room_bytes)? {
@@ -102,7 +111,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     pipeline.placements().for_each(provider::report);
     let mut placed = pipeline.placements().count();
 
-    let mut model_hash = ModelHash::begin(&model, drawing.model.as_deref());
+    let mut hashes = Hashes::begin(&model, &recipe);
     let unknown = Unknown::of(&first, &model)?;
     unknown.report();
     let (mut text, mut pictures) = (String::new(), Vec::new());
@@ -118,19 +127,17 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
                 placed = pipeline.placements().count();
             }
             let provider = provider::summary(pipeline.placements());
-            let receipt = Receipt::new(
-                &picture.image,
-                &request,
-                &model,
-                model_hash.get(),
-                &additions,
-                library,
-                provider,
-                &init_sha256,
-                &mask_sha256,
-            );
+            let made =
+                provenance(&picture.image, &request, &model, hashes.note(&mut recipe), library, provider);
+            if index == 0 {
+                origin.compare(&made, &additions);
+            }
+            let recipe = Recipe { seed: Some(request.seed()), ..recipe.clone() };
+            let receipt = Receipt { recipe, provenance: Some(made) };
             report_cut(&picture);
-            destination.write(&picture.image, &receipt)?;
+            let recipe_text =
+                RecipeText { parameters: &parameters::write(&receipt, &additions), json: &receipt.to_json() };
+            destination.write(&picture.image, recipe_text)?;
             text += &format!("{} (seed {})\n", destination.path().display(), request.seed());
             pictures.push(json!({
                 "file": path_json(destination.path()),
@@ -251,11 +258,6 @@ fn prompt_from_stdin() -> Result<String, Error> {
         if is_utf16 { refusal.help("it is UTF-16: save it as UTF-8") } else { refusal }
     })?;
     Ok(without_mark(&text).trim_end_matches(['\r', '\n']).to_owned())
-}
-
-/// A text without the byte order mark that editors put before it.
-pub(super) fn without_mark(text: &str) -> &str {
-    text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
 fn progress_bar(steps: usize) -> ProgressBar {

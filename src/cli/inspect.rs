@@ -8,7 +8,8 @@ use calotype::engine::providers_needed;
 use calotype::signature::Binding;
 use serde_json::json;
 
-use super::{Additions, Common, Components, Report, open_model};
+use super::open::{Additions, Components, open_model};
+use super::{Common, Report};
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
@@ -23,12 +24,7 @@ pub(super) struct Flags {
 }
 
 pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
-    let (model, _) = open_model(
-        flags.model.as_ref(),
-        &flags.components,
-        &flags.additions.lora,
-        &flags.additions.embedding,
-    )?;
+    let model = open_model(flags.model.as_ref(), &flags.components, &flags.additions)?;
     let manifest = model.manifest();
     let defaults = &manifest.defaults;
     let (schedule, _) = manifest.schedule(None, None, defaults.steps)?;

@@ -2,15 +2,14 @@
 //! What is not found, or not used, is told; it knows nothing of what is in the files.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use calotype::prompt::{Mention, mentions};
-use calotype::request::Draft;
+use calotype::recipe::{NamedFile, NamedLora, Recipe};
 use calotype::{Error, ErrorKind};
 
-use super::{Additions, say, split_at_sign};
+use super::say;
 
 /// How deep folders are searched, and the most files that are looked at.
 const MAX_DEPTH: usize = 8;
@@ -34,8 +33,7 @@ pub(super) struct Folders {
 /// What prompts name.
 #[derive(Default)]
 pub(super) struct Mentioned {
-    /// Files with how much of them the text encoders and the U-Net get.
-    pub(super) loras: Vec<(PathBuf, f32, f32)>,
+    pub(super) loras: Vec<NamedLora>,
     pub(super) embeddings: Vec<PathBuf>,
     /// Both prompts in small letters, where there are any.
     texts: Option<String>,
@@ -47,22 +45,18 @@ impl Mentioned {
     /// # Errors
     /// [`ErrorKind::Usage`] for a name that several files of a folder have; [`ErrorKind::Input`] for a folder that cannot
     /// be read.
-    pub(super) fn find(draft: &Draft, folders: &Folders, additions: &Additions) -> Result<Self, Error> {
-        let (prompt, negative) = (draft.prompt.as_str(), draft.negative.as_deref().unwrap_or_default());
+    pub(super) fn find(recipe: &Recipe, folders: &Folders) -> Result<Self, Error> {
+        let (prompt, negative) = (recipe.prompt.as_str(), recipe.negative.as_deref().unwrap_or_default());
         let mut mentioned =
             Self { texts: Some(format!("{prompt}\n{negative}").to_lowercase()), ..Self::default() };
-        if draft.literal {
+        if recipe.literal {
             return Ok(mentioned);
         }
         let (loras, embeddings) =
             (stems(folders.lora_dir.as_deref())?, stems(folders.embedding_dir.as_deref())?);
-        let file_of = |typed: &OsString| {
-            let file = Path::new(typed);
-            split_at_sign(typed)
-                .filter(|_| !file.exists())
-                .map_or_else(|| stem(file), |(file, _)| stem(&file))
-        };
-        let given: Vec<String> = additions.lora.iter().map(file_of).collect();
+        let stem_of = |file: &NamedFile| file.path.as_deref().map(stem).unwrap_or_default();
+        let given: Vec<(String, bool)> =
+            recipe.lora.iter().map(|lora| (stem_of(&lora.file), lora.file.sha256.is_some())).collect();
         let mut words = Vec::new();
         for (mention, is_negative) in mentions(prompt)
             .into_iter()
@@ -75,11 +69,18 @@ impl Mentioned {
                         "negative prompt: <lora:{name}>: ignored: LoRA files are read from the prompt only"
                     ));
                 }
-                Mention::Lora { name, .. } if given.contains(&name.to_lowercase()) => {
-                    tell(&format!("prompt: <lora:{name}>: ignored: --lora already gives this file"));
+                Mention::Lora { name, .. } if given.iter().any(|(stem, _)| *stem == name.to_lowercase()) => {
+                    // A receipt lists what its prompt mentioned.
+                    if !given.contains(&(name.to_lowercase(), true)) {
+                        tell(&format!("prompt: <lora:{name}>: ignored: --lora already gives this file"));
+                    }
                 }
                 Mention::Lora { name, text_encoder, unet } => match only(&loras, &name)? {
-                    Some(file) => mentioned.loras.push((file, text_encoder, unet)),
+                    Some(file) => mentioned.loras.push(NamedLora {
+                        file: file.into(),
+                        strength: unet,
+                        text_encoder_strength: (text_encoder != unet).then_some(text_encoder),
+                    }),
                     None => {
                         tell(&not_found("<lora:NAME:1>", &name, "--lora-dir", folders.lora_dir.as_deref()))
                     }
@@ -89,7 +90,7 @@ impl Mentioned {
             }
         }
         for name in words {
-            let is_given = additions.embedding.iter().any(|file| stem(file) == name.to_lowercase());
+            let is_given = recipe.embedding.iter().any(|file| stem_of(file) == name.to_lowercase());
             match only(&embeddings, &name)? {
                 Some(file) if !mentioned.embeddings.contains(&file) => mentioned.embeddings.push(file),
                 Some(_) => {}
@@ -105,6 +106,7 @@ impl Mentioned {
             if let [file] = &files[..]
                 && mentioned.has_word(name)
                 && !mentioned.embeddings.contains(file)
+                && !recipe.embedding.iter().any(|given| given.path.as_deref() == Some(file))
             {
                 mentioned.embeddings.push(file.clone());
             }

@@ -5,11 +5,10 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process;
 
-use calotype::picture::{OutputFormat, Recipe, encode};
+use calotype::picture::{OutputFormat, RecipeText, encode};
 use calotype::{Error, ErrorKind};
 use image::RgbImage;
 
-use super::receipt::Receipt;
 use super::say;
 
 /// Names of files that are not whole yet, where there is no way to write a file without a name.
@@ -84,14 +83,14 @@ impl Destination {
     }
 
     /// Writes a picture and its recipe; what was there before stays until the new file is whole.
-    pub(super) fn write(&self, image: &RgbImage, receipt: &Receipt) -> Result<(), Error> {
-        let write = |file: &mut File| self.encode(image, receipt, file);
+    pub(super) fn write(&self, image: &RgbImage, text: RecipeText<'_>) -> Result<(), Error> {
+        let write = |file: &mut File| self.encode(image, text, file);
         let written = match &self.place {
             Place::Special => {
                 OpenOptions::new().write(true).open(&self.path).and_then(|mut file| write(&mut file))
             }
             // A reader that has gone away (`| head`) has all that it wants.
-            Place::Stdout => match self.encode(image, receipt, &mut io::stdout().lock()) {
+            Place::Stdout => match self.encode(image, text, &mut io::stdout().lock()) {
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
                 written => written,
             },
@@ -103,10 +102,9 @@ impl Destination {
         })
     }
 
-    fn encode(&self, image: &RgbImage, receipt: &Receipt, out: &mut dyn Write) -> io::Result<()> {
+    fn encode(&self, image: &RgbImage, text: RecipeText<'_>, out: &mut dyn Write) -> io::Result<()> {
         let mut out = BufWriter::new(out);
-        let recipe = Recipe { parameters: &receipt.parameters(), json: &receipt.to_json() };
-        if let Some(left_out) = encode(image, self.format, recipe, &mut out)? {
+        if let Some(left_out) = encode(image, self.format, text, &mut out)? {
             say(format_args!("{}: {left_out} is too long for this format; use PNG", self.path.display()));
         }
         out.flush()

@@ -12,7 +12,8 @@ use calotype::plan::Budget;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use super::{Common, Components, Report, open_model, path_json};
+use super::open::{Additions, Components, open_model};
+use super::{Common, Report, path_json};
 
 #[derive(clap::Args)]
 #[command(allow_missing_positional = true)]
@@ -51,7 +52,8 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         threads: pipeline::Options::default().session.threads,
         memory: flags.memory,
     };
-    let (model, _) = open_model(flags.model.as_ref(), &flags.components, &flags.lora, &[])?;
+    let additions = Additions { lora: flags.lora.clone(), ..Additions::default() };
+    let model = open_model(flags.model.as_ref(), &flags.components, &additions)?;
     // Before gigabytes are written: without it, the bundle could not be compared with the model.
     flags.common.library()?;
     let bar = progress_bar();

@@ -9,7 +9,7 @@ use calotype::request::Request;
 use calotype::{Error, ErrorKind};
 use serde_json::json;
 
-use super::draft::Drawing;
+use super::drawing::Drawing;
 use super::{Common, Report};
 
 #[derive(clap::Args)]
@@ -28,16 +28,16 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let positional = flags.prompt.as_ref();
     let named = positional.map(PathBuf::from).filter(|path| drawing.model.is_none() && path.exists());
     let prompt = match positional.filter(|_| named.is_none()).map(|typed| typed.to_str()) {
-        Some(Some(prompt)) => prompt.to_owned(),
+        Some(Some(prompt)) => Some(prompt.to_owned()),
         Some(None) => {
             let problem = "PROMPT|MODEL: expected a prompt in UTF-8 or a model, got neither";
             return Err(Error::new(ErrorKind::Usage, problem));
         }
-        None => String::new(),
+        None => None,
     };
-    let (draft, _) = drawing.draft(prompt)?;
-    let (model, _) = drawing.open_model(named.as_ref(), &draft)?;
-    let request = Request::new(draft, model.manifest())?;
+    let (recipe, _) = drawing.recipe(prompt, named.as_ref())?;
+    let (model, recipe, _) = drawing.open_model(recipe)?;
+    let request = Request::new(recipe, model.manifest())?;
     flags.common.library()?;
     let options = drawing.session()?;
     let plan = Plan::new(&model, &request, &options, drawing.budget())?;

@@ -50,9 +50,9 @@ impl OutputFormat {
     }
 }
 
-/// The recipe of an image, in two forms.
+/// The recipe of an image, in two forms, as its file holds it.
 #[derive(Clone, Copy, Debug)]
-pub struct Recipe<'a> {
+pub struct RecipeText<'a> {
     /// A1111's `parameters`.
     pub parameters: &'a str,
     /// Calotype's own, as JSON.
@@ -69,19 +69,19 @@ pub struct Recipe<'a> {
 pub fn encode(
     image: &RgbImage,
     format: OutputFormat,
-    recipe: Recipe<'_>,
+    text: RecipeText<'_>,
     out: &mut dyn Write,
 ) -> io::Result<Option<&'static str>> {
     match format {
-        OutputFormat::Png => png(image, recipe, out).map(|()| None).map_err(|error| match error {
+        OutputFormat::Png => png(image, text, out).map(|()| None).map_err(|error| match error {
             // Its own way to an I/O error hides which it was.
             png::EncodingError::IoError(error) => error,
             other => io::Error::other(other),
         }),
         OutputFormat::Jpeg => {
-            let (mut exif, mut left_out) = (exif(Some(recipe.json), recipe.parameters), None);
+            let (mut exif, mut left_out) = (exif(Some(text.json), text.parameters), None);
             if exif.len() > MAX_EXIF_BYTES {
-                exif = self::exif(None, recipe.parameters);
+                exif = self::exif(None, text.parameters);
                 left_out = Some("the recipe as JSON");
             }
             if exif.len() > MAX_EXIF_BYTES {
@@ -96,7 +96,7 @@ pub fn encode(
         }
         OutputFormat::WebP => {
             let mut encoder = WebPEncoder::new(out);
-            encoder.set_exif_metadata(exif(Some(recipe.json), recipe.parameters));
+            encoder.set_exif_metadata(exif(Some(text.json), text.parameters));
             let encoded = encoder.encode(image.as_raw(), image.width(), image.height(), WebPColor::Rgb8);
             encoded.map_err(|error| match error {
                 image_webp::EncodingError::IoError(error) => error,
@@ -107,11 +107,11 @@ pub fn encode(
     }
 }
 
-fn png(image: &RgbImage, recipe: Recipe<'_>, out: &mut dyn Write) -> Result<(), png::EncodingError> {
+fn png(image: &RgbImage, text: RecipeText<'_>, out: &mut dyn Write) -> Result<(), png::EncodingError> {
     let mut encoder = Encoder::new(out, image.width(), image.height());
     encoder.set_color(ColorType::Rgb);
     encoder.set_depth(BitDepth::Eight);
-    for (keyword, text) in [("parameters", recipe.parameters), ("calotype", recipe.json)] {
+    for (keyword, text) in [("parameters", text.parameters), ("calotype", text.json)] {
         // tEXt holds Latin-1 and every reader knows it; iTXt holds the rest.
         if text.is_ascii() {
             encoder.add_text_chunk(keyword.into(), text.into())?;

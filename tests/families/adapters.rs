@@ -11,7 +11,8 @@ use calotype::adapter::lora::Lora;
 use calotype::model::{Adapted, Model};
 use calotype::pipeline::Pipeline;
 use calotype::prompt::Text;
-use calotype::request::{Draft, Request};
+use calotype::recipe::Recipe;
+use calotype::request::Request;
 
 use super::golden::{Golden, Precision, desk, safetensors, values};
 use super::{distance, onnx, options};
@@ -163,13 +164,13 @@ fn with_lora(path: &Path, lora: &Path, strength: f32) -> Model {
 /// The latents after two steps.
 fn draw(model: Model, prompt: &str) -> Vec<f32> {
     let mut pipeline = Pipeline::open(&model, &options()).unwrap();
-    let draft = Draft {
+    let draft = Recipe {
         prompt: prompt.into(),
         size: Some("64x64".parse().unwrap()),
         steps: Some(2),
         sampler: Some("euler".parse().unwrap()),
         seed: Some(1),
-        ..Draft::default()
+        ..Recipe::default()
     };
     let request = Request::new(draft, pipeline.manifest()).unwrap();
     pipeline.denoise(&request, |_| ControlFlow::Continue(())).unwrap()
@@ -182,7 +183,8 @@ fn adapters_behind_a_plan_are_refused() {
     use calotype::engine::SessionOptions;
     use calotype::pipeline::{Options, Pipeline};
     use calotype::plan::{Budget, Plan};
-    use calotype::request::{Draft, Request};
+    use calotype::recipe::Recipe;
+    use calotype::request::Request;
 
     let folder = super::golden::desk();
     let golden = super::wide::sd15();
@@ -197,7 +199,7 @@ fn adapters_behind_a_plan_are_refused() {
     let (plain, adapted) = (calotype::model::Model::open(&place).unwrap(), adapted());
     let session = SessionOptions::new(std::num::NonZeroUsize::MIN);
     let plan = |model: &calotype::model::Model| {
-        let request = Request::new(Draft::default(), model.manifest()).unwrap();
+        let request = Request::new(Recipe::default(), model.manifest()).unwrap();
         Plan::new(model, &request, &session, Budget::of_bytes(u64::MAX)).unwrap()
     };
     let open = |model, plan| {

@@ -22,7 +22,8 @@ use calotype::model::{Model, Part};
 use calotype::picture::{Init, Mask};
 use calotype::pipeline::{Options, Pipeline};
 use calotype::prompt::Text;
-use calotype::request::{Draft, Request};
+use calotype::recipe::{Image, Recipe};
+use calotype::request::Request;
 use calotype::weights::Dtype;
 use serde_json::{Value, json};
 
@@ -131,7 +132,7 @@ fn single_file(family: &str, precision: Precision) {
     let draw = |model: &Model| {
         let mut pipeline = Pipeline::open(model, &options()).unwrap();
         let init = argument("image").map(golden::init);
-        let draft = Draft {
+        let draft = Recipe {
             prompt: "a red apple".into(),
             size: init.is_none().then(|| "64x64".parse().unwrap()),
             init: init.map(Into::into),
@@ -140,7 +141,7 @@ fn single_file(family: &str, precision: Precision) {
             steps: Some(2),
             sampler: Some("euler".parse().unwrap()),
             seed: Some(1),
-            ..Draft::default()
+            ..Recipe::default()
         };
         let request = Request::new(draft, pipeline.manifest()).unwrap();
         pipeline.denoise(&request, |_| ControlFlow::Continue(())).unwrap()
@@ -232,12 +233,13 @@ fn check_picture(golden: &Golden, model: &Model, picture: &Picture, precision: P
 #[track_caller]
 fn check_outside(picture: &Picture, pipeline: &mut Pipeline) {
     let draft = draft(picture);
-    let (Some(Init::Pixels(init)), Some(Mask::Pixels(mask)), None) = (&draft.init, &draft.mask, draft.size)
+    let (Some(Image::Given(Init::Pixels(init))), Some(Image::Given(Mask::Pixels(mask))), None) =
+        (&draft.init, &draft.mask, draft.size)
     else {
         return;
     };
     let mut draw = |keep_outside| {
-        let draft = Draft { keep_outside, ..draft.clone() };
+        let draft = Recipe { keep_outside, ..draft.clone() };
         let request = Request::new(draft, pipeline.manifest()).unwrap();
         pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image
     };
@@ -257,10 +259,10 @@ fn request(picture: &Picture, pipeline: &Pipeline) -> Request {
     // As diffusers draws: all pixels are the VAE's.
     let draft = draft(picture);
     let keep_outside = draft.mask.as_ref().map(|_| false);
-    Request::new(Draft { keep_outside, ..draft }, pipeline.manifest()).unwrap()
+    Request::new(Recipe { keep_outside, ..draft }, pipeline.manifest()).unwrap()
 }
 
-fn draft(picture: &Picture) -> Draft {
+fn draft(picture: &Picture) -> Recipe {
     let known = [
         "prompt",
         "negative_prompt",
@@ -287,7 +289,7 @@ fn draft(picture: &Picture) -> Draft {
         "LCMScheduler" => "lcm",
         other => panic!("{}: {other}", picture.name),
     };
-    Draft {
+    Recipe {
         prompt: text("prompt").unwrap(),
         negative: text("negative_prompt"),
         size: size.map(|size| size.parse().unwrap()),
@@ -302,7 +304,7 @@ fn draft(picture: &Picture) -> Draft {
         guidance: number("guidance_scale").map(|scale| scale.max(1.0).into()),
         sampler: Some(sampler.parse().unwrap()),
         seed: Some(picture.seed),
-        ..Draft::default()
+        ..Recipe::default()
     }
 }
 

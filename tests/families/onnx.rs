@@ -17,7 +17,8 @@ use calotype::graph::{Dim, Graph, Port};
 use calotype::model::{Model, Part};
 use calotype::pipeline::{Options, Pipeline};
 use calotype::prompt::Text;
-use calotype::request::{Draft, Request};
+use calotype::recipe::Recipe;
+use calotype::request::Request;
 use calotype::signature::Role;
 use calotype::weights::{Dtype, Weights};
 use flate2::read::GzDecoder;
@@ -424,11 +425,11 @@ fn rounded_timesteps_are_counted_and_clip_skip_is_refused() {
         let (_, desk) = open(layout);
         let mut model = Model::open(desk.path()).unwrap();
         let rounded = |sampler: &str, schedule: &str| {
-            let draft = Draft {
+            let draft = Recipe {
                 sampler: Some(sampler.parse().unwrap()),
                 schedule: Some(schedule.parse().unwrap()),
                 steps: Some(10),
-                ..Draft::default()
+                ..Recipe::default()
             };
             Request::new(draft, model.manifest()).unwrap().rounded_timesteps(&model)
         };

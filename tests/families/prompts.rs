@@ -38,7 +38,7 @@ fn lengths_may_differ() {
     let mut pipeline = Pipeline::open(&Model::open(desk.path()).unwrap(), &options()).unwrap();
     let long = "a red apple, ".repeat(30);
     let mut draw = |prompt: &str, negative: Option<&str>, guidance: f64| {
-        let draft = Draft {
+        let draft = Recipe {
             prompt: prompt.into(),
             negative: negative.map(Into::into),
             guidance: Some(guidance.into()),
@@ -48,7 +48,7 @@ fn lengths_may_differ() {
             // Leading timesteps would begin with the least noise.
             schedule: Some("trailing".parse().unwrap()),
             seed: Some(1),
-            ..Draft::default()
+            ..Recipe::default()
         };
         let request = Request::new(draft, pipeline.manifest()).unwrap();
         pipeline.denoise(&request, |_| ControlFlow::Continue(())).unwrap()

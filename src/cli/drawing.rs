@@ -1,4 +1,4 @@
-//! What is drawn, and how: the flags that `generate` and `plan` share, which become a draft and options.
+//! What is drawn, and how: the flags that `generate` and `plan` share, which become a recipe and options.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -8,16 +8,18 @@ use calotype::model::Model;
 use calotype::noise::Rng;
 use calotype::picture::{ImageFile, Mask};
 use calotype::plan::Budget;
-use calotype::request::{Draft, Variation};
+use calotype::recipe::parameters::Addition;
+use calotype::recipe::{Image, NamedFile, Recipe};
 use calotype::sampler::{Method, Sampling};
 use calotype::schedule::ScheduleKind;
 use calotype::tensor::PixelSize;
 use calotype::{Error, ErrorKind};
 use clap::{ValueEnum, value_parser};
 
-use super::generate::without_mark;
+use super::from::{Origin, STDIN};
 use super::mention::{Folders, Mentioned};
-use super::{Addition, Additions, Components, open_mentioned, provider};
+use super::open::{Additions, Components, note_hash, open, path_of};
+use super::{provider, without_mark};
 
 /// The most pictures that one command draws.
 const MAX_COUNT: i64 = 10_000;
@@ -28,6 +30,10 @@ const ALPHA: &str = "alpha";
 
 #[derive(clap::Args)]
 pub(super) struct Drawing {
+    /// Take what no flag says from the receipt of an image (PNG, JPEG, WebP) or from a JSON file, `-` for standard input.
+    /// The `parameters` text of A1111's web UI and of programs that write the same is read as far as possible.
+    #[arg(long, value_name = "IMAGE|JSON")]
+    from: Option<PathBuf>,
     /// A bundle, a diffusers folder, an ONNX folder, or a single-file checkpoint; the built-in model when absent.
     #[arg(short, long, value_name = "PATH")]
     pub(super) model: Option<PathBuf>,
@@ -35,8 +41,8 @@ pub(super) struct Drawing {
     #[arg(short, long, value_name = "PROMPT")]
     negative: Option<String>,
     /// Disable prompt syntax: brackets, AND and BREAK are words.
-    #[arg(long)]
-    literal: bool,
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true)]
+    literal: Option<bool>,
     /// The image's size in pixels.
     #[arg(long, value_name = "WxH")]
     size: Option<String>,
@@ -95,10 +101,10 @@ pub(super) struct Drawing {
     #[arg(long, value_name = "GENERATOR")]
     rng: Option<Rng>,
     /// Seed of noise that is mixed in, for small variations of an image.
-    #[arg(long, value_name = "N", requires = "variation_strength")]
+    #[arg(long, value_name = "N")]
     variation_seed: Option<u64>,
     /// Strength of the variation, from 0 to 1.
-    #[arg(long, value_name = "X", requires = "variation_seed")]
+    #[arg(long, value_name = "X")]
     variation_strength: Option<f64>,
     /// Number of images, with consecutive seeds.
     #[arg(long, value_name = "N", default_value = "1", value_parser = value_parser!(u16).range(1..=MAX_COUNT))]
@@ -137,71 +143,78 @@ pub(super) enum Switch {
     Off,
 }
 
-/// The images that a draft starts from, as they are recorded.
-pub(super) struct Images {
-    init: Option<ImageFile>,
-    mask: Option<ImageFile>,
-    mask_is_alpha: bool,
-}
-
-impl Images {
-    /// The SHA-256 of the init image's file.
-    pub(super) fn init_sha256(&self) -> Result<Option<String>, Error> {
-        self.init.as_ref().map(ImageFile::sha256).transpose()
-    }
-
-    /// The SHA-256 of the mask's file, or `alpha`.
-    pub(super) fn mask_sha256(&self) -> Result<Option<String>, Error> {
-        if self.mask_is_alpha {
-            return Ok(Some(ALPHA.into()));
-        }
-        self.mask.as_ref().map(ImageFile::sha256).transpose()
-    }
-}
-
 impl Drawing {
-    /// The draft, whose images have been looked at and not decoded.
-    pub(super) fn draft(&self, prompt: String) -> Result<(Draft, Images), Error> {
-        let init = self.init.as_deref().map(ImageFile::open).transpose()?;
-        let mask_is_alpha = self.mask.as_deref() == Some(Path::new(ALPHA));
-        let mask = self.mask.as_deref().filter(|_| !mask_is_alpha).map(ImageFile::open).transpose()?;
+    /// The recipe that the flags, and what [`Self::from`] names, make; `prompt` and `model` as they were typed elsewhere.
+    /// Its images have been looked at and not decoded.
+    pub(super) fn recipe(
+        &self,
+        prompt: Option<String>,
+        model: Option<&PathBuf>,
+    ) -> Result<(Recipe, Origin), Error> {
+        let from = self.from.as_deref().map(Origin::read).transpose()?.unwrap_or_default();
+        let mut recipe = from.recipe().clone();
         let (sampler, schedule) = self.sampling()?;
-        let variation = self.variation_seed.zip(self.variation_strength);
-        let draft = Draft {
-            prompt,
-            negative: self.negative.as_deref().map(|text| without_mark(text).to_owned()),
-            literal: self.literal,
-            size: self.size.as_deref().map(str::parse::<PixelSize>).transpose()?,
-            steps: self.steps,
-            guidance: self.guidance.as_deref().map(str::parse).transpose()?,
-            guidance_method: self.guidance_method.as_deref().map(str::parse).transpose()?,
-            guidance_within: self.guidance_interval.as_deref().map(str::parse).transpose()?,
-            thresholding: self.thresholding.as_deref().map(str::parse).transpose()?,
-            sampler,
-            schedule,
-            seed: self.seed.and_then(|Seed(seed)| seed),
-            rng: self.rng.unwrap_or_default(),
-            variation: variation.map(|(seed, strength)| Variation { seed, strength }),
-            init: init.clone().map(Into::into),
-            mask: if mask_is_alpha { Some(Mask::InitAlpha) } else { mask.clone().map(Into::into) },
-            keep_outside: self.keep_outside.map(|switch| matches!(switch, Switch::On)),
-            strength: self.strength,
-            image_guidance: self.image_guidance,
-            noise_level: self.noise_level,
+        fn set<T>(place: &mut Option<T>, typed: Option<T>) {
+            if typed.is_some() {
+                *place = typed;
+            }
+        }
+        fn parse<T: std::str::FromStr<Err = Error>>(typed: &Option<String>) -> Result<Option<T>, Error> {
+            typed.as_deref().map(str::parse).transpose()
+        }
+        if let Some(prompt) = prompt {
+            recipe.prompt = prompt;
+        }
+        recipe.literal = self.literal.unwrap_or(recipe.literal);
+        if let Some(Seed(seed)) = self.seed {
+            recipe.seed = seed;
+        }
+        set(&mut recipe.negative, self.negative.as_deref().map(|text| without_mark(text).to_owned()));
+        set(&mut recipe.model, model.or(self.model.as_ref()).cloned().map(NamedFile::from));
+        set(&mut recipe.clip_skip, self.clip_skip);
+        set(&mut recipe.size, parse::<PixelSize>(&self.size)?);
+        set(&mut recipe.steps, self.steps);
+        set(&mut recipe.guidance, parse(&self.guidance)?);
+        set(&mut recipe.guidance_method, parse(&self.guidance_method)?);
+        set(&mut recipe.guidance_interval, parse(&self.guidance_interval)?);
+        set(&mut recipe.thresholding, parse(&self.thresholding)?);
+        set(&mut recipe.sampler, sampler);
+        set(&mut recipe.schedule, schedule);
+        set(&mut recipe.rng, self.rng);
+        set(&mut recipe.variation_seed, self.variation_seed);
+        set(&mut recipe.variation_strength, self.variation_strength);
+        set(&mut recipe.keep_outside, self.keep_outside.map(|switch| matches!(switch, Switch::On)));
+        set(&mut recipe.strength, self.strength);
+        set(&mut recipe.image_guidance, self.image_guidance);
+        set(&mut recipe.noise_level, self.noise_level);
+        set(&mut recipe.init, self.init.as_ref().map(|path| Image::Named(path.clone().into())));
+        let mask = |path: &PathBuf| match path == Path::new(ALPHA) {
+            true => Image::Given(Mask::InitAlpha),
+            false => Image::Named(path.clone().into()),
         };
-        Ok((draft, Images { init, mask, mask_is_alpha }))
+        set(&mut recipe.mask, self.mask.as_ref().map(mask));
+        self.components.apply(&mut recipe);
+        self.additions.apply(&mut recipe)?;
+        from.check(&recipe)?;
+        open_image("--init", &mut recipe.init)?;
+        open_image("--mask", &mut recipe.mask)?;
+        Ok((recipe, from))
     }
 
-    /// The model, at `path` or as `--model` names it, with what is put in and added; and a record of what was added.
-    pub(super) fn open_model(
-        &self,
-        path: Option<&PathBuf>,
-        draft: &Draft,
-    ) -> Result<(Model, Vec<Addition>), Error> {
-        let path = path.or(self.model.as_ref());
-        let Additions { lora, embedding } = &self.additions;
-        let mentioned = Mentioned::find(draft, &self.folders, &self.additions)?;
-        open_mentioned(path, &self.components, self.clip_skip, lora, embedding, &mentioned)
+    /// Whether there is a recipe whose prompt can be taken.
+    pub(super) fn has_origin(&self) -> bool {
+        self.from.is_some()
+    }
+
+    /// Whether that is read from standard input.
+    pub(super) fn from_stdin(&self) -> bool {
+        self.from.as_deref() == Some(Path::new(STDIN))
+    }
+
+    /// The model of a recipe; the recipe with what its prompts mention; and the small files that were added.
+    pub(super) fn open_model(&self, recipe: Recipe) -> Result<(Model, Recipe, Vec<Addition>), Error> {
+        let mentioned = Mentioned::find(&recipe, &self.folders)?;
+        open(recipe, &mentioned)
     }
 
     /// How sessions are opened.
@@ -238,4 +251,19 @@ impl Drawing {
             _ => Ok((method, typed.or(of_name))),
         }
     }
+}
+
+/// Opens the file of an image. One that a receipt names by its hash has it, or this is told.
+fn open_image<T>(flag: &str, image: &mut Option<Image<T>>) -> Result<(), Error>
+where
+    Image<T>: std::convert::From<ImageFile>,
+{
+    if let Some(Image::Named(file)) = image {
+        let opened = ImageFile::open(path_of(flag, file)?)?;
+        if file.sha256.is_some() {
+            note_hash(flag, file, opened.sha256()?);
+        }
+        *image = Some(opened.into());
+    }
+    Ok(())
 }

@@ -1,0 +1,282 @@
+//! The texts that an image's file carries: recipes in PNG's text chunks, and in the EXIF of JPEG and WebP. Pixels are not
+//! read. It knows where texts are kept, and nothing of what they say.
+
+use std::io::{self, Read, Seek, SeekFrom};
+
+use flate2::read::ZlibDecoder;
+
+use crate::{Error, ErrorKind};
+
+/// The longest text, inflated, and the longest EXIF data.
+const MAX_BYTES: u64 = 16 << 20;
+/// The most chunks or segments that are looked at.
+const MAX_PARTS: usize = 100_000;
+/// The most entries of a directory in EXIF.
+const MAX_ENTRIES: usize = 4096;
+
+/// The recipe in an image's file, in the forms that it has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Texts {
+    /// Calotype's own, as JSON.
+    pub json: Option<String>,
+    /// A1111's `parameters`.
+    pub parameters: Option<String>,
+    /// What other program's recipe it has.
+    pub other: Option<&'static str>,
+}
+
+impl Texts {
+    /// Reads what a file carries, from its start; nothing for a file that is no PNG, JPEG or WebP.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Input`] for a file that is damaged before its texts end.
+    pub fn read(origin: &str, file: &mut (impl Read + Seek)) -> Result<Option<Self>, Error> {
+        let refuse = |error: io::Error| {
+            Error::new(ErrorKind::Input, format!("{origin}: expected a complete image")).source(error)
+        };
+        let mut head = [0; 12];
+        let length = file.seek(SeekFrom::End(0)).map_err(refuse)?;
+        file.seek(SeekFrom::Start(0)).map_err(refuse)?;
+        if length < head.len() as u64 {
+            return Ok(None);
+        }
+        file.read_exact(&mut head).map_err(refuse)?;
+        let mut texts = Self::default();
+        let found = match &head {
+            [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => texts.png(file, length),
+            [0xff, 0xd8, 0xff, ..] => texts.jpeg(file),
+            [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P'] => texts.webp(file, length),
+            _ => return Ok(None),
+        };
+        found.map_err(refuse)?;
+        Ok(Some(texts))
+    }
+
+    /// PNG (third edition), section 11.3.3: `tEXt`, `zTXt` and `iTXt`, before or behind the pixels.
+    fn png(&mut self, file: &mut (impl Read + Seek), length: u64) -> io::Result<()> {
+        let mut at = 8;
+        for _ in 0..MAX_PARTS {
+            if at + 12 > length {
+                break;
+            }
+            file.seek(SeekFrom::Start(at))?;
+            let mut head = [0; 8];
+            file.read_exact(&mut head)?;
+            let data_bytes = u64::from(u32::from_be_bytes([head[0], head[1], head[2], head[3]]));
+            let kind = &head[4..];
+            match kind {
+                b"IEND" => break,
+                b"tEXt" | b"zTXt" | b"iTXt" if data_bytes <= MAX_BYTES => {
+                    if let Some((keyword, text)) = text_chunk(kind, &some(file, data_bytes)?) {
+                        self.keep(&keyword, text);
+                    }
+                }
+                b"eXIf" if data_bytes <= MAX_BYTES => self.exif(&some(file, data_bytes)?),
+                _ => {}
+            }
+            at += 12 + data_bytes;
+        }
+        Ok(())
+    }
+
+    /// ITU T.81, annex B, and EXIF 2.32, section 4.7.2: application segments before the first scan.
+    fn jpeg(&mut self, file: &mut (impl Read + Seek)) -> io::Result<()> {
+        file.seek(SeekFrom::Start(2))?;
+        for _ in 0..MAX_PARTS {
+            let mut marker = [0];
+            file.read_exact(&mut marker)?;
+            // Fill bytes stand before markers.
+            while marker[0] == 0xff {
+                file.read_exact(&mut marker)?;
+            }
+            match marker[0] {
+                0xda | 0xd9 => break,
+                0x01 | 0xd0..=0xd7 => continue,
+                _ => {}
+            }
+            let mut len = [0; 2];
+            file.read_exact(&mut len)?;
+            let data_bytes = u64::from(u16::from_be_bytes(len)).saturating_sub(2);
+            if marker[0] == 0xe1 {
+                self.exif(&some(file, data_bytes)?);
+            } else {
+                file.seek_relative(data_bytes as i64)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// RFC 9649, section 2.7: chunks of a kind, a length and data, padded to an even length.
+    fn webp(&mut self, file: &mut (impl Read + Seek), length: u64) -> io::Result<()> {
+        let mut at = 12;
+        for _ in 0..MAX_PARTS {
+            if at + 8 > length {
+                break;
+            }
+            file.seek(SeekFrom::Start(at))?;
+            let mut head = [0; 8];
+            file.read_exact(&mut head)?;
+            let data_bytes = u64::from(u32::from_le_bytes([head[4], head[5], head[6], head[7]]));
+            if &head[..4] == b"EXIF" && data_bytes <= MAX_BYTES {
+                self.exif(&some(file, data_bytes)?);
+            }
+            at += 8 + data_bytes + data_bytes % 2;
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, keyword: &str, text: String) {
+        match keyword {
+            "calotype" => self.json.get_or_insert(text),
+            "parameters" => self.parameters.get_or_insert(text),
+            "prompt" | "workflow" => return self.other = self.other.or(Some("a workflow of ComfyUI")),
+            "invokeai_metadata" | "sd-metadata" | "invokeai_graph" | "Dream" => {
+                return self.other = self.other.or(Some("metadata of InvokeAI"));
+            }
+            _ => return,
+        };
+    }
+
+    /// EXIF 2.32, section 4.6: `UserComment` of the EXIF directory, with A1111's text, and `ImageDescription`, with our JSON.
+    fn exif(&mut self, exif: &[u8]) {
+        let tiff = exif.strip_prefix(b"Exif\0\0").unwrap_or(exif);
+        let is_big = match tiff.first_chunk() {
+            Some(b"MM\0*") => true,
+            Some(b"II*\0") => false,
+            _ => return,
+        };
+        let tiff = Tiff { bytes: tiff, is_big };
+        let Some(first) = tiff.u32(4) else { return };
+        let mut comment = None;
+        for (tag, value) in tiff.directory(first as usize) {
+            match tag {
+                0x010e => {
+                    let text = String::from_utf8_lossy(value.bytes).trim_end_matches('\0').to_owned();
+                    if text.trim_start().starts_with('{') {
+                        self.keep("calotype", text);
+                    }
+                }
+                0x8769 => {
+                    for (tag, value) in tiff.directory(value.number as usize) {
+                        if tag == 0x9286 {
+                            comment = Some(value.bytes);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        if let Some(text) = comment.and_then(|comment| user_comment(comment, is_big)) {
+            self.keep("parameters", text);
+        }
+    }
+}
+
+/// The keyword and the text of a chunk, if it is one.
+fn text_chunk(kind: &[u8], data: &[u8]) -> Option<(String, String)> {
+    let end = data.iter().position(|&byte| byte == 0)?;
+    let (keyword, rest) = (latin1(&data[..end]), &data[end + 1..]);
+    let text = match kind {
+        b"tEXt" => utf8_or_latin1(rest),
+        b"zTXt" => utf8_or_latin1(&inflated(rest.get(1..)?)?),
+        _ => {
+            let [is_compressed, _method, rest @ ..] = rest else { return None };
+            // A language tag, and the keyword in that language.
+            let mut parts = rest.splitn(3, |&byte| byte == 0).skip(2);
+            let text = parts.next()?;
+            let text = if *is_compressed == 0 { text.to_vec() } else { inflated(text)? };
+            String::from_utf8_lossy(&text).into_owned()
+        }
+    };
+    Some((keyword, text))
+}
+
+fn inflated(data: &[u8]) -> Option<Vec<u8>> {
+    let mut text = Vec::new();
+    ZlibDecoder::new(data).take(MAX_BYTES + 1).read_to_end(&mut text).ok()?;
+    (text.len() as u64 <= MAX_BYTES).then_some(text)
+}
+
+fn latin1(bytes: &[u8]) -> String {
+    bytes.iter().map(|&byte| char::from(byte)).collect()
+}
+
+/// Latin-1 by the standard; some programs write UTF-8 there.
+fn utf8_or_latin1(bytes: &[u8]) -> String {
+    str::from_utf8(bytes).map_or_else(|_| latin1(bytes), str::to_owned)
+}
+
+/// EXIF 2.32, section 4.6.5: eight bytes name the encoding.
+fn user_comment(comment: &[u8], is_big: bool) -> Option<String> {
+    let (encoding, text) = comment.split_first_chunk::<8>()?;
+    let text = match encoding {
+        b"UNICODE\0" => {
+            // The standard does not say which byte is first; most writers take the big end whatever the file's order.
+            let (even, odd) = (text.iter().step_by(2), text.iter().skip(1).step_by(2));
+            let zeros = |bytes: &mut dyn Iterator<Item = &u8>| bytes.filter(|byte| **byte == 0).count();
+            let (high, low) = (zeros(&mut { even }), zeros(&mut { odd }));
+            let is_big = if high == low { is_big } else { high > low };
+            let unit = |pair: &[u8]| {
+                let pair = [pair[0], pair[1]];
+                if is_big { u16::from_be_bytes(pair) } else { u16::from_le_bytes(pair) }
+            };
+            String::from_utf16_lossy(&text.chunks_exact(2).map(unit).collect::<Vec<_>>())
+        }
+        b"ASCII\0\0\0" | b"\0\0\0\0\0\0\0\0" => utf8_or_latin1(text),
+        _ => utf8_or_latin1(comment),
+    };
+    let text = text.trim_end_matches('\0').trim_start_matches('\u{feff}');
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// A TIFF structure.
+struct Tiff<'a> {
+    bytes: &'a [u8],
+    is_big: bool,
+}
+
+/// The value of an entry: its bytes, and its first four as a number.
+struct Entry<'a> {
+    bytes: &'a [u8],
+    number: u32,
+}
+
+impl<'a> Tiff<'a> {
+    fn u16(&self, at: usize) -> Option<u16> {
+        let bytes = *self.bytes.get(at..)?.first_chunk()?;
+        Some(if self.is_big { u16::from_be_bytes(bytes) } else { u16::from_le_bytes(bytes) })
+    }
+
+    fn u32(&self, at: usize) -> Option<u32> {
+        let bytes = *self.bytes.get(at..)?.first_chunk()?;
+        Some(if self.is_big { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) })
+    }
+
+    /// The entries of a directory that are within the data.
+    fn directory(&self, at: usize) -> Vec<(u16, Entry<'a>)> {
+        let count = usize::from(self.u16(at).unwrap_or(0)).min(MAX_ENTRIES);
+        let entry = |index: usize| {
+            let at = at.checked_add(2)?.checked_add(12 * index)?;
+            let (tag, kind) = (self.u16(at)?, self.u16(at + 2)?);
+            let (count, number) = (self.u32(at + 4)? as usize, self.u32(at + 8)?);
+            let len = count.checked_mul(match kind {
+                3 | 8 => 2,
+                4 | 9 | 11 => 4,
+                5 | 10 | 12 => 8,
+                _ => 1,
+            })?;
+            let start = if len <= 4 { at + 8 } else { number as usize };
+            let bytes = self.bytes.get(start..start.checked_add(len)?)?;
+            Some((tag, Entry { bytes, number }))
+        };
+        (0..count).filter_map(entry).collect()
+    }
+}
+
+fn some(file: &mut impl Read, len: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if file.take(len).read_to_end(&mut bytes)? as u64 != len {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it is cut off"));
+    }
+    Ok(bytes)
+}

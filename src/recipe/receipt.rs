@@ -1,0 +1,75 @@
+//! A receipt: the recipe of an image, and what made it. It is JSON within the image's file.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{Recipe, form, old};
+use crate::Error;
+
+/// The recipe of an image, and what made it; one JSON object.
+#[derive(Clone, Debug, Serialize)]
+pub struct Receipt {
+    /// How to make the image again.
+    #[serde(flatten)]
+    pub recipe: Recipe,
+    /// What made it; unknown for a recipe alone.
+    #[serde(flatten)]
+    pub provenance: Option<Provenance>,
+}
+
+/// What made an image, and what it looks like.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provenance {
+    /// The version of calotype.
+    pub calotype: String,
+    /// The model's name, which its manifest or its file gives it.
+    pub model_name: String,
+    /// The hash by which A1111 names it: SHA-256 of the single file, or of the U-Net's weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_sha256: Option<String>,
+    /// SHA-256 of every file of a bundle; other models have [`Self::model_sha256`] alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_files: Option<BTreeMap<String, String>>,
+    /// SHA-256 of the size and the pixels before they were encoded, which lossy formats change. Absent in images of older
+    /// versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pixels_sha256: Option<String>,
+    /// The noise levels of the steps that were taken.
+    pub sigmas: Vec<f64>,
+    /// The providers, as they are chosen.
+    pub provider: String,
+    /// The version of ONNX Runtime.
+    pub onnxruntime: String,
+}
+
+impl Receipt {
+    /// Reads a receipt, a recipe alone, or a receipt of calotype 0.1 before recipes had a version; `origin` says in
+    /// messages where the JSON is from.
+    ///
+    /// # Errors
+    /// As [`Recipe::parse`].
+    pub fn parse(origin: &str, json: &[u8]) -> Result<Self, Error> {
+        let object = form::object(origin, json)?;
+        // Receipts have told the version of calotype from the first on.
+        let object = if !object.contains_key("version") && object.contains_key("calotype") {
+            old::upgrade(origin, object)?
+        } else {
+            object
+        };
+        form::check_version(origin, &object)?;
+        let of_provenance = form::names::<Provenance>();
+        let (provenance, recipe): (Map<String, Value>, Map<String, Value>) =
+            object.into_iter().partition(|(key, _)| of_provenance.contains(&key.as_str()));
+        let recipe = Recipe::read(origin, recipe)?;
+        let provenance = (!provenance.is_empty()).then(|| form::fields(origin, provenance)).transpose()?;
+        Ok(Self { recipe, provenance })
+    }
+
+    /// Its JSON on one line.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("texts and numbers are JSON")
+    }
+}
