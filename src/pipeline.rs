@@ -17,10 +17,10 @@ use crate::recipe::Recipe;
 use crate::request::{Request, Texts};
 pub use crate::run::{Picture, Progress, Run, Times};
 use crate::run::{Stages, stopped};
-use crate::stage::denoiser::{Denoiser, Told};
+use crate::stage::predictor::{Told, Unet};
 use crate::stage::start::{Start, planes};
 use crate::stage::text_encoder::TextEncoder;
-pub use crate::stage::text_encoder::TextStates;
+pub use crate::stage::text_states::TextStates;
 use crate::stage::vae::{VaeDecoder, VaeEncoder};
 use crate::tensor::{LatentShape, PixelSize};
 use crate::tile::Tile;
@@ -44,7 +44,7 @@ use crate::{Error, ErrorKind};
 pub struct Pipeline {
     manifest: Manifest,
     text_encoder: TextEncoder,
-    denoiser: Denoiser,
+    unet: Unet,
     vae_encoder: Option<VaeEncoder>,
     vae_decoder: VaeDecoder,
     tiles: Tiles,
@@ -97,7 +97,7 @@ impl Pipeline {
         let tile = |component: &str| plan.as_ref().and_then(|plan| plan.tile(component));
         Ok(Self {
             text_encoder: TextEncoder::open(model, session)?,
-            denoiser: Denoiser::open(model, session("unet"), plan.as_ref().map_or(usize::MAX, Plan::batch))?,
+            unet: Unet::open(model, session("unet"), plan.as_ref().map_or(usize::MAX, Plan::batch))?,
             vae_encoder: VaeEncoder::of(model, session("vae_encoder")),
             vae_decoder: VaeDecoder::open(model, session("vae_decoder"))?,
             tiles: Tiles { encoder: tile("vae_encoder"), decoder: tile("vae_decoder") },
@@ -129,7 +129,7 @@ impl Pipeline {
     /// Where its components run, in the order of a run; one that was not needed yet is left out.
     pub fn placements(&self) -> impl Iterator<Item = &Placement> {
         let vae_encoder = self.vae_encoder.as_ref().and_then(VaeEncoder::placement);
-        let before = self.text_encoder.placements().chain(self.denoiser.placement());
+        let before = self.text_encoder.placements().chain(self.unet.placement());
         before.chain(vae_encoder).chain(self.vae_decoder.placement())
     }
 
@@ -197,7 +197,8 @@ impl Pipeline {
         times.vae_encoder = started.elapsed();
         let stages = Stages {
             text_encoder: &mut self.text_encoder,
-            denoiser: &mut self.denoiser,
+            unet: &mut self.unet,
+            prediction: self.manifest.prediction,
             vae_decoder: &mut self.vae_decoder,
             tile: self.tiles.decoder,
             held,
@@ -296,7 +297,7 @@ impl Pipeline {
     /// taken again: if there is too little of it still, that is found again.
     fn hold(&mut self) -> Held {
         self.text_encoder.restore();
-        self.denoiser.restore();
+        self.unet.restore();
         self.vae_encoder.iter_mut().for_each(VaeEncoder::restore);
         self.vae_decoder.restore();
         Held::to(self.plan.as_ref().and_then(Plan::promised_bytes))
@@ -340,7 +341,7 @@ mod tests {
         let mut draw = |is_short: fn() -> bool| {
             pipeline.is_short = is_short;
             let picture = pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap();
-            (picture.image, pipeline.denoiser.is_streamed())
+            (picture.image, pipeline.unet.is_streamed())
         };
         let (whole, was_streamed) = draw(|| false);
         assert!(!was_streamed);
@@ -421,14 +422,14 @@ mod tests {
         let request = Request::new(draft(128), pipeline.manifest()).unwrap();
         let cancelled = pipeline.generate(&request, |_| ControlFlow::Break(())).map(|_| ()).unwrap_err();
         assert_eq!(cancelled.kind(), ErrorKind::Cancelled);
-        assert!(!pipeline.denoiser.is_open());
+        assert!(!pipeline.unet.is_open());
         pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap();
-        assert!(!pipeline.denoiser.is_open());
+        assert!(!pipeline.unet.is_open());
         // One that fails in the middle.
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             pipeline.generate(&request, |_| panic!("a caller's"))
         }));
-        assert!(panicked.is_err() && !pipeline.denoiser.is_open());
+        assert!(panicked.is_err() && !pipeline.unet.is_open());
     }
 
     /// An image comes back from its latents, and they are those that a run starts from; what cannot be coded is refused.

@@ -22,7 +22,7 @@ use crate::memory::{self, Memory};
 use crate::model::{Model, Part};
 use crate::request::Request;
 use crate::signature::{Binding, Role};
-use crate::stage::denoiser::timestep_shape;
+use crate::stage::feed::timestep_shape;
 use crate::stage::text_encoder::{self, MAX_BATCH};
 use crate::stage::tile::Halves;
 use crate::tensor::{LatentShape, PixelSize};

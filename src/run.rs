@@ -10,10 +10,12 @@ use sha2::{Digest, Sha256};
 use crate::guidance::View;
 use crate::memory::{Held, Watch};
 use crate::noise::{BrownianTree, NoiseSource, StepNoise};
+use crate::prediction::Prediction;
 use crate::request::{Request, Source};
 use crate::sampler::{STEP_NOISE, Sampler, StepNoiseKind};
 use crate::stage::blend::keep_outside;
-use crate::stage::denoiser::{Denoiser, GuidedDenoiser, Told};
+use crate::stage::denoiser::GuidedDenoiser;
+use crate::stage::predictor::{Told, Unet};
 use crate::stage::start::{Kept, Start};
 use crate::stage::text_encoder::TextEncoder;
 use crate::stage::vae::VaeDecoder;
@@ -108,7 +110,8 @@ pub struct Times {
 /// What of a pipeline a run holds.
 pub(crate) struct Stages<'a> {
     pub(crate) text_encoder: &'a mut TextEncoder,
-    pub(crate) denoiser: &'a mut Denoiser,
+    pub(crate) unet: &'a mut Unet,
+    pub(crate) prediction: Prediction,
     pub(crate) vae_decoder: &'a mut VaeDecoder,
     /// Of what is decoded.
     pub(crate) tile: Option<Tile>,
@@ -126,7 +129,7 @@ impl<'a> Run<'a> {
         noise: Box<dyn NoiseSource + Send>,
         times: Times,
     ) -> Result<Self, Error> {
-        let Stages { text_encoder, denoiser, vae_decoder, tile, held, is_short } = stages;
+        let Stages { text_encoder, unet, prediction, vae_decoder, tile, held, is_short } = stages;
         let Start { latents, beside, kept, clean } = start;
         let steps = request.schedule.steps();
         let tree = match request.sampler.get(&STEP_NOISE) {
@@ -136,7 +139,8 @@ impl<'a> Run<'a> {
                 Some(BrownianTree::new(request.rng, latents.len(), lowest, highest, request.seed)?)
             }
         };
-        let mut denoiser = denoiser.guided(told, &request, beside)?;
+        let predictor = unet.predictor(told, &request, beside)?;
+        let mut denoiser = GuidedDenoiser::new(predictor, prediction, &request);
         if let Some(clean) = &clean {
             denoiser.remember(clean);
         }

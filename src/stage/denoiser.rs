@@ -1,301 +1,57 @@
-//! The denoiser: the U-Net, its prediction made guided and clean, as samplers want it.
+//! The guided denoiser: predictions of the U-Net combined by the guidance and made clean, as samplers want them. It knows nothing
+//! of how they are made.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::component::{Component, Lease};
-use super::feed::{Feed, constants, runs};
-use super::text_encoder::TextStates;
-use crate::engine::{Placement, SessionOptions, TensorRef};
-use crate::graph::{Dim, Port};
-use crate::guidance::{self, Guide, Moment, View};
-use crate::model::Model;
+use super::predictor::{Predictor, Told};
+use crate::Error;
+use crate::guidance::{Guide, Moment};
 use crate::prediction::{Prediction, Thresholder};
-use crate::request::{Request, Source};
+use crate::request::Request;
 use crate::sampler::Denoise;
 use crate::schedule::{Clock, Step};
-use crate::signature::{Role, Signature};
 use crate::state::Record;
-use crate::tensor::PixelSize;
-use crate::{Error, ErrorKind};
-
-/// The most inputs of any U-Net that a [`Signature`] describes.
-const MAX_INPUTS: usize = 16;
-/// Where in the feeds of a call its first three are.
-const LATENTS: usize = 0;
-const TIMESTEP: usize = 1;
-const STATES: usize = 2;
-
-/// A model's U-Net.
-pub(crate) struct Denoiser {
-    component: Component,
-    signature: Signature,
-    prediction: Prediction,
-    /// The most pictures that one call predicts.
-    max_batch: usize,
-}
-
-/// What the U-Net is told of the prompts in a run.
-pub(crate) struct Told {
-    /// Every text that is read in some step.
-    pub(crate) texts: Vec<TextStates>,
-    /// Per step, and per view of the run's guidance, which of them is read.
-    pub(crate) of_step: Vec<Vec<usize>>,
-}
-
-impl Denoiser {
-    pub(crate) fn open(model: &Model, options: SessionOptions, max_batch: usize) -> Result<Self, Error> {
-        let part = model.unet();
-        let signature = part.signature().clone();
-        if signature.inputs.len() > MAX_INPUTS {
-            return Err(unfit(format!("at most {MAX_INPUTS} inputs, got {}", signature.inputs.len())));
-        }
-        let component = Component::open(model, part, options)?;
-        Ok(Self { component, signature, prediction: model.manifest().prediction, max_batch })
-    }
-
-    #[cfg(test)]
-    pub(crate) fn is_streamed(&self) -> bool {
-        self.component.is_streamed()
-    }
-
-    #[cfg(test)]
-    pub(crate) fn is_open(&self) -> bool {
-        self.component.is_open()
-    }
-
-    /// Takes the memory that was planned again.
-    pub(crate) fn restore(&mut self) {
-        self.component.restore();
-    }
-
-    /// Where it runs, once it was needed.
-    pub(crate) fn placement(&self) -> Option<&Placement> {
-        self.component.placement()
-    }
-
-    /// The U-Net for one run, at whose end it gives its memory back unless it is to be kept. `beside` is what it sees beside the latents, `[channels, rows, columns]`.
-    pub(crate) fn guided<'a>(
-        &'a mut self,
-        told: Told,
-        request: &Request,
-        beside: Vec<f32>,
-    ) -> Result<GuidedDenoiser<'a>, Error> {
-        let (signature, shape) = (&self.signature, request.shape);
-        let views = request.guidance.views();
-        let prompts = views.iter().filter(|view| !is_negative(**view)).count();
-        let mut layouts: Vec<Layout> = Vec::new();
-        let mut layout_of = Vec::new();
-        for texts in &told.of_step {
-            let mut per_count = vec![usize::MAX; views.len() + 1];
-            // A step needs the prompts' own views and some of those before them; which, depends on its noise level.
-            for (count, place) in per_count.iter_mut().enumerate().skip(prompts) {
-                let first = views.len() - count;
-                let texts = &texts[first..];
-                let tokens: Vec<usize> = texts.iter().map(|&text| told.texts[text].tokens).collect();
-                let known = layouts.iter().position(|layout| layout.tokens == tokens);
-                *place = match known {
-                    Some(known) => known,
-                    None => {
-                        let views = &views[first..];
-                        let layout =
-                            Layout::new(signature, &told, request, &beside, views, texts, self.max_batch)?;
-                        layouts.push(layout);
-                        layouts.len() - 1
-                    }
-                };
-            }
-            layout_of.push(per_count);
-        }
-        let output = &signature.output(Role::Latents).expect("no signature without a prediction").name;
-        Ok(GuidedDenoiser {
-            component: self.component.lease(),
-            prediction: self.prediction,
-            guide: Guide::new(request.guidance.clone(), self.prediction, shape),
-            thresholder: request.thresholding.map(|kind| Thresholder::new(kind, shape.len())),
-            output,
-            told,
-            layouts,
-            layout_of,
-            beside,
-            clock: request.schedule.clock().clone(),
-            step: 0,
-            clean: vec![0.0; shape.len()],
-            predictions: vec![0.0; views.len() * shape.len()],
-            spent: Duration::ZERO,
-        })
-    }
-}
 
 /// A denoiser for one run, with all the memory that its steps need.
 pub(crate) struct GuidedDenoiser<'a> {
-    component: Lease<'a>,
+    predictor: Predictor<'a>,
     prediction: Prediction,
     guide: Guide,
     thresholder: Option<Thresholder>,
-    /// The name of the U-Net's output.
-    output: &'a str,
-    told: Told,
-    layouts: Vec<Layout>,
-    /// Per step, and per number of predictions that it needs, the layout.
-    layout_of: Vec<Vec<usize>>,
-    /// What the U-Net sees beside the latents.
-    beside: Vec<f32>,
     clock: Clock,
     /// The step that is being taken.
     step: usize,
     /// The clean latents of the last call.
     clean: Vec<f32>,
-    /// Those that [`Guide::combine`] takes.
-    predictions: Vec<f32>,
-    spent: Duration,
 }
 
-/// How the predictions of a step are made: which together, in one call of the U-Net.
-struct Layout {
-    /// Per prediction, how long its text is.
-    tokens: Vec<usize>,
-    calls: Vec<Call>,
-}
-
-impl Layout {
-    /// For these predictions, which read these texts at first. As many are made at once as the graph and the lengths of
-    /// the texts allow.
-    fn new(
-        signature: &Signature,
-        told: &Told,
-        request: &Request,
-        beside: &[f32],
-        views: &[View],
-        texts: &[usize],
-        max_batch: usize,
-    ) -> Result<Self, Error> {
-        let latents = signature.input(Role::Latents).expect("no signature without latents");
-        let tokens: Vec<usize> = texts.iter().map(|&text| told.texts[text].tokens).collect();
-        let mut lengths = tokens.clone();
-        lengths.sort_unstable();
-        lengths.dedup();
-        let mut calls = Vec::new();
-        for length in lengths {
-            let alike: Vec<usize> = (0..views.len()).filter(|&index| tokens[index] == length).collect();
-            for slots in runs(latents, alike.len(), max_batch) {
-                let members: Vec<usize> = slots.into_iter().map(|slot| alike[slot]).collect();
-                let views = members.iter().map(|&member| views[member]).collect();
-                let texts = members.iter().map(|&member| texts[member]).collect();
-                calls.push(Call::new(signature, told, request, beside, members, views, texts)?);
-            }
-        }
-        Ok(Self { tokens, calls })
-    }
-}
-
-/// One call of the U-Net.
-struct Call {
-    /// [`LATENTS`], [`TIMESTEP`] and [`STATES`], then the others.
-    feeds: Vec<Feed>,
-    /// Where among the feeds the whole text's vector is, if it is one.
-    pooled: Option<usize>,
-    /// Per picture of the batch, which prediction it is, what it goes by, and the text that its feeds hold.
-    members: Vec<usize>,
-    views: Vec<View>,
-    texts: Vec<usize>,
-    output: Vec<f32>,
-}
-
-impl Call {
-    fn new(
-        signature: &Signature,
-        told: &Told,
-        request: &Request,
-        beside: &[f32],
-        members: Vec<usize>,
-        views: Vec<View>,
-        texts: Vec<usize>,
-    ) -> Result<Self, Error> {
-        let (batch, shape) = (members.len(), request.shape);
-        let channels = shape.channels + beside.len() / (shape.height_cells * shape.width_cells);
-        let input = |role: Role| signature.input(role).expect("no signature without it");
-        let timestep = input(Role::Timestep);
-        let first = &told.texts[texts[0]];
-        let (tokens, width) = (first.tokens, first.states.len() / first.tokens);
-        let mut feeds = vec![
-            Feed::zeros(input(Role::Latents), &[batch, channels, shape.height_cells, shape.width_cells])?,
-            Feed::zeros(timestep, &timestep_shape(timestep, batch))?,
-            Feed::zeros(input(Role::States), &[batch, tokens, width])?,
-        ];
-        let mut pooled = None;
-        for port in signature.inputs.iter() {
-            let (role, port) = (port.role, &port.port);
-            match role {
-                Role::Pooled => {
-                    let vector = first
-                        .pooled
-                        .as_ref()
-                        .ok_or_else(|| unfit("a text encoder that pools the prompt, got none".into()))?;
-                    pooled = Some(feeds.len());
-                    feeds.push(Feed::zeros(port, &[batch, vector.len()])?);
-                }
-                Role::SizeIds => {
-                    let ids = views.iter().map(|view| size_ids(port, request.size, is_negative(*view)));
-                    let ids = ids.collect::<Result<Vec<_>, Error>>()?;
-                    feeds.push(Feed::of(port, &[batch, ids[0].len()], ids.concat())?);
-                }
-                Role::GuidanceEmbedding => {
-                    let width = fixed(port, 1)
-                        .ok_or_else(|| unfit(format!("a guidance embedding of fixed width, got {port}")))?;
-                    let one = guidance::embedding(request.guidance_scale(), width);
-                    let numbers = members.iter().flat_map(|_| &one).copied().collect::<Vec<_>>();
-                    feeds.push(Feed::of(port, &[batch, width], numbers)?);
-                }
-                Role::ClassLabels => {
-                    let Source::Enlarged { level, .. } = request.source else {
-                        return Err(unfit("a request with an image to upscale, got one without".into()));
-                    };
-                    feeds.push(Feed::of(port, &[batch], std::iter::repeat(level as f64))?);
-                }
-                _ => {}
-            }
-        }
-        feeds.extend(constants(signature, batch, tokens)?);
-        let mut call = Self { feeds, pooled, output: vec![0.0; batch * shape.len()], members, views, texts };
-        call.fill_texts(told);
-        Ok(call)
-    }
-
-    /// Tells the U-Net of these texts, one per prediction, where it was told of others before.
-    fn read(&mut self, told: &Told, texts: &[usize]) {
-        let mut is_changed = false;
-        for (text, &member) in self.texts.iter_mut().zip(&self.members) {
-            is_changed |= std::mem::replace(text, texts[member]) != texts[member];
-        }
-        if is_changed {
-            self.fill_texts(told);
+impl<'a> GuidedDenoiser<'a> {
+    pub(crate) fn new(predictor: Predictor<'a>, prediction: Prediction, request: &Request) -> Self {
+        let shape = request.shape;
+        Self {
+            predictor,
+            prediction,
+            guide: Guide::new(request.guidance.clone(), prediction, shape),
+            thresholder: request.thresholding.map(|kind| Thresholder::new(kind, shape.len())),
+            clock: request.schedule.clock().clone(),
+            step: 0,
+            clean: vec![0.0; shape.len()],
         }
     }
 
-    fn fill_texts(&mut self, told: &Told) {
-        let texts = self.texts.iter().map(|&text| &told.texts[text]);
-        self.feeds[STATES].fill(texts.clone().flat_map(|text| &text.states).map(|&x| f64::from(x)));
-        if let Some(pooled) = self.pooled {
-            self.feeds[pooled]
-                .fill(texts.flat_map(|text| text.pooled.iter().flatten()).map(|&x| f64::from(x)));
-        }
-    }
-}
-
-impl GuidedDenoiser<'_> {
     /// The time spent in the U-Net so far.
     pub(crate) fn spent(&self) -> Duration {
-        self.spent
+        self.predictor.spent()
     }
 
     /// Takes as little memory as it can until it is restored; whether that is a change.
     pub(crate) fn reduce_memory(&mut self) -> bool {
-        self.component.reduce_memory()
+        self.predictor.reduce_memory()
     }
 
     /// Gives back what costs little to have again.
     pub(crate) fn release_pages(&self) {
-        self.component.release_pages();
+        self.predictor.release_pages();
     }
 
     /// Says which step comes next: texts and guidance scales may differ from step to step.
@@ -315,7 +71,7 @@ impl GuidedDenoiser<'_> {
 
     /// What the U-Net is told.
     pub(crate) fn told(&self) -> &Told {
-        &self.told
+        self.predictor.told()
     }
 
     /// Lists what is carried from step to step.
@@ -333,31 +89,9 @@ impl GuidedDenoiser<'_> {
     ) -> Result<(), Error> {
         let at = Moment { step: self.step, sigma };
         let count = self.guide.needs(at).len();
-        if count > 0 {
-            let (timestep, scale) = (self.clock.timestep(sigma), self.prediction.input_scale(sigma));
-            let texts = &self.told.of_step[self.step];
-            let texts = &texts[texts.len() - count..];
-            for call in &mut self.layouts[self.layout_of[self.step][count]].calls {
-                call.read(&self.told, texts);
-                let (latents, beside) = (x.iter(), self.beside.iter());
-                call.feeds[LATENTS].fill(call.views.iter().flat_map(|view| {
-                    let seen = if *view == View::NegativeWithoutPicture { 0.0 } else { 1.0 };
-                    let latents = latents.clone().map(move |&x| f64::from(x) * scale);
-                    latents.chain(beside.clone().map(move |&x| f64::from(x) * seen))
-                }));
-                call.feeds[TIMESTEP].fill(std::iter::repeat(timestep));
-                let started = Instant::now();
-                let mut inputs = [("", TensorRef::new(&[], &[] as &[f32])); MAX_INPUTS];
-                inputs.iter_mut().zip(&call.feeds).for_each(|(input, feed)| *input = feed.input());
-                let (inputs, output) = (&inputs[..call.feeds.len()], &mut call.output);
-                self.component.run(|session| session.run(inputs, &mut [(self.output, output)]))?;
-                self.spent += started.elapsed();
-                for (prediction, &member) in call.output.chunks_exact(x.len()).zip(&call.members) {
-                    self.predictions[member * x.len()..][..x.len()].copy_from_slice(prediction);
-                }
-            }
-        }
-        self.guide.combine(at, x, &self.predictions[..count * x.len()], out, unconditional);
+        let (scale, timestep) = (self.prediction.input_scale(sigma), self.clock.timestep(sigma));
+        let predictions = self.predictor.predict(self.step, count, x, scale, timestep)?;
+        self.guide.combine(at, x, predictions, out, unconditional);
         if let Some(thresholder) = &mut self.thresholder {
             thresholder.apply(out);
         }
@@ -380,43 +114,4 @@ impl Denoise for GuidedDenoiser<'_> {
     ) -> Result<(), Error> {
         self.predict(x, sigma, out, Some(unconditional))
     }
-}
-
-/// Whether a prediction is of what the picture should not be, or of nothing in particular.
-fn is_negative(view: View) -> bool {
-    !matches!(view, View::Positive(_))
-}
-
-/// The shape of a timestep for a batch: graphs want none, one, one per picture, or a column.
-pub(crate) fn timestep_shape(port: &Port, batch: usize) -> Vec<usize> {
-    let size = |(axis, dim): (usize, &Dim)| match dim {
-        Dim::Fixed(size) => *size,
-        // `steps` is what optimum once called it; the graph repeats a single one for the batch.
-        Dim::Free(name) if axis > 0 || name == "steps" => 1,
-        Dim::Free(_) => batch,
-    };
-    port.dims.iter().enumerate().map(size).collect()
-}
-
-/// Stable Diffusion XL's picture of its own size, not cropped, and asked for at that size (Podell et al. 2023, section
-/// 2.2): original height and width, top and left, target height and width. The refiner takes an aesthetic score instead
-/// of the target, diffusers' of a good picture or, for the negative prompt, of a bad one.
-fn size_ids(port: &Port, size: PixelSize, is_negative: bool) -> Result<Vec<f64>, Error> {
-    let (width, height) = (f64::from(size.width_px()), f64::from(size.height_px()));
-    match fixed(port, 1) {
-        Some(6) | None => Ok(vec![height, width, 0.0, 0.0, height, width]),
-        Some(5) => Ok(vec![height, width, 0.0, 0.0, if is_negative { 2.5 } else { 6.0 }]),
-        Some(other) => Err(unfit(format!("a model with 5 or 6 time ids, got {other}"))),
-    }
-}
-
-fn fixed(port: &Port, axis: usize) -> Option<usize> {
-    match port.dims.get(axis) {
-        Some(Dim::Fixed(size)) => Some(*size),
-        _ => None,
-    }
-}
-
-fn unfit(expected: String) -> Error {
-    Error::new(ErrorKind::Model, format!("unet: expected {expected}"))
 }

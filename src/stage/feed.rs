@@ -128,3 +128,14 @@ pub(crate) fn runs(port: &Port, count: usize, most: usize) -> Vec<Vec<usize>> {
     let starts = (0..count).step_by(batch.max(1));
     starts.map(|start| (start..start + batch).map(|index| index.min(count - 1)).collect()).collect()
 }
+
+/// The shape of a timestep for a batch: graphs want none, one, one per picture, or a column.
+pub(crate) fn timestep_shape(port: &Port, batch: usize) -> Vec<usize> {
+    let size = |(axis, dim): (usize, &Dim)| match dim {
+        Dim::Fixed(size) => *size,
+        // `steps` is what optimum once called it; the graph repeats a single one for the batch.
+        Dim::Free(name) if axis > 0 || name == "steps" => 1,
+        Dim::Free(_) => batch,
+    };
+    port.dims.iter().enumerate().map(size).collect()
+}

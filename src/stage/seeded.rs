@@ -3,9 +3,8 @@
 
 use std::iter::repeat_n;
 
-use super::denoiser::timestep_shape;
-use super::feed::{Feed, constants, runs};
-use super::text_encoder::TextStates;
+use super::feed::{Feed, constants, runs, timestep_shape};
+use super::text_states::TextStates;
 use crate::graph::{Dim, Port};
 use crate::guidance::embedding;
 use crate::manifest::Manifest;

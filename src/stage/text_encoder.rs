@@ -2,12 +2,13 @@
 
 use super::component::Component;
 use super::feed::{Feed, constants, runs};
+use super::text_states::TextStates;
 use crate::engine::{Output, Placement, SessionOptions};
 use crate::graph::{Dim, Port};
 use crate::model::{Model, TextEncoderPart};
 use crate::prompt::Text;
 use crate::signature::{Role, Signature};
-use crate::tokenizer::{Chunk, Cut, MAX_CHUNKS, Tokenizer};
+use crate::tokenizer::{Chunk, MAX_CHUNKS, Tokenizer};
 use crate::{Error, ErrorKind};
 
 /// The most chunks that are encoded at once: more would cost memory and save no time.
@@ -34,19 +35,6 @@ struct Encoder {
     states: String,
     /// The name of the output with the whole prompt's vector, where this encoder gives the U-Net's.
     pooled: Option<String>,
-}
-
-/// What a text becomes. Those of one model have one width.
-#[derive(Clone, Debug)]
-pub struct TextStates {
-    /// `[tokens, width]`: the states of all chunks one after the other, weighted, per token those of all encoders.
-    pub states: Vec<f32>,
-    /// How many tokens that are, marks and padding included.
-    pub tokens: usize,
-    /// The first chunk's vector, for a U-Net that takes it.
-    pub pooled: Option<Vec<f32>>,
-    /// What of the text was not read.
-    pub cut: Option<Cut>,
 }
 
 impl TextEncoder {
@@ -127,27 +115,6 @@ pub(crate) fn max_chunks(model: &Model, context: usize) -> usize {
     match model.unet().signature().input(Role::States).and_then(|port| port.dims.get(1)) {
         Some(Dim::Fixed(tokens)) => (tokens / context).max(1),
         _ => MAX_CHUNKS,
-    }
-}
-
-impl TextStates {
-    /// Per token, the states of another encoder behind these.
-    fn join(&mut self, other: Self) -> Result<(), Error> {
-        if self.tokens != other.tokens {
-            return Err(Error::new(
-                ErrorKind::Model,
-                format!(
-                    "text encoders: expected as many tokens of a text, got {} and {}",
-                    self.tokens, other.tokens
-                ),
-            ));
-        }
-        let width = |one: &Self| one.states.len() / one.tokens;
-        let rows = self.states.chunks_exact(width(self)).zip(other.states.chunks_exact(width(&other)));
-        self.states = rows.flat_map(|(one, other)| one.iter().chain(other)).copied().collect();
-        self.pooled = other.pooled.or(self.pooled.take());
-        self.cut = other.cut;
-        Ok(())
     }
 }
 
