@@ -3,7 +3,7 @@ of its own, with the time to the first step and the peak of resident memory.
 
     python export/real_width.py FAMILY WORK CALOTYPE [--size N] [--steps N] [--optimum PYTHON] [--precision f16|f32]
 
-FAMILY is sd15, sd21 or sdxl. WORK/FAMILY gets the diffusers folder (gigabytes; delete it afterwards), CALOTYPE is the
+FAMILY is sd15, sd21, sdxl, or sd15-mid (a narrower SD 1.5: U-Net 128 to 512, VAE 64 to 256, text encoder 512). WORK/FAMILY gets the diffusers folder (gigabytes; delete it afterwards), CALOTYPE is the
 program, PYTHON an interpreter with optimum-onnx, which exports the folder to WORK/FAMILY-onnx first. Weights are stored
 as f16 unless told otherwise and computed with in f32 by all. Prints a table and one JSON line.
 """
@@ -47,6 +47,16 @@ FULL: dict[str, dict[str, dict[str, Any]]] = {
         "vae": VAE,
         "text_encoder": CLIP_L,
     },
+    "sd15-mid": {
+        "unet": {"block_out_channels": [128, 256, 512, 512], "cross_attention_dim": 512},
+        "vae": {"block_out_channels": [64, 128, 256, 256]},
+        "text_encoder": {
+            "hidden_size": 512,
+            "intermediate_size": 2048,
+            "num_attention_heads": 8,
+            "num_hidden_layers": 12,
+        },
+    },
     "sd21": {
         "unet": {
             "attention_head_dim": [5, 10, 20, 20],
@@ -81,7 +91,7 @@ def make(family: str, folder: Path, wheel: Path, precision: str) -> None:
     import golden_checkpoints
     from checkpoints.families import families
 
-    known = next(f for f in families() if f.name == family)
+    known = next(f for f in families() if f.name == family.removesuffix("-mid"))
     configs = {"unet": known.unet, "vae": known.vae, **known.text}
     dtype = torch.float16 if precision == "f16" else torch.float32
     for index, (name, config) in enumerate(configs.items()):
