@@ -74,17 +74,7 @@ const CRATE_HOMES: [(&str, &[&str]); 14] = [
     ("zune_jpeg", &["picture/"]),
 ];
 /// Files of one module that import each other, to be taken apart; no others may.
-<<<<<<< HEAD
 const KNOWN_CIRCLES: [&[&str]; 1] = [&["engine/exhaustion", "engine/pool", "engine/sys", "engine/threads"]];
-||||||| parent of 0362afb (format)
-const KNOWN_CIRCLES: [&[&str]; 2] = [
-    &["cli/draft", "cli/generate"],
-    &["engine/exhaustion", "engine/pool", "engine/sys", "engine/threads"],
-];
-=======
-const KNOWN_CIRCLES: [&[&str]; 2] =
-    [&["cli/draft", "cli/generate"], &["engine/exhaustion", "engine/pool", "engine/sys", "engine/threads"]];
->>>>>>> 0362afb (format)
 /// Phrases that users met once, and the field's words for them. None comes back in the help, in messages, or in texts for users.
 const REPLACED: [(&str, &str); 39] = [
     ("at work on it", "in use by another `calotype pack`"),
