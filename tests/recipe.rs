@@ -523,3 +523,82 @@ fn receipts_of_before_are_followed() {
     let message = "model: expected the file that the image was made with, got only the name \"my-model\"; give it with --model";
     refuses(folder.path(), &["--from", "old.json"], message);
 }
+
+/// The same PNG without the chunk of a keyword, and with another one in its place.
+fn exchanged(png: &[u8], keyword: &[u8], text: &[u8]) -> Vec<u8> {
+    let mut out = png[..8].to_vec();
+    let mut at = 8;
+    while at < png.len() {
+        let len = u32::from_be_bytes(png[at..at + 4].try_into().unwrap()) as usize;
+        let chunk = &png[at..at + 12 + len];
+        if &chunk[4..8] == b"tEXt" && chunk[8..].starts_with(keyword) {
+            if !text.is_empty() {
+                out.extend((text.len() as u32).to_be_bytes());
+                out.extend(b"tEXt");
+                out.extend(text);
+                out.extend([0; 4]);
+            }
+        } else {
+            out.extend(chunk);
+        }
+        at += 12 + len;
+    }
+    out
+}
+
+/// An image that has only A1111's text is made again as far as that goes; what it lacks is told.
+#[test]
+fn parameters_of_other_programs_are_followed() {
+    let folder = TempDir::new().unwrap();
+    let here = folder.path();
+    let args = [
+        "a (red:1.2) apple",
+        "-n",
+        "a dog",
+        "--seed",
+        "7",
+        "--size",
+        "64x64",
+        "--steps",
+        "3",
+        "--guidance",
+        "4.5",
+    ];
+    draws(
+        here,
+        &[&args[..], &["--sampler", "euler-a", "--schedule", "karras:rho=5", "-o", "a.png"]].concat(),
+    );
+    let drawn = fs::read(here.join("a.png")).unwrap();
+    fs::write(here.join("b.png"), exchanged(&drawn, b"calotype\0", b"")).unwrap();
+    assert_eq!(draws(here, &["--from", "b.png", "-o", "c.png"]), "");
+    assert!(drawn == fs::read(here.join("c.png")).unwrap());
+
+    let foreign = |parameters: &str| {
+        let text = [b"parameters\0", parameters.as_bytes()].concat();
+        let png = exchanged(&drawn, b"calotype\0", b"");
+        fs::write(here.join("d.png"), exchanged(&png, b"parameters\0", &text)).unwrap();
+    };
+    let settings = "Steps: 2, Sampler: Euler a, CFG scale: 3, Seed: 1, Size: 64x64";
+    foreign(&format!("a dog\n{settings}, Hires upscale: 2, Denoising strength: 0.5"));
+    let said = draws(here, &["--from", "d.png", "-o", "e.png"]);
+    assert_eq!(said, "calotype: d.png: Hires fix: not done: the image has its first size\n");
+    foreign(&format!("a dog\n{settings}, Model: v1-5, Model hash: 6ce0161689"));
+    let message = "model: expected the file that the image was made with, got only the name \"v1-5\"; give it with --model";
+    refuses(here, &["--from", "d.png"], message);
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/builtin");
+    let said = draws(here, &["--from", "d.png", "-m", model, "-o", "e.png"]);
+    assert!(
+        said.contains("model: expected one with SHA-256 6ce0161689... as in the receipt, got "),
+        "{said}"
+    );
+    foreign(&format!("a dog\n{settings}, Denoising strength: 0.5"));
+    let message = "init: expected the file that the image was made with, got no word of where it is; give it with --init";
+    refuses(here, &["--from", "d.png"], message);
+    draws(here, &["--from", "d.png", "--init", "a.png", "-o", "e.png"]);
+    let png = exchanged(&drawn, b"parameters\0", b"");
+    fs::write(here.join("f.png"), exchanged(&png, b"calotype\0", b"workflow\0{}")).unwrap();
+    let message = "f.png: expected an image with a receipt or A1111's parameters, got one with a workflow of ComfyUI, which is not read";
+    refuses(here, &["--from", "f.png"], message);
+    fs::write(here.join("g.txt"), format!("\u{feff}a dog\r\n{settings}")).unwrap();
+    draws(here, &["--from", "g.txt", "-o", "e.png"]);
+}

@@ -280,3 +280,126 @@ fn some(file: &mut impl Read, len: u64) -> io::Result<Vec<u8>> {
     }
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Cursor, Write as _};
+
+    use flate2::Compression;
+    use flate2::write::ZlibEncoder;
+
+    use super::*;
+
+    fn read(bytes: &[u8]) -> Result<Option<Texts>, Error> {
+        Texts::read("x", &mut Cursor::new(bytes))
+    }
+
+    fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
+        // Checksums are left to who reads pixels.
+        [&(data.len() as u32).to_be_bytes(), &kind[..], data, &[0; 4]].concat()
+    }
+
+    fn png(chunks: &[Vec<u8>]) -> Vec<u8> {
+        [&b"\x89PNG\r\n\x1a\n"[..], &chunk(b"IHDR", &[0; 13]), &chunks.concat(), &chunk(b"IEND", &[])]
+            .concat()
+    }
+
+    fn deflated(text: &str) -> Vec<u8> {
+        let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(text.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// EXIF with a description and a comment, in either order of bytes.
+    fn exif(is_big: bool, description: &[u8], comment: &[u8]) -> Vec<u8> {
+        let short = |n: u16| if is_big { n.to_be_bytes() } else { n.to_le_bytes() };
+        let long = |n: usize| if is_big { (n as u32).to_be_bytes() } else { (n as u32).to_le_bytes() };
+        let entry = |tag: u16, kind: u16, count: usize, value: usize| {
+            [&short(tag)[..], &short(kind), &long(count), &long(value)].concat()
+        };
+        let (second, data) = (8 + 2 + 24 + 4, 8 + 2 + 24 + 4 + 2 + 12 + 4);
+        [
+            if is_big { b"MM\0*" } else { b"II*\0" },
+            &long(8)[..],
+            &short(2),
+            &entry(0x010e, 2, description.len(), data),
+            &entry(0x8769, 4, 1, second),
+            &[0; 4],
+            &short(1),
+            &entry(0x9286, 7, comment.len(), data + description.len()),
+            &[0; 4],
+            description,
+            comment,
+        ]
+        .concat()
+    }
+
+    fn utf16(text: &str, is_big: bool) -> Vec<u8> {
+        let bytes = |unit: u16| if is_big { unit.to_be_bytes() } else { unit.to_le_bytes() };
+        b"UNICODE\0".iter().copied().chain(text.encode_utf16().flat_map(bytes)).collect()
+    }
+
+    #[test]
+    fn texts_are_found_wherever_programs_put_them() {
+        const TEXT: &str = "a caf\u{e9} \u{1f34e}\nSteps: 1";
+        let international = |is_compressed: u8, text: &[u8]| {
+            chunk(b"iTXt", &[b"parameters\0", &[is_compressed, 0][..], b"en\0key\0", text].concat())
+        };
+        let jpeg = |exif: &[u8]| {
+            let segment = [b"Exif\0\0", exif].concat();
+            let length = (segment.len() as u16 + 2).to_be_bytes();
+            [b"\xff\xd8\xff\xe0\0\x04ab\xff\xff\xe1", &length[..], &segment, b"\xff\xda\0\x02"].concat()
+        };
+        let webp = |exif: &[u8]| {
+            let length = (exif.len() as u32).to_le_bytes();
+            [b"RIFF\0\0\0\0WEBPVP8L\x03\0\0\0abc\0EXIF", &length[..], exif].concat()
+        };
+        let comments = [utf16(TEXT, true), utf16(TEXT, false), [b"ASCII\0\0\0", TEXT.as_bytes()].concat()];
+        let mut files = vec![
+            png(&[chunk(b"tEXt", &[b"parameters\0", TEXT.as_bytes()].concat())]),
+            png(&[chunk(b"zTXt", &[b"parameters\0\0", &deflated(TEXT)[..]].concat())]),
+            png(&[international(0, TEXT.as_bytes())]),
+            png(&[international(1, &deflated(TEXT))]),
+            png(&[chunk(b"IDAT", b"pixels"), international(0, TEXT.as_bytes())]),
+        ];
+        for is_big in [false, true] {
+            for comment in &comments {
+                let exif = exif(is_big, b"a title", comment);
+                files.extend([jpeg(&exif), webp(&exif), png(&[chunk(b"eXIf", &exif)])]);
+            }
+        }
+        for (index, file) in files.iter().enumerate() {
+            let texts = read(file).unwrap().expect("an image");
+            assert_eq!(texts, Texts { parameters: Some(TEXT.into()), ..Texts::default() }, "file {index}");
+            // Every beginning of it, and with any byte changed, is read or refused.
+            for at in 0..file.len() {
+                drop(read(&file[..at]));
+                let mut changed = file.clone();
+                changed[at] ^= 0xff;
+                drop(read(&changed));
+            }
+        }
+        let latin1 = png(&[chunk(b"tEXt", b"parameters\0caf\xe9")]);
+        assert_eq!(read(&latin1).unwrap().unwrap().parameters.as_deref(), Some("caf\u{e9}"));
+        let json = exif(true, b"{\"version\": 1}\0", &comments[0]);
+        assert_eq!(read(&jpeg(&json)).unwrap().unwrap().json.as_deref(), Some("{\"version\": 1}"));
+    }
+
+    #[test]
+    fn what_is_not_ours_is_named_or_nothing() {
+        for (keyword, other) in [
+            ("workflow", Some("a workflow of ComfyUI")),
+            ("invokeai_metadata", Some("metadata of InvokeAI")),
+            ("Title", None),
+        ] {
+            let file = png(&[chunk(b"tEXt", &[keyword.as_bytes(), b"\0{}"].concat())]);
+            assert_eq!(read(&file).unwrap().unwrap(), Texts { other, ..Texts::default() });
+        }
+        for none in [&b""[..], b"{\"version\": 1}", b"GIF89a and more of it", &[0xff; 20]] {
+            assert!(read(none).unwrap().is_none() || none.starts_with(b"\xff\xd8"), "{none:?}");
+        }
+        let bomb =
+            png(&[chunk(b"zTXt", &[b"parameters\0\0", &deflated(&"0".repeat(20 << 20))[..]].concat())]);
+        assert_eq!(read(&bomb).unwrap().unwrap(), Texts::default());
+    }
+}

@@ -370,6 +370,8 @@ impl Reader {
             ("Sigma tmin", "s_tmin"),
             ("Sigma tmax", "s_tmax"),
             ("Sigma noise", "s_noise"),
+            ("UniPC variant", "solver"),
+            ("UniPC order", "order"),
         ] {
             let (Some(known), Some(number)) = (method, self.take(value)) else { continue };
             let text = known.to_string();
