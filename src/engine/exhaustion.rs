@@ -4,8 +4,11 @@
 use std::fmt;
 use std::sync::OnceLock;
 
-use super::{pool, sys};
 use crate::{Error, ErrorKind, memory};
+
+/// What is left of the address space when a block is made: the C library's heap, kernels' scratch and threads' stacks need
+/// some, too, and not all of them look whether they got it.
+pub(crate) const SPARE_BYTES: usize = 32 << 20;
 
 /// Memory that was asked for and not given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +56,7 @@ impl fmt::Display for Refusal {
                 return write!(f, "at most {} KiB, the budget, got {all} KiB", kib(bytes));
             }
             _ if self.wanted_bytes == 0 => f.write_str("more"),
-            _ => write!(f, "{wanted} KiB more and {} KiB to spare", kib(pool::SPARE_BYTES as u64)),
+            _ => write!(f, "{wanted} KiB more and {} KiB to spare", kib(SPARE_BYTES as u64)),
         }?;
         match self.limit {
             Limit::Process { left_bytes } => write!(
@@ -80,15 +83,12 @@ pub(super) fn is_reported() -> bool {
     REPORT.get().is_some()
 }
 
-/// Ends the process: as a program has said, else as Rust itself does where an allocation fails.
-pub(super) fn end(refusal: Refusal) -> ! {
-    match REPORT.get() {
-        Some(report) => {
-            report(&refusal);
-            sys::exit_at_once(ErrorKind::Memory.exit_code())
-        }
-        None => std::process::abort(),
-    }
+/// Tells the program that the process ends, if it asked to be told; whether it did.
+pub(super) fn report(refusal: &Refusal) -> bool {
+    REPORT.get().is_some_and(|report| {
+        report(refusal);
+        true
+    })
 }
 
 #[cfg(test)]

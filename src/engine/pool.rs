@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use memmap2::MmapMut;
 
-use super::exhaustion::Refusal;
+use super::exhaustion::{Refusal, SPARE_BYTES};
 use crate::memory;
 
 /// What long blocks are multiples of; the pages of some ARM boards have 16 or 64 KiB, and mappings are rounded up there.
@@ -21,10 +21,6 @@ const LEAST_PART: usize = 8;
 /// At most one part in so many of the memory is wasted in blocks that are longer than what was asked for: without a
 /// limit, where that spares the kernel many pages, and with one, where every page counts.
 const WASTED_PART: [usize; 2] = [4, 16];
-
-/// What is left of the address space when a block is made: the C library's heap, kernels' scratch and threads' stacks need
-/// some, too, and not all of them look whether they got it.
-pub(crate) const SPARE_BYTES: usize = 32 << 20;
 
 /// A cache line: what kernels expect tensors to begin with.
 #[derive(Clone, Copy)]

@@ -360,7 +360,7 @@ fn refuse(refusal: Refusal) -> ! {
         // drop.
         unsafe { throw() }
     }
-    exhaustion::end(refusal)
+    end(refusal)
 }
 
 /// The heap of a program in which [`super::exit_when_exhausted`] holds for allocations of Rust code, too.
@@ -398,13 +398,22 @@ unsafe impl GlobalAlloc for Heap {
 #[inline]
 fn given(memory: *mut u8, wanted_bytes: usize) -> *mut u8 {
     if memory.is_null() && exhaustion::is_reported() {
-        exhaustion::end(Refusal::of_system(wanted_bytes))
+        end(Refusal::of_system(wanted_bytes))
     }
     memory
 }
 
+/// Ends the process: as the program has said, else as Rust itself does where an allocation fails.
+fn end(refusal: Refusal) -> ! {
+    if exhaustion::report(&refusal) {
+        exit_at_once(ErrorKind::Memory.exit_code())
+    } else {
+        std::process::abort()
+    }
+}
+
 /// Ends the process without running what is registered for its end: other threads may be at work, and there may be no memory.
-pub(super) fn exit_at_once(code: u8) -> ! {
+fn exit_at_once(code: u8) -> ! {
     #[cfg(unix)]
     // SAFETY: may be called at any time by any thread.
     unsafe {

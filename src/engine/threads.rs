@@ -7,7 +7,7 @@ use std::thread::Builder;
 
 use memmap2::MmapMut;
 
-use super::pool::SPARE_BYTES;
+use super::exhaustion::SPARE_BYTES;
 use crate::{Error, ErrorKind, memory};
 
 /// Starts as many threads as a session on `threads` will, which is one less, all at once, and ends them.
