@@ -3,7 +3,8 @@ of them.
 
 Run: python export/golden_schedulers.py tests/golden/schedulers.json.gz [SEED]
 Every class that diffusers has is constructed with random settings of its own (seeded), and saved as `save_pretrained`
-does, with Python's JSON. Of classes whose noise follows a curve of betas there are the levels of a run, and, for
+does, with Python's JSON. Of classes whose noise follows a curve of betas, a range of levels (EDM) or a flow there are
+the levels of a run, of the latter two what the model is told of them, and, for
 methods that add no noise, the latents that the run ends in on data of a known distribution: normal, each element with
 its own mean and deviation, whose denoiser is `(mean sigma^2 + x deviation^2) / (sigma^2 + deviation^2)`. Left out are
 settings in which calotype differs on purpose, all named on the manual's page of samplers: DDIM and DDPM on timesteps
@@ -40,6 +41,49 @@ STOCHASTIC = ["DDPM", "EulerAncestral", "KDPM2Ancestral", "DPMSolverSDE", "LCM",
 NOT_FOR_DRAWING = ["Inverse", "RePaint"]
 # Starts of the names of classes that have betas, and noise of another kind.
 OTHER_NOISE = ("CogVideoX", "UnCLIP", "CM", "SCM")
+# Classes without a curve of betas that calotype has, and the settings of each that are drawn.
+WITHOUT_CURVE: dict[str, dict[str, list[Any]]] = {
+    "EDMEulerScheduler": {
+        "prediction_type": ["epsilon", "v_prediction"],
+        "sigma_schedule": ["karras", "exponential"],
+        "sigma_min": [0.002, 0.05],
+        "sigma_max": [80.0, 120.0],
+        "sigma_data": [0.5, 1.0],
+        "rho": [7.0, 7.0, 3.0],
+        "final_sigmas_type": ["zero", "sigma_min"],
+    },
+    "FlowMatchEulerDiscreteScheduler": {
+        "shift": [1.0, 3.0, 2.5, 0.5],
+        "use_karras_sigmas": [False, False, False, True],
+        "use_exponential_sigmas": [False, False, False, True],
+        "use_beta_sigmas": [False, False, False, True],
+        "stochastic_sampling": [*[False] * 9, True],
+        "use_dynamic_shifting": [*[False] * 9, True],
+        "shift_terminal": [*[None] * 9, 0.02],
+        "invert_sigmas": [*[False] * 9, True],
+    },
+    "FlowMatchHeunDiscreteScheduler": {"shift": [1.0, 3.0, 2.5, 0.5]},
+}
+WITHOUT_CURVE["EDMDPMSolverMultistepScheduler"] = {
+    **WITHOUT_CURVE["EDMEulerScheduler"],
+    "solver_order": [1, 2, 3],
+    "solver_type": ["midpoint", "heun", "bh1"],
+    "algorithm_type": ["dpmsolver++", "dpmsolver++", "sde-dpmsolver++"],
+    "lower_order_final": [True, False],
+    "euler_at_final": [False, False, True],
+}
+# Models of velocities that are told `ln(sigma) / 4` (Stable Video Diffusion's is the last).
+CONTINUOUS: list[dict[str, Any]] = [
+    {},
+    {"timestep_spacing": "leading", "steps_offset": 1},
+    {"timestep_spacing": "trailing", "beta_schedule": "scaled_linear"},
+    {"use_karras_sigmas": True},
+    {"use_exponential_sigmas": True, "sigma_min": 0.002, "sigma_max": 120.0},
+    {"use_beta_sigmas": True, "sigma_min": 0.01, "sigma_max": 80.0},
+    {"use_karras_sigmas": True, "sigma_min": 0.002, "sigma_max": 700.0},
+]
+# What calotype refuses of them.
+REFUSED = ["stochastic_sampling", "use_dynamic_shifting", "shift_terminal", "invert_sigmas"]
 # Models trained down to noise alone (Lin et al. 2024, section 3), as published ones are run, a class each.
 ZERO_TERMINAL_SNR = {
     "beta_start": 0.00085,
@@ -150,6 +194,74 @@ def trajectory(scheduler: Any, steps: int) -> list[float]:
     return [short(value, DIGITS) for value in x.flatten().tolist()]
 
 
+def trajectory_without_curve(scheduler: Any, name: str) -> list[float]:
+    """The same of classes without a curve."""
+    scheduler.sigmas = scheduler.sigmas.double()
+    means, variances, noise = (values[None, :, None] for values in (MEANS, DEVIATIONS**2, NOISE))
+    is_flow = name.startswith("Flow")
+    x = noise * float(1.0 if is_flow else scheduler.init_noise_sigma)
+    for t in scheduler.timesteps:
+        # `scale_model_input` finds the step; flows have none.
+        if not is_flow:
+            scheduler.scale_model_input(x, t)
+        index = scheduler.step_index if scheduler.step_index is not None else 0
+        sigma = float(scheduler.sigmas[index])
+        signal = 1.0 - sigma if is_flow else 1.0
+        clean = (means * sigma**2 + signal * x * variances) / (sigma**2 + signal**2 * variances)
+        if is_flow:
+            output = (x - clean) / sigma
+        else:
+            data = scheduler.config.sigma_data
+            output = (clean - data**2 / (sigma**2 + data**2) * x) / (sigma * data / (sigma**2 + data**2) ** 0.5)
+            output = -output if scheduler.config.prediction_type == "v_prediction" else output
+        # FlowMatchEuler and EDM's classes cast to single precision: the sample is kept in double here.
+        x = scheduler.step(output, t, x, return_dict=False)[0].double()
+    return [short(value, DIGITS) for value in x.flatten().tolist()]
+
+
+def levels_of(scheduler: Any) -> list[float]:
+    """The levels of a run, each once: methods of two evaluations have levels twice, and runs down to the lowest may
+    reach it twice."""
+    sigmas = [float(sigma) for sigma in scheduler.sigmas]
+    is_new = [abs(before - sigma) > 1e-6 * before for before, sigma in zip([-1.0, *sigmas], sigmas, strict=False)]
+    return [short(sigma, DIGITS) for sigma, new in zip(sigmas, is_new, strict=True) if new]
+
+
+def case_without_curve(name: str, steps: int, chosen: dict[str, Any]) -> dict[str, Any]:
+    """A configuration of a class without a curve, and what the class makes of it."""
+    scheduler = getattr(diffusers.schedulers, name)(**chosen)
+    row: dict[str, Any] = {"config": json.dumps(json.loads(scheduler.to_json_string())), "steps": steps}
+    row["runs"] = not any(chosen.get(key) for key in REFUSED)
+    if not row["runs"]:
+        return row
+    scheduler.set_timesteps(steps)
+    is_v = chosen.get("prediction_type") == "v_prediction"
+    row["prediction"] = "flow" if name.startswith("Flow") else "edm_v" if is_v else "edm"
+    row["sigmas"] = levels_of(scheduler)
+    timesteps = [float(t) for t in scheduler.timesteps]
+    row["timesteps"] = [short(t, DIGITS) for t in dict.fromkeys(timesteps)]
+    if "Heun" not in name and "sde" not in chosen.get("algorithm_type", ""):
+        row["latents"] = trajectory_without_curve(scheduler, name)
+    return row
+
+
+def cases_without_curve() -> list[dict[str, Any]]:
+    """Every class without a curve with random settings, of which the kinds of levels exclude each other."""
+    rng = np.random.default_rng(SEED)
+    always = {"timestep_type": "continuous", "prediction_type": "v_prediction"}
+    continuous = [case("EulerDiscreteScheduler", 10, always | settings) for settings in CONTINUOUS]
+    rows = [row for row in continuous if row is not None]
+    for name, choices in WITHOUT_CURVE.items():
+        for number in range(CONFIGS):
+            steps = STEPS[number % len(STEPS)]
+            chosen = {key: options[rng.integers(len(options))] for key, options in choices.items()}
+            chosen = {key: value for key, value in chosen.items() if value is not None}
+            for key in [key for key in chosen if key.endswith("_sigmas") and "use" in key and chosen[key]][1:]:
+                chosen[key] = False
+            rows.append(case_without_curve(name, steps, chosen))
+    return rows
+
+
 def case(name: str, steps: int, chosen: dict[str, Any]) -> dict[str, Any] | None:
     """A configuration, and what its class makes of it; nothing where diffusers itself refuses."""
     cls = getattr(diffusers.schedulers, name)
@@ -163,8 +275,9 @@ def case(name: str, steps: int, chosen: dict[str, Any]) -> dict[str, Any] | None
     row: dict[str, Any] = {"config": json.dumps(config), "steps": steps}
     config.setdefault("_class_name", name)
     is_of_betas = "beta_start" in config and not name.startswith(OTHER_NOISE)
-    is_flow = config.get("use_flow_sigmas") or config.get("timestep_type") == "continuous"
-    row["runs"] = bool(is_of_betas and not is_flow and not any(part in name for part in NOT_FOR_DRAWING))
+    row["runs"] = bool(
+        is_of_betas and not config.get("use_flow_sigmas") and not any(part in name for part in NOT_FOR_DRAWING)
+    )
     if not row["runs"]:
         return row
     row["prediction"] = config["prediction_type"]
@@ -178,10 +291,9 @@ def case(name: str, steps: int, chosen: dict[str, Any]) -> dict[str, Any] | None
     if name == "PNDMScheduler" or (name.startswith("DDIM") and steps not in (4, 5, 10, 20)):
         return row
     if hasattr(scheduler, "sigmas"):
-        sigmas = [float(sigma) for sigma in scheduler.sigmas]
-        # Methods of two evaluations have levels twice, and runs down to the lowest may reach it twice.
-        is_new = [abs(before - sigma) > 1e-6 * before for before, sigma in zip([-1.0, *sigmas], sigmas, strict=False)]
-        row["sigmas"] = [short(sigma, DIGITS) for sigma, new in zip(sigmas, is_new, strict=True) if new]
+        row["sigmas"] = levels_of(scheduler)
+        if config.get("timestep_type") == "continuous":
+            row["timesteps"] = [short(float(t), DIGITS) for t in scheduler.timesteps]
     elif "LCM" in name or "TCD" in name or "DDPM" in name:
         kept = scheduler.alphas_cumprod[scheduler.timesteps].double()
         sigmas = (((1 - kept) / kept) ** 0.5).tolist()
@@ -214,6 +326,8 @@ def main() -> None:
         for _ in range(20 * CONFIGS):
             steps = STEPS[rng.integers(len(STEPS))]
             row = case(name, steps, settings(getattr(diffusers.schedulers, name), rng))
+            if row is not None and name in WITHOUT_CURVE:
+                row = {**row, "runs": None}
             found += row is not None
             rows += [row] if row is not None else []
             few = row is not None and not row["runs"] and "betas" not in row["config"]
@@ -225,6 +339,7 @@ def main() -> None:
             chosen = ZERO_TERMINAL_SNR | ({"clip_sample": False} if "clip_sample" in known else {})
             rows += [row for steps in STEPS if (row := case(name, steps, chosen)) is not None]
         print(name, found)
+    rows = [row for row in rows if row["runs"] is not None] + cases_without_curve()
     data = {
         "diffusers": diffusers.__version__,
         "means": MEANS.tolist(),

@@ -15,12 +15,13 @@ use std::fmt;
 pub(crate) use self::encoder::{CONTEXT, Encoder, special_tokens};
 pub(crate) use self::layout::{Label, Layout, Level};
 pub(crate) use self::sdxl_refiner::TIME_IDS as AESTHETIC_TIME_IDS;
+use crate::Error;
 use crate::architecture::clip::States;
 use crate::architecture::unet;
 use crate::name;
+use crate::noise_model::NoiseModel;
 use crate::prediction::Prediction;
 use crate::schedule::{Betas, Spacing};
-use crate::scheduler::Scheduler;
 
 /// Declares [`Family`] from a table of variants and the files that describe them.
 macro_rules! families {
@@ -121,18 +122,17 @@ pub(crate) struct Noise {
 }
 
 impl Noise {
-    /// That of a model's scheduler.
-    pub(crate) fn of(scheduler: &Scheduler) -> Self {
-        let (betas, train_timesteps) = (scheduler.betas().clone(), scheduler.train_timesteps());
-        Self { betas, train_timesteps, spacing: scheduler.spacing() }
-    }
-
     /// Stable Diffusion's (its `configs/stable-diffusion/v1-inference.yaml`, and diffusers' schedulers of it).
     const STABLE_DIFFUSION: Self = Self {
         betas: Betas::ScaledLinear { start: 0.00085, end: 0.012 },
         train_timesteps: 1000,
         spacing: Spacing::Leading { offset: 1 },
     };
+
+    /// The curve itself.
+    pub(crate) fn model(self) -> Result<NoiseModel, Error> {
+        NoiseModel::discrete(self.betas, self.train_timesteps, self.spacing)
+    }
 
     /// The same down to noise alone, from which runs are then to start (Lin et al. 2024, section 3.3).
     pub(crate) fn with_zero_terminal_snr(self) -> Self {

@@ -18,6 +18,7 @@ pub mod memory;
 pub mod model;
 mod name;
 pub mod noise;
+pub mod noise_model;
 pub mod pack;
 pub mod picture;
 pub mod pipeline;

@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use crate::family::{AESTHETIC_TIME_IDS, Purpose};
 use crate::graph::{Dim, Graph, Port};
 use crate::guidance::Guidance;
+use crate::noise_model::{Discrete, NoiseModel, Told};
 use crate::prediction::Prediction;
-use crate::sampler::{Method, Sampling};
+use crate::sampler::{Method, S_CHURN, SamplerKind, Sampling};
 use crate::schedule::{Betas, NoiseCurve, Schedule, ScheduleKind, Spacing};
 use crate::signature::{Role, Signature};
 use crate::tensor::{LatentShape, PixelSize};
@@ -34,12 +35,8 @@ pub struct Manifest {
     pub name: String,
     /// Its licence, as an SPDX expression; `NOASSERTION` where its files do not say.
     pub licence: String,
-    /// The recipe of `curve`.
-    pub betas: Betas,
-    /// The noise levels that the model was trained on.
-    pub curve: NoiseCurve,
-    /// Which timesteps a run visits unless the sampler has its own.
-    pub spacing: Spacing,
+    /// The noise that the model was trained on.
+    pub noise: NoiseModel,
     /// What the U-Net predicts.
     pub prediction: Prediction,
     /// How latents relate to pictures.
@@ -429,8 +426,12 @@ impl Manifest {
         }
 
         let at = |place: &str, error: Error| refuse(place.to_owned()).source(error);
-        let betas = file.curve.betas();
-        let curve = NoiseCurve::new(betas.clone(), file.curve.train_timesteps).map_err(|e| at("curve", e))?;
+        let noise = match (file.curve, file.noise) {
+            (Some(curve), None) => curve.model().map_err(|e| at("curve", e))?,
+            (None, Some(noise)) => noise.model().map_err(|e| at("noise", e))?,
+            (Some(_), Some(_)) => return Err(refuse("expected either curve or noise, got both".into())),
+            (None, None) => return Err(refuse("missing field `curve`, or `noise` in its place".into())),
+        };
         let [width_px, height_px] = file.defaults.size;
         let sampling: Sampling = file.defaults.sampler.parse().map_err(|e| at("defaults.sampler", e))?;
         let schedule = file.defaults.schedule.as_deref().map(str::parse).transpose();
@@ -444,9 +445,7 @@ impl Manifest {
         let manifest = Self {
             name: file.name,
             licence: file.licence,
-            betas,
-            curve,
-            spacing: file.curve.spacing(),
+            noise,
             prediction: file.prediction.into(),
             latents: file.latents,
             zero_negative: file.zero_negative,
@@ -471,7 +470,8 @@ impl Manifest {
             name: self.name.clone(),
             licence: self.licence.clone(),
             components: contents.components.clone(),
-            curve: CurveFields::of(&self.betas, self.curve.len(), self.spacing),
+            curve: CurveFields::of(&self.noise),
+            noise: NoiseFields::of(&self.noise),
             prediction: self.prediction.into(),
             latents: self.latents,
             zero_negative: self.zero_negative,
@@ -507,13 +507,8 @@ impl Manifest {
                 ),
             ));
         }
-        if let Prediction::Flow | Prediction::Edm { .. } | Prediction::EdmV { .. } = self.prediction {
-            let got = format!(
-                "prediction: expected one that goes with a curve of betas, got {:?}",
-                self.prediction
-            );
-            return Err(Error::new(ErrorKind::Model, got));
-        }
+        self.noise.check().map_err(|e| at("noise", e))?;
+        self.prediction.check_noise(&self.noise)?;
         let Defaults { size, steps, guidance, .. } = self.defaults;
         self.latents.shape(size).map_err(|e| at("defaults.size", e))?;
         self.schedule(None, None, steps).map_err(|e| at("defaults.steps", e))?;
@@ -526,7 +521,7 @@ impl Manifest {
     /// The model's default schedule belongs to its default method; with another one it is the model's spacing.
     ///
     /// # Errors
-    /// As [`Schedule::of`].
+    /// As [`NoiseModel::schedule`], and [`ErrorKind::Usage`] for a method that does not work with the model's noise.
     pub fn schedule(
         &self,
         method: Option<Method>,
@@ -538,8 +533,11 @@ impl Manifest {
         let kind = kind
             .or_else(default)
             .or_else(|| sampler.own_schedule())
-            .unwrap_or(ScheduleKind::Spaced(self.spacing));
-        let schedule = Schedule::of(&kind, &self.curve, sampler.grid(), steps)?;
+            .unwrap_or_else(|| self.noise.usual_levels());
+        if let NoiseModel::Flow { .. } = self.noise {
+            check_flow(method.unwrap_or(self.defaults.sampler))?;
+        }
+        let schedule = self.noise.schedule(&kind, sampler.grid(), steps)?;
         Ok((kind, schedule))
     }
 }
@@ -591,6 +589,27 @@ impl Contents {
     }
 }
 
+/// Whether a method works on latents that are mixed of image and noise.
+fn check_flow(method: Method) -> Result<(), Error> {
+    if method.kind().about().is_slope {
+        let churn = method.get(&S_CHURN);
+        let error = || {
+            let why = "because lifted latents of a flow would have to be scaled";
+            Error::new(
+                ErrorKind::Usage,
+                format!("sampler: s_churn: expected 0 for flow matching, {why}, got {churn}"),
+            )
+        };
+        return if churn == 0.0 { Ok(()) } else { Err(error()) };
+    }
+    let able = SamplerKind::ALL.iter().map(|kind| kind.about()).filter(|about| about.is_slope);
+    let names: Vec<&str> = able.map(|about| about.name).collect();
+    Err(Error::new(
+        ErrorKind::Usage,
+        format!("sampler: expected one for flow matching ({}), got {method}", names.join(", ")),
+    ))
+}
+
 fn refuse_with(origin: &str, error: Error) -> Error {
     Error::new(error.kind(), origin).source(error)
 }
@@ -603,7 +622,11 @@ struct File {
     name: String,
     licence: String,
     components: Components,
-    curve: CurveFields,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    curve: Option<CurveFields>,
+    /// In place of a curve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    noise: Option<NoiseFields>,
     prediction: PredictionName,
     latents: LatentSpace,
     zero_negative: bool,
@@ -629,30 +652,79 @@ struct CurveFields {
     spacing: SpacingName,
     /// Added to every timestep; leading spacing only.
     steps_offset: u32,
+    /// Whether the U-Net is told `ln(sigma) / 4` in place of timesteps.
+    #[serde(default, skip_serializing_if = "is_false")]
+    continuous: bool,
 }
 
 impl CurveFields {
-    fn of(betas: &Betas, train_timesteps: usize, spacing: Spacing) -> Self {
-        let BetasFields { betas, start, end, trained, zero_terminal_snr } = BetasFields::of(betas);
-        let (spacing, steps_offset) = match spacing {
+    fn of(noise: &NoiseModel) -> Option<Self> {
+        let NoiseModel::Discrete(discrete) = noise else { return None };
+        let BetasFields { betas, start, end, trained, zero_terminal_snr } = BetasFields::of(discrete.betas());
+        let train_timesteps = discrete.curve().len();
+        let (spacing, steps_offset) = match discrete.spacing() {
             Spacing::Leading { offset } => (SpacingName::Leading, offset),
             Spacing::Linspace => (SpacingName::Linspace, 0),
             Spacing::Trailing => (SpacingName::Trailing, 0),
         };
-        Self { betas, start, end, trained, zero_terminal_snr, train_timesteps, spacing, steps_offset }
+        let continuous = discrete.told() == Told::QuarterLog;
+        Some(Self {
+            betas,
+            start,
+            end,
+            trained,
+            zero_terminal_snr,
+            train_timesteps,
+            spacing,
+            steps_offset,
+            continuous,
+        })
     }
 
-    fn betas(&self) -> Betas {
-        let Self { betas, start, end, ref trained, zero_terminal_snr, .. } = *self;
-        BetasFields { betas, start, end, trained: trained.clone(), zero_terminal_snr }.betas()
-    }
-
-    fn spacing(&self) -> Spacing {
-        match self.spacing {
+    fn model(self) -> Result<NoiseModel, Error> {
+        let Self { betas, start, end, trained, zero_terminal_snr, .. } = self;
+        let betas = BetasFields { betas, start, end, trained, zero_terminal_snr }.betas();
+        let spacing = match self.spacing {
             SpacingName::Leading => Spacing::Leading { offset: self.steps_offset },
             SpacingName::Linspace => Spacing::Linspace,
             SpacingName::Trailing => Spacing::Trailing,
+        };
+        let told = if self.continuous { Told::QuarterLog } else { Told::Timestep };
+        Discrete::new(betas, self.train_timesteps, spacing, told).map(NoiseModel::Discrete)
+    }
+}
+
+/// Noise without a curve.
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum NoiseFields {
+    Flow { shift: f64, train_timesteps: usize },
+    Edm { sigma_min: f64, sigma_max: f64, levels: String },
+}
+
+impl NoiseFields {
+    fn of(noise: &NoiseModel) -> Option<Self> {
+        match noise {
+            NoiseModel::Discrete(_) => None,
+            NoiseModel::Flow { shift, train_timesteps } => {
+                Some(Self::Flow { shift: *shift, train_timesteps: *train_timesteps })
+            }
+            NoiseModel::Edm { sigma_min, sigma_max, levels } => {
+                Some(Self::Edm { sigma_min: *sigma_min, sigma_max: *sigma_max, levels: levels.to_string() })
+            }
         }
+    }
+
+    fn model(self) -> Result<NoiseModel, Error> {
+        Ok(match self {
+            Self::Flow { shift, train_timesteps } => NoiseModel::Flow { shift, train_timesteps },
+            Self::Edm { sigma_min, sigma_max, levels } => {
+                let levels = levels
+                    .parse()
+                    .map_err(|error| Error::new(ErrorKind::Model, "edm.levels").source(error))?;
+                NoiseModel::Edm { sigma_min, sigma_max, levels }
+            }
+        })
     }
 }
 

@@ -36,7 +36,7 @@ use crate::prediction::Prediction;
 use crate::signature::{Role, Signature};
 use crate::tensor::PixelSize;
 use crate::tokenizer::{SpecialTokens, Tokenizer};
-use crate::weights::Weights;
+use crate::weights::{Dtype, Weights};
 use crate::{Error, ErrorKind};
 
 /// The length of CLIP's `vocab.json` and `merges.txt`.
@@ -253,6 +253,17 @@ impl Model {
         if let Some(size) = manifest.fixed_size {
             manifest.defaults.size = size;
         }
+        let timestep = unet.signature.input(Role::Timestep);
+        if manifest.noise.tells_fractions()
+            && let Some(port) = timestep.filter(|port| matches!(port.dtype, Dtype::I64 | Dtype::I32))
+        {
+            return Err(Error::new(
+                ErrorKind::Model,
+                format!(
+                    "unet: expected a timestep of floats, because this model is told ln(sigma) / 4, got {port}"
+                ),
+            ));
+        }
         manifest.check()?;
         Ok(Self {
             manifest,
@@ -284,15 +295,10 @@ impl Model {
     /// Takes the U-Net's output for something else than its files say, for files that are wrong or silent.
     ///
     /// # Errors
-    /// [`ErrorKind::Usage`] for what does not go with a curve of betas.
+    /// [`ErrorKind::Usage`] for what does not go with the noise that the model was trained on.
     pub fn predict(&mut self, prediction: Prediction) -> Result<(), Error> {
-        if !matches!(prediction, Prediction::Epsilon | Prediction::V | Prediction::Sample) {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                format!("prediction: expected epsilon, v or sample, got {prediction:?}"),
-            ));
-        }
-        self.manifest.prediction = prediction;
+        let own = self.manifest.prediction;
+        self.manifest.prediction = own.replaced(prediction, &self.manifest.noise)?;
         Ok(())
     }
 
@@ -919,7 +925,7 @@ mod tests {
             Request::new(draft, model.manifest()).unwrap().rounded_timesteps(model)
         };
         assert_eq!(rounded(&model, "euler", "karras", 10), 0);
-        for dtype in [crate::weights::Dtype::I64, crate::weights::Dtype::I32] {
+        for dtype in [Dtype::I64, Dtype::I32] {
             let inputs = &mut model.unet.signature.inputs;
             inputs.iter_mut().find(|input| input.role == Role::Timestep).unwrap().port.dtype = dtype;
             // The first and the last are whole.

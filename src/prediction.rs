@@ -9,6 +9,7 @@ use std::str::FromStr;
 pub(crate) use thresholding::quantile;
 pub use thresholding::{Thresholder, Thresholding};
 
+use crate::noise_model::NoiseModel;
 use crate::{Error, ErrorKind, name};
 
 /// What a denoising model predicts.
@@ -63,6 +64,49 @@ impl Prediction {
             "sample" | "x0" | "xstart" | "x0prediction" | "x0pred" => Self::Sample,
             _ => return None,
         })
+    }
+
+    /// The prediction that is meant where somebody says that a network predicts `said`, and its files say `self`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] for one that a network that was trained on this noise cannot have.
+    pub(crate) fn replaced(self, said: Self, noise: &NoiseModel) -> Result<Self, Error> {
+        let sigma_data = match self {
+            Self::Edm { sigma_data } | Self::EdmV { sigma_data } => sigma_data,
+            _ => 1.0,
+        };
+        let prediction = match (noise, said) {
+            (NoiseModel::Edm { .. }, Self::Epsilon) => Self::Edm { sigma_data },
+            (NoiseModel::Edm { .. }, Self::V) if self != Self::V => Self::EdmV { sigma_data },
+            _ => said,
+        };
+        let meant = prediction.check_noise(noise).map(|()| prediction);
+        meant.map_err(|error| Error::new(ErrorKind::Usage, "prediction").source(error))
+    }
+
+    /// Whether a network that was trained on this noise can predict this.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] for one that it cannot, and for a deviation that is none.
+    pub fn check_noise(self, noise: &NoiseModel) -> Result<(), Error> {
+        let (fits, expected) = match noise {
+            NoiseModel::Discrete(_) => (
+                matches!(self, Self::Epsilon | Self::V | Self::Sample),
+                "one that goes with a curve of betas (epsilon, v or sample)",
+            ),
+            NoiseModel::Flow { .. } => (self == Self::Flow, "one that goes with flow matching (flow)"),
+            NoiseModel::Edm { .. } => match self {
+                Self::V => (true, ""),
+                Self::Edm { sigma_data } | Self::EdmV { sigma_data } => {
+                    (sigma_data.is_finite() && sigma_data > 0.0, "a sigma_data above 0")
+                }
+                _ => (false, "one that goes with a range of levels (edm, edm_v or v)"),
+            },
+        };
+        if fits {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Model, format!("prediction: expected {expected}, got {self:?}")))
     }
 
     /// The factors at a noise level. Models of noise, `V` and `x0` were trained on `z = alpha * x0 + sqrt(1 - alpha^2)

@@ -33,8 +33,6 @@ const STRENGTH: f64 = 0.8;
 const REFINER_STRENGTH: f64 = 0.3;
 /// Where a mask says what is drawn anew.
 const MASKED_STRENGTH: f64 = 1.0;
-/// The lowest level that a run from noise alone may begin at: as much noise as picture.
-const LEAST_START: f64 = 1.0;
 /// How strongly a picture that is edited pulls.
 const IMAGE_GUIDANCE: f64 = 1.5;
 /// How much noise is put on a picture that is enlarged, in timesteps.
@@ -145,7 +143,7 @@ impl Request {
         let strength = strength(&recipe, manifest.conditions)?;
         match strength {
             Some(strength) => schedule = schedule.last(steps_left(steps, strength)?)?,
-            None => check_start(&schedule, &schedule_kind)?,
+            None => check_start(&schedule, &schedule_kind, manifest.noise.even_level())?,
         }
         let (prompt, negative) = words(&recipe, schedule.steps().len())?;
         let scales = recipe.guidance.clone().unwrap_or_else(|| defaults.guidance.into());
@@ -476,14 +474,14 @@ fn expect_room(bytes: u64, budget_bytes: u64) -> Result<(), Error> {
 
 /// Whether a run from noise alone begins where there is mostly noise. Below, a model takes what it is given for a picture, and
 /// draws a flat one: `linspace` in one step takes the *lowest* timestep.
-fn check_start(schedule: &Schedule, kind: &ScheduleKind) -> Result<(), Error> {
+fn check_start(schedule: &Schedule, kind: &ScheduleKind, least: f64) -> Result<(), Error> {
     let from = schedule.steps()[0].from;
-    if from >= LEAST_START {
+    if from >= least {
         return Ok(());
     }
     Err(Error::new(
         ErrorKind::Usage,
-        format!("schedule: {kind}: expected a first level of {LEAST_START} or more, where there is noise to start from, got {from:.4}"),
+        format!("schedule: {kind}: expected a first level of {least} or more, where there is noise to start from, got {from:.4}"),
     )
     .help("use more steps, or trailing, which starts at the last timestep"))
 }

@@ -157,10 +157,61 @@ impl Schedule {
         Self::of_flow(levels.to_vec(), train_timesteps)
     }
 
+    /// The levels of a run of flow matching by a kind of schedule: `linspace` is [`Schedule::flow`]; `trailing` has levels that are
+    /// even from 1 to `1 / steps` before they are shifted, as pipelines ask it of diffusers' schedulers; those that need a range of
+    /// levels are given that of `linspace`, as `use_karras_sigmas` and its kin are.
+    ///
+    /// # Errors
+    /// As [`Schedule::flow`], and [`ErrorKind::Usage`] for a kind that chooses timesteps of a curve, and for levels above 1.
+    pub fn flow_of(
+        kind: &ScheduleKind,
+        shift: &FlowShift,
+        train_timesteps: usize,
+        steps: usize,
+    ) -> Result<Self, Error> {
+        check_flow(train_timesteps)?;
+        check(kind, steps, train_timesteps)?;
+        let even = shift.levels(steps, train_timesteps)?;
+        let levels = match kind {
+            ScheduleKind::Spaced(Spacing::Linspace) => even,
+            ScheduleKind::Spaced(Spacing::Trailing) => shift.levels_to_steps(steps)?,
+            ScheduleKind::Custom(_) => return Self::flow_listed(kind.own_levels(), train_timesteps),
+            kind => {
+                let lowest = shift.levels(steps.max(2), train_timesteps)?[steps.max(2) - 1];
+                level::over([lowest, 1.0], kind, steps).ok_or_else(|| {
+                    Error::new(
+                        ErrorKind::Usage,
+                        format!(
+                            "schedule: expected linspace, trailing or one of noise levels, because this model has no curve of \
+                             timesteps, got {kind}"
+                        ),
+                    )
+                })?
+            }
+        };
+        // A first level that a formula gives may miss 1 by a rounding error.
+        if levels[0] > 1.0 + 1e-9 {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("schedule: expected levels up to 1, which is noise alone, got {}", levels[0]),
+            ));
+        }
+        Self::of_flow(levels.into_iter().map(|level| level.min(1.0)).collect(), train_timesteps)
+    }
+
     fn of_flow(levels: Vec<f64>, train_timesteps: usize) -> Result<Self, Error> {
         let time = Time::Flow { train_timesteps: train_timesteps as f64 };
         let levels = levels.into_iter().map(|sigma| (sigma, time.of_sigma(sigma))).collect();
         Self::new(levels, time, true, 0.0)
+    }
+
+    /// The same levels, of which the model is told `ln(sigma) / 4` in place of their timesteps.
+    #[must_use]
+    pub fn told_logarithms(mut self) -> Self {
+        self.steps.iter_mut().for_each(|step| step.timestep = Time::Edm.of_sigma(step.from));
+        let told = |&(sigma, _): &(f64, f64)| (sigma, Time::Edm.of_sigma(sigma));
+        self.clock = Clock::new(self.clock.levels().iter().map(told).collect(), Time::Edm);
+        self
     }
 
     /// The levels of a model that was trained on a range of them, and is told `ln(sigma) / 4` (Karras et al. 2022, table
@@ -176,6 +227,7 @@ impl Schedule {
                 format!("noise levels: expected a range above 0, got {sigma_min} to {sigma_max}"),
             ));
         }
+        let (kind, ends_low) = kind.ends();
         check(kind, steps, MAX_EDM_STEPS)?;
         let Some(sigmas) = level::over([sigma_min, sigma_max], kind, steps) else {
             return Err(Error::new(
@@ -191,7 +243,7 @@ impl Schedule {
             sigmas.into_iter().map(|sigma| (sigma, Time::Edm.of_sigma(sigma))).collect(),
             Time::Edm,
             false,
-            0.0,
+            if ends_low { sigma_min } else { 0.0 },
         )
     }
 

@@ -28,13 +28,14 @@ const LAYERS: [(&str, &[&str]); 5] = [
     ),
     ("pure", &PURE),
 ];
-const PURE: [&str; 14] = [
+const PURE: [&str; 15] = [
     "tokenizer",
     "prompt",
     "scheduler",
     "sampler",
     "guidance",
     "prediction",
+    "noise_model",
     "schedule",
     "noise",
     "state",

@@ -236,6 +236,74 @@ fn predictions_that_no_betas_belong_to() {
     }
 }
 
+/// Manifests of models without a curve are read and written; their numbers must be ones that such a model can have.
+#[test]
+fn noise_without_a_curve() {
+    let with = |noise: Value, prediction: Value, sampler: &str| {
+        let mut manifest = built_in();
+        manifest.as_object_mut().unwrap().remove("curve");
+        manifest["defaults"].as_object_mut().unwrap().remove("schedule");
+        manifest["defaults"]["sampler"] = sampler.into();
+        (manifest["noise"], manifest["prediction"]) = (noise, prediction);
+        manifest
+    };
+    let flow = |shift: f64| json!({"flow": {"shift": shift, "train_timesteps": 1000}});
+    let edm =
+        |low: f64, levels: &str| json!({"edm": {"sigma_min": low, "sigma_max": 80.0, "levels": levels}});
+    let data = |sigma_data: f64| json!({"edm": {"sigma_data": sigma_data}});
+    for (noise, prediction, sampler, first) in [
+        (flow(3.0), json!("flow"), "euler", 1.0),
+        (edm(0.002, "karras"), data(0.5), "dpm++2m", 80.0),
+        (edm(0.002, "karras:rho=3"), json!({"edm_v": {"sigma_data": 1.0}}), "euler", 80.0),
+        (edm(0.002, "exponential"), json!("v_prediction"), "ddim", 80.0),
+    ] {
+        let whole = with(noise, prediction, sampler);
+        let (manifest, contents) = Manifest::parse("origin", &serde_json::to_vec(&whole).unwrap()).unwrap();
+        let written: Value = serde_json::from_slice(&manifest.to_json(&contents)).unwrap();
+        assert_eq!(written, whole);
+        let request = Request::new(Recipe::default(), &manifest).unwrap();
+        assert!((request.sigmas()[0] - first).abs() < 1e-9, "{:?}", request.sigmas());
+    }
+    let both = |mut manifest: Value| {
+        manifest["curve"] = built_in()["curve"].clone();
+        manifest
+    };
+    for (manifest, expected) in [
+        (both(with(flow(1.0), json!("flow"), "euler")), "expected either curve or noise, got both"),
+        (with(flow(0.0), json!("flow"), "euler"), "noise: shift: expected a number above 0, got 0"),
+        (with(flow(1.0), json!("epsilon"), "euler"), "prediction: expected one that goes with flow matching"),
+        (
+            with(flow(1.0), json!("flow"), "dpm++2m"),
+            "defaults.steps: sampler: expected one for flow matching (euler,",
+        ),
+        (
+            with(flow(1.0), json!("flow"), "euler:s_churn=1"),
+            "defaults.steps: sampler: s_churn: expected 0 for flow",
+        ),
+        (
+            with(edm(0.0, "karras"), data(0.5), "euler"),
+            "noise: levels: expected a range above 0, got 0 to 80",
+        ),
+        (with(edm(0.1, "colour"), data(0.5), "euler"), "noise: edm.levels: schedule: "),
+        (
+            with(edm(0.1, "trailing"), data(0.5), "euler"),
+            "defaults.steps: schedule: expected one of noise levels",
+        ),
+        (with(edm(0.1, "karras"), data(0.0), "euler"), "prediction: expected a sigma_data above 0, got Edm"),
+        (
+            with(edm(0.1, "karras"), json!("epsilon"), "euler"),
+            "prediction: expected one that goes with a range",
+        ),
+        (
+            with(edm(0.1, "karras"), data(0.5), "lcm"),
+            "defaults.steps: schedule: expected one of noise levels",
+        ),
+    ] {
+        let message = refusal_of(&serde_json::to_vec(&manifest).unwrap());
+        assert!(message.starts_with(expected), "{message}");
+    }
+}
+
 #[test]
 fn offset_beyond_the_curve() {
     let mut manifest = built_in();

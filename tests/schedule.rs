@@ -5,6 +5,7 @@ use std::io::Read;
 
 use calotype::manifest::{Contents, Manifest};
 use calotype::noise::TorchCpu;
+use calotype::noise_model::NoiseModel;
 use calotype::sampler::{
     BH, Bh, Denoise, ETA, LOWER_FINAL, Method, ORDER, R, S_CHURN, S_NOISE, S_TMAX, S_TMIN, SOLVER,
     SamplerKind, Solver,
@@ -1009,11 +1010,10 @@ fn manifests_keep_curves_and_schedules() {
         (with(curve("trained"), "trained", json!(betas)), Betas::Trained(betas.clone())),
     ] {
         let (manifest, contents) = manifest(set(curve, "beta:alpha=0.5".into())).unwrap();
-        assert_eq!(manifest.betas, expected);
-        assert_eq!(manifest.curve, NoiseCurve::new(expected.clone(), 1000).unwrap());
+        assert_eq!(manifest.noise, NoiseModel::discrete(expected, 1000, Spacing::Trailing).unwrap());
         assert_eq!(manifest.defaults.schedule, Some(ScheduleKind::Beta { alpha: 0.5, beta: 0.6 }));
         let (again, _) = Manifest::parse("again", &manifest.to_json(&contents)).unwrap();
-        assert_eq!((again.betas, again.curve), (manifest.betas, manifest.curve));
+        assert_eq!(again.noise, manifest.noise);
         assert_eq!(again.defaults.schedule, manifest.defaults.schedule);
     }
     // Manifests of before say nothing of these, and such as need none of them still do not.

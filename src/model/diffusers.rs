@@ -14,8 +14,9 @@ use super::replacement::{Replacements, check_widths};
 use super::traits::{FewSteps, Traits};
 use super::{Model, TextEncoderPart, read};
 use crate::architecture::unet;
-use crate::family::{Family, Inputs, Noise};
+use crate::family::{Family, Inputs};
 use crate::manifest::LowRes;
+use crate::noise_model::NoiseModel;
 use crate::{Error, ErrorKind};
 
 /// The file by which a folder is known for one of these.
@@ -100,7 +101,7 @@ pub(super) fn open(
         name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         licence: licence(folder),
         family,
-        noise: Noise::of(&scheduler),
+        noise: scheduler.noise().clone(),
         prediction: replacements.prediction(scheduler.prediction()),
         sampler: scheduler.method(),
         schedule: scheduler.named_schedule(),
@@ -200,7 +201,15 @@ pub(super) fn low_res(folder: &Path, index: &Index, family: Family) -> Result<Op
     }
     let max_level = index.max_noise_level.or(family.max_noise_level()).unwrap_or_default();
     let scheduler = scheduler_of(&place)?;
-    let low_res = LowRes::new(scheduler.betas().clone(), scheduler.train_timesteps(), max_level);
+    let low_res = match scheduler.noise() {
+        NoiseModel::Discrete(discrete) => {
+            LowRes::new(discrete.betas().clone(), discrete.curve().len(), max_level)
+        }
+        _ => Err(Error::new(
+            ErrorKind::Model,
+            format!("_class_name: expected a scheduler of a curve of betas, got {}", scheduler.class()),
+        )),
+    };
     low_res.map(Some).map_err(|error| Error::new(ErrorKind::Model, shown(&place)).source(error))
 }
 

@@ -11,7 +11,7 @@ use super::diffusers::{self, INDEX, Index};
 use super::folder::{self, scheduler_of};
 use super::traits::{FewSteps, Traits};
 use super::{Model, Part, TextEncoderPart, Vocabulary};
-use crate::family::{AESTHETIC_TIME_IDS, CONTEXT, Family, Noise, special_tokens};
+use crate::family::{AESTHETIC_TIME_IDS, CONTEXT, Family, special_tokens};
 use crate::graph::{Dim, Graph};
 use crate::manifest::LatentSpace;
 use crate::scheduler::Scheduler;
@@ -118,7 +118,9 @@ pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error>
         name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         licence: diffusers::licence(folder),
         family,
-        noise: scheduler.as_ref().map_or_else(|| family.noise(), Noise::of),
+        noise: scheduler
+            .as_ref()
+            .map_or_else(|| family.noise().model(), |scheduler| Ok(scheduler.noise().clone()))?,
         prediction: scheduler.as_ref().map_or_else(|| family.prediction(), Scheduler::prediction),
         sampler: scheduler.as_ref().and_then(Scheduler::method),
         schedule: scheduler.as_ref().and_then(Scheduler::named_schedule),

@@ -139,6 +139,10 @@ impl Replacements {
 
     /// What a model predicts with this U-Net, `own` where its file does not say.
     pub(super) fn prediction(&self, own: Prediction) -> Prediction {
+        // What a file says of itself is said of a network that was trained on a curve.
+        if matches!(own, Prediction::Flow | Prediction::Edm { .. } | Prediction::EdmV { .. }) {
+            return own;
+        }
         match self.unet() {
             // A file that does not say so may still hold velocities; one of SD 2 tells it by its weights.
             Some(file) if file.hint.prediction == Prediction::V || file.family.tells_prediction() => {

@@ -120,7 +120,7 @@ pub(super) fn open(path: &Path, replacements: &Replacements) -> Result<Model, Er
         name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         licence: "NOASSERTION".into(),
         family,
-        noise,
+        noise: noise.model()?,
         prediction: found.hint.prediction,
         sampler: None,
         schedule: found.hint.zero_terminal_snr.then_some(ScheduleKind::Spaced(Spacing::Trailing)),

@@ -1,10 +1,11 @@
 //! Traits: what the files of a model without a manifest tell of it, completed by what its kind is known to want.
 
-use crate::family::{Family, Noise};
+use crate::family::Family;
 use crate::manifest::{Conditions, Defaults, LatentSpace, LowRes, Manifest};
+use crate::noise_model::NoiseModel;
 use crate::prediction::Prediction;
 use crate::sampler::{Method, SamplerKind};
-use crate::schedule::{NoiseCurve, ScheduleKind};
+use crate::schedule::ScheduleKind;
 use crate::scheduler::Scheduler;
 use crate::signature::{Role, Signature};
 use crate::tensor::PixelSize;
@@ -48,7 +49,7 @@ pub(super) struct Traits {
     pub(super) licence: String,
     /// Whose numbers are used where the files say none.
     pub(super) family: Family,
-    pub(super) noise: Noise,
+    pub(super) noise: NoiseModel,
     pub(super) prediction: Prediction,
     /// The method that the model's files name, where calotype has it.
     pub(super) sampler: Option<Method>,
@@ -108,14 +109,15 @@ impl Traits {
         let (sampler, schedule) = match self.sampler {
             Some(sampler) => (sampler, self.schedule),
             None if is_consistent => (SamplerKind::Lcm.into(), None),
+            None if matches!(self.noise, NoiseModel::Flow { .. }) => {
+                (SamplerKind::Euler.into(), self.schedule)
+            }
             None => (SamplerKind::DpmPp2m.into(), self.schedule.or(Some(ScheduleKind::KARRAS))),
         };
         let manifest = Manifest {
             name: self.name,
             licence: self.licence,
-            curve: NoiseCurve::new(self.noise.betas.clone(), self.noise.train_timesteps)?,
-            betas: self.noise.betas,
-            spacing: self.noise.spacing,
+            noise: self.noise,
             prediction: self.prediction,
             latents: self.latents,
             zero_negative: self.zero_negative,

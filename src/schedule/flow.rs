@@ -49,25 +49,26 @@ impl FlowShift {
     /// Those of diffusers' `FlowMatchEulerDiscreteScheduler`: from 1 evenly to the shifted `1 / train_timesteps`, and then
     /// shifted, once more, or as its pipelines with dynamic shifting ask, evenly to `1 / steps`.
     pub(super) fn levels(&self, steps: usize, train_timesteps: usize) -> Result<Vec<f64>, Error> {
-        let (factor, terminal) = match *self {
-            Self::None => (1.0, None),
-            Self::Static(factor) => (factor, None),
-            Self::Dynamic { mu, time_shift: TimeShift::Exponential, terminal } => (mu.exp(), terminal),
-            Self::Dynamic { mu, time_shift: TimeShift::Linear, terminal } => (mu, terminal),
-        };
-        if !FACTOR.contains(&factor) {
-            let (low, high) = (FACTOR.start(), FACTOR.end());
-            return Err(refused(format!("factor: expected {low} to {high}, got {factor}")));
+        match self {
+            Self::Dynamic { .. } => self.levels_to_steps(steps),
+            Self::None | Self::Static(_) => {
+                let last = shifted(self.factor()?, 1.0 / train_timesteps as f64);
+                self.levels_to(last, steps)
+            }
         }
-        let shifted = |level: f64| factor * level / (1.0 + (factor - 1.0) * level);
-        let last = match self {
-            Self::Dynamic { .. } => 1.0 / steps as f64,
-            Self::None | Self::Static(_) => shifted(1.0 / train_timesteps as f64),
-        };
+    }
+
+    /// The falling levels, from exactly 1 evenly to `1 / steps`, and then shifted; at least one step.
+    pub(super) fn levels_to_steps(&self, steps: usize) -> Result<Vec<f64>, Error> {
+        self.levels_to(1.0 / steps as f64, steps)
+    }
+
+    fn levels_to(&self, last: f64, steps: usize) -> Result<Vec<f64>, Error> {
+        let factor = self.factor()?;
         let even = |i: usize| 1.0 + i as f64 * (last - 1.0) / (steps - 1).max(1) as f64;
-        let mut levels: Vec<f64> = (0..steps).map(|i| shifted(even(i))).collect();
+        let mut levels: Vec<f64> = (0..steps).map(|i| shifted(factor, even(i))).collect();
         // A single level is noise, and nothing can be stretched between it and the lowest.
-        if let Some(terminal) = terminal.filter(|_| steps > 1) {
+        if let Some(terminal) = self.terminal().filter(|_| steps > 1) {
             if !(terminal > 0.0 && terminal < 1.0) {
                 return Err(refused(format!("terminal: expected a level between 0 and 1, got {terminal}")));
             }
@@ -76,6 +77,31 @@ impl FlowShift {
         }
         Ok(levels)
     }
+
+    fn factor(&self) -> Result<f64, Error> {
+        let factor = match *self {
+            Self::None => 1.0,
+            Self::Static(factor) => factor,
+            Self::Dynamic { mu, time_shift: TimeShift::Exponential, .. } => mu.exp(),
+            Self::Dynamic { mu, time_shift: TimeShift::Linear, .. } => mu,
+        };
+        if !FACTOR.contains(&factor) {
+            let (low, high) = (FACTOR.start(), FACTOR.end());
+            return Err(refused(format!("factor: expected {low} to {high}, got {factor}")));
+        }
+        Ok(factor)
+    }
+
+    fn terminal(&self) -> Option<f64> {
+        match self {
+            Self::Dynamic { terminal, .. } => *terminal,
+            Self::None | Self::Static(_) => None,
+        }
+    }
+}
+
+fn shifted(factor: f64, level: f64) -> f64 {
+    factor * level / (1.0 + (factor - 1.0) * level)
 }
 
 fn refused(problem: String) -> Error {

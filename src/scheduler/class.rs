@@ -3,7 +3,7 @@
 
 use crate::sampler::SamplerKind;
 
-/// A scheduler of diffusers whose latents follow a curve of betas.
+/// A scheduler of diffusers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Class {
     pub(super) name: &'static str,
@@ -15,9 +15,20 @@ pub(super) struct Class {
     pub(super) clips: bool,
     /// The settings of its own, in lists that classes share.
     pub(super) reads: &'static [&'static [&'static str]],
+    pub(super) noise: Noise,
 }
 
-/// What all of these classes read.
+/// The noise of a class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Noise {
+    /// A curve of betas.
+    Betas,
+    /// A range of levels.
+    Edm,
+    Flow,
+}
+
+/// What all classes of a curve read.
 pub(super) const BETAS: [&str; 6] =
     ["num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"];
 pub(super) const SPACED: [&str; 2] = ["timestep_spacing", "steps_offset"];
@@ -31,13 +42,18 @@ const fn class(
     clips: bool,
     reads: &'static [&'static [&'static str]],
 ) -> Class {
-    Class { name, sampler, spacing, clips, reads }
+    Class { name, sampler, spacing, clips, reads, noise: Noise::Betas }
 }
 
 impl Class {
-    /// Whether it has this setting of its own.
+    const fn without_curve(self, noise: Noise) -> Self {
+        Self { noise, ..self }
+    }
+
+    /// Whether it has this setting.
     pub(super) fn has(&self, key: &str) -> bool {
-        self.reads.iter().any(|keys| keys.contains(&key))
+        let is_of_curve = BETAS.contains(&key) || (self.is_spaced() && SPACED.contains(&key));
+        self.reads.iter().any(|keys| keys.contains(&key)) || (self.noise == Noise::Betas && is_of_curve)
     }
 
     /// Whether timesteps may be spaced in more ways than one.
@@ -131,7 +147,43 @@ const DISTILLED: &[&str] = &[
     ZERO_SNR,
 ];
 
-pub(super) const CLASSES: [Class; 20] = [
+const EDM: &[&str] = &[
+    "sigma_min",
+    "sigma_max",
+    "sigma_data",
+    "sigma_schedule",
+    "num_train_timesteps",
+    "prediction_type",
+    "rho",
+    "final_sigmas_type",
+];
+const EDM_SOLVER: &[&str] = &[
+    "solver_order",
+    "thresholding",
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+    "algorithm_type",
+    "solver_type",
+    "lower_order_final",
+    "euler_at_final",
+];
+const FLOW: &[&str] = &["num_train_timesteps", "shift"];
+const FLOW_EULER: &[&str] = &[
+    "use_dynamic_shifting",
+    "base_shift",
+    "max_shift",
+    "base_image_seq_len",
+    "max_image_seq_len",
+    "invert_sigmas",
+    "shift_terminal",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "time_shift_type",
+    "stochastic_sampling",
+];
+
+pub(super) const CLASSES: [Class; 24] = [
     class("DDIMScheduler", Some(SamplerKind::Ddim), "leading", true, &[DDIM]),
     class("DDIMParallelScheduler", Some(SamplerKind::Ddim), "leading", true, &[DDIM]),
     class("DDPMScheduler", Some(SamplerKind::Ddpm), "leading", true, &[DDPM]),
@@ -163,6 +215,25 @@ pub(super) const CLASSES: [Class; 20] = [
     class("LCMScheduler", Some(SamplerKind::Lcm), "leading", false, &[DISTILLED]),
     class("TCDScheduler", Some(SamplerKind::Tcd), "leading", false, &[DISTILLED]),
     class("SASolverScheduler", None, "linspace", false, &[SASOLVER]),
+    class("EDMEulerScheduler", Some(SamplerKind::Euler), "linspace", false, &[EDM]).without_curve(Noise::Edm),
+    class(
+        "EDMDPMSolverMultistepScheduler",
+        Some(SamplerKind::DpmPp2m),
+        "linspace",
+        false,
+        &[EDM, EDM_SOLVER],
+    )
+    .without_curve(Noise::Edm),
+    class(
+        "FlowMatchEulerDiscreteScheduler",
+        Some(SamplerKind::Euler),
+        "linspace",
+        false,
+        &[FLOW, FLOW_EULER],
+    )
+    .without_curve(Noise::Flow),
+    class("FlowMatchHeunDiscreteScheduler", Some(SamplerKind::Heun), "linspace", false, &[FLOW])
+        .without_curve(Noise::Flow),
     // A file without a class, as some conversions leave it: the curve alone is meant.
     class("", None, "linspace", false, &[DEIS, SOLVER, MULTISTEP]),
 ];
@@ -184,8 +255,7 @@ const SASOLVER: &[&str] = &[
 ];
 
 /// Starts and ends of the names of classes whose noise is another, and what it is.
-const OTHER_NOISE: [(&str, &str); 12] = [
-    ("EDM", "noise levels without a curve (Karras et al. 2022, \"EDM\")"),
+const OTHER_NOISE: [(&str, &str); 11] = [
     ("FlowM", "flow matching"),
     ("LTX", "flow matching"),
     ("Helios", "flow matching"),
@@ -231,8 +301,5 @@ pub(super) fn is_known(key: &str) -> bool {
         "noise_sampler_seed",
         "shift_terminal",
     ];
-    BETAS.contains(&key)
-        || SPACED.contains(&key)
-        || WITHOUT_EFFECT.contains(&key)
-        || CLASSES.iter().any(|class| class.has(key))
+    WITHOUT_EFFECT.contains(&key) || CLASSES.iter().any(|class| class.has(key))
 }

@@ -1,10 +1,13 @@
 //! The settings of `scheduler_config.json`, whatever its class, with the defaults that all classes have.
-//! It knows nothing of what they mean to a class.
+//! It knows which noise they mean, and nothing of the method.
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::schedule::Betas;
+use super::class::{Class, Noise};
+use crate::noise_model::{Discrete, NoiseModel, Told};
+use crate::prediction::Prediction;
+use crate::schedule::{Betas, ScheduleKind, Spacing};
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
@@ -47,6 +50,13 @@ pub(super) struct Fields {
     pub(super) solver_p: Option<Value>,
     pub(super) sigma_min: Option<f64>,
     pub(super) sigma_max: Option<f64>,
+    pub(super) sigma_data: Option<f64>,
+    pub(super) sigma_schedule: Option<String>,
+    pub(super) rho: Option<f64>,
+    pub(super) shift: Option<f64>,
+    pub(super) shift_terminal: Option<f64>,
+    pub(super) invert_sigmas: Option<bool>,
+    pub(super) stochastic_sampling: Option<bool>,
 }
 
 impl Default for Fields {
@@ -90,6 +100,13 @@ impl Default for Fields {
             solver_p: None,
             sigma_min: None,
             sigma_max: None,
+            sigma_data: None,
+            sigma_schedule: None,
+            rho: None,
+            shift: None,
+            shift_terminal: None,
+            invert_sigmas: None,
+            stochastic_sampling: None,
         }
     }
 }
@@ -113,7 +130,56 @@ impl Fields {
         }
     }
 
-    pub(super) fn betas(&self) -> Result<Betas, String> {
+    /// The noise of a class that is set like this.
+    pub(super) fn noise(&self, class: Class, prediction: Prediction) -> Result<NoiseModel, String> {
+        let kind = |text: String| text.parse::<ScheduleKind>().map_err(|error| error.to_string());
+        let range =
+            |levels, [sigma_min, sigma_max]: [f64; 2]| NoiseModel::Edm { sigma_min, sigma_max, levels };
+        match class.noise {
+            Noise::Flow => Ok(NoiseModel::Flow {
+                shift: self.shift.unwrap_or(1.0),
+                train_timesteps: self.num_train_timesteps,
+            }),
+            Noise::Edm => {
+                let levels = match self.sigma_schedule.as_deref() {
+                    None | Some("karras") => kind(format!("karras:rho={}", self.rho.unwrap_or(7.0)))?,
+                    Some("exponential") => ScheduleKind::Exponential,
+                    Some(other) => {
+                        return Err(format!("sigma_schedule: expected karras or exponential, got {other}"));
+                    }
+                };
+                Ok(range(levels, [self.sigma_min.unwrap_or(0.002), self.sigma_max.unwrap_or(80.0)]))
+            }
+            Noise::Betas => {
+                // diffusers does nothing else of continuous timesteps than to tell models of velocities their logarithms.
+                let is_continuous =
+                    self.timestep_type.as_deref() == Some("continuous") && prediction == Prediction::V;
+                let asked = self.levels().into_iter().find(|(used, _)| *used == Some(true));
+                if let (true, Some((_, name)), Some(low), Some(high)) =
+                    (is_continuous, asked, self.sigma_min, self.sigma_max)
+                {
+                    return Ok(range(kind(name.to_owned())?, [low, high]));
+                }
+                let told = if is_continuous { Told::QuarterLog } else { Told::Timestep };
+                let discrete =
+                    Discrete::new(self.betas()?, self.num_train_timesteps, self.spacing(class), told);
+                discrete.map(NoiseModel::Discrete).map_err(|error| error.to_string())
+            }
+        }
+    }
+
+    /// As diffusers' classes default where the file says nothing; but a model that was trained down to noise alone starts
+    /// from there (Lin et al. 2024, section 3.3), which the other spacings are not sure to.
+    pub(super) fn spacing(&self, class: Class) -> Spacing {
+        let usual = if self.rescale_betas_zero_snr == Some(true) { "trailing" } else { class.spacing };
+        match self.timestep_spacing.as_deref().unwrap_or(usual) {
+            "linspace" => Spacing::Linspace,
+            "trailing" => Spacing::Trailing,
+            _ => Spacing::Leading { offset: self.steps_offset.unwrap_or(0) },
+        }
+    }
+
+    fn betas(&self) -> Result<Betas, String> {
         let (start, end) = (self.beta_start, self.beta_end);
         let betas = match (&self.trained_betas, self.beta_schedule.as_str()) {
             (Some(list), _) => Betas::Trained(list.clone()),

@@ -2,8 +2,9 @@
 //! It knows nothing of how the rest is run.
 
 use super::Scheduler;
-use super::class::Class;
+use super::class::{Class, Noise};
 use super::fields::{Fields, Number};
+use crate::noise_model::NoiseModel;
 use crate::sampler::SamplerKind;
 use crate::schedule::{Grid, Spacing};
 
@@ -17,18 +18,38 @@ pub(super) fn check(class: Class, fields: &Fields) -> Result<(), String> {
         return refuse(
             "prediction_type",
             "epsilon, v_prediction or sample",
-            &format!("{said}: flow matching cannot be run yet"),
+            &format!("{said}: flow matching is supported with FlowMatchEulerDiscreteScheduler"),
         );
     }
-    if fields.use_flow_sigmas == Some(true) || fields.use_dynamic_shifting == Some(true) {
-        return refuse("use_flow_sigmas", "false", "true: flow matching cannot be run yet");
-    }
-    if let Some(other) = fields.timestep_type.as_deref().filter(|name| *name != "discrete") {
+    if fields.use_flow_sigmas == Some(true) {
         return refuse(
-            "timestep_type",
-            "discrete",
-            &format!("{other}: noise levels without a curve (EDM) cannot be run yet"),
+            "use_flow_sigmas",
+            "false",
+            "true: flow matching is supported with FlowMatchEulerDiscreteScheduler",
         );
+    }
+    if fields.use_dynamic_shifting == Some(true) {
+        return refuse(
+            "use_dynamic_shifting",
+            "false",
+            "true: no pipeline of a U-Net says how the shift follows from the image's size",
+        );
+    }
+    if let Some(other) =
+        fields.timestep_type.as_deref().filter(|name| !["discrete", "continuous"].contains(name))
+    {
+        return refuse("timestep_type", "discrete or continuous", other);
+    }
+    if fields.invert_sigmas == Some(true) {
+        return refuse("invert_sigmas", "false", "true, which is for another kind of network");
+    }
+    if fields.stochastic_sampling == Some(true) {
+        return refuse("stochastic_sampling", "false", "true, which is not supported yet");
+    }
+    if let Some(terminal) =
+        fields.shift_terminal.filter(|terminal| class.noise == Noise::Flow && *terminal != 0.0)
+    {
+        return refuse("shift_terminal", "none", &format!("{terminal}, which is not supported yet"));
     }
     let spacing = fields.timestep_spacing.as_deref();
     if let Some(other) = spacing.filter(|name| !["leading", "linspace", "trailing"].contains(name)) {
@@ -51,6 +72,10 @@ pub(super) fn check(class: Class, fields: &Fields) -> Result<(), String> {
     if let Some(other) = fields.algorithm_type.as_deref().filter(|name| !solver.contains(name)) {
         return refuse("algorithm_type", &solver[..4].join(", "), other);
     }
+    let algorithm = fields.algorithm_type.as_deref();
+    if let Some(other) = algorithm.filter(|name| class.noise == Noise::Edm && !name.ends_with("++")) {
+        return refuse("algorithm_type", "dpmsolver++ or sde-dpmsolver++", other);
+    }
     let is_singlestep = class.sampler == Some(SamplerKind::DpmPp2s);
     if is_singlestep && fields.algorithm_type.as_deref() == Some("sde-dpmsolver") {
         let expected = "dpmsolver++, dpmsolver or sde-dpmsolver++ for singlestep solvers";
@@ -67,6 +92,7 @@ pub(super) fn check(class: Class, fields: &Fields) -> Result<(), String> {
 /// What of the file is not done, or not as diffusers does it.
 pub(super) fn undone(scheduler: &Scheduler) -> Vec<String> {
     let Scheduler { class, fields, .. } = scheduler;
+    let is_curve = matches!(scheduler.noise, NoiseModel::Discrete(_));
     let is = |flag: Option<bool>| flag == Some(true);
     let mut notes = Vec::new();
     let mut note = |is_so: bool, line: String| {
@@ -101,7 +127,10 @@ pub(super) fn undone(scheduler: &Scheduler) -> Vec<String> {
         format!("variance_type: {} is not done", variance.unwrap_or_default()),
     );
     note(is(fields.euler_at_final), "euler_at_final: the last step is of the solver's own order".into());
-    let sigma_max = scheduler.curve().ok().map(|curve| curve.sigma_max());
+    let sigma_max = match &scheduler.noise {
+        NoiseModel::Discrete(discrete) => Some(discrete.curve().sigma_max()),
+        _ => None,
+    };
     let clipped = match &fields.lambda_min_clipped {
         Some(Number::Finite(lambda)) if sigma_max.is_some_and(|sigma| *lambda > -sigma.ln()) => Some(*lambda),
         _ => None,
@@ -153,7 +182,7 @@ pub(super) fn undone(scheduler: &Scheduler) -> Vec<String> {
     );
     for (key, level) in [("sigma_min", fields.sigma_min), ("sigma_max", fields.sigma_max)] {
         note(
-            asked_levels > 0 && level.is_some(),
+            is_curve && asked_levels > 0 && level.is_some(),
             format!("{key}: {} is not used; levels run over the whole curve", level.unwrap_or_default()),
         );
     }

@@ -111,7 +111,7 @@ fn unet_feeds(part: &Part, manifest: &Manifest, text: &TextStates, seed: u64) ->
                 let count = dims.iter().product();
                 (dims, noise(count, seed))
             }
-            Role::Timestep => (timestep_shape(port, batch), vec![(manifest.curve.len() / 2) as f64; batch]),
+            Role::Timestep => (timestep_shape(port, batch), vec![manifest.noise.middle_timestep(); batch]),
             Role::States => (vec![batch, tokens, width], tiled(&text.states)),
             Role::Pooled => {
                 let pooled = text.pooled.as_deref().unwrap_or_default();

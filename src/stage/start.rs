@@ -6,6 +6,7 @@ use image::{GrayImage, RgbImage};
 use super::vae::VaeEncoder;
 use crate::manifest::{Conditions, LowRes, Manifest};
 use crate::noise::{NoiseSource, slerp};
+use crate::noise_model::NoiseModel;
 use crate::request::{Request, Source, Variation, WHITE};
 use crate::tile::Tile;
 use crate::{Error, ErrorKind};
@@ -29,6 +30,7 @@ pub(crate) struct Kept {
     is_kept: Vec<bool>,
     clean: Vec<f32>,
     noise: Vec<f32>,
+    model: NoiseModel,
 }
 
 impl Kept {
@@ -37,7 +39,7 @@ impl Kept {
         let kept = self.is_kept.iter().zip(&self.clean).zip(&self.noise);
         for (latent, ((&is_kept, &clean), &noise)) in latents.iter_mut().zip(kept) {
             if is_kept {
-                *latent = noised(clean, noise, sigma);
+                *latent = self.model.mixed(clean, noise, sigma);
             }
         }
     }
@@ -52,7 +54,6 @@ impl Start {
         noise: &mut dyn NoiseSource,
     ) -> Result<Self, Error> {
         let mut desk = Desk { request, manifest, encoder, tile, noise };
-        let sigma = request.schedule.steps()[0].from;
         match &request.source {
             Source::Noise => {
                 let noise = desk.draw_first()?;
@@ -61,7 +62,8 @@ impl Start {
             // StableDiffusionImg2ImgPipeline and StableDiffusionXLImg2ImgPipeline
             Source::Picture(picture) => {
                 let clean = desk.sample(planes(picture.get()?, |_, _| true))?;
-                let latents = all_noised(&clean, &desk.draw_first()?, sigma);
+                let noise = desk.draw_first()?;
+                let latents = desk.noised(&clean, &noise)?;
                 Ok(Self { latents, beside: Vec::new(), kept: None, clean: Some(clean) })
             }
             // StableDiffusionInpaintPipeline and StableDiffusionXLInpaintPipeline
@@ -72,7 +74,7 @@ impl Start {
                 let clean = needs_clean.then(|| desk.sample(planes(picture, |_, _| true))).transpose()?;
                 let noise = desk.draw_first()?;
                 let latents = match &clean {
-                    Some(clean) if !starts_from_noise => all_noised(clean, &noise, sigma),
+                    Some(clean) if !starts_from_noise => desk.noised(clean, &noise)?,
                     _ => desk.alone(&noise),
                 };
                 let is_white = |x, y| mask.get_pixel(x, y).0[0] >= WHITE;
@@ -81,7 +83,8 @@ impl Start {
                     Some(clean) if !sees_mask => {
                         desk.skip_sample();
                         let is_kept = cells.iter().map(|white| !white).cycle().take(clean.len()).collect();
-                        let kept = Kept { is_kept, clean: clean.clone(), noise };
+                        let model = manifest.noise.clone();
+                        let kept = Kept { is_kept, clean: clean.clone(), noise, model };
                         Ok(Self { latents, beside: Vec::new(), kept: Some(kept), clean: Some(clean) })
                     }
                     clean => {
@@ -157,6 +160,14 @@ impl Desk<'_> {
         noise.iter().map(|&noise| (f64::from(noise) * scale) as f32).collect()
     }
 
+    /// Clean latents with noise, as the first step takes them.
+    fn noised(&self, clean: &[f32], noise: &[f32]) -> Result<Vec<f32>, Error> {
+        let mut latents = vec![0.0; clean.len()];
+        let sigma = self.request.schedule.steps()[0].from;
+        self.manifest.noise.add_noise(clean, noise, sigma, &mut latents)?;
+        Ok(latents)
+    }
+
     fn encoder(&mut self) -> Result<&mut VaeEncoder, Error> {
         self.encoder.as_deref_mut().ok_or_else(|| {
             Error::new(ErrorKind::Internal, "vae_encoder: expected one for the init image, got none")
@@ -186,15 +197,6 @@ impl Desk<'_> {
             |x: usize, y: usize| mask.get_pixel(x as u32 * factor_px, y as u32 * factor_px).0[0] >= WHITE;
         (0..shape.height_cells).flat_map(|y| (0..shape.width_cells).map(move |x| white(x, y))).collect()
     }
-}
-
-/// `clean + sigma * noise`
-fn noised(clean: f32, noise: f32, sigma: f64) -> f32 {
-    (f64::from(clean) + sigma * f64::from(noise)) as f32
-}
-
-fn all_noised(clean: &[f32], noise: &[f32], sigma: f64) -> Vec<f32> {
-    clean.iter().zip(noise).map(|(&clean, &noise)| noised(clean, noise, sigma)).collect()
 }
 
 /// A picture as `[3, height, width]` in -1..=1, and 0, which is grey, where it is not to be seen.
