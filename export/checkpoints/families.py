@@ -21,6 +21,8 @@ CLIP, CLIP_PROJECTION = "CLIPTextModel", "CLIPTextModelWithProjection"
 DOWN, CROSS_DOWN, UP, CROSS_UP = "DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"
 PROMPT = "a photograph of an astronaut riding a horse, 4k"
 NEGATIVE = "blurry, low quality"
+EDM, EDM_DPM = "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"
+FLOW, FLOW_HEUN = "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"
 EULER, EULER_A, DDIM, LCM = "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DDIMScheduler", "LCMScheduler"
 IMG2IMG, INPAINT = "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"
 BETAS: Json = {
@@ -41,6 +43,8 @@ class Ask:
     arguments: Json
     # Another pipeline than the folder's own, of the same components.
     pipeline: str | None = None
+    # Settings of the sampler beside those that the folder's scheduler has, too.
+    settings: Json = field(default_factory=dict)
     # Whether the picture is kept, not only its latents.
     picture: bool = False
 
@@ -395,7 +399,61 @@ def families() -> list[Family]:
     guided: Json = {"guidance_scale": 5.0, "negative_prompt": NEGATIVE}
     # Models that were distilled for a few steps are asked without guidance.
     unguided: Json = {"guidance_scale": 0.0}
+    edm: Json = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "rho": 7.0}
+    cosxl: Json = {
+        "sigma_schedule": "exponential",
+        "prediction_type": "v_prediction",
+        "sigma_data": 1.0,
+        "sigma_max": 120.0,
+    }
+    continuous: Json = {"timestep_type": "continuous", "prediction_type": "v_prediction"}
+    karras_range: Json = {"use_karras_sigmas": True, "sigma_min": 0.002, "sigma_max": 700.0}
     return [
+        # Stable Diffusion 1's networks under other noise: ranges of levels, as Playground 2.5 and CosXL have them, and
+        # flow matching; the second on latents of 16 channels.
+        Family(
+            "sd15-noise",
+            sd,
+            sd1_unet(),
+            vae(),
+            {"_class_name": EDM, "_diffusers_version": NEW, **edm},
+            asks=[
+                Ask("edm-euler", EDM, guided),
+                Ask("edm-euler-cosxl", EDM, guided, settings=cosxl),
+                Ask("edm-euler-low", EDM, guided, settings={"final_sigmas_type": "sigma_min"}),
+                Ask("edm-dpm", EDM_DPM, guided, picture=True),
+                Ask("edm-dpm-heun", EDM_DPM, guided, settings=cosxl | {"solver_type": "heun"}),
+                Ask("edm-dpm-third", EDM_DPM, guided | {"num_inference_steps": 6}, settings={"solver_order": 3}),
+                Ask("edm-euler-img2img", EDM, guided | img2img, pipeline=IMG2IMG),
+                Ask("edm-dpm-img2img", EDM_DPM, guided | img2img, pipeline=IMG2IMG),
+                Ask("edm-euler-inpaint", EDM, guided | inpaint | {"strength": 0.75}, pipeline=INPAINT),
+                Ask("edm-dpm-inpaint", EDM_DPM, guided | inpaint | {"strength": 1.0}, pipeline=INPAINT),
+                Ask("continuous", EULER, guided, settings=BETAS | continuous),
+                Ask("continuous-range", EULER, guided, settings=BETAS | continuous | karras_range),
+                # The pipeline takes no other latents than of 4 channels.
+                Ask("flow-inpaint", FLOW, guided | inpaint | {"strength": 0.75}, INPAINT, settings={"shift": 3.0}),
+                Ask("flow-inpaint-whole", FLOW, guided | inpaint | {"strength": 1.0}, INPAINT),
+                Ask("continuous-img2img", EULER, guided | img2img, pipeline=IMG2IMG, settings=BETAS | continuous),
+            ],
+            old_vae_names=True,
+            **sd1,
+        ),
+        Family(
+            "sd15-flow16",
+            sd,
+            sd1_unet(in_channels=16, out_channels=16),
+            vae(latent_channels=16, scaling_factor=0.3611),
+            {"_class_name": FLOW, "_diffusers_version": NEW, "shift": 3.0},
+            asks=[
+                Ask("flow-euler", FLOW, guided, picture=True),
+                Ask("flow-euler-unshifted", FLOW, {"guidance_scale": 1.0}, settings={"shift": 1.0}),
+                Ask("flow-euler-karras", FLOW, guided, settings={"use_karras_sigmas": True}),
+                Ask("flow-euler-beta", FLOW, guided, settings={"use_beta_sigmas": True}),
+                Ask("flow-heun", FLOW_HEUN, guided),
+                Ask("flow-img2img", FLOW, guided | img2img, pipeline=IMG2IMG),
+            ],
+            **sd1,
+        ),
         Family(
             "sd15",
             sd,

@@ -74,6 +74,8 @@ macro_rules! families {
 
 families! {
     sd15 => "sd15": folders and single files;
+    sd15_noise => "sd15-noise": folders;
+    sd15_flow16 => "sd15-flow16": folders;
     sd15_taesd => "sd15-taesd": folders;
     small_sd => "small-sd": folders;
     lcm => "lcm": folders and single files;
@@ -283,6 +285,8 @@ fn draft(picture: &Picture) -> Recipe {
     let text = |name: &str| argument(name).and_then(Value::as_str).map(str::to_owned);
     let size = number("width").zip(number("height")).map(|(width, height)| format!("{width}x{height}"));
     let sampler = match picture.scheduler.class.as_str() {
+        // What the folder says must be enough for these.
+        name if name.starts_with("EDM") || name.starts_with("Flow") => "",
         "EulerDiscreteScheduler" => "euler",
         "EulerAncestralDiscreteScheduler" => "euler-a",
         "DDIMScheduler" => "ddim",
@@ -302,7 +306,7 @@ fn draft(picture: &Picture) -> Recipe {
         steps: number("num_inference_steps").map(|steps| steps as usize),
         // diffusers takes every scale up to 1 for none.
         guidance: number("guidance_scale").map(|scale| scale.max(1.0).into()),
-        sampler: Some(sampler.parse().unwrap()),
+        sampler: (!sampler.is_empty()).then(|| sampler.parse().unwrap()),
         seed: Some(picture.seed),
         ..Recipe::default()
     }
