@@ -190,7 +190,7 @@ fn hint(
         match prediction {
             Some(prediction) => return hint(prediction, notes, format!("the file says {key} {said}")),
             None => notes.push(format!(
-                "{key}: expected v or epsilon, got {said:?}: not used; --prediction says what the model predicts"
+                "{key}: expected v or epsilon, got {said:?}: not used; a prediction type that is given is"
             )),
         }
     }

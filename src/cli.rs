@@ -103,14 +103,22 @@ const STACK_BYTES: usize = 2 << 20;
 
 /// Runs the command line of this process.
 pub fn run() -> ExitCode {
-    match thread::Builder::new().name("calotype".into()).stack_size(STACK_BYTES).spawn(run_here) {
+    // Its buffer is there when there is no memory left for one.
+    let _ = io::stdout();
+    let worked = thread::Builder::new().name("calotype".into()).stack_size(STACK_BYTES).spawn(run_here);
+    let error = match worked.map(|work| work.join()) {
+        Ok(Ok(code)) => return code,
         // A panic has been reported by then.
-        Ok(work) => work.join().unwrap_or(ExitCode::from(ErrorKind::Internal.exit_code())),
-        Err(error) => {
-            say(Error::new(ErrorKind::Runtime, "expected to start a thread").source(error));
-            ExitCode::from(ErrorKind::Runtime.exit_code())
-        }
+        Ok(Err(_)) => Error::new(ErrorKind::Internal, "internal error (a bug in calotype)"),
+        Err(error) => Error::new(ErrorKind::Runtime, "expected to start a thread").source(error),
+    };
+    say(told(&error));
+    let code = ExitCode::from(error.kind().exit_code());
+    // What the thread was told is not known where it did not begin.
+    if interrupt::owes_json() || std::env::args_os().any(|arg| arg == "--json") {
+        return print(&format!("{:#}\n", json!({ "error": error_json(&error) })), code);
     }
+    code
 }
 
 fn run_here() -> ExitCode {
@@ -139,7 +147,7 @@ fn run_here() -> ExitCode {
         Err(error) => (None, Some(error)),
     };
     if let Some(error) = &error {
-        say(error);
+        say(told(error));
     }
     let said = match (said, &error) {
         (Some((_, object)), _) if json => format!("{object:#}\n"),
@@ -183,12 +191,38 @@ fn refuse_arguments(error: &clap::Error) -> ExitCode {
     print(&format!("{:#}\n", json!({ "error": error_json(&error) })), code)
 }
 
+/// An error's text, in which settings are flags.
+fn told(error: &Error) -> String {
+    error.message_with(flag)
+}
+
+/// The flag of a setting.
+fn flag(setting: &str) -> String {
+    format!("--{}", setting.replace('_', "-"))
+}
+
+/// An error for programs; what is not known is left out.
 fn error_json(error: &Error) -> Value {
-    json!({
+    let mut json = json!({
         "kind": format!("{:?}", error.kind()).to_lowercase(),
-        "message": error.to_string(),
+        "message": told(error),
         "exit_code": error.kind().exit_code(),
-    })
+    });
+    for (name, part) in [
+        ("place", error.place()),
+        ("expected", error.expected()),
+        ("got", error.got()),
+        ("component", error.component()),
+    ] {
+        if let Some(part) = part {
+            json[name] = shortened(part).into();
+        }
+    }
+    let flags: Vec<String> = error.settings().into_iter().map(flag).collect();
+    if !flags.is_empty() {
+        json["flags"] = flags.into();
+    }
+    json
 }
 
 /// Writes the last words to standard output, and gives the exit code.
@@ -222,6 +256,16 @@ fn without_mark(text: &str) -> &str {
 /// Says that there is no memory left, when the process is about to end for it: nothing is allocated.
 pub fn report_exhaustion(refusal: &Refusal) {
     let _ = writeln!(io::stderr(), "calotype: {refusal}");
+    if interrupt::owes_json() {
+        // The text of a refusal has nothing that JSON would escape.
+        let code = ErrorKind::Memory.exit_code();
+        let mut stdout = io::stdout();
+        let _ = writeln!(
+            stdout,
+            "{{ \"error\": {{ \"kind\": \"memory\", \"message\": \"{refusal}\", \"exit_code\": {code} }} }}"
+        );
+        let _ = stdout.flush();
+    }
 }
 
 #[cfg(test)]

@@ -101,14 +101,40 @@ impl ErrorKind {
     }
 }
 
-/// An error with its evidence. `Display` gives one line, "what: expected X, got Y", then the way out
-/// where one is known.
+/// The settings that help may speak of, which faces have their own names for.
+const SETTINGS: [&str; 18] = [
+    "embedding",
+    "guidance",
+    "init",
+    "lora",
+    "mask",
+    "memory",
+    "model",
+    "ort",
+    "prediction",
+    "size",
+    "steps",
+    "text_encoder",
+    "thresholding",
+    "threads",
+    "unet",
+    "vae",
+    "variant",
+    "weights",
+];
+
+/// An error with its evidence. `Display` gives one line: "place: expected X, got Y", what caused it, each cause once, and the
+/// way out where one is known.
 ///
 /// ```
 /// use calotype::{Error, ErrorKind};
-/// let error = Error::new(ErrorKind::Usage, "--steps: expected 1 to 1000, got 0").help("try --steps 20");
+/// let error = Error::new(ErrorKind::Usage, "steps: expected 1 to 1000, got 0").help("give {steps} of 20");
 /// assert_eq!(error.kind().exit_code(), 2);
-/// assert_eq!(error.to_string(), "--steps: expected 1 to 1000, got 0; try --steps 20");
+/// assert_eq!(error.to_string(), "steps: expected 1 to 1000, got 0; give `steps` of 20");
+/// assert_eq!((error.place(), error.expected(), error.got()), (Some("steps"), Some("1 to 1000"), Some("0")));
+/// // A face has its own name for a setting.
+/// let told = error.message_with(|setting| format!("--{setting}"));
+/// assert_eq!(told, "steps: expected 1 to 1000, got 0; give --steps of 20");
 /// ```
 pub struct Error(Box<Detail>);
 
@@ -120,20 +146,21 @@ struct Detail {
 }
 
 impl Error {
-    /// A new error; `message` names the place, what was expected and what was found.
+    /// A new error; `message` names the place, what was expected and what was found: `place: expected X, got Y`, where a
+    /// place may have a place in it, `file: tensor: expected X, got Y`.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self(Box::new(Detail { kind, message: message.into(), help: None, source: None }))
     }
 
-    /// Adds the way out.
+    /// Adds the way out. A setting in it stands in braces, `{init}`, and is named by whoever shows the error.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.0.help = Some(help.into());
         self
     }
 
-    /// Keeps the error that caused this one. Its text is part of `Display`, and so is not met again on the way down
-    /// `std::error::Error::source`, which goes on with what caused it in turn.
+    /// Keeps the error that caused this one. Its text, and that of what caused it in turn, is part of `Display`, so that
+    /// `std::error::Error::source` has nothing to add; [`Error::cause`] has it.
     #[must_use]
     pub fn source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.0.source = Some(source.into());
@@ -144,19 +171,119 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
+
+    /// The error that caused this one.
+    pub fn cause(&self) -> Option<&(dyn std::error::Error + Send + Sync + 'static)> {
+        self.0.source.as_deref()
+    }
+
+    /// Where it is: a setting, a file, a component, a tensor, or several of these, the outermost first, with a colon between.
+    pub fn place(&self) -> Option<&str> {
+        self.parts().map(|(place, ..)| place)
+    }
+
+    /// What would have been right.
+    pub fn expected(&self) -> Option<&str> {
+        self.parts().and_then(|(_, expected, _)| expected)
+    }
+
+    /// What was there instead.
+    pub fn got(&self) -> Option<&str> {
+        self.parts().and_then(|(.., got)| got)
+    }
+
+    /// The component of the model that it is about, by its name in a bundle.
+    pub fn component(&self) -> Option<&str> {
+        const COMPONENTS: [&str; 5] =
+            ["text_encoder", "text_encoder_2", "unet", "vae_encoder", "vae_decoder"];
+        self.place()?.split(": ").find(|part| COMPONENTS.contains(part))
+    }
+
+    /// The settings that the way out is about, as fields of a [`Recipe`](crate::recipe::Recipe), or options of a face.
+    pub fn settings(&self) -> Vec<&'static str> {
+        let mut settings: Vec<&'static str> = Vec::new();
+        let cause = self.0.source.as_deref().and_then(|source| source.downcast_ref::<Self>());
+        for setting in cause.map(Self::settings).unwrap_or_default() {
+            settings.push(setting);
+        }
+        named(self.0.help.as_deref().unwrap_or_default(), |setting| {
+            if !settings.contains(&setting) {
+                settings.push(setting);
+            }
+            String::new()
+        });
+        settings
+    }
+
+    /// Its text with a face's own names for settings.
+    pub fn message_with(&self, name: impl Fn(&str) -> String) -> String {
+        shortened(&self.text(&name)).into_owned()
+    }
+
+    /// The message by its grammar: place, what was expected, what was got.
+    fn parts(&self) -> Option<(&str, Option<&str>, Option<&str>)> {
+        let Detail { message, source, .. } = &*self.0;
+        let Some((place, rest)) = message.split_once(": expected ") else {
+            let cause = source.as_deref().and_then(|source| source.downcast_ref::<Self>());
+            // A place alone, around the error in it.
+            return match cause.and_then(Self::parts) {
+                Some((_, expected, got)) => Some((message, expected, got)),
+                None if source.is_some() => Some((message, None, None)),
+                None => message.split_once(": ").map(|(place, _)| (place, None, None)),
+            };
+        };
+        match rest.split_once(", got ") {
+            Some((expected, got)) => Some((place, Some(expected), Some(got))),
+            None => Some((place, Some(rest), None)),
+        }
+    }
+
+    fn text(&self, name: &dyn Fn(&str) -> String) -> String {
+        let Detail { message, source, help, .. } = &*self.0;
+        let mut text = message.clone();
+        let mut next = source.as_deref().map(|source| source as &(dyn std::error::Error + 'static));
+        while let Some(cause) = next {
+            let ours = cause.downcast_ref::<Self>();
+            let said = ours.map_or_else(|| cause.to_string(), |error| error.text(name));
+            // Some errors say what caused them, and have it as a cause as well.
+            if !said.is_empty() && !text.ends_with(&said) && !text.contains(&format!(": {said}")) {
+                text += &format!(": {said}");
+            }
+            next = if ours.is_some() { None } else { cause.source() };
+        }
+        if let Some(help) = help {
+            text += &format!("; {}", named(help, |setting| name(setting)));
+        }
+        text
+    }
+}
+
+/// Help with names in the place of its settings.
+fn named(help: &str, mut name: impl FnMut(&'static str) -> String) -> String {
+    let mut text = String::new();
+    let mut rest = help;
+    while let Some((before, behind)) = rest.split_once('{') {
+        text += before;
+        let setting = behind.split_once('}').and_then(|(setting, behind)| {
+            Some((SETTINGS.into_iter().find(|known| *known == setting)?, behind))
+        });
+        rest = match setting {
+            Some((setting, behind)) => {
+                text += &name(setting);
+                behind
+            }
+            None => {
+                text.push('{');
+                behind
+            }
+        };
+    }
+    text + rest
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Detail { message, source, help, .. } = &*self.0;
-        let mut text = message.clone();
-        if let Some(source) = source {
-            text += &format!(": {source}");
-        }
-        if let Some(help) = help {
-            text += &format!("; {help}");
-        }
-        f.write_str(&shortened(&text))
+        f.write_str(&self.message_with(|setting| format!("`{setting}`")))
     }
 }
 
@@ -166,11 +293,7 @@ impl fmt::Debug for Error {
     }
 }
 
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.0.source.as_deref().and_then(|source| source.source())
-    }
-}
+impl std::error::Error for Error {}
 
 #[cfg(test)]
 mod tests {
@@ -209,6 +332,61 @@ mod tests {
         }
         let foreign = Error::new(ErrorKind::Output, "x.png").source(Outer(cause()));
         assert_eq!(chain(&foreign), "x.png: outer: the disk is gone");
+        assert_eq!(foreign.to_string(), "x.png: outer: the disk is gone");
+        assert!(foreign.cause().is_some_and(|cause| cause.is::<Outer>()));
+        // One that says its own cause, which is one as well.
+        #[derive(Debug)]
+        struct Both(std::io::Error);
+        impl fmt::Display for Both {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "both: {}", self.0)
+            }
+        }
+        impl std::error::Error for Both {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                Some(&self.0)
+            }
+        }
+        let foreign = Error::new(ErrorKind::Output, "x.png").source(Both(cause()));
+        assert_eq!(chain(&foreign), "x.png: both: the disk is gone");
+    }
+
+    #[test]
+    fn the_parts_of_a_message_are_known() {
+        type Parts = (Option<&'static str>, Option<&'static str>, Option<&'static str>);
+        let cases: [(&str, Parts); 6] = [
+            ("steps: expected 1, got 0", (Some("steps"), Some("1"), Some("0"))),
+            (
+                "x.json: a.b: expected c: d, got e, got f",
+                (Some("x.json: a.b"), Some("c: d"), Some("e, got f")),
+            ),
+            ("x.png: expected a file", (Some("x.png"), Some("a file"), None)),
+            ("x.png: the image could not be written", (Some("x.png"), None, None)),
+            ("stopped", (None, None, None)),
+            ("", (None, None, None)),
+        ];
+        for (message, parts) in cases {
+            let error = Error::new(ErrorKind::Usage, message);
+            assert_eq!((error.place(), error.expected(), error.got()), parts, "{message}");
+        }
+        let tensor = Error::new(ErrorKind::Model, "unet: conv_in.weight: expected f32, got i8");
+        assert_eq!(tensor.component(), Some("unet"));
+        let outer = Error::new(ErrorKind::Model, "model/unet.onnx").source(tensor);
+        assert_eq!((outer.place(), outer.got()), (Some("model/unet.onnx"), Some("i8")));
+    }
+
+    #[test]
+    fn settings_have_the_names_of_the_face() {
+        let inner =
+            Error::new(ErrorKind::Usage, "mask: expected one, got none").help("give {mask}, or {init}");
+        let error =
+            Error::new(ErrorKind::Usage, "request").source(inner).help("not {this} {size {steps}} or {mask}");
+        assert_eq!(error.settings(), ["mask", "init", "steps"]);
+        assert_eq!(
+            error.message_with(|setting| format!("--{setting}")),
+            "request: mask: expected one, got none; give --mask, or --init; not {this} {size --steps} or --mask"
+        );
+        assert!(error.to_string().contains("give `mask`, or `init`;"), "{error}");
     }
 
     #[test]

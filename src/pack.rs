@@ -202,7 +202,7 @@ impl<'a> Plan<'a> {
                     part.name()
                 ),
             )
-            .help("pack the model that it was made of, or leave --weights out"));
+            .help("pack the model that it was made of, or leave {weights} out"));
         }
         let (graph, tensors) = tensor::plan(part.graph(), part.weights(), weights)?;
         let parameters = part.graph().parameters().iter();

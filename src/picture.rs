@@ -368,7 +368,7 @@ impl<P: Pixel<Subpixel = u8>> Fitted<P> {
                     ErrorKind::Input,
                     format!("{origin}: expected transparent areas, which are the mask, got an opaque image"),
                 )
-                .help("give a mask with --mask FILE"));
+                .help("give a mask with {mask}"));
             }
             Want::Mask if !is_opaque => notes.push(format!(
                 "{origin}: has transparent areas: these are repainted, and its colours are not used"

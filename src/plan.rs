@@ -514,7 +514,7 @@ pub(crate) fn expect_cpu(model: &Model, providers: &Providers) -> Result<(), Err
                 ErrorKind::Usage,
                 format!("memory: expected all components on the CPU, got {other} for {}", part.name()),
             )
-            .help("leave out --memory"));
+            .help("leave out {memory}"));
         }
     }
     Ok(())

@@ -133,7 +133,11 @@ impl Request {
                 format!("size: expected {fixed}, the only size of this model's graph, got {size}"),
             );
             let is_own = recipe.size.is_none();
-            return Err(if is_own { error.help(format!("--size {fixed} resizes the image")) } else { error });
+            return Err(if is_own {
+                error.help(format!("give {{size}} {fixed}: it resizes the image"))
+            } else {
+                error
+            });
         }
         let sampler = recipe.sampler.unwrap_or(defaults.sampler);
         let steps = steps_asked(&recipe, defaults.steps)?;
@@ -171,7 +175,7 @@ impl Request {
                 ErrorKind::Usage,
                 "mask: expected an init image with transparent areas, which are the mask, got an opaque one",
             )
-            .help("give a mask with --mask FILE")),
+            .help("give a mask with {mask}")),
         });
         let mask = mask.transpose()?.map(Arc::new);
         let picture = init.map(|init| Arc::new(Fitted::init(init, width_px, height_px)));
@@ -607,12 +611,12 @@ fn check_pictures(
         (None, Some(_)) => {
             return refuse(
                 "mask: expected an init image with it, got none",
-                "give its init image with --init",
+                "give its init image with {init}",
             );
         }
         (None, None) if needs_init => {
             let message = format!("init: expected an image, because this model {verb} images, got none");
-            return refuse(&message, "give one with --init");
+            return refuse(&message, "give one with {init}");
         }
         (Some(init), _) if [init.dimensions().0, init.dimensions().1].contains(&0) => {
             return refuse("init: expected an image with pixels, got none", "");
@@ -620,7 +624,7 @@ fn check_pictures(
         (Some(_), None) if conditions == Conditions::Inpainting => {
             return refuse(
                 "mask: expected one, because this model repaints a part of an image, got none",
-                "give one with --mask: white areas are repainted",
+                "give one with {mask}: white areas are repainted",
             );
         }
         (Some(_), Some(_)) if !is_started_from => {
@@ -648,10 +652,10 @@ fn check_pictures(
         );
     }
     if recipe.keep_outside.is_some() && recipe.mask.is_none() {
-        return refuse("keep outside: expected a mask, got none", "give one with --mask");
+        return refuse("keep outside: expected a mask, got none", "give one with {mask}");
     }
     if recipe.strength.is_some() && recipe.init.is_none() {
-        return refuse("strength: expected an init image, got none", "give one with --init");
+        return refuse("strength: expected an init image, got none", "give one with {init}");
     }
     if recipe.strength.is_some() && !is_started_from {
         let message =
@@ -731,7 +735,7 @@ fn own_size(init: &Init, manifest: &Manifest) -> Result<PixelSize, Error> {
     let size = size.and_then(|size| manifest.latents.shape(size).map(|_| size));
     size.map_err(|error| {
         let error = Error::new(ErrorKind::Usage, "init: its own size").source(error);
-        error.help("--size resizes it")
+        error.help("give {size}: it resizes the image")
     })
 }
 
@@ -832,7 +836,7 @@ mod tests {
             refuses(conditions, draft, "mask: expected an init image with it, got none");
         }
         let draft = Recipe { strength: Some(0.5), ..Recipe::default() };
-        refuses(Prompt, draft, "strength: expected an init image, got none; give one with --init");
+        refuses(Prompt, draft, "strength: expected an init image, got none; give one with `init`");
         assert!(Request::new(Recipe::default(), &manifest(Prompt)).is_ok());
     }
 
@@ -948,7 +952,7 @@ mod tests {
             Conditions::Prompt,
             of(161, 100),
             "init: its own size: size: expected multiples of 16 pixels, got 161x100; try 160x96 or 176x112; \
-             --size resizes it",
+             give `size`: it resizes the image",
         );
         refuses(
             Conditions::Prompt,
@@ -965,7 +969,7 @@ mod tests {
         refuses_of(
             &fixed,
             of(64, 64),
-            "size: expected 128x128, the only size of this model's graph, got 64x64; --size 128x128 resizes",
+            "size: expected 128x128, the only size of this model's graph, got 64x64; give `size` 128x128: it resizes",
         );
 
         let draft = Recipe { mask: mask(128, 96), ..of(128, 128) };

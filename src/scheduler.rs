@@ -102,7 +102,7 @@ impl Scheduler {
             }
             (Noise::Betas, _) => Prediction::named(said).unwrap_or_else(|| {
                 notes.push(format!(
-                    "prediction_type: expected epsilon, v_prediction or sample, got {said:?}: taken for epsilon; --prediction says otherwise"
+                    "prediction_type: expected epsilon, v_prediction or sample, got {said:?}: taken for epsilon unless a prediction type is given"
                 ));
                 Prediction::Epsilon
             }),

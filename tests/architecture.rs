@@ -297,6 +297,17 @@ fn replaced_words_stay_away() {
     assert!(replaced("What it takes is drawn\nanew.").is_some());
 }
 
+/// The library knows settings; their flags are the command line's.
+#[test]
+fn no_library_file_names_a_flag() {
+    none_breaks(flag);
+    breaks(flag, "request.rs", "        error.help(\"--size resizes it\")");
+    breaks(flag, "plan.rs", "    .help(\"leave out --memory\")");
+    breaks(flag, "checkpoint/foreign.rs", "    \"give its base model with -m, and this file\",");
+    breaks(flag, "model.rs", "    \"give what is missing (\\\n     --vae FILE)\",");
+    assert_eq!(flag(&Source { path: "cli/open.rs".into(), text: "\"--init\"".into() }), None);
+}
+
 type Rule = fn(&Source) -> Option<String>;
 
 fn upward_import(source: &Source) -> Option<String> {
@@ -417,6 +428,27 @@ fn replaced_words(source: &Source) -> Option<String> {
         None => line.split(" // ").next().map(|code| code.trim_end_matches('\\')),
     });
     replaced(&shown.collect::<Vec<_>>().join(" "))
+}
+
+/// The first flag in a text of the library.
+fn flag(source: &Source) -> Option<String> {
+    if LAYERS[0].1.contains(&source.module().as_str()) {
+        return None;
+    }
+    let code = source.code().take_while(|line| line != "#[cfg(test)]");
+    code.filter(|line| line.contains('"') || line.trim_start().starts_with("--")).find(|line| {
+        line.match_indices('-').any(|(at, _)| {
+            let (before, rest) = (line[..at].chars().next_back(), line[at + 1..].trim_start_matches('-'));
+            let begins = before.is_none_or(|before| " \"(".contains(before));
+            let is_long = line[at..].starts_with("--") && rest.starts_with(|c: char| c.is_ascii_lowercase());
+            // `ulimit -v` is a shell's.
+            let is_short = rest.len() + 1 == line.len() - at
+                && rest.starts_with(|c: char| c.is_ascii_lowercase())
+                && !rest[1..].starts_with(|c: char| c.is_alphanumeric())
+                && !line[..at].ends_with("ulimit ");
+            begins && (is_long || is_short)
+        })
+    })
 }
 
 /// The first of the replaced phrases in a text, wherever its lines break.

@@ -600,7 +600,7 @@ mod init {
     fn of_a_size_that_is_not_made_of_cells() {
         let (desk, init) = desk(65, 64);
         let message = "init: its own size: size: expected multiples of 16 pixels, got 65x64; try 64x64 or 80x64; \
-                       --size resizes it";
+                       give --size: it resizes the image";
         refuses(&desk, &["--init", &init], 2, message);
         desk.draws(&["x", "--init", &init, "--size", "64x64"]);
     }
@@ -1144,14 +1144,37 @@ mod hard_use {
 
     use super::*;
 
-    /// What ended without a panic and without a signal.
+    /// What ended without a panic and without a signal, and with `--json` wrote one object and nothing else.
     #[track_caller]
     fn ends(mut command: Command) -> i32 {
         let output = command.stdin(Stdio::null()).output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         let code = output.status.code().unwrap_or_else(|| panic!("{:?}: {stderr}", output.status));
         assert!(code != 101 && code != 70, "{command:?}: {stderr}");
+        if command.get_args().any(|arg| arg == "--json") {
+            let object: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+                panic!("{command:?}: {error}: {:?}", String::from_utf8_lossy(&output.stdout))
+            });
+            let said = &object["error"]["exit_code"];
+            assert_eq!(*said, if code == 0 { Value::Null } else { code.into() }, "{command:?}: {object}");
+            let message = object["error"]["message"].as_str().unwrap_or_default();
+            assert_eq!(message.is_empty(), code == 0, "{command:?}: {object}");
+            let is_setting = ["with `", "give `", "omit `"].iter().any(|start| message.contains(start));
+            assert!(!is_setting, "a setting that is no flag: {message}");
+        }
         code
+    }
+
+    /// The flags of a command that take a value, but that for the output.
+    fn flags_of(command: &str) -> Vec<String> {
+        let help = String::from_utf8(calotype(&[command, "--help"]).output().unwrap().stdout).unwrap();
+        let lines = help.lines().filter_map(|line| line.trim_start().split_once("--"));
+        let with_value = lines.filter(|(short, rest)| short.len() <= 4 && rest.contains('<'));
+        let names = with_value.map(|(_, rest)| rest.split([' ', '[', '=']).next().unwrap());
+        let flags: Vec<String> =
+            names.filter(|name| *name != "output").map(|name| format!("--{name}")).collect();
+        assert!(flags.len() >= 4 && flags.contains(&"--ort".into()), "{command}: {flags:?}");
+        flags
     }
 
     #[test]
@@ -1288,57 +1311,26 @@ mod hard_use {
         words.push("9".repeat(5000).into());
         words.extend(files.iter().map(|file| file.clone().into_os_string()));
         words.push(folder.path().as_os_str().into());
-        const FLAGS: [(&str, &[&str]); 6] = [
-            (
-                "generate",
-                &[
-                    "-m",
-                    "-n",
-                    "--size",
-                    "--init",
-                    "--mask",
-                    "--strength",
-                    "--steps",
-                    "--guidance",
-                    "--guidance-method",
-                    "--sampler",
-                    "--schedule",
-                    "--sigmas",
-                    "--seed",
-                    "--rng",
-                    "--count",
-                    "--threads",
-                    "--memory",
-                    "--lora",
-                    "--embedding",
-                    "--ort",
-                    "--unet",
-                    "--vae",
-                    "--thresholding",
-                    "--guidance-interval",
-                ],
-            ),
-            ("inspect", &["--lora", "--embedding", "--ort", "--unet", "--text-encoder", "--variant"]),
-            ("plan", &["--memory", "--size", "--steps", "--guidance", "--threads", "--lora"]),
-            ("pack", &["--weights", "--licence", "--name", "--lora", "--ort"]),
-            ("verify", &["-m", "--ort", "--vae"]),
-            ("doctor", &["-m", "--ort", "--provider", "--provider-cache"]),
-        ];
+        let commands = ["generate", "inspect", "plan", "pack", "verify", "doctor"]
+            .map(|command| (command, flags_of(command)));
         let mut state = 14_u64;
         let mut draw = |below: usize| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             ((state >> 33) % below as u64) as usize
         };
-        for run in 0..240 {
-            let (command, flags) = FLAGS[run % FLAGS.len()];
-            let mut odd = calotype(&[command]);
+        for run in 0..300 {
+            let (command, flags) = &commands[run % commands.len()];
+            let (command, mut odd) = (*command, calotype(&[command]));
             odd.current_dir(folder.path());
+            if run % 4 != 0 {
+                odd.arg("--json");
+            }
             // What is in order is not drawn: it would take long.
             if command == "generate" {
                 odd.args(["-o", "/dev/full", "--size", "64x64"]);
             }
             for _ in 0..1 + draw(2) {
-                odd.arg(flags[draw(flags.len())]).arg(&words[draw(words.len())]);
+                odd.arg(&flags[draw(flags.len())]).arg(&words[draw(words.len())]);
             }
             if command != "doctor" {
                 odd.arg(&words[draw(words.len())]);

@@ -463,7 +463,7 @@ fn load_refusal(test: &str, file: impl FnOnce(&Path) -> PathBuf) -> String {
     let message = String::from_utf8(child.stderr).unwrap();
     assert_eq!(child.status.code(), Some(6), "{message}");
     assert!(message.starts_with("no ONNX Runtime library could be loaded: ORT_DYLIB_PATH ("), "{message}");
-    assert!(message.contains("; name a library of version 1.23 or newer with --ort FILE"), "{message}");
+    assert!(message.contains("; name a library of version 1.23 or newer with `ort`"), "{message}");
     message
 }
 

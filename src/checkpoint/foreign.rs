@@ -22,14 +22,14 @@ const fn look(parts: &'static [&'static str], kind: &'static str, way_out: Optio
 
 const ADAPTER: Option<&str> = Some("it is an add-on, not a model: give its base model");
 const LORA: Option<&str> =
-    Some("it is an add-on, not a model: give its base model with -m, and this file with --lora");
+    Some("it is an add-on, not a model: give its base model with {model}, and this file with {lora}");
 const INVERSION: Option<&str> =
-    Some("it is an add-on, not a model: give its base model with -m, and this file with --embedding");
-const VAE: Option<&str> = Some("give a complete model with -m, and this file with --vae");
-const ENCODER: Option<&str> = Some("give a complete model with -m, and this file with --text-encoder");
+    Some("it is an add-on, not a model: give its base model with {model}, and this file with {embedding}");
+const VAE: Option<&str> = Some("give a complete model with {model}, and this file with {vae}");
+const ENCODER: Option<&str> = Some("give a complete model with {model}, and this file with {text_encoder}");
 const FOLDER: Option<&str> = Some(
-    "give the folder that it is a part of, the one with model_index.json, or a complete model with -m and this \
-     file with --unet",
+    "give the folder that it is a part of, the one with model_index.json, or a complete model with {model} and this \
+     file with {unet}",
 );
 
 /// Files that have a U-Net, but not one that turns a text into a picture. Searched before [`OTHERS`].
@@ -82,7 +82,7 @@ const OTHERS: [Look; 23] = [
         &["taesd_", "decoder.layers.", "encoder.layers.0.conv."],
         "a tiny VAE",
         Some(
-            "give a complete model with -m, and with --vae the diffusers folder of this VAE, with its config.json",
+            "give a complete model with {model}, and with {vae} the diffusers folder of this VAE, with its config.json",
         ),
     ),
     look(&[".rdb1.", "RDB", "conv_first."], "a super-resolution network", SUPPORTED),
@@ -223,31 +223,31 @@ mod tests {
                 "Stable Video Diffusion",
                 "are supported",
             ),
-            ("lora_unet_mid_block_attentions_0_proj_in.lora_up.weight", "a LoRA", "this file with --lora"),
+            ("lora_unet_mid_block_attentions_0_proj_in.lora_up.weight", "a LoRA", "this file with `lora`"),
             ("unet.mid_block.attentions.0.proj_in.lora_A.weight", "a LoRA", "give its base model"),
             ("control_model.input_hint_block.0.weight", "a ControlNet", "give its base model"),
             ("controlnet_cond_embedding.conv_in.weight", "a ControlNet", "give its base model"),
             ("down_blocks.0.motion_modules.0.norm.weight", "AnimateDiff", "give its base model"),
             ("ip_adapter.1.to_k_ip.weight", "an IP-Adapter", "give its base model"),
-            ("emb_params", "a textual inversion", "--embedding"),
+            ("emb_params", "a textual inversion", "`embedding`"),
             (
                 "down_blocks.0.resnets.0.time_emb_proj.weight",
                 "the U-Net of a diffusers folder",
                 "model_index.json",
             ),
-            ("decoder.up_blocks.0.resnets.0.conv1.weight", "the VAE of a diffusers folder", "--vae"),
+            ("decoder.up_blocks.0.resnets.0.conv1.weight", "the VAE of a diffusers folder", "`vae`"),
             (
                 "text_model.encoder.layers.0.mlp.fc1.bias",
                 "the text encoder of a diffusers folder",
-                "--text-encoder",
+                "`text_encoder`",
             ),
             (
                 "encoder.layers.0.self_attn.q_proj.bias",
                 "the text encoder of a diffusers folder",
-                "--text-encoder",
+                "`text_encoder`",
             ),
-            ("first_stage_model.decoder.up.0.block.0.conv1.bias", "a VAE alone", "--vae"),
-            ("decoder.up.0.block.0.conv1.bias", "a VAE alone", "--vae"),
+            ("first_stage_model.decoder.up.0.block.0.conv1.bias", "a VAE alone", "`vae`"),
+            ("decoder.up.0.block.0.conv1.bias", "a VAE alone", "`vae`"),
             ("model_ema.diffusion_modelout2weight", "EMA weights", "for inference"),
         ];
         for (name, kind, way_out) in kinds {

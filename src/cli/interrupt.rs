@@ -51,6 +51,11 @@ impl Drop for Heeded {
     }
 }
 
+/// Whether the one JSON object of a run is still to come.
+pub(super) fn owes_json() -> bool {
+    OWES_JSON.load(Ordering::Relaxed)
+}
+
 /// From here on the run itself reports how it ended.
 pub(super) fn say_no_more() {
     OWES_JSON.store(false, Ordering::Relaxed);

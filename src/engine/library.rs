@@ -63,7 +63,7 @@ impl Library {
             format!("no ONNX Runtime library could be loaded: {}", refusals.join("; ")),
         )
         .help(format!(
-            "name a library of version 1.{} or newer with --ort FILE or ORT_DYLIB_PATH, put one beside the \
+            "name a library of version 1.{} or newer with {{ort}} or ORT_DYLIB_PATH, put one beside the \
                  executable, or build without CALOTYPE_ORT=system",
             sys::LOWEST_MINOR
         )))
@@ -121,7 +121,7 @@ pub(super) fn missing(provider: &Provider, reason: String) -> Error {
     let error = Error::new(ErrorKind::Runtime, format!("provider {kind}")).source(reason);
     match kind.about() {
         Some(about) => {
-            error.help(format!("get a library that has it ({}), and name it with --ort", about.source))
+            error.help(format!("get a library that has it ({}), and name it with {{ort}}", about.source))
         }
         None => error,
     }

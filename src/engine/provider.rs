@@ -75,7 +75,7 @@ const BUILT_IN: [(ProviderKind, About); 9] = [
     (ProviderKind::Qnn, about("qnn", "QNNExecutionProvider", "pip install onnxruntime-qnn, on a Snapdragon")),
     (
         ProviderKind::Xnnpack,
-        about("xnnpack", "XnnpackExecutionProvider", "build ONNX Runtime with --use_xnnpack"),
+        about("xnnpack", "XnnpackExecutionProvider", "build ONNX Runtime with its option use_xnnpack"),
     ),
     (
         ProviderKind::WebGpu,

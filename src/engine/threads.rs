@@ -49,7 +49,7 @@ fn refusal(threads: usize, count: usize, error: io::Error) -> Error {
     let what = if is_memory { "memory for their stacks" } else { "them" };
     let place = format!("threads: expected {what}, {threads} in all, got {count} of them");
     let error = Error::new(kind, place).source(error);
-    if threads > 1 { error.help("use fewer with --threads") } else { error }
+    if threads > 1 { error.help("use fewer with {threads}") } else { error }
 }
 
 #[cfg(test)]

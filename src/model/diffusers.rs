@@ -157,7 +157,7 @@ fn check_folders(folder: &Path, index: &Index, replacements: &Replacements) -> R
             if have.is_empty() { "no folders".into() } else { have.into_iter().take(MAX_NAMED).collect::<Vec<_>>().join(", ") }
         ),
     )
-    .help("download the complete model again; components can also come from files: --unet, --vae, --text-encoder FILE"))
+    .help("download the complete model again; components can also come from files: {unet}, {vae}, {text_encoder}"))
 }
 
 /// [`ErrorKind::Model`] when no component of a folder has files of this variant.
@@ -190,7 +190,7 @@ fn check_variant(folder: &Path, variant: Option<&str>) -> Result<(), Error> {
             if others.is_empty() { "none of any variant".into() } else { format!("those of {others}") }
         ),
     )
-    .help("omit --variant, or use one that exists"))
+    .help("omit {variant}, or use one that exists"))
 }
 
 /// How noise gets onto the picture that is enlarged, where the folder has a second scheduler for it.

@@ -54,7 +54,7 @@ pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error>
                     files().count()
                 ),
             )
-            .help("omit --variant, or use one that exists"));
+            .help("omit {variant}, or use one that exists"));
         }
     }
     let mut unet = required(folder, "unet", variant)?;
@@ -204,7 +204,7 @@ fn choose(files: &[PathBuf], variant: Option<&str>) -> Result<Option<PathBuf>, E
                     files.len()
                 ),
             )
-            .help("choose with --variant, as in --variant fp16 for model_fp16.onnx"))
+            .help("choose with {variant}, as in fp16 for model_fp16.onnx"))
         }
     }
 }

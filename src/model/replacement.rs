@@ -213,9 +213,7 @@ fn check_width(unet: &str, wanted: usize, text_encoders: &[TextEncoderPart]) -> 
             ErrorKind::Model,
             format!("{unet}: expected text encoders whose states are {wanted} wide together, got {widths:?}"),
         )
-        .help(
-            "U-Net and text encoders must be of the same family; give the others with --text-encoder FILE",
-        )),
+        .help("U-Net and text encoders must be of the same family; give the others with {text_encoder}")),
         _ => Ok(()),
     }
 }

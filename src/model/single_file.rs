@@ -75,8 +75,8 @@ pub(super) fn open(path: &Path, replacements: &Replacements) -> Result<Model, Er
             format!("{place}: expected a complete checkpoint, got a {family} without its {}", missing.join(" and ")),
         )
         .help(format!(
-            "add what is missing with --text-encoder FILE and --vae FILE, or give a complete model with -m MODEL and this \
-             file with --unet {place}"
+            "add what is missing with {{text_encoder}} and {{vae}}, or give a complete model with {{model}} and this \
+             file with {{unet}}: {place}"
         )));
     };
     // What latents of other numbers of channels are multiplied by, and what is taken from them, no file of weights says.
@@ -86,7 +86,7 @@ pub(super) fn open(path: &Path, replacements: &Replacements) -> Result<Model, Er
             "expected latents of {known_channels} channels, got {}, whose scale and shift a single file does not contain",
             latents.channels
         ))
-        .help("give the model as a diffusers folder, or its VAE as one with --vae FOLDER, where vae/config.json says both"));
+        .help("give the model as a diffusers folder, or its VAE as one with {vae}, where vae/config.json says both"));
     }
     if latents.channels != found.unet.config.out_channels {
         return Err(refuse(format!(

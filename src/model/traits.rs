@@ -88,7 +88,7 @@ impl Traits {
             Some(few) => (few.steps, 1.0),
             None => (self.family.steps(), self.family.guidance()),
         };
-        let said = "unless --steps and --guidance say otherwise";
+        let said = "unless steps and guidance are given";
         match &self.few_steps {
             _ if is_consistent => {}
             Some(few) => self.notes.push(format!(

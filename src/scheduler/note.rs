@@ -109,12 +109,12 @@ pub(super) fn undone(scheduler: &Scheduler) -> Vec<String> {
     note(
         is_latent && fields.clip_sample.unwrap_or(class.clips),
         format!(
-            "clip_sample: clean latents are not clipped to {range} unless --thresholding static asks for it"
+            "clip_sample: clean latents are not clipped to {range} unless static thresholding is requested"
         ),
     );
     note(
         is_latent && is(fields.thresholding),
-        "thresholding: not done unless --thresholding dynamic asks for it".into(),
+        "thresholding: not done unless dynamic thresholding is requested".into(),
     );
     let variance = fields.variance_type.as_deref();
     let is_ddpm = class.sampler == Some(SamplerKind::Ddpm);

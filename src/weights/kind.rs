@@ -10,7 +10,7 @@ const DOWNLOAD: &str = "download the file itself, not the page about it";
 const PICKLE: &str = "convert it in Python with torch.load(..., weights_only=True) and safetensors.torch.save_file, or take the \
                       model's .safetensors file";
 const UNPACK: &str = "unpack it, and give what is in it";
-const IMAGE: &str = "give a model; images go with --init";
+const IMAGE: &str = "give a model; images go with {init}";
 
 /// Marks at a place, and what has them.
 const MARKS: [(usize, &[u8], &str, &str); 20] = [

@@ -231,7 +231,7 @@ fn what_does_not_fit_is_refused() {
     refused(
         &sd15.original["unet"],
         Overrides::default(),
-        "got a Stable Diffusion 1 without its text encoder and VAE; add what is missing with --text-encoder FILE and --vae FILE",
+        "got a Stable Diffusion 1 without its text encoder and VAE; add what is missing with `text_encoder` and `vae`",
     );
     refused(&sd15.original["unet"], overrides(&sd15.original, &["vae"]), "without its text encoder; ");
     refused(
