@@ -51,10 +51,10 @@ build() {
 # ONNX Runtime's wheel, as pinned by the build.
 runtime() {
     local processor=$1 pin wheel_version sha256
-    pin=$(sed -n "/^const ${processor^^}_LINUX: Pin/,/^}/p" build.rs)
-    wheel_version=$(sed -n 's/^const VERSION: &str = "\(.*\)";/\1/p' build.rs)
+    pin=$(sed -n "/^const ${processor^^}_LINUX: Pin/,/^}/p" build/onnxruntime.rs)
+    wheel_version=$(sed -n 's/^const VERSION: &str = "\(.*\)";/\1/p' build/onnxruntime.rs)
     sha256=$(sed -n 's/.*wheel_sha256: "\(.*\)",/\1/p' <<<"$pin")
-    [ -n "$wheel_version" ] && [ -n "$sha256" ] || fail "build.rs: expected a pin for $processor, got none"
+    [ -n "$wheel_version" ] && [ -n "$sha256" ] || fail "build/onnxruntime.rs: expected a pin for $processor, got none"
     mkdir "$work/wheel"
     echo "onnxruntime==$wheel_version --hash=sha256:$sha256" > "$work/requirements.txt"
     python3 -m pip --quiet --disable-pip-version-check download --no-deps --only-binary=:all: --require-hashes \

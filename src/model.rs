@@ -172,9 +172,10 @@ impl Vocabulary {
 }
 
 impl Model {
-    /// The model that every calotype carries.
+    /// The model that is part of every program with the feature `builtin`.
     ///
     /// # Errors
+    /// [`ErrorKind::Usage`] when the program was built without that feature;
     /// [`ErrorKind::Internal`] when the program was built around a damaged model.
     pub fn built_in() -> Result<Self, Error> {
         bundle::built_in()
@@ -820,6 +821,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Error> {
 }
 
 #[cfg(test)]
+#[cfg(feature = "builtin")]
 mod tests {
     use std::num::NonZeroUsize;
 

@@ -313,6 +313,7 @@ impl Pipeline {
 }
 
 #[cfg(test)]
+#[cfg(feature = "builtin")]
 mod tests {
     use super::*;
     use crate::engine::Residency;

@@ -789,7 +789,9 @@ mod tests {
     fn manifest(conditions: Conditions) -> Manifest {
         let low_res = LowRes::new(Betas::ScaledLinear { start: 0.0001, end: 0.02 }, 1000, 350).unwrap();
         let low_res = (conditions == Conditions::Upscaling).then_some(low_res);
-        Manifest { conditions, low_res, ..Model::built_in().unwrap().manifest().clone() }
+        let json = include_bytes!("../models/builtin/calotype.json");
+        let (built_in, _) = Manifest::parse("calotype.json", json).unwrap();
+        Manifest { conditions, low_res, ..built_in }
     }
 
     fn init(width: u32, height: u32) -> Option<Image<Init>> {

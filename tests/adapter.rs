@@ -2,6 +2,8 @@
 //! `export/golden_adapters.py`), on tiny models whose weights are functions of their names; and textual inversion in
 //! graphs that run.
 
+#![cfg(feature = "engine")]
+
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;

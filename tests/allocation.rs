@@ -1,5 +1,7 @@
 //! What a denoising step allocates: nothing of ours. Allocations are counted by the thread that makes them.
 
+#![cfg(feature = "builtin")]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::hint::black_box;

@@ -1,5 +1,7 @@
 //! Manifests that lie, contradict themselves or ask for the impossible: each is refused when it is read, by name.
 
+#![cfg(feature = "builtin")]
+
 use calotype::ErrorKind;
 use calotype::manifest::Manifest;
 use calotype::model::Model;

@@ -1,6 +1,8 @@
 //! Single-file checkpoints against the originals that diffusers reads: `tests/golden/checkpoints`, written by
 //! `export/golden_checkpoints.py`.
 
+#![cfg(feature = "engine")]
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;

@@ -1,5 +1,7 @@
 //! The command line from outside: the real program, its exit codes, its messages, and the files it leaves or does not.
 
+#![cfg(all(feature = "cli", feature = "builtin"))]
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;

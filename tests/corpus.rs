@@ -1,6 +1,8 @@
 //! Every committed input of the fuzz targets (`tests/fuzz`), and seeded mutants of them, through the same functions with
 //! the stable compiler.
 
+#![cfg(feature = "engine")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::panic::{self, AssertUnwindSafe};

@@ -1,6 +1,8 @@
 //! What a program that embeds the library may count on: nothing of the process is changed before it says so. Every test
 //! here needs a process of its own; there is one.
 
+#![cfg(feature = "builtin")]
+
 use std::env;
 use std::num::NonZeroUsize;
 

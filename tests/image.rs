@@ -1,6 +1,8 @@
 //! Images within a budget: whatever a file says or hides, the program stays within the memory that it was given, or ends
 //! with exit code 5 before anything is decoded; and with what a plan asks for it runs. Each run is a process of its own,
 //! whose peak the kernel tells.
+
+#![cfg(all(feature = "cli", feature = "builtin"))]
 #![cfg(target_os = "linux")]
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! Drawing from a picture with the built-in model: what strength and mask do to it, step for step.
 
+#![cfg(feature = "builtin")]
+
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 

@@ -1,5 +1,7 @@
 //! The limits that the system sets a process: where they leave too little, a run ends with an exit code that says so and a
 //! message, never by a signal, and never blames the model.
+
+#![cfg(all(feature = "cli", feature = "builtin"))]
 #![cfg(target_os = "linux")]
 
 use std::fs::File;

@@ -1,5 +1,7 @@
 //! What is given as a model and is none: messages that say what it is, and which way leads out.
 
+#![cfg(feature = "engine")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

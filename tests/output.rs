@@ -1,6 +1,8 @@
 //! Finished images in files and on standard output: the extension decides the format, and every format carries the recipe
 //! where other programs look for it.
 
+#![cfg(all(feature = "cli", feature = "builtin"))]
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};

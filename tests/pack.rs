@@ -1,6 +1,8 @@
 //! Packing and verifying end to end: the built-in model into bundles, in every form, onto good and bad places, whole, cut
 //! short, killed and damaged.
 
+#![cfg(all(feature = "cli", feature = "builtin"))]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::num::NonZeroUsize;

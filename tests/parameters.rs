@@ -1,5 +1,7 @@
 //! Texts that A1111's web UI, Forge, SD.Next, savers of ComfyUI and stable-diffusion.cpp put into images, read as recipes.
 
+#![cfg(feature = "engine")]
+
 use calotype::ErrorKind;
 use calotype::recipe::parameters::{self, Imported};
 use serde_json::{Value, json};

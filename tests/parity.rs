@@ -1,6 +1,8 @@
 //! The built-in model against diffusers' pipeline (`golden/pipeline.*`, made by `export/golden_pipeline.py`): the same
 //! weights, prompt, seed and settings give the same latents and the same pictures.
 
+#![cfg(feature = "builtin")]
+
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;

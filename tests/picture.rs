@@ -1,6 +1,8 @@
 //! Images of every kind, as other readers see them (Pillow by a golden file, the `image` crate for random ones), and the
 //! memory that decoding takes, which is to be what a plan counts. Allocations are counted by the thread that makes them.
 
+#![cfg(feature = "engine")]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::BTreeSet;

@@ -1,5 +1,7 @@
 //! The promise of a budget: what is planned is never less than what is measured, and not much more; what cannot be kept is
 //! refused before anything is drawn. Each run is a process of its own, whose peak the kernel tells.
+
+#![cfg(all(feature = "cli", feature = "builtin"))]
 #![cfg(target_os = "linux")]
 
 use std::path::Path;

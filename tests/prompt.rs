@@ -1,6 +1,8 @@
 //! Prompts against the code of AUTOMATIC1111's web UI: `tests/golden/prompts.*`, written by `export/golden_prompts.py`.
 //! What text encoders make of them is compared in `tests/families`, too, for models that are not built in.
 
+#![cfg(feature = "builtin")]
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 

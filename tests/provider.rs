@@ -2,6 +2,8 @@
 //! results are seen. Another provider than the CPU is OpenVINO: `CALOTYPE_OPENVINO` names the `libonnxruntime.so` of
 //! PyPI's `onnxruntime-openvino`, which `.ci/run` installs.
 
+#![cfg(all(feature = "cli", feature = "builtin"))]
+
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

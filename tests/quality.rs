@@ -1,6 +1,8 @@
 //! What the built-in model's pictures must show, in small (`export/evaluate.py` is the whole): the background that was
 //! asked for, the object that was asked for, and other pictures for other seeds and other guidance.
 
+#![cfg(feature = "builtin")]
+
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 

@@ -1,5 +1,7 @@
 //! Recipes: JSON and back, what is refused, and images that are made again from their own receipts.
 
+#![cfg(all(feature = "cli", feature = "builtin"))]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;

@@ -1,5 +1,7 @@
 //! A run as a value: what is cancelled, saved and restored in the middle ends as a run that was let alone.
 
+#![cfg(feature = "builtin")]
+
 use std::ops::ControlFlow;
 use std::thread;
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! The runtime end to end: graphs made here, weights on disk, ONNX Runtime, naive arithmetic as the second source.
 
+#![cfg(feature = "engine")]
+
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -8,7 +8,6 @@ use calotype::noise::{BrownianTree, NoiseSource, Rng, StepNoise, TorchCpu};
 use calotype::prediction::Prediction;
 use calotype::sampler::{Denoise, Method, STEP_NOISE, SamplerKind, StepNoiseKind};
 use calotype::schedule::{Betas, Clock, FlowShift, Grid, NoiseCurve, Schedule, ScheduleKind};
-use calotype::weights::Weights;
 use calotype::{Error, ErrorKind};
 use flate2::read::GzDecoder;
 use serde::Deserialize;
@@ -110,8 +109,17 @@ fn cases() -> (Vec<Case>, Vec<f32>) {
     let file = std::fs::File::open(golden("sampling.json.gz")).unwrap();
     GzDecoder::new(file).read_to_string(&mut json).unwrap();
     let Golden { cases } = serde_json::from_str(&json).unwrap();
-    let bytes = Weights::open(&[golden("sampling.safetensors")]).unwrap().get("latents").unwrap().to_bytes();
-    let latents = bytes.as_chunks().0.iter().map(|value| f32::from_le_bytes(*value)).collect();
+    let file = std::fs::read(golden("sampling.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
+    let latents = tensors
+        .tensor("latents")
+        .unwrap()
+        .data()
+        .as_chunks()
+        .0
+        .iter()
+        .map(|value| f32::from_le_bytes(*value))
+        .collect();
     (cases, latents)
 }
 

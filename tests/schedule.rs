@@ -3,7 +3,6 @@
 
 use std::io::Read;
 
-use calotype::manifest::{Contents, Manifest};
 use calotype::noise::TorchCpu;
 use calotype::noise_model::NoiseModel;
 use calotype::sampler::{
@@ -16,7 +15,6 @@ use calotype::schedule::{
 };
 use calotype::{Error, ErrorKind};
 use serde::Deserialize;
-use serde_json::{Value, json};
 
 /// Diffusers keeps curves and some levels in single precision, whose neighbours are 1.2e-7 of themselves apart.
 const TOLERANCE: f64 = 1e-6;
@@ -977,65 +975,76 @@ fn hostile_curves_are_model_errors() {
     }
 }
 
-/// The built-in model's manifest, with changes.
-fn manifest(change: impl FnOnce(&mut Value)) -> Result<(Manifest, Contents), Error> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/builtin/calotype.json");
-    let mut json: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    change(&mut json);
-    Manifest::parse("calotype.json", &serde_json::to_vec(&json).unwrap())
-}
+/// What manifests keep of them.
+#[cfg(feature = "engine")]
+mod manifest {
+    use calotype::manifest::{Contents, Manifest};
+    use serde_json::{Value, json};
 
-#[test]
-fn manifests_keep_curves_and_schedules() {
-    let betas: Vec<f32> = (0..1000).map(|t| 0.001 + t as f32 * 1e-5).collect();
-    let set = |curve: Value, schedule: Value| {
-        move |json: &mut Value| {
-            json["curve"] = curve;
-            json["defaults"]["schedule"] = schedule;
-        }
-    };
-    let curve = |betas: &str| {
-        json!({"betas": betas, "start": 0.0001, "end": 0.02, "train_timesteps": 1000, "spacing": "trailing",
-               "steps_offset": 0})
-    };
-    let with = |mut curve: Value, name: &str, value: Value| {
-        curve[name] = value;
-        curve
-    };
-    let sigmoid = Betas::Sigmoid { start: 0.0001, end: 0.02 };
-    let zero = Betas::ZeroTerminalSnr(Box::new(Betas::Linear { start: 0.0001, end: 0.02 }));
-    for (curve, expected) in [
-        (curve("sigmoid"), sigmoid),
-        (with(curve("linear"), "zero_terminal_snr", true.into()), zero),
-        (with(curve("trained"), "trained", json!(betas)), Betas::Trained(betas.clone())),
-    ] {
-        let (manifest, contents) = manifest(set(curve, "beta:alpha=0.5".into())).unwrap();
-        assert_eq!(manifest.noise, NoiseModel::discrete(expected, 1000, Spacing::Trailing).unwrap());
-        assert_eq!(manifest.defaults.schedule, Some(ScheduleKind::Beta { alpha: 0.5, beta: 0.6 }));
-        let (again, _) = Manifest::parse("again", &manifest.to_json(&contents)).unwrap();
-        assert_eq!(again.noise, manifest.noise);
-        assert_eq!(again.defaults.schedule, manifest.defaults.schedule);
+    use super::*;
+
+    /// The built-in model's manifest, with changes.
+    fn manifest(change: impl FnOnce(&mut Value)) -> Result<(Manifest, Contents), Error> {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/builtin/calotype.json");
+        let mut json: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        change(&mut json);
+        Manifest::parse("calotype.json", &serde_json::to_vec(&json).unwrap())
     }
-    // Manifests of before say nothing of these, and such as need none of them still do not.
-    let (plain, contents) = manifest(|json| {
-        json["defaults"].as_object_mut().unwrap().remove("schedule");
-    })
-    .unwrap();
-    assert_eq!(plain.defaults.schedule, None);
-    let written = String::from_utf8(plain.to_json(&contents)).unwrap();
-    assert!(!["trained\"", "zero_terminal_snr", "\"schedule\""].iter().any(|field| written.contains(field)));
 
-    for (curve, schedule, message) in [
-        (
-            curve("trained"),
-            Value::Null,
-            "curve: noise curve: expected 1000 betas, as many as timesteps, got 0",
-        ),
-        (curve("linear"), "karas".into(), "defaults.schedule: schedule: expected one of"),
-        (curve("linear"), "karras:rho=0".into(), "defaults.steps: schedule: karras:rho=0: rho: expected"),
-    ] {
-        let error = manifest(set(curve, schedule)).expect_err(message);
-        assert_eq!(error.kind(), ErrorKind::Model);
-        assert!(error.to_string().contains(message), "{error}");
+    #[test]
+    fn manifests_keep_curves_and_schedules() {
+        let betas: Vec<f32> = (0..1000).map(|t| 0.001 + t as f32 * 1e-5).collect();
+        let set = |curve: Value, schedule: Value| {
+            move |json: &mut Value| {
+                json["curve"] = curve;
+                json["defaults"]["schedule"] = schedule;
+            }
+        };
+        let curve = |betas: &str| {
+            json!({"betas": betas, "start": 0.0001, "end": 0.02, "train_timesteps": 1000, "spacing": "trailing",
+               "steps_offset": 0})
+        };
+        let with = |mut curve: Value, name: &str, value: Value| {
+            curve[name] = value;
+            curve
+        };
+        let sigmoid = Betas::Sigmoid { start: 0.0001, end: 0.02 };
+        let zero = Betas::ZeroTerminalSnr(Box::new(Betas::Linear { start: 0.0001, end: 0.02 }));
+        for (curve, expected) in [
+            (curve("sigmoid"), sigmoid),
+            (with(curve("linear"), "zero_terminal_snr", true.into()), zero),
+            (with(curve("trained"), "trained", json!(betas)), Betas::Trained(betas.clone())),
+        ] {
+            let (manifest, contents) = manifest(set(curve, "beta:alpha=0.5".into())).unwrap();
+            assert_eq!(manifest.noise, NoiseModel::discrete(expected, 1000, Spacing::Trailing).unwrap());
+            assert_eq!(manifest.defaults.schedule, Some(ScheduleKind::Beta { alpha: 0.5, beta: 0.6 }));
+            let (again, _) = Manifest::parse("again", &manifest.to_json(&contents)).unwrap();
+            assert_eq!(again.noise, manifest.noise);
+            assert_eq!(again.defaults.schedule, manifest.defaults.schedule);
+        }
+        // Manifests of before say nothing of these, and such as need none of them still do not.
+        let (plain, contents) = manifest(|json| {
+            json["defaults"].as_object_mut().unwrap().remove("schedule");
+        })
+        .unwrap();
+        assert_eq!(plain.defaults.schedule, None);
+        let written = String::from_utf8(plain.to_json(&contents)).unwrap();
+        assert!(
+            !["trained\"", "zero_terminal_snr", "\"schedule\""].iter().any(|field| written.contains(field))
+        );
+
+        for (curve, schedule, message) in [
+            (
+                curve("trained"),
+                Value::Null,
+                "curve: noise curve: expected 1000 betas, as many as timesteps, got 0",
+            ),
+            (curve("linear"), "karas".into(), "defaults.schedule: schedule: expected one of"),
+            (curve("linear"), "karras:rho=0".into(), "defaults.steps: schedule: karras:rho=0: rho: expected"),
+        ] {
+            let error = manifest(set(curve, schedule)).expect_err(message);
+            assert_eq!(error.kind(), ErrorKind::Model);
+            assert!(error.to_string().contains(message), "{error}");
+        }
     }
 }

@@ -1,6 +1,8 @@
 //! Graphs that run in segments compute what the whole graph computes, bit for bit; where the grain is so small that
 //! convolutions are taken in slices of a few channels, to the rounding of sums in another order.
 
+#![cfg(feature = "builtin")]
+
 use std::num::NonZeroUsize;
 
 use calotype::engine::{Residency, Session, SessionOptions, TensorRef};

@@ -1,5 +1,7 @@
 //! The built-in CLIP tokenizer against transformers: `tests/golden/tokens.json`, written by `export/golden_tokens.py`.
 
+#![cfg(feature = "engine")]
+
 use std::fs;
 
 use calotype::prompt::Text;

@@ -193,6 +193,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 #[cfg(test)]
+#[cfg(feature = "builtin")]
 mod tests {
     use super::*;
 

@@ -178,6 +178,7 @@ impl Drop for Lease<'_> {
 }
 
 #[cfg(test)]
+#[cfg(feature = "builtin")]
 mod tests {
     use std::num::NonZeroUsize;
 

@@ -426,6 +426,7 @@ fn unfit(problem: String) -> Error {
 }
 
 #[cfg(test)]
+#[cfg(feature = "builtin")]
 mod tests {
     use std::path::Path;
     use std::sync::Arc;

@@ -242,6 +242,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg(feature = "builtin")]
     fn golden_values_are_those_of_the_built_in_model_and_of_no_other_input() {
         let model = crate::model::Model::built_in().unwrap();
         for part in model.parts() {
@@ -272,6 +273,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg(feature = "builtin")]
     fn changed_weights_are_another_models() {
         let model = crate::model::Model::built_in().unwrap();
         let part = model.unet();

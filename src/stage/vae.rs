@@ -269,6 +269,7 @@ fn run(
 }
 
 #[cfg(test)]
+#[cfg(feature = "builtin")]
 mod tests {
     use super::*;
 

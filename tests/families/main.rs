@@ -1,6 +1,8 @@
 //! Whole checkpoints of every family against diffusers: the same weights, as folders and as single files, give the same
 //! text embeddings, predictions, latents and pictures.
 
+#![cfg(feature = "engine")]
+
 mod adapters;
 mod golden;
 mod group;

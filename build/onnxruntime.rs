@@ -5,14 +5,15 @@
 //! `CALOTYPE_CACHE`, else `XDG_CACHE_HOME/calotype`, else `~/.cache/calotype`, else the build folder.
 //! `CALOTYPE_ORT=system` fetches nothing.
 
-use std::env;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Output};
+use std::process::{Command, Output};
 use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
+
+use super::{at, required, variable};
 
 const VERSION: &str = "1.31.1";
 const WAY_OUT: &str = "Mend that, or build with CALOTYPE_ORT=system to fetch nothing and give the program a library when it runs \
@@ -36,18 +37,13 @@ const AARCH64_LINUX: Pin = Pin {
     library_sha256: "8aa3b76b28c778a2b1dd660d34161adb1d508c9ccd04ff9dc80e26eca5df8467",
 };
 
-fn main() -> ExitCode {
-    println!("cargo:rerun-if-changed=build.rs");
-    match ship() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            eprintln!("\nThe ONNX Runtime library could not be fetched: {problem}\n{WAY_OUT}\n");
-            ExitCode::FAILURE
-        }
-    }
+/// Fetches the library, unless it was fetched before, and puts it beside the binary.
+pub fn ship() -> Result<(), String> {
+    try_ship()
+        .map_err(|problem| format!("The ONNX Runtime library could not be fetched: {problem}\n{WAY_OUT}"))
 }
 
-fn ship() -> Result<(), String> {
+fn try_ship() -> Result<(), String> {
     match variable("CALOTYPE_ORT").as_deref() {
         None => {}
         Some("system") => return Ok(()),
@@ -202,18 +198,4 @@ fn sha256(file: &Path) -> io::Result<String> {
     let mut hash = Sha256::new();
     io::copy(&mut File::open(file)?, &mut hash)?;
     Ok(format!("{:x}", hash.finalize()))
-}
-
-/// An environment variable that is set and not empty; cargo is told that the result of the build depends on it.
-fn variable(name: &str) -> Option<String> {
-    println!("cargo:rerun-if-env-changed={name}");
-    env::var(name).ok().filter(|value| !value.is_empty())
-}
-
-fn required(name: &str) -> Result<String, String> {
-    env::var(name).map_err(|_| format!("{name}: cargo sets it, but it is not set"))
-}
-
-fn at(path: &Path, error: io::Error) -> String {
-    format!("{}: {error}", path.display())
 }
