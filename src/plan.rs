@@ -432,6 +432,7 @@ impl Plan {
 
     /// The same plan with another budget, which it was not made for.
     #[cfg(test)]
+    #[cfg(feature = "builtin")]
     pub(crate) fn with_budget(self, budget_bytes: u64) -> Self {
         Self { budget_bytes, ..self }
     }

@@ -782,7 +782,6 @@ mod tests {
 
     use super::*;
     use crate::manifest::LowRes;
-    use crate::model::Model;
     use crate::schedule::Betas;
 
     /// The built-in model's, as if its U-Net drew from something else. Latents have 16 pixels a cell.

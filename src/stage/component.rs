@@ -51,6 +51,7 @@ impl Component {
     }
 
     #[cfg(test)]
+    #[cfg(feature = "builtin")]
     pub(crate) fn is_open(&self) -> bool {
         self.session.is_some()
     }

@@ -50,11 +50,13 @@ impl Unet {
     }
 
     #[cfg(test)]
+    #[cfg(feature = "builtin")]
     pub(crate) fn is_streamed(&self) -> bool {
         self.component.is_streamed()
     }
 
     #[cfg(test)]
+    #[cfg(feature = "builtin")]
     pub(crate) fn is_open(&self) -> bool {
         self.component.is_open()
     }
