@@ -64,6 +64,7 @@ fn optimum_folders_take_the_same_lora() {
 }
 
 #[test]
+#[cfg(feature = "builtin")]
 fn the_built_in_model_takes_a_lora() {
     let desk = desk();
     let lora = desk.path().join("lora.safetensors");
