@@ -777,20 +777,20 @@ fn random_seed() -> u64 {
 }
 
 #[cfg(test)]
+#[cfg(feature = "builtin")]
 mod tests {
     use image::{GrayImage, RgbImage};
 
     use super::*;
     use crate::manifest::LowRes;
+    use crate::model::Model;
     use crate::schedule::Betas;
 
     /// The built-in model's, as if its U-Net drew from something else. Latents have 16 pixels a cell.
     fn manifest(conditions: Conditions) -> Manifest {
         let low_res = LowRes::new(Betas::ScaledLinear { start: 0.0001, end: 0.02 }, 1000, 350).unwrap();
         let low_res = (conditions == Conditions::Upscaling).then_some(low_res);
-        let json = include_bytes!("../models/builtin/calotype.json");
-        let (built_in, _) = Manifest::parse("calotype.json", json).unwrap();
-        Manifest { conditions, low_res, ..built_in }
+        Manifest { conditions, low_res, ..Model::built_in().unwrap().manifest().clone() }
     }
 
     fn init(width: u32, height: u32) -> Option<Image<Init>> {

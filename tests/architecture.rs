@@ -139,6 +139,43 @@ fn the_manual_has_the_layers() {
     }
 }
 
+/// Every feature says what it adds, and every crate of the bare library has its reason in the manual.
+#[test]
+fn features_and_bare_crates_are_explained() {
+    assert_eq!(unexplained(&text("Cargo.toml"), &text("src/manual/architecture.md")), Vec::<String>::new());
+    let cargo = "[features]\ndefault = []\n# Adds a.\na = []\nb = []\n[dependencies]\nx = \"1\"\ny = { version = \"1\", optional = true }\n";
+    assert_eq!(unexplained(cargo, "| `a` | `z` |"), ["b: no comment", "a, b or x: not in the manual"]);
+    assert_eq!(unexplained(cargo, "| `a` | `b` | `x` |"), ["b: no comment"]);
+}
+
+fn unexplained(cargo: &str, page: &str) -> Vec<String> {
+    let section = |name: &str| {
+        let rest = cargo.split_once(&format!("[{name}]\n")).map_or("", |(_, rest)| rest);
+        rest.split("\n[").next().unwrap_or_default().lines()
+    };
+    let is_named = |line: &&str| line.starts_with(|c: char| c.is_ascii_lowercase()) && line.contains(" = ");
+    let name = |line: &str| line.split(" = ").next().unwrap_or_default().to_owned();
+    let mut problems = Vec::new();
+    let mut before = "";
+    let mut named = Vec::new();
+    for line in section("features") {
+        if is_named(&line) && !line.starts_with("default") {
+            named.push(name(line));
+            if !before.starts_with('#') {
+                problems.push(format!("{}: no comment", name(line)));
+            }
+        }
+        before = line;
+    }
+    let bare = section("dependencies").filter(is_named).filter(|line| !line.contains("optional = true"));
+    named.extend(bare.map(name));
+    if named.iter().any(|name| !page.contains(&format!("`{name}`"))) {
+        let (last, others) = named.split_last().expect("a feature or a crate");
+        problems.push(format!("{} or {last}: not in the manual", others.join(", ")));
+    }
+    problems
+}
+
 /// What texts for contributors name is there.
 #[test]
 fn named_files_exist() {

@@ -8,7 +8,7 @@ use std::path::Path;
 use calotype::ErrorKind;
 use calotype::adapter::embedding::Embedding;
 use calotype::adapter::lora::Lora;
-use calotype::model::{Adapted, Model};
+use calotype::model::Model;
 use calotype::pipeline::Pipeline;
 use calotype::prompt::Text;
 use calotype::recipe::Recipe;
@@ -66,6 +66,8 @@ fn optimum_folders_take_the_same_lora() {
 #[test]
 #[cfg(feature = "builtin")]
 fn the_built_in_model_takes_a_lora() {
+    use calotype::model::Adapted;
+
     let desk = desk();
     let lora = desk.path().join("lora.safetensors");
     let model = Model::built_in().unwrap();
