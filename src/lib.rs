@@ -2,6 +2,9 @@
 //!
 //! ONNX graphs (text encoder, U-Net, VAE) run in ONNX Runtime; everything between them is Rust.
 
+// What only the layers above use of the pure one.
+#![cfg_attr(not(feature = "engine"), allow(dead_code))]
+
 #[cfg(feature = "engine")]
 pub mod adapter;
 #[cfg(feature = "engine")]

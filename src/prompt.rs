@@ -221,7 +221,6 @@ impl Fragment {
     }
 
     /// The byte of the prompt where a character of the text was typed.
-    #[cfg(feature = "engine")]
     pub(crate) fn place_bytes(&self, character: usize) -> usize {
         self.places_bytes.get(character).map_or(0, |place| *place as usize)
     }

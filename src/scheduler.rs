@@ -153,7 +153,6 @@ impl Scheduler {
 
     /// Whether this is what models of few steps without guidance have: Euler's method on trailing timesteps, with a curve
     /// that does not end in noise alone (SD-Turbo, SDXL-Turbo, SDXL-Lightning).
-    #[cfg(feature = "engine")]
     pub(crate) fn is_for_few_steps(&self) -> bool {
         let is_euler = matches!(self.class.sampler, Some(SamplerKind::Euler | SamplerKind::EulerAncestral));
         is_euler && self.spacing() == Spacing::Trailing && !self.is_zero_terminal_snr()

@@ -4,7 +4,6 @@
 use std::io::Read;
 
 use calotype::noise::TorchCpu;
-use calotype::noise_model::NoiseModel;
 use calotype::sampler::{
     BH, Bh, Denoise, ETA, LOWER_FINAL, Method, ORDER, R, S_CHURN, S_NOISE, S_TMAX, S_TMIN, SOLVER,
     SamplerKind, Solver,
@@ -979,6 +978,7 @@ fn hostile_curves_are_model_errors() {
 #[cfg(feature = "engine")]
 mod manifest {
     use calotype::manifest::{Contents, Manifest};
+    use calotype::noise_model::NoiseModel;
     use serde_json::{Value, json};
 
     use super::*;
