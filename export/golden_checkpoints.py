@@ -359,7 +359,14 @@ def draw(family: Family, folder_pipeline: Any, arrays: Arrays, ask: Ask) -> Json
         "picture": None,
     }
     if ask.picture:
-        decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+        unscaled = latents / pipeline.vae.config.scaling_factor
+        if pipeline.vae.config.latents_mean is not None:
+            mean, std = (
+                torch.tensor(numbers)[None, :, None, None]
+                for numbers in (pipeline.vae.config.latents_mean, pipeline.vae.config.latents_std)
+            )
+            unscaled = unscaled * std + mean
+        decoded = pipeline.vae.decode(unscaled).sample
         drawn = np.asarray(pipeline.image_processor.postprocess(decoded, output_type="pil")[0])
         assert drawn.shape == (SIZE, SIZE, 3) and drawn.std() > 20, f"{family.name}: {ask.name} shows nothing"
         record["picture"] = keep(arrays, f"{ask.name}.picture", torch.from_numpy(drawn.copy()))

@@ -326,7 +326,7 @@ impl TokenizerFiles {
 }
 
 /// How latents relate to pictures.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct LatentSpace {
     /// Values per cell.
@@ -337,13 +337,38 @@ pub struct LatentSpace {
     pub scale: f64,
     /// The VAE's latents' mean.
     pub shift: f64,
+    /// Where they are normalised by channels, as Playground 2.5's are, mean and deviation of each: latents are then
+    /// `(x - mean) * scale / deviation`. Empty elsewhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub normalised: Vec<[f64; 2]>,
 }
 
 impl LatentSpace {
     /// What a VAE encoder gives as the U-Net takes it.
-    pub(crate) fn scaled(self, mut encoded: Vec<f32>) -> Vec<f32> {
-        encoded.iter_mut().for_each(|x| *x = ((f64::from(*x) - self.shift) * self.scale) as f32);
+    pub(crate) fn scaled(&self, mut encoded: Vec<f32>) -> Vec<f32> {
+        let len = (encoded.len() / self.channels).max(1);
+        for (channel, values) in encoded.chunks_mut(len).enumerate() {
+            let (scale, shift) = self.of_channel(channel);
+            values.iter_mut().for_each(|x| *x = ((f64::from(*x) - shift) * scale) as f32);
+        }
         encoded
+    }
+
+    /// What a VAE decoder takes, of latents as the U-Net gives them.
+    pub(crate) fn unscaled<'a>(&'a self, latents: &'a [f32]) -> impl Iterator<Item = f64> + Clone + 'a {
+        let len = (latents.len() / self.channels).max(1);
+        latents.chunks(len).enumerate().flat_map(|(channel, values)| {
+            let (scale, shift) = self.of_channel(channel);
+            values.iter().map(move |x| f64::from(*x) / scale + shift)
+        })
+    }
+
+    /// Scale and shift of a channel.
+    fn of_channel(&self, channel: usize) -> (f64, f64) {
+        match self.normalised.get(channel) {
+            Some([mean, deviation]) => (self.scale / deviation, *mean),
+            None => (self.scale, self.shift),
+        }
     }
 
     /// The latents of a picture; [`ErrorKind::Usage`] for a size that is not made of whole cells, naming the nearest.
@@ -473,7 +498,7 @@ impl Manifest {
             curve: CurveFields::of(&self.noise),
             noise: NoiseFields::of(&self.noise),
             prediction: self.prediction.into(),
-            latents: self.latents,
+            latents: self.latents.clone(),
             zero_negative: self.zero_negative,
             low_res: self.low_res.as_ref().map(LowResFields::of),
             defaults: DefaultFields {
@@ -496,7 +521,17 @@ impl Manifest {
     /// [`ErrorKind::Model`] naming the field.
     pub fn check(&self) -> Result<(), Error> {
         let at = |place: &str, error: Error| Error::new(ErrorKind::Model, place).source(error);
-        let LatentSpace { channels, factor_px, scale, shift } = self.latents;
+        let LatentSpace { channels, factor_px, scale, shift, ref normalised } = self.latents;
+        let is_normal =
+            |[mean, deviation]: &[f64; 2]| mean.is_finite() && deviation.is_finite() && *deviation > 0.0;
+        if !(normalised.is_empty() || normalised.len() == channels && normalised.iter().all(is_normal)) {
+            return Err(Error::new(
+                ErrorKind::Model,
+                format!(
+                    "latents.normalised: expected a mean and a deviation above 0 of each of {channels} channels, got {normalised:?}"
+                ),
+            ));
+        }
         let positive = scale.is_finite() && scale > 0.0 && shift.is_finite();
         if !(1..=MAX_CHANNELS).contains(&channels) || factor_px == 0 || !positive {
             return Err(Error::new(

@@ -1,6 +1,8 @@
 //! The noise that a model was trained on: how clean latents and noise are mixed at a level, which levels a run visits, and what
 //! the network is told of a level. It knows nothing of what the network predicts.
 
+use std::fmt;
+
 use crate::schedule::{Betas, FlowShift, Grid, NoiseCurve, Schedule, ScheduleKind, Spacing};
 use crate::{Error, ErrorKind};
 
@@ -210,6 +212,23 @@ impl NoiseModel {
                     ));
                 }
                 Ok(())
+            }
+        }
+    }
+}
+
+impl fmt::Display for NoiseModel {
+    /// In words: `levels from 0.002 to 80 (EDM)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Discrete(discrete) => {
+                let told =
+                    if discrete.told == Told::QuarterLog { ", told as logarithms of levels" } else { "" };
+                write!(f, "curve of {} timesteps{told}", discrete.curve.len())
+            }
+            Self::Flow { shift, .. } => write!(f, "flow matching, shift {shift}"),
+            Self::Edm { sigma_min, sigma_max, .. } => {
+                write!(f, "levels from {sigma_min} to {sigma_max} (EDM)")
             }
         }
     }

@@ -25,6 +25,9 @@ EDM, EDM_DPM = "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"
 FLOW, FLOW_HEUN = "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"
 EULER, EULER_A, DDIM, LCM = "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DDIMScheduler", "LCMScheduler"
 IMG2IMG, INPAINT = "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"
+# As published with playground-v2.5-1024px-aesthetic, in vae/config.json.
+PLAYGROUND_MEAN = [-1.6574, 1.886, -1.383, 2.5155]
+PLAYGROUND_STD = [8.4927, 5.9022, 6.5498, 5.2299]
 BETAS: Json = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
@@ -453,6 +456,21 @@ def families() -> list[Family]:
                 Ask("flow-img2img", FLOW, guided | img2img, pipeline=IMG2IMG),
             ],
             **sd1,
+        ),
+        # Playground 2.5: Stable Diffusion XL's networks, with levels of EDM and latents normalised by channels.
+        Family(
+            "playground",
+            sdxl,
+            xl_unet(),
+            {**XL_VAE, "scaling_factor": 0.5, "latents_mean": PLAYGROUND_MEAN, "latents_std": PLAYGROUND_STD},
+            {"_class_name": EDM_DPM, "_diffusers_version": NEW, **edm},
+            asks=[
+                Ask("edm-dpm-negative", EDM_DPM, guided, picture=True),
+                Ask("edm-euler", EDM, guided),
+                Ask("img2img", EDM_DPM, guided | img2img, pipeline=sdxl_img2img),
+            ],
+            index=xl_index,
+            **xl,
         ),
         Family(
             "sd15",

@@ -27,6 +27,8 @@ const INVERSION: Option<&str> =
     Some("it is an add-on, not a model: give its base model with {model}, and this file with {embedding}");
 const VAE: Option<&str> = Some("give a complete model with {model}, and this file with {vae}");
 const ENCODER: Option<&str> = Some("give a complete model with {model}, and this file with {text_encoder}");
+const EDM_FOLDER: &str =
+    "give its diffusers folder, whose scheduler and VAE say what noise and latents it was trained on";
 const FOLDER: Option<&str> = Some(
     "give the folder that it is a part of, the one with model_index.json, or a complete model with {model} and this \
      file with {unet}",
@@ -38,8 +40,8 @@ const RELATIVES: [Look; 8] = [
     look(&["motion_modules.", ".temporal_transformer."], "AnimateDiff", ADAPTER),
     look(&["input_hint_block.", "controlnet_cond_embedding.", "zero_convs."], "a ControlNet", ADAPTER),
     look(&["cc_projection."], "Zero-1-to-3", SUPPORTED),
-    look(&["edm_mean"], "Playground 2.5, which uses EDM noise levels", Some("use Playground 2, or SDXL")),
-    look(&["edm_vpred."], "CosXL, which uses EDM noise levels", Some("use SDXL")),
+    look(&["edm_mean"], "Playground 2.5, which uses EDM noise levels", Some(EDM_FOLDER)),
+    look(&["edm_vpred."], "CosXL, which uses EDM noise levels", Some(EDM_FOLDER)),
     look(&["noise_augmentor."], "SD 2.1 unCLIP, which takes an image embedding", Some("use SD 2.1")),
     look(&["depth_model."], "SD 2 depth, which takes a depth map", Some("use SD 2")),
 ];

@@ -29,10 +29,11 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let defaults = &manifest.defaults;
     let (schedule, _) = manifest.schedule(None, None, defaults.steps)?;
     let mut text = format!(
-        "{} ({})\n  prediction {:?}, latents {} channels, 1 cell = {} px, scale {}\n  defaults {}, {} steps, guidance {}, {}, {}\n",
+        "{} ({})\n  prediction {:?}, {}, latents {} channels, 1 cell = {} px, scale {}\n  defaults {}, {} steps, guidance {}, {}, {}\n",
         manifest.name,
         manifest.licence,
         manifest.prediction,
+        manifest.noise,
         manifest.latents.channels,
         manifest.latents.factor_px,
         manifest.latents.scale,
@@ -94,6 +95,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         "name": manifest.name,
         "licence": manifest.licence,
         "prediction": format!("{:?}", manifest.prediction),
+        "noise": manifest.noise.to_string(),
         "latents": manifest.latents,
         "defaults": {
             "size": defaults.size.to_string(),

@@ -100,17 +100,17 @@ fn vae_graphs(place: &str, json: &[u8]) -> Result<(Graph, Graph, LatentSpace), E
                 factor_px: config.factor_px(),
                 scale: config.scaling_factor,
                 shift: config.shift_factor,
+                normalised: Vec::new(),
             };
             Ok((config.encoder()?, config.decoder()?, latents))
         }
         "AutoencoderKL" => {
             let config = autoencoder_kl::Config::parse(place, json)?;
-            if config.latents_mean.is_some() || config.latents_std.is_some() {
+            if config.latents_mean.is_some() != config.latents_std.is_some() {
+                let got = if config.latents_mean.is_some() { "latents_mean" } else { "latents_std" };
                 return Err(Error::new(
                     ErrorKind::Model,
-                    format!(
-                        "{place}: latents_mean: expected one scale for all channels, got one per channel"
-                    ),
+                    format!("{place}: expected latents_mean and latents_std or neither, got {got} alone"),
                 ));
             }
             kl_graphs(&config)

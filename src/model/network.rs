@@ -51,6 +51,12 @@ pub(super) fn kl_graphs(config: &autoencoder_kl::Config) -> Result<(Graph, Graph
         factor_px: config.factor_px(),
         scale: config.scaling_factor,
         shift: config.shift_factor.unwrap_or(0.0),
+        normalised: match (&config.latents_mean, &config.latents_std) {
+            (Some(means), Some(deviations)) => {
+                means.iter().zip(deviations).map(|(mean, deviation)| [*mean, *deviation]).collect()
+            }
+            _ => Vec::new(),
+        },
     };
     Ok((config.encoder()?, config.decoder()?, latents))
 }

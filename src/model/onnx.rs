@@ -113,6 +113,12 @@ pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error>
         factor_px: factor_px as u32,
         scale: vae.scaling_factor.unwrap_or(usual.scale),
         shift: vae.shift_factor.unwrap_or(if vae.scaling_factor.is_some() { 0.0 } else { usual.shift }),
+        normalised: match (vae.latents_mean, vae.latents_std) {
+            (Some(means), Some(deviations)) => {
+                means.into_iter().zip(deviations).map(|(mean, deviation)| [mean, deviation]).collect()
+            }
+            _ => Vec::new(),
+        },
     };
     let traits = Traits {
         name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -235,4 +241,6 @@ struct Vae {
     block_out_channels: Option<Vec<usize>>,
     scaling_factor: Option<f64>,
     shift_factor: Option<f64>,
+    latents_mean: Option<Vec<f64>>,
+    latents_std: Option<Vec<f64>>,
 }

@@ -58,14 +58,15 @@ impl VaeParts {
 
     /// Its latents, for a model whose own VAE has these.
     pub(super) fn latents(&self, own: LatentSpace) -> Result<LatentSpace, Error> {
-        check_latents(&self.decoder, self.latents, own)?;
-        Ok(if self.tells_scale { self.latents } else { own })
+        check_latents(&self.decoder, &self.latents, &own)?;
+        Ok(if self.tells_scale { self.latents.clone() } else { own })
     }
 
     /// Its latents, for a model of a family that has no VAE of its own.
     pub(super) fn latents_of(&self, family: Family) -> LatentSpace {
         let Latents { scale, shift, .. } = family.latents();
-        if self.tells_scale { self.latents } else { LatentSpace { scale, shift, ..self.latents } }
+        let latents = self.latents.clone();
+        if self.tells_scale { latents } else { LatentSpace { scale, shift, ..latents } }
     }
 }
 
@@ -182,7 +183,7 @@ impl Replacements {
 }
 
 /// [`ErrorKind::Model`] for a VAE whose latents have other sizes than those of the model.
-fn check_latents(vae: &Part, got: LatentSpace, own: LatentSpace) -> Result<(), Error> {
+fn check_latents(vae: &Part, got: &LatentSpace, own: &LatentSpace) -> Result<(), Error> {
     if (got.channels, got.factor_px) == (own.channels, own.factor_px) {
         return Ok(());
     }

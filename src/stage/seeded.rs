@@ -142,8 +142,8 @@ fn vae_feeds(part: &Part, manifest: &Manifest, seed: u64) -> Result<Vec<Feed>, E
         let (shape, _) = sizes(port, manifest)?;
         let batch = batch(port);
         let dims = [batch, shape.channels, shape.height_cells, shape.width_cells];
-        let latents = noise(batch * shape.len(), seed).into_iter();
-        let latents = latents.map(|x| x / manifest.latents.scale + manifest.latents.shift);
+        let latents: Vec<f32> = noise(batch * shape.len(), seed).into_iter().map(|x| x as f32).collect();
+        let latents = latents.chunks(shape.len()).flat_map(|latents| manifest.latents.unscaled(latents));
         feeds.push(Feed::of(port, &dims, latents)?);
     }
     if let Some(port) = signature.input(Role::Picture) {

@@ -176,7 +176,7 @@ impl Desk<'_> {
 
     /// Latents of a picture as the U-Net takes them, drawn from the VAE's distribution where it gives one.
     fn sample(&mut self, planes: Vec<f32>) -> Result<Vec<f32>, Error> {
-        let (request, space) = (self.request, self.manifest.latents);
+        let (request, space) = (self.request, &self.manifest.latents);
         let tile = self.tile;
         let posterior = self.encoder()?.encode(&planes, request.size, request.shape, tile)?;
         Ok(space.scaled(posterior.sample(self.noise)))

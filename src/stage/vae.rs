@@ -23,7 +23,7 @@ pub(crate) struct VaeDecoder {
 impl VaeDecoder {
     pub(crate) fn open(model: &Model, options: SessionOptions) -> Result<Self, Error> {
         let component = Component::open(model, model.vae_decoder(), options)?;
-        Ok(Self { component, space: model.manifest().latents })
+        Ok(Self { component, space: model.manifest().latents.clone() })
     }
 
     /// Takes as little memory as it can until it is restored, for latents of this shape in tiles of the size that it gives,
@@ -77,8 +77,8 @@ impl VaeDecoder {
         size: PixelSize,
         tile: Option<Tile>,
     ) -> Result<RgbImage, Error> {
-        let LatentSpace { scale, shift, factor_px, .. } = self.space;
-        let unscaled = latents.iter().map(|x| f64::from(*x) / scale + shift);
+        let factor_px = self.space.factor_px;
+        let unscaled = self.space.unscaled(latents);
         let (width, height) = (size.width_px() as usize, size.height_px() as usize);
         let mut component = self.component.lease();
         let component = &mut *component;

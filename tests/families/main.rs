@@ -76,6 +76,7 @@ macro_rules! families {
 
 families! {
     sd15 => "sd15": folders and single files;
+    playground => "playground": folders;
     sd15_noise => "sd15-noise": folders;
     sd15_flow16 => "sd15-flow16": folders;
     sd15_taesd => "sd15-taesd": folders;

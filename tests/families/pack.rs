@@ -28,6 +28,8 @@ macro_rules! packed {
 
 packed! { folder:
     sd15 => "sd15", [None => 0.0, Some(Precision::F32) => 0.0, Some(Precision::Int8) => INT8];
+    noise_of_levels => "playground", [None => 0.0, Some(Precision::F16) => 0.0];
+    noise_of_flow => "sd15-flow16", [None => 0.0];
     tiny_autoencoder => "sd15-taesd", [None => 0.0];
     lcm => "lcm", [None => 0.0];
     inpaint => "inpaint", [None => 0.0];
