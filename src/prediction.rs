@@ -81,7 +81,7 @@ impl Prediction {
             _ => said,
         };
         let meant = prediction.check_noise(noise).map(|()| prediction);
-        meant.map_err(|error| Error::new(ErrorKind::Usage, "prediction").source(error))
+        meant.map_err(|error| Error::new(ErrorKind::Usage, error.to_string()))
     }
 
     /// Whether a network that was trained on this noise can predict this.

@@ -8,6 +8,7 @@ mod golden;
 mod group;
 mod mapped;
 mod memory;
+mod noise;
 mod onnx;
 mod pack;
 mod parts;
