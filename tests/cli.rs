@@ -1122,7 +1122,7 @@ mod runtime {
             &[
                 "no ONNX Runtime library could be loaded: the one named (",
                 "no/such/library.so): No such file or directory",
-                "; name a library of version 1.23 or newer with --ort FILE or ORT_DYLIB_PATH",
+                "; name a library of version 1.23 or newer with --ort or ORT_DYLIB_PATH",
             ],
         );
     }
@@ -1936,6 +1936,7 @@ mod report {
         assert_eq!(said.code, Some(2));
         let expected = serde_json::json!({"error": {
             "kind": "usage", "message": "steps: expected 1 to 1000, got 0", "exit_code": 2,
+            "place": "steps", "expected": "1 to 1000", "got": "0",
         }});
         assert_eq!(said.json(), expected);
         assert_eq!(said.stderr, "calotype: steps: expected 1 to 1000, got 0\n");
