@@ -6,7 +6,6 @@ use std::process::{Command, Stdio};
 use calotype::model::Model;
 use calotype::pipeline::{Options, Pipeline};
 use calotype::recipe::Recipe;
-use calotype::request::Request;
 use divan::Bencher;
 
 const PROMPT: &str = "a red apple on a blue background";
@@ -49,6 +48,6 @@ fn generate(bencher: Bencher) {
         seed: Some(1),
         ..Recipe::default()
     };
-    let request = Request::new(draft, pipeline.manifest()).unwrap();
+    let request = pipeline.request(draft).unwrap();
     bencher.bench_local(|| pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap());
 }

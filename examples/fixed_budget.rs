@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let model = Model::built_in()?;
     let prompts = ["a red apple", "a green cat on a pink background", "a rocket, 3d style"];
     let recipe = |prompt: &str| Recipe { prompt: prompt.into(), seed: Some(1), ..Recipe::default() };
-    let requests = prompts.map(|prompt| Request::new(recipe(prompt), model.manifest()));
+    let requests = prompts.map(|prompt| Request::new(recipe(prompt), &model));
     let requests = requests.into_iter().collect::<Result<Vec<_>, _>>()?;
 
     // A request with more tokens, pixels or predictions per step than the planned one would be refused.

@@ -374,6 +374,9 @@ impl LatentSpace {
     /// The latents of a picture; [`ErrorKind::Usage`] for a size that is not made of whole cells, naming the nearest.
     pub fn shape(&self, size: PixelSize) -> Result<LatentShape, Error> {
         let factor_px = self.factor_px;
+        if factor_px == 0 {
+            return Err(Error::new(ErrorKind::Model, "latents: factor_px: expected a number above 0, got 0"));
+        }
         if !size.width_px().is_multiple_of(factor_px) || !size.height_px().is_multiple_of(factor_px) {
             let near = |side_px: u32, up: bool| {
                 let cells = if up { side_px.div_ceil(factor_px) } else { side_px / factor_px };

@@ -924,7 +924,7 @@ mod tests {
                 steps: Some(steps),
                 ..Recipe::default()
             };
-            Request::new(draft, model.manifest()).unwrap().rounded_timesteps(model)
+            Request::new(draft, model).unwrap().rounded_timesteps(model)
         };
         assert_eq!(rounded(&model, "euler", "karras", 10), 0);
         for dtype in [Dtype::I64, Dtype::I32] {

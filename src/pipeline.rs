@@ -118,7 +118,7 @@ impl Pipeline {
     /// # Errors
     /// As [`Request::new`].
     pub fn request(&self, recipe: Recipe) -> Result<Request, Error> {
-        Request::new(recipe, &self.manifest)
+        Request::of(recipe, &self.manifest)
     }
 
     /// Cancels its runs, from any thread.
@@ -325,7 +325,7 @@ mod tests {
         let mut other = pipeline.manifest().clone();
         other.name = "another".into();
         other.latents.scale *= 2.0;
-        let request = Request::new(Recipe::default(), &other).unwrap();
+        let request = Request::of(Recipe::default(), &other).unwrap();
         let error = pipeline.generate(&request, |_| ControlFlow::Continue(())).expect_err("another model");
         assert_eq!(error.kind(), ErrorKind::Usage);
         assert!(error.to_string().contains("got one made for another;"), "{error}");
@@ -338,7 +338,7 @@ mod tests {
         let mut pipeline = Pipeline::open(&Model::built_in().unwrap(), &Options::default()).unwrap();
         let draft =
             Recipe { prompt: "a red apple".into(), seed: Some(1), steps: Some(3), ..Recipe::default() };
-        let request = Request::new(draft, pipeline.manifest()).unwrap();
+        let request = pipeline.request(draft).unwrap();
         let mut draw = |is_short: fn() -> bool| {
             pipeline.is_short = is_short;
             let picture = pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap();
@@ -362,7 +362,7 @@ mod tests {
     fn a_plan_guards_the_length_of_its_texts() {
         let mut pipeline = planned(draft(128)).unwrap();
         let long = Recipe { prompt: "a red apple on a blue background, ".repeat(30), ..draft(128) };
-        let request = Request::new(long, pipeline.manifest()).unwrap();
+        let request = pipeline.request(long).unwrap();
         let error = pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Memory);
         assert!(error.to_string().contains("tokens of text, for which the plan was made, got "), "{error}");
@@ -371,7 +371,7 @@ mod tests {
     /// A pipeline of the built-in model with a plan of this request, as it was typed.
     fn planned(draft: Recipe) -> Result<Pipeline, Error> {
         let (model, session) = (Model::built_in()?, SessionOptions::new(NonZeroUsize::MIN));
-        let request = Request::new(draft, model.manifest())?;
+        let request = Request::new(draft, &model)?;
         let plan = Plan::new(&model, &request, &session, Budget::of_bytes(u64::MAX))?;
         Pipeline::open(&model, &Options { session, plan: Some(plan) })
     }
@@ -387,7 +387,7 @@ mod tests {
     }
 
     fn generate(pipeline: &mut Pipeline, draft: Recipe) -> Result<Picture, Error> {
-        let request = Request::new(draft, pipeline.manifest())?;
+        let request = pipeline.request(draft)?;
         pipeline.generate(&request, |_| ControlFlow::Continue(()))
     }
 
@@ -420,7 +420,7 @@ mod tests {
             SessionOptions { residency: Residency::PerStage, ..SessionOptions::new(NonZeroUsize::MIN) };
         let options = Options { session: per_stage, plan: None };
         let mut pipeline = Pipeline::open(&Model::built_in().unwrap(), &options).unwrap();
-        let request = Request::new(draft(128), pipeline.manifest()).unwrap();
+        let request = pipeline.request(draft(128)).unwrap();
         let cancelled = pipeline.generate(&request, |_| ControlFlow::Break(())).map(|_| ()).unwrap_err();
         assert_eq!(cancelled.kind(), ErrorKind::Cancelled);
         assert!(!pipeline.unet.is_open());
@@ -450,7 +450,7 @@ mod tests {
         assert!(error(&decoded) < 30.0, "{}", error(&decoded));
         assert!(error(&RgbImage::from_pixel(128, 64, image::Rgb([128; 3]))) > 40.0);
         // As a finished run decodes.
-        let request = Request::new(draft(64), pipeline.manifest()).unwrap();
+        let request = pipeline.request(draft(64)).unwrap();
         let end = pipeline.denoise(&request, |_| ControlFlow::Continue(())).unwrap();
         let picture = pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap();
         assert_eq!(pipeline.decode_latents(&end, request.size()).unwrap(), picture.image);
@@ -481,7 +481,7 @@ mod tests {
     fn a_budget_that_is_exceeded_is_an_error() {
         let mut pipeline = planned(draft(128)).unwrap();
         pipeline.plan = pipeline.plan.take().map(|plan| plan.with_budget(1 << 20));
-        let request = Request::new(draft(128), pipeline.manifest()).unwrap();
+        let request = pipeline.request(draft(128)).unwrap();
         let mut held = Vec::new();
         let result = pipeline.generate(&request, |_| {
             // Above all that the process had before, which is not the run's.

@@ -173,6 +173,9 @@ pub struct Plan {
     /// What it was made for.
     #[serde(skip)]
     extent: Extent,
+    /// [`Manifest::identity`](crate::manifest::Manifest::identity) of the model that it was made for, and its name.
+    #[serde(skip)]
+    model: (u64, String),
     /// How much private memory the model's adapters take.
     #[serde(skip)]
     adapters_bytes: usize,
@@ -271,6 +274,7 @@ impl Plan {
         options: &SessionOptions,
         budget: Budget,
     ) -> Result<Self, Error> {
+        request.check_model(model.manifest())?;
         expect_cpu(model, &options.providers)?;
         let reading = Reading::of(model, request)?;
         let ways = Planner { threads: options.threads.get() }.ways(model, request, &reading)?;
@@ -346,13 +350,23 @@ impl Plan {
             stages,
             is_promise,
             extent,
+            model: (model.manifest().identity(), model.manifest().name.clone()),
             adapters_bytes: adapters_bytes(model),
             tokens: reading.all_tokens,
         })
     }
 
-    /// [`ErrorKind::Memory`] for a model to which more was added than to the one that was planned.
+    /// [`ErrorKind::Usage`] for another model than the one that was planned, and [`ErrorKind::Memory`] for one to which more
+    /// was added.
     pub(crate) fn check_model(&self, model: &Model) -> Result<(), Error> {
+        let (identity, name) = &self.model;
+        if *identity != model.manifest().identity() {
+            let got = &model.manifest().name;
+            let message = format!("plan: expected one made for {got}, got one made for {name}");
+            return Err(
+                Error::new(ErrorKind::Usage, message).help("make a plan with the model that is opened")
+            );
+        }
         let got = adapters_bytes(model);
         if got <= self.adapters_bytes {
             return Ok(());

@@ -118,7 +118,12 @@ impl Request {
     ///
     /// # Errors
     /// [`ErrorKind::Usage`] for what this model cannot do, naming the nearest that it can.
-    pub fn new(recipe: Recipe, manifest: &Manifest) -> Result<Self, Error> {
+    pub fn new(recipe: Recipe, model: &Model) -> Result<Self, Error> {
+        Self::of(recipe, model.manifest())
+    }
+
+    /// The same with what the model says of itself.
+    pub(crate) fn of(recipe: Recipe, manifest: &Manifest) -> Result<Self, Error> {
         let defaults = &manifest.defaults;
         let (recipe, init, mask) = take_images(recipe)?;
         check_pictures(&recipe, init.as_ref(), mask.as_ref(), manifest)?;
@@ -273,7 +278,7 @@ impl Request {
             ErrorKind::Usage,
             format!("request: expected one made for {}, got one made for {name}", manifest.name),
         )
-        .help("make requests with the manifest of the pipeline: Pipeline::manifest"))
+        .help("make requests with Pipeline::request"))
     }
 
     /// The SHA-256 of all that decides what is drawn by one model, images included.
@@ -808,13 +813,13 @@ mod tests {
 
     #[track_caller]
     fn refuses_of(manifest: &Manifest, draft: Recipe, message: &str) {
-        let error = Request::new(draft, manifest).expect_err(message);
+        let error = Request::of(draft, manifest).expect_err(message);
         assert_eq!(error.kind(), ErrorKind::Usage);
         assert!(error.to_string().starts_with(message), "{error}");
     }
 
     fn steps_of(conditions: Conditions, draft: Recipe) -> usize {
-        Request::new(draft, &manifest(conditions)).unwrap().steps()
+        Request::of(draft, &manifest(conditions)).unwrap().steps()
     }
 
     #[test]
@@ -838,7 +843,7 @@ mod tests {
         }
         let draft = Recipe { strength: Some(0.5), ..Recipe::default() };
         refuses(Prompt, draft, "strength: expected an init image, got none; give one with `init`");
-        assert!(Request::new(Recipe::default(), &manifest(Prompt)).is_ok());
+        assert!(Request::of(Recipe::default(), &manifest(Prompt)).is_ok());
     }
 
     #[test]
@@ -884,7 +889,7 @@ mod tests {
             );
         }
         let draft = Recipe { init: init(8, 8), ..Recipe::default() };
-        assert!(Request::new(draft, &without(Conditions::Upscaling)).is_ok());
+        assert!(Request::of(draft, &without(Conditions::Upscaling)).is_ok());
     }
 
     #[test]
@@ -918,7 +923,7 @@ mod tests {
         let level = |level| Recipe { init: init(8, 8), noise_level: Some(level), ..Recipe::default() };
         refuses(Upscaling, level(351), "noise level: expected at most 350, got 351");
         refuses(Upscaling, level(usize::MAX), "noise level: expected at most 350, got");
-        assert_eq!(Request::new(level(350), &manifest(Upscaling)).unwrap().recipe().noise_level, Some(350));
+        assert_eq!(Request::of(level(350), &manifest(Upscaling)).unwrap().recipe().noise_level, Some(350));
     }
 
     #[test]
@@ -941,7 +946,7 @@ mod tests {
 
     #[test]
     fn sizes_follow_the_picture() {
-        let size = |conditions, draft| Request::new(draft, &manifest(conditions)).unwrap().size().to_string();
+        let size = |conditions, draft| Request::of(draft, &manifest(conditions)).unwrap().size().to_string();
         let of = |width, height| Recipe { init: init(width, height), ..Recipe::default() };
         assert_eq!(size(Conditions::Prompt, of(160, 96)), "160x96");
         assert_eq!(size(Conditions::Upscaling, of(10, 7)), "160x112");
@@ -981,7 +986,7 @@ mod tests {
     fn pictures_are_brought_to_their_sizes() {
         let size = Some(PixelSize::new(64, 32).unwrap());
         let draft = Recipe { init: init(100, 50), mask: mask(100, 50), size, ..Recipe::default() };
-        let request = Request::new(draft, &manifest(Conditions::Inpainting)).unwrap();
+        let request = Request::of(draft, &manifest(Conditions::Inpainting)).unwrap();
         let Source::Masked { picture, mask, starts_from_noise: true, keeps_outside: true } = &request.source
         else {
             panic!("{:?}", request.strength())
@@ -990,7 +995,7 @@ mod tests {
         assert_eq!((picture.dimensions(), mask.dimensions()), ((64, 32), (64, 32)));
 
         let draft = Recipe { init: init(100, 50), size, ..Recipe::default() };
-        let request = Request::new(draft, &manifest(Conditions::Upscaling)).unwrap();
+        let request = Request::of(draft, &manifest(Conditions::Upscaling)).unwrap();
         let Source::Enlarged { picture, level: 20 } = &request.source else {
             panic!("{:?}", request.strength())
         };
@@ -1031,7 +1036,7 @@ mod tests {
         let sigmas = |strength: Option<f64>| {
             let init = if strength.is_some() { init(128, 128) } else { None };
             let draft = Recipe { init, strength, steps: Some(10), ..Recipe::default() };
-            Request::new(draft, &manifest(Conditions::Prompt)).unwrap()
+            Request::of(draft, &manifest(Conditions::Prompt)).unwrap()
         };
         let (all, some) = (sigmas(None), sigmas(Some(0.35)));
         assert_eq!((some.steps(), some.recipe().steps, some.strength()), (3, Some(10), Some(0.35)));

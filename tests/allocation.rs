@@ -177,7 +177,7 @@ fn a_step_of_the_pipeline_allocates_no_more_than_running_its_unet() {
             mask: is_masked.then(|| mask.clone().into()),
             ..Recipe::default()
         };
-        let request = Request::new(draft, model.manifest()).unwrap();
+        let request = Request::new(draft, &model).unwrap();
         assert!(request.guidance_scale() != 1.0, "the session alone is run with guidance");
         let mut marks = Vec::with_capacity(request.steps());
         pipeline

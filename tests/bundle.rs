@@ -5,8 +5,6 @@
 use calotype::ErrorKind;
 use calotype::manifest::Manifest;
 use calotype::model::Model;
-use calotype::recipe::Recipe;
-use calotype::request::Request;
 use serde_json::{Value, json};
 
 const TOKENIZER: &str = "/components/text_encoder/tokenizer";
@@ -35,9 +33,8 @@ fn a_good_manifest_is_taken() {
     let (manifest, contents) = Manifest::parse("origin", &serde_json::to_vec(&built_in()).unwrap()).unwrap();
     let written: Value = serde_json::from_slice(&manifest.to_json(&contents)).unwrap();
     assert_eq!(written, built_in(), "what is written is what was read");
-    let request = Request::new(Recipe::default(), &manifest).unwrap();
-    assert_eq!(request.size(), manifest.defaults.size);
-    assert_eq!(request.steps(), manifest.defaults.steps);
+    let (_, schedule) = manifest.schedule(None, None, manifest.defaults.steps).unwrap();
+    assert_eq!(schedule.steps().len(), manifest.defaults.steps);
 }
 
 #[test]
@@ -263,8 +260,9 @@ fn noise_without_a_curve() {
         let (manifest, contents) = Manifest::parse("origin", &serde_json::to_vec(&whole).unwrap()).unwrap();
         let written: Value = serde_json::from_slice(&manifest.to_json(&contents)).unwrap();
         assert_eq!(written, whole);
-        let request = Request::new(Recipe::default(), &manifest).unwrap();
-        assert!((request.sigmas()[0] - first).abs() < 1e-9, "{:?}", request.sigmas());
+        let (_, schedule) = manifest.schedule(None, None, manifest.defaults.steps).unwrap();
+        let from = schedule.steps()[0].from;
+        assert!((from - first).abs() < 1e-9, "{from}");
     }
     let both = |mut manifest: Value| {
         manifest["curve"] = built_in()["curve"].clone();

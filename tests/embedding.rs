@@ -17,7 +17,7 @@ fn plans_load_no_library_and_libraries_write_no_environment() {
     const VARIABLE: &str = "ORT_DISABLE_TELEMETRY";
     assert!(env::var_os(VARIABLE).is_none(), "expected {VARIABLE} to be absent when tests are run");
     let model = Model::built_in().unwrap();
-    let request = Request::new(Recipe::default(), model.manifest()).unwrap();
+    let request = Request::new(Recipe::default(), &model).unwrap();
     let plan = || {
         let options = SessionOptions::new(NonZeroUsize::MIN);
         Plan::new(&model, &request, &options, "1GiB".parse::<Budget>().unwrap()).unwrap()

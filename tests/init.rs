@@ -10,7 +10,6 @@ use calotype::engine::{Session, SessionOptions, TensorRef};
 use calotype::model::Model;
 use calotype::pipeline::{Options, Pipeline};
 use calotype::recipe::Recipe;
-use calotype::request::Request;
 use calotype::sampler::SamplerKind;
 use image::{GrayImage, Luma, RgbImage};
 
@@ -28,12 +27,12 @@ fn draft(prompt: &str) -> Recipe {
 }
 
 fn latents(pipeline: &mut Pipeline, draft: &Recipe) -> Vec<f32> {
-    let request = Request::new(draft.clone(), pipeline.manifest()).unwrap();
+    let request = pipeline.request(draft.clone()).unwrap();
     pipeline.denoise(&request, |_| ControlFlow::Continue(())).unwrap()
 }
 
 fn drawn(pipeline: &mut Pipeline, draft: &Recipe) -> RgbImage {
-    let request = Request::new(draft.clone(), pipeline.manifest()).unwrap();
+    let request = pipeline.request(draft.clone()).unwrap();
     pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image
 }
 
@@ -196,8 +195,7 @@ fn a_picture_of_another_size_is_resized() {
 fn a_run_that_starts_from_a_picture_can_be_stopped() {
     let mut pipeline = pipeline();
     let init = Some(RgbImage::new(SIDE_PX, SIDE_PX).into());
-    let request =
-        Request::new(Recipe { init, strength: Some(0.5), ..draft("") }, pipeline.manifest()).unwrap();
+    let request = pipeline.request(Recipe { init, strength: Some(0.5), ..draft("") }).unwrap();
     let error = pipeline.generate(&request, |_| ControlFlow::Break(())).expect_err("stopped");
     assert_eq!((error.kind(), error.to_string()), (ErrorKind::Cancelled, "stopped after step 1 of 4".into()));
 }

@@ -15,7 +15,6 @@ use calotype::engine::Residency;
 use calotype::model::Model;
 use calotype::pipeline::{Options, Pipeline};
 use calotype::recipe::Recipe;
-use calotype::request::Request;
 use calotype::weights::{Weights, exit_when_truncated};
 
 /// Runs the program with these limits of a shell's `ulimit`.
@@ -169,7 +168,7 @@ fn a_model_that_is_made_shorter_under_a_run_is_named() {
         options.session.residency = Residency::Streamed { grain_bytes: 1 << 20, resident_bytes: 0 };
         let mut pipeline = Pipeline::open(&Model::open(&bundle).unwrap(), &options).unwrap();
         let draft = Recipe { prompt: "a red apple".into(), steps: Some(4), ..Recipe::default() };
-        let request = Request::new(draft, pipeline.manifest()).unwrap();
+        let request = pipeline.request(draft).unwrap();
         let mut run = pipeline.begin(&request).unwrap();
         run.step().unwrap();
         let weights = bundle.join("weights/unet.safetensors");

@@ -18,7 +18,6 @@ use calotype::model::Model;
 use calotype::pack::{self, Options, Precision, Report};
 use calotype::pipeline::{self, Pipeline};
 use calotype::recipe::Recipe;
-use calotype::request::Request;
 use calotype::{Error, ErrorKind};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -51,7 +50,7 @@ fn picture(model: &Model) -> Vec<u8> {
     )
     .unwrap();
     let draft = Recipe { prompt: "a red apple".into(), steps: Some(3), seed: Some(5), ..Recipe::default() };
-    let request = Request::new(draft, pipeline.manifest()).unwrap();
+    let request = pipeline.request(draft).unwrap();
     pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image.into_raw()
 }
 

@@ -68,7 +68,7 @@ impl Golden {
             seed: Some(self.seed),
             ..Recipe::default()
         };
-        Request::new(draft, pipeline.manifest()).unwrap()
+        pipeline.request(draft).unwrap()
     }
 
     /// What fits a single chunk: diffusers has no second one.

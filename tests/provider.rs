@@ -226,7 +226,7 @@ fn the_processor_is_certified() {
 #[test]
 fn plans_are_for_the_processor() {
     let model = Model::built_in().unwrap();
-    let request = Request::new(Recipe::default(), model.manifest()).unwrap();
+    let request = Request::new(Recipe::default(), &model).unwrap();
     let Options { mut session, .. } = Options::default();
     let plan = Plan::new(&model, &request, &session, Budget::of_bytes(1 << 40)).unwrap();
     session.providers = "vae_decoder=cuda,vae_decoder=cpu".parse().unwrap();

@@ -9,7 +9,6 @@ use std::ops::ControlFlow;
 use calotype::model::Model;
 use calotype::pipeline::{Options, Pipeline};
 use calotype::recipe::Recipe;
-use calotype::request::Request;
 use image::imageops::{self, FilterType};
 use image::{GrayImage, RgbImage};
 use serde::Deserialize;
@@ -110,7 +109,7 @@ fn draw(pipeline: &mut Pipeline, prompt: &str, seed: u64, guidance: Option<f64>)
         guidance: guidance.map(Into::into),
         ..Recipe::default()
     };
-    let request = Request::new(draft, pipeline.manifest()).unwrap();
+    let request = pipeline.request(draft).unwrap();
     pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image
 }
 

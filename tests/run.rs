@@ -11,6 +11,8 @@ use calotype::engine::{Residency, SessionOptions};
 use calotype::model::Model;
 use calotype::noise::Rng;
 use calotype::pipeline::{Options, Pipeline, Progress};
+use calotype::plan::Plan;
+use calotype::prediction::Prediction;
 use calotype::recipe::Recipe;
 use calotype::request::Request;
 use calotype::sampler::SamplerKind;
@@ -28,7 +30,7 @@ fn draft() -> Recipe {
 }
 
 fn request(pipeline: &Pipeline, draft: Recipe) -> Request {
-    Request::new(draft, pipeline.manifest()).unwrap()
+    pipeline.request(draft).unwrap()
 }
 
 /// The latents at the end of a run, and of one that was begun anew from its snapshot after `at` steps.
@@ -94,7 +96,7 @@ fn snapshots_of_another_run_are_refused() {
     let snapshot = run.snapshot().unwrap();
     drop(run);
     let mut refused = |draft: Recipe, snapshot: &[u8]| {
-        let request = Request::new(draft, pipeline.manifest()).unwrap();
+        let request = pipeline.request(draft).unwrap();
         let error = pipeline.restore(&request, snapshot).map(|_| ()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Input);
         error.to_string()
@@ -119,6 +121,68 @@ fn snapshots_of_another_run_are_refused() {
     }
 }
 
+/// Options are public and may be anything: what cannot be done is refused, and the rest draws what is drawn otherwise.
+#[test]
+fn odd_options_are_followed_or_refused() {
+    let latents = |mut pipeline: Pipeline| {
+        let request = pipeline.request(Recipe { steps: Some(1), ..draft() }).unwrap();
+        pipeline.denoise(&request, |_| ControlFlow::Continue(()))
+    };
+    let plain = latents(pipeline(|_| {})).unwrap();
+    type Change = fn(&mut SessionOptions);
+    let odd: [(&str, Change, bool); 5] = [
+        ("no grain", |o| o.residency = Residency::Streamed { grain_bytes: 0, resident_bytes: 0 }, true),
+        (
+            "all",
+            |o| o.residency = Residency::Streamed { grain_bytes: usize::MAX, resident_bytes: usize::MAX },
+            true,
+        ),
+        ("no pool", |o| o.pool_bytes = Some(0), true),
+        ("no budget", |o| o.budget_bytes = Some(0), false),
+        ("threads", |o| o.threads = std::num::NonZeroUsize::MAX, false),
+    ];
+    for (name, change, may_run) in odd {
+        let mut options = Options::default();
+        change(&mut options.session);
+        match Pipeline::open(&Model::built_in().unwrap(), &options).and_then(latents) {
+            Ok(drawn) => {
+                assert!(may_run, "{name}");
+                let off = drawn.iter().zip(&plain).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(off < 1e-3, "{name}: {off}");
+            }
+            Err(error) => {
+                let kinds = [ErrorKind::Memory, ErrorKind::Runtime, ErrorKind::Usage];
+                assert!(kinds.contains(&error.kind()), "{name}: {error}");
+            }
+        }
+    }
+}
+
+/// Requests and plans of another model, which this one is once its prediction is changed, are refused and never run.
+#[test]
+fn requests_and_plans_of_another_model_are_refused() {
+    let mut model = Model::built_in().unwrap();
+    let request = Request::new(draft(), &model).unwrap();
+    let session = Options::default().session;
+    let budget = "2GiB".parse().unwrap();
+    let plan = Plan::new(&model, &request, &session, budget).unwrap();
+    model.predict(Prediction::Epsilon).unwrap();
+    let refused = |error: calotype::Error, start: &str| {
+        assert_eq!(error.kind(), ErrorKind::Usage);
+        assert!(error.to_string().starts_with(start), "{error}");
+    };
+    let error = Plan::new(&model, &request, &session, budget).map(drop).expect_err("another model");
+    refused(error, "request: expected one made for ");
+    let options = Options { session, plan: Some(plan) };
+    let error = Pipeline::open(&model, &options).map(drop).expect_err("another model");
+    refused(error, "plan: expected one made for ");
+    let mut pipeline = Pipeline::open(&model, &Options::default()).unwrap();
+    refused(
+        pipeline.begin(&request).map(drop).expect_err("another model"),
+        "request: expected one made for ",
+    );
+}
+
 /// Cancelled from another thread, while weights are in memory and while they are read from the disk: the step that runs
 /// fails, what was held is given back, and once it is reset the same pipeline draws the same picture.
 #[test]
@@ -127,7 +191,7 @@ fn a_call_ends_when_it_is_cancelled() {
         let mut pipeline = pipeline(|session| session.residency = residency);
         let cancel = pipeline.cancel();
         let request = request(&pipeline, Recipe { steps: Some(1000), ..draft() });
-        let short = Request::new(draft(), pipeline.manifest()).unwrap();
+        let short = pipeline.request(draft()).unwrap();
         let whole = pipeline.denoise(&short, |_| ControlFlow::Continue(())).unwrap();
         let mut run = pipeline.begin(&request).unwrap();
         run.step().unwrap();

@@ -80,7 +80,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     }
     let destinations = destinations(&flags.output, drawing.count)?;
     let (model, recipe, additions) = drawing.open_model(recipe)?;
-    let first = Request::new(recipe, model.manifest())?;
+    let first = Request::new(recipe, &model)?;
     let Some(last_seed) = first.seed().checked_add(u64::from(drawing.count) - 1) else {
         return Err(Error::new(
             ErrorKind::Usage,

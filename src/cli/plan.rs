@@ -37,7 +37,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     };
     let (recipe, _) = drawing.recipe(prompt, named.as_ref())?;
     let (model, recipe, _) = drawing.open_model(recipe)?;
-    let request = Request::new(recipe, model.manifest())?;
+    let request = Request::new(recipe, &model)?;
     flags.common.library()?;
     let options = drawing.session()?;
     let plan = Plan::new(&model, &request, &options, drawing.budget())?;

@@ -10,11 +10,19 @@ use memmap2::MmapMut;
 use super::exhaustion::SPARE_BYTES;
 use crate::{Error, ErrorKind, memory};
 
+/// More than any one device has cores.
+const MAX_THREADS: usize = 4096;
+
 /// Starts as many threads as a session on `threads` will, which is one less, all at once, and ends them.
 ///
 /// # Errors
-/// [`ErrorKind::Memory`] where there is no memory for them, [`ErrorKind::Runtime`] where the system gives no more of them.
+/// [`ErrorKind::Memory`] where there is no memory for them, [`ErrorKind::Runtime`] where the system gives no more of them,
+/// [`ErrorKind::Usage`] for a number that no device has.
 pub(super) fn expect(threads: usize) -> Result<(), Error> {
+    if threads > MAX_THREADS {
+        let message = format!("threads: expected at most {MAX_THREADS}, got {threads}");
+        return Err(Error::new(ErrorKind::Usage, message));
+    }
     // They wait for this lock while all are being started.
     let gate = Arc::new(RwLock::new(()));
     let closed = gate.write().expect("nobody panics with it");

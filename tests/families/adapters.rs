@@ -12,7 +12,6 @@ use calotype::model::Model;
 use calotype::pipeline::Pipeline;
 use calotype::prompt::Text;
 use calotype::recipe::Recipe;
-use calotype::request::Request;
 
 use super::golden::{Golden, Precision, desk, safetensors, values};
 use super::{distance, onnx, options};
@@ -175,7 +174,7 @@ fn draw(model: Model, prompt: &str) -> Vec<f32> {
         seed: Some(1),
         ..Recipe::default()
     };
-    let request = Request::new(draft, pipeline.manifest()).unwrap();
+    let request = pipeline.request(draft).unwrap();
     pipeline.denoise(&request, |_| ControlFlow::Continue(())).unwrap()
 }
 
@@ -202,7 +201,7 @@ fn adapters_behind_a_plan_are_refused() {
     let (plain, adapted) = (calotype::model::Model::open(&place).unwrap(), adapted());
     let session = SessionOptions::new(std::num::NonZeroUsize::MIN);
     let plan = |model: &calotype::model::Model| {
-        let request = Request::new(Recipe::default(), model.manifest()).unwrap();
+        let request = Request::new(Recipe::default(), &model).unwrap();
         Plan::new(model, &request, &session, Budget::of_bytes(u64::MAX)).unwrap()
     };
     let open = |model, plan| {

@@ -149,7 +149,7 @@ fn single_file(family: &str, precision: Precision) {
             seed: Some(1),
             ..Recipe::default()
         };
-        let request = Request::new(draft, pipeline.manifest()).unwrap();
+        let request = pipeline.request(draft).unwrap();
         pipeline.denoise(&request, |_| ControlFlow::Continue(())).unwrap()
     };
     assert_eq!(draw(&model), draw(&Model::open(&folder).unwrap()));
@@ -246,7 +246,7 @@ fn check_outside(picture: &Picture, pipeline: &mut Pipeline) {
     };
     let mut draw = |keep_outside| {
         let draft = Recipe { keep_outside, ..draft.clone() };
-        let request = Request::new(draft, pipeline.manifest()).unwrap();
+        let request = pipeline.request(draft).unwrap();
         pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image
     };
     let (kept, decoded) = (draw(None), draw(Some(false)));
@@ -265,7 +265,7 @@ fn request(picture: &Picture, pipeline: &Pipeline) -> Request {
     // As diffusers draws: all pixels are the VAE's.
     let draft = draft(picture);
     let keep_outside = draft.mask.as_ref().map(|_| false);
-    Request::new(Recipe { keep_outside, ..draft }, pipeline.manifest()).unwrap()
+    pipeline.request(Recipe { keep_outside, ..draft }).unwrap()
 }
 
 fn draft(picture: &Picture) -> Recipe {

@@ -431,7 +431,7 @@ fn rounded_timesteps_are_counted_and_clip_skip_is_refused() {
                 steps: Some(10),
                 ..Recipe::default()
             };
-            Request::new(draft, model.manifest()).unwrap().rounded_timesteps(&model)
+            Request::new(draft, &model).unwrap().rounded_timesteps(&model)
         };
         let expected = if takes_whole { 8 } else { 0 };
         assert_eq!((rounded("euler", "karras"), rounded("ddim", "trailing")), (expected, 0), "{layout}");

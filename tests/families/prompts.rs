@@ -50,7 +50,7 @@ fn lengths_may_differ() {
             seed: Some(1),
             ..Recipe::default()
         };
-        let request = Request::new(draft, pipeline.manifest()).unwrap();
+        let request = pipeline.request(draft).unwrap();
         pipeline.denoise(&request, |_| ControlFlow::Continue(())).unwrap()
     };
     // One step of Euler's method is linear in the guided prediction.
