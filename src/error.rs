@@ -252,7 +252,7 @@ impl Error {
             next = if ours.is_some() { None } else { cause.source() };
         }
         if let Some(help) = help {
-            text += &format!("; {}", named(help, |setting| name(setting)));
+            text += &format!("; {}", named(help, name));
         }
         text
     }

@@ -207,7 +207,7 @@ impl Drawing {
     }
 
     /// Whether that is read from standard input.
-    pub(super) fn from_stdin(&self) -> bool {
+    pub(super) fn reads_stdin(&self) -> bool {
         self.from.as_deref() == Some(Path::new(STDIN))
     }
 

@@ -57,11 +57,11 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let started = Instant::now();
     let drawing = &flags.drawing;
     let prompt = match flags.prompt.as_deref() {
-        Some(STDIN) if drawing.from_stdin() => {
+        Some(STDIN) if drawing.reads_stdin() => {
             let problem = "PROMPT: expected standard input for one of prompt and --from, got both";
             return Err(Error::new(ErrorKind::Usage, problem));
         }
-        Some(STDIN) => Some(prompt_from_stdin()?),
+        Some(STDIN) => Some(prompt_reads_stdin()?),
         Some(prompt) => Some(without_mark(prompt).to_owned()),
         None if drawing.has_origin() => None,
         None => {
@@ -241,7 +241,7 @@ fn destinations(output: &Path, count: u16) -> Result<Vec<Destination>, Error> {
         .collect()
 }
 
-fn prompt_from_stdin() -> Result<String, Error> {
+fn prompt_reads_stdin() -> Result<String, Error> {
     let mut bytes = Vec::new();
     let read = io::stdin().take(MAX_PROMPT_BYTES + 1).read_to_end(&mut bytes);
     let read = read.map_err(|error| Error::new(ErrorKind::Input, "standard input").source(error))?;

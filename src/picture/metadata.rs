@@ -127,14 +127,14 @@ impl Texts {
 
     fn keep(&mut self, keyword: &str, text: String) {
         match keyword {
-            "calotype" => self.json.get_or_insert(text),
-            "parameters" => self.parameters.get_or_insert(text),
-            "prompt" | "workflow" => return self.other = self.other.or(Some("a workflow of ComfyUI")),
+            "calotype" => self.json = self.json.take().or(Some(text)),
+            "parameters" => self.parameters = self.parameters.take().or(Some(text)),
+            "prompt" | "workflow" => self.other = self.other.or(Some("a workflow of ComfyUI")),
             "invokeai_metadata" | "sd-metadata" | "invokeai_graph" | "Dream" => {
-                return self.other = self.other.or(Some("metadata of InvokeAI"));
+                self.other = self.other.or(Some("metadata of InvokeAI"));
             }
-            _ => return,
-        };
+            _ => {}
+        }
     }
 
     /// EXIF 2.32, section 4.6: `UserComment` of the EXIF directory, with A1111's text, and `ImageDescription`, with our JSON.

@@ -201,7 +201,7 @@ fn adapters_behind_a_plan_are_refused() {
     let (plain, adapted) = (calotype::model::Model::open(&place).unwrap(), adapted());
     let session = SessionOptions::new(std::num::NonZeroUsize::MIN);
     let plan = |model: &calotype::model::Model| {
-        let request = Request::new(Recipe::default(), &model).unwrap();
+        let request = Request::new(Recipe::default(), model).unwrap();
         Plan::new(model, &request, &session, Budget::of_bytes(u64::MAX)).unwrap()
     };
     let open = |model, plan| {
