@@ -315,7 +315,7 @@ def for_pipelines(scheduler: Any) -> Any:
     if not scheduler.__name__.startswith("Flow"):
         return scheduler
 
-    class Adapted(scheduler):  # type: ignore[misc]
+    class Adapted(scheduler):
         init_noise_sigma = 1.0
 
         def scale_model_input(self, sample: Tensor, _: Any) -> Tensor:
