@@ -64,7 +64,7 @@ fn the_extension_decides() {
             let comment = user_comment(&exif);
             assert!(comment.starts_with(PROMPT) && comment.contains("Steps: 1"), "{name}: {comment}");
             let text = String::from_utf8_lossy(&exif);
-            assert!(text.contains("{\"calotype\":") && text.contains("\"seed\":3"), "{name}");
+            assert!(text.contains("{\"version\":1,") && text.contains("\"seed\":3"), "{name}");
         } else {
             assert_eq!(format, ImageFormat::Png, "{name}: no EXIF");
         }
