@@ -236,7 +236,7 @@ impl Recipe {
     /// Reads a recipe; `origin` says in messages where the JSON is from.
     ///
     /// # Errors
-    /// [`ErrorKind::Input`] for anything but a recipe of this version, with the path of the field that is wrong, and the
+    /// [`ErrorKind::Input`](crate::ErrorKind::Input) for anything but a recipe of this version, with the path of the field that is wrong, and the
     /// nearest name for one that is not known.
     pub fn parse(origin: &str, json: &[u8]) -> Result<Self, Error> {
         Self::read(origin, form::object(origin, json)?)
@@ -277,7 +277,7 @@ impl Recipe {
     /// of which nothing is known.
     ///
     /// # Errors
-    /// [`ErrorKind::Input`] for a file that can no longer be read.
+    /// [`ErrorKind::Input`](crate::ErrorKind::Input) for a file that can no longer be read.
     pub fn with_images_named(self) -> Result<Self, Error> {
         let unknown = NamedFile::default;
         let init = self.init.map(|init| match init {
