@@ -216,6 +216,7 @@ fn the_nearest_family_is_told() {
 fn a_program_without_the_built_in_model_says_so() {
     let error = Model::built_in().expect_err("no model");
     assert_eq!(error.kind(), calotype::ErrorKind::Usage);
-    let expected = "built-in model: expected a program built with calotype's feature `builtin`, got one without";
+    let expected =
+        "built-in model: expected a program built with calotype's feature `builtin`, got one without";
     assert!(error.to_string().starts_with(expected), "{error}");
 }
