@@ -239,7 +239,7 @@ impl Settings {
     /// The value of a setting; where the sampler does not have it, the setting's own default.
     pub(super) fn get<T: SettingValue>(&self, setting: &Setting<T>) -> T {
         let is_asked = |any: &&dyn AnySetting| any.name() == setting.name;
-        let set = self.declared.iter().position(|any| is_asked(any)).map(|at| self.values[at]);
+        let set = self.declared.iter().position(is_asked).map(|at| self.values[at]);
         let value = set.or_else(|| self.fixed.iter().find(|any| is_asked(any)).map(|any| any.default()));
         value.and_then(T::from_value).unwrap_or(setting.default)
     }

@@ -448,7 +448,7 @@ impl Delta {
 
 /// The size of the square matrix with so many elements above its diagonal, rounded down.
 fn triangle_size(elements: usize) -> usize {
-    (1 + (1 + 8 * elements).isqrt()) / 2
+    (1 + 8 * elements).isqrt().div_ceil(2)
 }
 
 /// The size of the blocks that rotate inputs, or what is wrong with their shape.
