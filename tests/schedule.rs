@@ -647,7 +647,7 @@ impl Odd {
                 self.kinds[at].clone()
             }
         };
-        while self.bits() % 4 == 0 {
+        while self.bits().is_multiple_of(4) {
             kind = ScheduleKind::ToSigmaMin(Box::new(kind));
         }
         kind
@@ -655,7 +655,7 @@ impl Odd {
 
     fn levels(&mut self) -> Vec<f64> {
         let mut levels: Vec<f64> = (0..self.bits() % 9).map(|_| self.number()).collect();
-        if self.bits() % 2 == 0 {
+        if self.bits().is_multiple_of(2) {
             levels.sort_by(|a, b| b.total_cmp(a));
         }
         levels
@@ -671,12 +671,12 @@ impl Odd {
             4 => stable_diffusion(),
             _ => Betas::ScaledLinear { start, end },
         };
-        if self.bits() % 4 == 0 { Betas::ZeroTerminalSnr(Box::new(betas)) } else { betas }
+        if self.bits().is_multiple_of(4) { Betas::ZeroTerminalSnr(Box::new(betas)) } else { betas }
     }
 
     fn shift(&mut self) -> FlowShift {
         let time_shift = self.one_of(&[TimeShift::Exponential, TimeShift::Linear]);
-        let terminal = Some(self.number()).filter(|_| self.bits() % 2 == 0);
+        let terminal = Some(self.number()).filter(|_| self.bits().is_multiple_of(2));
         let ends = [self.number(), self.number()];
         let mu = FlowShift::mu(self.count(), [self.count(), self.count()], ends);
         let any = self.number();
@@ -690,7 +690,7 @@ impl Odd {
 
     fn schedule(&mut self) -> Result<Schedule, Error> {
         let (kind, steps) = (self.kind(), self.count());
-        let steps = if self.bits() % 2 == 0 { kind.own_steps().unwrap_or(steps) } else { steps };
+        let steps = if self.bits().is_multiple_of(2) { kind.own_steps().unwrap_or(steps) } else { steps };
         match self.bits() % 6 {
             0 => Schedule::flow(steps, &self.shift(), self.count()),
             1 => Schedule::flow_listed(&self.levels(), self.count()),
@@ -715,7 +715,7 @@ impl Odd {
             let setting = self.one_of(&[ETA, S_NOISE, S_CHURN, S_TMIN, S_TMAX, R]);
             method = method.with(&setting, number).unwrap_or(method);
             method = method.with(&ORDER, self.count()).unwrap_or(method);
-            method = method.with(&LOWER_FINAL, self.bits() % 2 == 0).unwrap_or(method);
+            method = method.with(&LOWER_FINAL, self.bits().is_multiple_of(2)).unwrap_or(method);
             method = method.with(&SOLVER, self.one_of(&[Solver::Midpoint, Solver::Heun])).unwrap_or(method);
             method = method.with(&BH, self.one_of(&[Bh::Bh1, Bh::Bh2])).unwrap_or(method);
         }
@@ -730,7 +730,7 @@ impl Denoise for Any {
     fn denoise(&mut self, _: &[f32], sigma: f64, out: &mut [f32]) -> Result<(), Error> {
         out.iter_mut()
             .enumerate()
-            .for_each(|(index, out)| *out = if index % 2 == 0 { sigma as f32 } else { f32::NAN });
+            .for_each(|(index, out)| *out = if index.is_multiple_of(2) { sigma as f32 } else { f32::NAN });
         Ok(())
     }
 }
