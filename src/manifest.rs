@@ -1,6 +1,8 @@
 //! The manifest of a bundle, `calotype.json`: everything that a model says of itself.
 //! It knows the form of each number, and nothing of the files behind the names.
 
+mod preview;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -8,6 +10,7 @@ use std::path::{Component as PathPart, Path};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::preview::PreviewFactors;
 use crate::family::{AESTHETIC_TIME_IDS, Purpose};
 use crate::graph::{Dim, Graph, Port};
 use crate::guidance::Guidance;
@@ -41,6 +44,8 @@ pub struct Manifest {
     pub prediction: Prediction,
     /// How latents relate to pictures.
     pub latents: LatentSpace,
+    /// How previews are made from latents, where that is known.
+    pub preview: Option<PreviewFactors>,
     /// Whether the absent negative prompt is zeros instead of the states of an empty text (Stable Diffusion XL).
     pub zero_negative: bool,
     /// Whether the U-Net takes the guidance scale as an input (latent consistency models), and no negative prompt;
@@ -476,6 +481,7 @@ impl Manifest {
             noise,
             prediction: file.prediction.into(),
             latents: file.latents,
+            preview: file.preview,
             zero_negative: file.zero_negative,
             embedded_guidance: false,
             fixed_size: None,
@@ -502,6 +508,7 @@ impl Manifest {
             noise: NoiseFields::of(&self.noise),
             prediction: self.prediction.into(),
             latents: self.latents.clone(),
+            preview: self.preview.clone(),
             zero_negative: self.zero_negative,
             low_res: self.low_res.as_ref().map(LowResFields::of),
             defaults: DefaultFields {
@@ -544,6 +551,9 @@ impl Manifest {
                      {factor_px} pixels, scale {scale}, shift {shift}"
                 ),
             ));
+        }
+        if let Some(problem) = self.preview.as_ref().and_then(|preview| preview.problem(channels)) {
+            return Err(Error::new(ErrorKind::Model, problem));
         }
         self.noise.check().map_err(|e| at("noise", e))?;
         self.prediction.check_noise(&self.noise)?;
@@ -667,6 +677,8 @@ struct File {
     noise: Option<NoiseFields>,
     prediction: PredictionName,
     latents: LatentSpace,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    preview: Option<PreviewFactors>,
     zero_negative: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     low_res: Option<LowResFields>,

@@ -201,6 +201,7 @@ impl Pipeline {
             prediction: self.manifest.prediction,
             vae_decoder: &mut self.vae_decoder,
             tile: self.tiles.decoder,
+            preview: self.manifest.preview.as_ref(),
             held,
             is_short: self.is_short,
         };

@@ -8,6 +8,7 @@ use image::RgbImage;
 use sha2::{Digest, Sha256};
 
 use crate::guidance::View;
+use crate::manifest::PreviewFactors;
 use crate::memory::{Held, Watch};
 use crate::noise::{BrownianTree, NoiseSource, StepNoise};
 use crate::prediction::Prediction;
@@ -67,6 +68,7 @@ pub struct Run<'a> {
     done: usize,
     /// Whether a step failed, and left what the sampler knows as it was in the middle of it.
     is_broken: bool,
+    preview: Option<&'a PreviewFactors>,
     times: Times,
 }
 
@@ -115,6 +117,7 @@ pub(crate) struct Stages<'a> {
     pub(crate) vae_decoder: &'a mut VaeDecoder,
     /// Of what is decoded.
     pub(crate) tile: Option<Tile>,
+    pub(crate) preview: Option<&'a PreviewFactors>,
     pub(crate) held: Held,
     pub(crate) is_short: fn() -> bool,
 }
@@ -129,7 +132,7 @@ impl<'a> Run<'a> {
         noise: Box<dyn NoiseSource + Send>,
         times: Times,
     ) -> Result<Self, Error> {
-        let Stages { text_encoder, unet, prediction, vae_decoder, tile, held, is_short } = stages;
+        let Stages { text_encoder, unet, prediction, vae_decoder, tile, preview, held, is_short } = stages;
         let Start { latents, beside, kept, clean } = start;
         let steps = request.schedule.steps();
         let tree = match request.sampler.get(&STEP_NOISE) {
@@ -159,6 +162,7 @@ impl<'a> Run<'a> {
             latents,
             done: 0,
             is_broken: false,
+            preview,
             times,
             request,
         })
@@ -183,6 +187,12 @@ impl<'a> Run<'a> {
     /// The last estimate of the clean latents, as large; zeros before the first step.
     pub fn denoised(&self) -> &[f32] {
         self.denoiser.clean()
+    }
+
+    /// What [`Run::denoised`] looks like, a pixel a cell: cheap, and right in its colours and places only. Nothing where the
+    /// model's latents are of an unknown kind.
+    pub fn preview(&self) -> Option<RgbImage> {
+        self.preview.map(|preview| preview.draw(self.denoised(), self.request.shape))
     }
 
     /// Takes the next step.

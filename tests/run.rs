@@ -17,6 +17,7 @@ use calotype::recipe::Recipe;
 use calotype::request::Request;
 use calotype::sampler::SamplerKind;
 use calotype::tensor::PixelSize;
+use image::{Rgb, RgbImage};
 
 fn pipeline(change: impl FnOnce(&mut SessionOptions)) -> Pipeline {
     let mut options = Options::default();
@@ -216,6 +217,37 @@ fn a_call_ends_when_it_is_cancelled() {
         assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
         cancel.reset();
         assert_eq!(pipeline.denoise(&short, |_| ControlFlow::Continue(())).unwrap(), whole);
+    }
+}
+
+/// Previews at the end are near the picture's mean colour in each cell, nearer than the picture's own mean colour is.
+#[test]
+fn previews_are_like_the_picture() {
+    let mut pipeline = pipeline(|_| {});
+    for prompt in ["a red apple on a blue background", "a green frog on a white background", "a yellow star"]
+    {
+        let recipe = Recipe { prompt: prompt.into(), seed: Some(3), steps: Some(10), ..Recipe::default() };
+        let request = pipeline.request(recipe).unwrap();
+        let mut run = pipeline.begin(&request).unwrap();
+        let mut previews = vec![run.preview().unwrap()];
+        while !run.is_done() {
+            run.step().unwrap();
+            previews.push(run.preview().unwrap());
+        }
+        let image = run.finish().unwrap().image;
+        let (width, height) = previews[0].dimensions();
+        let small = image::imageops::thumbnail(&image, width, height);
+        let off = |preview: &RgbImage| {
+            let sum: f64 = preview.iter().zip(small.iter()).map(|(a, b)| f64::from(a.abs_diff(*b))).sum();
+            sum / small.len() as f64
+        };
+        let mean = image::imageops::thumbnail(&image, 1, 1).get_pixel(0, 0).0;
+        let flat = off(&RgbImage::from_pixel(width, height, Rgb(mean)));
+        let (first, last) = (off(&previews[0]), off(&previews[10]));
+        assert!(last < 0.8 * flat && last < 0.5 * first, "{prompt}: {first:.1}, {last:.1}, flat {flat:.1}");
+        let mut mirrored = previews[10].clone();
+        image::imageops::flip_vertical_in_place(&mut mirrored);
+        assert!(off(&mirrored) > last, "{prompt}: places count");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Traits: what the files of a model without a manifest tell of it, completed by what its kind is known to want.
 
 use crate::family::Family;
-use crate::manifest::{Conditions, Defaults, LatentSpace, LowRes, Manifest};
+use crate::manifest::{Conditions, Defaults, LatentSpace, LowRes, Manifest, PreviewFactors};
 use crate::noise_model::NoiseModel;
 use crate::prediction::Prediction;
 use crate::sampler::{Method, SamplerKind};
@@ -114,12 +114,16 @@ impl Traits {
             }
             None => (SamplerKind::DpmPp2m.into(), self.schedule.or(Some(ScheduleKind::KARRAS))),
         };
+        // Of the U-Net's latents, whichever VAE they are decoded by.
+        let shares = self.family.latent_rgb().filter(|shares| shares.len() == self.latents.channels);
+        let preview = shares.map(|shares| PreviewFactors { factors: shares.to_vec(), base: [0.0; 3] });
         let manifest = Manifest {
             name: self.name,
             licence: self.licence,
             noise: self.noise,
             prediction: self.prediction,
             latents: self.latents,
+            preview,
             zero_negative: self.zero_negative,
             embedded_guidance: false,
             fixed_size: None,
