@@ -633,7 +633,8 @@ def rotated_inputs() -> tuple[str, str, list[tuple[File, float]], Weights]:
     for layer in layers.values():
         if layer is not turned and isinstance(layer, peft.tuners.tuners_utils.BaseTunerLayer):
             tuned: Any = layer
-            tuned.set_adapter([name for name in ("one", "two", "three") if name in tuned._all_available_adapter_names()])
+            named = tuned._all_available_adapter_names()
+            tuned.set_adapter([name for name in ("one", "two", "three") if name in named])
             tuned.merge()
     with torch.no_grad():
         matrix = torch.eye(32)

@@ -2,8 +2,9 @@
 
     python latent_rgb.py BUNDLE CALOTYPE
 
-Draws images with CALOTYPE, encodes them with the bundle's VAE, and fits the mean colour of each cell to its latents by least
-squares, with a constant. Prints the factors as JSON, and on standard error how far they are off on images of other prompts.
+Draws images with CALOTYPE, encodes them with the bundle's VAE, and fits the mean colour of each cell to its latents by
+least squares, with a constant. Prints the factors as JSON, and on standard error how far they are off on images of
+other prompts.
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@ of its own, with the time to the first step and the peak of resident memory.
 
     python export/real_width.py FAMILY WORK CALOTYPE [--size N] [--steps N] [--optimum PYTHON] [--precision f16|f32]
 
-FAMILY is sd15, sd21, sdxl, or sd15-mid (a narrower SD 1.5: U-Net 128 to 512, VAE 64 to 256, text encoder 512). WORK/FAMILY gets the diffusers folder (gigabytes; delete it afterwards), CALOTYPE is the
-program, PYTHON an interpreter with optimum-onnx, which exports the folder to WORK/FAMILY-onnx first. Weights are stored
-as f16 unless told otherwise and computed with in f32 by all. Prints a table and one JSON line.
+FAMILY is sd15, sd21, sdxl, or sd15-mid (a narrower SD 1.5: U-Net 128 to 512, VAE 64 to 256, text encoder 512).
+WORK/FAMILY gets the diffusers folder (gigabytes; delete it afterwards), CALOTYPE is the program, PYTHON an interpreter
+with optimum-onnx, which exports the folder to WORK/FAMILY-onnx first. Weights are stored as f16 unless
+told otherwise and computed with in f32 by all. Prints a table and one JSON line.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ use calotype::model::Model;
 use calotype::pipeline::Pipeline;
 use calotype::prediction::Prediction;
 use calotype::recipe::Recipe;
-use calotype::request::Request;
 use calotype::sampler::SamplerKind;
 
 use super::golden::{Golden, Precision, desk};
@@ -32,7 +31,7 @@ fn every_sampler_runs_or_is_refused() {
             let about = kind.about();
             let works = if family == "playground" { kind.own_schedule().is_none() } else { about.is_slope };
             let recipe = Recipe { sampler: Some(kind.into()), ..recipe.clone() };
-            let request = match Request::new(recipe, pipeline.manifest()) {
+            let request = match pipeline.request(recipe) {
                 Ok(request) => request,
                 Err(error) => {
                     assert_eq!(
