@@ -142,7 +142,10 @@ fn the_manual_has_the_layers() {
 /// Every feature says what it adds, and every crate of the bare library has its reason in the manual.
 #[test]
 fn features_and_bare_crates_are_explained() {
-    assert_eq!(unexplained(&text("Cargo.toml"), &text("src/manual/architecture.md")), Vec::<String>::new());
+    // In a packed crate, whose Cargo.toml has no comments, the one that was written lies beside it.
+    let written = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml.orig").exists();
+    let cargo = text(if written { "Cargo.toml.orig" } else { "Cargo.toml" });
+    assert_eq!(unexplained(&cargo, &text("src/manual/architecture.md")), Vec::<String>::new());
     let cargo = "[features]\ndefault = []\n# Adds a.\na = []\nb = []\n[dependencies]\nx = \"1\"\ny = { version = \"1\", optional = true }\n";
     assert_eq!(unexplained(cargo, "| `a` | `z` |"), ["b: no comment", "a, b or x: not in the manual"]);
     assert_eq!(unexplained(cargo, "| `a` | `b` | `x` |"), ["b: no comment"]);
