@@ -70,7 +70,7 @@ fn every_field_is_needed() {
     for parent in ["", "/components", "/components/unet", TOKENIZER, "/curve", "/latents", "/defaults"] {
         let fields_of_parent = whole.pointer(parent).unwrap().as_object().unwrap().keys();
         // A model may have one text encoder or the other, or both, and only they have tokenizers.
-        const OPTIONAL: [&str; 4] = ["text_encoder", "tokenizer", "vae_encoder", "schedule"];
+        const OPTIONAL: [&str; 5] = ["text_encoder", "tokenizer", "vae_encoder", "schedule", "preview"];
         for field in fields_of_parent.filter(|field| !OPTIONAL.contains(&field.as_str())) {
             let mut manifest = whole.clone();
             manifest.pointer_mut(parent).unwrap().as_object_mut().unwrap().remove(field);
@@ -93,6 +93,7 @@ fn every_unknown_field_is_refused() {
         TOKENIZER,
         "/curve",
         "/latents",
+        "/preview",
         "/defaults",
     ] {
         let mut manifest = whole.clone();
