@@ -88,16 +88,19 @@ fn files_that_are_no_models_say_what_they_are() {
             gguf("sd3", "joint_blocks.0.x_block.attn.qkv.weight"),
             vec!["architecture sd3", "Stable Diffusion 3"],
         ),
-        (safetensors(&[("lora_unet_x.lora_up.weight", &[1])]), vec!["a LoRA", "this file with lora"]),
-        (safetensors(&[("emb_params", &[2, 768])]), vec!["a textual inversion", "this file with embedding"]),
+        (safetensors(&[("lora_unet_x.lora_up.weight", &[1])]), vec!["a LoRA", "this file with `lora`"]),
+        (
+            safetensors(&[("emb_params", &[2, 768])]),
+            vec!["a textual inversion", "this file with `embedding`"],
+        ),
         (safetensors(&[("control_model.input_hint_block.0.weight", &[1])]), vec!["a ControlNet"]),
         (
             safetensors(&[("decoder.up.0.block.0.conv1.bias", &[1])]),
-            vec!["a VAE alone", "this file with vae"],
+            vec!["a VAE alone", "this file with `vae`"],
         ),
         (
             safetensors(&[("text_model.encoder.layers.0.mlp.fc1.bias", &[1])]),
-            vec!["text encoder", "this file with text_encoder"],
+            vec!["text encoder", "this file with `text_encoder`"],
         ),
     ]
     .into_iter()
@@ -138,7 +141,7 @@ fn folders_that_are_no_models_say_what_they_are() {
     refused(&component, &["one component, a UNet2DConditionModel", "give the folder that it is a part of"]);
     // All that is missing is named.
     let cut = folder("cut", &["model_index.json", "unet/config.json", "tokenizer/vocab.json"]);
-    refused(&cut, &["missing are scheduler, vae, text_encoder; got tokenizer, unet", "vae"]);
+    refused(&cut, &["missing are scheduler, vae, text_encoder; got tokenizer, unet", "`vae`"]);
     let cut = folder("index", &["model_index.json"]);
     refused(&cut, &["missing are scheduler, unet, vae, text_encoder; got no folders"]);
     let null = folder(
@@ -167,7 +170,13 @@ fn onnx_folders_with_several_candidates_name_them() {
         fs::write(unet.join(name), &graph).unwrap();
     }
     let variant = |name: &str| Overrides { variant: Some(name.into()), ..Overrides::default() };
-    refused(root.path(), &["got 2: model_fp16.onnx, model_quantized.onnx", "variant fp16"]);
+    refused(
+        root.path(),
+        &[
+            "got 2: model_fp16.onnx, model_quantized.onnx",
+            "choose with `variant`, as in fp16 for model_fp16.onnx",
+        ],
+    );
     refused_with(root.path(), &variant("int4"), &["whose names end in int4, got none in 2 files"]);
     // The one that is chosen is read: its weights are not beside it.
     let error = Model::open_with(Some(root.path()), &variant("fp16")).unwrap_err().to_string();

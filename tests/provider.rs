@@ -172,7 +172,7 @@ fn a_missing_provider_is_an_error() {
         assert_eq!(error.kind(), ErrorKind::Runtime);
         let message = error.to_string();
         for part in
-            [&format!("provider {missing}"), "available: ", "CPUExecutionProvider", "name it with --ort"]
+            [&format!("provider {missing}"), "available: ", "CPUExecutionProvider", "name it with `ort`"]
         {
             assert!(message.contains(part), "expected {part:?} in {message}");
         }
@@ -237,7 +237,7 @@ fn plans_are_for_the_processor() {
     for error in refused.map(|error| error.expect("a device's memory is not planned")) {
         assert_eq!(error.kind(), ErrorKind::Usage);
         let expected =
-            "memory: expected all components on the CPU, got cuda for vae_decoder; leave out --memory";
+            "memory: expected all components on the CPU, got cuda for vae_decoder; leave out `memory`";
         assert_eq!(error.to_string(), expected);
     }
 }
