@@ -5,9 +5,10 @@
 MODELS is the folder that `memory.py make` filled. A model named `NAME-smooth` is NAME with a VAE whose kernels are
 low-pass filters, made here when it is missing: random kernels decode to noise, in which a seam would not show.
 
-Prints a Markdown table: peak signal-to-noise ratio in dB, the largest difference in levels of 255, and the seam ratio.
-That is the largest mean step of the difference image between two neighbouring columns (or rows), divided by the median
-over all columns (or rows): a border between tiles that shows is a column whose step stands out, so 1 is none.
+Prints a Markdown table: peak signal-to-noise ratio in dB, the largest difference in levels of 255, and the seam in
+levels: by how much the largest mean step of the difference image between two neighbouring columns (or rows) is above
+the median over all columns (or rows). A border between tiles that shows is a column whose step stands out; half a
+level of 255 is less than the rounding of a pixel.
 """
 
 from __future__ import annotations
@@ -111,14 +112,14 @@ def compare(whole: NDArray[np.float64], limited: NDArray[np.float64]) -> list[st
     difference = limited - whole
     error = float((difference**2).mean())
     psnr = f"{10 * np.log10(255**2 / error):.1f} dB" if error else "equal"
-    seam = max(seam_ratio(difference, axis) for axis in (0, 1)) if error else 1.0
+    seam = max(seam_levels(difference, axis) for axis in (0, 1))
     share = float((difference != 0).any(axis=2).mean())
     return [psnr, f"{np.abs(difference).max():.0f}", f"{share:.1%}", f"{seam:.2f}"]
 
 
-def seam_ratio(difference: NDArray[np.float64], axis: int) -> float:
+def seam_levels(difference: NDArray[np.float64], axis: int) -> float:
     steps = np.abs(np.diff(difference, axis=axis)).mean(axis=(1 - axis, 2))
-    return float(steps.max() / max(float(np.median(steps)), 1e-9))
+    return float(steps.max() - np.median(steps))
 
 
 if __name__ == "__main__":
