@@ -43,6 +43,8 @@ pub mod plan;
 pub mod prediction;
 pub mod prompt;
 #[cfg(feature = "engine")]
+pub mod provenance;
+#[cfg(feature = "engine")]
 pub mod recipe;
 #[cfg(feature = "engine")]
 pub mod request;

@@ -121,6 +121,11 @@ impl Pipeline {
         Request::of(recipe, &self.manifest)
     }
 
+    /// The plan that it was opened with.
+    pub fn plan(&self) -> Option<&Plan> {
+        self.plan.as_ref()
+    }
+
     /// Cancels its runs, from any thread.
     pub fn cancel(&self) -> Cancel {
         self.cancel.clone()

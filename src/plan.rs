@@ -262,6 +262,32 @@ impl Way {
 }
 
 impl Plan {
+    /// The plan within a budget; where nobody gave one, within what is free, if it can be made. None where a component may
+    /// run elsewhere than on the processor and no budget was given.
+    ///
+    /// # Errors
+    /// As [`Plan::new`], but for models whose memory cannot be predicted where nobody gave a budget.
+    pub fn for_run(
+        budget: Option<Budget>,
+        model: &Model,
+        request: &Request,
+        options: &SessionOptions,
+    ) -> Result<Option<Self>, Error> {
+        let is_cpu = model.parts().all(|part| options.providers.is_cpu(part.name()));
+        if budget.is_none() && !is_cpu {
+            return Ok(None);
+        }
+        match Self::new(model, request, options, budget.unwrap_or_else(Budget::of_this_machine)) {
+            Ok(plan) => Ok(Some(plan)),
+            // Nobody asked for a promise.
+            Err(error) if budget.is_none() && error.kind() == ErrorKind::Model => {
+                tracing::info!(%error, "no memory plan");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Plans the pictures of a request.
     ///
     /// # Errors

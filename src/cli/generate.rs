@@ -12,6 +12,7 @@ use calotype::model::Model;
 use calotype::picture::RecipeText;
 use calotype::pipeline::{Options, Picture, Pipeline, Progress};
 use calotype::plan::{Budget, Plan};
+use calotype::provenance::{provenance, providers};
 use calotype::recipe::{Receipt, Recipe, parameters};
 use calotype::request::Request;
 use calotype::tokenizer::Cut;
@@ -23,7 +24,7 @@ use super::drawing::Drawing;
 use super::from::STDIN;
 use super::interrupt::Heeded;
 use super::output::{Destination, STDOUT};
-use super::receipt::{Hashes, provenance};
+use super::receipt::Hashes;
 use super::{Common, Report, path_json, say, without_mark};
 use super::{provider, samplers};
 
@@ -91,7 +92,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     first.rng().source(last_seed)?;
     let library = flags.common.library()?;
     let session = SessionOptions { cancel: Heeded::cancel(), ..drawing.session()? };
-    let options = Options { plan: plan(drawing.memory, &model, &first, &session)?, session };
+    let options = Options { plan: Plan::for_run(drawing.memory, &model, &first, &session)?, session };
     let mut recipe = first.recipe().with_images_named()?;
     // A plan has counted them.
     let room_bytes = if options.plan.is_some() { u64::MAX } else { drawing.budget().bytes() };
@@ -126,7 +127,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
                 vae_encoder.for_each(provider::report);
                 placed = pipeline.placements().count();
             }
-            let provider = provider::summary(pipeline.placements());
+            let provider = providers(pipeline.placements());
             let made =
                 provenance(&picture.image, &request, &model, hashes.note(&mut recipe), library, provider);
             if index == 0 {
@@ -195,28 +196,6 @@ fn draw(pipeline: &mut Pipeline, request: &Request) -> Result<Picture, Error> {
     match heeded.is_stopped() {
         true => Err(Error::new(ErrorKind::Cancelled, "stopped before the image was written")),
         false => Ok(picture),
-    }
-}
-
-/// The plan within a budget; where nobody gave one, within what is free, if it can be made.
-fn plan(
-    budget: Option<Budget>,
-    model: &Model,
-    request: &Request,
-    options: &SessionOptions,
-) -> Result<Option<Plan>, Error> {
-    let is_cpu = model.parts().all(|part| options.providers.is_cpu(part.name()));
-    if budget.is_none() && !is_cpu {
-        return Ok(None);
-    }
-    match Plan::new(model, request, options, budget.unwrap_or_else(Budget::of_this_machine)) {
-        Ok(plan) => Ok(Some(plan)),
-        // Nobody asked for a promise.
-        Err(error) if budget.is_none() && error.kind() == ErrorKind::Model => {
-            tracing::info!(%error, "no memory plan");
-            Ok(None)
-        }
-        Err(error) => Err(error),
     }
 }
 

@@ -93,25 +93,6 @@ fn watch() -> Watch {
     })
 }
 
-/// Where each component runs, as `--provider` could say it: `cpu`, or `text_encoder=cpu,unet=cuda,unet=cpu`.
-pub(super) fn summary<'a>(placements: impl Iterator<Item = &'a Placement>) -> String {
-    // Text encoders are chosen for together.
-    let placements = placements.filter(|placement| placement.component != "text_encoder_2");
-    let lists = placements.map(|placement| (placement.component.as_str(), &placement.providers));
-    let lists: Vec<(&str, &Vec<Provider>)> = lists.collect();
-    let (prefixes, lists) = match lists.windows(2).all(|pair| pair[0].1 == pair[1].1) {
-        true => (false, &lists[..1]),
-        false => (true, &lists[..]),
-    };
-    let entries = lists.iter().flat_map(|(component, list)| {
-        list.iter().map(move |provider| match prefixes {
-            true => format!("{component}={provider}"),
-            false => provider.to_string(),
-        })
-    });
-    entries.collect::<Vec<_>>().join(",")
-}
-
 /// Where a component runs, for programs.
 pub(super) fn json(placement: &Placement) -> Value {
     let passed_over = placement.passed_over.iter();

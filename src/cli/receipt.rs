@@ -1,4 +1,4 @@
-//! What made an image, noted for its receipt: hashes of the model and of pixels.
+//! Hashes of a model's files, for receipts.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -6,45 +6,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
-use calotype::engine::Library;
 use calotype::model::Model;
-use calotype::recipe::{NamedFile, Provenance, Recipe};
-use calotype::request::Request;
-use image::RgbImage;
+use calotype::recipe::{NamedFile, Recipe};
 use sha2::{Digest, Sha256};
 
 use super::open::note_hash;
-
-/// What made an image; `provider` as it is chosen.
-pub(super) fn provenance(
-    image: &RgbImage,
-    request: &Request,
-    model: &Model,
-    model_sha256: Option<String>,
-    library: &Library,
-    provider: String,
-) -> Provenance {
-    let files = model.contents().map(|contents| contents.files.iter());
-    Provenance {
-        calotype: env!("CARGO_PKG_VERSION").into(),
-        model_name: model.manifest().name.clone(),
-        model_sha256,
-        model_files: files
-            .map(|files| files.map(|(name, record)| (name.clone(), record.sha256.clone())).collect()),
-        pixels_sha256: Some(pixels_sha256(image.width(), image.height(), image.as_raw())),
-        sigmas: request.sigmas(),
-        provider,
-        onnxruntime: library.version().to_owned(),
-    }
-}
-
-/// The SHA-256 by which a receipt knows its image: of `WIDTHxHEIGHT`, a line end, and 3 bytes a pixel in rows.
-pub(super) fn pixels_sha256(width_px: u32, height_px: u32, rgb: &[u8]) -> String {
-    let mut hash = Sha256::new();
-    hash.update(format!("{width_px}x{height_px}\n"));
-    hash.update(rgb);
-    format!("{:x}", hash.finalize())
-}
 
 /// Hashes of the large files of a recipe, found while images are drawn, because reading gigabytes takes a while.
 pub(super) struct Hashes {
@@ -147,15 +113,5 @@ mod tests {
         assert_eq!(hash_of(&weight_files(&folder.path().join("unet"))).expect("of a component"), hash);
         fs::create_dir(folder.path().join("empty")).expect("a folder");
         assert!(hash_of(&weight_files(&folder.path().join("empty"))).is_err());
-    }
-
-    #[test]
-    fn pixels_are_known_by_their_shape_too() {
-        assert_ne!(pixels_sha256(2, 1, &[0; 6]), pixels_sha256(1, 2, &[0; 6]));
-        // printf '2x1\n\0\0\0\0\0\0' | sha256sum
-        assert_eq!(
-            pixels_sha256(2, 1, &[0; 6]),
-            "7fea82c78698410c5065f48be3cc9c73ef1fb32994a6f475736daa15895ac5c8"
-        );
     }
 }

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use calotype::model::Model;
 use calotype::pack::verify_within;
 use calotype::plan::Budget;
+use calotype::provenance::pixels_sha256;
 use calotype::recipe::Receipt;
 use calotype::{Error, ErrorKind};
 use serde_json::json;
 
 use super::open::{Additions, Components, open_model};
-use super::receipt::pixels_sha256;
 use super::{Common, Report, path_json};
 
 #[derive(clap::Args)]

@@ -1,0 +1,74 @@
+//! What made an image, for its receipt. It knows nothing of files.
+
+use image::RgbImage;
+use sha2::{Digest, Sha256};
+
+use crate::engine::{Library, Placement, Provider};
+use crate::model::Model;
+use crate::recipe::Provenance;
+use crate::request::Request;
+
+/// What made an image; `provider` as [`providers`] tells it.
+pub fn provenance(
+    image: &RgbImage,
+    request: &Request,
+    model: &Model,
+    model_sha256: Option<String>,
+    library: &Library,
+    provider: String,
+) -> Provenance {
+    let files = model.contents().map(|contents| contents.files.iter());
+    Provenance {
+        calotype: env!("CARGO_PKG_VERSION").into(),
+        model_name: model.manifest().name.clone(),
+        model_sha256,
+        model_files: files
+            .map(|files| files.map(|(name, record)| (name.clone(), record.sha256.clone())).collect()),
+        pixels_sha256: Some(pixels_sha256(image.width(), image.height(), image.as_raw())),
+        sigmas: request.sigmas(),
+        provider,
+        onnxruntime: library.version().to_owned(),
+    }
+}
+
+/// The SHA-256 by which a receipt knows its image: of `WIDTHxHEIGHT`, a line end, and 3 bytes a pixel in rows.
+pub fn pixels_sha256(width_px: u32, height_px: u32, rgb: &[u8]) -> String {
+    let mut hash = Sha256::new();
+    hash.update(format!("{width_px}x{height_px}\n"));
+    hash.update(rgb);
+    format!("{:x}", hash.finalize())
+}
+
+/// Where each component runs: `cpu`, or `text_encoder=cpu,unet=cuda,unet=cpu`.
+pub fn providers<'a>(placements: impl Iterator<Item = &'a Placement>) -> String {
+    // Text encoders are chosen for together.
+    let placements = placements.filter(|placement| placement.component != "text_encoder_2");
+    let lists = placements.map(|placement| (placement.component.as_str(), &placement.providers));
+    let lists: Vec<(&str, &Vec<Provider>)> = lists.collect();
+    let (prefixes, lists) = match lists.windows(2).all(|pair| pair[0].1 == pair[1].1) {
+        true => (false, &lists[..1]),
+        false => (true, &lists[..]),
+    };
+    let entries = lists.iter().flat_map(|(component, list)| {
+        list.iter().map(move |provider| match prefixes {
+            true => format!("{component}={provider}"),
+            false => provider.to_string(),
+        })
+    });
+    entries.collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pixels_are_known_by_their_shape_too() {
+        assert_ne!(pixels_sha256(2, 1, &[0; 6]), pixels_sha256(1, 2, &[0; 6]));
+        // printf '2x1\n\0\0\0\0\0\0' | sha256sum
+        assert_eq!(
+            pixels_sha256(2, 1, &[0; 6]),
+            "7fea82c78698410c5065f48be3cc9c73ef1fb32994a6f475736daa15895ac5c8"
+        );
+    }
+}
