@@ -457,8 +457,7 @@ fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64, causal: bool, threa
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::MICROSOFT;
-    use crate::graph::integer;
+    use crate::graph::node::{MICROSOFT, integer};
     use crate::graph::shape::tests::{graph, node, plain, stored};
 
     fn builtin(name: &str) -> Graph {

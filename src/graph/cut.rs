@@ -3,11 +3,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use super::dtype::{dtype, onnx_code};
 use super::proto::{
     Dimension, DimensionValue, GraphProto, NodeProto, TensorProto, TensorShapeProto, TensorType, TypeProto,
     TypeValue, ValueInfoProto,
 };
-use super::{Dim, Graph, dtype, onnx_code};
+use super::{Dim, Graph};
 use crate::weights::Dtype;
 use crate::{Error, ErrorKind};
 

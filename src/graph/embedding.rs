@@ -6,8 +6,10 @@ use std::collections::HashMap;
 
 use half::{bf16, f16};
 
+use super::dtype::onnx_code;
+use super::node::cast;
 use super::proto::{self, AttributeProto, NodeProto, TensorProto};
-use super::{Graph, Port, cast, onnx_code};
+use super::{Graph, Port};
 use crate::weights::Dtype;
 use crate::{Error, ErrorKind};
 
@@ -162,7 +164,7 @@ impl Graph {
             let ids = node.input.first().and_then(|ids| port_of(ids));
             if let Some((_, converted)) = ids.filter(|(of, _)| of.name == port.name) {
                 let code = converted.unwrap_or(onnx_code(port.dtype));
-                largest.push((place, super::dtype(code)?));
+                largest.push((place, super::dtype::dtype(code)?));
             }
         }
         Ok(Lookup { node, dtype, width, largest })

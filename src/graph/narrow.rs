@@ -8,9 +8,11 @@ use std::collections::{HashMap, HashSet};
 use std::mem;
 use std::ops::Range;
 
+use super::dtype::onnx_code;
+use super::node::{MICROSOFT, entry, integer};
+use super::parameter::declared;
 use super::proto::{GraphProto, NodeProto, TensorProto};
 use super::segment::{elements, stored};
-use super::{MICROSOFT, declared, entry, integer, onnx_code};
 use crate::weights::Dtype;
 
 /// How many slices the tokens of a feed-forward are taken in.
@@ -509,7 +511,7 @@ fn number(value: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::cast;
+    use crate::graph::node::cast;
     use crate::graph::proto::{EXTERNAL, ValueInfoProto};
     use crate::graph::shape::tests::{node, stored as graph_file};
 

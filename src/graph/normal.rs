@@ -1,9 +1,11 @@
 //! Norms of a picture that is computed in tiles. A norm's mean and variance are the whole picture's, which no tile can
 //! know, so that the graph is given them, and gives those of the part of it that was computed.
 
+use super::Graph;
 use super::cut::value_info;
+use super::dtype::onnx_code;
+use super::node::{cast, integer};
 use super::proto::{self, AttributeProto, DimensionValue, NodeProto, TensorProto};
-use super::{Graph, cast, onnx_code};
 use crate::Error;
 use crate::weights::Dtype;
 
@@ -78,7 +80,7 @@ impl Graph {
             }
         }
         let found: Vec<&str> = found.iter().map(String::as_str).collect();
-        desk.op("Concat", &found, "all").attribute.push(super::integer("axis", 1));
+        desk.op("Concat", &found, "all").attribute.push(integer("axis", 1));
         desk.op("Reshape", &["norms/all", "norms/last_axis"], "found");
 
         let mut graph = self.graph.clone();

@@ -14,10 +14,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::{
-    AttributeProto, Graph, GraphProto, MICROSOFT, NodeProto, OPEN_LOCATION, Parameter, TensorProto, entry,
-    import_microsoft, integer, onnx_code, opset, proto,
-};
+use super::dtype::onnx_code;
+use super::node::{MICROSOFT, entry, import_microsoft, integer, opset};
+use super::proto::{self, AttributeProto, GraphProto, NodeProto, TensorProto};
+use super::{Graph, OPEN_LOCATION, Parameter};
 use crate::Error;
 use crate::weights::Dtype;
 

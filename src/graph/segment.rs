@@ -10,10 +10,12 @@ use std::ops::Range;
 
 use prost::Message;
 
+use super::bound::{BoundGraph, tables};
+use super::node::opset;
+use super::parameter::declared;
 use super::proto::{
     self, GraphProto, ModelProto, NodeProto, TensorProto, TensorType, TypeProto, TypeValue, ValueInfoProto,
 };
-use super::{BoundGraph, declared, opset, tables};
 
 /// Operators in front of which a graph may be cut.
 const OPENERS: [&str; 5] = ["Conv", "FusedMatMul", "Gemm", "MatMul", "MatMulNBits"];
@@ -116,6 +118,11 @@ impl Segment {
 }
 
 impl BoundGraph {
+    /// The numbers of the files of `weights` in which its parameters lie.
+    pub(crate) fn files(&self) -> Vec<usize> {
+        self.model.graph.as_ref().map_or_else(Vec::new, files)
+    }
+
     /// Cuts the graph into as few segments as keep each one's weights, in the types in which they are computed with, to
     /// `grain_bytes`; operators with more are taken in slices, where they can be. A graph that cannot be cut, because
     /// nodes of it hold graphs, is one segment.
@@ -366,7 +373,7 @@ fn joined(mut ranges: Vec<(usize, Range<usize>)>) -> Vec<(usize, Range<usize>)> 
 }
 
 /// The numbers of the files in which a graph's parameters lie.
-pub(super) fn files(graph: &GraphProto) -> Vec<usize> {
+fn files(graph: &GraphProto) -> Vec<usize> {
     let files: BTreeSet<usize> = graph.initializer.iter().filter_map(stored).map(|(file, _)| file).collect();
     files.into_iter().collect()
 }

@@ -8,8 +8,9 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
 use self::content::Content;
+use super::dtype::dtype;
 use super::proto::{NodeProto, TensorProto};
-use super::{Dim, Graph, dtype};
+use super::{Dim, Graph};
 use crate::weights::Dtype;
 use crate::{Error, ErrorKind};
 
@@ -188,12 +189,13 @@ pub(super) mod tests {
     use serde_json::Value as Json;
 
     use super::*;
+    use crate::graph::OPEN_LOCATION;
+    use crate::graph::node::{MICROSOFT, entry, integer};
     use crate::graph::proto::{
         AttributeProto, Dimension, DimensionValue, EXTERNAL, GraphProto, ModelProto, TensorShapeProto,
         TensorType, TypeProto, TypeValue, ValueInfoProto,
     };
     use crate::graph::quantize::Bits;
-    use crate::graph::{MICROSOFT, OPEN_LOCATION, entry, integer};
 
     const GOLDEN: &str = include_str!("../../tests/golden/shapes/values.json");
 

@@ -3,7 +3,7 @@
 
 use super::content::{Content, MAX_ELEMENTS, places, strides};
 use super::{Tensor, initializer};
-use crate::graph::dtype;
+use crate::graph::dtype::dtype;
 use crate::graph::proto::{AttributeProto, NodeProto};
 use crate::weights::Dtype;
 
