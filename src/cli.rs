@@ -12,6 +12,7 @@ mod open;
 mod output;
 mod pack;
 mod plan;
+mod preview;
 mod provider;
 mod receipt;
 mod samplers;

@@ -145,10 +145,10 @@ impl Pipeline {
     pub fn generate(
         &mut self,
         request: &Request,
-        on_step: impl FnMut(Progress) -> ControlFlow<()>,
+        mut on_step: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Picture, Error> {
         let mut run = self.begin(request)?;
-        run.steps(on_step)?;
+        run.steps(|run| on_step(run.progress()))?;
         run.finish()
     }
 
@@ -159,10 +159,10 @@ impl Pipeline {
     pub fn denoise(
         &mut self,
         request: &Request,
-        on_step: impl FnMut(Progress) -> ControlFlow<()>,
+        mut on_step: impl FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Vec<f32>, Error> {
         let mut run = self.begin(request)?;
-        run.steps(on_step)?;
+        run.steps(|run| on_step(run.progress()))?;
         run.final_latents()
     }
 

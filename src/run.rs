@@ -168,6 +168,11 @@ impl<'a> Run<'a> {
         })
     }
 
+    /// What it generates.
+    pub fn request(&self) -> &Request {
+        &self.request
+    }
+
     /// How far it has come.
     pub fn progress(&self) -> Progress {
         Progress { done: self.done, steps: self.request.steps() }
@@ -252,15 +257,14 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Takes all steps that are left. `on_step` is called after every one and may break off.
+    /// Takes all steps that are left. `on_step` is called with the run after every one, and may end it.
     ///
     /// # Errors
     /// Those of [`Run::step`], and [`ErrorKind::Cancelled`] when `on_step` breaks.
-    pub fn steps(&mut self, mut on_step: impl FnMut(Progress) -> ControlFlow<()>) -> Result<(), Error> {
+    pub fn steps(&mut self, mut on_step: impl FnMut(&Self) -> ControlFlow<()>) -> Result<(), Error> {
         while !self.is_done() {
-            let progress = self.step()?;
-            if on_step(progress).is_break() {
-                let Progress { done, steps } = progress;
+            let Progress { done, steps } = self.step()?;
+            if on_step(self).is_break() {
                 return Err(Error::new(
                     ErrorKind::Cancelled,
                     format!("stopped after step {done} of {steps}"),

@@ -1480,6 +1480,112 @@ mod interrupt {
     }
 }
 
+mod preview {
+    use image::{GenericImageView, ImageFormat};
+
+    use super::*;
+
+    fn opened(bytes: &[u8], format: ImageFormat) -> image::DynamicImage {
+        image::load_from_memory_with_format(bytes, format).unwrap()
+    }
+
+    #[test]
+    fn is_replaced_at_the_steps_asked_for() {
+        let desk = Desk::new();
+        let preview = desk.path("preview.png").into_os_string().into_string().unwrap();
+        let of = |steps: &str, every: &[&str]| {
+            let _ = fs::remove_file(&preview);
+            let args = ["a red apple", "--seed", "3", "--steps", steps, "--preview", &preview];
+            desk.draws(&[&args, every].concat());
+            fs::read(&preview).ok()
+        };
+        let all = of("4", &[]).unwrap();
+        assert_eq!(opened(&all, ImageFormat::Png).dimensions(), (128, 128));
+        // The fourth step is the last that either shows.
+        assert_eq!(of("4", &["--preview-every", "2"]).unwrap(), all);
+        let third = of("4", &["--preview-every", "3"]).unwrap();
+        assert_ne!(third, all);
+        assert_eq!(of("4", &["--preview-every", "5"]), None);
+        assert_eq!(desk.files(), ["out.png"]);
+        // It is like the image, and nothing of it has a recipe, which is the image's.
+        let image = opened(&desk.read("out.png"), ImageFormat::Png).to_rgb8();
+        let off = |preview: &[u8]| {
+            let preview = opened(preview, ImageFormat::Png).to_rgb8();
+            let sum: u64 = preview.iter().zip(image.iter()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+            sum as f64 / image.len() as f64
+        };
+        assert!(off(&all) < off(&third), "{} {}", off(&all), off(&third));
+        assert!(!all.windows(4).any(|chunk| chunk == b"tEXt"));
+    }
+
+    #[test]
+    fn leaves_the_image_as_it_is() {
+        let desk = Desk::new();
+        desk.draws(&["x", "--seed", "3"]);
+        let without = desk.read("out.png");
+        for (name, format) in [("p.jpg", ImageFormat::Jpeg), ("p.webp", ImageFormat::WebP)] {
+            let preview = desk.path(name);
+            desk.draws(&["x", "--seed", "3", "--preview", preview.to_str().unwrap()]);
+            assert_eq!(desk.read("out.png"), without);
+            let size = "128x128".parse::<calotype::tensor::PixelSize>().unwrap();
+            let shown = opened(&desk.read(name), format).dimensions();
+            assert_eq!(shown, (size.width_px(), size.height_px()));
+        }
+        // Large images have small previews.
+        let preview = desk.path("p.png");
+        let args = ["x", "--seed", "3", "--size", "640x320", "--preview", preview.to_str().unwrap()];
+        desk.draws(&[&args[..], &["--steps", "1"]].concat());
+        assert_eq!(opened(&desk.read("p.png"), ImageFormat::Png).dimensions(), (512, 256));
+    }
+
+    #[test]
+    fn what_cannot_be_one_is_refused() {
+        let desk = Desk::new();
+        let out = desk.path("out.png");
+        let out = out.to_str().unwrap();
+        let dotted = desk.path("./out.png");
+        for (args, code, message) in [
+            (&["--preview", "-"][..], 2, "--preview: expected a file, got standard output"),
+            (&["--preview", "/dev/null"], 2, "--preview: expected a file, got a device or pipe"),
+            (&["--preview", out], 2, "--preview: expected a file, got the file of the image"),
+            (&["--preview", dotted.to_str().unwrap()], 2, "got the file of the image"),
+            (&["--preview", "p.gif"], 2, "p.gif: expected a name in .png"),
+            (&["--preview", "no/such/p.png"], 9, "no/such/p.png: expected a folder"),
+            (&["--preview-every", "2"], 2, "--preview <FILE>"),
+            (&["--preview", "p.png", "--preview-every", "0"], 2, "--preview-every"),
+        ] {
+            desk.refuses(&[&["x"], args].concat(), code, &[message]);
+        }
+        let bundle = Bundle::new();
+        bundle.edit_manifest(|manifest| {
+            manifest.as_object_mut().unwrap().remove("preview").unwrap();
+        });
+        let preview = desk.path("p.png");
+        let args = ["x", "-m", bundle.path(), "--preview", preview.to_str().unwrap()];
+        desk.refuses(&args, 2, &["--preview: expected a model with preview factors, got calotype-emoji-1"]);
+    }
+
+    /// The image is what was asked for. A file may have 10 KiB: the image is smaller, its preview larger.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn that_cannot_be_written_is_reported_once() {
+        let desk = Desk::new();
+        let (image, preview) = (desk.path("out.jpg"), desk.path("p.png"));
+        let args = ["a red apple", "--seed", "3", "--steps", "4", "-o", image.to_str().unwrap()];
+        let command = desk.command(&[&args[..], &["--preview", preview.to_str().unwrap()]].concat());
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", "ulimit -f 20; exec \"$@\"", "sh"])
+            .arg(command.get_program())
+            .args(command.get_args());
+        let said = Said::of(shell.output().unwrap());
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        let problem = "p.png: the image could not be written: File too large";
+        assert_eq!(said.stderr.matches(problem).count(), 1, "{}", said.stderr);
+        assert_eq!(desk.files(), ["out.jpg"]);
+    }
+}
+
 mod picture {
     use serde_json::json;
 

@@ -10,7 +10,7 @@ use calotype::error::shortened;
 use calotype::memory;
 use calotype::model::Model;
 use calotype::picture::RecipeText;
-use calotype::pipeline::{Options, Picture, Pipeline, Progress};
+use calotype::pipeline::{Options, Picture, Pipeline};
 use calotype::plan::{Budget, Plan};
 use calotype::provenance::{provenance, providers};
 use calotype::recipe::{Receipt, Recipe, parameters};
@@ -24,6 +24,7 @@ use super::drawing::Drawing;
 use super::from::STDIN;
 use super::interrupt::Heeded;
 use super::output::{Destination, STDOUT};
+use super::preview::{Preview, PreviewFlags};
 use super::receipt::Hashes;
 use super::{Common, Report, path_json, say, without_mark};
 use super::{provider, samplers};
@@ -45,6 +46,8 @@ pub(super) struct Flags {
     output: PathBuf,
     #[command(flatten)]
     drawing: Drawing,
+    #[command(flatten)]
+    preview: PreviewFlags,
     #[command(flatten)]
     pub(super) common: Common,
 }
@@ -80,7 +83,11 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         ));
     }
     let destinations = destinations(&flags.output, drawing.count)?;
+    let mut preview = flags.preview.open(&destinations)?;
     let (model, recipe, additions) = drawing.open_model(recipe)?;
+    if let Some(preview) = &preview {
+        preview.check(model.manifest())?;
+    }
     let first = Request::new(recipe, &model)?;
     let Some(last_seed) = first.seed().checked_add(u64::from(drawing.count) - 1) else {
         return Err(Error::new(
@@ -119,7 +126,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let mut draw_all = || {
         for (index, destination) in destinations.iter().enumerate() {
             let request = first.with_seed(first.seed() + index as u64);
-            let picture = draw(&mut pipeline, &request)?;
+            let picture = draw(&mut pipeline, &request, preview.as_mut())?;
             if pipeline.placements().count() > placed {
                 // The first picture that is drawn from opened it.
                 let vae_encoder =
@@ -138,7 +145,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
             report_cut(&picture);
             let recipe_text =
                 RecipeText { parameters: &parameters::write(&receipt, &additions), json: &receipt.to_json() };
-            destination.write(&picture.image, recipe_text)?;
+            destination.write(&picture.image, Some(recipe_text))?;
             text += &format!("{} (seed {})\n", destination.path().display(), request.seed());
             pictures.push(json!({
                 "file": path_json(destination.path()),
@@ -183,12 +190,22 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
 }
 
 /// Draws one picture, or stops when a signal comes.
-fn draw(pipeline: &mut Pipeline, request: &Request) -> Result<Picture, Error> {
+fn draw(
+    pipeline: &mut Pipeline,
+    request: &Request,
+    mut preview: Option<&mut Preview>,
+) -> Result<Picture, Error> {
     let heeded = Heeded::new();
     let bar = progress_bar(request.steps());
-    let picture = pipeline.generate(request, |Progress { done, .. }| {
-        bar.set_position(done as u64);
-        if heeded.is_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    let picture = pipeline.begin(request).and_then(|mut run| {
+        run.steps(|run| {
+            bar.set_position(run.progress().done as u64);
+            if let Some(preview) = &mut preview {
+                preview.show(run);
+            }
+            if heeded.is_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        run.finish()
     });
     bar.finish_and_clear();
     let picture = picture?;

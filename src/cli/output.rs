@@ -78,12 +78,24 @@ impl Destination {
         matches!(self.place, Place::Special)
     }
 
+    /// Whether both are one file.
+    pub(super) fn is_same_file(&self, other: &Self) -> bool {
+        let file = |of: &Self| match &of.place {
+            Place::File(path) => path
+                .canonicalize()
+                .ok()
+                .or_else(|| Some(folder_of(path).canonicalize().ok()?.join(path.file_name()?))),
+            Place::Special | Place::Stdout => None,
+        };
+        file(self).is_some_and(|path| file(other) == Some(path))
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Writes a picture and its recipe; what was there before stays until the new file is whole.
-    pub(super) fn write(&self, image: &RgbImage, text: RecipeText<'_>) -> Result<(), Error> {
+    /// Writes a picture, and its recipe if it has one; what was there before stays until the new file is whole.
+    pub(super) fn write(&self, image: &RgbImage, text: Option<RecipeText<'_>>) -> Result<(), Error> {
         let write = |file: &mut File| self.encode(image, text, file);
         let written = match &self.place {
             Place::Special => {
@@ -102,7 +114,7 @@ impl Destination {
         })
     }
 
-    fn encode(&self, image: &RgbImage, text: RecipeText<'_>, out: &mut dyn Write) -> io::Result<()> {
+    fn encode(&self, image: &RgbImage, text: Option<RecipeText<'_>>, out: &mut dyn Write) -> io::Result<()> {
         let mut out = BufWriter::new(out);
         if let Some(left_out) = encode(image, self.format, text, &mut out)? {
             say(format_args!("{}: {left_out} is too long for this format; use PNG", self.path.display()));

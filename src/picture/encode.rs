@@ -59,7 +59,7 @@ pub struct RecipeText<'a> {
     pub json: &'a str,
 }
 
-/// Writes an image with its recipe. Returns what of the recipe did not fit, if anything, for a warning.
+/// Writes an image, with its recipe if there is one. Returns what of the recipe did not fit, if anything, for a warning.
 ///
 /// PNG has the text chunks `parameters` and `calotype`. JPEG and WebP have EXIF: `UserComment` with A1111's parameters, as
 /// A1111 writes it (`UNICODE`, big-endian UTF-16), and `ImageDescription` with the JSON form.
@@ -69,7 +69,7 @@ pub struct RecipeText<'a> {
 pub fn encode(
     image: &RgbImage,
     format: OutputFormat,
-    text: RecipeText<'_>,
+    text: Option<RecipeText<'_>>,
     out: &mut dyn Write,
 ) -> io::Result<Option<&'static str>> {
     match format {
@@ -79,16 +79,19 @@ pub fn encode(
             other => io::Error::other(other),
         }),
         OutputFormat::Jpeg => {
-            let (mut exif, mut left_out) = (exif(Some(text.json), text.parameters), None);
-            if exif.len() > MAX_EXIF_BYTES {
-                exif = self::exif(None, text.parameters);
-                left_out = Some("the recipe as JSON");
+            let (mut segment, mut left_out) = (Vec::new(), None);
+            if let Some(RecipeText { parameters, json }) = text {
+                segment = exif(Some(json), parameters);
+                if segment.len() > MAX_EXIF_BYTES {
+                    segment = exif(None, parameters);
+                    left_out = Some("the recipe as JSON");
+                }
+                if segment.len() > MAX_EXIF_BYTES {
+                    segment.clear();
+                    left_out = Some("the recipe");
+                }
             }
-            if exif.len() > MAX_EXIF_BYTES {
-                exif.clear();
-                left_out = Some("the recipe");
-            }
-            jpeg(image, &exif, out).map_err(|error| match error {
+            jpeg(image, &segment, out).map_err(|error| match error {
                 EncodingError::IoError(error) => error,
                 other => io::Error::other(other),
             })?;
@@ -96,7 +99,9 @@ pub fn encode(
         }
         OutputFormat::WebP => {
             let mut encoder = WebPEncoder::new(out);
-            encoder.set_exif_metadata(exif(Some(text.json), text.parameters));
+            if let Some(RecipeText { parameters, json }) = text {
+                encoder.set_exif_metadata(exif(Some(json), parameters));
+            }
             let encoded = encoder.encode(image.as_raw(), image.width(), image.height(), WebPColor::Rgb8);
             encoded.map_err(|error| match error {
                 image_webp::EncodingError::IoError(error) => error,
@@ -107,11 +112,16 @@ pub fn encode(
     }
 }
 
-fn png(image: &RgbImage, text: RecipeText<'_>, out: &mut dyn Write) -> Result<(), png::EncodingError> {
+fn png(
+    image: &RgbImage,
+    text: Option<RecipeText<'_>>,
+    out: &mut dyn Write,
+) -> Result<(), png::EncodingError> {
     let mut encoder = Encoder::new(out, image.width(), image.height());
     encoder.set_color(ColorType::Rgb);
     encoder.set_depth(BitDepth::Eight);
-    for (keyword, text) in [("parameters", text.parameters), ("calotype", text.json)] {
+    let texts = text.map(|text| [("parameters", text.parameters), ("calotype", text.json)]);
+    for (keyword, text) in texts.into_iter().flatten() {
         // tEXt holds Latin-1 and every reader knows it; iTXt holds the rest.
         if text.is_ascii() {
             encoder.add_text_chunk(keyword.into(), text.into())?;
