@@ -171,13 +171,20 @@ function answerJob(request, response, id, what) {
   if (!job) return refuse(response, 404, `job ${id}: not known`);
   if (what === "events") return stream(job, response);
   if (what === "cancel" && request.method === "POST") {
-    if (job.status === "queued" || job.status === "running") end(job, "cancelled");
+    if (job.status !== "queued" && job.status !== "running") return refuse(response, 409, "job: expected one that has not ended");
+    end(job, "cancelled");
     return sendJson(response, 200, job);
   }
   if (what === "picture.png" && job.hidden.png) {
     return response.writeHead(200, { "Content-Type": "image/png", ETag: `"${job.id}"` }).end(job.hidden.png);
   }
   return what === undefined ? sendJson(response, 200, job) : refuse(response, 404, "no such page");
+}
+
+// As Bearer or as Basic password.
+function hasToken({ headers }) {
+  const [scheme, value] = (headers.authorization ?? "").split(" ");
+  return (scheme === "Basic" ? Buffer.from(value, "base64").toString().split(":")[1] : value) === options.token;
 }
 
 async function answer(request, response) {
@@ -187,7 +194,7 @@ async function answer(request, response) {
     response.writeHead(200, { "Content-Type": type, "Content-Security-Policy": POLICY });
     return response.end(readFileSync(`${options.page}/${name}`));
   }
-  if (options.token && request.headers.authorization !== `Bearer ${options.token}`) return refuse(response, 401, "a token is needed");
+  if (options.token && !hasToken(request)) return refuse(response, 401, "expected a token", { "WWW-Authenticate": 'Bearer, Basic realm="calotype"' });
   if (pathname === "/api/info") return sendJson(response, 200, info());
   if (pathname === "/api/jobs" && request.method === "POST") return post(request, response);
   if (pathname === "/api/jobs") return sendJson(response, 200, { jobs: [...jobs.values()].reverse() });

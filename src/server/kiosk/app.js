@@ -149,6 +149,7 @@ async function send(path, { method = "GET", body, signal } = {}) {
       method,
       signal,
       cache: "no-store",
+      credentials: "omit", // Or the browser asks for a name and a password by itself, before this page can.
       headers: {
         ...(token ? { Authorization: `Bearer ${token}` } : {}),
         ...(body ? { "Content-Type": "application/json" } : {}),
@@ -353,6 +354,7 @@ function begin(request, phase) {
   page.run = new AbortController();
   Object.assign(page, { request, phase, job: null, preview: null, shown: null, error: "", cancelling: false });
   announce(text("sending"));
+  restartIdle();
   render();
   return page.run.signal;
 }
@@ -380,7 +382,7 @@ async function follow(id, signal) {
   const retry = backoff();
   while (!signal.aborted) {
     try {
-      if (page.cancelling) await receiveJson(`${jobPath(id)}/cancel`, { method: "POST", signal });
+      if (page.cancelling) await sendCancel(id, signal);
       setJob(await receiveJson(jobPath(id), { signal }));
       retry.reset();
       if (!ENDED.includes(page.job.status)) await readStream(id, signal);
@@ -391,6 +393,14 @@ async function follow(id, signal) {
       if (error instanceof Refused) return error.status === 404 ? end("lost") : end("failed", error.message);
       await retry.wait(signal);
     }
+  }
+}
+
+async function sendCancel(id, signal) {
+  try {
+    setJob(await receiveJson(`${jobPath(id)}/cancel`, { method: "POST", signal }));
+  } catch (error) {
+    if (error.status !== 409) throw error; // It has ended already, and the next answer says how.
   }
 }
 
@@ -442,7 +452,7 @@ function cancel() {
   // Before the job is known, `follow` sends this as soon as it is. It also tries again where this here fails.
   page.cancelling = true;
   render();
-  if (page.job) receiveJson(`${jobPath(page.job.id)}/cancel`, { method: "POST" }).then(setJob, () => {});
+  if (page.job) sendCancel(page.job.id, page.run.signal).catch(() => {});
 }
 
 function jobPath(id) {
