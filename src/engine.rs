@@ -27,7 +27,7 @@ pub use self::provider::{About, Precision, Provider, ProviderKind, Providers};
 use self::stream::Streamed;
 use self::sys::{Found, Input, Opening};
 pub use self::sys::{Heap, disable_telemetry};
-use crate::graph::{BoundGraph, Dim, Port};
+use crate::graph::{BoundGraph, Dialect, Dim, Port};
 use crate::weights::{Dtype, Weights};
 use crate::{Error, ErrorKind};
 
@@ -69,6 +69,8 @@ pub struct SessionOptions {
     pub threads: NonZeroUsize,
     /// Which providers each graph may run on, by its name.
     pub providers: Providers,
+    /// The operators that its graph has; those of the provider that is the first to run it when absent.
+    pub dialect: Option<Dialect>,
     /// The folder in which providers keep what they compile; nothing is kept without.
     pub cache: Option<PathBuf>,
     /// Who is told when a provider compiles a graph.
@@ -91,6 +93,7 @@ impl SessionOptions {
         Self {
             threads,
             providers: Providers::default(),
+            dialect: None,
             cache: None,
             watch: None,
             residency: Residency::Keep,
@@ -409,6 +412,8 @@ fn open_on(
     options: &SessionOptions,
 ) -> Result<(Run, Option<Compilation>, PoolLimit), Error> {
     let (first, found) = &providers[0];
+    let rewritten = bound.in_dialect(options.dialect.unwrap_or_else(|| first.kind.dialect()));
+    let bound = rewritten.as_ref().unwrap_or(bound);
     if first.is_cpu()
         && let Some((operator, providers)) =
             bound.custom_operators.iter().find_map(|name| Some((name, providers_needed(name)?)))

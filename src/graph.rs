@@ -4,6 +4,7 @@
 mod activation;
 mod bound;
 mod cut;
+mod dialect;
 mod dtype;
 mod embedding;
 mod file;
@@ -26,6 +27,7 @@ use std::fmt;
 use prost::Message;
 
 pub use self::bound::BoundGraph;
+pub use self::dialect::Dialect;
 pub(crate) use self::dtype::onnx_code;
 use self::node::opset;
 pub use self::parameter::Parameter;
@@ -100,8 +102,7 @@ impl Graph {
 
     /// The operators that are not ONNX's own, by their full names: `com.microsoft.MultiHeadAttention`.
     pub fn custom_operators(&self) -> BTreeSet<String> {
-        let custom = self.graph.node.iter().filter(|node| !matches!(node.domain(), "" | "ai.onnx"));
-        custom.map(|node| format!("{}.{}", node.domain(), node.op_type())).collect()
+        custom_operators(&self.graph)
     }
 
     /// What weights must provide.
@@ -129,6 +130,12 @@ impl fmt::Debug for Graph {
         let (nodes, parameters) = (self.graph.node.len(), self.parameters.len());
         write!(f, "Graph({}: {nodes} nodes, {parameters} parameters)", self.name)
     }
+}
+
+/// The operators of a graph that are not ONNX's own, by their full names.
+fn custom_operators(graph: &GraphProto) -> BTreeSet<String> {
+    let custom = graph.node.iter().filter(|node| !matches!(node.domain(), "" | "ai.onnx"));
+    custom.map(|node| format!("{}.{}", node.domain(), node.op_type())).collect()
 }
 
 /// A model and its graph; `place` is for messages.

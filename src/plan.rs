@@ -17,7 +17,9 @@ use serde::Serialize;
 use self::extent::Extent;
 use self::text::{Call, Reading};
 use crate::engine::{self, Library, Providers, Residency, SessionOptions};
-use crate::graph::{Dim, Graph, Port, Segment, SegmentBytes, least_resident_bytes, pinned, resident_bytes};
+use crate::graph::{
+    Dialect, Dim, Graph, Port, Segment, SegmentBytes, least_resident_bytes, pinned, resident_bytes,
+};
 use crate::memory::{self, Memory};
 use crate::model::{Model, Part};
 use crate::request::Request;
@@ -303,7 +305,9 @@ impl Plan {
         request.check_model(model.manifest())?;
         expect_cpu(model, &options.providers)?;
         let reading = Reading::of(model, request)?;
-        let ways = Planner { threads: options.threads.get() }.ways(model, request, &reading)?;
+        let ways =
+            Planner { threads: options.threads.get(), dialect: options.dialect.unwrap_or(Dialect::Cpu) }
+                .ways(model, request, &reading)?;
         engine::trim();
         let described = ways.iter().map(|(_, ways)| ways[0].description_bytes).max().unwrap_or(0);
         let (images_peak_bytes, images_kept_bytes) = request.image_bytes();
@@ -579,6 +583,8 @@ fn with_more_resident(mut way: Way, room: u64) -> Way {
 /// Finds the ways to run a stage.
 struct Planner {
     threads: usize,
+    /// The operators that graphs are run with: attention takes more memory in some than in others.
+    dialect: Dialect,
 }
 
 impl Planner {
@@ -654,6 +660,7 @@ impl Planner {
         batch: usize,
         calls: usize,
     ) -> Result<Vec<Way>, Error> {
+        let graph = &graph.clone().in_dialect(self.dialect);
         let mut bound = part.bind_to_count(graph.clone())?;
         bound.convert_rows();
         let sliced = graph.in_slices();

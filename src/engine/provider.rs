@@ -6,6 +6,7 @@ use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::graph::Dialect;
 use crate::name::{bare, unknown};
 use crate::{Error, ErrorKind};
 
@@ -94,6 +95,21 @@ impl ProviderKind {
     /// All but plugins.
     pub fn built_in() -> impl Iterator<Item = (Self, About)> {
         BUILT_IN.into_iter()
+    }
+
+    /// The operators that graphs have which it is the first to run.
+    pub fn dialect(&self) -> Dialect {
+        match self {
+            // Of a graph XNNPACK takes convolutions and products; the rest is the CPU's, which is faster in its own dialect.
+            Self::Cpu | Self::Xnnpack => Dialect::Cpu,
+            Self::Cuda | Self::DirectMl => Dialect::Contrib,
+            Self::TensorRt
+            | Self::CoreMl
+            | Self::OpenVino
+            | Self::Qnn
+            | Self::WebGpu
+            | Self::Plugin { .. } => Dialect::Standard,
+        }
     }
 
     /// What is known of it; nothing of a plugin.

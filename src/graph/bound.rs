@@ -129,6 +129,7 @@ impl Graph {
 }
 
 /// A graph all of whose parameters have data.
+#[derive(Clone)]
 pub struct BoundGraph {
     pub(crate) name: String,
     pub(crate) inputs: Vec<Port>,

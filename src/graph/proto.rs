@@ -12,6 +12,8 @@ pub const FLOAT: i32 = 1;
 pub const INT: i32 = 2;
 /// `AttributeProto.type`: the attribute is the text in `s`.
 pub const STRING: i32 = 3;
+/// `AttributeProto.type`: the attribute is the tensor in `t`.
+pub const TENSOR: i32 = 4;
 /// `AttributeProto.type`: the attribute is the list of integers in `ints`.
 pub const INTS: i32 = 7;
 
