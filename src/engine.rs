@@ -3,6 +3,7 @@
 
 mod cancel;
 mod compile;
+mod data;
 mod exhaustion;
 mod library;
 mod pool;
@@ -10,16 +11,16 @@ mod provider;
 mod stream;
 mod sys;
 mod threads;
+mod value;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use half::f16;
-
 pub use self::cancel::Cancel;
 use self::compile::{Cache, Compilation};
 pub use self::compile::{Compiling, Watch};
+pub use self::data::{Data, Elements, Output, TensorRef};
 pub(crate) use self::exhaustion::SPARE_BYTES;
 pub use self::exhaustion::{Refusal, exit_when_exhausted};
 pub use self::library::Library;
@@ -27,7 +28,9 @@ pub use self::provider::{About, Precision, Provider, ProviderKind, Providers};
 use self::stream::Streamed;
 use self::sys::{Found, Input, Opening};
 pub use self::sys::{Heap, disable_telemetry};
-use crate::graph::{BoundGraph, Dialect, Dim, Port};
+use self::value::Fed;
+pub use self::value::Value;
+use crate::graph::{BoundGraph, Dialect, Port};
 use crate::weights::{Dtype, Weights};
 use crate::{Error, ErrorKind};
 
@@ -200,6 +203,7 @@ pub struct Session {
     placement: Placement,
     cancel: Cancel,
     compilation: Option<Compilation>,
+    fed_bytes: u64,
 }
 
 /// What a [`Session`] runs.
@@ -209,18 +213,36 @@ enum Run {
 }
 
 impl Run {
+    /// The outputs of these names, and how many bytes of the inputs were handed to ONNX Runtime for it.
     fn values(
         &mut self,
+        constants: &[(String, Value)],
         inputs: &[(&str, TensorRef<'_>)],
         outputs: &[&str],
         cancel: &Cancel,
-    ) -> Result<Vec<sys::Value>, Error> {
+    ) -> Result<(Vec<sys::Value>, u64), Error> {
+        let bytes = |feeds: &mut dyn Iterator<Item = Fed<'_>>| feeds.map(|fed| fed.size_bytes()).sum::<u64>();
+        let fed_bytes = bytes(&mut inputs.iter().map(|(_, tensor)| Fed::Slice(*tensor)));
         match self {
-            Self::Whole(session) => {
+            Self::Whole(session) if constants.is_empty() => {
                 let inputs = inputs.iter().map(|(name, tensor)| (*name, Input::Fed(*tensor)));
-                cancel.watch(|options| session.run(inputs, outputs, options))
+                Ok((cancel.watch(|options| session.run(inputs, outputs, options))?, fed_bytes))
             }
-            Self::Streamed(streamed) => streamed.run(inputs, outputs, cancel),
+            Self::Whole(session) => {
+                let tensors = constants.iter().map(|(name, value)| (name.as_str(), value.tensor()));
+                let is_bound = session.bind(tensors)?;
+                let inputs = inputs.iter().map(|(name, tensor)| (*name, tensor));
+                let values = cancel.watch(|options| session.run_bound(inputs, outputs, options))?;
+                let bound = &mut constants.iter().map(|(_, value)| Fed::Value(value));
+                Ok((values, fed_bytes + if is_bound { 0 } else { bytes(bound) }))
+            }
+            Self::Streamed(streamed) => {
+                let constants =
+                    constants.iter().map(|(name, value)| (name.as_str(), Input::Made(value.tensor())));
+                let inputs = inputs.iter().map(|(name, tensor)| (*name, Input::Fed(*tensor)));
+                let inputs: Vec<(&str, Input<'_>)> = inputs.chain(constants).collect();
+                Ok((streamed.run(&inputs, outputs, cancel)?, fed_bytes))
+            }
         }
     }
 }
@@ -283,7 +305,18 @@ impl Session {
         }
         placement.providers = providers.into_iter().map(|(provider, _)| provider).collect();
         let cancel = options.cancel.clone();
-        Ok(Self { name, inputs, outputs, run, _limit: limit, weights, placement, cancel, compilation })
+        Ok(Self {
+            name,
+            inputs,
+            outputs,
+            run,
+            _limit: limit,
+            weights,
+            placement,
+            cancel,
+            compilation,
+            fed_bytes: 0,
+        })
     }
 
     /// Where it runs.
@@ -321,8 +354,23 @@ impl Session {
         inputs: &[(&str, TensorRef<'_>)],
         outputs: &mut [(&str, &mut [f32])],
     ) -> Result<(), Error> {
+        self.run_bound(&[], inputs, outputs)
+    }
+
+    /// The same, with inputs that stay where they are: they are bound when the session is first run with them, which copies
+    /// them to the device that computes, and later runs with the same constants read them there. What was bound is released
+    /// once its values are dropped and the session is run or closed.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn run_bound(
+        &mut self,
+        constants: &[(String, Value)],
+        inputs: &[(&str, TensorRef<'_>)],
+        outputs: &mut [(&str, &mut [f32])],
+    ) -> Result<(), Error> {
         let names: Vec<&str> = outputs.iter().map(|(name, _)| *name).collect();
-        let values = self.values(inputs, &names)?;
+        let values = self.values(constants, inputs, &names)?;
         for ((name, out), value) in outputs.iter_mut().zip(values) {
             value.copy_to(out).map_err(|problem| self.unfit_output(name, &problem))?;
         }
@@ -338,21 +386,34 @@ impl Session {
         inputs: &[(&str, TensorRef<'_>)],
         outputs: &[&str],
     ) -> Result<Vec<Output>, Error> {
-        let values = self.values(inputs, outputs)?.into_iter().zip(outputs);
+        let values = self.values(&[], inputs, outputs)?.into_iter().zip(outputs);
         values
             .map(|(value, name)| value.output().map_err(|problem| self.unfit_output(name, &problem)))
             .collect()
     }
 
+    /// How many bytes of inputs were handed to ONNX Runtime since the session was opened: those of slices at every run, those
+    /// of constants when they were bound.
+    pub fn fed_bytes(&self) -> u64 {
+        self.fed_bytes
+    }
+
     fn values(
         &mut self,
+        constants: &[(String, Value)],
         inputs: &[(&str, TensorRef<'_>)],
         outputs: &[&str],
     ) -> Result<Vec<sys::Value>, Error> {
-        let checked = self.check(inputs, outputs.iter().copied()).and_then(|()| self.weights.check_files());
-        checked
-            .and_then(|()| self.run.values(inputs, outputs, &self.cancel))
-            .map_err(|error| named(&self.name, error))
+        let run = |session: &mut Self| {
+            let constants_fed = constants.iter().map(|(name, value)| (name.as_str(), Fed::Value(value)));
+            let slices = inputs.iter().map(|(name, tensor)| (*name, Fed::Slice(*tensor)));
+            session.check(slices.chain(constants_fed), outputs)?;
+            session.weights.check_files()?;
+            session.run.values(constants, inputs, outputs, &session.cancel)
+        };
+        let (values, fed_bytes) = run(self).map_err(|error| named(&self.name, error))?;
+        self.fed_bytes += fed_bytes;
+        Ok(values)
     }
 
     fn unfit_output(&self, name: &str, problem: &str) -> Error {
@@ -361,35 +422,31 @@ impl Session {
 
     fn check<'a>(
         &self,
-        inputs: &[(&str, TensorRef<'_>)],
-        outputs: impl IntoIterator<Item = &'a str>,
+        inputs: impl Iterator<Item = (&'a str, Fed<'a>)> + Clone,
+        outputs: &[&str],
     ) -> Result<(), Error> {
-        for (name, tensor) in inputs {
+        for (name, fed) in inputs.clone() {
             let port = find(&self.inputs, name).ok_or_else(|| unknown("input", name, &self.inputs))?;
-            if !tensor.is_whole() {
+            if !fed.is_whole() {
                 return Err(Error::new(
                     ErrorKind::Internal,
                     format!(
                         "input {name}: expected data of shape {:?}, got {} elements",
-                        tensor.shape,
-                        tensor.data.len()
+                        fed.shape(),
+                        fed.len()
                     ),
                 ));
             }
-            if !tensor.fits(port) {
+            if !fed.fits(port) {
+                let (dtype, shape) = (fed.dtype(), fed.shape());
                 return Err(Error::new(
                     ErrorKind::Model,
-                    format!(
-                        "input {name}: expected {}, got {}{:?}",
-                        port.signature(),
-                        tensor.data.dtype(),
-                        tensor.shape
-                    ),
+                    format!("input {name}: expected {}, got {dtype}{shape:?}", port.signature()),
                 ));
             }
         }
         for port in &self.inputs {
-            let times = inputs.iter().filter(|(name, _)| *name == port.name).count();
+            let times = inputs.clone().filter(|(name, _)| *name == port.name).count();
             if times != 1 {
                 return Err(Error::new(
                     ErrorKind::Model,
@@ -485,91 +542,6 @@ impl Drop for PoolLimit {
         self.library.runtime().pool().unlimit(self.limit_bytes);
     }
 }
-
-/// A tensor that a graph has given.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Output {
-    /// Its size in elements, outermost dimension first.
-    pub shape: Vec<usize>,
-    /// Its elements in row-major order.
-    pub data: Vec<f32>,
-}
-
-/// A tensor that is borrowed as an input.
-#[derive(Clone, Copy, Debug)]
-pub struct TensorRef<'a> {
-    shape: &'a [usize],
-    data: Data<'a>,
-}
-
-impl<'a> TensorRef<'a> {
-    /// `data` in row-major order, `shape` with the outermost dimension first; [`Session::run`] checks that they agree.
-    pub fn new(shape: &'a [usize], data: impl Into<Data<'a>>) -> Self {
-        Self { shape, data: data.into() }
-    }
-
-    fn is_whole(&self) -> bool {
-        self.shape.iter().try_fold(1usize, |elements, &dim| elements.checked_mul(dim))
-            == Some(self.data.len())
-    }
-
-    fn fits(&self, port: &Port) -> bool {
-        self.data.dtype() == port.dtype
-            && self.shape.len() == port.dims.len()
-            && self.shape.iter().zip(&port.dims).all(|(size, dim)| match dim {
-                Dim::Fixed(fixed) => size == fixed,
-                Dim::Free(_) => true,
-            })
-    }
-}
-
-/// The elements of a [`TensorRef`].
-#[derive(Clone, Copy, Debug)]
-#[allow(missing_docs)] // Each is what its type says.
-pub enum Data<'a> {
-    F32(&'a [f32]),
-    F16(&'a [f16]),
-    F64(&'a [f64]),
-    I64(&'a [i64]),
-    I32(&'a [i32]),
-    Bool(&'a [bool]),
-}
-
-impl Data<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Self::F32(data) => data.len(),
-            Self::F16(data) => data.len(),
-            Self::F64(data) => data.len(),
-            Self::I64(data) => data.len(),
-            Self::I32(data) => data.len(),
-            Self::Bool(data) => data.len(),
-        }
-    }
-
-    fn dtype(&self) -> Dtype {
-        match self {
-            Self::F32(_) => Dtype::F32,
-            Self::F16(_) => Dtype::F16,
-            Self::F64(_) => Dtype::F64,
-            Self::I64(_) => Dtype::I64,
-            Self::I32(_) => Dtype::I32,
-            Self::Bool(_) => Dtype::Bool,
-        }
-    }
-}
-
-macro_rules! data_from_slice {
-    ($($element:ty => $variant:ident),*) => {$(
-        impl<'a> From<&'a [$element]> for Data<'a> {
-            fn from(data: &'a [$element]) -> Self {
-                Self::$variant(data)
-            }
-        }
-    )*};
-}
-
-data_from_slice!(f32 => F32, f16 => F16, f64 => F64, i64 => I64, i32 => I32, bool => Bool);
 
 fn find<'a>(ports: &'a [Port], name: &str) -> Option<&'a Port> {
     ports.iter().find(|port| port.name == name)

@@ -6,9 +6,9 @@ use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use super::Copies;
 use super::cancel::Cancel;
 use super::sys::{self, Input, Opening, Runtime, Value};
-use super::{Copies, TensorRef};
 use crate::graph::{BoundGraph, Segment, SegmentBytes, pinned};
 use crate::weights::Weights;
 use crate::{Error, ErrorKind};
@@ -64,7 +64,7 @@ impl Streamed {
     /// Runs all segments; gives the outputs of these names.
     pub(super) fn run(
         &mut self,
-        inputs: &[(&str, TensorRef<'_>)],
+        inputs: &[(&str, Input<'_>)],
         outputs: &[&str],
         cancel: &Cancel,
     ) -> Result<Vec<Value>, Error> {
@@ -77,8 +77,7 @@ impl Streamed {
             let segment = &part.segment;
             let fed = segment.inputs.iter().map(|name| {
                 let fed = inputs.iter().find(|(input, _)| input == name);
-                let input = fed.map(|(_, tensor)| Input::Fed(*tensor));
-                (name.as_str(), input.unwrap_or_else(|| Input::Made(&made[name])))
+                (name.as_str(), fed.map_or_else(|| Input::Made(&made[name]), |(_, input)| *input))
             });
             let wanted: Vec<&str> = segment.outputs.iter().map(String::as_str).collect();
             let mut opened;

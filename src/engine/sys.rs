@@ -8,7 +8,7 @@ use std::ffi::{CStr, CString, c_char, c_void};
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::ptr;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use ort::AsPointer;
 use ort::device;
@@ -19,15 +19,16 @@ use ort::ortsys;
 use ort::session::SessionInputValue;
 use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
 use ort::sys::{
-    ONNXTensorElementDataType as TypeCode, OrtAllocator, OrtAllocatorType, OrtApiBase, OrtMemType,
-    OrtMemoryInfo, OrtRunOptions, OrtValue, os_char,
+    ONNXTensorElementDataType as TypeCode, OrtAllocator, OrtAllocatorType, OrtApiBase, OrtIoBinding,
+    OrtMemType, OrtMemoryInfo, OrtRunOptions, OrtValue, os_char,
 };
 use ort::value::{DynValue, PrimitiveTensorElementType, TensorElementType};
 
+use super::data::{Data, Elements, Output, TensorRef};
 use super::exhaustion::{self, Refusal};
 use super::pool::Pool;
 use super::provider::{Provider, ProviderKind};
-use super::{Copies, Data, Device, Output, TensorRef, threads};
+use super::{Copies, Device, threads};
 use crate::weights::Lent;
 use crate::{Error, ErrorKind, memory};
 
@@ -444,8 +445,11 @@ fn failed(what: &str, kind: ErrorKind, (error, refusal): (ort::Error, Option<Ref
 
 /// An open session; it owns the memory in which ONNX Runtime reads its weights.
 pub(super) struct Session {
-    // Dropped in this order: the session reads the weights until it is gone.
+    // Dropped in this order: bindings are of the session, which reads the weights until it is gone.
+    bindings: Vec<Binding>,
     session: ort::session::Session,
+    /// The memory that outputs are in.
+    outputs: &'static Allocator,
     budget_bytes: Option<u64>,
     _weights: Lent,
 }
@@ -487,7 +491,13 @@ impl Session {
             };
             failed("ONNX Runtime cannot open the graph", kind, (error, refusal))
         })?;
-        Ok(Self { session, budget_bytes, _weights: weights })
+        Ok(Self {
+            bindings: Vec::new(),
+            session,
+            outputs: runtime.allocator,
+            budget_bytes,
+            _weights: weights,
+        })
     }
 
     /// The element types of the outputs, as ONNX numbers them.
@@ -539,17 +549,138 @@ impl Session {
             unsafe { ort::Error::result_from_status(status) }
         })
         .map_err(failed)?;
-        let allocator = ort::memory::Allocator::default();
-        let results = results.into_iter().zip(outputs).map(|(value, name)| {
-            let value = ptr::NonNull::new(value).ok_or_else(|| {
-                Error::new(ErrorKind::Internal, format!("output {name}: the run did not return it"))
-            })?;
-            // SAFETY: a value that is ours from now on. Its memory is of the pool, which outlives every session: what
-            // another provider computed is copied to the processor's memory, too. The allocator that is named here only
-            // stands in for a session's, and frees nothing of it.
-            Ok(Value(unsafe { DynValue::from_ptr(value, Some(&allocator)) }))
+        let results = results.into_iter().zip(outputs);
+        results.map(|(value, name)| Value::given(value, name)).collect()
+    }
+
+    /// Binds inputs for [`Session::run_bound`]; whether they are bound already. They stay bound for as long as their values
+    /// live. [`ErrorKind::Runtime`] when they cannot be copied to the device.
+    pub(super) fn bind<'a>(
+        &mut self,
+        constants: impl ExactSizeIterator<Item = (&'a str, &'a Arc<Value>)> + Clone,
+    ) -> Result<bool, Error> {
+        self.bindings.retain(|binding| binding.constants.iter().all(|(_, value)| value.strong_count() > 0));
+        let is_bound = |binding: &Binding| {
+            binding.constants.len() == constants.len()
+                && binding.constants.iter().zip(constants.clone()).all(|((bound, kept), (name, value))| {
+                    // The address is this value's for as long as it is referred to.
+                    bound == name && kept.as_ptr() == Arc::as_ptr(value)
+                })
+        };
+        if let Some(place) = self.bindings.iter().position(is_bound) {
+            // The last is run.
+            self.bindings[place..].rotate_left(1);
+            return Ok(true);
+        }
+        let bound = Call::of(self.budget_bytes, || Binding::new(&self.session, constants));
+        self.bindings.push(bound.map_err(|error| failed("inputs", ErrorKind::Runtime, error))?);
+        Ok(false)
+    }
+
+    /// As [`Session::run`], with the constants that were bound last.
+    pub(super) fn run_bound<'a>(
+        &mut self,
+        inputs: impl Iterator<Item = (&'a str, &'a TensorRef<'a>)>,
+        outputs: &[&str],
+        options: &RunOptions,
+    ) -> Result<Vec<Value>, Error> {
+        let Some(binding) = self.bindings.last() else {
+            return Err(Error::new(ErrorKind::Internal, "run: expected bound inputs, got none"));
+        };
+        let values = Call::of(self.budget_bytes, || {
+            for (name, tensor) in inputs {
+                binding.bind(name, &input_value(tensor)?)?;
+            }
+            binding.run(&self.session, outputs, self.outputs.info, options)
         });
-        results.collect()
+        let values = values.map_err(|error| failed("run", ErrorKind::Runtime, error))?;
+        values.into_iter().zip(outputs).map(|(value, name)| Value::given(value, name)).collect()
+    }
+}
+
+/// Inputs of a session that stay where they are from run to run: on its device, if it has one. It is used and dropped before
+/// the session is.
+struct Binding {
+    io: ptr::NonNull<OrtIoBinding>,
+    constants: Vec<(String, Weak<Value>)>,
+}
+
+// SAFETY: used by one thread at a time, as its session is, to whose memory alone it refers.
+unsafe impl Send for Binding {}
+// SAFETY: nothing can be done with a shared one: its functions are called by its session, which is borrowed mutably.
+unsafe impl Sync for Binding {}
+
+impl Binding {
+    fn new<'a>(
+        session: &ort::session::Session,
+        constants: impl Iterator<Item = (&'a str, &'a Arc<Value>)>,
+    ) -> ort::Result<Self> {
+        let mut io = ptr::null_mut();
+        // SAFETY: writes a pointer that is ours until it is released.
+        ortsys![unsafe CreateIoBinding(session.ptr().cast_mut(), &mut io)?];
+        let io = ptr::NonNull::new(io).ok_or_else(|| ort::Error::new("expected a binding, got none"))?;
+        let mut binding = Self { io, constants: Vec::new() };
+        for (name, value) in constants {
+            binding.bind(name, &(&value.0).into())?;
+            binding.constants.push((name.to_owned(), Arc::downgrade(value)));
+        }
+        Ok(binding)
+    }
+
+    /// Binds a value in place of the one that the input had; on a device a copy of it.
+    fn bind(&self, name: &str, value: &SessionInputValue<'_>) -> ort::Result<()> {
+        let name = CString::new(name).expect("graphs' names have no zeros");
+        // SAFETY: a binding that is ours, a name that ends in 0, a value that lives until it returns. The binding counts its
+        // own reference to the value; elements that the value borrows are read by the next run alone, before which every
+        // borrowed input is bound anew.
+        ortsys![unsafe BindInput(self.io.as_ptr(), name.as_ptr(), value.ptr())?];
+        Ok(())
+    }
+
+    /// Runs the session; gives its outputs, in the processor's memory.
+    fn run(
+        &self,
+        session: &ort::session::Session,
+        outputs: &[&str],
+        memory: *const OrtMemoryInfo,
+        options: &RunOptions,
+    ) -> ort::Result<Vec<*mut OrtValue>> {
+        let io = self.io.as_ptr();
+        // Outputs of the run before would be written again, and they belong to whoever has them.
+        // SAFETY: a binding that is ours.
+        ortsys![unsafe ClearBoundOutputs(io)];
+        for name in outputs {
+            let name = CString::new(*name).expect("graphs' names have no zeros");
+            // SAFETY: as above; a name that ends in 0, and a description that lives as long as the process.
+            ortsys![unsafe BindOutputToDevice(io, name.as_ptr(), memory)?];
+        }
+        // SAFETY: as above.
+        ortsys![unsafe SynchronizeBoundInputs(io)?];
+        // SAFETY: as above; the session is ours alone, the options live until it returns.
+        ortsys![unsafe RunWithBinding(session.ptr().cast_mut(), options.0.as_ptr(), io)?];
+        // SAFETY: as above.
+        ortsys![unsafe SynchronizeBoundOutputs(io)?];
+        let allocator = ort::memory::Allocator::default();
+        let (mut values, mut count) = (ptr::null_mut(), 0);
+        // SAFETY: writes an array of `count` values, both of which are ours; the array is of the allocator's memory.
+        ortsys![unsafe GetBoundOutputValues(io, allocator.ptr().cast_mut(), &mut values, &mut count)?];
+        if values.is_null() {
+            return Ok(Vec::new());
+        }
+        // SAFETY: as many values as were written.
+        let given = unsafe { std::slice::from_raw_parts(values, count) }.to_vec();
+        // SAFETY: given back to the allocator that it is of, once.
+        ortsys![unsafe AllocatorFree(allocator.ptr().cast_mut(), values.cast())?];
+        // SAFETY: as above.
+        ortsys![unsafe ClearBoundOutputs(io)];
+        Ok(given)
+    }
+}
+
+impl Drop for Binding {
+    fn drop(&mut self) {
+        // SAFETY: ours, and its session is open.
+        ortsys![unsafe ReleaseIoBinding(self.io.as_ptr())];
     }
 }
 
@@ -595,15 +726,47 @@ impl Drop for RunOptions {
 }
 
 /// What an input is fed.
+#[derive(Clone, Copy)]
 pub(super) enum Input<'a> {
     Fed(TensorRef<'a>),
     Made(&'a Value),
 }
 
-/// A tensor that a graph has given, in ONNX Runtime's memory.
+/// A tensor that a graph has given, in ONNX Runtime's memory, or that keeps the elements that it was made of.
 pub(super) struct Value(DynValue);
 
 impl Value {
+    /// One of these elements; they fill the shape.
+    pub(super) fn of(shape: Vec<usize>, elements: Elements) -> Result<Self, Error> {
+        fn owned<T: PrimitiveTensorElementType + Clone + Debug + 'static>(
+            shape: Vec<usize>,
+            data: Vec<T>,
+        ) -> ort::Result<DynValue> {
+            Ok(ort::value::Tensor::from_array((shape, data))?.into_dyn())
+        }
+        let made = match elements {
+            Elements::F32(data) => owned(shape, data),
+            Elements::F16(data) => owned(shape, data),
+            Elements::F64(data) => owned(shape, data),
+            Elements::I64(data) => owned(shape, data),
+            Elements::I32(data) => owned(shape, data),
+            Elements::Bool(data) => owned(shape, data),
+        };
+        made.map(Self).map_err(|error| failed("value", ErrorKind::Runtime, (error, None)))
+    }
+
+    /// What a run has given for the output of this name.
+    fn given(value: *mut OrtValue, name: &str) -> Result<Self, Error> {
+        let value = ptr::NonNull::new(value).ok_or_else(|| {
+            Error::new(ErrorKind::Internal, format!("output {name}: the run did not return it"))
+        })?;
+        let allocator = ort::memory::Allocator::default();
+        // SAFETY: a value that is ours from now on. Its memory is of the pool, which outlives every session: what another
+        // provider computed is copied to the processor's memory, too. The allocator that is named here only stands in for a
+        // session's, and frees nothing of it.
+        Ok(Self(unsafe { DynValue::from_ptr(value, Some(&allocator)) }))
+    }
+
     /// Its elements as 32-bit floats.
     pub(super) fn copy_to(&self, out: &mut [f32]) -> Result<(), String> {
         copy_out(&self.0, out)

@@ -4,7 +4,7 @@ use std::iter::repeat;
 
 use half::f16;
 
-use crate::engine::TensorRef;
+use crate::engine::{Elements, TensorRef, Value};
 use crate::graph::{Dim, Port};
 use crate::signature::{Binding, Role, Signature};
 use crate::weights::Dtype;
@@ -15,15 +15,6 @@ pub(crate) struct Feed {
     name: String,
     shape: Vec<usize>,
     elements: Elements,
-}
-
-enum Elements {
-    F32(Vec<f32>),
-    F16(Vec<f16>),
-    F64(Vec<f64>),
-    I64(Vec<i64>),
-    I32(Vec<i32>),
-    Bool(Vec<bool>),
 }
 
 impl Feed {
@@ -89,16 +80,12 @@ impl Feed {
 
     /// As [`Session::run`](crate::engine::Session::run) takes it.
     pub(crate) fn input(&self) -> (&str, TensorRef<'_>) {
-        let shape = &self.shape[..];
-        let tensor = match &self.elements {
-            Elements::F32(data) => TensorRef::new(shape, &data[..]),
-            Elements::F16(data) => TensorRef::new(shape, &data[..]),
-            Elements::F64(data) => TensorRef::new(shape, &data[..]),
-            Elements::I64(data) => TensorRef::new(shape, &data[..]),
-            Elements::I32(data) => TensorRef::new(shape, &data[..]),
-            Elements::Bool(data) => TensorRef::new(shape, &data[..]),
-        };
-        (&self.name, tensor)
+        (&self.name, TensorRef::new(&self.shape, self.elements.as_data()))
+    }
+
+    /// As [`Session::run_bound`](crate::engine::Session::run_bound) takes what stays the same.
+    pub(crate) fn into_value(self) -> Result<(String, Value), Error> {
+        Ok((self.name, Value::new(self.shape, self.elements)?))
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::component::{Component, Lease};
 use super::feed::{Feed, constants, runs, timestep_shape};
 use super::text_states::TextStates;
-use crate::engine::{Placement, SessionOptions, TensorRef};
+use crate::engine::{Placement, SessionOptions, Value};
 use crate::graph::{Dim, Port};
 use crate::guidance::{self, View};
 use crate::model::Model;
@@ -17,10 +17,6 @@ use crate::{Error, ErrorKind};
 
 /// The most inputs of any U-Net that a [`Signature`] describes.
 const MAX_INPUTS: usize = 16;
-/// Where in the feeds of a call its first three are.
-const LATENTS: usize = 0;
-const TIMESTEP: usize = 1;
-const STATES: usize = 2;
 
 /// A model's U-Net.
 pub(crate) struct Unet {
@@ -108,6 +104,7 @@ impl Unet {
         let output = &signature.output(Role::Latents).expect("no signature without a prediction").name;
         Ok(Predictor {
             component: self.component.lease(),
+            signature,
             output,
             told,
             layouts,
@@ -122,6 +119,7 @@ impl Unet {
 /// The predictor of one run, with all the memory that its steps need.
 pub(crate) struct Predictor<'a> {
     component: Lease<'a>,
+    signature: &'a Signature,
     /// The name of the U-Net's output.
     output: &'a str,
     told: Told,
@@ -172,19 +170,18 @@ impl Predictor<'_> {
         let texts = &self.told.of_step[step];
         let texts = &texts[texts.len() - count..];
         for call in &mut self.layouts[self.layout_of[step][count]].calls {
-            call.read(&self.told, texts);
+            call.read(self.signature, &self.told, texts)?;
             let (latents, beside) = (x.iter(), self.beside.iter());
-            call.feeds[LATENTS].fill(call.views.iter().flat_map(|view| {
+            call.latents.fill(call.views.iter().flat_map(|view| {
                 let seen = if *view == View::NegativeWithoutPicture { 0.0 } else { 1.0 };
                 let latents = latents.clone().map(move |&x| f64::from(x) * scale);
                 latents.chain(beside.clone().map(move |&x| f64::from(x) * seen))
             }));
-            call.feeds[TIMESTEP].fill(std::iter::repeat(timestep));
+            call.timestep.fill(std::iter::repeat(timestep));
             let started = Instant::now();
-            let mut inputs = [("", TensorRef::new(&[], &[] as &[f32])); MAX_INPUTS];
-            inputs.iter_mut().zip(&call.feeds).for_each(|(input, feed)| *input = feed.input());
-            let (inputs, output) = (&inputs[..call.feeds.len()], &mut call.output);
-            self.component.run(|session| session.run(inputs, &mut [(self.output, output)]))?;
+            let (inputs, output) = ([call.latents.input(), call.timestep.input()], &mut call.output);
+            self.component
+                .run(|session| session.run_bound(&call.constants, &inputs, &mut [(self.output, output)]))?;
             self.spent += started.elapsed();
             for (prediction, &member) in call.output.chunks_exact(x.len()).zip(&call.members) {
                 self.predictions[member * x.len()..][..x.len()].copy_from_slice(prediction);
@@ -234,11 +231,12 @@ impl Layout {
 
 /// One call of the U-Net.
 struct Call {
-    /// [`LATENTS`], [`TIMESTEP`] and [`STATES`], then the others.
-    feeds: Vec<Feed>,
-    /// Where among the feeds the whole text's vector is, if it is one.
-    pooled: Option<usize>,
-    /// Per picture of the batch, which prediction it is, what it goes by, and the text that its feeds hold.
+    latents: Feed,
+    timestep: Feed,
+    /// What no step changes, by the names of the inputs. First, for as long as the texts are the same, their states and, where
+    /// the U-Net takes them, the whole texts' vectors.
+    constants: Vec<(String, Value)>,
+    /// Per picture of the batch, which prediction it is, what it goes by, and the text that its constants hold.
     members: Vec<usize>,
     views: Vec<View>,
     texts: Vec<usize>,
@@ -259,25 +257,11 @@ impl Call {
         let channels = shape.channels + beside.len() / (shape.height_cells * shape.width_cells);
         let input = |role: Role| signature.input(role).expect("no signature without it");
         let timestep = input(Role::Timestep);
-        let first = &told.texts[texts[0]];
-        let (tokens, width) = (first.tokens, first.states.len() / first.tokens);
-        let mut feeds = vec![
-            Feed::zeros(input(Role::Latents), &[batch, channels, shape.height_cells, shape.width_cells])?,
-            Feed::zeros(timestep, &timestep_shape(timestep, batch))?,
-            Feed::zeros(input(Role::States), &[batch, tokens, width])?,
-        ];
-        let mut pooled = None;
+        let dims = [batch, channels, shape.height_cells, shape.width_cells];
+        let mut feeds = constants(signature, batch, told.texts[texts[0]].tokens)?;
         for port in signature.inputs.iter() {
             let (role, port) = (port.role, &port.port);
             match role {
-                Role::Pooled => {
-                    let vector = first
-                        .pooled
-                        .as_ref()
-                        .ok_or_else(|| unfit("a text encoder that pools the prompt, got none".into()))?;
-                    pooled = Some(feeds.len());
-                    feeds.push(Feed::zeros(port, &[batch, vector.len()])?);
-                }
                 Role::SizeIds => {
                     let ids = views.iter().map(|view| size_ids(port, request.size, is_negative(*view)));
                     let ids = ids.collect::<Result<Vec<_>, Error>>()?;
@@ -299,31 +283,51 @@ impl Call {
                 _ => {}
             }
         }
-        feeds.extend(constants(signature, batch, tokens)?);
-        let mut call = Self { feeds, pooled, output: vec![0.0; batch * shape.len()], members, views, texts };
-        call.fill_texts(told);
-        Ok(call)
+        let mut constants = of_texts(signature, told, &texts)?;
+        for feed in feeds {
+            constants.push(feed.into_value()?);
+        }
+        Ok(Self {
+            latents: Feed::zeros(input(Role::Latents), &dims)?,
+            timestep: Feed::zeros(timestep, &timestep_shape(timestep, batch))?,
+            constants,
+            output: vec![0.0; batch * shape.len()],
+            members,
+            views,
+            texts,
+        })
     }
 
     /// Tells the U-Net of these texts, one per prediction, where it was told of others before.
-    fn read(&mut self, told: &Told, texts: &[usize]) {
+    fn read(&mut self, signature: &Signature, told: &Told, texts: &[usize]) -> Result<(), Error> {
         let mut is_changed = false;
         for (text, &member) in self.texts.iter_mut().zip(&self.members) {
             is_changed |= std::mem::replace(text, texts[member]) != texts[member];
         }
         if is_changed {
-            self.fill_texts(told);
+            let values = of_texts(signature, told, &self.texts)?;
+            self.constants.splice(..values.len(), values);
         }
+        Ok(())
     }
+}
 
-    fn fill_texts(&mut self, told: &Told) {
-        let texts = self.texts.iter().map(|&text| &told.texts[text]);
-        self.feeds[STATES].fill(texts.clone().flat_map(|text| &text.states).map(|&x| f64::from(x)));
-        if let Some(pooled) = self.pooled {
-            self.feeds[pooled]
-                .fill(texts.flat_map(|text| text.pooled.iter().flatten()).map(|&x| f64::from(x)));
-        }
+/// The states of these texts, which have one length, and their vectors for a U-Net that takes them, by the names of the inputs.
+fn of_texts(signature: &Signature, told: &Told, texts: &[usize]) -> Result<Vec<(String, Value)>, Error> {
+    let texts: Vec<&TextStates> = texts.iter().map(|&text| &told.texts[text]).collect();
+    let value = |port: &Port, shape: &[usize], numbers: &mut dyn Iterator<Item = &f32>| {
+        Feed::of(port, shape, numbers.map(|&x| f64::from(x)))?.into_value()
+    };
+    let port = signature.input(Role::States).expect("no signature without states");
+    let shape = [texts.len(), texts[0].tokens, texts[0].states.len() / texts[0].tokens];
+    let mut values = vec![value(port, &shape, &mut texts.iter().flat_map(|text| &text.states))?];
+    if let Some(port) = signature.input(Role::Pooled) {
+        let missing = || unfit("a text encoder that pools the prompt, got none".into());
+        let width = texts[0].pooled.as_ref().ok_or_else(missing)?.len();
+        let vectors = &mut texts.iter().flat_map(|text| text.pooled.iter().flatten());
+        values.push(value(port, &[texts.len(), width], vectors)?);
     }
+    Ok(values)
 }
 
 /// Whether a prediction is of what the picture should not be, or of nothing in particular.
@@ -352,4 +356,56 @@ fn fixed(port: &Port, axis: usize) -> Option<usize> {
 
 fn unfit(expected: String) -> Error {
     Error::new(ErrorKind::Model, format!("unet: expected {expected}"))
+}
+
+#[cfg(test)]
+#[cfg(feature = "builtin")]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use super::*;
+    use crate::engine::Residency;
+    use crate::recipe::Recipe;
+
+    /// Texts of noise: `seed` tells them apart.
+    fn text(seed: u64, tokens: usize, width: usize) -> TextStates {
+        let states = (0..tokens * width).map(|at| ((at as f32 + 1e3 * seed as f32) * 0.37).sin()).collect();
+        TextStates { states, tokens, pooled: None, cut: None }
+    }
+
+    /// A step hands over the latents and the time; the texts only when they change. With its weights on the disk as much.
+    #[test]
+    fn what_stays_the_same_is_fed_once() {
+        let model = Model::built_in().unwrap();
+        let request = Request::new(Recipe { steps: Some(4), ..Recipe::default() }, &model).unwrap();
+        let width = fixed(model.unet().signature().input(Role::States).unwrap(), 2).unwrap();
+        let count = request.shape.len();
+        let (step_bytes, texts_bytes) = (2 * count as u64 * 4 + 4, (2 * 77 * width * 4) as u64);
+        let streamed = Residency::Streamed { grain_bytes: 1 << 20, resident_bytes: 0 };
+        for residency in [Residency::Keep, streamed] {
+            let options = SessionOptions { residency, ..SessionOptions::new(NonZeroUsize::MIN) };
+            let mut unet = Unet::open(&model, options, usize::MAX).unwrap();
+            let told = Told {
+                texts: (0..3).map(|seed| text(seed, 77, width)).collect(),
+                of_step: vec![vec![0, 1], vec![0, 1], vec![0, 2], vec![0, 2]],
+            };
+            let mut predictor = unet.predictor(told, &request, Vec::new()).unwrap();
+            let x: Vec<f32> = (0..count).map(|at| (at as f32).cos()).collect();
+            let mut fed_bytes = vec![0];
+            let mut predictions: Vec<Vec<f32>> = Vec::new();
+            for step in 0..4 {
+                predictions.push(predictor.predict(step, 2, &x, 1.0, 500.0).unwrap().to_vec());
+                fed_bytes.push(predictor.component.session().unwrap().fed_bytes());
+            }
+            let per_step: Vec<u64> = fed_bytes.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            let texts_bytes = if residency == Residency::Keep { texts_bytes } else { 0 };
+            let expected = [step_bytes + texts_bytes, step_bytes, step_bytes + texts_bytes, step_bytes];
+            assert_eq!(per_step, expected, "{residency:?}");
+            // The first text of both is the same, the second is not.
+            assert_eq!(predictions[0], predictions[1]);
+            assert_eq!(predictions[2], predictions[3]);
+            assert_eq!(predictions[0][..count], predictions[2][..count]);
+            assert_ne!(predictions[0][count..], predictions[2][count..]);
+        }
+    }
 }
