@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::engine::{Provider, Providers, Session, SessionOptions};
+use crate::engine::{Placement, Provider, Providers, Session, SessionOptions};
 use crate::model::Model;
 use crate::stage::seeded;
 use crate::stage::trial::{self, Sampled};
@@ -27,6 +27,8 @@ pub struct Certificate {
     pub limit: f64,
     /// Whether golden values were among what it was compared with; else it was this machine's processor alone.
     pub has_golden: bool,
+    /// Where it ran.
+    pub placement: Placement,
     /// From files to a session.
     pub open: Duration,
     /// The first run, in which some providers compile.
@@ -90,7 +92,8 @@ pub fn certify(
                 trial::run(&mut session, part, &feeds[0])?;
                 run = run.min(started.elapsed());
             }
-            let limit = trial::limit(session.placement().precision);
+            let placement = session.placement().clone();
+            let limit = trial::limit(placement.precision);
             drop(session);
             let references = match &references {
                 Some(references) => references,
@@ -111,6 +114,7 @@ pub fn certify(
                 error,
                 limit,
                 has_golden: golden.is_some(),
+                placement,
                 open,
                 first_run,
                 run,

@@ -13,6 +13,7 @@ mod sys;
 mod threads;
 mod value;
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -179,6 +180,9 @@ pub struct Placement {
     pub passed_over: Vec<(Provider, String)>,
     /// What it is computed in: the coarsest of its providers.
     pub precision: Precision,
+    /// What each provider runs of its graph; nothing where the processor runs all of it, and where the library, before 1.24,
+    /// cannot say.
+    pub shares: Option<Vec<Share>>,
     /// How far its trial lay from the reference: see [`crate::manual::providers`]. Nothing where the processor runs all of it, or
     /// where it could not be compared with the processor.
     pub error: Option<f64>,
@@ -188,6 +192,62 @@ impl Placement {
     /// Whether the processor runs all of it.
     pub fn is_cpu(&self) -> bool {
         self.providers.iter().all(Provider::is_cpu)
+    }
+}
+
+/// What a provider runs of a graph.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Its name in ONNX Runtime.
+    pub provider: String,
+    /// Into how many parts its nodes fall, each of which is one call of it; providers that compile nothing have one a node.
+    pub partitions: usize,
+    /// How many nodes it runs.
+    pub nodes: usize,
+    /// Its operators, with the number of nodes of each.
+    pub operators: BTreeMap<String, usize>,
+}
+
+/// Operators that only prepare sizes and indices, which every provider leaves to the processor.
+const OF_SHAPES: [&str; 16] = [
+    "Cast",
+    "Concat",
+    "Constant",
+    "ConstantOfShape",
+    "Equal",
+    "Expand",
+    "Gather",
+    "Identity",
+    "Range",
+    "Reshape",
+    "Shape",
+    "Size",
+    "Slice",
+    "Squeeze",
+    "Unsqueeze",
+    "Where",
+];
+
+impl Placement {
+    /// How its graph is divided, where that costs time at every run: in more than one part of a provider that compiles whole
+    /// parts, or with operators that compute on the processor, which are named.
+    pub fn divided(&self) -> Option<String> {
+        let mut problems = Vec::new();
+        for share in self.shares.iter().flatten() {
+            let Share { provider, partitions, nodes, operators } = share;
+            if provider == "CPUExecutionProvider" {
+                let computing = operators.iter().filter(|(name, _)| !OF_SHAPES.contains(&name.as_str()));
+                let computing: Vec<String> =
+                    computing.map(|(name, count)| format!("{name} ({count})")).collect();
+                if !computing.is_empty() {
+                    problems.push(format!("on the CPU {}", computing.join(", ")));
+                }
+            } else if *partitions > 1 && nodes > partitions {
+                problems.push(format!("{partitions} parts on {provider}"));
+            }
+        }
+        (!problems.is_empty())
+            .then(|| format!("expected one part on one provider, got {}", problems.join("; ")))
     }
 }
 
@@ -263,6 +323,7 @@ impl Session {
             providers: Vec::new(),
             passed_over: Vec::new(),
             precision: Precision::Full,
+            shares: None,
             error: None,
         };
         let mut providers = Vec::new();
@@ -283,7 +344,9 @@ impl Session {
             }
             match open_on(library, &bound, &providers, options) {
                 Ok(opened) => break opened,
-                Err(error) if providers.len() == 1 => return Err(named(&bound.name, error)),
+                Err(error) if providers.len() == 1 || error.kind() == ErrorKind::Cancelled => {
+                    return Err(named(&bound.name, error));
+                }
                 Err(error) => {
                     placement.passed_over.push((first.clone(), error.to_string()));
                     providers.remove(0);
@@ -304,6 +367,14 @@ impl Session {
             placement.precision = Precision::Reduced;
         }
         placement.providers = providers.into_iter().map(|(provider, _)| provider).collect();
+        if let Run::Whole(session) = &run
+            && !placement.is_cpu()
+        {
+            placement.shares = session.shares(library.runtime())?;
+        }
+        if let Some(problem) = placement.divided() {
+            tracing::warn!(component = name, problem, "a graph is divided between providers");
+        }
         let cancel = options.cancel.clone();
         Ok(Self {
             name,
@@ -507,15 +578,15 @@ fn open_on(
     let runtime = library.runtime();
     let how = Opening { threads: options.threads.get(), copies, budget_bytes: options.budget_bytes };
     let limit = PoolLimit::new(library, options.pool_bytes);
-    let run = match options.residency {
+    let run = options.cancel.watch_loads(|loads| match options.residency {
         Residency::Keep | Residency::PerStage => bound.weights.lend(bound.files()).and_then(|weights| {
-            sys::Session::open(runtime, &bound.encode(), weights, how, &providers).map(Run::Whole)
+            sys::Session::open(runtime, &bound.encode(), weights, how, &providers, loads).map(Run::Whole)
         }),
         Residency::Streamed { grain_bytes, resident_bytes } => {
-            Streamed::open(runtime, bound, how, grain_bytes, resident_bytes).map(Run::Streamed)
+            Streamed::open(runtime, bound, how, grain_bytes, resident_bytes, loads).map(Run::Streamed)
         }
-    };
-    let run = run.map_err(|error| match first.is_cpu() {
+    });
+    let run = run.map_err(|error| match first.is_cpu() || error.kind() == ErrorKind::Cancelled {
         true => error,
         false => Error::new(ErrorKind::Runtime, format!("provider {first}"))
             .source(error)
@@ -555,4 +626,45 @@ fn unknown(what: &str, name: &str, ports: &[Port]) -> Error {
 /// Says in which graph an error occurred.
 fn named(name: &str, error: Error) -> Error {
     Error::new(error.kind(), name).source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn placement(shares: &[(&str, usize, &[(&str, usize)])]) -> Placement {
+        let shares = shares.iter().map(|(provider, partitions, operators)| Share {
+            provider: (*provider).into(),
+            partitions: *partitions,
+            nodes: operators.iter().map(|(_, count)| count).sum(),
+            operators: operators.iter().map(|(name, count)| ((*name).into(), *count)).collect(),
+        });
+        Placement {
+            component: "unet".into(),
+            providers: Vec::new(),
+            passed_over: Vec::new(),
+            precision: Precision::Full,
+            shares: Some(shares.collect()),
+            error: None,
+        }
+    }
+
+    #[test]
+    fn what_costs_time_at_every_run_is_named() {
+        const OPENVINO: &str = "OpenVINOExecutionProvider";
+        const CPU: &str = "CPUExecutionProvider";
+        assert_eq!(placement(&[]).divided(), None);
+        assert_eq!(placement(&[(OPENVINO, 1, &[("Conv", 64), ("Softmax", 32)])]).divided(), None);
+        // One call a node is how such a provider works.
+        let cuda = [("Conv", 64), ("MultiHeadAttention", 32)];
+        assert_eq!(placement(&[("CUDAExecutionProvider", 96, &cuda)]).divided(), None);
+        let shapes = (CPU, 3, &[("Shape", 2), ("Gather", 1)][..]);
+        assert_eq!(placement(&[(OPENVINO, 1, &[("Conv", 64)]), shapes]).divided(), None);
+        let attention = (CPU, 32, &[("MultiHeadAttention", 32), ("Gather", 1), ("Split", 2)][..]);
+        assert_eq!(
+            placement(&[(OPENVINO, 33, &[("Conv", 64)]), attention]).divided().unwrap(),
+            "expected one part on one provider, got 33 parts on OpenVINOExecutionProvider; on the CPU MultiHeadAttention \
+             (32), Split (2)"
+        );
+    }
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use calotype::certify::{self, Certificate};
-use calotype::engine::{Device, Library, Provider, ProviderKind, Providers, SessionOptions};
+use calotype::engine::{Device, Library, Provider, ProviderKind, Providers, SessionOptions, Share};
 use calotype::memory::Memory;
 use calotype::plan::Budget;
 use calotype::{Error, ErrorKind};
@@ -120,16 +120,22 @@ fn certify(flags: &Flags, options: &SessionOptions) -> Result<Vec<Certificate>, 
 }
 
 fn line(certificate: &Certificate) -> String {
-    let Certificate { component, providers, error, limit, has_golden, open, first_run, run } = certificate;
+    let Certificate { component, providers, error, limit, has_golden, placement, open, first_run, run } =
+        certificate;
     let found = match error {
         Ok(error) => format!("{error:.1e}"),
         Err(problem) => problem.clone(),
     };
     let reference = if *has_golden { "PyTorch and the CPU" } else { "the CPU" };
     let seconds = [open, first_run, run].map(|time| time.as_secs_f64());
+    let parts = placement.shares.iter().flatten().map(|Share { provider, partitions, nodes, .. }| {
+        format!("; {nodes} nodes in {partitions} parts on {provider}")
+    });
+    let divided = placement.divided().map(|problem| format!("; slow: {problem}"));
+    let parts = parts.chain(divided).collect::<String>();
     format!(
         "{component} on {}: expected a relative error of at most {limit:.0e} from {reference}, got {found}; \
-         opened in {:.3} s, first run {:.3} s, later {:.3} s",
+         opened in {:.3} s, first run {:.3} s, later {:.3} s{parts}",
         Provider::join(providers),
         seconds[0],
         seconds[1],
@@ -144,6 +150,7 @@ fn certificate_json(certificate: &Certificate) -> Value {
         "error": certificate.error.as_ref().ok(),
         "limit": certificate.limit,
         "golden": certificate.has_golden,
+        "shares": certificate.placement.shares.as_deref().map(provider::shares_json),
         "seconds": {
             "open": certificate.open.as_secs_f64(),
             "first_run": certificate.first_run.as_secs_f64(),

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use calotype::Error;
-use calotype::engine::{Compiling, Placement, Provider, Providers, SessionOptions, Watch};
+use calotype::engine::{Compiling, Placement, Provider, Providers, SessionOptions, Share, Watch};
 use calotype::pipeline::Options;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
@@ -102,8 +102,17 @@ pub(super) fn json(placement: &Placement) -> Value {
         "passed_over": passed_over
             .map(|(provider, reason)| json!({ "provider": provider.to_string(), "reason": reason }))
             .collect::<Vec<_>>(),
+        "shares": placement.shares.as_deref().map(shares_json),
         "trial_error": placement.error,
     })
+}
+
+/// What each provider runs of a graph, for programs.
+pub(super) fn shares_json(shares: &[Share]) -> Value {
+    let shares = shares.iter().map(|Share { provider, partitions, nodes, operators }| {
+        json!({ "provider": provider, "partitions": partitions, "nodes": nodes, "operators": operators })
+    });
+    shares.collect()
 }
 
 /// Says on standard error where a component runs, unless it is the CPU, as nothing else was asked for.
@@ -121,4 +130,7 @@ pub(super) fn report(placement: &Placement) {
         None => ", not compared with the CPU, which cannot run it".into(),
     };
     say(format_args!("{component}: on {}{tried}", Provider::join(providers)));
+    if let Some(problem) = placement.divided() {
+        say(format_args!("{component}: slow: {problem}"));
+    }
 }

@@ -4,13 +4,14 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use super::sys::RunOptions;
+use super::sys::{Loads, RunOptions};
 use crate::{Error, ErrorKind};
 
 /// Cancels what runs in the sessions that were opened with it ([`SessionOptions::cancel`](super::SessionOptions)), from any
 /// thread and in the middle of a call; and whatever is begun in them later, until it is [reset](Self::reset).
 ///
-/// A call ends after the operator that it is computing; opening a session is not interrupted.
+/// A call ends after the operator that it is computing, and the opening of a session before its next graph transformation or
+/// weight.
 #[derive(Clone, Default)]
 pub struct Cancel(Arc<Inner>);
 
@@ -19,6 +20,8 @@ struct Inner {
     is_cancelled: AtomicBool,
     /// What running calls look at; made for the first of them, when there is a library.
     options: OnceLock<RunOptions>,
+    /// The sessions that are being opened.
+    loads: Loads,
 }
 
 impl Cancel {
@@ -55,6 +58,13 @@ impl Cancel {
         if let Some(options) = self.0.options.get() {
             options.set_terminate(is_cancelled);
         }
+        self.0.loads.set_cancelled(is_cancelled);
+    }
+
+    /// Opens sessions that are cancelled with it; [`ErrorKind::Cancelled`] where it was cancelled before or meanwhile.
+    pub(super) fn watch_loads<T>(&self, open: impl FnOnce(&Loads) -> Result<T, Error>) -> Result<T, Error> {
+        self.check()?;
+        open(&self.0.loads).map_err(|error| self.check().err().unwrap_or(error))
     }
 
     /// Makes a call that looks at these options; [`ErrorKind::Cancelled`] where it was cancelled before or meanwhile.

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use super::Copies;
 use super::cancel::Cancel;
-use super::sys::{self, Input, Opening, Runtime, Value};
+use super::sys::{self, Input, Loads, Opening, Runtime, Value};
 use crate::graph::{BoundGraph, Segment, SegmentBytes, pinned};
 use crate::weights::Weights;
 use crate::{Error, ErrorKind};
@@ -38,6 +38,7 @@ impl Streamed {
         how: Opening,
         grain_bytes: usize,
         resident_bytes: usize,
+        loads: &Loads,
     ) -> Result<Self, Error> {
         let weights = Arc::clone(&bound.weights);
         let mut types: HashMap<String, i32> = HashMap::new();
@@ -48,7 +49,7 @@ impl Streamed {
             let (onnx, segment) = segment.encode(&types);
             let copies = if is_pinned { how.copies } else { Copies::None };
             let lent = weights.lend(segment.files.iter().copied())?;
-            let session = sys::Session::open(runtime, &onnx, lent, Opening { copies, ..how }, &[])?;
+            let session = sys::Session::open(runtime, &onnx, lent, Opening { copies, ..how }, &[], loads)?;
             types.extend(session.output_types().map(|(name, code)| (name.to_owned(), code)));
             let pinned = is_pinned.then_some(session);
             if pinned.is_none() {
@@ -87,7 +88,9 @@ impl Streamed {
                     // It may have been minutes since the run began.
                     self.weights.check_files()?;
                     let lent = self.weights.lend(segment.files.iter().copied())?;
-                    opened = sys::Session::open(self.runtime, &part.onnx, lent, self.how, &[])?;
+                    opened = cancel.watch_loads(|loads| {
+                        sys::Session::open(self.runtime, &part.onnx, lent, self.how, &[], loads)
+                    })?;
                     &mut opened
                 }
             };

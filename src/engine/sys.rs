@@ -17,10 +17,10 @@ use ort::logging::LogLevel;
 use ort::memory::DeviceType;
 use ort::ortsys;
 use ort::session::SessionInputValue;
-use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
+use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, LoadCanceler, SessionBuilder};
 use ort::sys::{
     ONNXTensorElementDataType as TypeCode, OrtAllocator, OrtAllocatorType, OrtApiBase, OrtIoBinding,
-    OrtMemType, OrtMemoryInfo, OrtRunOptions, OrtValue, os_char,
+    OrtMemType, OrtMemoryInfo, OrtRunOptions, OrtSession, OrtStatusPtr, OrtValue, os_char,
 };
 use ort::value::{DynValue, PrimitiveTensorElementType, TensorElementType};
 
@@ -28,7 +28,7 @@ use super::data::{Data, Elements, Output, TensorRef};
 use super::exhaustion::{self, Refusal};
 use super::pool::Pool;
 use super::provider::{Provider, ProviderKind};
-use super::{Copies, Device, threads};
+use super::{Copies, Device, Share, threads};
 use crate::weights::Lent;
 use crate::{Error, ErrorKind, memory};
 
@@ -40,8 +40,42 @@ pub(super) struct Runtime {
     environment: Environment,
     allocator: &'static Allocator,
     version: String,
+    /// Of 1.24 and later.
+    assignments: Option<&'static Assignments>,
     plugins: Mutex<Vec<Plugin>>,
 }
+
+/// What ONNX Runtime 1.24 added to its table of functions about which provider runs which nodes, from the end of the table
+/// that this build knows on.
+#[repr(C)]
+struct Assignments {
+    _before: [*const c_void; 17],
+    of_session: unsafe extern "system" fn(
+        *const OrtSession,
+        *mut *const *const AssignedSubgraph,
+        *mut usize,
+    ) -> OrtStatusPtr,
+    provider: unsafe extern "system" fn(*const AssignedSubgraph, *mut *const c_char) -> OrtStatusPtr,
+    nodes: unsafe extern "system" fn(
+        *const AssignedSubgraph,
+        *mut *const *const AssignedNode,
+        *mut usize,
+    ) -> OrtStatusPtr,
+    _node_name: *const c_void,
+    _node_domain: *const c_void,
+    operator: unsafe extern "system" fn(*const AssignedNode, *mut *const c_char) -> OrtStatusPtr,
+}
+
+// SAFETY: addresses of functions, which never change.
+unsafe impl Sync for Assignments {}
+
+/// The minor version that has [`Assignments`].
+const ASSIGNMENTS_MINOR: u32 = 24;
+
+/// ONNX Runtime's own, of which nothing but the address is known.
+enum AssignedSubgraph {}
+/// As above.
+enum AssignedNode {}
 
 /// A library of providers that ONNX Runtime has loaded; it is never unloaded.
 struct Plugin {
@@ -100,6 +134,14 @@ impl Runtime {
             .ok_or_else(|| format!("version {version}: has no API of version {LOWEST_MINOR}"))?
             .clone();
 
+        const { assert!(LOWEST_MINOR == 23, "`Assignments` begins where the table of version 23 ends") };
+        // SAFETY: gives null, or a table that begins with that of version 23, is followed by what 1.24 added, and lives as long
+        // as the library.
+        let assignments = unsafe {
+            let newer = (base.GetApi)(ASSIGNMENTS_MINOR);
+            (!newer.is_null()).then(|| &*newer.add(1).cast::<Assignments>())
+        };
+
         find_throw(&library);
         // From here on the functions in `api` can be called at any time.
         std::mem::forget(library);
@@ -114,7 +156,7 @@ impl Runtime {
             .map_err(|error| error.to_string())?;
         environment.set_log_level(LogLevel::Warning);
         let allocator = Allocator::register(&environment).map_err(|error| error.to_string())?;
-        Ok(Self { environment, allocator, version, plugins: Mutex::default() })
+        Ok(Self { environment, allocator, version, assignments, plugins: Mutex::default() })
     }
 
     pub(super) fn version(&self) -> &str {
@@ -472,6 +514,7 @@ impl Session {
         weights: Lent,
         opening: Opening,
         providers: &[(Provider, Found)],
+        loads: &Loads,
     ) -> Result<Self, Error> {
         let Opening { threads, copies, budget_bytes } = opening;
         threads::expect(threads)?;
@@ -479,6 +522,8 @@ impl Session {
             let builder = options(runtime, threads, copies)?;
             let mut builder = append(runtime, builder, providers)?;
             lend_weights(&mut builder, &weights)?;
+            // Ends with the builder.
+            loads.add(builder.canceler());
             builder.commit_from_memory(model)
         });
         let session = opened.map_err(|(error, refusal)| {
@@ -498,6 +543,45 @@ impl Session {
             budget_bytes,
             _weights: weights,
         })
+    }
+
+    /// What each provider runs of the graph, where the library can say.
+    pub(super) fn shares(&self, runtime: &Runtime) -> Result<Option<Vec<Share>>, Error> {
+        let Some(api) = runtime.assignments else { return Ok(None) };
+        let failed = |error| failed("providers of the graph", ErrorKind::Runtime, (error, None));
+        // SAFETY: a status that ONNX Runtime gave, and that is released by this.
+        let check = |status| unsafe { ort::Error::result_from_status(status) }.map_err(failed);
+        let (mut subgraphs, mut count) = (ptr::null(), 0);
+        // SAFETY: writes an array of `count` addresses; what they refer to is the session's, and lives as long.
+        check(unsafe { (api.of_session)(self.session.ptr(), &mut subgraphs, &mut count) })?;
+        let mut shares: Vec<Share> = Vec::new();
+        for index in 0..count {
+            let (mut provider, mut nodes, mut node_count) = (ptr::null(), ptr::null(), 0);
+            // SAFETY: the index is below `count`.
+            let subgraph = unsafe { *subgraphs.add(index) };
+            // SAFETY: as above; writes a string that ends in 0.
+            check(unsafe { (api.provider)(subgraph, &mut provider) })?;
+            // SAFETY: as above; writes an array of `node_count` addresses.
+            check(unsafe { (api.nodes)(subgraph, &mut nodes, &mut node_count) })?;
+            // SAFETY: the session's, which is open.
+            let provider = unsafe { CStr::from_ptr(provider) }.to_string_lossy().into_owned();
+            let place = shares.iter().position(|share| share.provider == provider).unwrap_or(shares.len());
+            if place == shares.len() {
+                shares.push(Share { provider, ..Share::default() });
+            }
+            let share = &mut shares[place];
+            share.partitions += 1;
+            share.nodes += node_count;
+            for node in 0..node_count {
+                let mut operator = ptr::null();
+                // SAFETY: the index is below `node_count`; writes a string that ends in 0.
+                check(unsafe { (api.operator)(*nodes.add(node), &mut operator) })?;
+                // SAFETY: the session's, which is open.
+                let operator = unsafe { CStr::from_ptr(operator) }.to_string_lossy().into_owned();
+                *share.operators.entry(operator).or_default() += 1;
+            }
+        }
+        Ok(Some(shares))
     }
 
     /// The element types of the outputs, as ONNX numbers them.
@@ -681,6 +765,49 @@ impl Drop for Binding {
     fn drop(&mut self) {
         // SAFETY: ours, and its session is open.
         ortsys![unsafe ReleaseIoBinding(self.io.as_ptr())];
+    }
+}
+
+/// The sessions that are being opened, all of which can be cancelled at once, from any thread.
+#[derive(Default)]
+pub(super) struct Loads(Mutex<LoadsState>);
+
+#[derive(Default)]
+struct LoadsState {
+    is_cancelled: bool,
+    /// Those whose builder is gone have no effect.
+    cancelers: Vec<LoadCanceler>,
+}
+
+impl Loads {
+    fn add(&self, canceler: LoadCanceler) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.is_cancelled {
+            cancel_load(&canceler);
+        }
+        // A pipeline opens its sessions one at a time, but its cancel may be another's, too.
+        if state.cancelers.len() >= MAX_LOADS {
+            state.cancelers.remove(0);
+        }
+        state.cancelers.push(canceler);
+    }
+
+    /// Cancels those that are being opened, and those that are begun until it is reset.
+    pub(super) fn set_cancelled(&self, is_cancelled: bool) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.is_cancelled = is_cancelled;
+        if is_cancelled {
+            state.cancelers.drain(..).for_each(|canceler| cancel_load(&canceler));
+        }
+    }
+}
+
+/// How many sessions are remembered at most as being opened.
+const MAX_LOADS: usize = 16;
+
+fn cancel_load(canceler: &LoadCanceler) {
+    if let Err(error) = canceler.cancel() {
+        tracing::warn!(%error, "opening a session cannot be cancelled");
     }
 }
 
@@ -896,6 +1023,9 @@ fn append(
                 )?];
             }
         }
+    }
+    if providers.iter().any(|(provider, _)| !provider.is_cpu()) {
+        builder = builder.with_config_entry("session.record_ep_graph_assignment_info", "1")?;
     }
     if !providers.is_empty() && !providers.iter().any(|(provider, _)| provider.is_cpu()) {
         builder = builder.with_config_entry("session.disable_cpu_ep_fallback", "1")?;
