@@ -283,6 +283,35 @@ check("takes the token from the address, and asks for it otherwise", async ({ op
   await done(other);
 }, { token: "a-token-of-tests" });
 
+check("works where the browser blocks storage, and keeps the pictures of the page", async ({ browserContext, server }) => {
+  const context = await browserContext();
+  await context.addInitScript(() => {
+    for (const name of ["sessionStorage", "indexedDB"]) {
+      Object.defineProperty(window, name, { get() { throw new DOMException("blocked", "SecurityError"); } });
+    }
+  });
+  const page = await context.newPage();
+  await page.goto(`${server.url}#token=${server.token}`);
+  await ready(page);
+  for (const count of [1, 2]) {
+    await draw(page, APPLE);
+    await done(page);
+    assert.equal(await page.locator("#pictures button").count(), count);
+  }
+}, { token: "a-token-of-tests" });
+
+check("refuses a token that no header can carry", async ({ browserContext, server }) => {
+  const page = await (await browserContext()).newPage();
+  await page.goto(`${server.url}#token=schlüssel€`);
+  await page.waitForSelector("#token-dialog[open]");
+  await page.fill("#token", "schlüssel€");
+  await page.keyboard.press("Enter");
+  assert.ok(await page.isVisible("#token-dialog"));
+  await page.fill("#token", server.token);
+  await page.keyboard.press("Enter");
+  await ready(page);
+}, { token: "a-token-of-tests" });
+
 check("starts over after a time without input", async ({ open }) => {
   const page = await open();
   await page.selectOption("#language", "de");

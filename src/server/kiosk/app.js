@@ -17,6 +17,7 @@ const LIMITS = {
   idle_warning_s: 15,
 };
 const DEFAULT_STRENGTH = 0.6;
+const TOKEN = /^[ -~]+$/; // What a header can carry.
 
 // Phases: start, sending, full (the queue), queued, running, done, cancelled, failed, lost (by the server), unsent.
 const ACTIVE = ["sending", "full", "queued", "running"];
@@ -78,6 +79,23 @@ function duration(seconds) {
 }
 
 // ---------------------------------------------------------------------------------------------- the server
+
+const session = openSession();
+
+// What lasts as long as the tab: the token and the running job. A browser that blocks storage throws here, and then it lasts as
+// long as the page.
+function openSession() {
+  try {
+    return window.sessionStorage;
+  } catch {
+    const kept = new Map();
+    return {
+      getItem: (key) => kept.get(key) ?? null,
+      setItem: (key, value) => kept.set(key, value),
+      removeItem: (key) => kept.delete(key),
+    };
+  }
+}
 
 class ConnectionLost extends Error {}
 
@@ -144,7 +162,7 @@ function deadline(ms, signal) {
 // One request. Throws ConnectionLost where no server answered, and Refused where it said no.
 async function send(path, { method = "GET", body, signal } = {}) {
   for (;;) {
-    const token = sessionStorage.getItem("token");
+    const token = session.getItem("token");
     const response = await fetchOrLost(path, {
       method,
       signal,
@@ -218,13 +236,17 @@ function parseJson(json) {
 async function* readEvents(response, heard) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    heard();
-    const blocks = (rest + value).replaceAll("\r\n", "\n").split("\n\n");
-    rest = blocks.pop();
-    yield* blocks.map(parseEvent).filter((event) => event.data !== "");
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      heard();
+      const blocks = (rest + value).replaceAll("\r\n", "\n").split("\n\n");
+      rest = blocks.pop();
+      yield* blocks.map(parseEvent).filter((event) => event.data !== "");
+    }
+  } finally {
+    reader.cancel().catch(() => {});
   }
 }
 
@@ -237,8 +259,8 @@ function parseEvent(block) {
 // The token comes with the address once, and leaves it, so that no photograph of the screen shows it.
 function takeToken() {
   const token = new URLSearchParams(location.hash.slice(1)).get("token");
-  if (!token) return;
-  sessionStorage.setItem("token", token);
+  if (token === null) return;
+  if (TOKEN.test(token)) session.setItem("token", token);
   history.replaceState(null, "", location.pathname + location.search);
 }
 
@@ -246,7 +268,7 @@ let tokenAsked = null;
 
 // Asks once, however many requests were refused together.
 function askToken(refused) {
-  if (sessionStorage.getItem("token") !== refused) return null;
+  if (session.getItem("token") !== refused) return null;
   tokenAsked ??= new Promise((resolve) => {
     const dialog = element("token-dialog");
     element("token").value = "";
@@ -257,7 +279,7 @@ function askToken(refused) {
 }
 
 function saveToken() {
-  sessionStorage.setItem("token", element("token").value.trim());
+  session.setItem("token", element("token").value.trim());
 }
 
 // Keeps `info` fresh, and notices a server that went away or came back while nothing is drawn.
@@ -411,6 +433,7 @@ async function readStream(id, signal) {
     for await (const { name, data } of readEvents(response, limit.extend)) {
       if (signal.aborted) return;
       if (name === "status") setJob(parseJson(data));
+      if (ENDED.includes(page.job.status)) return;
       if (name === "preview") setPreview(JSON.parse(data).image);
     }
   } catch (error) {
@@ -435,7 +458,7 @@ async function finish(signal) {
 function end(phase, error = "") {
   page.error = error;
   page.preview = null;
-  sessionStorage.removeItem("job");
+  session.removeItem("job");
   setPhase(phase);
   announce([text(phase), error].filter(Boolean).join(": "));
   restartIdle();
@@ -482,15 +505,15 @@ function setPhase(phase) {
 // A page that is loaded anew goes on with its job.
 function remember(id, request) {
   try {
-    sessionStorage.setItem("job", JSON.stringify({ id, request }));
+    session.setItem("job", JSON.stringify({ id, request }));
   } catch {
     // An init image can be larger than the browser keeps; without this, only a reload forgets the job.
-    sessionStorage.removeItem("job");
+    session.removeItem("job");
   }
 }
 
 function resume() {
-  const saved = sessionStorage.getItem("job");
+  const saved = session.getItem("job");
   if (!saved) return;
   const { id, request } = JSON.parse(saved);
   follow(id, begin(request, "queued"));
@@ -597,6 +620,7 @@ function renderPrompts() {
   element("prompt").required = !fixed;
   element(fixed ? "presets" : "free").after(element("draw"));
   show("presets", prompts.length > 0);
+  element("presets-legend").classList.toggle("title", Boolean(fixed));
   element("presets-legend").textContent = text(fixed ? "fixed" : "presets");
   element("preset-list").replaceChildren(...prompts.map(fixed ? (prompt) => fixedPrompt(prompt, chosen) : preset));
 }
@@ -817,7 +841,10 @@ function renderGallery() {
 }
 
 function renderPressed() {
-  for (const button of galleryButtons()) button.setAttribute("aria-pressed", String(button.dataset.id === page.shown?.id));
+  for (const button of galleryButtons()) {
+    button.setAttribute("aria-pressed", String(button.dataset.id === page.shown?.id));
+    button.setAttribute("aria-disabled", String(isActive()));
+  }
 }
 
 function galleryButtons() {
@@ -870,7 +897,7 @@ function isStart() {
 // Nothing of one visitor is left for the next: neither words nor pictures.
 async function startOver() {
   page.run?.abort();
-  sessionStorage.removeItem("job");
+  session.removeItem("job");
   if (element("camera-dialog").open) element("camera-dialog").close();
   element("form").reset();
   element("settings").open = false;
