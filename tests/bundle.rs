@@ -37,6 +37,47 @@ fn a_good_manifest_is_taken() {
     assert_eq!(schedule.steps().len(), manifest.defaults.steps);
 }
 
+/// Numbers with more digits than they need, as other programs write them: a reader that is off by the last bit reads what it
+/// wrote as another number again. Rust's own reader of numbers is the second source.
+#[test]
+fn numbers_are_read_to_the_last_bit() {
+    let text = serde_json::to_string(&built_in()).unwrap();
+    let at = |name: &str| {
+        let start = text.find(name).unwrap_or_else(|| panic!("{name} in the manifest")) + name.len();
+        start..start + text[start..].find([',', '}', ']']).unwrap()
+    };
+    let [guidance, scale, factor] = [at("\"guidance\":"), at("\"scale\":"), at("\"factors\":[[")];
+    let mut state = 21_u64;
+    let mut random = |below: u64| {
+        // Knuth's MMIX; the upper bits are the better ones.
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) % below
+    };
+    // The first is one that was read as 431.4931537919955 once it had been written.
+    let mut number = "431.49315379199553488".to_owned();
+    for row in 0..2000 {
+        let mut json = text.clone();
+        let mut ranges = [&guidance, &scale, &factor].map(Clone::clone);
+        ranges.sort_by_key(|range| std::cmp::Reverse(range.start));
+        ranges.into_iter().for_each(|range| json.replace_range(range, &number));
+        let (manifest, contents) = Manifest::parse("row", json.as_bytes())
+            .unwrap_or_else(|error| panic!("row {row}, {number}: {error}"));
+        let expected: f64 = number.parse().unwrap();
+        let of = |manifest: &Manifest| {
+            let factor = manifest.preview.as_ref().unwrap().factors[0][0];
+            (manifest.defaults.guidance, manifest.latents.scale, factor)
+        };
+        assert_eq!(of(&manifest), (expected, expected, number.parse().unwrap()), "row {row}: {number}");
+        let written = manifest.to_json(&contents);
+        let (again, contents) = Manifest::parse("again", &written).unwrap();
+        assert_eq!(of(&again), of(&manifest), "row {row}: {number}");
+        assert_eq!(again.to_json(&contents), written, "row {row}: {number}");
+        let digits: String = (0..1 + random(24)).map(|_| char::from(b'0' + random(10) as u8)).collect();
+        // Above 0 whatever the digits, and within what guidance may be.
+        number = format!("{}.{digits}e-{}", 1 + random(900), random(12));
+    }
+}
+
 #[test]
 fn no_json() {
     for bytes in [&b""[..], b"\xff\xfe", b"{", b"[]", b"null", &b"[".repeat(100_000)] {
