@@ -158,8 +158,9 @@ enum Form {
     },
     /// PEFT's OFT and BOFT: inputs are rotated, then outputs take their factors.
     InputRotation {
-        /// `[blocks, size * (size - 1) / 2]` triangles, or `[turns, blocks, size, size]`.
+        /// `[blocks, size * (size - 1) / 2]` triangles (OFT), or `[turns, blocks, size, size]` (BOFT).
         blocks: Piece,
+        is_boft: bool,
         rescale: Option<Piece>,
     },
     /// GLoRA: `W a1 a2 + b1 b2` (Chavan et al. 2023, equation 9, without biases and prompts, as LyCORIS has it).
@@ -196,8 +197,10 @@ impl Delta {
                 rescale: pieces.remove(&Rescale),
                 constraint: alpha.unwrap_or(0.0) as f32,
             }
-        } else if let Some(blocks) = pieces.remove(&InputTriangles).or_else(|| pieces.remove(&InputBlocks)) {
-            Form::InputRotation { blocks, rescale: pieces.remove(&Rescale) }
+        } else if let Some(blocks) = pieces.remove(&InputTriangles) {
+            Form::InputRotation { blocks, is_boft: false, rescale: pieces.remove(&Rescale) }
+        } else if let Some(blocks) = pieces.remove(&InputBlocks) {
+            Form::InputRotation { blocks, is_boft: true, rescale: pieces.remove(&Rescale) }
         } else if pieces.contains_key(&Generalised1A) {
             Form::Generalised {
                 a: take_product(pieces, Generalised1A, None, Generalised2A)?,
@@ -270,9 +273,9 @@ impl Delta {
                 }
                 rescale.as_ref().map_or(Ok(()), |rescale| one_each(rescale, "outputs", outputs))
             }
-            Form::InputRotation { blocks, rescale } => {
+            Form::InputRotation { blocks, is_boft, rescale } => {
                 let inputs = matrix_sizes(weight).1;
-                let size = block_size(&blocks.shape)?;
+                let size = block_size(&blocks.shape, *is_boft)?;
                 let count = match blocks.shape[..] {
                     [1, _] => inputs / size,
                     [count, _] | [_, count, ..] => count,
@@ -306,8 +309,8 @@ impl Delta {
                 return Ok(None);
             }
             Form::Factors { .. } => return Ok(None),
-            Form::InputRotation { blocks, .. } => {
-                block_size(&blocks.shape)?;
+            Form::InputRotation { blocks, is_boft, .. } => {
+                block_size(&blocks.shape, *is_boft)?;
                 return Ok(None);
             }
             Form::Rotation { blocks, .. } => {
@@ -377,7 +380,7 @@ impl Delta {
                 *weight -= original;
                 return Ok(());
             }
-            (Form::InputRotation { blocks, rescale }, Some(original)) => {
+            (Form::InputRotation { blocks, rescale, .. }, Some(original)) => {
                 let (values, size) = (blocks.values(file)?, blocks.shape[blocks.shape.len() - 1]);
                 let mut turned = match blocks.shape[..] {
                     [turns, count, rows, columns] => {
@@ -451,10 +454,11 @@ fn triangle_size(elements: usize) -> usize {
     (1 + 8 * elements).isqrt().div_ceil(2)
 }
 
-/// The size of the blocks that rotate inputs, or what is wrong with their shape.
-fn block_size(shape: &[usize]) -> Result<usize, String> {
+/// The size of the blocks that rotate inputs, or what is wrong with their shape. OFT and BOFT, which the tensor's name tells
+/// apart, have shapes of their own.
+fn block_size(shape: &[usize], is_boft: bool) -> Result<usize, String> {
     match *shape {
-        [count, elements] if count > 0 && elements > 0 && elements <= MAX_RANK * MAX_RANK => {
+        [count, elements] if !is_boft && count > 0 && elements > 0 && elements <= MAX_RANK * MAX_RANK => {
             let size = triangle_size(elements);
             match size * (size - 1) / 2 == elements {
                 true => Ok(size),
@@ -462,14 +466,18 @@ fn block_size(shape: &[usize]) -> Result<usize, String> {
             }
         }
         [turns, count, rows, columns]
-            if rows == columns
+            if is_boft
+                && rows == columns
                 && rows > 0
                 && (turns == 1
                     || (rows % 2 == 0 && (2..32).contains(&turns) && count % (1 << (turns - 1)) == 0)) =>
         {
             Ok(rows)
         }
-        _ => Err(format!("expected square blocks, got shape {shape:?}")),
+        _ if is_boft => {
+            Err(format!("expected square blocks, [turns, blocks, size, size], got shape {shape:?}"))
+        }
+        _ => Err(format!("expected triangles, [blocks, size * (size - 1) / 2], got shape {shape:?}")),
     }
 }
 
@@ -536,5 +544,48 @@ impl Magnitudes {
             *value *= factors[vector(row, column)];
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What PEFT writes under each name, and the shapes of the other method and of none.
+    #[test]
+    fn blocks_have_the_shape_of_their_method() {
+        for (shape, oft, boft) in [
+            (&[4, 6][..], Some(4), None),
+            (&[1, 28], Some(8), None),
+            (&[1, 4, 4, 4], None, Some(4)),
+            (&[2, 4, 4, 4], None, Some(4)),
+            (&[4, 7], None, None),
+            (&[0, 6], None, None),
+            (&[4, 0], None, None),
+            (&[1, 4, 4, 5], None, None),
+            (&[2, 3, 4, 4], None, None),
+            (&[2, 4, 3, 3], None, None),
+            (&[4, 4, 4], None, None),
+            (&[4], None, None),
+            (&[], None, None),
+        ] {
+            assert_eq!(
+                (block_size(shape, false).ok(), block_size(shape, true).ok()),
+                (oft, boft),
+                "{shape:?}"
+            );
+        }
+        let piece = |shape: &[usize]| Piece { name: "x".into(), shape: shape.into() };
+        for (part, shape, fits) in [
+            (Part::InputTriangles, &[4, 6][..], true),
+            (Part::InputTriangles, &[1, 4, 4, 4], false),
+            (Part::InputBlocks, &[1, 4, 4, 4], true),
+            (Part::InputBlocks, &[4, 6], false),
+        ] {
+            let mut pieces = BTreeMap::from([(part, piece(shape))]);
+            let delta = Delta::taken(&mut pieces, None, None).unwrap();
+            assert_eq!(delta.fits(&[8, 16]).is_ok(), fits, "{part:?} {shape:?}");
+            assert_eq!(delta.shape().is_ok(), fits, "{part:?} {shape:?}");
+        }
     }
 }
