@@ -678,6 +678,36 @@ mod tests {
         }
     }
 
+    /// A marker in the middle of coded data ends it, also one of a segment that is not read: the same pixels as the `image`
+    /// crate's, which is given the file as it is, or an error.
+    #[test]
+    fn markers_within_coded_data() {
+        let mut state = 7u32;
+        let mut random = move |below: usize| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as usize % below
+        };
+        let noise = RgbImage::from_fn(48, 40, |x, y| Rgb([(x * 5) as u8, (x * y) as u8, random(256) as u8]));
+        let whole = file(&noise.into(), ImageFormat::Jpeg);
+        let scan = whole.windows(2).position(|two| two == [0xff, 0xda]).unwrap() + 14;
+        let mut compared = 0;
+        for marker in [0xe0, 0xe1, 0xe2, 0xe5, 0xed, 0xee, 0xef, 0xfe, 0xd3, 0xdb, 0xd9, 0xc4] {
+            for _ in 0..60 {
+                let mut bytes = whole.clone();
+                let at = scan + random(whole.len() - scan - 40);
+                bytes[at..at + 4].copy_from_slice(&[0xff, marker, 0, 2 + random(16) as u8]);
+                let Ok(got) = decode(&bytes) else { continue };
+                let Ok(expected) = image::load_from_memory_with_format(&bytes, ImageFormat::Jpeg) else {
+                    panic!("marker {marker:#x} at {at}: read, and by no other reader")
+                };
+                let off = got.iter().zip(expected.to_rgb8().iter()).map(|(a, b)| a.abs_diff(*b)).max();
+                assert!(off <= Some(1), "marker {marker:#x} at {at}: {off:?} levels off");
+                compared += 1;
+            }
+        }
+        assert!(compared > 100, "{compared} files were compared");
+    }
+
     #[test]
     fn damaged_anywhere() {
         let image = DynamicImage::from(picture());

@@ -268,6 +268,12 @@ fn jpeg(file: &mut (impl BufRead + Seek), length: u64) -> Result<Header, Problem
                 }
                 true
             }
+            // Those that decoders collect. Within coded data, where they end a scan, only damage puts them: without them what
+            // lies on both sides would be read as one.
+            0xe1 | 0xe2 | 0xed if scans > 0 => {
+                let problem = "expected application data before the image's, got it within";
+                return Err(Problem::Refused(format!("{problem} (JPEG marker {marker:#04x})")));
+            }
             0xe1 => {
                 let data = some_bytes(file, size - 2)?;
                 if let Some(exif) = data.strip_prefix(b"Exif\0\0") {
@@ -278,7 +284,7 @@ fn jpeg(file: &mut (impl BufRead + Seek), length: u64) -> Result<Header, Problem
             // JFIF, and Adobe's, which says what the components are.
             0xe0 | 0xee => true,
             // Other applications' and comments.
-            0xe2..=0xef | 0xfe => false,
+            0xe2..=0xef | 0xfe => scans > 0,
             _ => true,
         };
         // Coded data lies between the segments.
