@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 import model
+from trained_words import trained_words
 
 NAME = "calotype-emoji-1"
 LICENCE = "MIT AND Apache-2.0"
@@ -81,6 +82,7 @@ def main() -> None:
     subprocess.run([calotype, "pack", folder, packed, "--name", NAME, "--licence", LICENCE], check=True)
     manifest = json.loads((packed / "calotype.json").read_text())
     manifest["defaults"] = DEFAULTS
+    manifest["trained_words"] = trained_words()
     (packed / "calotype.json").write_text(json.dumps(manifest, indent=1) + "\n")
     shutil.copytree(packed, bundle, dirs_exist_ok=True)
 

@@ -46,6 +46,8 @@ pub struct Manifest {
     pub latents: LatentSpace,
     /// How previews are made from latents, where that is known.
     pub preview: Option<PreviewFactors>,
+    /// The words of the captions that the model was trained on, in lower case, where it has few enough to list them.
+    pub trained_words: Vec<String>,
     /// Whether the absent negative prompt is zeros instead of the states of an empty text (Stable Diffusion XL).
     pub zero_negative: bool,
     /// Whether the U-Net takes the guidance scale as an input (latent consistency models), and no negative prompt;
@@ -482,6 +484,7 @@ impl Manifest {
             prediction: file.prediction.into(),
             latents: file.latents,
             preview: file.preview,
+            trained_words: file.trained_words,
             zero_negative: file.zero_negative,
             embedded_guidance: false,
             fixed_size: None,
@@ -509,6 +512,7 @@ impl Manifest {
             prediction: self.prediction.into(),
             latents: self.latents.clone(),
             preview: self.preview.clone(),
+            trained_words: self.trained_words.clone(),
             zero_negative: self.zero_negative,
             low_res: self.low_res.as_ref().map(LowResFields::of),
             defaults: DefaultFields {
@@ -679,6 +683,8 @@ struct File {
     latents: LatentSpace,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     preview: Option<PreviewFactors>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    trained_words: Vec<String>,
     zero_negative: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     low_res: Option<LowResFields>,

@@ -12,7 +12,7 @@ use crate::engine;
 use crate::guidance::{self, Guidance, Scales, View};
 use crate::manifest::{Conditions, Manifest};
 use crate::memory;
-use crate::model::Model;
+use crate::model::{Model, TextEncoderPart};
 use crate::noise::Rng;
 use crate::picture::{Fitted, Init, Mask};
 use crate::prediction::Thresholding;
@@ -22,6 +22,7 @@ use crate::sampler::Method;
 use crate::schedule::{Schedule, ScheduleKind};
 use crate::signature::Role;
 use crate::tensor::{LatentShape, PixelSize};
+use crate::tokenizer::Tokenizer;
 use crate::weights::Dtype;
 use crate::{Error, ErrorKind};
 
@@ -331,12 +332,34 @@ impl Request {
     /// # Errors
     /// [`ErrorKind::Model`] for a tokenizer that is damaged, or cannot encode the prompt.
     pub fn unknown_words(&self, model: &Model) -> Result<[Vec<String>; 2], Error> {
+        let lacking = model.text_encoders().iter().filter(|encoder| encoder.may_lack_words());
+        self.words(lacking, Tokenizer::unknown_words)
+    }
+
+    /// The words of the prompt and of the negative prompt, each once, that were in no caption which the model was trained on:
+    /// whatever it draws for them is chance, or what it draws for a related word. Empty for models that do not list their
+    /// words.
+    ///
+    /// # Errors
+    /// As [`Request::unknown_words`].
+    pub fn untrained_words(&self, model: &Model) -> Result<[Vec<String>; 2], Error> {
+        let trained = &model.manifest().trained_words;
+        let encoders = model.text_encoders().iter().filter(|_| !trained.is_empty());
+        self.words(encoders, |tokenizer, text| tokenizer.words_beside(text, trained))
+    }
+
+    /// The words of both prompts that `of` finds in a text, each once.
+    fn words<'a>(
+        &self,
+        encoders: impl Iterator<Item = &'a TextEncoderPart>,
+        of: impl Fn(&Tokenizer, &Text) -> Result<Vec<String>, Error>,
+    ) -> Result<[Vec<String>; 2], Error> {
         let mut words = [Vec::new(), Vec::new()];
-        for encoder in model.text_encoders().iter().filter(|encoder| encoder.may_lack_words()) {
+        for encoder in encoders {
             let tokenizer = encoder.tokenizer(encoder.context())?;
             for (read, words) in [Some(&self.prompt), self.negative.as_ref()].into_iter().zip(&mut words) {
                 for text in read.iter().flat_map(|read| &read.parts).flat_map(|part| &part.texts) {
-                    for word in tokenizer.unknown_words(text)? {
+                    for word in of(&tokenizer, text)? {
                         if !words.contains(&word) {
                             words.push(word);
                         }

@@ -227,30 +227,53 @@ impl Tokenizer {
             unknown.and_then(|token| self.inner.token_to_id(token)).filter(|id| !special.contains(id));
         let mut found = Vec::new();
         for fragment in text.fragments().iter().filter(|fragment| !fragment.is_break()) {
-            let tokens = self.inner.encode_char_offsets(fragment.text(), false).map_err(|error| {
-                Error::new(ErrorKind::Model, "tokenizer: the prompt cannot be encoded").source(error)
-            })?;
-            let typed = |start: usize, end: usize| -> String {
-                fragment.text().chars().skip(start).take(end.saturating_sub(start)).collect()
+            let words = self.typed_words(fragment)?;
+            let is_lacking = |word: &TypedWord| {
+                word.ids.iter().any(|id| Some(*id) == unknown) || has_pieces && word.is_spelled
             };
-            let pieces: Vec<_> = tokens
-                .get_word_ids()
-                .iter()
-                .zip(tokens.get_ids())
-                .zip(tokens.get_offsets())
-                .map(|((word, id), offsets)| (*word, *id, *offsets))
-                .collect();
-            for word in pieces.chunk_by(|one, next| one.0.is_some() && one.0 == next.0) {
-                let is_unknown = word.iter().any(|(_, id, _)| Some(*id) == unknown);
-                let is_spelled = has_pieces
-                    && word.len() >= LEAST_SPELLED
-                    && word.iter().all(|(_, _, (start, end))| end - start == 1);
-                if is_unknown || is_spelled {
-                    found.push(typed(word[0].2.0, word[word.len() - 1].2.1));
+            found.extend(words.into_iter().filter(is_lacking).map(|word| word.typed));
+        }
+        Ok(found)
+    }
+
+    /// The words of a text that are not among these, which are in lower case, as they were typed. Punctuation is no word, and
+    /// words that were added are left out.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] for a text that the tokenizer cannot encode.
+    pub fn words_beside(&self, text: &Text, words: &[String]) -> Result<Vec<String>, Error> {
+        let mut found = Vec::new();
+        for fragment in text.fragments().iter().filter(|fragment| !fragment.is_break()) {
+            for word in self.typed_words(fragment)? {
+                let is_word = word.typed.chars().any(|c| c.is_alphanumeric() || !c.is_ascii());
+                let is_added = self.added.iter().any(|(first, last)| (first..=last).contains(&&word.ids[0]));
+                if is_word && !is_added && !words.contains(&word.typed.to_lowercase()) {
+                    found.push(word.typed);
                 }
             }
         }
         Ok(found)
+    }
+
+    /// The words of a fragment as the tokenizer divides it, with their tokens.
+    fn typed_words(&self, fragment: &Fragment) -> Result<Vec<TypedWord>, Error> {
+        let tokens = self.inner.encode_char_offsets(fragment.text(), false).map_err(|error| {
+            Error::new(ErrorKind::Model, "tokenizer: the prompt cannot be encoded").source(error)
+        })?;
+        let typed = |start: usize, end: usize| -> String {
+            fragment.text().chars().skip(start).take(end.saturating_sub(start)).collect()
+        };
+        let ids = tokens.get_word_ids().iter().zip(tokens.get_ids()).zip(tokens.get_offsets());
+        let pieces: Vec<_> = ids.map(|((word, id), offsets)| (*word, *id, *offsets)).collect();
+        let words = pieces.chunk_by(|one, next| one.0.is_some() && one.0 == next.0);
+        Ok(words
+            .map(|word| TypedWord {
+                typed: typed(word[0].2.0, word[word.len() - 1].2.1),
+                ids: word.iter().map(|(_, id, _)| *id).collect(),
+                is_spelled: word.len() >= LEAST_SPELLED
+                    && word.iter().all(|(.., (start, end))| end - start == 1),
+            })
+            .collect())
     }
 
     /// The tokens of a fragment, those of an added word together, and per word the character where it starts.
@@ -316,6 +339,14 @@ fn cut_at(fragments: &[Fragment], start_chars: usize) -> Option<Cut> {
         text.push_str(if fragment.is_break() { " " } else { "" });
     }
     place_bytes.map(|place_bytes| Cut { place_bytes, text: text.trim().to_owned() })
+}
+
+/// A word of a text as the tokenizer divides it.
+struct TypedWord {
+    typed: String,
+    ids: Vec<u32>,
+    /// Whether its tokens are single letters.
+    is_spelled: bool,
 }
 
 #[cfg(test)]
@@ -608,6 +639,13 @@ mod tests {
         let unknown = |prompt| tokenizer.unknown_words(&text(prompt)).unwrap();
         assert_eq!(unknown("a red (apple:1.2) on [blueish]"), [""; 0]);
         assert_eq!(unknown("a Rocket 🚀, (zebra:1.2) BREAK red 🍎"), ["Rocket", "🚀", "zebra", "🍎"]);
+        let words = ["a", "red", "apple"].map(str::to_owned);
+        let beside = |prompt| tokenizer.words_beside(&text(prompt), &words).unwrap();
+        assert_eq!(beside("A Red, (apple:1.2)! a red [apple]..."), [""; 0]);
+        assert_eq!(
+            beside("a Rocket on blueish 🚀, (zebra2:1.2) BREAK red 🍎"),
+            ["Rocket", "on", "blueish", "🚀", "zebra2", "🍎"]
+        );
         let clip = Tokenizer::clip(77, SpecialTokens { bos: 49406, eos: 49407, pad: 49407 }).unwrap();
         assert_eq!(clip.unknown_words(&text("a 🚀 zebra <|endoftext|> \u{10ffff}")).unwrap(), [""; 0]);
     }

@@ -170,7 +170,8 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let json = json!({
         "pictures": pictures,
         "rounded_timesteps": rounded,
-        "unknown_words": { "prompt": unknown.prompt, "negative": unknown.negative },
+        "unknown_words": Unknown::json(&unknown.unknown),
+        "untrained_words": Unknown::json(&unknown.untrained),
         "placements": pipeline.placements().map(provider::json).collect::<Vec<_>>(),
         "seconds": { "open": seconds(opened), "all": seconds(started.elapsed()) },
         "memory": {
@@ -273,25 +274,38 @@ fn report_cut(picture: &Picture) {
     }
 }
 
-/// The words of both prompts that the model does not know, and that are the same to it whatever they are.
+/// The words of both prompts that the model does not know, and that are the same to it whatever they are; and those that it
+/// has tokens for, but was not trained on.
 struct Unknown {
-    prompt: Vec<String>,
-    negative: Vec<String>,
+    unknown: [Vec<String>; 2],
+    untrained: [Vec<String>; 2],
 }
 
 impl Unknown {
     fn of(request: &Request, model: &Model) -> Result<Self, Error> {
-        let [prompt, negative] = request.unknown_words(model)?;
-        Ok(Self { prompt, negative })
+        let (unknown, mut untrained) = (request.unknown_words(model)?, request.untrained_words(model)?);
+        for (untrained, unknown) in untrained.iter_mut().zip(&unknown) {
+            untrained.retain(|word| !unknown.contains(word));
+        }
+        Ok(Self { unknown, untrained })
     }
 
     fn report(&self) {
-        for (which, words) in [("prompt", &self.prompt), ("negative prompt", &self.negative)] {
-            if !words.is_empty() {
-                let words = words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", ");
-                say(shortened(&format!("{which}: words that this model does not know: {words}")));
+        for (words, what) in [
+            (&self.unknown, "words that this model does not know"),
+            (&self.untrained, "words that this model was not trained on"),
+        ] {
+            for (which, words) in ["prompt", "negative prompt"].into_iter().zip(words) {
+                if !words.is_empty() {
+                    let words = words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", ");
+                    say(shortened(&format!("{which}: {what}: {words}")));
+                }
             }
         }
+    }
+
+    fn json([prompt, negative]: &[Vec<String>; 2]) -> serde_json::Value {
+        json!({ "prompt": prompt, "negative": negative })
     }
 }
 

@@ -124,6 +124,7 @@ impl Traits {
             prediction: self.prediction,
             latents: self.latents,
             preview,
+            trained_words: Vec::new(),
             zero_negative: self.zero_negative,
             embedded_guidance: false,
             fixed_size: None,
