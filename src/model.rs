@@ -1,6 +1,7 @@
 //! A model: what it says of itself, and its components, each a graph with weights that fit, from wherever they came.
 //! It knows the forms in which models are kept, and nothing of sessions.
 
+mod additions;
 mod builtin;
 mod bundle;
 mod diffusers;
@@ -21,6 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use serde::Deserialize;
 
+pub(crate) use self::additions::Additions;
 pub(crate) use self::bundle::{check_file, check_files, hex};
 pub use self::replacement::Overrides;
 use self::replacement::Replacements;
@@ -60,8 +62,7 @@ pub struct Model {
     contents: Option<Contents>,
     /// What is to be said of its files, a line each.
     notes: Vec<String>,
-    /// Where [`Model::skip_clip_layers`] was asked for.
-    clip_skip: Option<usize>,
+    additions: Additions,
 }
 
 /// A component: a graph, its weights, and what its inputs and outputs are for.
@@ -274,7 +275,7 @@ impl Model {
             vae_encoder,
             contents: None,
             notes: Vec::new(),
-            clip_skip: None,
+            additions: Additions::default(),
         })
     }
 
@@ -349,13 +350,18 @@ impl Model {
             encoder.part.signature = Signature::of(encoder.part.name, &graph)?;
             encoder.part.graph = Arc::new(graph);
         }
-        self.clip_skip = Some(clip_skip);
+        self.additions = Additions { clip_skip: Some(clip_skip), ..self.additions.renewed() };
         Ok(())
     }
 
     /// The layer of the text encoders that [`Model::skip_clip_layers`] chose, counted from the end.
     pub fn clip_skip(&self) -> Option<usize> {
-        self.clip_skip
+        self.additions.clip_skip
+    }
+
+    /// What was added to it.
+    pub(crate) fn additions(&self) -> &Additions {
+        &self.additions
     }
 
     /// The files of a bundle; other models have none to list.
@@ -447,6 +453,7 @@ impl Model {
             }
             adapted.push(report);
         }
+        self.additions = Additions { loras, ..self.additions.renewed() };
         Ok(adapted)
     }
 
@@ -482,6 +489,7 @@ impl Model {
             encoder.part.graph = Arc::new(graph);
             encoder.words = words;
         }
+        self.additions = Additions { embeddings: embeddings.to_vec(), ..self.additions.renewed() };
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use image::RgbImage;
 use crate::engine::{Cancel, Placement, SessionOptions};
 use crate::manifest::Manifest;
 use crate::memory::{Held, Memory};
-use crate::model::Model;
+use crate::model::{Additions, Model};
 use crate::plan::{self, Plan};
 use crate::prompt::Text;
 use crate::recipe::Recipe;
@@ -43,6 +43,7 @@ use crate::{Error, ErrorKind};
 /// ```
 pub struct Pipeline {
     manifest: Manifest,
+    additions: Additions,
     text_encoder: TextEncoder,
     unet: Unet,
     vae_encoder: Option<VaeEncoder>,
@@ -103,6 +104,7 @@ impl Pipeline {
             tiles: Tiles { encoder: tile("vae_encoder"), decoder: tile("vae_decoder") },
             plan: plan.clone(),
             manifest: model.manifest().clone(),
+            additions: model.additions().clone(),
             cancel: session_options.cancel.clone(),
             is_short: || Memory::of_this_machine().is_some_and(|memory| memory.is_short()),
         })
@@ -207,6 +209,7 @@ impl Pipeline {
             vae_decoder: &mut self.vae_decoder,
             tile: self.tiles.decoder,
             preview: self.manifest.preview.as_ref(),
+            additions: &self.additions,
             held,
             is_short: self.is_short,
         };
@@ -217,7 +220,8 @@ impl Pipeline {
     /// pixels.
     ///
     /// # Errors
-    /// `ErrorKind::Input` for a snapshot that is damaged, of another version, request or model; otherwise those of
+    /// `ErrorKind::Input` for a snapshot that is damaged, of another version, request or model, or of the model with other LoRA
+    /// files, strengths, embeddings or clip skip; otherwise those of
     /// [`Pipeline::begin`].
     pub fn restore(&mut self, request: &Request, snapshot: &[u8]) -> Result<Run<'_>, Error> {
         let mut run = self.begin(request)?;

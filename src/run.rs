@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::guidance::View;
 use crate::manifest::PreviewFactors;
 use crate::memory::{Held, Watch};
+use crate::model::Additions;
 use crate::noise::{BrownianTree, NoiseSource, StepNoise};
 use crate::prediction::Prediction;
 use crate::request::{Request, Source};
@@ -28,7 +29,7 @@ use crate::{Error, ErrorKind};
 /// The largest number in latents that are believed; they have a deviation of about 1.
 const MAX_LATENT: f32 = 1e4;
 /// What a snapshot begins with. The number changes with what follows it.
-const SNAPSHOT: [u8; 16] = *b"calotype run  01";
+const SNAPSHOT: [u8; 16] = *b"calotype run  02";
 
 /// One run, begun by [`Pipeline::begin`](crate::pipeline::Pipeline::begin). Dropped before its end, it gives back what it holds.
 ///
@@ -69,6 +70,7 @@ pub struct Run<'a> {
     /// Whether a step failed, and left what the sampler knows as it was in the middle of it.
     is_broken: bool,
     preview: Option<&'a PreviewFactors>,
+    additions: &'a Additions,
     times: Times,
 }
 
@@ -118,6 +120,7 @@ pub(crate) struct Stages<'a> {
     /// Of what is decoded.
     pub(crate) tile: Option<Tile>,
     pub(crate) preview: Option<&'a PreviewFactors>,
+    pub(crate) additions: &'a Additions,
     pub(crate) held: Held,
     pub(crate) is_short: fn() -> bool,
 }
@@ -132,7 +135,8 @@ impl<'a> Run<'a> {
         noise: Box<dyn NoiseSource + Send>,
         times: Times,
     ) -> Result<Self, Error> {
-        let Stages { text_encoder, unet, prediction, vae_decoder, tile, preview, held, is_short } = stages;
+        let Stages { text_encoder, unet, prediction, vae_decoder, tile, preview, additions, held, is_short } =
+            stages;
         let Start { latents, beside, kept, clean } = start;
         let steps = request.schedule.steps();
         let tree = match request.sampler.get(&STEP_NOISE) {
@@ -163,6 +167,7 @@ impl<'a> Run<'a> {
             done: 0,
             is_broken: false,
             preview,
+            additions,
             times,
             request,
         })
@@ -361,6 +366,15 @@ impl<'a> Run<'a> {
         record.bytes(&mut fingerprint)?;
         if fingerprint != own {
             return Err(refused("expected one of this request and model, got another's".into()));
+        }
+        let own = self.additions.sha256();
+        let mut additions = own;
+        record.bytes(&mut additions)?;
+        if additions != own {
+            return Err(refused(
+                "expected one of this model's LoRA files, strengths, embeddings and clip skip, got others"
+                    .into(),
+            ));
         }
         record.count(&mut self.done, self.request.steps())?;
         record.f32s(&mut self.latents)?;

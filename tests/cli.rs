@@ -1582,7 +1582,9 @@ mod preview {
         assert_eq!(said.code, Some(0), "{}", said.stderr);
         let problem = "p.png: the image could not be written: File too large";
         assert_eq!(said.stderr.matches(problem).count(), 1, "{}", said.stderr);
-        assert_eq!(desk.files(), ["out.jpg"]);
+        // The first preview, which is small enough, stays whole.
+        assert_eq!(desk.files(), ["out.jpg", "p.png"]);
+        opened(&desk.read("p.png"), ImageFormat::Png);
     }
 }
 

@@ -2,11 +2,15 @@
 
 #![cfg(feature = "builtin")]
 
+use std::fs;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
 use calotype::ErrorKind;
+use calotype::adapter::embedding::Embedding;
+use calotype::adapter::lora::Lora;
 use calotype::engine::{Residency, SessionOptions};
 use calotype::model::Model;
 use calotype::noise::Rng;
@@ -119,6 +123,87 @@ fn snapshots_of_another_run_are_refused() {
         damaged[at] ^= 1;
         assert!(refused(draft(), &damaged).contains("damaged or cut off"), "byte {at}");
         assert!(refused(draft(), &snapshot[..at]).contains("damaged or cut off"), "cut off at {at}");
+    }
+}
+
+/// Files of tensors of 32-bit floats.
+fn write(path: &Path, tensors: &[(&str, &[usize], f32)]) {
+    let data = tensors.iter().map(|(name, shape, value)| {
+        (*name, shape.to_vec(), value.to_le_bytes().repeat(shape.iter().product()))
+    });
+    let data: Vec<(&str, Vec<usize>, Vec<u8>)> = data.collect();
+    let views = data.iter().map(|(name, shape, bytes)| {
+        (*name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap())
+    });
+    fs::write(path, safetensors::serialize(views, &None).unwrap()).unwrap();
+}
+
+/// Only the same LoRA files in the same strength, and the same words, go on from a snapshot, wherever the files are.
+#[test]
+fn snapshots_of_a_model_with_other_additions_are_refused() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let lora = |name: &str, value: f32| {
+        let path = folder.path().join(name);
+        let stem = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q";
+        write(
+            &path,
+            &[
+                (&format!("{stem}.lora_down.weight"), &[1, 96], value),
+                (&format!("{stem}.lora_up.weight"), &[96, 1], 0.1),
+            ],
+        );
+        Lora::open(&path).unwrap()
+    };
+    let word = |name: &str, value: f32| {
+        let path = folder.path().join(name);
+        write(&path, &[("emb_params", &[2, 192], value)]);
+        Embedding::open(&path).unwrap()
+    };
+    let opened = |loras: Vec<(Lora, f32)>, words: &[Embedding]| {
+        let mut model = Model::built_in().unwrap();
+        if !loras.is_empty() {
+            model.add_loras(loras).unwrap();
+        }
+        if !words.is_empty() {
+            model.add_embeddings(words).unwrap();
+        }
+        Pipeline::open(&model, &Options::default()).unwrap()
+    };
+    let (one, same, other) = ("one.safetensors", "moved.safetensors", "other.safetensors");
+    let mut first = opened(vec![(lora(one, 0.1), 0.5)], &word("ink.safetensors", 0.2));
+    let request = first.request(draft()).unwrap();
+    let mut run = first.begin(&request).unwrap();
+    run.step().unwrap();
+    let snapshot = run.snapshot().unwrap();
+    run.steps(|_| ControlFlow::Continue(())).unwrap();
+    let whole = run.latents().to_vec();
+    let mut restored = |loras: Vec<(Lora, f32)>, words: &[Embedding]| {
+        let mut pipeline = opened(loras, words);
+        let request = pipeline.request(draft()).unwrap();
+        let mut run = pipeline.restore(&request, &snapshot).map_err(|error| {
+            assert_eq!(error.kind(), ErrorKind::Input);
+            error.to_string()
+        })?;
+        run.steps(|_| ControlFlow::Continue(())).unwrap();
+        Ok::<_, String>(run.latents().to_vec())
+    };
+    let ink = || word("ink.safetensors", 0.2);
+    assert_eq!(restored(vec![(lora(same, 0.1), 0.5)], &ink()), Ok(whole.clone()));
+    // A share and a strength that multiply to the same.
+    assert_eq!(restored(vec![(lora(same, 0.1).with_shares(1.0, 0.5), 1.0)], &ink()), Ok(whole));
+    let refused =
+        "snapshot: expected one of this model's LoRA files, strengths, embeddings and clip skip, got others";
+    for (loras, words) in [
+        (vec![], ink()),
+        (vec![(lora(one, 0.1), 0.25)], ink()),
+        (vec![(lora(other, 0.2), 0.5)], ink()),
+        (vec![(lora(one, 0.1), 0.5), (lora(other, 0.2), 0.5)], ink()),
+        (vec![(lora(one, 0.1).with_shares(1.0, 0.5), 0.5)], ink()),
+        (vec![(lora(one, 0.1), 0.5)], vec![]),
+        (vec![(lora(one, 0.1), 0.5)], word("ink.safetensors", 0.3)),
+        (vec![(lora(one, 0.1), 0.5)], word("pen.safetensors", 0.2)),
+    ] {
+        assert_eq!(restored(loras, &words), Err(refused.to_owned()));
     }
 }
 

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use sha2::{Digest, Sha256};
+
 use super::{Component, floats};
 use crate::weights::{TensorView, Weights};
 use crate::{Error, ErrorKind};
@@ -47,6 +49,16 @@ struct Vectors {
 }
 
 impl Embedding {
+    /// The SHA-256 of its word and its vectors.
+    pub(crate) fn sha256(&self) -> [u8; 32] {
+        let mut hash = Sha256::new_with_prefix(format!("{:?} {}", self.trigger, self.count));
+        for (component, Vectors { width, values, .. }) in &self.vectors {
+            hash.update(format!("{component} {width}"));
+            values.iter().for_each(|value| hash.update(value.to_le_bytes()));
+        }
+        hash.finalize().into()
+    }
+
     /// Opens a safetensors file: `emb_params` or `*` for the only text encoder, `clip_l` and `clip_g` or `text_encoders_0` and
     /// `text_encoders_1` for Stable Diffusion XL's two, each `[vectors, width]` and triggered by the file's name; or as
     /// diffusers' trainer writes it, tensors that are called as what triggers them, `[width]` or `[vectors, width]`.

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use ndarray::Array2;
+use sha2::{Digest, Sha256};
 
 use self::alpha::{Alphas, number};
 use self::delta::{Delta, Magnitudes, Piece, matrix_sizes};
@@ -146,6 +147,22 @@ impl Lora {
             edits.iter_mut().for_each(|edit| edit.share *= share);
         }
         self
+    }
+
+    /// The SHA-256 of what it adds at a strength: all its tensors, and how much of them each component gets.
+    pub(crate) fn sha256(&self, strength: f32) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        for (name, tensor) in self.file.iter() {
+            hash.update(format!("{name} {}{:?}", tensor.dtype(), tensor.shape()));
+            hash.update(tensor.to_bytes());
+            tensor.release();
+        }
+        for (component, edits) in &self.edits {
+            // All edits of a component have one share.
+            let share = edits.first().map_or(1.0, |edit| edit.share);
+            hash.update(format!("{component} {}", share * strength));
+        }
+        hash.finalize().into()
     }
 
     /// The file, for messages.
