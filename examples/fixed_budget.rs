@@ -8,12 +8,8 @@ use std::ops::ControlFlow;
 
 use calotype::engine::{Heap, Refusal, disable_telemetry, exit_when_exhausted};
 use calotype::memory::peak_bytes;
-use calotype::model::Model;
-use calotype::pipeline::{Options, Pipeline};
-use calotype::plan::{Budget, Plan};
-use calotype::recipe::Recipe;
-use calotype::request::Request;
 use calotype::weights::exit_when_truncated;
+use calotype::{Budget, Model, Options, Pipeline, Plan, Recipe, Request};
 
 /// A failed allocation of Rust code ends the process with exit code 5 instead of a signal.
 #[global_allocator]
@@ -29,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     disable_telemetry();
     // The same for threads of ONNX Runtime, and exit code 4 for a model file that is truncated while in use.
     exit_when_exhausted(report);
-    exit_when_truncated("fixed_budget: ");
+    exit_when_truncated("fixed_budget: ", None);
 
     let budget: Budget = env::args().nth(1).unwrap_or_else(|| "96MiB".into()).parse()?;
     let model = Model::built_in()?;

@@ -6,11 +6,7 @@ use std::error::Error;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use calotype::model::Model;
-use calotype::picture::ImageFile;
-use calotype::pipeline::{Options, Pipeline};
-use calotype::plan::Budget;
-use calotype::recipe::Recipe;
+use calotype::{Budget, ImageFile, Model, Options, Pipeline, Recipe};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = env::args().skip(1);

@@ -3,9 +3,7 @@
 
 use std::error::Error;
 
-use calotype::model::Model;
-use calotype::pipeline::{Options, Pipeline};
-use calotype::recipe::Recipe;
+use calotype::{Model, Options, Pipeline, Recipe};
 use image::imageops::{FilterType, resize};
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -7,10 +7,7 @@ use std::ops::ControlFlow;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use calotype::ErrorKind;
-use calotype::model::Model;
-use calotype::pipeline::{Options, Pipeline};
-use calotype::recipe::Recipe;
+use calotype::{ErrorKind, Model, Options, Pipeline, Recipe};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let wait_ms = env::args().nth(1).map(|text| text.parse()).transpose()?;

@@ -4,9 +4,7 @@ use std::env;
 use std::error::Error;
 use std::ops::ControlFlow;
 
-use calotype::model::Model;
-use calotype::pipeline::{Options, Pipeline};
-use calotype::recipe::Recipe;
+use calotype::{Model, Options, Pipeline, Recipe};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = env::args().skip(1);
