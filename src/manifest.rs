@@ -440,6 +440,20 @@ impl Manifest {
         hash.finish()
     }
 
+    /// The latents of an image of this size.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] for a size that is not a multiple of the latents' cells, or not the one that the graph is for.
+    pub(crate) fn shape(&self, size: PixelSize) -> Result<LatentShape, Error> {
+        match self.fixed_size {
+            Some(fixed) if fixed != size => Err(Error::new(
+                ErrorKind::Usage,
+                format!("size: expected {fixed}, the only size of this model's graph, got {size}"),
+            )),
+            _ => self.latents.shape(size),
+        }
+    }
+
     /// Reads the manifest of a bundle and its table of contents; `origin` says in messages where they came from.
     ///
     /// # Errors

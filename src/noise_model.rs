@@ -98,6 +98,18 @@ impl NoiseModel {
     /// work on: a network that was trained on latents of unit variance gets them scaled by
     /// [`Preconditioning::c_in`](crate::prediction::Preconditioning::c_in).
     ///
+    /// ```
+    /// use calotype::NoiseModel;
+    /// use calotype::schedule::{Betas, Spacing};
+    /// let betas = Betas::ScaledLinear { start: 0.00085, end: 0.012 };
+    /// let model = NoiseModel::discrete(betas, 1000, Spacing::Leading { offset: 1 })?;
+    /// let NoiseModel::Discrete(discrete) = &model else { unreachable!() };
+    /// let mut latents = [0.0; 2];
+    /// model.add_noise(&[1.0, 2.0], &[0.5, -0.5], discrete.curve().sigma_of_timestep(999.0), &mut latents)?;
+    /// assert!((latents[0] - 8.307).abs() < 1e-3 && (latents[1] + 5.307).abs() < 1e-3);
+    /// # Ok::<(), calotype::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// [`ErrorKind::Usage`] for a level that is none, and for slices of several lengths.
     pub fn add_noise(&self, clean: &[f32], noise: &[f32], sigma: f64, out: &mut [f32]) -> Result<(), Error> {

@@ -51,6 +51,10 @@ impl ImageFile {
     /// [`ErrorKind::Input`] for a file that cannot be read, is not an image of a format that is read, or is larger than
     /// the limits of this module.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        Self::open_named(path).map_err(|error| error.in_file(path))
+    }
+
+    fn open_named(path: &Path) -> Result<Self, Error> {
         let origin = path.display().to_string();
         let refuse = |error: io::Error| Error::new(ErrorKind::Input, origin.clone()).source(error);
         let mut file = File::open(path).map_err(refuse)?;
@@ -530,10 +534,7 @@ mod tests {
                 let rgba = expected.to_rgba8();
                 let has_alpha = rgba.pixels().any(|pixel| pixel.0[3] < 255);
                 for (got, expected) in got.pixels().zip(rgba.pixels()) {
-                    let [rgb @ .., alpha] = expected.0.map(f64::from);
-                    let on_white = rgb.map(|value| value * alpha / 255.0 + 255.0 - alpha);
-                    let off = got.0.iter().zip(on_white).map(|(a, b)| (f64::from(*a) - b).abs());
-                    assert!(off.fold(0.0, f64::max) <= 1.0, "{format:?}, {:?}: {got:?}", kind.color());
+                    assert!(off_white(*got, *expected) <= 1.0, "{format:?}, {:?}: {got:?}", kind.color());
                 }
                 let mask = decode_mask(&bytes).unwrap();
                 let luma = expected.to_luma8();
@@ -545,6 +546,13 @@ mod tests {
             }
         }
         assert!(compared >= 20, "{compared} kinds of files");
+    }
+
+    /// The largest distance of a pixel from another one that is composited onto white.
+    fn off_white(got: Rgb<u8>, expected: Rgba<u8>) -> f64 {
+        let [rgb @ .., alpha] = expected.0.map(f64::from);
+        let on_white = rgb.map(|value| value * alpha / 255.0 + 255.0 - alpha);
+        got.0.iter().zip(on_white).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max)
     }
 
     /// Interlaced, palettes with and without transparency, 1, 2 and 4 bits: what the `png` crate expands whole.
@@ -582,10 +590,7 @@ mod tests {
                 let expected = image::load_from_memory(&bytes).unwrap().to_rgba8();
                 let got = decode(&bytes).unwrap();
                 for (got, expected) in got.pixels().zip(expected.pixels()) {
-                    let [rgb @ .., alpha] = expected.0.map(f64::from);
-                    let on_white = rgb.map(|value| value * alpha / 255.0 + 255.0 - alpha);
-                    let off = got.0.iter().zip(on_white).map(|(a, b)| (f64::from(*a) - b).abs());
-                    assert!(off.fold(0.0, f64::max) <= 1.0, "{color:?}, {depth:?}, {width}x{height}");
+                    assert!(off_white(*got, *expected) <= 1.0, "{color:?}, {depth:?}, {width}x{height}");
                 }
             }
         }

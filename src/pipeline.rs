@@ -290,13 +290,7 @@ impl Pipeline {
     /// to the budget meanwhile.
     fn hold_for_image(&mut self, size: PixelSize, is_encoded: bool) -> Result<(LatentShape, Held), Error> {
         self.cancel.check()?;
-        let shape = self.manifest.latents.shape(size)?;
-        if let Some(fixed) = self.manifest.fixed_size.filter(|fixed| *fixed != size) {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                format!("size: expected {fixed}, the only size of this model's graph, got {size}"),
-            ));
-        }
+        let shape = self.manifest.shape(size)?;
         if let Some(plan) = &self.plan {
             plan.check_image(size, shape, is_encoded)?;
         }

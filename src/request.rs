@@ -133,21 +133,13 @@ impl Request {
             (None, Some(init)) => own_size(init, manifest)?,
             (None, None) => defaults.size,
         };
-        if let Some(fixed) = manifest.fixed_size.filter(|fixed| *fixed != size) {
-            let error = Error::new(
-                ErrorKind::Usage,
-                format!("size: expected {fixed}, the only size of this model's graph, got {size}"),
-            );
-            let is_own = recipe.size.is_none();
-            return Err(if is_own {
-                error.help(format!("give {{size}} {fixed}: it resizes the image"))
-            } else {
-                error
-            });
-        }
+        let shape = manifest.shape(size).map_err(|error| match (recipe.size, manifest.fixed_size) {
+            // That of the init image.
+            (None, Some(fixed)) => error.help(format!("give {{size}} {fixed}: it resizes the image")),
+            _ => error,
+        })?;
         let sampler = recipe.sampler.unwrap_or(defaults.sampler);
         let steps = steps_asked(&recipe, defaults.steps)?;
-        let shape = manifest.latents.shape(size)?;
         let (schedule_kind, mut schedule) =
             manifest.schedule(recipe.sampler, recipe.schedule.clone(), steps)?;
         let strength = strength(&recipe, manifest.conditions)?;

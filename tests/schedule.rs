@@ -571,30 +571,6 @@ fn listed_levels_of_flow_matching_are_taken_as_they_are() {
     }
 }
 
-#[test]
-fn noise_is_added_as_at_a_timestep() {
-    let (_, curve) = curves().swap_remove(0);
-    let mut out = [0.0; 2];
-    for timestep in [0.0, 0.5, 500.0, 999.0] {
-        curve.add_noise(&[1.0, -2.0], &[-0.5, 3.0], timestep, &mut out).unwrap();
-        let sigma = curve.sigma_of_timestep(timestep);
-        assert_eq!(out, [(1.0 - 0.5 * sigma) as f32, (-2.0 + 3.0 * sigma) as f32]);
-    }
-    let before = out;
-    for timestep in [-1.0, 999.5, f64::NAN, f64::INFINITY] {
-        let error = curve.add_noise(&[1.0, 2.0], &[1.0, 2.0], timestep, &mut out).expect_err("no timestep");
-        let message = format!("add noise: expected a timestep of 0 to 999, got {timestep}");
-        assert_eq!((error.kind(), error.to_string()), (ErrorKind::Usage, message));
-    }
-    for (clean, noise) in [(&[1.0][..], &[1.0, 2.0][..]), (&[1.0, 2.0], &[1.0]), (&[], &[])] {
-        assert_eq!(
-            curve.add_noise(clean, noise, 3.0, &mut out).expect_err("lengths").kind(),
-            ErrorKind::Usage
-        );
-    }
-    assert_eq!(out, before);
-}
-
 /// Arguments from a generator, often odd ones.
 struct Odd {
     state: u64,

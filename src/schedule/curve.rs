@@ -106,45 +106,6 @@ impl NoiseCurve {
         self.sigmas[low] + weight * (self.sigmas[low + 1] - self.sigmas[low])
     }
 
-    /// Forward diffusion to a timestep between 0 and `len() - 1`: `clean + sigma * noise`, the latents that samplers take
-    /// (diffusers' `EulerDiscreteScheduler.add_noise`). `out` is as long as both.
-    ///
-    /// Divided by `sqrt(sigma^2 + 1)` they are `sqrt(alpha) * clean + sqrt(1 - alpha) * noise`, with which a model of unit
-    /// variance is trained (Ho et al. 2020, equation 4; `add_noise` of diffusers' DDPM, DDIM and DPM-Solvers).
-    ///
-    /// # Errors
-    /// [`ErrorKind::Usage`] for another timestep, and for slices of several lengths.
-    ///
-    /// ```
-    /// use calotype::schedule::{Betas, NoiseCurve};
-    /// let curve = NoiseCurve::new(Betas::ScaledLinear { start: 0.00085, end: 0.012 }, 1000)?;
-    /// let mut latents = [0.0; 2];
-    /// curve.add_noise(&[1.0, 2.0], &[0.5, -0.5], 999.0, &mut latents)?;
-    /// assert!((latents[0] - 8.307).abs() < 1e-3 && (latents[1] + 5.307).abs() < 1e-3);
-    /// # Ok::<(), calotype::Error>(())
-    /// ```
-    pub fn add_noise(
-        &self,
-        clean: &[f32],
-        noise: &[f32],
-        timestep: f64,
-        out: &mut [f32],
-    ) -> Result<(), Error> {
-        let refuse = |problem: String| Err(Error::new(ErrorKind::Usage, format!("add noise: {problem}")));
-        let last = self.len() - 1;
-        if !(0.0..=last as f64).contains(&timestep) {
-            return refuse(format!("expected a timestep of 0 to {last}, got {timestep}"));
-        }
-        if let Some(len) = [noise.len(), out.len()].into_iter().find(|len| *len != clean.len()) {
-            return refuse(format!("expected {} values, got {len}", clean.len()));
-        }
-        let sigma = self.sigma_of_timestep(timestep);
-        for (out, (&clean, &noise)) in out.iter_mut().zip(clean.iter().zip(noise)) {
-            *out = (f64::from(clean) + sigma * f64::from(noise)) as f32;
-        }
-        Ok(())
-    }
-
     /// The noise level at a timestep by linear interpolation of `ln sigma`, as k-diffusion and ComfyUI have it: the inverse of
     /// [`timestep_of_sigma`](Self::timestep_of_sigma).
     pub(super) fn log_sigma_of_timestep(&self, timestep: f64) -> f64 {
