@@ -26,6 +26,7 @@ use std::thread;
 
 use calotype::engine::{Library, Refusal};
 use calotype::error::shortened;
+use calotype::weights;
 use calotype::{Error, ErrorKind};
 use clap::error::ErrorKind as ClapErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -116,7 +117,7 @@ pub fn run() -> ExitCode {
     say(told(&error));
     let code = ExitCode::from(error.kind().exit_code());
     // What the thread was told is not known where it did not begin.
-    if interrupt::owes_json() || std::env::args_os().any(|arg| arg == "--json") {
+    if interrupt::take_json() || std::env::args_os().any(|arg| arg == "--json") {
         return print(&format!("{:#}\n", json!({ "error": error_json(&error) })), code);
     }
     code
@@ -137,7 +138,8 @@ fn run_here() -> ExitCode {
         Command::Verify(flags) => verify::run(flags),
         Command::Doctor(flags) => doctor::run(flags),
     };
-    interrupt::say_no_more();
+    // From here on the run itself reports how it ended.
+    interrupt::take_json();
     let (said, error) = match result {
         Ok(Report { text, mut json, error }) => {
             if let Some(error) = &error {
@@ -214,6 +216,8 @@ fn error_json(error: &Error) -> Value {
         ("expected", error.expected()),
         ("got", error.got()),
         ("component", error.component()),
+        ("tensor", error.tensor()),
+        ("file", error.file().map(Path::to_string_lossy).as_deref()),
     ] {
         if let Some(part) = part {
             json[name] = shortened(part).into();
@@ -254,10 +258,15 @@ fn without_mark(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
+/// Where a model's file is truncated while it is in use, ends the process with a message, and with `--json` with the object.
+pub fn exit_when_truncated() {
+    weights::exit_when_truncated("calotype: ", Some(interrupt::owed_json()));
+}
+
 /// Says that there is no memory left, when the process is about to end for it: nothing is allocated.
 pub fn report_exhaustion(refusal: &Refusal) {
     let _ = writeln!(io::stderr(), "calotype: {refusal}");
-    if interrupt::owes_json() {
+    if interrupt::take_json() {
         // The text of a refusal has nothing that JSON would escape.
         let code = ErrorKind::Memory.exit_code();
         let mut stdout = io::stdout();

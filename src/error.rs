@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 /// The longest number that a message shows whole, in digits.
 const MAX_DIGITS: usize = 24;
@@ -143,13 +144,14 @@ struct Detail {
     message: String,
     help: Option<String>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    file: Option<PathBuf>,
 }
 
 impl Error {
     /// A new error; `message` names the place, what was expected and what was found: `place: expected X, got Y`, where a
-    /// place may have a place in it, `file: tensor: expected X, got Y`.
+    /// place may have a place in it, `file: tensor NAME: expected X, got Y`. A tensor is `tensor NAME` or `weight NAME`.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Box::new(Detail { kind, message: message.into(), help: None, source: None }))
+        Self(Box::new(Detail { kind, message: message.into(), help: None, source: None, file: None }))
     }
 
     /// Adds the way out. A setting in it stands in braces, `{init}`, and is named by whoever shows the error.
@@ -164,6 +166,16 @@ impl Error {
     #[must_use]
     pub fn source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.0.source = Some(source.into());
+        self
+    }
+
+    /// Says which file it is about, where neither it nor what caused it says so yet: callers know the folder of a model, what
+    /// they call knows the file in it.
+    #[must_use]
+    pub fn in_file(mut self, path: impl Into<PathBuf>) -> Self {
+        if self.file().is_none() {
+            self.0.file = Some(path.into());
+        }
         self
     }
 
@@ -192,6 +204,24 @@ impl Error {
         self.parts().and_then(|(.., got)| got)
     }
 
+    /// The file, or the folder of a model, that it is about.
+    pub fn file(&self) -> Option<&Path> {
+        self.0.file.as_deref().or_else(|| self.own_cause()?.file())
+    }
+
+    /// The name of the tensor that it is about, as its file has it.
+    pub fn tensor(&self) -> Option<&str> {
+        const MISSING: &str = "expected a tensor ";
+        let of = |part: &'_ str| {
+            ["tensor ", "weight "].iter().find_map(|kind| part.strip_prefix(kind).map(str::len))
+        };
+        let message = &self.0.message;
+        let mut parts = message.split(": ");
+        let named = parts.find_map(|part| of(part).map(|len| &part[part.len() - len..]));
+        let missing = || message.split_once(MISSING)?.1.split(", got ").next();
+        named.or_else(missing).or_else(|| self.own_cause()?.tensor())
+    }
+
     /// The component of the model that it is about, by its name in a bundle.
     pub fn component(&self) -> Option<&str> {
         const COMPONENTS: [&str; 5] =
@@ -202,8 +232,7 @@ impl Error {
     /// The settings that the way out is about, as fields of a [`Recipe`](crate::recipe::Recipe), or options of a face.
     pub fn settings(&self) -> Vec<&'static str> {
         let mut settings: Vec<&'static str> = Vec::new();
-        let cause = self.0.source.as_deref().and_then(|source| source.downcast_ref::<Self>());
-        for setting in cause.map(Self::settings).unwrap_or_default() {
+        for setting in self.own_cause().map(Self::settings).unwrap_or_default() {
             settings.push(setting);
         }
         named(self.0.help.as_deref().unwrap_or_default(), |setting| {
@@ -220,13 +249,17 @@ impl Error {
         shortened(&self.text(&name)).into_owned()
     }
 
+    /// What caused it, if that is an error of calotype's.
+    fn own_cause(&self) -> Option<&Self> {
+        self.0.source.as_deref()?.downcast_ref()
+    }
+
     /// The message by its grammar: place, what was expected, what was got.
     fn parts(&self) -> Option<(&str, Option<&str>, Option<&str>)> {
         let Detail { message, source, .. } = &*self.0;
         let Some((place, rest)) = message.split_once(": expected ") else {
-            let cause = source.as_deref().and_then(|source| source.downcast_ref::<Self>());
             // A place alone, around the error in it.
-            return match cause.and_then(Self::parts) {
+            return match self.own_cause().and_then(Self::parts) {
                 Some((_, expected, got)) => Some((message, expected, got)),
                 None if source.is_some() => Some((message, None, None)),
                 None => message.split_once(": ").map(|(place, _)| (place, None, None)),
@@ -373,6 +406,24 @@ mod tests {
         assert_eq!(tensor.component(), Some("unet"));
         let outer = Error::new(ErrorKind::Model, "model/unet.onnx").source(tensor);
         assert_eq!((outer.place(), outer.got()), (Some("model/unet.onnx"), Some("i8")));
+    }
+
+    #[test]
+    fn tensors_and_files_are_known() {
+        for (message, tensor) in [
+            ("m.gguf: tensor a.b: expected F16, got Q9", Some("a.b")),
+            ("unet: weight conv_in.bias: expected shape [4], got [3]", Some("conv_in.bias")),
+            ("m.safetensors: expected a tensor a.weight, got none", Some("a.weight")),
+            ("m.safetensors: expected a tensor, got none", None),
+            ("my tensor file: expected JSON, got text", None),
+        ] {
+            let error = Error::new(ErrorKind::Model, message);
+            assert_eq!((error.tensor(), error.file()), (tensor, None), "{message}");
+            let outer =
+                Error::new(ErrorKind::Model, "model").source(error.in_file("m/x: y.gguf")).in_file("m");
+            assert_eq!((outer.tensor(), outer.file()), (tensor, Some(Path::new("m/x: y.gguf"))), "{message}");
+            assert!(!outer.to_string().contains("x: y"), "{outer}");
+        }
     }
 
     #[test]

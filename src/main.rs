@@ -5,7 +5,6 @@ mod cli;
 use std::process::ExitCode;
 
 use calotype::engine::{Heap, disable_telemetry, exit_when_exhausted};
-use calotype::weights::exit_when_truncated;
 
 #[global_allocator]
 static HEAP: Heap = Heap;
@@ -14,6 +13,6 @@ fn main() -> ExitCode {
     // First: while there is one thread.
     disable_telemetry();
     exit_when_exhausted(cli::report_exhaustion);
-    exit_when_truncated("calotype: ");
+    cli::exit_when_truncated();
     cli::run()
 }

@@ -201,6 +201,18 @@ impl Model {
     pub fn open_with(path: Option<&Path>, overrides: &Overrides) -> Result<Self, Error> {
         let replacements = Replacements::open(overrides)?;
         let variant = overrides.variant.as_deref();
+        let opened = Self::open_at(path, variant, &replacements);
+        opened.map_err(|error| match path {
+            Some(path) => error.in_file(path),
+            None => error,
+        })
+    }
+
+    fn open_at(
+        path: Option<&Path>,
+        variant: Option<&str>,
+        replacements: &Replacements,
+    ) -> Result<Self, Error> {
         let put_into = |model: Self| match replacements.is_empty() {
             true => Ok(model),
             false => replacements.put_into(model),
@@ -214,7 +226,7 @@ impl Model {
             .map_err(|error| Error::new(ErrorKind::Model, format!("model {shown}")).source(error))?;
         if !metadata.is_dir() {
             no_variant(variant, &shown.to_string())?;
-            return single_file::open(path, &replacements);
+            return single_file::open(path, replacements);
         }
         if path.join(manifest::FILE_NAME).exists() {
             no_variant(variant, &shown.to_string())?;
@@ -222,13 +234,13 @@ impl Model {
         }
         // Some published folders have both forms of the same weights; these load faster and take LoRA by name.
         if diffusers::has_weights(path) {
-            return diffusers::open(path, variant, &replacements);
+            return diffusers::open(path, variant, replacements);
         }
         if onnx::is_one(path) {
             return put_into(onnx::open(path, variant)?);
         }
         if path.join("unet/config.json").exists() || diffusers::is_one(path) {
-            return diffusers::open(path, variant, &replacements);
+            return diffusers::open(path, variant, replacements);
         }
         Err(not_a_model(path))
     }
@@ -814,7 +826,9 @@ fn fixed_size(latents: &Port, factor_px: u32) -> Result<Option<PixelSize>, Error
 
 /// The bytes of a file that is read whole.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    let refuse = |error: io::Error| Error::new(ErrorKind::Model, format!("{}", path.display())).source(error);
+    let refuse = |error: io::Error| {
+        Error::new(ErrorKind::Model, path.display().to_string()).source(error).in_file(path)
+    };
     let mut bytes = Vec::new();
     let read = File::open(path)
         .and_then(|file| file.take(MAX_TEXT_BYTES + 1).read_to_end(&mut bytes))
@@ -823,7 +837,8 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Error> {
         return Err(Error::new(
             ErrorKind::Model,
             format!("{}: expected at most {MAX_TEXT_BYTES} bytes, got more", path.display()),
-        ));
+        )
+        .in_file(path));
     }
     Ok(bytes)
 }

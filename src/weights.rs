@@ -17,6 +17,7 @@ use std::io::{self, BufReader, Read, Seek};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use sha2::{Digest, Sha256};
 
@@ -120,8 +121,11 @@ impl fmt::Display for Dtype {
 /// For programs: where a file of weights is made shorter while it is in use, the process ends with a message, which `begin`
 /// begins and which names the file, and with the exit code of [`ErrorKind::Model`], instead of by a signal. The handler of
 /// SIGBUS that was there before is replaced.
-pub fn exit_when_truncated(begin: &'static str) {
-    map::exit_when_truncated(begin, ErrorKind::Model.exit_code());
+///
+/// Where `json` is given and has become true by then, an object with the error is written to standard output as well, and
+/// `json` is made false: programs that print one object when they end know that it has been printed.
+pub fn exit_when_truncated(begin: &'static str, json: Option<&'static AtomicBool>) {
+    map::exit_when_truncated(begin, ErrorKind::Model.exit_code(), json);
 }
 
 /// A checked table of tensors over the bytes of one or more files.
@@ -223,45 +227,50 @@ impl Weights {
     pub fn open(paths: &[impl AsRef<Path>]) -> Result<Self, Error> {
         let mut weights = Self::default();
         for path in paths.iter().map(AsRef::as_ref) {
-            let place = path.display().to_string();
-            let unreadable = |error: io::Error| unreadable(&place, error);
-            // Looked at before it is opened: opening a named pipe would wait for ever.
-            if !path.metadata().map_err(unreadable)?.is_file() {
-                return Err(Error::new(
-                    ErrorKind::Model,
-                    format!("{place}: expected a file, got something else"),
-                ));
-            }
-            let mut file = File::open(path).map_err(unreadable)?;
-            let bytes = file.try_clone().and_then(|file| Bytes::map(file, path)).map_err(unreadable)?;
-
-            // The header is read, not mapped: what was checked cannot change afterwards.
-            let mut prefix = Vec::new();
-            file.by_ref().take(kind::PREFIX_BYTES as u64).read_to_end(&mut prefix).map_err(unreadable)?;
-            if prefix.starts_with(&gguf::MAGIC) {
-                file.rewind().map_err(unreadable)?;
-                let header = gguf::read(BufReader::new(file), bytes.len());
-                let header = header.map_err(|problem| refuse(&place, problem.into()))?;
-                weights.add_gguf(&place, bytes, header)?;
-                continue;
-            }
-            // A length may begin like the mark of something else: what follows it tells.
-            let (start, rest) = prefix.split_at(prefix.len().min(safetensors::PREFIX_BYTES));
-            let is_header = rest.trim_ascii_start().starts_with(b"{");
-            let other = if is_header { None } else { kind::of(&prefix) };
-            let header_len = match safetensors::header_len(start, bytes.len()) {
-                Err(problem) => return Err(refuse(&place, other.unwrap_or(problem))),
-                Ok(len) => len,
-            };
-            let mut header = vec![0; header_len];
-            file.seek(io::SeekFrom::Start(safetensors::PREFIX_BYTES as u64)).map_err(unreadable)?;
-            file.read_exact(&mut header).map_err(unreadable)?;
-            weights.add(&place, bytes, &header).map_err(|error| match other {
-                Some(other) => refuse(&place, other),
-                None => error,
-            })?;
+            weights.add_file(path).map_err(|error| error.in_file(path))?;
         }
         Ok(weights)
+    }
+
+    fn add_file(&mut self, path: &Path) -> Result<(), Error> {
+        let place = path.display().to_string();
+        let unreadable = |error: io::Error| unreadable(&place, error);
+        // Looked at before it is opened: opening a named pipe would wait for ever.
+        if !path.metadata().map_err(unreadable)?.is_file() {
+            return Err(Error::new(
+                ErrorKind::Model,
+                format!("{place}: expected a file, got something else"),
+            ));
+        }
+        let mut file = File::open(path).map_err(unreadable)?;
+        let bytes = file.try_clone().and_then(|file| Bytes::map(file, path)).map_err(unreadable)?;
+
+        // The header is read, not mapped: what was checked cannot change afterwards.
+        let mut prefix = Vec::new();
+        file.by_ref().take(kind::PREFIX_BYTES as u64).read_to_end(&mut prefix).map_err(unreadable)?;
+        if prefix.starts_with(&gguf::MAGIC) {
+            file.rewind().map_err(unreadable)?;
+            let header = gguf::read(BufReader::new(file), bytes.len());
+            let header = header.map_err(|problem| refuse(&place, problem.into()))?;
+            self.add_gguf(&place, bytes, header)?;
+            return Ok(());
+        }
+        // A length may begin like the mark of something else: what follows it tells.
+        let (start, rest) = prefix.split_at(prefix.len().min(safetensors::PREFIX_BYTES));
+        let is_header = rest.trim_ascii_start().starts_with(b"{");
+        let other = if is_header { None } else { kind::of(&prefix) };
+        let header_len = match safetensors::header_len(start, bytes.len()) {
+            Err(problem) => return Err(refuse(&place, other.unwrap_or(problem))),
+            Ok(len) => len,
+        };
+        let mut header = vec![0; header_len];
+        file.seek(io::SeekFrom::Start(safetensors::PREFIX_BYTES as u64)).map_err(unreadable)?;
+        file.read_exact(&mut header).map_err(unreadable)?;
+        self.add(&place, bytes, &header).map_err(|error| match other {
+            Some(other) => refuse(&place, other),
+            None => error,
+        })?;
+        Ok(())
     }
 
     /// Reads the header of a safetensors file that is part of the program; nothing is copied. `name` is for messages.
@@ -308,7 +317,8 @@ impl Weights {
                 path.display()
             ),
         )
-        .help("replace files by renaming, never by overwriting"))
+        .help("replace files by renaming, never by overwriting")
+        .in_file(path))
     }
 
     /// The tensor of this name.
@@ -337,12 +347,13 @@ impl Weights {
     /// [`ErrorKind::Model`] when it cannot be read.
     pub(crate) fn map(&mut self, path: &Path) -> Result<usize, Error> {
         let place = path.display().to_string();
-        let unreadable = |error: io::Error| unreadable(&place, error);
+        let unreadable = |error: io::Error| unreadable(&place, error).in_file(path);
         if !path.metadata().map_err(unreadable)?.is_file() {
             return Err(Error::new(
                 ErrorKind::Model,
                 format!("{place}: expected a file, got something else"),
-            ));
+            )
+            .in_file(path));
         }
         let bytes = File::open(path).and_then(|file| Bytes::map(file, path)).map_err(unreadable)?;
         self.files.push(Data::Whole(Arc::new(bytes)));

@@ -909,6 +909,38 @@ mod model {
     }
 
     #[test]
+    fn errors_name_file_and_tensor() {
+        let error = |args: &[&str]| {
+            let desk = Desk::new();
+            let said = desk.generate(&[args, &["x", "--json"]].concat());
+            assert_ne!(said.code, Some(0));
+            let error = said.json()["error"].clone();
+            ["file", "tensor"].map(|part| error[part].as_str().unwrap_or_default().to_owned())
+        };
+        let text = String::from;
+        assert_eq!(error(&["--init", "no/such.png"]), [text("no/such.png"), text("")]);
+        assert_eq!(error(&["-m", "no/such"]), [text("no/such"), text("")]);
+        assert_eq!(error(&["-o", "no/such/a.png"]), [text("no/such/a.png"), text("")]);
+        assert_eq!(error(&["--lora", "no such"]), [text("no such"), text("")]);
+        assert_eq!(error(&["--steps", "0"]), [text(""), text("")]);
+        let bundle = Bundle::new();
+        let graph = bundle.file("graphs/unet.onnx.gz");
+        bundle.damage("graphs/unet.onnx.gz", |bytes| bytes.truncate(100));
+        let [file, _] = error(&["-m", bundle.path()]);
+        assert_eq!(Path::new(&file), graph);
+        let bundle = Bundle::new();
+        let weights = bundle.file(UNET);
+        // The first tensor is given a type that there is not.
+        bundle.edit(UNET, |bytes| {
+            let at = bytes.windows(5).position(|text| text == b"\"F16\"").unwrap();
+            bytes[at..at + 5].copy_from_slice(b"\"F99\"");
+        });
+        let [file, tensor] = error(&["-m", bundle.path()]);
+        assert_eq!(Path::new(&file), weights);
+        assert!(tensor.contains('.'), "{tensor}");
+    }
+
+    #[test]
     fn folder_without_a_manifest() {
         let bundle = Bundle(TempDir::new().unwrap());
         let message = "expected a calotype.json (a bundle), a unet/config.json (a diffusers folder) or a \
@@ -1432,6 +1464,46 @@ mod interrupt {
         send("TERM", &child);
         sleep(Duration::from_millis(500));
         assert!(child.try_wait().unwrap().is_none(), "expected a run that is held up by its message");
+        send("TERM", &child);
+        until("the run ends", &mut child, |child| child.try_wait().unwrap().is_some());
+        assert_eq!(child.wait().unwrap().code(), Some(128 + SIGTERM as i32));
+    }
+
+    /// The same with `--json`, whose object is there all the same.
+    #[test]
+    fn second_signal_leaves_the_one_object() {
+        let desk = Desk::new();
+        let (pipe, full) = (fifo(&desk, "pipe"), fifo(&desk, "full"));
+        let both_ends = || fs::File::options().read(true).write(true).open(&full).unwrap();
+        let mut end = both_ends();
+        end.write_all(&[b'.'; 65536]).unwrap();
+        let mut command = calotype(&["generate", "x", "--json", "--steps", "1", "-o", &pipe]);
+        let mut child = command.stdout(Stdio::piped()).stderr(both_ends()).spawn().unwrap();
+        until("the run minds signals", &mut child, |child| catches(child, SIGTERM));
+        send("TERM", &child);
+        sleep(Duration::from_millis(500));
+        assert!(child.try_wait().unwrap().is_none(), "expected a run that is held up by its message");
+        send("TERM", &child);
+        until("the run ends", &mut child, |child| child.try_wait().unwrap().is_some());
+        let said = Said::of(child.wait_with_output().unwrap());
+        assert_eq!(said.code, Some(128 + SIGTERM as i32));
+        let error = &said.json()["error"];
+        assert_eq!((&error["kind"], &error["exit_code"]), (&"cancelled".into(), &(128 + SIGTERM).into()));
+    }
+
+    /// Nobody reads what it says, on either stream: the second signal ends it nevertheless.
+    #[test]
+    fn second_signal_waits_for_no_reader() {
+        let desk = Desk::new();
+        let (pipe, full) = (fifo(&desk, "pipe"), fifo(&desk, "full"));
+        let both_ends = || fs::File::options().read(true).write(true).open(&full).unwrap();
+        let mut end = both_ends();
+        end.write_all(&[b'.'; 65536]).unwrap();
+        let mut command = calotype(&["generate", "x", "--json", "--steps", "1", "-o", &pipe]);
+        let mut child = command.stdout(both_ends()).stderr(both_ends()).spawn().unwrap();
+        until("the run minds signals", &mut child, |child| catches(child, SIGTERM));
+        send("TERM", &child);
+        sleep(Duration::from_millis(500));
         send("TERM", &child);
         until("the run ends", &mut child, |child| child.try_wait().unwrap().is_some());
         assert_eq!(child.wait().unwrap().code(), Some(128 + SIGTERM as i32));

@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::atomic::AtomicBool;
 
 use calotype::ErrorKind;
 use calotype::engine::Residency;
@@ -127,22 +128,26 @@ fn a_file_that_is_made_shorter_is_named() {
     const NAME: &str = "a_file_that_is_made_shorter_is_named";
     let write = |path: &Path| write_weights(path, 65_536);
     let shorten = |path: &Path| File::options().write(true).open(path).unwrap().set_len(4096).unwrap();
+    static OWES_JSON: AtomicBool = AtomicBool::new(true);
     if let Some(path) = std::env::var_os("CALOTYPE_TEST_SHORTENED").map(PathBuf::from) {
-        exit_when_truncated("test: ");
+        // What the test harness has said before.
+        println!();
+        exit_when_truncated("test: ", Some(&OWES_JSON));
         let weights = Weights::open(&[&path]).unwrap();
         shorten(&path);
         let lost = weights.get("x").unwrap().to_bytes();
         panic!("expected the process to end, got {} bytes", lost.len());
     }
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("weights.safetensors");
+    let path = folder.path().join("weights \"é\".safetensors");
     write(&path);
     let weights = Weights::open(&[&path]).unwrap();
     weights.check_files().unwrap();
     shorten(&path);
     let error = weights.check_files().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Model);
-    assert!(error.to_string().contains("weights.safetensors: expected 262"), "{error}");
+    assert!(error.to_string().contains(".safetensors: expected 262"), "{error}");
+    assert_eq!(error.file(), Some(&*path));
 
     write(&path);
     let output = Command::new(std::env::current_exe().unwrap())
@@ -156,6 +161,14 @@ fn a_file_that_is_made_shorter_is_named() {
         said.contains(&format!("test: {}: expected a file that stays as it is", path.display())),
         "{said}"
     );
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let object: serde_json::Value = serde_json::from_str(printed.lines().last().unwrap()).unwrap();
+    let error = &object["error"];
+    assert_eq!((&error["kind"], &error["exit_code"]), (&"model".into(), &4.into()));
+    // What is not ASCII is a question mark a byte.
+    let shown = folder.path().join("weights \"??\".safetensors");
+    assert_eq!(error["file"].as_str(), shown.to_str());
+    assert!(error["message"].as_str().unwrap().starts_with(shown.to_str().unwrap()));
 }
 
 /// The same in the middle of a run, where weights are read from the file at every step.
@@ -163,7 +176,7 @@ fn a_file_that_is_made_shorter_is_named() {
 fn a_model_that_is_made_shorter_under_a_run_is_named() {
     const NAME: &str = "a_model_that_is_made_shorter_under_a_run_is_named";
     if let Some(bundle) = std::env::var_os("CALOTYPE_TEST_SHORTENED_MODEL").map(PathBuf::from) {
-        exit_when_truncated("test: ");
+        exit_when_truncated("test: ", None);
         let mut options = Options::default();
         options.session.residency = Residency::Streamed { grain_bytes: 1 << 20, resident_bytes: 0 };
         let mut pipeline = Pipeline::open(&Model::open(&bundle).unwrap(), &options).unwrap();

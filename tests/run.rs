@@ -177,7 +177,7 @@ fn snapshots_of_a_model_with_other_additions_are_refused() {
     let snapshot = run.snapshot().unwrap();
     run.steps(|_| ControlFlow::Continue(())).unwrap();
     let whole = run.latents().to_vec();
-    let mut restored = |loras: Vec<(Lora, f32)>, words: &[Embedding]| {
+    let restored = |loras: Vec<(Lora, f32)>, words: &[Embedding]| {
         let mut pipeline = opened(loras, words);
         let request = pipeline.request(draft()).unwrap();
         let mut run = pipeline.restore(&request, &snapshot).map_err(|error| {

@@ -66,6 +66,10 @@ impl Embedding {
     /// # Errors
     /// [`ErrorKind::Model`] when the file cannot be read or is none of these, or has numbers that are not finite.
     pub fn open(path: &Path) -> Result<Vec<Self>, Error> {
+        Self::read(path).map_err(|error| error.in_file(path))
+    }
+
+    fn read(path: &Path) -> Result<Vec<Self>, Error> {
         let place = format!("embedding {}", path.display());
         if path.extension().is_some_and(|end| PICKLES.iter().any(|pickle| end == *pickle)) && path.is_file() {
             return Err(Error::new(

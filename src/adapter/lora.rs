@@ -76,6 +76,10 @@ impl Lora {
     /// [`ErrorKind::Model`] when the file cannot be read, has a name of an unknown form, an incomplete set of tensors,
     /// tensors that do not fit each other, or numbers that are not finite.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        Self::read(path).map_err(|error| error.in_file(path))
+    }
+
+    fn read(path: &Path) -> Result<Self, Error> {
         let place = format!("lora {}", path.display());
         let file = Weights::open(&[path]).map_err(|error| Error::new(error.kind(), "lora").source(error))?;
         let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{place}: {problem}"));

@@ -30,6 +30,13 @@ pub(super) struct Origin {
 impl Origin {
     /// Reads an image, a JSON file, or a `.txt` file with A1111's `parameters`; tells what of it cannot be used.
     pub(super) fn read(path: &Path) -> Result<Self, Error> {
+        Self::open(path).map_err(|error| match path == Path::new(STDIN) {
+            true => error,
+            false => error.in_file(path),
+        })
+    }
+
+    fn open(path: &Path) -> Result<Self, Error> {
         let origin = path.display().to_string();
         let refuse = |error: io::Error| Error::new(ErrorKind::Input, origin.clone()).source(error);
         let (texts, text) = if path == Path::new(STDIN) {

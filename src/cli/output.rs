@@ -44,8 +44,9 @@ impl Destination {
         if path == Path::new(STDOUT) {
             return Ok(Self { path, place: Place::Stdout, format });
         }
-        let refuse =
-            |problem: String| Error::new(ErrorKind::Output, format!("{}: {problem}", path.display()));
+        let refuse = |problem: String| {
+            Error::new(ErrorKind::Output, format!("{}: {problem}", path.display())).in_file(&path)
+        };
         let folder = || refuse("expected a file, got a folder".into()).help("add a file name: OUT.png");
         let place = match fs::metadata(&path) {
             Ok(found) if found.is_dir() => return Err(folder()),
@@ -111,6 +112,7 @@ impl Destination {
         written.map_err(|error| {
             Error::new(ErrorKind::Output, format!("{}: the image could not be written", self.path.display()))
                 .source(error)
+                .in_file(&self.path)
         })
     }
 

@@ -155,9 +155,9 @@ impl Files<'_> {
 pub(crate) fn check_file(path: &Path, record: &FileRecord) -> Result<(), Error> {
     check_size(path, record)?;
     let mut hash = Sha256::new();
-    File::open(path)
-        .and_then(|mut file| io::copy(&mut file, &mut hash))
-        .map_err(|error| Error::new(ErrorKind::Model, path.display().to_string()).source(error))?;
+    File::open(path).and_then(|mut file| io::copy(&mut file, &mut hash)).map_err(|error| {
+        Error::new(ErrorKind::Model, path.display().to_string()).source(error).in_file(path)
+    })?;
     let sha256 = hex(&hash.finalize());
     if sha256 != record.sha256 {
         return Err(damaged(path, format!("expected SHA-256 {}, got {sha256}", record.sha256)));
@@ -167,8 +167,9 @@ pub(crate) fn check_file(path: &Path, record: &FileRecord) -> Result<(), Error> 
 
 fn check_size(path: &Path, record: &FileRecord) -> Result<(), Error> {
     // Looked at before it is opened: opening a named pipe would wait for ever.
-    let metadata = fs::metadata(path)
-        .map_err(|error| Error::new(ErrorKind::Model, path.display().to_string()).source(error))?;
+    let metadata = fs::metadata(path).map_err(|error| {
+        Error::new(ErrorKind::Model, path.display().to_string()).source(error).in_file(path)
+    })?;
     if !metadata.is_file() {
         return Err(damaged(path, "expected a file, got something else".into()));
     }
@@ -182,6 +183,7 @@ fn check_size(path: &Path, record: &FileRecord) -> Result<(), Error> {
 fn damaged(path: &Path, what: String) -> Error {
     Error::new(ErrorKind::Model, format!("{}: {what}", path.display()))
         .help("the file is damaged or was replaced: copy the bundle again")
+        .in_file(path)
 }
 
 /// Bytes in lower-case hexadecimal digits.

@@ -259,7 +259,7 @@ pub(super) fn scheduler_of(path: &Path) -> Result<Scheduler, Error> {
 }
 
 pub(super) fn parse<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
-    parse_json(&shown(path), &read(path)?)
+    parse_json(&shown(path), &read(path)?).map_err(|error| error.in_file(path))
 }
 
 fn parse_json<T: DeserializeOwned>(place: &str, json: &[u8]) -> Result<T, Error> {

@@ -229,7 +229,8 @@ fn width(port: Option<&Port>) -> Option<usize> {
 
 fn open(path: &Path) -> Result<(String, Weights), Error> {
     let place = path.display().to_string();
-    let weights = checkpoint::with_original_names(Weights::open(&[path])?, &place)?;
+    let weights = checkpoint::with_original_names(Weights::open(&[path])?, &place);
+    let weights = weights.map_err(|error| error.in_file(path))?;
     Ok((place, weights))
 }
 

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use memmap2::{Mmap, MmapMut};
 
@@ -226,11 +227,11 @@ impl Bytes {
 /// For programs: where a mapped file has become shorter and lost bytes are touched, or a disk does not give them, the process
 /// ends with a message that names the file, which `begin` begins, and this exit code, instead of by SIGBUS. Where signals are
 /// not known, nothing changes.
-pub(super) fn exit_when_truncated(begin: &'static str, code: u8) {
+pub(super) fn exit_when_truncated(begin: &'static str, code: u8, json: Option<&'static AtomicBool>) {
     #[cfg(unix)]
-    signal::install(begin, code);
+    signal::install(begin, code, json);
     #[cfg(not(unix))]
-    let _ = (begin, code);
+    let _ = (begin, code, json);
 }
 
 /// The name of a mapped file, where the handler of a signal can find it.
@@ -272,11 +273,13 @@ mod signal {
     use std::ffi::{CStr, c_int, c_void};
     use std::ptr;
     use std::sync::OnceLock;
-    use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
     /// Of more files than any model has.
     static PLACES: [Place; 256] = [const { Place::empty() }; 256];
-    static SAID: OnceLock<(&str, u8)> = OnceLock::new();
+    static SAID: OnceLock<(&str, u8, Option<&AtomicBool>)> = OnceLock::new();
+    const PROBLEM: &str = "expected a file that stays as it is, got one that was made shorter or cannot be read while it was in \
+                           use; replace files by renaming, never by overwriting";
 
     /// Where a file is mapped. Empty where it has no name.
     pub(super) struct Place {
@@ -318,8 +321,8 @@ mod signal {
         }
     }
 
-    pub(super) fn install(begin: &'static str, code: u8) {
-        if SAID.set((begin, code)).is_err() {
+    pub(super) fn install(begin: &'static str, code: u8, json: Option<&'static AtomicBool>) {
+        if SAID.set((begin, code, json)).is_err() {
             return;
         }
         // SAFETY: a structure of plain values, for which zeros are valid, filled in as `sigaction` asks for; the handler
@@ -336,7 +339,7 @@ mod signal {
         // SAFETY: the kernel gives a valid description to a handler that was installed with SA_SIGINFO.
         let address = unsafe { (*info).si_addr() } as usize;
         let place = PLACES.iter().find(|place| place.has(address));
-        let (Some(place), Some((begin, code))) = (place, SAID.get()) else {
+        let (Some(place), Some((begin, code, json))) = (place, SAID.get()) else {
             // SAFETY: may be called by handlers; what has faulted faults again, and ends the process as it would have.
             unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
             return;
@@ -345,15 +348,66 @@ mod signal {
         if !name.is_null() {
             // SAFETY: `Named` keeps the name until its place is cleared.
             let name = unsafe { CStr::from_ptr(name) };
-            let end = ": expected a file that stays as it is, got one that was made shorter or cannot be read while it was \
-                       in use; replace files by renaming, never by overwriting\n";
-            for text in [begin.as_bytes(), name.to_bytes(), end.as_bytes()] {
-                // SAFETY: may be called by handlers; the address and length are those of a slice.
-                unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
+            let name = name.to_bytes();
+            write(libc::STDERR_FILENO, &[begin.as_bytes(), name, b": ", PROBLEM.as_bytes(), b"\n"]);
+            if json.is_some_and(|owed| owed.swap(false, Ordering::Relaxed)) {
+                let (mut quoted, mut digits) = ([0; 2048], [0; 3]);
+                let name = quoted_in(&mut quoted, name);
+                let code = digits_in(&mut digits, *code);
+                write(
+                    libc::STDOUT_FILENO,
+                    &[
+                        b"{ \"error\": { \"kind\": \"model\", \"message\": \"",
+                        name,
+                        b": ",
+                        PROBLEM.as_bytes(),
+                        b"\", \"file\": \"",
+                        name,
+                        b"\", \"exit_code\": ",
+                        code,
+                        b" } }\n",
+                    ],
+                );
             }
         }
         // SAFETY: may be called by handlers.
         unsafe { libc::_exit((*code).into()) }
+    }
+
+    /// Writes texts one after another. Allocates nothing and takes no lock.
+    fn write(to: c_int, texts: &[&[u8]]) {
+        for text in texts {
+            // SAFETY: may be called by handlers; the address and length are those of a slice.
+            unsafe { libc::write(to, text.as_ptr().cast(), text.len()) };
+        }
+    }
+
+    /// A name as JSON has it between quotes, as far as there is room; what is not ASCII text is `?`.
+    pub(super) fn quoted_in<'a>(room: &'a mut [u8], name: &[u8]) -> &'a [u8] {
+        let mut len = 0;
+        for &byte in name {
+            let (first, second) = match byte {
+                b'"' | b'\\' => (b'\\', Some(byte)),
+                b' '..=b'~' => (byte, None),
+                _ => (b'?', None),
+            };
+            if len + 2 > room.len() {
+                break;
+            }
+            room[len] = first;
+            len += 1;
+            if let Some(second) = second {
+                room[len] = second;
+                len += 1;
+            }
+        }
+        &room[..len]
+    }
+
+    pub(super) fn digits_in(room: &mut [u8; 3], code: u8) -> &[u8] {
+        *room = [code / 100, code / 10 % 10, code % 10].map(|digit| b'0' + digit);
+        let zeros = room[..2].iter().take_while(|digit| **digit == b'0').count();
+        &room[zeros..]
     }
 }
 
