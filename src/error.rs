@@ -28,11 +28,11 @@ pub enum ErrorKind {
     Runtime,
     /// The caller stopped the work; nothing was written.
     Cancelled,
-    /// A number that is not finite appeared where a picture was being made.
+    /// A NaN or an infinity appeared while an image was generated.
     Numeric,
     /// The result could not be written where it was asked for.
     Output,
-    /// A mistake of ours.
+    /// An internal error: a bug in calotype.
     Internal,
 }
 

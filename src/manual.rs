@@ -21,5 +21,8 @@ pub mod prompts {}
 #[doc = include_str!("manual/providers.md")]
 pub mod providers {}
 
+#[doc = include_str!("manual/recipes.md")]
+pub mod recipes {}
+
 #[doc = include_str!("manual/samplers.md")]
 pub mod samplers {}

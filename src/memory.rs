@@ -22,9 +22,9 @@ pub struct Memory {
     /// What the machine has.
     pub total_bytes: u64,
     /// What this process can still take before the kernel swaps or kills: the least of what the kernel has left and of
-    /// what its control groups leave. Pages of files that the kernel can drop count as free.
+    /// what its cgroups leave. Pages of files that the kernel can drop count as free.
     pub available_bytes: u64,
-    /// The least limit of the control groups that the process is in; none where they set none below the total.
+    /// The least limit of the cgroups that the process is in; none where they set none below the total.
     pub limit_bytes: Option<u64>,
     /// Room on disk for pages that are not used; 0 where there is none.
     pub swap_bytes: u64,
@@ -235,7 +235,7 @@ fn number(row: &[u8]) -> Option<u64> {
     text.split_ascii_whitespace().next()?.parse().ok()
 }
 
-/// One of the two interfaces of control groups; a machine may have both.
+/// One of the two interfaces of cgroups; a machine may have both.
 struct Version {
     root: &'static str,
     limit: &'static str,

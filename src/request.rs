@@ -28,15 +28,15 @@ use crate::{Error, ErrorKind};
 
 /// From this value on, a mask's pixel is white.
 pub(crate) const WHITE: u8 = 128;
-/// How much of the way a picture goes back to noise where a request does not say: diffusers' defaults.
+/// The denoising strength where a request does not say: diffusers' defaults.
 const STRENGTH: f64 = 0.8;
-/// Of a picture that is refined.
+/// The same for a refiner.
 const REFINER_STRENGTH: f64 = 0.3;
-/// Where a mask says what is drawn anew.
+/// The same with an inpainting mask.
 const MASKED_STRENGTH: f64 = 1.0;
-/// How strongly a picture that is edited pulls.
+/// The image guidance scale (InstructPix2Pix) where a request does not say.
 const IMAGE_GUIDANCE: f64 = 1.5;
-/// How much noise is put on a picture that is enlarged, in timesteps.
+/// The noise level of an image that is upscaled, in timesteps, where a request does not say.
 const NOISE_LEVEL: usize = 20;
 
 /// Noise of another seed, mixed into the noise that a run starts from: small changes of a picture that stays the same
@@ -90,23 +90,23 @@ pub(crate) struct Texts {
     pub(crate) prompts: usize,
 }
 
-/// What a picture is drawn from; pictures and masks have the request's size unless otherwise said.
+/// What a run starts from; images and masks have the request's size unless otherwise said.
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
     /// Noise alone.
     Noise,
-    /// A picture with noise added (Meng et al. 2022, "SDEdit", algorithm 1).
+    /// An init image with noise added (Meng et al. 2022, "SDEdit", algorithm 1).
     Picture(Arc<Fitted<Rgb<u8>>>),
-    /// A picture of which only what is white in the mask is drawn anew.
+    /// Inpainting: white areas of the mask are repainted.
     Masked {
         picture: Arc<Fitted<Rgb<u8>>>,
         mask: Arc<Fitted<Luma<u8>>>,
         starts_from_noise: bool,
         keeps_outside: bool,
     },
-    /// Noise, with a picture that is edited in sight of the U-Net.
+    /// Noise; the image that is edited is an input of the U-Net.
     Edited(Arc<Fitted<Rgb<u8>>>),
-    /// Noise, with a picture of the latents' size in sight of the U-Net, to which noise of this level is added.
+    /// Noise; an image of the latents' size, with noise of this level added, is an input of the U-Net.
     Enlarged { picture: Arc<Fitted<Rgb<u8>>>, level: usize },
 }
 

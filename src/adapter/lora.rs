@@ -281,7 +281,7 @@ pub fn cost(component: Component, weights: &Weights, loras: &[(&Lora, f32)]) -> 
     Ok(cost)
 }
 
-/// By the name of a tensor, what changes it, and how strongly.
+/// By the name of a tensor, what changes it, and its strength.
 type Edits<'a> = BTreeMap<String, Vec<(&'a Lora, &'a Edit, f32)>>;
 
 /// What changes each tensor that is changed, all of which is there and fits.

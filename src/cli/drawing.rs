@@ -30,8 +30,8 @@ const ALPHA: &str = "alpha";
 
 #[derive(clap::Args)]
 pub(super) struct Drawing {
-    /// Take what no flag says from the receipt of an image (PNG, JPEG, WebP) or from a JSON file, `-` for standard input.
-    /// The `parameters` text of A1111's web UI and of programs that write the same is read as far as possible.
+    /// Take all settings that no flag gives from the receipt of an image (PNG, JPEG, WebP) or a JSON file; `-` reads standard input.
+    /// Also reads the `parameters` text of A1111's web UI and of programs that write the same, and reports what it cannot use.
     #[arg(long, value_name = "IMAGE|JSON")]
     from: Option<PathBuf>,
     /// A bundle, a diffusers folder, an ONNX folder, or a single-file checkpoint; the built-in model when absent.
