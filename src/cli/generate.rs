@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use calotype::engine::SessionOptions;
+use calotype::engine::{Library, SessionOptions};
 use calotype::error::shortened;
 use calotype::memory;
 use calotype::model::Model;
@@ -13,15 +13,16 @@ use calotype::picture::RecipeText;
 use calotype::pipeline::{Options, Picture, Pipeline};
 use calotype::plan::{Budget, Plan};
 use calotype::provenance::{provenance, providers};
-use calotype::recipe::{Receipt, Recipe, parameters};
+use calotype::recipe::parameters::{self, Addition};
+use calotype::recipe::{Receipt, Recipe};
 use calotype::request::Request;
 use calotype::tokenizer::Cut;
 use calotype::{Error, ErrorKind};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::drawing::Drawing;
-use super::from::STDIN;
+use super::from::{Origin, STDIN};
 use super::interrupt::Heeded;
 use super::output::{Destination, STDOUT};
 use super::preview::{Preview, PreviewFlags};
@@ -52,6 +53,39 @@ pub(super) struct Flags {
     pub(super) common: Common,
 }
 
+impl Flags {
+    /// The prompt, unless it is the recipe's.
+    fn prompt(&self) -> Result<Option<String>, Error> {
+        match self.prompt.as_deref() {
+            Some(STDIN) if self.drawing.reads_stdin() => {
+                let problem = "PROMPT: expected standard input for one of prompt and --from, got both";
+                Err(Error::new(ErrorKind::Usage, problem))
+            }
+            Some(STDIN) => prompt_reads_stdin().map(Some),
+            Some(prompt) => Ok(Some(without_mark(prompt).to_owned())),
+            None if self.drawing.has_origin() => Ok(None),
+            None => {
+                let expected = "PROMPT: expected a prompt, got none";
+                Err(Error::new(ErrorKind::Usage, expected).help("for an empty prompt write \"\""))
+            }
+        }
+    }
+
+    fn is_to_stdout(&self) -> bool {
+        self.output == Path::new(STDOUT)
+    }
+
+    /// Standard output takes one image, and nothing else.
+    fn check_output(&self) -> Result<(), Error> {
+        if !self.is_to_stdout() || self.drawing.count == 1 && !self.common.json {
+            return Ok(());
+        }
+        let other = if self.common.json { "--json" } else { "several images" };
+        let message = format!("--output: expected a file with {other}, got standard output");
+        Err(Error::new(ErrorKind::Usage, message))
+    }
+}
+
 pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     match (flags.drawing.sampler.as_deref(), flags.drawing.schedule.as_deref()) {
         (Some(HELP), _) => return Ok(samplers::report()),
@@ -60,113 +94,48 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     }
     let started = Instant::now();
     let drawing = &flags.drawing;
-    let prompt = match flags.prompt.as_deref() {
-        Some(STDIN) if drawing.reads_stdin() => {
-            let problem = "PROMPT: expected standard input for one of prompt and --from, got both";
-            return Err(Error::new(ErrorKind::Usage, problem));
-        }
-        Some(STDIN) => Some(prompt_reads_stdin()?),
-        Some(prompt) => Some(without_mark(prompt).to_owned()),
-        None if drawing.has_origin() => None,
-        None => {
-            let expected = "PROMPT: expected a prompt, got none";
-            return Err(Error::new(ErrorKind::Usage, expected).help("for an empty prompt write \"\""));
-        }
-    };
-    let (recipe, origin) = drawing.recipe(prompt, None)?;
-    let to_stdout = flags.output == Path::new(STDOUT);
-    if to_stdout && (drawing.count > 1 || flags.common.json) {
-        let other = if flags.common.json { "--json" } else { "several images" };
-        return Err(Error::new(
-            ErrorKind::Usage,
-            format!("--output: expected a file with {other}, got standard output"),
-        ));
-    }
+    let (recipe, origin) = drawing.recipe(flags.prompt()?, None)?;
+    flags.check_output()?;
     let destinations = destinations(&flags.output, drawing.count)?;
-    let mut preview = flags.preview.open(&destinations)?;
+    let preview = flags.preview.open(&destinations)?;
     let (model, recipe, additions) = drawing.open_model(recipe)?;
     if let Some(preview) = &preview {
         preview.check(model.manifest())?;
     }
     let first = Request::new(recipe, &model)?;
-    let Some(last_seed) = first.seed().checked_add(u64::from(drawing.count) - 1) else {
-        return Err(Error::new(
-            ErrorKind::Usage,
-            format!("seed: expected room for {} consecutive seeds, got {}", drawing.count, first.seed()),
-        ));
-    };
-    // The first seed may be the last that the generator takes.
-    first.rng().source(last_seed)?;
+    check_seeds(&first, drawing.count)?;
     let library = flags.common.library()?;
     let session = SessionOptions { cancel: Heeded::cancel(), ..drawing.session()? };
     let options = Options { plan: Plan::for_run(drawing.memory, &model, &first, &session)?, session };
-    let mut recipe = first.recipe().with_images_named()?;
+    let recipe = first.recipe().with_images_named()?;
     // A plan has counted them.
     let room_bytes = if options.plan.is_some() { u64::MAX } else { drawing.budget().bytes() };
-    for note in first.load(room_bytes)? {
-        say(note);
-    }
-    let rounded = first.rounded_timesteps(&model);
-    if rounded > 0 {
-        say(format_args!(
-            "timesteps: {rounded} of {} are fractions and are rounded, because this model's U-Net takes integers only; \
-             --sampler ddim, or --schedule trailing or simple, has integer timesteps",
-            first.steps()
-        ));
-    }
-    let mut pipeline = Pipeline::open(&model, &options)?;
+    first.load(room_bytes)?.into_iter().for_each(say);
+    let rounded = report_rounded(&first, &model);
+    let pipeline = Pipeline::open(&model, &options)?;
     let opened = started.elapsed();
     pipeline.placements().for_each(provider::report);
-    let mut placed = pipeline.placements().count();
 
-    let mut hashes = Hashes::begin(&model, &recipe);
     let unknown = Unknown::of(&first, &model)?;
-    unknown.report();
-    let (mut text, mut pictures) = (String::new(), Vec::new());
-    let mut draw_all = || {
-        for (index, destination) in destinations.iter().enumerate() {
-            let request = first.with_seed(first.seed() + index as u64);
-            let picture = draw(&mut pipeline, &request, preview.as_mut())?;
-            if pipeline.placements().count() > placed {
-                // The first picture that is drawn from opened it.
-                let vae_encoder =
-                    pipeline.placements().filter(|placement| placement.component == "vae_encoder");
-                vae_encoder.for_each(provider::report);
-                placed = pipeline.placements().count();
-            }
-            let provider = providers(pipeline.placements());
-            let made =
-                provenance(&picture.image, &request, &model, hashes.note(&mut recipe), library, provider);
-            if index == 0 {
-                origin.compare(&made, &additions);
-            }
-            let recipe = Recipe { seed: Some(request.seed()), ..recipe.clone() };
-            let receipt = Receipt { recipe, provenance: Some(made) };
-            report_cut(&picture);
-            let recipe_text =
-                RecipeText { parameters: &parameters::write(&receipt, &additions), json: &receipt.to_json() };
-            destination.write(&picture.image, Some(recipe_text))?;
-            text += &format!("{} (seed {})\n", destination.path().display(), request.seed());
-            pictures.push(json!({
-                "file": path_json(destination.path()),
-                "cut_prompt": picture.cut_prompt.as_ref().map(|cut| &cut.text),
-                "cut_negative": picture.cut_negative.as_ref().map(|cut| &cut.text),
-                "seconds": {
-                    "text_encoder": seconds(picture.times.text_encoder),
-                    "vae_encoder": seconds(picture.times.vae_encoder),
-                    "unet": seconds(picture.times.unet),
-                    "denoising": seconds(picture.times.denoising),
-                    "vae_decoder": seconds(picture.times.vae_decoder),
-                },
-                "receipt": receipt,
-            }));
-        }
-        Ok(())
+    let mut batch = Batch {
+        model: &model,
+        library,
+        origin: &origin,
+        additions: &additions,
+        placed: pipeline.placements().count(),
+        pipeline,
+        preview,
+        hashes: Hashes::begin(&model, &recipe),
+        recipe,
+        text: String::new(),
+        pictures: Vec::new(),
     };
-    let error = match draw_all() {
-        Err(error) if pictures.is_empty() => return Err(error),
+    unknown.report();
+    let error = match batch.draw_all(&first, &destinations) {
+        Err(error) if batch.pictures.is_empty() => return Err(error),
         result => result.err(),
     };
+    let Batch { pipeline, mut text, pictures, .. } = batch;
     let json = json!({
         "pictures": pictures,
         "rounded_timesteps": rounded,
@@ -183,37 +152,134 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     // Images that are written take memory, too.
     let exceeded = drawing.memory.and_then(|budget| memory::check_budget("output", budget.bytes()).err());
     let error = error.or(exceeded);
-    if to_stdout {
+    if flags.is_to_stdout() {
         let _ = write!(io::stderr(), "{text}");
         text.clear();
     }
     Ok(Report { text, json, error })
 }
 
-/// Draws one picture, or stops when a signal comes.
-fn draw(
-    pipeline: &mut Pipeline,
-    request: &Request,
-    mut preview: Option<&mut Preview>,
-) -> Result<Picture, Error> {
-    let heeded = Heeded::new();
-    let bar = progress_bar(request.steps());
-    let picture = pipeline.begin(request).and_then(|mut run| {
-        run.steps(|run| {
-            bar.set_position(run.progress().done as u64);
-            if let Some(preview) = &mut preview {
-                preview.show(run);
-            }
-            if heeded.is_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
-        run.finish()
-    });
-    bar.finish_and_clear();
-    let picture = picture?;
-    // A picture whose last step was done when the signal came is not wanted either.
-    match heeded.is_stopped() {
-        true => Err(Error::new(ErrorKind::Cancelled, "stopped before the image was written")),
-        false => Ok(picture),
+/// Refuses seeds that follow the first and that its generator does not have.
+fn check_seeds(first: &Request, count: u16) -> Result<(), Error> {
+    let Some(last_seed) = first.seed().checked_add(u64::from(count) - 1) else {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("seed: expected room for {count} consecutive seeds, got {}", first.seed()),
+        ));
+    };
+    first.rng().source(last_seed)?;
+    Ok(())
+}
+
+/// How many timesteps are rounded, which is reported.
+fn report_rounded(request: &Request, model: &Model) -> usize {
+    let rounded = request.rounded_timesteps(model);
+    if rounded > 0 {
+        say(format_args!(
+            "timesteps: {rounded} of {} are fractions and are rounded, because this model's U-Net takes integers only; \
+             --sampler ddim, or --schedule trailing or simple, has integer timesteps",
+            request.steps()
+        ));
+    }
+    rounded
+}
+
+/// The images of one command, one after another, and what is said of them.
+struct Batch<'a> {
+    model: &'a Model,
+    library: &'static Library,
+    origin: &'a Origin,
+    additions: &'a [Addition],
+    pipeline: Pipeline,
+    /// Components whose placement has been reported.
+    placed: usize,
+    preview: Option<Preview>,
+    hashes: Hashes,
+    recipe: Recipe,
+    text: String,
+    pictures: Vec<Value>,
+}
+
+impl Batch<'_> {
+    /// Generates and writes one image per destination, with consecutive seeds.
+    fn draw_all(&mut self, first: &Request, destinations: &[Destination]) -> Result<(), Error> {
+        for (index, destination) in destinations.iter().enumerate() {
+            let request = first.with_seed(first.seed() + index as u64);
+            let picture = self.draw(&request)?;
+            self.report_encoder();
+            self.write(&request, &picture, destination)?;
+        }
+        Ok(())
+    }
+
+    /// Draws one picture, or stops when a signal comes.
+    fn draw(&mut self, request: &Request) -> Result<Picture, Error> {
+        let heeded = Heeded::new();
+        let bar = progress_bar(request.steps());
+        let preview = &mut self.preview;
+        let picture = self.pipeline.begin(request).and_then(|mut run| {
+            run.steps(|run| {
+                bar.set_position(run.progress().done as u64);
+                if let Some(preview) = preview {
+                    preview.show(run);
+                }
+                if heeded.is_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })?;
+            run.finish()
+        });
+        bar.finish_and_clear();
+        let picture = picture?;
+        // A picture whose last step was done when the signal came is not wanted either.
+        match heeded.is_stopped() {
+            true => Err(Error::new(ErrorKind::Cancelled, "stopped before the image was written")),
+            false => Ok(picture),
+        }
+    }
+
+    /// Reports where the VAE encoder runs, which the first init image opens.
+    fn report_encoder(&mut self) {
+        let placed = self.pipeline.placements().count();
+        if placed > self.placed {
+            let placements = self.pipeline.placements();
+            placements.filter(|placement| placement.component == "vae_encoder").for_each(provider::report);
+            self.placed = placed;
+        }
+    }
+
+    /// Writes an image with its receipt.
+    fn write(
+        &mut self,
+        request: &Request,
+        picture: &Picture,
+        destination: &Destination,
+    ) -> Result<(), Error> {
+        let model_sha256 = self.hashes.note(&mut self.recipe);
+        let provider = providers(self.pipeline.placements());
+        let made = provenance(&picture.image, request, self.model, model_sha256, self.library, provider);
+        if self.pictures.is_empty() {
+            self.origin.compare(&made, self.additions);
+        }
+        let recipe = Recipe { seed: Some(request.seed()), ..self.recipe.clone() };
+        let receipt = Receipt { recipe, provenance: Some(made) };
+        report_cut(picture);
+        let parameters = parameters::write(&receipt, self.additions);
+        let recipe_text = RecipeText { parameters: &parameters, json: &receipt.to_json() };
+        destination.write(&picture.image, Some(recipe_text))?;
+        self.text += &format!("{} (seed {})\n", destination.path().display(), request.seed());
+        self.pictures.push(json!({
+            "file": path_json(destination.path()),
+            "cut_prompt": picture.cut_prompt.as_ref().map(|cut| &cut.text),
+            "cut_negative": picture.cut_negative.as_ref().map(|cut| &cut.text),
+            "seconds": {
+                "text_encoder": seconds(picture.times.text_encoder),
+                "vae_encoder": seconds(picture.times.vae_encoder),
+                "unet": seconds(picture.times.unet),
+                "denoising": seconds(picture.times.denoising),
+                "vae_decoder": seconds(picture.times.vae_decoder),
+            },
+            "receipt": receipt,
+        }));
+        Ok(())
     }
 }
 
