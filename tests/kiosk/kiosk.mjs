@@ -1,20 +1,25 @@
-// Drives the kiosk page in Chromium: `node kiosk.mjs [--calotype PROGRAM] [--screenshots FOLDER] [--only WORDS] [-- ARGUMENTS]`.
+// Drives the kiosk page in Chromium: `node kiosk.mjs [--calotype PROGRAM] [--page FOLDER] [--screenshots FOLDER] [--only WORDS]`.
 //
-// Without --calotype the server is mock.mjs; the arguments go to it. Chromium is the system's, at $CHROMIUM or in the PATH.
+// Without --calotype the server is mock.mjs. --page takes the page's files from there, in place of those that the server has.
+// Chromium is the system's, at $CHROMIUM or in the PATH.
 // Prints one line a check, and ends with 1 if one failed.
 
 import assert from "node:assert/strict";
 import { existsSync, mkdirSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
-import { delimiter, join } from "node:path";
+import { basename, delimiter, join } from "node:path";
 import { parseArgs } from "node:util";
 import { chromium } from "playwright-core";
 import { encodePng, sizeOfPng } from "./png.mjs";
 import { Network, Server } from "./server.mjs";
 
-const { values: options, positionals: extra } = parseArgs({
-  allowPositionals: true,
-  options: { calotype: { type: "string" }, screenshots: { type: "string" }, only: { type: "string", default: "" } },
+const { values: options } = parseArgs({
+  options: {
+    calotype: { type: "string" },
+    page: { type: "string" },
+    screenshots: { type: "string" },
+    only: { type: "string", default: "" },
+  },
 });
 
 const PAGE_LIMIT_BYTES = 150_000;
@@ -68,7 +73,10 @@ check("cancels by the button and by Escape", async ({ open, server }) => {
     await press();
     await status(page, "Cancelled");
     assert.equal((await server.json("api/jobs")).jobs[0].status, "cancelled");
-    assert.ok(await page.isVisible("#again"));
+    assert.ok(await page.isVisible("#again") && await page.isHidden("#error"));
+    // An older answer can come later.
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    await status(page, "Cancelled");
   }
   assert.equal(await page.locator("#pictures button").count(), 0);
   await draw(page, APPLE, { steps: "" });
@@ -250,7 +258,7 @@ check("goes on with a running picture after the page is loaded anew, and keeps t
 check("waits in the queue, and for a place in a full one", async ({ open, server }) => {
   const page = await open();
   const others = [];
-  const slow = { recipe: { version: 1, prompt: APPLE, steps: SLOW_STEPS, seed: 1 } };
+  const slow = { recipe: { version: 1, prompt: "a rocket on a black background", steps: 4 * SLOW_STEPS, seed: 1 } };
   others.push(await server.post("api/jobs", slow), await server.post("api/jobs", slow));
   await draw(page, APPLE);
   await status(page, "Waiting: position 2 in the queue");
@@ -261,7 +269,8 @@ check("waits in the queue, and for a place in a full one", async ({ open, server
   await status(page, /^The queue is full/);
   for (const { id } of others.reverse()) await server.post(`api/jobs/${id}/cancel`);
   await done(page);
-  assert.equal((await server.json("api/jobs")).jobs.filter((job) => job.status === "done").length, 1);
+  const own = (await server.json("api/jobs")).jobs.filter((job) => job.prompt === APPLE).map((job) => job.status);
+  assert.deepEqual(own, ["done", "cancelled"]);
 });
 
 check("takes the token from the address, and asks for it otherwise", async ({ open, browserContext, server }) => {
@@ -636,14 +645,25 @@ function findChromium() {
   return process.env.CHROMIUM ?? found ?? assert.fail("no chromium in the PATH: install it, or name it in CHROMIUM");
 }
 
+// With the headers of the server's own.
+async function fromFolder(route) {
+  const name = basename(new URL(route.request().url()).pathname) || "index.html";
+  try {
+    await route.fulfill({ response: await route.fetch(), body: readFileSync(join(options.page, name)) });
+  } catch {
+    await route.abort();
+  }
+}
+
 // Each check has a server, a browser profile and a record of errors of its own.
 async function runCheck(browser, { work, serverOptions }) {
-  const server = await Server.start(options.calotype ?? null, serverOptions, extra);
+  const server = await Server.start(options.calotype ?? null, serverOptions);
   const contexts = [];
   const errors = [];
   const browserContext = async (settings = {}) => {
     const context = await browser.newContext({ locale: "en-GB", permissions: ["camera"], ...settings });
     contexts.push(context);
+    if (options.page) await context.route(/:\d+\/(kiosk\/[\w.]+)?$/, fromFolder);
     context.setDefaultTimeout(DRAW_MS);
     context.on("weberror", (error) => errors.push(error.error().message));
     // What the network and the server do is shown on the page; anything else in the console, like the content policy's, is a defect.

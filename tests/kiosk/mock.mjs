@@ -172,8 +172,10 @@ function answerJob(request, response, id, what) {
   if (what === "events") return stream(job, response);
   if (what === "cancel" && request.method === "POST") {
     if (job.status !== "queued" && job.status !== "running") return refuse(response, 409, "job: expected one that has not ended");
-    end(job, "cancelled");
-    return sendJson(response, 200, job);
+    // As the real one does: what it was before it stopped, and not before the events.
+    const before = { ...job };
+    end(job, "cancelled", { message: `stopped in step ${job.step} of ${job.steps}`, kind: "cancelled" });
+    return setTimeout(() => sendJson(response, 200, before), 100);
   }
   if (what === "picture.png" && job.hidden.png) {
     return response.writeHead(200, { "Content-Type": "image/png", ETag: `"${job.id}"` }).end(job.hidden.png);
@@ -194,7 +196,7 @@ async function answer(request, response) {
     response.writeHead(200, { "Content-Type": type, "Content-Security-Policy": POLICY });
     return response.end(readFileSync(`${options.page}/${name}`));
   }
-  if (options.token && !hasToken(request)) return refuse(response, 401, "expected a token", { "WWW-Authenticate": 'Bearer, Basic realm="calotype"' });
+  if (options.token && !hasToken(request)) return refuse(response, 401, "expected a token", { "WWW-Authenticate": ["Bearer", 'Basic realm="calotype"'] });
   if (pathname === "/api/info") return sendJson(response, 200, info());
   if (pathname === "/api/jobs" && request.method === "POST") return post(request, response);
   if (pathname === "/api/jobs") return sendJson(response, 200, { jobs: [...jobs.values()].reverse() });

@@ -25,8 +25,8 @@ const PROGRAMS = {
 };
 
 export class Server {
-  // `program`: the path of calotype, or null for the mock. `extra`: more arguments for it.
-  static async start(program, options = {}, extra = []) {
+  // `program`: the path of calotype, or null for the mock.
+  static async start(program, options = {}) {
     const server = new Server();
     server.port = await freePort();
     server.url = `http://127.0.0.1:${server.port}/`;
@@ -34,7 +34,6 @@ export class Server {
     server.command = [
       ...command(String(server.port), program),
       ...Object.entries(options).flatMap(([name, value]) => flags[name](value).map(String)),
-      ...extra,
     ];
     server.token = options.token;
     await server.start();
@@ -43,7 +42,7 @@ export class Server {
 
   async start() {
     const [program, ...words] = this.command;
-    this.child = spawn(program, words, { stdio: ["ignore", "ignore", "inherit"] });
+    this.child = spawn(program, words, { stdio: ["ignore", "ignore", "ignore"] });
     this.ended = new Promise((resolve) => this.child.once("close", resolve));
     this.child.once("error", (error) => console.error(`${program}: ${error.message}`));
     const until = Date.now() + START_MS;

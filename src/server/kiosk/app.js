@@ -447,7 +447,8 @@ async function readStream(id, signal) {
 
 async function finish(signal) {
   const { id, status, error, prompt, seed, warnings } = page.job;
-  if (status !== "done") return end(status, error?.message);
+  if (status === "cancelled") return end(status);
+  if (status === "failed") return end(status, error?.message);
   const blob = await receive(`${jobPath(id)}/picture.png`, { signal }, (response) => response.blob());
   if (signal.aborted) return;
   page.shown = await addPicture({ id, prompt, seed, warnings: warnings ?? [], blob });
@@ -483,7 +484,8 @@ function jobPath(id) {
 }
 
 function setJob(job) {
-  if (page.job && page.job.id !== job.id) return;
+  // An end is final: the answer to a cancel can be older, and come later.
+  if (page.job && (page.job.id !== job.id || ENDED.includes(page.job.status))) return;
   announceJob(page.job, job);
   page.job = job;
   // An end is shown by `finish`, once the picture is here.
@@ -908,9 +910,10 @@ async function startOver() {
   Object.assign(page, { phase: "start", request: null, job: null, preview: null, shown: null, error: "", cancelling: false });
   show("idle", false);
   announce("");
-  await clearGallery();
+  const cleared = clearGallery();
   setLanguage(preferredLanguage());
   scrollTo(0, 0);
+  await cleared;
   reloadIfOld();
 }
 
