@@ -14,7 +14,7 @@ pub use self::preview::PreviewFactors;
 use crate::family::{AESTHETIC_TIME_IDS, Purpose};
 use crate::graph::{Dim, Graph, Port};
 use crate::guidance::Guidance;
-use crate::noise_model::{Discrete, NoiseModel, Told};
+use crate::noise_model::{Discrete, NoiseModel, TimeInput};
 use crate::prediction::Prediction;
 use crate::sampler::{Method, S_CHURN, SamplerKind, Sampling};
 use crate::schedule::{Betas, NoiseCurve, Schedule, ScheduleKind, Spacing};
@@ -94,7 +94,7 @@ impl Conditions {
             _ => None,
         };
         let is_upscaler = unet.input(Role::ClassLabels).is_some();
-        let is_refiner = fixed(Role::SizeIds) == Some(AESTHETIC_TIME_IDS);
+        let is_refiner = fixed(Role::TimeIds) == Some(AESTHETIC_TIME_IDS);
         let input = fixed(Role::Latents).unwrap_or(channels);
         let all = [Self::Prompt, Self::Inpainting, Self::Editing, Self::Upscaling];
         let fits = |one: &Self| {
@@ -737,7 +737,7 @@ impl CurveFields {
             Spacing::Linspace => (SpacingName::Linspace, 0),
             Spacing::Trailing => (SpacingName::Trailing, 0),
         };
-        let continuous = discrete.told() == Told::QuarterLog;
+        let continuous = discrete.time_input() == TimeInput::QuarterLog;
         Some(Self {
             betas,
             start,
@@ -759,8 +759,8 @@ impl CurveFields {
             SpacingName::Linspace => Spacing::Linspace,
             SpacingName::Trailing => Spacing::Trailing,
         };
-        let told = if self.continuous { Told::QuarterLog } else { Told::Timestep };
-        Discrete::new(betas, self.train_timesteps, spacing, told).map(NoiseModel::Discrete)
+        let time_input = if self.continuous { TimeInput::QuarterLog } else { TimeInput::Timestep };
+        Discrete::new(betas, self.train_timesteps, spacing, time_input).map(NoiseModel::Discrete)
     }
 }
 

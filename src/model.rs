@@ -567,7 +567,7 @@ impl Part {
         Inputs {
             states: fixed(input(Role::States), 2),
             pooled: input(Role::Pooled).is_some(),
-            time_ids: fixed(input(Role::SizeIds), 1),
+            time_ids: fixed(input(Role::TimeIds), 1),
             class_labels: input(Role::ClassLabels).is_some(),
         }
     }

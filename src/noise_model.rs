@@ -39,12 +39,12 @@ pub struct Discrete {
     betas: Betas,
     curve: NoiseCurve,
     spacing: Spacing,
-    told: Told,
+    time_input: TimeInput,
 }
 
-/// What a network that was trained on a curve is told of a level.
+/// The time input of a network that was trained on a curve.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Told {
+pub enum TimeInput {
     /// Its timestep.
     #[default]
     Timestep,
@@ -57,9 +57,14 @@ impl Discrete {
     ///
     /// # Errors
     /// [`ErrorKind::Model`] where the betas make no curve.
-    pub fn new(betas: Betas, train_timesteps: usize, spacing: Spacing, told: Told) -> Result<Self, Error> {
+    pub fn new(
+        betas: Betas,
+        train_timesteps: usize,
+        spacing: Spacing,
+        time_input: TimeInput,
+    ) -> Result<Self, Error> {
         let curve = NoiseCurve::new(betas.clone(), train_timesteps)?;
-        Ok(Self { betas, curve, spacing, told })
+        Ok(Self { betas, curve, spacing, time_input })
     }
 
     /// The recipe of the curve.
@@ -78,8 +83,8 @@ impl Discrete {
     }
 
     /// What the network is told of a level.
-    pub fn told(&self) -> Told {
-        self.told
+    pub fn time_input(&self) -> TimeInput {
+        self.time_input
     }
 }
 
@@ -89,7 +94,7 @@ impl NoiseModel {
     /// # Errors
     /// [`ErrorKind::Model`] where the betas make no curve.
     pub fn discrete(betas: Betas, train_timesteps: usize, spacing: Spacing) -> Result<Self, Error> {
-        Discrete::new(betas, train_timesteps, spacing, Told::Timestep).map(Self::Discrete)
+        Discrete::new(betas, train_timesteps, spacing, TimeInput::Timestep).map(Self::Discrete)
     }
 
     /// Noisy latents at a level, of clean ones and of standard normal noise: forward diffusion.
@@ -151,9 +156,9 @@ impl NoiseModel {
     /// [`ErrorKind::Usage`] as [`Schedule::of`], [`Schedule::flow_of`] and [`Schedule::edm`] have it.
     pub fn schedule(&self, kind: &ScheduleKind, grid: Grid, steps: usize) -> Result<Schedule, Error> {
         match self {
-            Self::Discrete(Discrete { curve, told, .. }) => {
+            Self::Discrete(Discrete { curve, time_input, .. }) => {
                 let schedule = Schedule::of(kind, curve, grid, steps)?;
-                Ok(if *told == Told::QuarterLog { schedule.told_logarithms() } else { schedule })
+                Ok(if *time_input == TimeInput::QuarterLog { schedule.with_log_times() } else { schedule })
             }
             Self::Flow { shift, train_timesteps } => {
                 Schedule::flow_of(kind, &FlowShift::Static(*shift), *train_timesteps, steps)
@@ -182,8 +187,10 @@ impl NoiseModel {
     /// What the network is told of a level in the middle.
     pub(crate) fn middle_timestep(&self) -> f64 {
         match self {
-            Self::Discrete(Discrete { curve, told: Told::Timestep, .. }) => (curve.len() / 2) as f64,
-            Self::Discrete(Discrete { curve, told: Told::QuarterLog, .. }) => {
+            Self::Discrete(Discrete { curve, time_input: TimeInput::Timestep, .. }) => {
+                (curve.len() / 2) as f64
+            }
+            Self::Discrete(Discrete { curve, time_input: TimeInput::QuarterLog, .. }) => {
                 curve.sigma_of_timestep((curve.len() / 2) as f64).ln() / 4.0
             }
             Self::Flow { train_timesteps, .. } => *train_timesteps as f64 / 2.0,
@@ -194,7 +201,7 @@ impl NoiseModel {
     /// Whether what the network is told of levels may be no whole number, even at those that it was trained on.
     pub(crate) fn tells_fractions(&self) -> bool {
         match self {
-            Self::Discrete(discrete) => discrete.told == Told::QuarterLog,
+            Self::Discrete(discrete) => discrete.time_input == TimeInput::QuarterLog,
             Self::Flow { .. } => false,
             Self::Edm { .. } => true,
         }
@@ -234,9 +241,12 @@ impl fmt::Display for NoiseModel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Discrete(discrete) => {
-                let told =
-                    if discrete.told == Told::QuarterLog { ", told as logarithms of levels" } else { "" };
-                write!(f, "curve of {} timesteps{told}", discrete.curve.len())
+                let time_input = if discrete.time_input == TimeInput::QuarterLog {
+                    ", told as logarithms of levels"
+                } else {
+                    ""
+                };
+                write!(f, "curve of {} timesteps{time_input}", discrete.curve.len())
             }
             Self::Flow { shift, .. } => write!(f, "flow matching, shift {shift}"),
             Self::Edm { sigma_min, sigma_max, .. } => {
@@ -296,7 +306,7 @@ mod tests {
         assert!((edm.middle_timestep() - 0.4f64.ln() / 4.0).abs() < 1e-12);
         let NoiseModel::Discrete(plain) = &discrete else { panic!("a curve") };
         let continuous =
-            Discrete::new(plain.betas.clone(), 1000, Spacing::Trailing, Told::QuarterLog).unwrap();
+            Discrete::new(plain.betas.clone(), 1000, Spacing::Trailing, TimeInput::QuarterLog).unwrap();
         let continuous = NoiseModel::Discrete(continuous);
         let [plain, logs] = [&discrete, &continuous].map(|model| {
             model.schedule(&ScheduleKind::Spaced(Spacing::Trailing), Grid::Fractional, 4).unwrap()

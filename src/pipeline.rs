@@ -17,7 +17,7 @@ use crate::recipe::Recipe;
 use crate::request::{Request, Texts};
 pub use crate::run::{Picture, Progress, Run, Times};
 use crate::run::{Stages, stopped};
-use crate::stage::predictor::{Told, Unet};
+use crate::stage::predictor::{Conditioning, Unet};
 use crate::stage::start::{Start, planes};
 use crate::stage::text_encoder::TextEncoder;
 pub use crate::stage::text_states::TextStates;
@@ -189,10 +189,10 @@ impl Pipeline {
         }
         let mut times = Times::default();
         let started = Instant::now();
-        let told = self.tell(request)?;
+        let conditioning = self.encode_prompts(request)?;
         held.check("text_encoder")?;
         if let Some(plan) = &self.plan {
-            plan.check_tokens(told.texts.iter().map(|text| text.tokens).sum())?;
+            plan.check_tokens(conditioning.texts.iter().map(|text| text.tokens).sum())?;
         }
         times.text_encoder = started.elapsed();
 
@@ -213,7 +213,7 @@ impl Pipeline {
             held,
             is_short: self.is_short,
         };
-        Run::new(request.clone(), stages, told, start, noise, times)
+        Run::new(request.clone(), stages, conditioning, start, noise, times)
     }
 
     /// Begins a run and takes it to where another one was when it gave this [snapshot](Run::snapshot): both go on to the same
@@ -308,11 +308,11 @@ impl Pipeline {
     }
 
     /// Encodes every text that some step reads, each once.
-    fn tell(&mut self, request: &Request) -> Result<Told, Error> {
+    fn encode_prompts(&mut self, request: &Request) -> Result<Conditioning, Error> {
         let Texts { texts, of_step, .. } = request.texts(self.manifest.zero_negative)?;
         let texts: Vec<Option<&Text>> = texts.iter().map(Option::as_ref).collect();
         let texts = self.text_encoder.encode(&texts)?;
-        Ok(Told { texts, of_step })
+        Ok(Conditioning { texts, of_step })
     }
 }
 

@@ -797,7 +797,7 @@ fn inputs<'a>(
             Role::Timestep => return timestep_shape(port, batch),
             Role::TokenIds | Role::Mask => &[batch, tokens],
             Role::States | Role::PenultimateStates => &[batch, tokens, 1],
-            Role::SizeIds => &[batch, 6],
+            Role::TimeIds => &[batch, 6],
             Role::Pooled | Role::GuidanceEmbedding | Role::ClassLabels => &[batch, 1],
             Role::On | Role::Off => &[1],
         };

@@ -17,8 +17,8 @@ use crate::request::{Request, Source};
 use crate::sampler::{STEP_NOISE, Sampler, StepNoiseKind};
 use crate::stage::blend::keep_outside;
 use crate::stage::denoiser::GuidedDenoiser;
-use crate::stage::predictor::{Told, Unet};
-use crate::stage::start::{Kept, Start};
+use crate::stage::predictor::{Conditioning, Unet};
+use crate::stage::start::{InpaintBlend, Start};
 use crate::stage::text_encoder::TextEncoder;
 use crate::stage::vae::VaeDecoder;
 use crate::state::{Record, refused};
@@ -63,7 +63,7 @@ pub struct Run<'a> {
     noise: Box<dyn NoiseSource + Send>,
     /// In place of the noise, where steps take theirs from a tree.
     tree: Option<BrownianTree>,
-    kept: Option<Kept>,
+    blend: Option<InpaintBlend>,
     latents: Vec<f32>,
     /// The steps that are done.
     done: usize,
@@ -130,14 +130,14 @@ impl<'a> Run<'a> {
     pub(crate) fn new(
         request: Request,
         stages: Stages<'a>,
-        told: Told,
+        conditioning: Conditioning,
         start: Start,
         noise: Box<dyn NoiseSource + Send>,
         times: Times,
     ) -> Result<Self, Error> {
         let Stages { text_encoder, unet, prediction, vae_decoder, tile, preview, additions, held, is_short } =
             stages;
-        let Start { latents, beside, kept, clean } = start;
+        let Start { latents, concat_latents, blend, clean } = start;
         let steps = request.schedule.steps();
         let tree = match request.sampler.get(&STEP_NOISE) {
             StepNoiseKind::Stream => None,
@@ -146,7 +146,7 @@ impl<'a> Run<'a> {
                 Some(BrownianTree::new(request.rng, latents.len(), lowest, highest, request.seed)?)
             }
         };
-        let predictor = unet.predictor(told, &request, beside)?;
+        let predictor = unet.predictor(conditioning, &request, concat_latents)?;
         let mut denoiser = GuidedDenoiser::new(predictor, prediction, &request);
         if let Some(clean) = &clean {
             denoiser.remember(clean);
@@ -162,7 +162,7 @@ impl<'a> Run<'a> {
             watch: Watch::start(is_short),
             noise,
             tree,
-            kept,
+            blend,
             latents,
             done: 0,
             is_broken: false,
@@ -256,8 +256,8 @@ impl<'a> Run<'a> {
                 format!("unet: expected finite latents, got others after step {number} of {steps}"),
             ));
         }
-        if let Some(kept) = &self.kept {
-            kept.restore(&mut self.latents, step.to);
+        if let Some(blend) = &self.blend {
+            blend.apply(&mut self.latents, step.to);
         }
         Ok(())
     }
@@ -394,12 +394,13 @@ impl<'a> Run<'a> {
 
     /// What was not read of the prompt and of the negative prompt.
     fn cuts(&self) -> [Option<Cut>; 2] {
-        let (told, views) = (self.denoiser.told(), self.request.guidance.views());
+        let (conditioning, views) = (self.denoiser.conditioning(), self.request.guidance.views());
         [true, false].map(|is_prompt| {
             let is_meant = |view: &View| matches!(view, View::Positive(_)) == is_prompt;
-            let read = told.of_step.iter().flat_map(|texts| views.iter().zip(texts));
-            let mut cuts =
-                read.filter(|(view, _)| is_meant(view)).filter_map(|(_, &text)| told.texts[text].cut.clone());
+            let read = conditioning.of_step.iter().flat_map(|texts| views.iter().zip(texts));
+            let mut cuts = read
+                .filter(|(view, _)| is_meant(view))
+                .filter_map(|(_, &text)| conditioning.texts[text].cut.clone());
             cuts.next()
         })
     }

@@ -91,14 +91,14 @@ impl Schedule {
             _ => len,
         };
         check(kind, steps, most)?;
-        let told = |timestep: f64| match grid {
+        let time_input = |timestep: f64| match grid {
             Grid::Fractional => timestep,
             Grid::Whole | Grid::WholeAboveLast => timestep.round_ties_even(),
         };
         let range = [curve.sigma_min(), curve.sigma_max()];
         let levels = if let Some(sigmas) = level::over(range, kind, steps) {
             check_highest(sigmas[0], curve.sigma_max())?;
-            sigmas.into_iter().map(|sigma| (sigma, told(curve.timestep_of_sigma(sigma)))).collect()
+            sigmas.into_iter().map(|sigma| (sigma, time_input(curve.timestep_of_sigma(sigma)))).collect()
         } else {
             let timesteps = spacing::timesteps(kind, grid, len, steps);
             let last = len - 1;
@@ -107,7 +107,7 @@ impl Schedule {
             }
             let is_log = matches!(kind, ScheduleKind::SgmUniform | ScheduleKind::Normal);
             let level = |timestep: f64| match is_log {
-                true => (curve.log_sigma_of_timestep(timestep), told(timestep)),
+                true => (curve.log_sigma_of_timestep(timestep), time_input(timestep)),
                 false => (curve.sigma_of_timestep(timestep), timestep),
             };
             timesteps.into_iter().map(level).collect()
@@ -205,12 +205,12 @@ impl Schedule {
         Self::new(levels, time, true, 0.0)
     }
 
-    /// The same levels, of which the model is told `ln(sigma) / 4` in place of their timesteps.
+    /// The same levels with `ln(sigma) / 4` as the model's time input, in place of timesteps.
     #[must_use]
-    pub fn told_logarithms(mut self) -> Self {
+    pub fn with_log_times(mut self) -> Self {
         self.steps.iter_mut().for_each(|step| step.timestep = Time::Edm.of_sigma(step.from));
-        let told = |&(sigma, _): &(f64, f64)| (sigma, Time::Edm.of_sigma(sigma));
-        self.clock = Clock::new(self.clock.levels().iter().map(told).collect(), Time::Edm);
+        let time_input = |&(sigma, _): &(f64, f64)| (sigma, Time::Edm.of_sigma(sigma));
+        self.clock = Clock::new(self.clock.levels().iter().map(time_input).collect(), Time::Edm);
         self
     }
 

@@ -22,7 +22,7 @@ pub enum Role {
     /// The prompt in one vector, `[batch, width]`.
     Pooled,
     /// Original size, crop and target size, or aesthetic score (Podell et al. 2023, section 2.2), `[batch, 5 or 6]`.
-    SizeIds,
+    TimeIds,
     /// The embedded guidance scale of distilled models (Meng et al. 2023, section 3), `[batch, width]`.
     GuidanceEmbedding,
     /// How much noise was added to the picture that is enlarged, `[batch]`.
@@ -49,7 +49,7 @@ impl fmt::Display for Role {
             Self::States => "states of the prompt",
             Self::PenultimateStates => "states before the last layer",
             Self::Pooled => "pooled embedding of the prompt",
-            Self::SizeIds => "sizes",
+            Self::TimeIds => "time ids",
             Self::GuidanceEmbedding => "guidance scale embedding",
             Self::ClassLabels => "noise level of the low-resolution image",
             Self::TokenIds => "token ids",
@@ -137,7 +137,7 @@ const UNET_INPUTS: &[Part] = &[
         required: true,
     },
     Part {
-        role: Role::SizeIds,
+        role: Role::TimeIds,
         names: &["time_ids"],
         kind: Kind::Number,
         ranks: &[2],

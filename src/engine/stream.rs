@@ -19,7 +19,7 @@ pub(super) struct Streamed {
     parts: Vec<Part>,
     weights: Arc<Weights>,
     how: Opening,
-    ahead: Ahead,
+    prefetcher: Prefetcher,
 }
 
 struct Part {
@@ -58,8 +58,8 @@ impl Streamed {
             parts.push(Part { segment, onnx, pinned });
         }
         let ranges = parts.iter().map(|part| part.segment.ranges.clone()).collect();
-        let ahead = Ahead::start(Arc::clone(&weights), ranges)?;
-        Ok(Self { runtime, parts, weights, how, ahead })
+        let prefetcher = Prefetcher::start(Arc::clone(&weights), ranges)?;
+        Ok(Self { runtime, parts, weights, how, prefetcher })
     }
 
     /// Runs all segments; gives the outputs of these names.
@@ -95,13 +95,13 @@ impl Streamed {
                 }
             };
             if let Some(next) = next {
-                self.ahead.read(next);
+                self.prefetcher.read(next);
             }
             let results = cancel.watch(|options| session.run(fed, &wanted, options))?;
             made.extend(segment.outputs.iter().cloned().zip(results));
             segment.spent.iter().for_each(|name| drop(made.remove(name)));
             if part.pinned.is_none() && next != Some(index) {
-                self.ahead.leave(index);
+                self.prefetcher.leave(index);
                 release(&self.weights, &segment.ranges);
             }
         }
@@ -122,12 +122,12 @@ fn release(weights: &Weights, ranges: &[(usize, Range<usize>)]) {
 }
 
 /// The thread that reads weights before they are needed.
-struct Ahead {
+struct Prefetcher {
     work: Arc<Work>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// What the thread of an [`Ahead`] is to do, and does.
+/// What the thread of an [`Prefetcher`] is to do, and does.
 #[derive(Default)]
 struct Work {
     state: Mutex<State>,
@@ -176,7 +176,7 @@ impl Work {
     }
 }
 
-impl Ahead {
+impl Prefetcher {
     fn start(weights: Arc<Weights>, ranges: Vec<Vec<(usize, Range<usize>)>>) -> Result<Self, Error> {
         Self::with(ranges, move |file, range| weights.populate(file, range))
     }
@@ -212,7 +212,7 @@ impl Ahead {
     }
 }
 
-impl Drop for Ahead {
+impl Drop for Prefetcher {
     fn drop(&mut self) {
         self.work.state().has_ended = true;
         self.work.changed.notify_all();
@@ -237,18 +237,18 @@ mod tests {
         let (go_on, may_go_on) = sync_channel::<()>(0);
         let may_go_on = Mutex::new(may_go_on);
         let ranges = vec![vec![(0, 0..1), (0, 2..3)], vec![(1, 0..1)]];
-        let ahead = Arc::new(
-            Ahead::with(ranges, move |file, range| {
+        let prefetcher = Arc::new(
+            Prefetcher::with(ranges, move |file, range| {
                 begun.send((file, range.start)).unwrap();
                 may_go_on.lock().unwrap().recv().unwrap();
             })
             .unwrap(),
         );
-        ahead.read(0);
+        prefetcher.read(0);
         assert_eq!(has_begun.recv(), Ok((0, 0)));
-        ahead.read(1);
+        prefetcher.read(1);
         let (left, has_left) = channel();
-        let other = Arc::clone(&ahead);
+        let other = Arc::clone(&prefetcher);
         let waiting = std::thread::spawn(move || {
             other.leave(0);
             left.send(()).unwrap();
@@ -259,9 +259,9 @@ mod tests {
         waiting.join().unwrap();
         // The rest of the first is not read: the second is wanted.
         assert_eq!(has_begun.recv(), Ok((1, 0)));
-        ahead.leave(0);
+        prefetcher.leave(0);
         go_on.send(()).unwrap();
-        drop(ahead);
+        drop(prefetcher);
         assert!(has_begun.recv().is_err());
     }
 }

@@ -61,27 +61,27 @@ impl Graph {
             return Err(self.uncut(format!("expected opset {OLDEST_OPSET} or newer, got {opset}")));
         }
 
-        let mut desk = Desk { opset, nodes: Vec::new(), constants: Vec::new() };
-        let two = desk.ints("two", &[2]);
-        let four = desk.ints("four", &[4]);
-        desk.ints("plane_axes", &[2, 3]);
-        desk.ints("last_axis", &[-1]);
-        desk.op("Shape", &[picture], "picture_shape");
-        desk.op("Slice", &["norms/picture_shape", &two, &four], "picture_size");
+        let mut scratch = Scratch { opset, nodes: Vec::new(), constants: Vec::new() };
+        let two = scratch.ints("two", &[2]);
+        let four = scratch.ints("four", &[4]);
+        scratch.ints("plane_axes", &[2, 3]);
+        scratch.ints("last_axis", &[-1]);
+        scratch.op("Shape", &[picture], "picture_shape");
+        scratch.op("Slice", &["norms/picture_shape", &two, &four], "picture_size");
         let (mut groups, mut found) = (Vec::new(), Vec::new());
         for node in &self.graph.node {
             if is_norm(&node) {
                 let norm = self.norm(node).map_err(|problem| self.uncut(problem))?;
                 let offset = groups.iter().sum::<usize>() * 2;
                 groups.push(norm.groups);
-                found.extend(desk.open(&norm, groups.len(), offset));
+                found.extend(scratch.open(&norm, groups.len(), offset));
             } else {
-                desk.nodes.push(node.clone());
+                scratch.nodes.push(node.clone());
             }
         }
         let found: Vec<&str> = found.iter().map(String::as_str).collect();
-        desk.op("Concat", &found, "all").attribute.push(integer("axis", 1));
-        desk.op("Reshape", &["norms/all", "norms/last_axis"], "found");
+        scratch.op("Concat", &found, "all").attribute.push(integer("axis", 1));
+        scratch.op("Reshape", &["norms/all", "norms/last_axis"], "found");
 
         let mut graph = self.graph.clone();
         let length = |len: usize| [Some(DimensionValue::DimValue(len as i64))];
@@ -93,8 +93,8 @@ impl Graph {
             value_info(GIVEN, Dtype::F32, length(all)),
         ]);
         graph.output.push(value_info(FOUND, Dtype::F32, length(all)));
-        graph.initializer.extend(desk.constants);
-        graph.node = desk.nodes;
+        graph.initializer.extend(scratch.constants);
+        graph.node = scratch.nodes;
         let mut open = Self::of(self.name.clone(), self.model.clone(), graph)?;
         open.parameters.clone_from(&self.parameters);
         Ok((open, groups))
@@ -155,13 +155,13 @@ struct Norm<'a> {
 }
 
 /// The graph in the making.
-struct Desk {
+struct Scratch {
     opset: i64,
     nodes: Vec<NodeProto>,
     constants: Vec<TensorProto>,
 }
 
-impl Desk {
+impl Scratch {
     /// A norm whose mean and variance are part its core's own, part given; gives the names of its own.
     ///
     /// That the own ones count also where their part is 0 keeps them in their place: what nothing waits for, ONNX Runtime

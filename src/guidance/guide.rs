@@ -1,7 +1,7 @@
 //! The guide of one run: what a step needs to be predicted, and what becomes of it.
 //! It owns what guidance keeps from step to step.
 
-use super::mimic::Desk;
+use super::mimic::Scratch;
 use super::mix::{Mix, Sources};
 use super::{Guidance, Method, Residue, View};
 use crate::Error;
@@ -32,7 +32,7 @@ pub struct Guide {
     kept: Vec<f32>,
     is_residue_known: bool,
     /// Of [`Method::DynamicThreshold`].
-    desk: Option<Desk>,
+    scratch: Option<Scratch>,
 }
 
 impl Guide {
@@ -48,7 +48,7 @@ impl Guide {
             len,
             kept: vec![0.0; if keeps { len } else { 0 }],
             is_residue_known: false,
-            desk: thresholds.then(|| Desk::new(len, shape.channels)),
+            scratch: thresholds.then(|| Scratch::new(len, shape.channels)),
         }
     }
 
@@ -113,11 +113,11 @@ impl Guide {
         let sources = Sources { x, kept: &self.kept, predictions };
         let mix = if is_zero { step.clean(Mix::NOTHING) } else { step.mix(sources) };
         mix.write(sources, denoised);
-        if let (Method::DynamicThreshold(mimic), Some(desk), false) =
-            (self.guidance.method, &mut self.desk, step.is_plain)
+        if let (Method::DynamicThreshold(mimic), Some(scratch), false) =
+            (self.guidance.method, &mut self.scratch, step.is_plain)
         {
-            step.clean(step.guided(mimic.scale)).write(sources, &mut desk.mimicked);
-            desk.apply(&mimic, denoised);
+            step.clean(step.guided(mimic.scale)).write(sources, &mut scratch.mimicked);
+            scratch.apply(&mimic, denoised);
         }
         match (base, step.clean_base()) {
             (Some(out), Some(base)) => base.write(sources, out),

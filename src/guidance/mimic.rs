@@ -56,20 +56,20 @@ impl Default for Mimic {
 }
 
 /// The memory that a [`Mimic`] needs.
-pub(super) struct Desk {
+pub(super) struct Scratch {
     /// The clean latents at the scale that is mimicked; afterwards anything.
     pub(super) mimicked: Vec<f32>,
     distances: Vec<f32>,
     channels: usize,
 }
 
-impl Desk {
+impl Scratch {
     /// For latents of `channels` channels.
     pub(super) fn new(len: usize, channels: usize) -> Self {
         Self { mimicked: vec![0.0; len], distances: vec![0.0; len], channels }
     }
 
-    /// Brings guided clean latents into the range of [`Desk::mimicked`].
+    /// Brings guided clean latents into the range of [`Scratch::mimicked`].
     pub(super) fn apply(&mut self, settings: &Mimic, guided: &mut [f32]) {
         let plane = guided.len() / self.channels;
         let group = if settings.per_channel { plane } else { guided.len() };

@@ -59,7 +59,7 @@ pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error>
     }
     let mut unet = required(folder, "unet", variant)?;
     if index.requires_aesthetics_score {
-        unet.signature.fix_last(Role::SizeIds, AESTHETIC_TIME_IDS);
+        unet.signature.fix_last(Role::TimeIds, AESTHETIC_TIME_IDS);
     }
     let vae_decoder = required(folder, "vae_decoder", variant)?;
     let vae_encoder = part(folder, "vae_encoder", variant)?;

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::class::{Class, Noise};
-use crate::noise_model::{Discrete, NoiseModel, Told};
+use crate::noise_model::{Discrete, NoiseModel, TimeInput};
 use crate::prediction::Prediction;
 use crate::schedule::{Betas, ScheduleKind, Spacing};
 
@@ -160,9 +160,9 @@ impl Fields {
                 {
                     return Ok(range(kind(name.to_owned())?, [low, high]));
                 }
-                let told = if is_continuous { Told::QuarterLog } else { Told::Timestep };
+                let time_input = if is_continuous { TimeInput::QuarterLog } else { TimeInput::Timestep };
                 let discrete =
-                    Discrete::new(self.betas()?, self.num_train_timesteps, self.spacing(class), told);
+                    Discrete::new(self.betas()?, self.num_train_timesteps, self.spacing(class), time_input);
                 discrete.map(NoiseModel::Discrete).map_err(|error| error.to_string())
             }
         }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::predictor::{Predictor, Told};
+use super::predictor::{Conditioning, Predictor};
 use crate::Error;
 use crate::guidance::{Guide, Moment};
 use crate::prediction::{Prediction, Thresholder};
@@ -70,8 +70,8 @@ impl<'a> GuidedDenoiser<'a> {
     }
 
     /// What the U-Net is told.
-    pub(crate) fn told(&self) -> &Told {
-        self.predictor.told()
+    pub(crate) fn conditioning(&self) -> &Conditioning {
+        self.predictor.conditioning()
     }
 
     /// Lists what is carried from step to step.

@@ -26,8 +26,8 @@ pub(crate) struct Unet {
     max_batch: usize,
 }
 
-/// What the U-Net is told of the prompts in a run.
-pub(crate) struct Told {
+/// Conditioning of a run: the text encoders' states of its prompts.
+pub(crate) struct Conditioning {
     /// Every text that is read in some step.
     pub(crate) texts: Vec<TextStates>,
     /// Per step, and per view of the run's guidance, which of them is read.
@@ -71,29 +71,36 @@ impl Unet {
     /// beside the latents, `[channels, rows, columns]`.
     pub(crate) fn predictor<'a>(
         &'a mut self,
-        told: Told,
+        conditioning: Conditioning,
         request: &Request,
-        beside: Vec<f32>,
+        concat_latents: Vec<f32>,
     ) -> Result<Predictor<'a>, Error> {
         let (signature, shape) = (&self.signature, request.shape);
         let views = request.guidance.views();
         let prompts = views.iter().filter(|view| !is_negative(**view)).count();
         let mut layouts: Vec<Layout> = Vec::new();
         let mut layout_of = Vec::new();
-        for texts in &told.of_step {
+        for texts in &conditioning.of_step {
             let mut per_count = vec![usize::MAX; views.len() + 1];
             // A step needs the prompts' own views and some of those before them; which, depends on its noise level.
             for (count, place) in per_count.iter_mut().enumerate().skip(prompts) {
                 let first = views.len() - count;
                 let texts = &texts[first..];
-                let tokens: Vec<usize> = texts.iter().map(|&text| told.texts[text].tokens).collect();
+                let tokens: Vec<usize> = texts.iter().map(|&text| conditioning.texts[text].tokens).collect();
                 let known = layouts.iter().position(|layout| layout.tokens == tokens);
                 *place = match known {
                     Some(known) => known,
                     None => {
                         let views = &views[first..];
-                        let layout =
-                            Layout::new(signature, &told, request, &beside, views, texts, self.max_batch)?;
+                        let layout = Layout::new(
+                            signature,
+                            &conditioning,
+                            request,
+                            &concat_latents,
+                            views,
+                            texts,
+                            self.max_batch,
+                        )?;
                         layouts.push(layout);
                         layouts.len() - 1
                     }
@@ -106,10 +113,10 @@ impl Unet {
             component: self.component.lease(),
             signature,
             output,
-            told,
+            conditioning,
             layouts,
             layout_of,
-            beside,
+            concat_latents,
             predictions: vec![0.0; views.len() * shape.len()],
             spent: Duration::ZERO,
         })
@@ -122,12 +129,12 @@ pub(crate) struct Predictor<'a> {
     signature: &'a Signature,
     /// The name of the U-Net's output.
     output: &'a str,
-    told: Told,
+    conditioning: Conditioning,
     layouts: Vec<Layout>,
     /// Per step, and per number of predictions that it needs, the layout.
     layout_of: Vec<Vec<usize>>,
     /// What the U-Net sees beside the latents.
-    beside: Vec<f32>,
+    concat_latents: Vec<f32>,
     /// One after the other, as many as any step needs.
     predictions: Vec<f32>,
     spent: Duration,
@@ -150,8 +157,8 @@ impl Predictor<'_> {
     }
 
     /// What the U-Net is told.
-    pub(crate) fn told(&self) -> &Told {
-        &self.told
+    pub(crate) fn conditioning(&self) -> &Conditioning {
+        &self.conditioning
     }
 
     /// The predictions for the last `count` views of the run's guidance in a step, each as large as the latents `x`, which the
@@ -167,15 +174,15 @@ impl Predictor<'_> {
         if count == 0 {
             return Ok(&[]);
         }
-        let texts = &self.told.of_step[step];
+        let texts = &self.conditioning.of_step[step];
         let texts = &texts[texts.len() - count..];
         for call in &mut self.layouts[self.layout_of[step][count]].calls {
-            call.read(self.signature, &self.told, texts)?;
-            let (latents, beside) = (x.iter(), self.beside.iter());
+            call.read(self.signature, &self.conditioning, texts)?;
+            let (latents, concat_latents) = (x.iter(), self.concat_latents.iter());
             call.latents.fill(call.views.iter().flat_map(|view| {
                 let seen = if *view == View::NegativeWithoutPicture { 0.0 } else { 1.0 };
                 let latents = latents.clone().map(move |&x| f64::from(x) * scale);
-                latents.chain(beside.clone().map(move |&x| f64::from(x) * seen))
+                latents.chain(concat_latents.clone().map(move |&x| f64::from(x) * seen))
             }));
             call.timestep.fill(std::iter::repeat(timestep));
             let started = Instant::now();
@@ -203,15 +210,15 @@ impl Layout {
     /// the texts allow.
     fn new(
         signature: &Signature,
-        told: &Told,
+        conditioning: &Conditioning,
         request: &Request,
-        beside: &[f32],
+        concat_latents: &[f32],
         views: &[View],
         texts: &[usize],
         max_batch: usize,
     ) -> Result<Self, Error> {
         let latents = signature.input(Role::Latents).expect("no signature without latents");
-        let tokens: Vec<usize> = texts.iter().map(|&text| told.texts[text].tokens).collect();
+        let tokens: Vec<usize> = texts.iter().map(|&text| conditioning.texts[text].tokens).collect();
         let mut lengths = tokens.clone();
         lengths.sort_unstable();
         lengths.dedup();
@@ -222,7 +229,15 @@ impl Layout {
                 let members: Vec<usize> = slots.into_iter().map(|slot| alike[slot]).collect();
                 let views = members.iter().map(|&member| views[member]).collect();
                 let texts = members.iter().map(|&member| texts[member]).collect();
-                calls.push(Call::new(signature, told, request, beside, members, views, texts)?);
+                calls.push(Call::new(
+                    signature,
+                    conditioning,
+                    request,
+                    concat_latents,
+                    members,
+                    views,
+                    texts,
+                )?);
             }
         }
         Ok(Self { tokens, calls })
@@ -246,24 +261,24 @@ struct Call {
 impl Call {
     fn new(
         signature: &Signature,
-        told: &Told,
+        conditioning: &Conditioning,
         request: &Request,
-        beside: &[f32],
+        concat_latents: &[f32],
         members: Vec<usize>,
         views: Vec<View>,
         texts: Vec<usize>,
     ) -> Result<Self, Error> {
         let (batch, shape) = (members.len(), request.shape);
-        let channels = shape.channels + beside.len() / (shape.height_cells * shape.width_cells);
+        let channels = shape.channels + concat_latents.len() / (shape.height_cells * shape.width_cells);
         let input = |role: Role| signature.input(role).expect("no signature without it");
         let timestep = input(Role::Timestep);
         let dims = [batch, channels, shape.height_cells, shape.width_cells];
-        let mut feeds = constants(signature, batch, told.texts[texts[0]].tokens)?;
+        let mut feeds = constants(signature, batch, conditioning.texts[texts[0]].tokens)?;
         for port in signature.inputs.iter() {
             let (role, port) = (port.role, &port.port);
             match role {
-                Role::SizeIds => {
-                    let ids = views.iter().map(|view| size_ids(port, request.size, is_negative(*view)));
+                Role::TimeIds => {
+                    let ids = views.iter().map(|view| time_ids(port, request.size, is_negative(*view)));
                     let ids = ids.collect::<Result<Vec<_>, Error>>()?;
                     feeds.push(Feed::of(port, &[batch, ids[0].len()], ids.concat())?);
                 }
@@ -283,7 +298,7 @@ impl Call {
                 _ => {}
             }
         }
-        let mut constants = of_texts(signature, told, &texts)?;
+        let mut constants = of_texts(signature, conditioning, &texts)?;
         for feed in feeds {
             constants.push(feed.into_value()?);
         }
@@ -299,13 +314,18 @@ impl Call {
     }
 
     /// Tells the U-Net of these texts, one per prediction, where it was told of others before.
-    fn read(&mut self, signature: &Signature, told: &Told, texts: &[usize]) -> Result<(), Error> {
+    fn read(
+        &mut self,
+        signature: &Signature,
+        conditioning: &Conditioning,
+        texts: &[usize],
+    ) -> Result<(), Error> {
         let mut is_changed = false;
         for (text, &member) in self.texts.iter_mut().zip(&self.members) {
             is_changed |= std::mem::replace(text, texts[member]) != texts[member];
         }
         if is_changed {
-            let values = of_texts(signature, told, &self.texts)?;
+            let values = of_texts(signature, conditioning, &self.texts)?;
             self.constants.splice(..values.len(), values);
         }
         Ok(())
@@ -313,8 +333,12 @@ impl Call {
 }
 
 /// The states of these texts, which have one length, and their vectors for a U-Net that takes them, by the names of the inputs.
-fn of_texts(signature: &Signature, told: &Told, texts: &[usize]) -> Result<Vec<(String, Value)>, Error> {
-    let texts: Vec<&TextStates> = texts.iter().map(|&text| &told.texts[text]).collect();
+fn of_texts(
+    signature: &Signature,
+    conditioning: &Conditioning,
+    texts: &[usize],
+) -> Result<Vec<(String, Value)>, Error> {
+    let texts: Vec<&TextStates> = texts.iter().map(|&text| &conditioning.texts[text]).collect();
     let value = |port: &Port, shape: &[usize], numbers: &mut dyn Iterator<Item = &f32>| {
         Feed::of(port, shape, numbers.map(|&x| f64::from(x)))?.into_value()
     };
@@ -338,7 +362,7 @@ fn is_negative(view: View) -> bool {
 /// Stable Diffusion XL's picture of its own size, not cropped, and asked for at that size (Podell et al. 2023, section
 /// 2.2): original height and width, top and left, target height and width. The refiner takes an aesthetic score instead
 /// of the target, diffusers' of a good picture or, for the negative prompt, of a bad one.
-fn size_ids(port: &Port, size: PixelSize, is_negative: bool) -> Result<Vec<f64>, Error> {
+fn time_ids(port: &Port, size: PixelSize, is_negative: bool) -> Result<Vec<f64>, Error> {
     let (width, height) = (f64::from(size.width_px()), f64::from(size.height_px()));
     match fixed(port, 1) {
         Some(6) | None => Ok(vec![height, width, 0.0, 0.0, height, width]),
@@ -385,11 +409,11 @@ mod tests {
         for residency in [Residency::Keep, streamed] {
             let options = SessionOptions { residency, ..SessionOptions::new(NonZeroUsize::MIN) };
             let mut unet = Unet::open(&model, options, usize::MAX).unwrap();
-            let told = Told {
+            let conditioning = Conditioning {
                 texts: (0..3).map(|seed| text(seed, 77, width)).collect(),
                 of_step: vec![vec![0, 1], vec![0, 1], vec![0, 2], vec![0, 2]],
             };
-            let mut predictor = unet.predictor(told, &request, Vec::new()).unwrap();
+            let mut predictor = unet.predictor(conditioning, &request, Vec::new()).unwrap();
             let x: Vec<f32> = (0..count).map(|at| (at as f32).cos()).collect();
             let mut fed_bytes = vec![0];
             let mut predictions: Vec<Vec<f32>> = Vec::new();

@@ -117,7 +117,7 @@ fn unet_feeds(part: &Part, manifest: &Manifest, text: &TextStates, seed: u64) ->
                 let pooled = text.pooled.as_deref().unwrap_or_default();
                 (vec![batch, pooled.len()], tiled(pooled))
             }
-            Role::SizeIds => {
+            Role::TimeIds => {
                 let ids = [height_px, width_px, 0.0, 0.0, height_px, width_px];
                 let ids = &ids[..fixed(1).unwrap_or(ids.len()).min(ids.len())];
                 (vec![batch, ids.len()], ids.repeat(batch))

@@ -15,29 +15,29 @@ use crate::{Error, ErrorKind};
 pub(crate) struct Start {
     /// `[channels, rows, columns]`
     pub(crate) latents: Vec<f32>,
-    /// What the U-Net sees beside the latents, `[channels, rows, columns]`; empty for most models.
-    pub(crate) beside: Vec<f32>,
-    /// What is put back after every step.
-    pub(crate) kept: Option<Kept>,
-    /// The latents of the picture that is drawn from, where the run starts from it.
+    /// Extra input channels of the U-Net, concatenated with the latents, `[channels, rows, columns]`; empty for most models.
+    pub(crate) concat_latents: Vec<f32>,
+    /// Inpainting with a U-Net that has no mask input.
+    pub(crate) blend: Option<InpaintBlend>,
+    /// The latents of the init image, where the run starts from it.
     pub(crate) clean: Option<Vec<f32>>,
 }
 
-/// The part of a picture that a U-Net which does not know of it must leave as it is (Avrahami et al. 2023, "Blended
+/// Inpainting with any U-Net: after every step the area outside of the mask is the init image again (Avrahami et al. 2023, "Blended
 /// latent diffusion", algorithm 1; Lugmayr et al. 2022, equation 8).
-pub(crate) struct Kept {
-    /// Per latent value, whether it is.
+pub(crate) struct InpaintBlend {
+    /// Per latent value, whether it is outside of the mask.
     is_kept: Vec<bool>,
     clean: Vec<f32>,
     noise: Vec<f32>,
     model: NoiseModel,
 }
 
-impl Kept {
-    /// Puts the picture back where it is kept, at the noise level to which a step has led.
-    pub(crate) fn restore(&self, latents: &mut [f32], sigma: f64) {
-        let kept = self.is_kept.iter().zip(&self.clean).zip(&self.noise);
-        for (latent, ((&is_kept, &clean), &noise)) in latents.iter_mut().zip(kept) {
+impl InpaintBlend {
+    /// Replaces latents outside of the mask by the init image's, at the noise level to which a step has led.
+    pub(crate) fn apply(&self, latents: &mut [f32], sigma: f64) {
+        let blend = self.is_kept.iter().zip(&self.clean).zip(&self.noise);
+        for (latent, ((&is_kept, &clean), &noise)) in latents.iter_mut().zip(blend) {
             if is_kept {
                 *latent = self.model.mixed(clean, noise, sigma);
             }
@@ -53,80 +53,90 @@ impl Start {
         tile: Option<Tile>,
         noise: &mut dyn NoiseSource,
     ) -> Result<Self, Error> {
-        let mut desk = Desk { request, manifest, encoder, tile, noise };
+        let mut scratch = Scratch { request, manifest, encoder, tile, noise };
         match &request.source {
             Source::Noise => {
-                let noise = desk.draw_first()?;
-                Ok(Self { latents: desk.alone(&noise), beside: Vec::new(), kept: None, clean: None })
+                let noise = scratch.draw_first()?;
+                Ok(Self {
+                    latents: scratch.alone(&noise),
+                    concat_latents: Vec::new(),
+                    blend: None,
+                    clean: None,
+                })
             }
             // StableDiffusionImg2ImgPipeline and StableDiffusionXLImg2ImgPipeline
             Source::Picture(picture) => {
-                let clean = desk.sample(planes(picture.get()?, |_, _| true))?;
-                let noise = desk.draw_first()?;
-                let latents = desk.noised(&clean, &noise)?;
-                Ok(Self { latents, beside: Vec::new(), kept: None, clean: Some(clean) })
+                let clean = scratch.sample(planes(picture.get()?, |_, _| true))?;
+                let noise = scratch.draw_first()?;
+                let latents = scratch.noised(&clean, &noise)?;
+                Ok(Self { latents, concat_latents: Vec::new(), blend: None, clean: Some(clean) })
             }
             // StableDiffusionInpaintPipeline and StableDiffusionXLInpaintPipeline
             Source::Masked { picture, mask, starts_from_noise, .. } => {
                 let (picture, mask) = (picture.get()?, mask.get()?);
                 let sees_mask = manifest.conditions == Conditions::Inpainting;
                 let needs_clean = !(sees_mask && *starts_from_noise);
-                let clean = needs_clean.then(|| desk.sample(planes(picture, |_, _| true))).transpose()?;
-                let noise = desk.draw_first()?;
+                let clean = needs_clean.then(|| scratch.sample(planes(picture, |_, _| true))).transpose()?;
+                let noise = scratch.draw_first()?;
                 let latents = match &clean {
-                    Some(clean) if !starts_from_noise => desk.noised(clean, &noise)?,
-                    _ => desk.alone(&noise),
+                    Some(clean) if !starts_from_noise => scratch.noised(clean, &noise)?,
+                    _ => scratch.alone(&noise),
                 };
                 let is_white = |x, y| mask.get_pixel(x, y).0[0] >= WHITE;
-                let cells = desk.cells(mask);
+                let cells = scratch.cells(mask);
                 match clean {
                     Some(clean) if !sees_mask => {
-                        desk.skip_sample();
+                        scratch.skip_sample();
                         let is_kept = cells.iter().map(|white| !white).cycle().take(clean.len()).collect();
                         let model = manifest.noise.clone();
-                        let kept = Kept { is_kept, clean: clean.clone(), noise, model };
-                        Ok(Self { latents, beside: Vec::new(), kept: Some(kept), clean: Some(clean) })
+                        let blend = InpaintBlend { is_kept, clean: clean.clone(), noise, model };
+                        Ok(Self {
+                            latents,
+                            concat_latents: Vec::new(),
+                            blend: Some(blend),
+                            clean: Some(clean),
+                        })
                     }
                     clean => {
-                        let mut beside: Vec<f32> =
+                        let mut concat_latents: Vec<f32> =
                             cells.iter().map(|&white| f32::from(u8::from(white))).collect();
-                        beside.extend(desk.sample(planes(picture, |x, y| !is_white(x, y)))?);
-                        Ok(Self { latents, beside, kept: None, clean })
+                        concat_latents.extend(scratch.sample(planes(picture, |x, y| !is_white(x, y)))?);
+                        Ok(Self { latents, concat_latents, blend: None, clean })
                     }
                 }
             }
             // StableDiffusionInstructPix2PixPipeline
             Source::Edited(picture) => {
                 let planes = planes(picture.get()?, |_, _| true);
-                let tile = desk.tile;
-                let encoder = desk.encoder()?;
-                let beside = encoder.encode(&planes, request.size, request.shape, tile)?.mode();
-                let noise = desk.draw_first()?;
-                Ok(Self { latents: desk.alone(&noise), beside, kept: None, clean: None })
+                let tile = scratch.tile;
+                let encoder = scratch.encoder()?;
+                let concat_latents = encoder.encode(&planes, request.size, request.shape, tile)?.mode();
+                let noise = scratch.draw_first()?;
+                Ok(Self { latents: scratch.alone(&noise), concat_latents, blend: None, clean: None })
             }
             // StableDiffusionUpscalePipeline
             Source::Enlarged { picture, level } => {
-                let mut beside = planes(picture.get()?, |_, _| true);
-                let mut noise = vec![0.0; beside.len()];
-                desk.noise.fill_normal(&mut noise);
+                let mut concat_latents = planes(picture.get()?, |_, _| true);
+                let mut noise = vec![0.0; concat_latents.len()];
+                scratch.noise.fill_normal(&mut noise);
                 let LowRes { curve, .. } = manifest.low_res.as_ref().ok_or_else(|| {
                     Error::new(ErrorKind::Internal, "request: expected one for this model, got an upscaler's")
                 })?;
                 let sigma = curve.sigma_of_timestep(*level as f64);
                 // Not added as to latents: the sum keeps its variance (Ho et al. 2020, equation 4).
                 let alpha = 1.0 / sigma.hypot(1.0);
-                for (x, noise) in beside.iter_mut().zip(noise) {
+                for (x, noise) in concat_latents.iter_mut().zip(noise) {
                     *x = (alpha * (f64::from(*x) + sigma * f64::from(noise))) as f32;
                 }
-                let noise = desk.draw_first()?;
-                Ok(Self { latents: desk.alone(&noise), beside, kept: None, clean: None })
+                let noise = scratch.draw_first()?;
+                Ok(Self { latents: scratch.alone(&noise), concat_latents, blend: None, clean: None })
             }
         }
     }
 }
 
 /// What every start is made with.
-struct Desk<'a> {
+struct Scratch<'a> {
     request: &'a Request,
     manifest: &'a Manifest,
     encoder: Option<&'a mut VaeEncoder>,
@@ -135,7 +145,7 @@ struct Desk<'a> {
     noise: &'a mut dyn NoiseSource,
 }
 
-impl Desk<'_> {
+impl Scratch<'_> {
     /// Fresh noise, of the latents' size.
     fn draw(&mut self) -> Vec<f32> {
         let mut noise = vec![0.0; self.request.shape.len()];
@@ -182,7 +192,7 @@ impl Desk<'_> {
         Ok(space.scaled(posterior.sample(self.noise)))
     }
 
-    /// Draws what [`Desk::sample`] would: diffusers also encodes the masked picture where nothing sees it.
+    /// Draws what [`Scratch::sample`] would: diffusers also encodes the masked picture where nothing sees it.
     fn skip_sample(&mut self) {
         if self.encoder.as_ref().is_some_and(|encoder| encoder.is_random()) {
             self.draw();

@@ -163,7 +163,7 @@ impl Halves {
                 planes.height, planes.width
             )));
         }
-        let mut desk = Desk {
+        let mut scratch = Scratch {
             halves: self,
             session: component.session_of(graph)?,
             switches: switches(component.part().signature(), graph)?,
@@ -179,7 +179,7 @@ impl Halves {
             let own = if look == 0 { 1.0 } else { 0.0 };
             let mut found = Statistics::new(&self.groups);
             for (row, column) in self.places() {
-                let core = desk.run(row, column, own, &given, &[FOUND])?.remove(0);
+                let core = scratch.run(row, column, own, &given, &[FOUND])?.remove(0);
                 found.add(&core.data, (row.core.len() * column.core.len()) as f64);
             }
             let found = found.whole();
@@ -189,9 +189,10 @@ impl Halves {
                 break;
             }
         }
-        let joined = self
-            .join(|row, column| Planes::of(desk.run(row, column, 0.0, &given, from_ref(&output))?.remove(0)));
-        drop(desk);
+        let joined = self.join(|row, column| {
+            Planes::of(scratch.run(row, column, 0.0, &given, from_ref(&output))?.remove(0))
+        });
+        drop(scratch);
         rest(component.part());
         joined
     }
@@ -261,7 +262,7 @@ struct Joined {
 }
 
 /// The half that runs in tiles, open.
-struct Desk<'a> {
+struct Scratch<'a> {
     halves: &'a Halves,
     session: Session,
     switches: Vec<Feed>,
@@ -269,7 +270,7 @@ struct Desk<'a> {
     planes: &'a Planes,
 }
 
-impl Desk<'_> {
+impl Scratch<'_> {
     /// One tile, whose norms go by their own statistics or by what is given.
     fn run(
         &mut self,
@@ -608,10 +609,12 @@ mod tests {
             // Norms that see their tile alone are not good enough, and this sees it.
             let session = component(&part).session_of(&halves.tile.graph).unwrap();
             let input = feed(&halves.tile.graph, &halves.tile.inputs[0], std::iter::empty()).unwrap();
-            let mut desk = Desk { halves: &halves, session, switches: Vec::new(), input, planes: &features };
+            let mut scratch =
+                Scratch { halves: &halves, session, switches: Vec::new(), input, planes: &features };
             let given = vec![0.0; halves.groups.iter().sum::<usize>() * 2];
-            let local = halves
-                .join(|row, column| Planes::of(desk.run(row, column, 1.0, &given, &["sample"])?.remove(0)));
+            let local = halves.join(|row, column| {
+                Planes::of(scratch.run(row, column, 1.0, &given, &["sample"])?.remove(0))
+            });
             let psnr = psnr_db(&local.unwrap(), &expected);
             assert!(psnr < 40.0, "{width}x{height} in {tile}: {psnr:.1} dB with statistics of tiles");
         }

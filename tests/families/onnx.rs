@@ -156,7 +156,7 @@ fn check(layout: &str, tolerance: f64) {
         ("timestep", Role::Timestep),
         ("encoder_hidden_states", Role::States),
         ("text_embeds", Role::Pooled),
-        ("time_ids", Role::SizeIds),
+        ("time_ids", Role::TimeIds),
         ("timestep_cond", Role::GuidanceEmbedding),
     ];
     let unet_roles = unet_roles.into_iter().filter(|(name, _)| unet.inputs.contains_key(*name));
