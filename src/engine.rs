@@ -133,7 +133,7 @@ pub enum Residency {
     Streamed {
         /// The most bytes that the weights of a segment have, in the types in which they are computed with. A single
         /// operator may have more.
-        grain_bytes: usize,
+        segment_bytes: usize,
         /// The most bytes of the files that are in memory.
         resident_bytes: usize,
     },
@@ -141,7 +141,7 @@ pub enum Residency {
 
 impl Residency {
     /// Segments small enough for any board, which are read again for every call.
-    pub(crate) const LEAST: Self = Self::Streamed { grain_bytes: 16 << 20, resident_bytes: 0 };
+    pub(crate) const LEAST: Self = Self::Streamed { segment_bytes: 16 << 20, resident_bytes: 0 };
 }
 
 /// Gives back the memory that sessions have computed in and what else was freed, but for what is in use.
@@ -582,8 +582,8 @@ fn open_on(
         Residency::Keep | Residency::PerStage => bound.weights.lend(bound.files()).and_then(|weights| {
             sys::Session::open(runtime, &bound.encode(), weights, how, &providers, loads).map(Run::Whole)
         }),
-        Residency::Streamed { grain_bytes, resident_bytes } => {
-            Streamed::open(runtime, bound, how, grain_bytes, resident_bytes, loads).map(Run::Streamed)
+        Residency::Streamed { segment_bytes, resident_bytes } => {
+            Streamed::open(runtime, bound, how, segment_bytes, resident_bytes, loads).map(Run::Streamed)
         }
     });
     let run = run.map_err(|error| match first.is_cpu() || error.kind() == ErrorKind::Cancelled {

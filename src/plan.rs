@@ -53,7 +53,7 @@ const VARIATION_BYTES: u64 = 3 << 20;
 /// that is drawn from.
 const LATENTS: usize = 12;
 /// The weights of a segment, the largest first. Smaller segments than the least are most of the time being opened.
-const GRAINS_MIB: [usize; 6] = [256, 128, 64, 32, 16, 8];
+const SEGMENTS_MIB: [usize; 6] = [256, 128, 64, 32, 16, 8];
 /// The sides of tiles in cells, the largest first.
 const TILES_CELLS: [usize; 6] = [128, 96, 64, 48, 32, 16];
 /// How much more than it uses the pool keeps while there is no limit, as one part in so many.
@@ -218,7 +218,7 @@ struct How {
 
 /// One way to run a stage.
 #[derive(Clone, Debug, PartialEq)]
-struct Way {
+struct Candidate {
     residency: Residency,
     batch: usize,
     tile: Option<Tile>,
@@ -238,11 +238,11 @@ struct Way {
     operations: u64,
 }
 
-impl Way {
+impl Candidate {
     /// The weights of its segments, if it is streamed.
-    fn grain_mib(&self) -> Option<usize> {
+    fn segment_mib(&self) -> Option<usize> {
         match self.residency {
-            Residency::Streamed { grain_bytes, .. } => Some(grain_bytes >> 20),
+            Residency::Streamed { segment_bytes, .. } => Some(segment_bytes >> 20),
             Residency::Keep | Residency::PerStage => None,
         }
     }
@@ -305,11 +305,12 @@ impl Plan {
         request.check_model(model.manifest())?;
         expect_cpu(model, &options.providers)?;
         let reading = Reading::of(model, request)?;
-        let ways =
+        let candidates =
             Planner { threads: options.threads.get(), dialect: options.dialect.unwrap_or(Dialect::Cpu) }
-                .ways(model, request, &reading)?;
+                .candidates(model, request, &reading)?;
         engine::trim();
-        let described = ways.iter().map(|(_, ways)| ways[0].description_bytes).max().unwrap_or(0);
+        let described =
+            candidates.iter().map(|(_, candidates)| candidates[0].description_bytes).max().unwrap_or(0);
         let (images_peak_bytes, images_kept_bytes) = request.image_bytes();
         let resident_bytes = memory::resident_bytes().unwrap_or(64 << 20)
             + if Library::is_loaded() { 0 } else { LIBRARY_BYTES };
@@ -321,12 +322,12 @@ impl Plan {
             + model.text_encoders().iter().map(|part| part.vocabulary_bytes() as u64).sum::<u64>()
                 * TOKENIZER_PART
             + described / COPIES_PART;
-        let (stages, ways): (Vec<&'static str>, Vec<Vec<Way>>) = ways.into_iter().unzip();
-        let least_bytes = (base_bytes + least(&ways)).max(images_peak_bytes) + VARIATION_BYTES;
+        let (stages, candidates): (Vec<&'static str>, Vec<Vec<Candidate>>) = candidates.into_iter().unzip();
+        let least_bytes = (base_bytes + least(&candidates)).max(images_peak_bytes) + VARIATION_BYTES;
         let limit_bytes = budget.within_limits(options.threads.get(), stages.len());
         let room = limit_bytes.saturating_sub(base_bytes);
-        let choice = choose(ways, room).filter(|_| images_peak_bytes <= limit_bytes);
-        let Some(Choice { ways, kept_bytes }) = choice else {
+        let choice = choose(candidates, room).filter(|_| images_peak_bytes <= limit_bytes);
+        let Some(Choice { candidates, kept_bytes }) = choice else {
             let error = Error::new(
                 ErrorKind::Memory,
                 format!(
@@ -344,11 +345,11 @@ impl Plan {
         };
         let stages: Vec<Stage> = stages
             .into_iter()
-            .zip(ways)
-            .map(|(stage, way)| {
+            .zip(candidates)
+            .map(|(stage, candidate)| {
                 let (residency, pool_bytes, bytes) = match kept_bytes {
-                    Some(kept_bytes) => (Residency::Keep, None, kept_bytes + kept_computed(&way)),
-                    None => (way.residency, Some(way.pool_bytes() as usize), way.bytes()),
+                    Some(kept_bytes) => (Residency::Keep, None, kept_bytes + kept_computed(&candidate)),
+                    None => (candidate.residency, Some(candidate.pool_bytes() as usize), candidate.bytes()),
                 };
                 Stage {
                     stage,
@@ -357,12 +358,12 @@ impl Plan {
                         Residency::PerStage => "per stage",
                         Residency::Streamed { .. } => "streamed",
                     },
-                    batch: way.batch,
-                    tile_cells: way.tile.map(Tile::side_cells),
-                    weights_bytes: way.weights_bytes + way.repacked_bytes,
-                    activations_bytes: way.computed_bytes(),
+                    batch: candidate.batch,
+                    tile_cells: candidate.tile.map(Tile::side_cells),
+                    weights_bytes: candidate.weights_bytes + candidate.repacked_bytes,
+                    activations_bytes: candidate.computed_bytes(),
                     peak_bytes: base_bytes + bytes,
-                    multiplications: way.operations,
+                    multiplications: candidate.operations,
                     how: How { residency, pool_bytes },
                 }
             })
@@ -516,39 +517,47 @@ fn adapters_bytes(model: &Model) -> usize {
 #[derive(Debug, PartialEq)]
 struct Choice {
     /// One of each stage.
-    ways: Vec<Way>,
+    candidates: Vec<Candidate>,
     /// What is there all the time, if everything is kept.
     kept_bytes: Option<u64>,
 }
 
 /// The least room in which all stages can run: that of the largest, in its smallest way.
-fn least(stages: &[Vec<Way>]) -> u64 {
-    let least = |ways: &Vec<Way>| ways.iter().map(Way::bytes).min().unwrap_or(u64::MAX);
+fn least(stages: &[Vec<Candidate>]) -> u64 {
+    let least =
+        |candidates: &Vec<Candidate>| candidates.iter().map(Candidate::bytes).min().unwrap_or(u64::MAX);
     stages.iter().map(least).max().unwrap_or(0)
 }
 
 /// Everything kept, if that fits; else of each stage, as only one is in memory at a time, its first way that does.
-fn choose(stages: Vec<Vec<Way>>, room: u64) -> Option<Choice> {
+fn choose(stages: Vec<Vec<Candidate>>, room: u64) -> Option<Choice> {
     // What is kept may also be copied where that makes it faster.
-    let kept = |way: &Way| way.weights_bytes + way.repacked_bytes + way.description_bytes + way.copies_bytes;
-    let kept_bytes: u64 = stages.iter().map(|ways| kept(&ways[0])).sum();
+    let kept = |candidate: &Candidate| {
+        candidate.weights_bytes
+            + candidate.repacked_bytes
+            + candidate.description_bytes
+            + candidate.copies_bytes
+    };
+    let kept_bytes: u64 = stages.iter().map(|candidates| kept(&candidates[0])).sum();
     let kept_bytes = kept_bytes + kept_bytes / KEPT_SLACK;
-    let computed = stages.iter().map(|ways| kept_computed(&ways[0])).max().unwrap_or(0);
+    let computed = stages.iter().map(|candidates| kept_computed(&candidates[0])).max().unwrap_or(0);
     if kept_bytes + computed <= room {
-        let ways = stages.into_iter().map(|mut ways| ways.swap_remove(0)).collect();
-        return Some(Choice { ways, kept_bytes: Some(kept_bytes) });
+        let candidates = stages.into_iter().map(|mut candidates| candidates.swap_remove(0)).collect();
+        return Some(Choice { candidates, kept_bytes: Some(kept_bytes) });
     }
-    let first = |ways: Vec<Way>| ways.into_iter().find(|way| way.bytes() <= room);
-    let ways: Option<Vec<Way>> = stages.into_iter().map(first).collect();
-    let ways = ways?.into_iter().map(|way| with_more_resident(way, room)).collect();
-    Some(Choice { ways, kept_bytes: None })
+    let first =
+        |candidates: Vec<Candidate>| candidates.into_iter().find(|candidate| candidate.bytes() <= room);
+    let candidates: Option<Vec<Candidate>> = stages.into_iter().map(first).collect();
+    let candidates = candidates?.into_iter().map(|candidate| with_more_resident(candidate, room)).collect();
+    Some(Choice { candidates, kept_bytes: None })
 }
 
 /// What is there while a stage computes whose pool has no limit, or while it is opened.
-fn kept_computed(way: &Way) -> u64 {
-    let computed_bytes = way.own_bytes + way.activations_bytes + way.activations_bytes / POOL_KEEPS_PART;
+fn kept_computed(candidate: &Candidate) -> u64 {
+    let computed_bytes =
+        candidate.own_bytes + candidate.activations_bytes + candidate.activations_bytes / POOL_KEEPS_PART;
     // While it is opened, weights are also there as they are converted, and in another layout.
-    computed_bytes.max(way.opening_bytes).max(way.copies_bytes)
+    computed_bytes.max(candidate.opening_bytes).max(candidate.copies_bytes)
 }
 
 /// [`ErrorKind::Usage`] for a component that may run elsewhere than on the processor: what is planned is its memory.
@@ -566,18 +575,20 @@ pub(crate) fn expect_cpu(model: &Model, providers: &Providers) -> Result<(), Err
 }
 
 /// A way of streaming with as much of the weights in memory as there is room for.
-fn with_more_resident(mut way: Way, room: u64) -> Way {
-    let more = room - way.bytes();
-    if let Residency::Streamed { resident_bytes: allowed, .. } = &mut way.residency {
-        let of = |allowed: usize| resident_bytes(&way.segments, &pinned(&way.segments, allowed)) as u64;
+fn with_more_resident(mut candidate: Candidate, room: u64) -> Candidate {
+    let more = room - candidate.bytes();
+    if let Residency::Streamed { resident_bytes: allowed, .. } = &mut candidate.residency {
+        let of = |allowed: usize| {
+            resident_bytes(&candidate.segments, &pinned(&candidate.segments, allowed)) as u64
+        };
         let before = of(*allowed);
         // A segment that stays open may take more than it is allowed for: what it is read into is beside it.
         let fitting = std::iter::successors(Some(more as usize), |&more| (more > 0).then_some(more / 2))
             .find(|&extra| of(*allowed + extra).saturating_sub(before) <= more);
         *allowed += fitting.unwrap_or(0);
-        way.weights_bytes += of(*allowed).saturating_sub(before);
+        candidate.weights_bytes += of(*allowed).saturating_sub(before);
     }
-    way
+    candidate
 }
 
 /// Finds the ways to run a stage.
@@ -589,12 +600,12 @@ struct Planner {
 
 impl Planner {
     /// Per stage, in their order, the ways to run it, the fastest first.
-    fn ways(
+    fn candidates(
         &self,
         model: &Model,
         request: &Request,
         reading: &Reading,
-    ) -> Result<Vec<(&'static str, Vec<Way>)>, Error> {
+    ) -> Result<Vec<(&'static str, Vec<Candidate>)>, Error> {
         let (size, shape) = (request.size(), request.shape());
         let states_bytes = reading.states_bytes() as u64;
         let mut stages = Vec::new();
@@ -602,19 +613,20 @@ impl Planner {
             let context = text_encoder::context(part);
             let batch = reading.chunks.min(MAX_BATCH);
             let inputs = inputs(part.signature().inputs.iter(), size, shape, batch, context);
-            let mut ways = self.whole_or_streamed(part, part.graph(), &[inputs], 1, 1)?;
+            let mut candidates = self.whole_or_streamed(part, part.graph(), &[inputs], 1, 1)?;
             // Of each chunk as the graph gives them, per chunk, and joined.
-            ways.iter_mut().for_each(|way| way.own_bytes += 3 * states_bytes);
-            stages.push((part.name(), ways));
+            candidates.iter_mut().for_each(|candidate| candidate.own_bytes += 3 * states_bytes);
+            stages.push((part.name(), candidates));
         }
         if let Some(part) = model.vae_encoder().filter(|_| request.draws_from_picture()) {
-            let mut ways = self.in_tiles(part, size, shape, Halves::of_encoder)?;
+            let mut candidates = self.in_tiles(part, size, shape, Halves::of_encoder)?;
             // The picture's planes, and those that are fed or cut into tiles.
             let planes = picture_bytes(size);
-            for way in &mut ways {
-                way.own_bytes += states_bytes + if way.tile.is_some() { planes } else { 2 * planes };
+            for candidate in &mut candidates {
+                candidate.own_bytes +=
+                    states_bytes + if candidate.tile.is_some() { planes } else { 2 * planes };
             }
-            stages.push((part.name(), ways));
+            stages.push((part.name(), candidates));
         }
         let unet = model.unet();
         let fixed = match unet.signature().input(Role::Latents).map(|port| &port.dims[0]) {
@@ -634,20 +646,20 @@ impl Planner {
             let inputs: Vec<_> = calls.iter().map(of_call).collect();
             found.extend(self.whole_or_streamed(unet, unet.graph(), &inputs, batch, reading.count(batch))?);
         }
-        found.iter_mut().for_each(|way| way.own_bytes += own_bytes);
+        found.iter_mut().for_each(|candidate| candidate.own_bytes += own_bytes);
         // Whole before streamed, and few large segments before many small ones; of equals the doubled batch first.
-        found.sort_by_key(|way| match way.residency {
-            Residency::Streamed { grain_bytes, .. } => usize::MAX - grain_bytes,
+        found.sort_by_key(|candidate| match candidate.residency {
+            Residency::Streamed { segment_bytes, .. } => usize::MAX - segment_bytes,
             _ => 0,
         });
         found.dedup();
         stages.push((unet.name(), found));
         let decoder = model.vae_decoder();
-        let mut ways = self.in_tiles(decoder, size, shape, Halves::of_decoder)?;
+        let mut candidates = self.in_tiles(decoder, size, shape, Halves::of_decoder)?;
         // What tiles are joined to is the picture.
-        let whole = ways.iter_mut().filter(|way| way.tile.is_none());
-        whole.for_each(|way| way.own_bytes += picture_bytes(size));
-        stages.push((decoder.name(), ways));
+        let whole = candidates.iter_mut().filter(|candidate| candidate.tile.is_none());
+        whole.for_each(|candidate| candidate.own_bytes += picture_bytes(size));
+        stages.push((decoder.name(), candidates));
         Ok(stages)
     }
 
@@ -659,7 +671,7 @@ impl Planner {
         inputs: &[Inputs],
         batch: usize,
         calls: usize,
-    ) -> Result<Vec<Way>, Error> {
+    ) -> Result<Vec<Candidate>, Error> {
         let graph = &graph.clone().in_dialect(self.dialect);
         let mut bound = part.bind_to_count(graph.clone())?;
         bound.convert_rows();
@@ -685,7 +697,7 @@ impl Planner {
         // Converted or repacked once, with padding; what opening leaves beside that is given back.
         let copied_bytes = engine::copied_bytes(&bound) as u64;
         let copies_bytes = copied_bytes + copied_bytes / 4;
-        let mut ways = vec![Way {
+        let mut candidates = vec![Candidate {
             residency: Residency::PerStage,
             batch,
             tile: None,
@@ -701,8 +713,8 @@ impl Planner {
             copies_bytes,
             operations,
         }];
-        for grain_bytes in GRAINS_MIB.map(|mib| mib << 20) {
-            let segments = bound.segments(grain_bytes);
+        for segment_bytes in SEGMENTS_MIB.map(|mib| mib << 20) {
+            let segments = bound.segments(segment_bytes);
             if segments.len() < 3 {
                 continue;
             }
@@ -711,8 +723,8 @@ impl Planner {
             let extents: Vec<SegmentBytes> = segments.iter().map(Segment::extent).collect();
             let allowed = least_resident_bytes(&extents);
             let weights_bytes = resident_bytes(&extents, &pinned(&extents, allowed)) as u64;
-            ways.push(Way {
-                residency: Residency::Streamed { grain_bytes, resident_bytes: allowed },
+            candidates.push(Candidate {
+                residency: Residency::Streamed { segment_bytes, resident_bytes: allowed },
                 batch,
                 tile: None,
                 weights_bytes: weights_bytes + added_bytes,
@@ -726,7 +738,7 @@ impl Planner {
                 operations,
             });
         }
-        Ok(ways)
+        Ok(candidates)
     }
 
     /// A VAE whole, and in tiles of several sizes.
@@ -736,11 +748,11 @@ impl Planner {
         size: PixelSize,
         shape: LatentShape,
         halves: impl Fn(&Part, LatentShape, usize, Tile) -> Result<Option<Halves>, Error>,
-    ) -> Result<Vec<Way>, Error> {
+    ) -> Result<Vec<Candidate>, Error> {
         let inputs = inputs(part.signature().inputs.iter(), size, shape, 1, 0);
         let factor_px = size.width_px() as usize / shape.width_cells;
-        let mut ways = self.whole_or_streamed(part, part.graph(), &[inputs], 1, 1)?;
-        ways.truncate(1);
+        let mut candidates = self.whole_or_streamed(part, part.graph(), &[inputs], 1, 1)?;
+        candidates.truncate(1);
         for side in TILES_CELLS {
             let Ok(Some(halves)) = halves(part, shape, factor_px, Tile::new(side)?) else { continue };
             let planes_bytes = halves.planes_bytes() as u64;
@@ -748,28 +760,37 @@ impl Planner {
                 .map(|run| self.whole_or_streamed(part, &run.graph, slice::from_ref(&run.inputs), 1, 1));
             let (whole, tile) = (whole?, tile?);
             // Both halves are opened in the same way.
-            for grain in std::iter::once(None).chain(GRAINS_MIB.map(Some)) {
-                let [whole, tile] = [&whole, &tile].map(|ways| {
-                    let is_so = |way: &&Way| way.grain_mib() == grain;
-                    ways.iter().find(is_so).unwrap_or(&ways[0])
+            for segment in std::iter::once(None).chain(SEGMENTS_MIB.map(Some)) {
+                let [whole, tile] = [&whole, &tile].map(|candidates| {
+                    let is_so = |candidate: &&Candidate| candidate.segment_mib() == segment;
+                    candidates.iter().find(is_so).unwrap_or(&candidates[0])
                 });
-                if [whole, tile].iter().all(|way| way.grain_mib() != grain) {
+                if [whole, tile].iter().all(|candidate| candidate.segment_mib() != segment) {
                     continue;
                 }
                 let larger = if whole.bytes() > tile.bytes() { whole } else { tile };
-                let allowed = [whole, tile].map(|way| least_resident_bytes(&way.segments)).into_iter().max();
-                let residency = match (grain, allowed) {
+                let allowed = [whole, tile]
+                    .map(|candidate| least_resident_bytes(&candidate.segments))
+                    .into_iter()
+                    .max();
+                let residency = match (segment, allowed) {
                     (Some(mib), Some(resident_bytes)) => {
-                        Residency::Streamed { grain_bytes: mib << 20, resident_bytes }
+                        Residency::Streamed { segment_bytes: mib << 20, resident_bytes }
                     }
                     _ => Residency::PerStage,
                 };
                 let operations = whole.operations + tile.operations * halves.tile_runs() as u64;
                 let tile = Tile::new(side).ok();
-                ways.push(Way { residency, tile, own_bytes: planes_bytes, operations, ..larger.clone() });
+                candidates.push(Candidate {
+                    residency,
+                    tile,
+                    own_bytes: planes_bytes,
+                    operations,
+                    ..larger.clone()
+                });
             }
         }
-        Ok(ways)
+        Ok(candidates)
     }
 }
 
@@ -814,8 +835,8 @@ fn inputs<'a>(
 mod tests {
     use super::*;
 
-    fn way(weights_bytes: u64, activations_bytes: u64) -> Way {
-        Way {
+    fn candidate(weights_bytes: u64, activations_bytes: u64) -> Candidate {
+        Candidate {
             residency: Residency::PerStage,
             batch: 1,
             tile: None,
@@ -832,10 +853,10 @@ mod tests {
     }
 
     /// One of `ways` per stage, in all combinations, the later stages' ways changing first.
-    fn combinations(stages: &[Vec<Way>]) -> Vec<Vec<&Way>> {
+    fn combinations(stages: &[Vec<Candidate>]) -> Vec<Vec<&Candidate>> {
         let Some((first, others)) = stages.split_first() else { return vec![vec![]] };
         let others = combinations(others);
-        let with = |way| others.iter().map(move |others| [&[way][..], others].concat());
+        let with = |candidate| others.iter().map(move |others| [&[candidate][..], others].concat());
         first.iter().flat_map(with).collect()
     }
 
@@ -844,33 +865,37 @@ mod tests {
     #[test]
     fn what_is_chosen_is_the_best_of_all_that_fits() {
         let stages = [
-            vec![way(40, 20), way(10, 25)],
-            vec![way(100, 30), way(60, 12), way(30, 41), way(20, 9)],
-            vec![way(8, 90), way(8, 50), way(9, 20)],
+            vec![candidate(40, 20), candidate(10, 25)],
+            vec![candidate(100, 30), candidate(60, 12), candidate(30, 41), candidate(20, 9)],
+            vec![candidate(8, 90), candidate(8, 50), candidate(9, 20)],
         ];
         let all = combinations(&stages);
         assert_eq!(all.len(), 2 * 4 * 3);
         let mut kinds = [0; 3];
         for room in 0..400 {
-            let kept: u64 = all[0].iter().map(|way| way.weights_bytes + 3 + way.copies_bytes).sum();
+            let kept: u64 =
+                all[0].iter().map(|candidate| candidate.weights_bytes + 3 + candidate.copies_bytes).sum();
             let kept = kept + kept / KEPT_SLACK;
-            let computed = all[0]
-                .iter()
-                .map(|way| (way.activations_bytes + way.activations_bytes / 4 + 3).max(way.copies_bytes));
+            let computed = all[0].iter().map(|candidate| {
+                (candidate.activations_bytes + candidate.activations_bytes / 4 + 3)
+                    .max(candidate.copies_bytes)
+            });
             let computed = computed.max().unwrap();
-            let peak = |ways: &&Vec<&Way>| {
-                let bytes = ways.iter().map(|way| way.weights_bytes + way.activations_bytes + 6);
+            let peak = |candidates: &&Vec<&Candidate>| {
+                let bytes = candidates
+                    .iter()
+                    .map(|candidate| candidate.weights_bytes + candidate.activations_bytes + 6);
                 bytes.max().unwrap() <= room
             };
-            let found = all.iter().find(peak).map(|ways| ways.iter().copied().cloned().collect());
+            let found = all.iter().find(peak).map(|candidates| candidates.iter().copied().cloned().collect());
             let chosen = choose(stages.to_vec(), room);
             kinds[chosen.as_ref().map_or(0, |choice| 1 + usize::from(choice.kept_bytes.is_some()))] += 1;
             assert_eq!(chosen.is_some(), room >= least(&stages), "{room}");
             if kept + computed <= room {
-                let ways = all[0].iter().copied().cloned().collect();
-                assert_eq!(chosen, Some(Choice { ways, kept_bytes: Some(kept) }), "{room}");
+                let candidates = all[0].iter().copied().cloned().collect();
+                assert_eq!(chosen, Some(Choice { candidates, kept_bytes: Some(kept) }), "{room}");
             } else {
-                assert_eq!(chosen.map(|choice| choice.ways), found, "{room}");
+                assert_eq!(chosen.map(|choice| choice.candidates), found, "{room}");
             }
         }
         assert!(kinds.iter().all(|&count| count > 20), "{kinds:?}");
@@ -882,13 +907,17 @@ mod tests {
     fn segments_stay_open_as_there_is_room() {
         let extent = |bytes: usize| SegmentBytes { weight_bytes: bytes, open_bytes: bytes + 1 };
         let segments: Vec<SegmentBytes> = [4, 5, 1, 3].map(extent).into();
-        let streamed = Residency::Streamed { grain_bytes: 5, resident_bytes: 10 };
+        let streamed = Residency::Streamed { segment_bytes: 5, resident_bytes: 10 };
         for (room, allowed, weights) in [(35, 10, 9), (36, 11, 9), (37, 12, 2 + 9), (42, 17, 7 + 8)] {
-            let way = Way { residency: streamed, segments: segments.clone(), ..way(9, 20) };
-            let Choice { ways, kept_bytes } = choose(vec![vec![way]], room).unwrap();
-            let residency = Residency::Streamed { grain_bytes: 5, resident_bytes: allowed };
-            assert_eq!((ways[0].residency, ways[0].weights_bytes), (residency, weights), "{room}");
-            assert!(ways[0].bytes() <= room && kept_bytes.is_none());
+            let candidate = Candidate { residency: streamed, segments: segments.clone(), ..candidate(9, 20) };
+            let Choice { candidates, kept_bytes } = choose(vec![vec![candidate]], room).unwrap();
+            let residency = Residency::Streamed { segment_bytes: 5, resident_bytes: allowed };
+            assert_eq!(
+                (candidates[0].residency, candidates[0].weights_bytes),
+                (residency, weights),
+                "{room}"
+            );
+            assert!(candidates[0].bytes() <= room && kept_bytes.is_none());
         }
     }
 

@@ -178,7 +178,7 @@ fn a_model_that_is_made_shorter_under_a_run_is_named() {
     if let Some(bundle) = std::env::var_os("CALOTYPE_TEST_SHORTENED_MODEL").map(PathBuf::from) {
         exit_when_truncated("test: ", None);
         let mut options = Options::default();
-        options.session.residency = Residency::Streamed { grain_bytes: 1 << 20, resident_bytes: 0 };
+        options.session.residency = Residency::Streamed { segment_bytes: 1 << 20, resident_bytes: 0 };
         let mut pipeline = Pipeline::open(&Model::open(&bundle).unwrap(), &options).unwrap();
         let draft = Recipe { prompt: "a red apple".into(), steps: Some(4), ..Recipe::default() };
         let request = pipeline.request(draft).unwrap();

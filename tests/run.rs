@@ -217,10 +217,10 @@ fn odd_options_are_followed_or_refused() {
     let plain = latents(pipeline(|_| {})).unwrap();
     type Change = fn(&mut SessionOptions);
     let odd: [(&str, Change, bool); 5] = [
-        ("no grain", |o| o.residency = Residency::Streamed { grain_bytes: 0, resident_bytes: 0 }, true),
+        ("no segment", |o| o.residency = Residency::Streamed { segment_bytes: 0, resident_bytes: 0 }, true),
         (
             "all",
-            |o| o.residency = Residency::Streamed { grain_bytes: usize::MAX, resident_bytes: usize::MAX },
+            |o| o.residency = Residency::Streamed { segment_bytes: usize::MAX, resident_bytes: usize::MAX },
             true,
         ),
         ("no pool", |o| o.pool_bytes = Some(0), true),
@@ -273,7 +273,8 @@ fn requests_and_plans_of_another_model_are_refused() {
 /// fails, what was held is given back, and once it is reset the same pipeline draws the same picture.
 #[test]
 fn a_call_ends_when_it_is_cancelled() {
-    for residency in [Residency::PerStage, Residency::Streamed { grain_bytes: 1 << 20, resident_bytes: 0 }] {
+    for residency in [Residency::PerStage, Residency::Streamed { segment_bytes: 1 << 20, resident_bytes: 0 }]
+    {
         let mut pipeline = pipeline(|session| session.residency = residency);
         let cancel = pipeline.cancel();
         let request = request(&pipeline, Recipe { steps: Some(1000), ..draft() });

@@ -1,4 +1,4 @@
-//! Graphs that run in segments compute what the whole graph computes, bit for bit; where the grain is so small that
+//! Graphs that run in segments compute what the whole graph computes, bit for bit; where the segment is so small that
 //! convolutions are taken in slices of a few channels, to the rounding of sums in another order.
 
 #![cfg(feature = "builtin")]
@@ -56,14 +56,14 @@ fn segments_compute_what_the_whole_computes() {
     for part in model.parts() {
         let whole = outputs(part, Residency::PerStage);
         assert!(whole.iter().flatten().any(|value| value.abs() > 1e-3), "{} gives something", part.name());
-        for grain_bytes in [1, 100 << 10, 1 << 20, 4 << 20] {
+        for segment_bytes in [1, 100 << 10, 1 << 20, 4 << 20] {
             for resident_bytes in [0, 2 << 20] {
-                let streamed = outputs(part, Residency::Streamed { grain_bytes, resident_bytes });
+                let streamed = outputs(part, Residency::Streamed { segment_bytes, resident_bytes });
                 let pairs = || whole.iter().flatten().zip(streamed.iter().flatten());
                 let differ = pairs().filter(|(one, other)| one.to_bits() != other.to_bits()).count();
                 let most = pairs().map(|(one, other)| (one - other).abs()).fold(0.0, f32::max);
-                let place = format!("{}, {grain_bytes} bytes: {differ} differ, by {most}", part.name());
-                assert!(if grain_bytes <= 100 << 10 { most < 1e-5 } else { differ == 0 }, "{place}");
+                let place = format!("{}, {segment_bytes} bytes: {differ} differ, by {most}", part.name());
+                assert!(if segment_bytes <= 100 << 10 { most < 1e-5 } else { differ == 0 }, "{place}");
             }
         }
     }

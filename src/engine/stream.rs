@@ -36,14 +36,14 @@ impl Streamed {
         runtime: &'static Runtime,
         bound: &BoundGraph,
         how: Opening,
-        grain_bytes: usize,
+        segment_bytes: usize,
         resident_bytes: usize,
         loads: &Loads,
     ) -> Result<Self, Error> {
         let weights = Arc::clone(&bound.weights);
         let mut types: HashMap<String, i32> = HashMap::new();
         let mut parts: Vec<Part> = Vec::new();
-        let segments = bound.segments(grain_bytes);
+        let segments = bound.segments(segment_bytes);
         let extents: Vec<SegmentBytes> = segments.iter().map(Segment::extent).collect();
         for (segment, is_pinned) in segments.into_iter().zip(pinned(&extents, resident_bytes)) {
             let (onnx, segment) = segment.encode(&types);

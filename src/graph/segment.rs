@@ -124,15 +124,15 @@ impl BoundGraph {
     }
 
     /// Cuts the graph into as few segments as keep each one's weights, in the types in which they are computed with, to
-    /// `grain_bytes`; operators with more are taken in slices, where they can be. A graph that cannot be cut, because
+    /// `segment_bytes`; operators with more are taken in slices, where they can be. A graph that cannot be cut, because
     /// nodes of it hold graphs, is one segment.
-    pub(crate) fn segments(&self, grain_bytes: usize) -> Vec<Segment> {
+    pub(crate) fn segments(&self, segment_bytes: usize) -> Vec<Segment> {
         let mut graph = self.model.graph.clone().expect("a bound graph has one");
         graph.sort();
         if Plan::of(&graph).is_simple {
             graph.slice_tokens(opset(&self.model));
             graph.slice_queries();
-            graph.slice_channels(grain_bytes);
+            graph.slice_channels(segment_bytes);
         }
         let graph = &graph;
         let plan = Plan::of(graph);
@@ -144,7 +144,7 @@ impl BoundGraph {
                 let more: usize = new.iter().map(|&need| plan.constants[need].len_bytes).sum();
                 let node = &graph.node[plan.nodes[place]];
                 let may_cut = OPENERS.contains(&node.op_type()) && cuts.last() != Some(&place);
-                if bytes + more > grain_bytes && may_cut {
+                if bytes + more > segment_bytes && may_cut {
                     cuts.push(place);
                     seen.clear();
                     bytes = needs.iter().map(|&need| plan.constants[need].len_bytes).sum();

@@ -405,7 +405,7 @@ mod tests {
         let width = fixed(model.unet().signature().input(Role::States).unwrap(), 2).unwrap();
         let count = request.shape.len();
         let (step_bytes, texts_bytes) = (2 * count as u64 * 4 + 4, (2 * 77 * width * 4) as u64);
-        let streamed = Residency::Streamed { grain_bytes: 1 << 20, resident_bytes: 0 };
+        let streamed = Residency::Streamed { segment_bytes: 1 << 20, resident_bytes: 0 };
         for residency in [Residency::Keep, streamed] {
             let options = SessionOptions { residency, ..SessionOptions::new(NonZeroUsize::MIN) };
             let mut unet = Unet::open(&model, options, usize::MAX).unwrap();

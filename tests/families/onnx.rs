@@ -401,7 +401,7 @@ fn kept_rows<T: Copy>(data: &[T], row_elements: usize) -> Vec<T> {
 /// no order.
 #[test]
 fn segments_draw_the_same() {
-    let residency = Residency::Streamed { grain_bytes: 256 << 10, resident_bytes: 0 };
+    let residency = Residency::Streamed { segment_bytes: 256 << 10, resident_bytes: 0 };
     for (layout, tolerance) in
         [("optimum", 1e-5), ("optimum-old", 1e-5), ("olive-io16", 1e-2), ("static-2", 1e-5)]
     {

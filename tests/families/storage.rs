@@ -125,7 +125,7 @@ fn computed(part: &Part, residency: Residency) -> Vec<Vec<f32>> {
     session.compute(&feeds, &names).unwrap().into_iter().map(|output| output.data).collect()
 }
 
-const STREAMED: Residency = Residency::Streamed { grain_bytes: 64 << 10, resident_bytes: 128 << 10 };
+const STREAMED: Residency = Residency::Streamed { segment_bytes: 64 << 10, resident_bytes: 128 << 10 };
 
 #[track_caller]
 fn same(what: &str, got: &Model, expected: &Model) {
