@@ -35,15 +35,8 @@ use crate::graph::{BoundGraph, Dialect, Port};
 use crate::weights::{Dtype, Weights};
 use crate::{Error, ErrorKind};
 
-/// Operators of optimised exports for which ONNX Runtime has no kernel on a CPU, and the providers that have one.
-const NOT_ON_CPU: [(&str, &str); 6] = [
-    ("com.microsoft.BiasAdd", "CUDA or DirectML"),
-    ("com.microsoft.BiasSplitGelu", "CUDA or DirectML"),
-    ("com.microsoft.EPContext", "the provider that it was compiled for"),
-    ("com.microsoft.GroupNorm", "CUDA or DirectML"),
-    ("com.microsoft.NhwcConv", "CUDA or DirectML"),
-    ("com.microsoft.SkipGroupNorm", "CUDA"),
-];
+/// Operators for which ONNX Runtime has no kernel on a CPU and that have no standard form, and the providers that have one.
+const NOT_ON_CPU: [(&str, &str); 1] = [("com.microsoft.EPContext", "the provider that it was compiled for")];
 
 /// The providers that an operator needs, by its full name, where a CPU will not do.
 pub fn providers_needed(operator: &str) -> Option<&'static str> {

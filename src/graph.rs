@@ -8,6 +8,7 @@ mod dialect;
 mod dtype;
 mod embedding;
 mod file;
+mod fixed;
 mod narrow;
 mod node;
 pub(crate) mod normal;

@@ -295,15 +295,23 @@ fn openvino_draws_what_the_cpu_draws() {
     assert!(off <= Some(1), "{off:?} levels");
 }
 
-/// Without `cpu` behind it there is nothing to fall back on.
+/// Without `cpu` behind it there is nothing to fall back on: every component runs whole, as one part.
 #[test]
-fn openvino_runs_a_whole_component() {
+fn openvino_runs_whole_components() {
     let Some(library) = openvino() else { return };
     let folder = tempfile::tempdir().unwrap();
-    let output = generate(&library, "vae_decoder=openvino", &folder.path().join("decoder.png"));
+    let output = generate(&library, OPENVINO, &folder.path().join("whole.png"));
     assert!(output.status.success(), "{output:?}");
     let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    let decoder = &told["placements"][2];
-    assert_eq!(decoder["component"], "vae_decoder");
-    assert_eq!(decoder["providers"], serde_json::json!(["openvino"]));
+    let placements = told["placements"].as_array().unwrap();
+    assert_eq!(placements.len(), 3);
+    for placement in placements {
+        assert_eq!(placement["providers"], serde_json::json!([OPENVINO]));
+        let shares = placement["shares"].as_array().unwrap();
+        assert_eq!(shares.len(), 1, "{placement}");
+        assert_eq!(shares[0]["provider"], "OpenVINOExecutionProvider");
+        assert_eq!(shares[0]["partitions"], 1, "{placement}");
+        let error = placement["trial_error"].as_f64().unwrap();
+        assert!(error > 0.0 && error < 1e-5, "{placement}");
+    }
 }

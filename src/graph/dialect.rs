@@ -16,6 +16,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use super::dtype::onnx_code;
+use super::fixed::fold_sizes;
 use super::node::{MICROSOFT, integer, opset};
 use super::proto::{self, AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto};
 use super::{BoundGraph, Dim, Graph, Port};
@@ -51,6 +52,11 @@ pub enum Dialect {
 }
 
 impl Dialect {
+    /// Whether a graph may be another in it: for providers that take the whole graph, sizes that are fixed become constants.
+    fn changes(self, graph: &GraphProto) -> bool {
+        self == Self::Standard || graph.node.iter().any(|node| self.rewrites(node))
+    }
+
     /// Whether an operator of ONNX Runtime's own is rewritten, where it can be.
     fn rewrites(self, node: &NodeProto) -> bool {
         node.domain() == MICROSOFT
@@ -82,7 +88,7 @@ impl Graph {
     /// [`Graph::custom_operators`] has them.
     #[must_use]
     pub fn in_dialect(mut self, dialect: Dialect) -> Self {
-        rewrite(&self.model, &mut self.graph, &self.inputs, dialect);
+        rewrite(&self.model, &mut self.graph, [&self.inputs, &self.outputs], dialect);
         self
     }
 }
@@ -91,20 +97,20 @@ impl BoundGraph {
     /// The same graph in a dialect; nothing where it is in it already.
     pub(crate) fn in_dialect(&self, dialect: Dialect) -> Option<Self> {
         let graph = self.model.graph.as_ref()?;
-        if !graph.node.iter().any(|node| dialect.rewrites(node)) {
+        if !dialect.changes(graph) {
             return None;
         }
         let mut own = self.clone();
         let mut graph = own.model.graph.take()?;
-        rewrite(&own.model, &mut graph, &own.inputs, dialect);
+        rewrite(&own.model, &mut graph, [&own.inputs, &own.outputs], dialect);
         own.custom_operators = super::custom_operators(&graph);
         own.model.graph = Some(graph);
         Some(own)
     }
 }
 
-fn rewrite(model: &ModelProto, graph: &mut GraphProto, inputs: &[Port], dialect: Dialect) {
-    if !graph.node.iter().any(|node| dialect.rewrites(node)) {
+fn rewrite(model: &ModelProto, graph: &mut GraphProto, [inputs, outputs]: [&[Port]; 2], dialect: Dialect) {
+    if !dialect.changes(graph) {
         return;
     }
     graph.sort();
@@ -132,6 +138,9 @@ fn rewrite(model: &ModelProto, graph: &mut GraphProto, inputs: &[Port], dialect:
     // The last, so that parameters keep their places.
     graph.initializer.extend(new);
     // What is said of values that are no more would be refused.
+    if dialect == Dialect::Standard {
+        fold_sizes(graph, inputs, outputs);
+    }
     let made: HashSet<&str> = graph.node.iter().flat_map(|node| &node.output).map(String::as_str).collect();
     graph.value_info.retain(|value| made.contains(value.name()));
 }
@@ -550,7 +559,7 @@ impl Desk {
             return None;
         }
         let epsilon = attribute(node, "epsilon").map_or(SKIP_EPSILON, |epsilon| epsilon.f());
-        let made = self.with(node, |desk, at, x| {
+        self.with(node, |desk, at, x| {
             let mut sum = desk.op(at, "Add", &[x[0]?, x[1]?]);
             if let Some(bias) = x[4] {
                 sum = desk.op(at, "Add", &[&sum, bias]);
@@ -564,8 +573,7 @@ impl Desk {
             let made = desk.op(at, "LayerNormalization", &operands);
             desk.last().attribute = vec![integer("axis", -1), float("epsilon", epsilon)];
             Some(made)
-        });
-        made
+        })
     }
 
     /// A group norm of `[batch, height, width, channels]`, with the activation that may follow.

@@ -52,6 +52,11 @@ impl Tensor {
         self.shape.iter().product()
     }
 
+    /// Its elements, where they are known, few and integers.
+    pub(crate) fn ints(&self) -> Option<&[i64]> {
+        self.content.as_ref()?.ints()
+    }
+
     /// The size of its elements.
     pub(crate) fn len_bytes(&self) -> usize {
         self.elements() * self.dtype.size_bytes()
