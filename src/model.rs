@@ -366,6 +366,57 @@ impl Model {
         Ok(())
     }
 
+    /// Makes the graphs of this model take images of one size alone, one at a time, and prompts of one length: some providers
+    /// (QNN, CoreML) take no other graphs. Inputs that have one shape already keep it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] for a size that is not a whole number of latent cells; [`ErrorKind::Model`] for a graph of
+    /// another size, and one whose shapes cannot be inferred.
+    pub fn fix_shapes(&mut self, size: PixelSize) -> Result<(), Error> {
+        let factor = self.manifest.latents.factor_px;
+        let cells = |side_px: u32| (side_px / factor) as usize;
+        if !size.width_px().is_multiple_of(factor) || !size.height_px().is_multiple_of(factor) {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("size: expected multiples of {factor} px for graphs of fixed shapes, got {size}"),
+            ));
+        }
+        let tokens = self.text_encoders.iter().map(|encoder| encoder.context).min().unwrap_or_default();
+        let fixed = |part: &Part| -> Result<Graph, Error> {
+            let shapes = part.signature.inputs.iter().map(|binding| {
+                let port = &binding.port;
+                let dims = port.dims.iter().enumerate().map(|(axis, dim)| match (dim, binding.role, axis) {
+                    (Dim::Fixed(size), _, _) => Some(*size),
+                    (_, _, 0) => Some(1),
+                    (_, Role::Latents, 2) => Some(cells(size.height_px())),
+                    (_, Role::Latents, 3) => Some(cells(size.width_px())),
+                    (_, Role::Picture, 2) => Some(size.height_px() as usize),
+                    (_, Role::Picture, 3) => Some(size.width_px() as usize),
+                    (_, Role::States | Role::TokenIds | Role::Mask, 1) => Some(tokens),
+                    _ => None,
+                });
+                let shape = dims.collect::<Option<Vec<usize>>>().ok_or_else(|| {
+                    let problem = format!("{}: input {port}: expected sizes that are known", part.name);
+                    Error::new(ErrorKind::Model, problem)
+                })?;
+                Ok((port.name.clone(), shape))
+            });
+            part.graph.with_shapes(&shapes.collect::<Result<Vec<_>, Error>>()?)
+        };
+        let parts = self.text_encoders.iter().map(|encoder| &encoder.part);
+        let parts = parts.chain([&self.unet, &self.vae_decoder]).chain(&self.vae_encoder);
+        let mut graphs = parts.map(fixed).collect::<Result<Vec<_>, Error>>()?.into_iter();
+        let parts = self.text_encoders.iter_mut().map(|encoder| &mut encoder.part);
+        for part in parts.chain([&mut self.unet, &mut self.vae_decoder]).chain(&mut self.vae_encoder) {
+            let graph = graphs.next().expect("a graph for each part");
+            part.signature = Signature::of(part.name, &graph)?;
+            part.graph = Arc::new(graph);
+        }
+        self.manifest.fixed_size = Some(size);
+        self.manifest.defaults.size = size;
+        Ok(())
+    }
+
     /// The layer of the text encoders that [`Model::skip_clip_layers`] chose, counted from the end.
     pub fn clip_skip(&self) -> Option<usize> {
         self.additions.clip_skip
@@ -925,6 +976,68 @@ mod tests {
                 );
                 assert!(error.to_string().starts_with(&expected), "{error}");
             }
+        }
+    }
+
+    /// In graphs of fixed shapes nothing is left that computes sizes, and they compute what the others do.
+    #[test]
+    fn fixed_shapes_leave_no_sizes_to_compute() {
+        use crate::graph::Dialect;
+        use crate::graph::proto::ModelProto;
+        use prost::Message as _;
+
+        let mut model = Model::built_in().unwrap();
+        let size = PixelSize::new(128, 64).unwrap();
+        model.fix_shapes(size).unwrap();
+        assert_eq!(model.manifest().fixed_size, Some(size));
+        let sample = model.unet().signature().input(Role::Latents).unwrap().clone();
+        assert_eq!(sample.signature(), "F32[1, 16, 8, 16]");
+        fn parts(model: &Model) -> impl Iterator<Item = &Part> {
+            let parts = model.text_encoders.iter().map(|encoder| &encoder.part);
+            parts.chain([&model.unet, &model.vae_decoder]).chain(&model.vae_encoder)
+        }
+        let free = Model::built_in().unwrap();
+        for (part, free) in parts(&model).zip(parts(&free)) {
+            for port in part.graph.inputs().iter().chain(part.graph.outputs()) {
+                assert!(port.dims.iter().all(|dim| matches!(dim, Dim::Fixed(_))), "{}: {port}", part.name);
+            }
+            let count = |graph: &Graph, operator: &str| {
+                let nodes = ModelProto::decode(&graph.encode()[..]).unwrap().graph.unwrap().node;
+                nodes.iter().filter(|node| node.op_type() == operator).count()
+            };
+            let standard = part.graph().clone().in_dialect(Dialect::Standard);
+            for operator in ["Shape", "ConstantOfShape", "Trilu"] {
+                assert_eq!(count(&standard, operator), 0, "{}: {operator}", part.name);
+            }
+            let free = free.graph().clone().in_dialect(Dialect::Standard);
+            assert!(count(&free, "Shape") > 0, "{}", part.name);
+        }
+        for wrong in [PixelSize::new(64, 64).unwrap(), PixelSize::new(128, 68).unwrap()] {
+            assert!(model.clone().fix_shapes(wrong).is_err(), "{wrong}");
+        }
+
+        let draw = |model: &Model, dialect: Option<Dialect>| {
+            let options = crate::pipeline::Options {
+                session: SessionOptions { dialect, ..SessionOptions::new(NonZeroUsize::MIN) },
+                plan: None,
+            };
+            let mut pipeline = crate::pipeline::Pipeline::open(model, &options).unwrap();
+            let draft = Recipe {
+                prompt: "a red apple".into(),
+                size: Some(size),
+                steps: Some(2),
+                seed: Some(1),
+                ..Recipe::default()
+            };
+            let request = pipeline.request(draft).unwrap();
+            pipeline.denoise(&request, |_| std::ops::ControlFlow::Continue(())).unwrap()
+        };
+        let expected = draw(&Model::built_in().unwrap(), None);
+        let norm = expected.iter().map(|x| x * x).sum::<f32>().sqrt();
+        for dialect in [None, Some(Dialect::Standard)] {
+            let got = draw(&model, dialect);
+            let off = got.iter().zip(&expected).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
+            assert!(off < 1e-4 * norm, "{dialect:?}: {}", off / norm);
         }
     }
 

@@ -47,6 +47,10 @@ pub(super) struct Flags {
     output: PathBuf,
     #[command(flatten)]
     drawing: Drawing,
+    /// Fix the shapes of all graphs to this image's size, one image and one prompt of usual length at a time: QNN and CoreML
+    /// need it, other providers open faster.
+    #[arg(long)]
+    fixed_shapes: bool,
     #[command(flatten)]
     preview: PreviewFlags,
     #[command(flatten)]
@@ -98,7 +102,11 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     flags.check_output()?;
     let destinations = destinations(&flags.output, drawing.count)?;
     let preview = flags.preview.open(&destinations)?;
-    let (model, recipe, additions) = drawing.open_model(recipe)?;
+    let (mut model, recipe, additions) = drawing.open_model(recipe)?;
+    if flags.fixed_shapes {
+        let size = Request::new(recipe.clone(), &model)?.size();
+        model.fix_shapes(size)?;
+    }
     if let Some(preview) = &preview {
         preview.check(model.manifest())?;
     }
