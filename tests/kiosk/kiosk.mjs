@@ -373,6 +373,49 @@ check("keeps all digits of a seed", async ({ open }) => {
   assert.equal(await page.getAttribute("#download", "download"), `calotype-${seed}.png`);
 });
 
+check("keeps 24 pictures, the newest first", async ({ open }) => {
+  const page = await open();
+  for (let seed = 1; seed <= 26; seed++) {
+    await draw(page, APPLE, { steps: 1, seed });
+    await page.waitForFunction((name) => document.getElementById("download").download === name, `calotype-${seed}.png`);
+  }
+  const seeds = async () => {
+    const buttons = page.locator("#pictures button");
+    assert.equal(await buttons.count(), 24);
+    await buttons.last().click();
+    return page.getAttribute("#download", "download");
+  };
+  assert.equal(await seeds(), "calotype-3.png");
+  await page.reload();
+  await page.waitForSelector("#gallery:not([hidden])");
+  assert.equal(await seeds(), "calotype-3.png");
+});
+
+check("enlarges smoothly or by pixels", async ({ open }) => {
+  const page = await open();
+  const rendering = () => page.evaluate(() => getComputedStyle(document.getElementById("picture")).imageRendering);
+  assert.equal(await rendering(), "auto");
+  await page.click("#settings summary");
+  await page.selectOption("#enlarge", "pixels");
+  assert.equal(await rendering(), "pixelated");
+});
+
+check("loads a newer server's page while nobody uses it", async ({ open }) => {
+  const page = await open();
+  await page.route("**/api/info", async (route) => {
+    const response = await route.fetch();
+    await route.fulfill({ response, json: { ...(await response.json()), version: "later" } });
+  });
+  const look = () => page.evaluate(() => { window.isOld = true; dispatchEvent(new Event("online")); });
+  await page.fill("#prompt", "a");
+  await Promise.all([page.waitForResponse("**/api/info"), look()]);
+  await page.waitForTimeout(300);
+  assert.equal(await page.evaluate(() => window.isOld), true);
+  await page.fill("#prompt", "");
+  await Promise.all([page.waitForEvent("load"), look()]);
+  assert.equal(await page.evaluate(() => window.isOld), undefined);
+});
+
 check("works by keyboard alone", async ({ open }) => {
   const page = await open();
   await tabTo(page, "prompt");
