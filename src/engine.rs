@@ -31,7 +31,7 @@ use self::sys::{Found, Input, Opening};
 pub use self::sys::{Heap, disable_telemetry};
 use self::value::Fed;
 pub use self::value::Value;
-use crate::graph::{BoundGraph, Dialect, Port};
+use crate::graph::{BoundGraph, Dialect, OnDisk, Port};
 use crate::weights::{Dtype, Weights};
 use crate::{Error, ErrorKind};
 
@@ -57,6 +57,8 @@ enum Copies {
     Repacked,
     /// None.
     None,
+    /// What its provider makes of the graph as it is.
+    OfProvider,
 }
 
 /// How a session is opened.
@@ -545,7 +547,9 @@ fn open_on(
         )
         .help("use an export of the model that was not optimised for one provider"));
     }
+    let reads_files = provider::reads_files(&found.canonical);
     let copies = match options.residency {
+        _ if reads_files => Copies::OfProvider,
         Residency::Keep if copied_bytes(bound) > 0 => Copies::All,
         // Kernels for integers are three times as slow on weights that are not repacked.
         _ if bound.has_integers => Copies::Repacked,
@@ -555,6 +559,7 @@ fn open_on(
     let mut cache = None;
     let root = options.cache.as_deref();
     if let (Some(root), [(provider, found), ..]) = (root, &mut providers[..])
+        && provider::compiles(&found.canonical, provider)
         && !provider::cache_options(&found.canonical, root).is_empty()
     {
         let opened = Cache::open(root, &found.canonical, &bound.key())?;
@@ -567,14 +572,22 @@ fn open_on(
         cache = Some(opened);
     }
     let watch = options.watch.as_ref();
-    let compilation = Compilation::begin(&bound.name, &found.canonical, cache.as_ref(), root, watch);
+    let begin = || Compilation::begin(&bound.name, &found.canonical, cache.as_ref(), root, watch);
+    let compilation = provider::compiles(&found.canonical, first).then(begin).flatten();
     let runtime = library.runtime();
     let how = Opening { threads: options.threads.get(), copies, budget_bytes: options.budget_bytes };
     let limit = PoolLimit::new(library, options.pool_bytes);
     let run = options.cancel.watch_loads(|loads| match options.residency {
-        Residency::Keep | Residency::PerStage => bound.weights.lend(bound.files()).and_then(|weights| {
-            sys::Session::open(runtime, &bound.encode(), weights, how, &providers, loads).map(Run::Whole)
-        }),
+        Residency::Keep | Residency::PerStage => {
+            let on_disk = (reads_files || runtime.copies_memory()).then(|| bound.on_disk()).flatten();
+            let (model, files, folder) = match on_disk {
+                Some(OnDisk { model, folder }) => (model, Vec::new(), folder),
+                None => (bound.encode(), bound.files(), None),
+            };
+            let weights = bound.weights.lend(files)?;
+            let folder = folder.as_deref();
+            sys::Session::open(runtime, &model, weights, how, &providers, loads, folder).map(Run::Whole)
+        }
         Residency::Streamed { segment_bytes, resident_bytes } => {
             Streamed::open(runtime, bound, how, segment_bytes, resident_bytes, loads).map(Run::Streamed)
         }

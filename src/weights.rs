@@ -337,6 +337,11 @@ impl Weights {
         for (name, tensor) in self.iter() {
             hash.update(format!("{name} {}{:?}", tensor.dtype(), tensor.shape()));
             hash.update(tensor.to_bytes());
+            // A hash alone is no reason to have gigabytes in memory.
+            self.release(
+                tensor.tensor.file,
+                tensor.tensor.offset_bytes..tensor.tensor.offset_bytes + tensor.len_bytes(),
+            );
         }
         hash.finalize().into()
     }
@@ -533,6 +538,19 @@ impl Weights {
         let files: BTreeSet<usize> = files.into_iter().collect();
         let lent = files.into_iter().map(|index| Ok((index, self.files[index].lend()?)));
         Ok(Lent { files: lent.collect::<Result<_, Error>>()? })
+    }
+
+    /// The path of a file that is mapped and still lies there.
+    pub(crate) fn path(&self, file: usize) -> Option<&Path> {
+        match &self.files[file] {
+            Data::Whole(bytes) => bytes.path(),
+            Data::Private(_) => None,
+        }
+    }
+
+    /// A copy of these bytes of a file.
+    pub(crate) fn bytes(&self, file: usize, range: Range<usize>) -> Vec<u8> {
+        self.files[file].copy(range)
     }
 
     /// Reads the pages around these bytes of a file into memory.

@@ -295,6 +295,77 @@ fn openvino_draws_what_the_cpu_draws() {
     assert!(off <= Some(1), "{off:?} levels");
 }
 
+/// Every component goes to OpenVINO as one part, with its weights in files: nothing is left to the CPU.
+#[test]
+fn openvino_takes_whole_graphs_of_a_folder() {
+    let Some(library) = openvino() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let packed = folder.path().join("packed");
+    let pack = Command::new(env!("CARGO_BIN_EXE_calotype")).arg("pack").arg(&packed).output();
+    assert!(pack.as_ref().unwrap().status.success(), "{pack:?}");
+    let draw = |providers: &str, model: &[&str], name: &str| {
+        let path = folder.path().join(name);
+        let output = Command::new(env!("CARGO_BIN_EXE_calotype"))
+            .args([
+                "generate",
+                "a red apple",
+                "--steps",
+                "2",
+                "--seed",
+                "1",
+                "--json",
+                "--provider",
+                providers,
+            ])
+            .args(model)
+            .arg("--ort")
+            .arg(&library)
+            .arg("-o")
+            .arg(&path)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{providers}: {output:?}");
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        (image::open(path).unwrap().to_rgb8(), told["placements"].as_array().unwrap().clone())
+    };
+    let (expected, placements) = draw("cpu", &[], "cpu.png");
+    assert!(placements.iter().all(|placement| placement["shares"].is_null()), "{placements:?}");
+    for model in [&[][..], &["-m", packed.to_str().unwrap()]] {
+        let (got, placements) = draw(OPENVINO, model, "openvino.png");
+        assert_eq!(placements.len(), 3);
+        for placement in &placements {
+            let shares = placement["shares"].as_array().unwrap();
+            assert_eq!(shares.len(), 1, "{placement}");
+            assert_eq!(shares[0]["provider"], "OpenVINOExecutionProvider");
+            assert_eq!(shares[0]["partitions"], 1);
+            assert!(shares[0]["nodes"].as_u64().unwrap() > 50, "{placement}");
+        }
+        let off = expected.iter().zip(got.iter()).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(off <= Some(1), "{off:?} levels");
+    }
+}
+
+#[test]
+fn certificates_say_what_ran_where() {
+    let Some(library) = openvino() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_calotype"))
+        .args(["doctor", "--certify", "--json", "--provider", "openvino"])
+        .arg("--ort")
+        .arg(&library)
+        .env("XDG_CACHE_HOME", folder.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let certificates = told["certificates"].as_array().unwrap();
+    assert_eq!(certificates.len(), 4);
+    for certificate in certificates {
+        assert_eq!(certificate["shares"].as_array().unwrap().len(), 1, "{certificate}");
+        assert_eq!(certificate["shares"][0]["partitions"], 1, "{certificate}");
+    }
+}
+
 /// Without `cpu` behind it there is nothing to fall back on: every component runs whole, as one part.
 #[test]
 fn openvino_runs_whole_components() {

@@ -9,14 +9,6 @@ use std::time::{Duration, Instant};
 
 use crate::{Error, ErrorKind};
 
-/// The providers that compile a graph for a while, by their names in ONNX Runtime.
-const COMPILERS: [&str; 4] = [
-    "TensorrtExecutionProvider",
-    "CoreMLExecutionProvider",
-    "OpenVINOExecutionProvider",
-    "QNNExecutionProvider",
-];
-
 /// A component that is being compiled, or is.
 #[derive(Clone, Copy, Debug)]
 pub struct Compiling<'a> {
@@ -84,7 +76,7 @@ pub(super) struct Compilation {
 }
 
 impl Compilation {
-    /// Begins one, unless the provider compiles nothing or has compiled this graph before. `root` is of all caches.
+    /// Begins one, unless the provider has compiled this graph before. `root` is of all caches.
     pub(super) fn begin(
         component: &str,
         provider: &str,
@@ -92,7 +84,7 @@ impl Compilation {
         root: Option<&Path>,
         watch: Option<&Watch>,
     ) -> Option<Self> {
-        if !COMPILERS.contains(&provider) || cache.is_some_and(|cache| !cache.is_empty) {
+        if cache.is_some_and(|cache| !cache.is_empty) {
             return None;
         }
         let memory = root.map(|root| root.join(provider).join(format!("{component}.seconds")));
@@ -168,11 +160,6 @@ mod tests {
                 Compilation::begin("unet", "QNNExecutionProvider", None, Some(root.path()), None).unwrap();
             assert_eq!(begun.estimate, None, "{text:?}");
         }
-    }
-
-    #[test]
-    fn providers_that_compile_nothing_are_not_told_of() {
-        assert!(Compilation::begin("unet", "CPUExecutionProvider", None, None, None).is_none());
     }
 
     #[test]

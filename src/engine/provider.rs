@@ -380,7 +380,30 @@ fn refused(problem: String) -> Error {
     Error::new(ErrorKind::Usage, format!("provider: {problem}"))
 }
 
-/// The options by which a provider, by its name in ONNX Runtime, keeps in a folder what it compiles.
+/// The name in ONNX Runtime of a provider that treats graphs in its own way, see below.
+const OPENVINO: &str = "OpenVINOExecutionProvider";
+
+/// Whether a provider, by its name in ONNX Runtime, takes graphs as they are and reads their weights from the files. Of weights
+/// in memory OpenVINO makes copies, and ONNX Runtime's optimisations would make others.
+pub(super) fn reads_files(canonical: &str) -> bool {
+    canonical == OPENVINO
+}
+
+/// Whether a provider, by its name in ONNX Runtime, compiles a graph for so long that it is worth telling and keeping.
+/// OpenVINO does for every device but the processor, where it takes longer to read back what was kept.
+pub(super) fn compiles(canonical: &str, provider: &Provider) -> bool {
+    match canonical {
+        OPENVINO => {
+            let device = provider.option("device_type");
+            device.is_some_and(|device| !device.to_ascii_uppercase().starts_with("CPU"))
+        }
+        other => {
+            ["TensorrtExecutionProvider", "CoreMLExecutionProvider", "QNNExecutionProvider"].contains(&other)
+        }
+    }
+}
+
+/// The options by which a provider that [compiles], by its name in ONNX Runtime, keeps in a folder what it compiles.
 pub(super) fn cache_options(canonical: &str, folder: &Path) -> Vec<(&'static str, String)> {
     let folder = folder.display().to_string();
     match canonical {
@@ -391,7 +414,7 @@ pub(super) fn cache_options(canonical: &str, folder: &Path) -> Vec<(&'static str
             ("trt_timing_cache_path", folder),
         ],
         "CoreMLExecutionProvider" => vec![("ModelCacheDirectory", folder)],
-        "OpenVINOExecutionProvider" => vec![("cache_dir", folder)],
+        OPENVINO => vec![("cache_dir", folder)],
         _ => Vec::new(),
     }
 }
@@ -416,6 +439,24 @@ impl Precision {
             | "DmlExecutionProvider"
             | "WebGpuExecutionProvider" => Self::Full,
             _ => Self::Reduced,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn openvino_compiles_for_devices_only() {
+        let compiles = |typed: &str| {
+            let provider: Provider = typed.parse().unwrap();
+            compiles(provider.kind.about().unwrap().canonical, &provider)
+        };
+        assert!(compiles("tensorrt") && compiles("coreml") && compiles("qnn"));
+        assert!(compiles("openvino:device_type=GPU") && compiles("openvino:device_type=NPU"));
+        for typed in ["openvino", "openvino:device_type=CPU", "openvino:device_type=cpu", "cpu", "cuda"] {
+            assert!(!compiles(typed), "{typed}");
         }
     }
 }

@@ -49,7 +49,8 @@ impl Streamed {
             let (onnx, segment) = segment.encode(&types);
             let copies = if is_pinned { how.copies } else { Copies::None };
             let lent = weights.lend(segment.files.iter().copied())?;
-            let session = sys::Session::open(runtime, &onnx, lent, Opening { copies, ..how }, &[], loads)?;
+            let session =
+                sys::Session::open(runtime, &onnx, lent, Opening { copies, ..how }, &[], loads, None)?;
             types.extend(session.output_types().map(|(name, code)| (name.to_owned(), code)));
             let pinned = is_pinned.then_some(session);
             if pinned.is_none() {
@@ -89,7 +90,7 @@ impl Streamed {
                     self.weights.check_files()?;
                     let lent = self.weights.lend(segment.files.iter().copied())?;
                     opened = cancel.watch_loads(|loads| {
-                        sys::Session::open(self.runtime, &part.onnx, lent, self.how, &[], loads)
+                        sys::Session::open(self.runtime, &part.onnx, lent, self.how, &[], loads, None)
                     })?;
                     &mut opened
                 }

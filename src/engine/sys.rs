@@ -163,6 +163,11 @@ impl Runtime {
         &self.version
     }
 
+    /// Whether sessions copy weights that lie in memory; those of files they map. What keeps them from it came after 1.24.
+    pub(super) fn copies_memory(&self) -> bool {
+        minor(&self.version).is_some_and(|minor| minor <= 24)
+    }
+
     /// The memory in which all sessions compute.
     pub(super) fn pool(&self) -> MutexGuard<'_, Pool> {
         self.allocator.pool()
@@ -507,7 +512,7 @@ pub(super) struct Opening {
 }
 
 impl Session {
-    /// Opens a session on `model`, whose external data lies in the files of `weights`.
+    /// Opens a session on `model`, whose external data lies in the files of `weights`, or else in those below `folder`.
     pub(super) fn open(
         runtime: &Runtime,
         model: &[u8],
@@ -515,6 +520,7 @@ impl Session {
         opening: Opening,
         providers: &[(Provider, Found)],
         loads: &Loads,
+        folder: Option<&Path>,
     ) -> Result<Self, Error> {
         let Opening { threads, copies, budget_bytes } = opening;
         threads::expect(threads)?;
@@ -522,6 +528,12 @@ impl Session {
             let builder = options(runtime, threads, copies)?;
             let mut builder = append(runtime, builder, providers)?;
             lend_weights(&mut builder, &weights)?;
+            if let Some(folder) = folder {
+                let folder =
+                    folder.to_str().ok_or_else(|| ort::Error::new("a folder's name is not UTF-8"))?;
+                builder = builder
+                    .with_config_entry("session.model_external_initializers_file_folder_path", folder)?;
+            }
             // Ends with the builder.
             loads.add(builder.canceler());
             builder.commit_from_memory(model)
@@ -936,6 +948,10 @@ fn options(runtime: &Runtime, threads: usize, copies: Copies) -> ort::Result<Ses
     if copies == Copies::All {
         return Ok(builder.with_optimization_level(GraphOptimizationLevel::All)?);
     }
+    if copies == Copies::OfProvider {
+        // Constants that are folded are copies of weights, in memory.
+        return Ok(builder.with_optimization_level(GraphOptimizationLevel::Disable)?);
+    }
     // The last level copies weights into layouts of its own.
     Ok(builder
         .with_optimization_level(GraphOptimizationLevel::Level2)?
@@ -1099,8 +1115,12 @@ fn copy_out(value: &DynValue, out: &mut [f32]) -> Result<(), String> {
 }
 
 fn is_supported(version: &str) -> bool {
-    let mut parts = version.split('.').map(|part| part.parse::<u32>().ok());
-    matches!((parts.next(), parts.next()), (Some(Some(1)), Some(Some(minor))) if minor >= LOWEST_MINOR)
+    minor(version).is_some_and(|minor| minor >= LOWEST_MINOR)
+}
+
+/// The minor version of version 1.
+fn minor(version: &str) -> Option<u32> {
+    version.strip_prefix("1.")?.split('.').next()?.parse().ok()
 }
 
 /// The text of an error whose reason is in its source.

@@ -174,9 +174,14 @@ impl BoundGraph {
 
     /// A name for this graph with these weights, and no others: the first half of a SHA-256 in hexadecimal digits.
     pub(crate) fn key(&self) -> String {
+        self.key_with(self.weights.sha256())
+    }
+
+    /// The same, where the hash of the weights is known: it takes seconds.
+    pub(crate) fn key_with(&self, weights: [u8; 32]) -> String {
         let mut hash = Sha256::new();
         hash.update(self.encode());
-        hash.update(self.weights.sha256());
+        hash.update(weights);
         hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }

@@ -73,6 +73,10 @@ impl Component {
                     // A trial that is not passed is held again.
                     self.trial = None;
                 }
+                if !session.placement().is_cpu() {
+                    // The device has its own.
+                    self.part.weights().release_all();
+                }
                 self.placement.get_or_insert_with(|| session.placement().clone());
                 Ok(empty.insert(session))
             }

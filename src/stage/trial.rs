@@ -141,13 +141,16 @@ pub(crate) fn run(session: &mut Session, part: &Part, feeds: &[Feed]) -> Result<
 /// What the outputs on the inputs of [`SEED`] must be: golden values where there are some, else what the processor finds,
 /// once if there is a folder to keep it in.
 fn reference(part: &Part, feeds: &[Feed], options: &SessionOptions) -> Result<Vec<Sampled>, Error> {
-    if let Some(golden) = golden(part) {
+    let weights = part.weights().sha256();
+    if let Some(golden) = golden_of(part, weights) {
         return Ok(golden);
     }
     let file = match &options.cache {
         // Inputs may differ between versions.
         Some(root) => Some(
-            root.join("trials").join(env!("CARGO_PKG_VERSION")).join(format!("{}.json", part.bind()?.key())),
+            root.join("trials")
+                .join(env!("CARGO_PKG_VERSION"))
+                .join(format!("{}.json", part.bind()?.key_with(weights))),
         ),
         None => None,
     };
@@ -165,11 +168,15 @@ fn reference(part: &Part, feeds: &[Feed], options: &SessionOptions) -> Result<Ve
 
 /// The golden values of a component, if its weights are the built-in model's.
 pub(crate) fn golden(part: &Part) -> Option<Vec<Sampled>> {
+    golden_of(part, part.weights().sha256())
+}
+
+fn golden_of(part: &Part, weights: [u8; 32]) -> Option<Vec<Sampled>> {
     if part.added_cost().is_some() {
         return None;
     }
     let mut golden: Golden = serde_json::from_str(GOLDEN).expect("a file of this build");
-    golden.components.remove(&crate::model::hex(&part.weights().sha256()))
+    golden.components.remove(&crate::model::hex(&weights))
 }
 
 /// What the processor finds on each of these inputs.

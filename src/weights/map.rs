@@ -80,6 +80,20 @@ impl Bytes {
         (len_bytes < mapping.map.len() as u64).then_some((&mapping.path, len_bytes))
     }
 
+    /// The path of a mapped file that still leads to it.
+    pub(super) fn path(&self) -> Option<&Path> {
+        let Self::Mapped(mapping) = self else { return None };
+        let (mapped, found) = (mapping.file.metadata().ok()?, mapping.path.metadata().ok()?);
+        #[cfg(unix)]
+        let is_same = {
+            use std::os::unix::fs::MetadataExt;
+            (mapped.dev(), mapped.ino()) == (found.dev(), found.ino())
+        };
+        #[cfg(not(unix))]
+        let is_same = (mapped.len(), mapped.modified().ok()) == (found.len(), found.modified().ok());
+        is_same.then_some(&mapping.path)
+    }
+
     /// Bytes that are part of the program.
     pub(super) fn of_program(bytes: &'static [u8]) -> Self {
         Self::Static { bytes, is_clean: is_clean_file(bytes) }
