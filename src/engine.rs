@@ -25,7 +25,7 @@ pub use self::data::{Data, Elements, Output, TensorRef};
 pub(crate) use self::exhaustion::SPARE_BYTES;
 pub use self::exhaustion::{Refusal, exit_when_exhausted};
 pub use self::library::Library;
-pub use self::provider::{About, Precision, Provider, ProviderKind, Providers};
+pub use self::provider::{About, Intent, Precision, Provider, ProviderKind, Providers};
 use self::stream::Streamed;
 use self::sys::{Found, Input, Opening};
 pub use self::sys::{Heap, disable_telemetry};

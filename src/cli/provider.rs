@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use calotype::Error;
-use calotype::engine::{Compiling, Placement, Provider, Providers, SessionOptions, Share, Watch};
+use calotype::engine::{Compiling, Intent, Placement, Provider, Providers, SessionOptions, Share, Watch};
 use calotype::pipeline::Options;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
@@ -21,6 +21,10 @@ pub(super) struct Choice {
     /// CUDA lacks on the CPU; `unet=cuda,vae=cpu` chooses per component. CPU when absent.
     #[arg(long, value_name = "LIST")]
     provider: Option<String>,
+    /// How exactly providers compute: exact (32-bit floats), balanced (TF32 or 16-bit floats where that is faster) or fast
+    /// (bfloat16, too). The provider's own default when absent; options of a provider that set it have priority.
+    #[arg(long, value_name = "LEVEL", requires = "provider")]
+    precision: Option<Intent>,
     /// Folder for compiled graphs of providers; calotype's folder in the user's cache when absent.
     #[arg(long, value_name = "DIR")]
     provider_cache: Option<PathBuf>,
@@ -29,7 +33,11 @@ pub(super) struct Choice {
 impl Choice {
     /// What was chosen; nothing if nothing was typed.
     pub(super) fn providers(&self) -> Result<Option<Providers>, Error> {
-        self.provider.as_deref().map(str::parse).transpose()
+        let providers: Option<Providers> = self.provider.as_deref().map(str::parse).transpose()?;
+        Ok(match self.precision {
+            Some(intent) => providers.map(|providers| providers.with_precision(intent)).transpose()?,
+            None => providers,
+        })
     }
 
     /// The defaults but for what was typed.

@@ -30,6 +30,66 @@ pub enum ProviderKind {
     },
 }
 
+/// How exactly providers are to compute, where they leave the choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intent {
+    /// In 32-bit floats.
+    Exact,
+    /// With 11 binary digits at least: TF32, 16-bit floats.
+    Balanced,
+    /// With 8 binary digits at least: bfloat16, too.
+    Fast,
+}
+
+impl Intent {
+    /// All, in the order of the help.
+    pub const ALL: [(Self, &str); 3] =
+        [(Self::Exact, "exact"), (Self::Balanced, "balanced"), (Self::Fast, "fast")];
+
+    /// The options that mean it to a provider; none where it has no such choice.
+    fn options(self, provider: &Provider) -> Vec<(&'static str, String)> {
+        match &provider.kind {
+            ProviderKind::OpenVino => {
+                let device = provider.option("device_type").unwrap_or("CPU").to_ascii_uppercase();
+                // Of the 16-bit floats CPUs have bfloat16 alone, which OpenVINO leaves out where they have none.
+                let hint = match (self, device.starts_with("CPU")) {
+                    (Self::Exact, _) | (Self::Balanced, true) => "f32",
+                    (Self::Fast, true) => "bf16",
+                    (_, false) => "f16",
+                };
+                // Other keys than the names of single devices are ignored.
+                let device = device.split(['.', ':']).next().unwrap_or_default();
+                let config = format!(r#"{{"{device}":{{"INFERENCE_PRECISION_HINT":"{hint}"}}}}"#);
+                vec![("load_config", config)]
+            }
+            ProviderKind::Cuda => {
+                vec![("use_tf32", if self == Self::Exact { "0" } else { "1" }.into())]
+            }
+            ProviderKind::TensorRt if self != Self::Exact => vec![("trt_fp16_enable", "1".into())],
+            ProviderKind::CoreMl if self != Self::Exact => {
+                vec![("AllowLowPrecisionAccumulationOnGPU", "1".into())]
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+impl fmt::Display for Intent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Self::ALL.iter().find(|(intent, _)| intent == self).map(|(_, name)| *name);
+        f.write_str(name.expect("all are listed"))
+    }
+}
+
+impl FromStr for Intent {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let found = Self::ALL.iter().find(|(_, name)| *name == bare(text)).map(|(intent, _)| *intent);
+        found.ok_or_else(|| unknown("precision", Self::ALL.iter().map(|(_, name)| *name), text))
+    }
+}
+
 /// What is known of a provider that a library can be built with.
 #[derive(Clone, Copy, Debug)]
 pub struct About {
@@ -271,6 +331,29 @@ impl Providers {
         all.filter(move |provider| seen.insert(provider.to_string()))
     }
 
+    /// The same, told to compute so; options that are given already stay. What a provider is told is part of how it is written,
+    /// and so of receipts.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] for [`Intent::Exact`] and a provider that cannot be told to compute so.
+    pub fn with_precision(mut self, intent: Intent) -> Result<Self, Error> {
+        let named = self.named.iter_mut().flat_map(|(_, list)| list);
+        for provider in self.others.iter_mut().chain(named) {
+            for (key, value) in intent.options(provider) {
+                if provider.option(key).is_none() {
+                    provider.options.push((key.to_owned(), value));
+                }
+            }
+            let canonical = provider.kind.about().map_or("", |about| about.canonical);
+            if intent == Intent::Exact && Precision::of(canonical, provider) == Precision::Reduced {
+                let problem =
+                    format!("precision: expected a provider that computes in 32-bit floats, got {provider}");
+                return Err(Error::new(ErrorKind::Usage, problem).help("use balanced"));
+            }
+        }
+        Ok(self)
+    }
+
     /// The same list for every component.
     pub fn everywhere(providers: Vec<Provider>) -> Self {
         Self { others: providers, named: Vec::new() }
@@ -434,6 +517,7 @@ impl Precision {
         match canonical {
             // TF32 unless told otherwise.
             "CUDAExecutionProvider" if provider.option("use_tf32") == Some("0") => Self::Full,
+            OPENVINO if provider.option("load_config").is_some_and(is_f32) => Self::Full,
             "CPUExecutionProvider"
             | "XnnpackExecutionProvider"
             | "DmlExecutionProvider"
@@ -441,6 +525,12 @@ impl Precision {
             _ => Self::Reduced,
         }
     }
+}
+
+/// Whether an OpenVINO configuration asks for 32-bit floats, on all devices that it names.
+fn is_f32(config: &str) -> bool {
+    let Ok(serde_json::Value::Object(devices)) = serde_json::from_str(config) else { return false };
+    !devices.is_empty() && devices.values().all(|device| device["INFERENCE_PRECISION_HINT"] == "f32")
 }
 
 #[cfg(test)]
@@ -457,6 +547,55 @@ mod tests {
         assert!(compiles("openvino:device_type=GPU") && compiles("openvino:device_type=NPU"));
         for typed in ["openvino", "openvino:device_type=CPU", "openvino:device_type=cpu", "cpu", "cuda"] {
             assert!(!compiles(typed), "{typed}");
+        }
+    }
+
+    #[test]
+    fn precision_is_what_providers_are_told() {
+        let told = |typed: &str, intent: &str| {
+            let providers: Providers = typed.parse().unwrap();
+            providers.with_precision(intent.parse().unwrap()).unwrap().to_string()
+        };
+        let openvino = |device: &str, hint: &str| {
+            format!(r#"load_config={{"{device}":{{"INFERENCE_PRECISION_HINT":"{hint}"}}}}"#)
+        };
+        for (intent, cpu, gpu, flag) in
+            [("exact", "f32", "f32", "0"), ("balanced", "f32", "f16", "1"), ("fast", "bf16", "f16", "1")]
+        {
+            let expected = format!("unet=openvino:{},vae=cuda:use_tf32={flag},vae=cpu", openvino("CPU", cpu));
+            assert_eq!(told("unet=openvino,vae=cuda,vae=cpu", intent), expected);
+            let expected = format!("openvino:device_type=GPU.1:{}", openvino("GPU", gpu));
+            assert_eq!(told("openvino:device_type=GPU.1", intent), expected);
+            // What is typed is meant, and others have no choice.
+            let typed = format!("cuda:use_tf32={flag},cpu");
+            for typed in [typed.as_str(), "cpu", "webgpu,xnnpack"] {
+                assert_eq!(told(typed, intent), typed);
+            }
+            for (typed, expected) in [
+                ("tensorrt,cpu", "tensorrt:trt_fp16_enable=1,cpu"),
+                ("coreml", "coreml:AllowLowPrecisionAccumulationOnGPU=1"),
+                ("qnn", "qnn"),
+                ("openvino:load_config={}", "openvino:load_config={}"),
+                ("cuda:use_tf32=1", "cuda:use_tf32=1"),
+                ("plugin:/a/libx.so", "plugin:/a/libx.so"),
+            ] {
+                let providers: Providers = typed.parse().unwrap();
+                match providers.with_precision(intent.parse().unwrap()) {
+                    Ok(told) => assert_eq!((told.to_string().as_str(), intent != "exact"), (expected, true)),
+                    Err(error) => assert!(intent == "exact" && error.kind() == ErrorKind::Usage, "{error}"),
+                }
+            }
+            // It is read back as it is written.
+            let written = told("openvino,cpu", intent);
+            assert_eq!(written.parse::<Providers>().unwrap().to_string(), written);
+            let precision = Precision::of(OPENVINO, &written.parse::<Providers>().unwrap().others[0]);
+            let limit = if cpu == "f32" { Precision::Full } else { Precision::Reduced };
+            assert_eq!(precision, limit, "{intent}");
+        }
+        let error = "exakt".parse::<Intent>().unwrap_err().to_string();
+        assert!(error.contains("expected one of exact, balanced, fast"), "{error}");
+        for config in ["", "{}", "f32", r#"{"CPU":{}}"#, r#"{"CPU":{"INFERENCE_PRECISION_HINT":"bf16"}}"#] {
+            assert!(!is_f32(config), "{config}");
         }
     }
 }

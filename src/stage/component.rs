@@ -1,14 +1,16 @@
-//! A component of a model: its sessions, open for as long as its residency says, and tried once where another provider than
-//! the processor runs them. It knows nothing of what it computes.
+//! A component of a model: its sessions, open for as long as its residency says, the first of which passes the trial that it is
+//! given. It knows nothing of what it computes, nor of what trials are.
 
 use std::ops::{Deref, DerefMut};
 
-use super::trial::Trial;
 use crate::engine::{self, Placement, Residency, Session, SessionOptions};
 use crate::graph::Graph;
 use crate::memory;
-use crate::model::{Model, Part};
+use crate::model::Part;
 use crate::{Error, ErrorKind};
+
+/// What the first session of a component must pass before it is used: an error says why it did not.
+pub(crate) type Trial = Box<dyn Fn(&mut Session, &Part, &SessionOptions) -> Result<(), Error> + Send>;
 
 /// A part of a model with its session.
 pub(crate) struct Component {
@@ -26,15 +28,14 @@ pub(crate) struct Component {
 
 impl Component {
     /// The component of this part, which is opened when it is first needed.
-    pub(crate) fn new(model: &Model, part: &Part, options: SessionOptions) -> Self {
-        let trial = Trial::of(model, part, &options);
+    pub(crate) fn new(part: &Part, options: SessionOptions, trial: Option<Trial>) -> Self {
         let options = options.for_component(part.name());
         Self { part: part.clone(), options, is_reduced: false, session: None, placement: None, trial }
     }
 
     /// The same, open already if it is to be kept.
-    pub(crate) fn open(model: &Model, part: &Part, options: SessionOptions) -> Result<Self, Error> {
-        let mut component = Self::new(model, part, options);
+    pub(crate) fn open(part: &Part, options: SessionOptions, trial: Option<Trial>) -> Result<Self, Error> {
+        let mut component = Self::new(part, options, trial);
         if component.options.residency == Residency::Keep {
             component.session()?;
         }
@@ -69,7 +70,7 @@ impl Component {
                 let options = effective(&self.options, self.is_reduced);
                 let mut session = Session::open(self.part.bind()?, &options)?;
                 if let Some(trial) = &self.trial {
-                    trial.hold(&mut session, &self.part, &options)?;
+                    trial(&mut session, &self.part, &options)?;
                     // A trial that is not passed is held again.
                     self.trial = None;
                 }
@@ -186,8 +187,11 @@ impl Drop for Lease<'_> {
 #[cfg(feature = "builtin")]
 mod tests {
     use std::num::NonZeroUsize;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::model::Model;
 
     #[test]
     fn what_others_than_the_processor_run_is_tried_once_and_kept_for_good() {
@@ -200,22 +204,34 @@ mod tests {
             pool_bytes: Some(1 << 20),
             ..SessionOptions::new(NonZeroUsize::MIN)
         };
-        let mut unet = Component::new(&model, model.unet(), options.clone());
+        let held = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&held);
+        let trial: Trial = Box::new(move |session, part, _| {
+            assert_eq!((session.inputs().len(), part.name()), (3, "unet"));
+            match counted.fetch_add(1, Ordering::Relaxed) {
+                0 => Err(Error::new(ErrorKind::Numeric, "the first time")),
+                _ => Ok(()),
+            }
+        });
+        let mut unet = Component::new(model.unet(), options.clone(), Some(trial));
         assert_eq!((unet.options.residency, unet.options.pool_bytes), (Residency::Keep, None));
-        assert!(unet.trial.is_some());
+        // One that is not passed is held again.
+        assert_eq!(unet.session().map(|_| ()).unwrap_err().kind(), ErrorKind::Numeric);
+        assert!(unet.session.is_none());
         unet.session().unwrap();
         drop(unet.lease());
-        assert!(unet.session.is_some() && unet.trial.is_none());
+        assert!(unet.session.is_some());
         assert!(!unet.reduce_memory() && unet.session.is_some());
         unet.close();
         unet.session().unwrap();
+        assert_eq!(held.load(Ordering::Relaxed), 2);
 
-        let mut decoder = Component::open(&model, model.vae_decoder(), options).unwrap();
+        let mut decoder = Component::open(model.vae_decoder(), options, None).unwrap();
         assert_eq!(
             (decoder.options.residency, decoder.options.pool_bytes),
             (Residency::PerStage, Some(1 << 20))
         );
-        assert!(decoder.trial.is_none() && decoder.session.is_none() && decoder.placement().is_none());
+        assert!(decoder.session.is_none() && decoder.placement().is_none());
         decoder.session().unwrap();
         drop(decoder.lease());
         assert!(decoder.session.is_none());
@@ -230,7 +246,7 @@ mod tests {
     fn too_little_memory_is_tried_with_less() {
         let model = Model::built_in().unwrap();
         let options = SessionOptions::new(NonZeroUsize::MIN);
-        let mut decoder = Component::new(&model, model.vae_decoder(), options);
+        let mut decoder = Component::new(model.vae_decoder(), options, None);
         let mut calls = Vec::new();
         let mut fail = |kind: ErrorKind, times: usize| {
             let mut left = times;

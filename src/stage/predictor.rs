@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::component::{Component, Lease};
 use super::feed::{Feed, constants, runs, timestep_shape};
 use super::text_states::TextStates;
+use super::trial;
 use crate::engine::{Placement, SessionOptions, Value};
 use crate::graph::{Dim, Port};
 use crate::guidance::{self, View};
@@ -41,7 +42,8 @@ impl Unet {
         if signature.inputs.len() > MAX_INPUTS {
             return Err(unfit(format!("at most {MAX_INPUTS} inputs, got {}", signature.inputs.len())));
         }
-        let component = Component::open(model, part, options)?;
+        let trial = trial::of(model, part, &options);
+        let component = Component::open(part, options, trial)?;
         Ok(Self { component, signature, max_batch })
     }
 

@@ -3,6 +3,7 @@
 use super::component::Component;
 use super::feed::{Feed, constants, runs};
 use super::text_states::TextStates;
+use super::trial;
 use crate::engine::{Output, Placement, SessionOptions};
 use crate::graph::{Dim, Port};
 use crate::model::{Model, TextEncoderPart};
@@ -141,7 +142,8 @@ impl Encoder {
         let ids = signature.input(Role::TokenIds).expect("no signature without token ids").clone();
         let context = context(part);
         let tokenizer = part.tokenizer(context)?;
-        let component = Component::open(model, part, options)?;
+        let trial = trial::of(model, part, &options);
+        let component = Component::open(part, options, trial)?;
         Ok(Self { name, tokenizer, context, component, signature, ids, states, pooled })
     }
 

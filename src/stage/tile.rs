@@ -451,7 +451,7 @@ mod tests {
 
     /// On the processor a component is not tried, and any model is as good as its own.
     fn component(part: &Part) -> Component {
-        Component::new(&Model::built_in().unwrap(), part, options())
+        Component::new(part, options(), None)
     }
 
     /// A narrow `AutoencoderKL` of Stable Diffusion's depth.

@@ -8,11 +8,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::component::Trial;
 use super::feed::Feed;
 use super::seeded;
 use crate::engine::{Precision, Provider, Providers, Session, SessionOptions};
-use crate::manifest::Manifest;
-use crate::model::{Model, Part, TextEncoderPart};
+use crate::model::{Model, Part};
 use crate::{Error, ErrorKind};
 
 /// The seed of the trial that every component has that does not run on the processor, and that has golden values.
@@ -57,31 +57,17 @@ fn place(index: usize, len: usize) -> usize {
     ((u128::from(fraction) * len as u128) >> u64::BITS) as usize
 }
 
-/// The trial of a component.
-pub(crate) struct Trial {
-    manifest: Manifest,
-    /// The component itself, if it encodes text.
-    encoder: Option<TextEncoderPart>,
-}
-
-impl Trial {
-    /// What a component is to be tried by; nothing where it may run on the processor alone.
-    pub(crate) fn of(model: &Model, part: &Part, options: &SessionOptions) -> Option<Self> {
-        let is_cpu = options.providers.is_cpu(part.name());
-        (!is_cpu).then(|| Self { manifest: model.manifest().clone(), encoder: model.encoder(part).cloned() })
+/// The trial of a component, which its session need not hold where it came to run on the processor alone; nothing where it may run
+/// nowhere else. [`ErrorKind::Numeric`] for a provider that computes wrongly.
+pub(crate) fn of(model: &Model, part: &Part, options: &SessionOptions) -> Option<Trial> {
+    if options.providers.is_cpu(part.name()) {
+        return None;
     }
-
-    /// Tries the session of a component, unless it came to run on the processor alone. [`ErrorKind::Numeric`] for a provider
-    /// that computes wrongly.
-    pub(crate) fn hold(
-        &self,
-        session: &mut Session,
-        part: &Part,
-        options: &SessionOptions,
-    ) -> Result<(), Error> {
+    let (manifest, encoder) = (model.manifest().clone(), model.encoder(part).cloned());
+    Some(Box::new(move |session, part, options| {
         let mut error = None;
         if !session.placement().is_cpu() {
-            let feeds = seeded::feeds(part, self.encoder.as_ref(), &self.manifest, None, SEED)?;
+            let feeds = seeded::feeds(part, encoder.as_ref(), &manifest, None, SEED)?;
             let outputs = run(session, part, &feeds)?;
             match reference(part, &feeds, options) {
                 Ok(expected) => {
@@ -100,7 +86,7 @@ impl Trial {
         }
         session.settle(error);
         Ok(())
-    }
+    }))
 }
 
 /// How far outputs may lie from the reference, relative to its length.

@@ -5,6 +5,7 @@ use image::RgbImage;
 use super::component::Component;
 use super::feed::{Feed, constants};
 use super::tile::{Halves, Planes};
+use super::trial;
 use crate::engine::{Output, Placement, Session, SessionOptions};
 use crate::manifest::LatentSpace;
 use crate::model::Model;
@@ -22,7 +23,9 @@ pub(crate) struct VaeDecoder {
 
 impl VaeDecoder {
     pub(crate) fn open(model: &Model, options: SessionOptions) -> Result<Self, Error> {
-        let component = Component::open(model, model.vae_decoder(), options)?;
+        let part = model.vae_decoder();
+        let trial = trial::of(model, part, &options);
+        let component = Component::open(part, options, trial)?;
         Ok(Self { component, space: model.manifest().latents.clone() })
     }
 
@@ -164,7 +167,9 @@ impl Posterior {
 impl VaeEncoder {
     /// The model's, if it has one.
     pub(crate) fn of(model: &Model, options: SessionOptions) -> Option<Self> {
-        model.vae_encoder().map(|part| Self { component: Component::new(model, part, options) })
+        let part = model.vae_encoder()?;
+        let trial = trial::of(model, part, &options);
+        Some(Self { component: Component::new(part, options, trial) })
     }
 
     /// Takes the memory that was planned again.
