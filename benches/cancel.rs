@@ -35,7 +35,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     // A run ends with the step that was cancelled, so that each has its own.
     measure("step", count, &cancel, || {
         let mut run = pipeline.begin(&request)?;
-        run.step()?;
         run.step().map(drop)
     })?;
     let latents = vec![0.1; pipeline.manifest().latents.shape(size)?.len()];

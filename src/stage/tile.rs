@@ -436,7 +436,6 @@ mod tests {
     use crate::architecture::autoencoder_kl::Config;
     use crate::engine::SessionOptions;
     use crate::graph::proto::ModelProto;
-    use crate::model::Model;
     use crate::noise::{NoiseSource, TorchCpu};
     use crate::weights::Weights;
     use flate2::read::GzDecoder;
