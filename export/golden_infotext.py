@@ -14,7 +14,7 @@ from sd_parsers.parsers import AUTOMATIC1111Parser
 
 SEED = 14
 
-# The format: `name: value` pairs behind commas; a value with a comma stands in quotes, as JSON.
+# The format: `name: value` pairs separated by commas; a value with a comma stands in quotes, as JSON.
 NAME = r"\w[\w /-]+"
 QUOTED = r'"(?:[^"\\]|\\.)+"'
 SETTING = re.compile(rf"\s*(?P<name>{NAME}):\s*(?P<value>{QUOTED}|[^,]*)(?:,|$)")

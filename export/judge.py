@@ -173,8 +173,8 @@ def ceiling(scenes: Scenes, judge: Judge) -> dict[str, dict[str, list[float]]]:
     drawn = torch.cat([scenes.draw(plans[k : k + 72], rng)[0] / 2 + 0.5 for k in range(0, len(plans), 72)])
     strange = torch.cat([unseen(scenes, plan.picture, rng) for plan in plans])
     sets = {
-        "drawn anew": drawn,
-        "drawn anew, soft": blurred(drawn),
+        "repainted": drawn,
+        "repainted, soft": blurred(drawn),
         "any background and hue": strange,
         "any background and hue, soft": blurred(strange),
         "a disc of the object's colour": disc(drawn),

@@ -19,13 +19,13 @@ const TIMED_RUNS: usize = 3;
 pub struct Certificate {
     /// The component.
     pub component: &'static str,
-    /// The provider, and the processor behind it if that may run what it cannot.
+    /// The provider, and the CPU behind it if that may run what it cannot.
     pub providers: Vec<Provider>,
     /// The largest of its relative errors.
     pub error: Result<f64, String>,
     /// What that may be.
     pub limit: f64,
-    /// Whether golden values were among what it was compared with; else it was this machine's processor alone.
+    /// Whether golden values were among what it was compared with; else it was this machine's CPU alone.
     pub has_golden: bool,
     /// Where it ran.
     pub placement: Placement,
@@ -44,7 +44,7 @@ impl Certificate {
     }
 }
 
-/// Tries every component of a model on each provider that is chosen for it, one at a time but for the processor behind
+/// Tries every component of a model on each provider that is chosen for it, one at a time but for the CPU behind
 /// it, and tells of each.
 ///
 /// # Errors
@@ -98,7 +98,7 @@ pub fn certify(
             let references = match &references {
                 Some(references) => references,
                 None => {
-                    let found = trial::on_processor(part, feeds.iter().map(Vec::as_slice), &options)?;
+                    let found = trial::on_cpu(part, feeds.iter().map(Vec::as_slice), &options)?;
                     references.insert(found)
                 }
             };

@@ -74,20 +74,20 @@ pub struct SessionOptions {
     pub cache: Option<PathBuf>,
     /// Who is told when a provider compiles a graph.
     pub watch: Option<Watch>,
-    /// Where its weights are; where another provider than the processor may run a graph, always [`Residency::Keep`].
+    /// Where its weights are; where another provider than the CPU may run a graph, always [`Residency::Keep`].
     pub residency: Residency,
     /// How much memory is kept between its runs to compute in; as much as is of use when absent, or where another provider
-    /// than the processor may run a graph.
+    /// than the CPU may run a graph.
     pub pool_bytes: Option<usize>,
     /// The most memory that the process may have while a session is opened or runs: what would exceed it is an error of
-    /// [`ErrorKind::Memory`]. For the processor alone; no limit when absent.
+    /// [`ErrorKind::Memory`]. For the CPU alone; no limit when absent.
     pub budget_bytes: Option<u64>,
     /// Ends its calls.
     pub cancel: Cancel,
 }
 
 impl SessionOptions {
-    /// Everything in memory, on this many threads of the processor.
+    /// Everything in memory, on this many threads of the CPU.
     pub fn new(threads: NonZeroUsize) -> Self {
         Self {
             threads,
@@ -175,16 +175,16 @@ pub struct Placement {
     pub passed_over: Vec<(Provider, String)>,
     /// What it is computed in: the coarsest of its providers.
     pub precision: Precision,
-    /// What each provider runs of its graph; nothing where the processor runs all of it, and where the library, before 1.24,
+    /// What each provider runs of its graph; nothing where the CPU runs all of it, and where the library, before 1.24,
     /// cannot say.
     pub shares: Option<Vec<Share>>,
-    /// How far its trial lay from the reference: see [`crate::manual::providers`]. Nothing where the processor runs all of it, or
-    /// where it could not be compared with the processor.
+    /// How far its trial lay from the reference: see [`crate::manual::providers`]. Nothing where the CPU runs all of it, or
+    /// where it could not be compared with the CPU.
     pub error: Option<f64>,
 }
 
 impl Placement {
-    /// Whether the processor runs all of it.
+    /// Whether the CPU runs all of it.
     pub fn is_cpu(&self) -> bool {
         self.providers.iter().all(Provider::is_cpu)
     }
@@ -203,7 +203,7 @@ pub struct Share {
     pub operators: BTreeMap<String, usize>,
 }
 
-/// Operators that only prepare sizes and indices, which every provider leaves to the processor.
+/// Operators that only prepare sizes and indices, which every provider leaves to the CPU.
 const OF_SHAPES: [&str; 16] = [
     "Cast",
     "Concat",
@@ -225,7 +225,7 @@ const OF_SHAPES: [&str; 16] = [
 
 impl Placement {
     /// How its graph is divided, where that costs time at every run: in more than one part of a provider that compiles whole
-    /// parts, or with operators that compute on the processor, which are named.
+    /// parts, or with operators that compute on the CPU, which are named.
     pub fn divided(&self) -> Option<String> {
         let mut problems = Vec::new();
         for share in self.shares.iter().flatten() {

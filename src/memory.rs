@@ -16,7 +16,7 @@ const SHORT_PART: u64 = 16;
 /// How often it is looked at: what fills a small board takes a second or more.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// What this process has to live on.
+/// The memory available to this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
     /// What the machine has.

@@ -135,7 +135,7 @@ impl ImageFile {
         Ok(format!("{:x}", hash.finalize()))
     }
 
-    /// The image at its own size, with 8 bits per channel, turned as its orientation (EXIF, TIFF) asks, and laid on white
+    /// The image at its own size, with 8 bits per channel, turned as its orientation (EXIF, TIFF) asks, and composited onto white
     /// where it is transparent. Colour profiles are not applied. Of an animation it is the first frame.
     ///
     /// # Errors

@@ -265,7 +265,7 @@ impl Candidate {
 
 impl Plan {
     /// The plan within a budget; where nobody gave one, within what is free, if it can be made. None where a component may
-    /// run elsewhere than on the processor and no budget was given.
+    /// run elsewhere than on the CPU and no budget was given.
     ///
     /// # Errors
     /// As [`Plan::new`], but for models whose memory cannot be predicted where nobody gave a budget.
@@ -295,7 +295,7 @@ impl Plan {
     /// # Errors
     /// [`ErrorKind::Memory`] when no way to run it fits, with the least budget that would do; [`ErrorKind::Model`] for a
     /// graph whose memory cannot be predicted; [`ErrorKind::Usage`] for a component that may run elsewhere than on the
-    /// processor. The ONNX Runtime library is not loaded for a plan; where it is not, what it takes is estimated.
+    /// CPU. The ONNX Runtime library is not loaded for a plan; where it is not, what it takes is estimated.
     pub fn new(
         model: &Model,
         request: &Request,
@@ -560,7 +560,7 @@ fn kept_computed(candidate: &Candidate) -> u64 {
     computed_bytes.max(candidate.opening_bytes).max(candidate.copies_bytes)
 }
 
-/// [`ErrorKind::Usage`] for a component that may run elsewhere than on the processor: what is planned is its memory.
+/// [`ErrorKind::Usage`] for a component that may run elsewhere than on the CPU: what is planned is its memory.
 pub(crate) fn expect_cpu(model: &Model, providers: &Providers) -> Result<(), Error> {
     for part in model.parts() {
         if let Some(other) = providers.of(part.name()).iter().find(|provider| !provider.is_cpu()) {

@@ -327,6 +327,9 @@ fn nothing_is_left_undone() {
 #[test]
 fn replaced_words_stay_away() {
     none_breaks(replaced_words);
+    none_breaks(replaced_name);
+    breaks(replaced_name, "plan.rs", "    let ways: Vec<Way> = Vec::new();");
+    breaks(replaced_words, "plan.rs", "    // What the processor\n    // does.");
     breaks(replaced_words, "engine.rs", "    Err(refuse(\"this library lacks it\"))");
     breaks(replaced_words, "engine.rs", "    \"expected a file, got one that is \\\n        cut short\"");
     breaks(
@@ -461,14 +464,37 @@ fn undone(source: &Source) -> Option<String> {
     source.code().find(|line| marks.iter().any(|mark| line.contains(mark)))
 }
 
-/// The help, which clap takes from comments in `cli`, and the texts in the code.
+/// Names of items that were replaced by the field's, as whole words of the code.
+const REPLACED_NAMES: [(&str, &str); 12] = [
+    ("Ahead", "Prefetcher"),
+    ("Kept", "InpaintBlend"),
+    ("SizeIds", "TimeIds"),
+    ("Told", "Conditioning"),
+    ("Way", "Candidate"),
+    ("grain_bytes", "segment_bytes"),
+    ("grain_mib", "segment_mib"),
+    ("size_ids", "time_ids"),
+    ("spelled_out", "unfused"),
+    ("squeeze_memory", "reduce_memory"),
+    ("takes_apart", "needs_uncond"),
+    ("told_logarithms", "with_log_times"),
+];
+
+fn replaced_name(source: &Source) -> Option<String> {
+    source.code().find_map(|line| {
+        let words = line.split(|c: char| !c.is_alphanumeric() && c != '_');
+        let (name, instead) =
+            REPLACED_NAMES.iter().find(|(name, _)| words.clone().any(|word| word == *name))?;
+        Some(format!("{name}: write {instead}"))
+    })
+}
+
+/// The comments, of which clap takes help, and the texts in the code.
 fn replaced_words(source: &Source) -> Option<String> {
-    let is_face = LAYERS[0].1.contains(&source.module().as_str());
     let lines = source.text.lines().map(str::trim).take_while(|line| *line != "#[cfg(test)]");
-    let shown = lines.filter_map(|line| match line.strip_prefix("///") {
-        Some(help) => is_face.then_some(help),
-        None if line.starts_with("//") => None,
-        None => line.split(" // ").next().map(|code| code.trim_end_matches('\\')),
+    let shown = lines.map(|line| match line.strip_prefix("//") {
+        Some(comment) => comment.trim_start_matches(['/', '!']),
+        None => line.trim_end_matches('\\'),
     });
     replaced(&shown.collect::<Vec<_>>().join(" "))
 }
@@ -508,7 +534,18 @@ fn texts_for_users() -> Vec<String> {
     let pages: Vec<String> =
         names.filter(|name| name.ends_with(".md")).map(|name| format!("src/manual/{name}")).collect();
     assert!(pages.len() > 5, "only {} pages were found", pages.len());
-    ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"].map(String::from).into_iter().chain(pages).collect()
+    [
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "export/README.md",
+        "tests/fuzz/README.md",
+        "cross/README.md",
+    ]
+    .map(String::from)
+    .into_iter()
+    .chain(pages)
+    .collect()
 }
 
 #[track_caller]

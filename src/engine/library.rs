@@ -97,7 +97,7 @@ impl Library {
         self.runtime.providers()
     }
 
-    /// The devices of the providers that name theirs: the processor, and those of the plugins that were found so far.
+    /// The devices of the providers that name theirs: the CPU, and those of the plugins that were found so far.
     pub fn devices(&self) -> Vec<Device> {
         self.runtime.devices()
     }

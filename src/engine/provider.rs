@@ -10,7 +10,7 @@ use crate::graph::Dialect;
 use crate::name::{bare, unknown};
 use crate::{Error, ErrorKind};
 
-/// What runs a graph: the processor itself, or a way to a device.
+/// What runs a graph: the CPU itself, or a way to a device.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)] // Each is what its name says.
 pub enum ProviderKind {
@@ -198,10 +198,10 @@ pub struct Provider {
 }
 
 impl Provider {
-    /// The processor.
+    /// The CPU.
     pub const CPU: Self = Self { kind: ProviderKind::Cpu, options: Vec::new() };
 
-    /// Whether it is the processor.
+    /// Whether it is the CPU.
     pub fn is_cpu(&self) -> bool {
         self.kind == ProviderKind::Cpu
     }
@@ -309,7 +309,7 @@ pub struct Providers {
 }
 
 impl Providers {
-    /// Of a component, `unet`: never none, for where nothing is chosen it is the processor.
+    /// Of a component, `unet`: never none, for where nothing is chosen it is the CPU.
     pub fn of(&self, component: &str) -> &[Provider] {
         static CPU: [Provider; 1] = [Provider::CPU];
         let named = self.named.iter().find(|(group, _)| members(group).contains(&component));
@@ -319,7 +319,7 @@ impl Providers {
         }
     }
 
-    /// Whether a component may run on the processor alone.
+    /// Whether a component may run on the CPU alone.
     pub fn is_cpu(&self, component: &str) -> bool {
         self.of(component).iter().all(Provider::is_cpu)
     }
@@ -473,7 +473,7 @@ pub(super) fn reads_files(canonical: &str) -> bool {
 }
 
 /// Whether a provider, by its name in ONNX Runtime, compiles a graph for so long that it is worth telling and keeping.
-/// OpenVINO does for every device but the processor, where it takes longer to read back what was kept.
+/// OpenVINO does for every device but the CPU, where it takes longer to read back what was kept.
 pub(super) fn compiles(canonical: &str, provider: &Provider) -> bool {
     match canonical {
         OPENVINO => {

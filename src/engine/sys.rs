@@ -191,7 +191,7 @@ impl Runtime {
         Ok(listed)
     }
 
-    /// The devices of all providers that name theirs: those of plugins, and the processor.
+    /// The devices of all providers that name theirs: those of plugins, and the CPU.
     pub(super) fn devices(&self) -> Vec<Device> {
         self.environment.devices().map(describe).collect()
     }
@@ -733,7 +733,7 @@ impl Binding {
         Ok(())
     }
 
-    /// Runs the session; gives its outputs, in the processor's memory.
+    /// Runs the session; gives its outputs, in the CPU's memory.
     fn run(
         &self,
         session: &ort::session::Session,
@@ -901,7 +901,7 @@ impl Value {
         })?;
         let allocator = ort::memory::Allocator::default();
         // SAFETY: a value that is ours from now on. Its memory is of the pool, which outlives every session: what another
-        // provider computed is copied to the processor's memory, too. The allocator that is named here only stands in for a
+        // provider computed is copied to the CPU's memory, too. The allocator that is named here only stands in for a
         // session's, and frees nothing of it.
         Ok(Self(unsafe { DynValue::from_ptr(value, Some(&allocator)) }))
     }
@@ -962,7 +962,7 @@ fn options(runtime: &Runtime, threads: usize, copies: Copies) -> ort::Result<Ses
 /// The option by which one of a plugin's devices is chosen, by its place in their list; ours, not the plugin's.
 const DEVICE: &str = "device";
 
-/// Gives a session-to-be its providers, in order; the processor, always the last, runs nothing unless it is among them or
+/// Gives a session-to-be its providers, in order; the CPU, always the last, runs nothing unless it is among them or
 /// there are none.
 fn append(
     runtime: &Runtime,

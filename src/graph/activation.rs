@@ -1,7 +1,7 @@
 //! Activations: what memory the values of a graph take while ONNX Runtime computes them on a CPU, and how much work that
-//! is. It foresees the runtime's order, what shares a buffer, and its kernels' own scratch; it measures nothing.
+//! is. It predicts the runtime's order, what shares a buffer, and its kernels' own scratch; it measures nothing.
 //!
-//! What is foreseen is that of ONNX Runtime 1.31 without arena and memory pattern, without prepacking, optimised to the
+//! What is predicted is that of ONNX Runtime 1.31 without arena and memory pattern, without prepacking, optimised to the
 //! second level. It is an upper bound: where the runtime joins nodes, values are counted that are not made.
 //! - It computes depth first, from the outputs back, of a node's sources the last in the file first
 //!   (`Graph::ReverseDFSFrom`): conversions of weights, which lie at the front, directly before their use.
@@ -26,7 +26,7 @@ const CONV_BUFFER_BYTES: usize = 128 * 128 * 4;
 /// How much of attention's scores a thread keeps is a quarter of the second-level cache; larger ones are rare.
 const MAX_CACHE_BYTES: usize = 4 << 20;
 const F32_BYTES: usize = 4;
-/// What is foreseen more than is computed, against the runtime's bookkeeping and nodes that it joins and so moves: one in
+/// What is predicted more than is computed, against the runtime's bookkeeping and nodes that it joins and so moves: one in
 /// so many bytes, and a few. Without it 22 graphs and sizes gave 0.977 to 1.000 of what was measured (U-Nets, text
 /// encoders and VAEs of Stable Diffusion 1.5, XL and the built-in model; weights in 32 and 16 bits, 8 and 4 bits).
 const MARGIN: usize = 32;

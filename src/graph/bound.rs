@@ -156,7 +156,7 @@ impl BoundGraph {
     }
 
     /// Has rows looked up in tables as these are stored, and converted then: they are few, and the table is long. It is for
-    /// the processor; a device that takes no 16-bit floats has no lookup for them either.
+    /// the CPU; a device that takes no 16-bit floats has no lookup for them either.
     pub(crate) fn convert_rows(&mut self) {
         let nodes = self.model.graph.as_mut().map(|graph| &mut graph.node).expect("a bound graph");
         for (table, stored) in std::mem::take(&mut self.tables) {

@@ -1,6 +1,6 @@
 //! Narrow graphs: operators that would take much memory at once are taken in slices. A linear layer or convolution gives
 //! its channels in slices, each with its own rows of the weights; a gated feed-forward goes through its tokens in slices,
-//! and attention that is spelled out through its queries. It knows nothing of how much memory there is.
+//! and unfused attention through its queries. It knows nothing of how much memory there is.
 //!
 //! The numbers are the same but for rounding: kernels add in an order that may depend on how many rows they are given.
 
@@ -53,7 +53,7 @@ impl GraphProto {
         }
     }
 
-    /// Takes all attention that is spelled out, as two products with a `Softmax` between them, in slices of its queries: the
+    /// Takes all unfused attention, as two products with a `Softmax` between them, in slices of its queries: the
     /// scores of all pairs of tokens are never there at once.
     pub(super) fn slice_queries(&mut self) {
         let constants = Constants::of(self);
@@ -404,7 +404,7 @@ impl<'a> Flow<'a> {
     }
 }
 
-/// Attention that is spelled out, from the product of queries and keys to that with the values.
+/// Unfused attention, from the product of queries and keys to that with the values.
 struct Scores {
     /// In order; each but the last is read by the next alone.
     nodes: Vec<usize>,
@@ -690,7 +690,7 @@ mod tests {
     }
 
     /// Attention as exporters spell it out, with `change` made to it.
-    fn spelled_out(change: impl FnOnce(&mut GraphProto)) -> GraphProto {
+    fn unfused(change: impl FnOnce(&mut GraphProto)) -> GraphProto {
         let scale = TensorProto { name: Some("scale".into()), ..Default::default() };
         let nodes = vec![
             node("MatMul", &["q", "k"], "scores", vec![]),
@@ -705,8 +705,8 @@ mod tests {
     }
 
     #[test]
-    fn attention_that_is_spelled_out_goes_through_its_queries_in_slices() {
-        let mut graph = spelled_out(|_| {});
+    fn unfused_attention_goes_through_its_queries_in_slices() {
+        let mut graph = unfused(|_| {});
         graph.slice_queries();
         let lines = described(&graph);
         assert_eq!(lines.len(), 1 + 4 + 9 + 8 * 5 + 1);
@@ -729,7 +729,7 @@ mod tests {
     #[test]
     fn attention_that_mixes_its_queries_is_left() {
         let is_left = |change: fn(&mut GraphProto)| {
-            let before = spelled_out(change);
+            let before = unfused(change);
             let mut after = before.clone();
             after.slice_queries();
             after == before

@@ -19,7 +19,7 @@ use super::scale::Canvas;
 /// What is made of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Want {
-    /// Red, green and blue, laid on white.
+    /// Red, green and blue, composited onto white.
     Color,
     /// A mask: shades of grey or, where anything is not opaque, how transparent it is.
     Mask,

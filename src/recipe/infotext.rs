@@ -54,7 +54,7 @@ pub(super) fn parts(text: &str) -> Parts {
     Parts { prompt: joined(prompt), negative: joined(negative.unwrap_or_default()), values }
 }
 
-/// `name: value` pairs behind commas. A value may be quoted, or be JSON, and then have commas of its own.
+/// `name: value` pairs separated by commas. A value may be quoted, or be JSON, and then have commas of its own.
 fn values(text: &str) -> Vec<(String, String)> {
     let mut values = Vec::new();
     let mut rest = text;

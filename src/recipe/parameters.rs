@@ -310,7 +310,7 @@ impl Reader {
     fn sampling(&mut self, sampler: Option<&str>, is_ours: bool) {
         let schedule = ["Schedule type", "Scheduler"].into_iter().find_map(|name| self.take(name));
         let typed = sampler.unwrap_or_default();
-        // ComfyUI's variants whose noise is made on the GPU.
+        // ComfyUI's variants that make noise on the GPU.
         let name = typed.strip_suffix("_gpu").unwrap_or(typed);
         let (mut method, mut of_name) = (None, None);
         match name.parse::<Sampling>() {

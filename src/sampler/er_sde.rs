@@ -25,7 +25,7 @@ const ORDER: Setting<usize> = Setting { default: MAX_ORDER, range: MAX_ORDER, ..
 /// Points of the sums that stand for the paper's integrals; the authors' number.
 const POINTS: usize = 200;
 
-/// ER-SDE-Solver (Cui et al. 2023, "Elucidating the solution space of extended reverse-time SDE", algorithms 1 to 3), whose
+/// ER-SDE-Solver (Cui et al. 2023, "Elucidating the solution space of extended reverse-time SDE", algorithms 1 to 3). Its
 /// noise at level `sigma` is scaled by `sigma (e^(sigma^0.3) + 10)` (their ER-SDE 5); ComfyUI's `sample_er_sde`.
 /// Its integrals are the authors' left Riemann sums.
 pub(super) struct ErSde {

@@ -254,7 +254,7 @@ const SASOLVER: &[&str] = &[
     "variance_type",
 ];
 
-/// Starts and ends of the names of classes whose noise is another, and what it is.
+/// Starts and ends of the names of classes with another kind of noise, and which.
 const OTHER_NOISE: [(&str, &str); 11] = [
     ("FlowM", "flow matching"),
     ("LTX", "flow matching"),

@@ -194,9 +194,9 @@ mod tests {
     use crate::model::Model;
 
     #[test]
-    fn what_others_than_the_processor_run_is_tried_once_and_kept_for_good() {
+    fn what_other_providers_than_the_cpu_run_is_tried_once_and_kept_for_good() {
         let model = Model::built_in().unwrap();
-        // No library that this is tested with has it, so that the processor runs what is behind it.
+        // No library that this is tested with has it, so that the CPU runs what is behind it.
         let providers = "unet=qnn,unet=cpu".parse().unwrap();
         let options = SessionOptions {
             providers,

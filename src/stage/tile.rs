@@ -448,7 +448,7 @@ mod tests {
         SessionOptions::new(std::num::NonZeroUsize::MIN)
     }
 
-    /// On the processor a component is not tried, and any model is as good as its own.
+    /// On the CPU a component is not tried, and any model is as good as its own.
     fn component(part: &Part) -> Component {
         Component::new(part, options(), None)
     }

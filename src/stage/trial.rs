@@ -1,5 +1,5 @@
 //! Trials: a component's outputs on seeded inputs, compared with what they must be, so that a provider that computes
-//! wrongly is found before the first picture. They know how far is too far, and nothing of pictures.
+//! wrong results is found before the first picture. They know how far is too far, and nothing of pictures.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +15,7 @@ use crate::engine::{Precision, Provider, Providers, Session, SessionOptions};
 use crate::model::{Model, Part};
 use crate::{Error, ErrorKind};
 
-/// The seed of the trial that every component has that does not run on the processor, and that has golden values.
+/// The seed of the trial that every component has that does not run on the CPU, and that has golden values.
 pub(crate) const SEED: u64 = 0;
 /// How many elements of an output are kept.
 const SAMPLES: usize = 64;
@@ -57,8 +57,8 @@ fn place(index: usize, len: usize) -> usize {
     ((u128::from(fraction) * len as u128) >> u64::BITS) as usize
 }
 
-/// The trial of a component, which its session need not hold where it came to run on the processor alone; nothing where it may run
-/// nowhere else. [`ErrorKind::Numeric`] for a provider that computes wrongly.
+/// The trial of a component, which its session need not hold where it came to run on the CPU alone; nothing where it may run
+/// nowhere else. [`ErrorKind::Numeric`] for a provider that computes wrong results.
 pub(crate) fn of(model: &Model, part: &Part, options: &SessionOptions) -> Option<Trial> {
     if options.providers.is_cpu(part.name()) {
         return None;
@@ -124,7 +124,7 @@ pub(crate) fn run(session: &mut Session, part: &Part, feeds: &[Feed]) -> Result<
     Ok(session.compute(&inputs, &names)?.into_iter().map(|output| output.data).collect())
 }
 
-/// What the outputs on the inputs of [`SEED`] must be: golden values where there are some, else what the processor finds,
+/// What the outputs on the inputs of [`SEED`] must be: golden values where there are some, else what the CPU finds,
 /// once if there is a folder to keep it in.
 fn reference(part: &Part, feeds: &[Feed], options: &SessionOptions) -> Result<Vec<Sampled>, Error> {
     let weights = part.weights().sha256();
@@ -143,7 +143,7 @@ fn reference(part: &Part, feeds: &[Feed], options: &SessionOptions) -> Result<Ve
     if let Some(known) = file.as_ref().and_then(recall) {
         return Ok(known);
     }
-    let sampled = on_processor(part, [feeds], options)?.remove(0);
+    let sampled = on_cpu(part, [feeds], options)?.remove(0);
     if let Some(file) = file
         && let Err(error) = remember(&file, &sampled)
     {
@@ -165,8 +165,8 @@ fn golden_of(part: &Part, weights: [u8; 32]) -> Option<Vec<Sampled>> {
     golden.components.remove(&crate::model::hex(&weights))
 }
 
-/// What the processor finds on each of these inputs.
-pub(crate) fn on_processor<'a>(
+/// What the CPU finds on each of these inputs.
+pub(crate) fn on_cpu<'a>(
     part: &Part,
     feeds: impl IntoIterator<Item = &'a [Feed]>,
     options: &SessionOptions,
