@@ -236,6 +236,21 @@ check("cancels a picture through a failed network", async ({ open, server }) => 
   network.end();
 });
 
+check("shows the picture that a late cancel did not stop", async ({ open, server }) => {
+  const network = await Network.before(server);
+  const page = await open({ url: network.url });
+  await draw(page, APPLE, { steps: SLOW_STEPS });
+  await running(page);
+  network.cut();
+  await page.waitForSelector("#connection:not([hidden])");
+  await page.click("#cancel");
+  while ((await server.json("api/jobs")).jobs[0].status !== "done") await new Promise((resolve) => setTimeout(resolve, 100));
+  network.mend();
+  await done(page);
+  assert.ok(await page.isHidden("#error"));
+  network.end();
+});
+
 check("goes on with a running picture after the page is loaded anew, and keeps the gallery", async ({ open }) => {
   const page = await open();
   await draw(page, APPLE);
