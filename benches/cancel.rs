@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     measure("open", count, &cancel, || Pipeline::open(&model, &options).map(drop))?;
     let mut pipeline = Pipeline::open(&model, &options)?;
     let size = PixelSize::new(side, side)?;
-    let recipe = Recipe { size: Some(size), seed: Some(1), steps: Some(1000), ..Recipe::default() };
+    let recipe = Recipe { size: Some(size), seed: Some(1), steps: Some(20), ..Recipe::default() };
     let request = pipeline.request(recipe)?;
     // A run ends with the step that was cancelled, so that each has its own.
     measure("step", count, &cancel, || {

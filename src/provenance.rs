@@ -1,14 +1,16 @@
 //! What made an image, for its receipt. It knows nothing of files.
 
+use std::collections::BTreeMap;
+
 use image::RgbImage;
 use sha2::{Digest, Sha256};
 
-use crate::engine::{Library, Placement, Provider};
+use crate::engine::{Library, Placement, Provider, Share};
 use crate::model::Model;
-use crate::recipe::Provenance;
+use crate::recipe::{Provenance, Ran};
 use crate::request::Request;
 
-/// What made an image; `provider` as [`providers`] tells it.
+/// What made an image; `provider` as [`providers`] tells it, `shares` as [`shares`] does.
 pub fn provenance(
     image: &RgbImage,
     request: &Request,
@@ -16,6 +18,7 @@ pub fn provenance(
     model_sha256: Option<String>,
     library: &Library,
     provider: String,
+    shares: BTreeMap<String, BTreeMap<String, Ran>>,
 ) -> Provenance {
     let files = model.contents().map(|contents| contents.files.iter());
     Provenance {
@@ -27,6 +30,7 @@ pub fn provenance(
         pixels_sha256: Some(pixels_sha256(image.width(), image.height(), image.as_raw())),
         sigmas: request.sigmas(),
         provider,
+        shares,
         onnxruntime: library.version().to_owned(),
     }
 }
@@ -37,6 +41,16 @@ pub fn pixels_sha256(width_px: u32, height_px: u32, rgb: &[u8]) -> String {
     hash.update(format!("{width_px}x{height_px}\n"));
     hash.update(rgb);
     format!("{:x}", hash.finalize())
+}
+
+/// What each provider ran of each component's graph, where that is known: [`Placement::shares`].
+pub fn shares<'a>(
+    placements: impl Iterator<Item = &'a Placement>,
+) -> BTreeMap<String, BTreeMap<String, Ran>> {
+    let ran =
+        |share: &Share| (share.provider.clone(), Ran { nodes: share.nodes, partitions: share.partitions });
+    let known = placements.filter_map(|placement| Some((placement, placement.shares.as_ref()?)));
+    known.map(|(placement, shares)| (placement.component.clone(), shares.iter().map(ran).collect())).collect()
 }
 
 /// Where each component runs: `cpu`, or `text_encoder=cpu,unet=cuda,unet=cpu`.

@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use self::form::{FileFields, LoraFields, PathOr, as_scales, as_text};
-pub use self::receipt::{Provenance, Receipt};
+pub use self::receipt::{Provenance, Ran, Receipt};
 use crate::Error;
 use crate::guidance::{self, Scales, Within};
 use crate::noise::Rng;

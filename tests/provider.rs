@@ -376,6 +376,10 @@ fn openvino_runs_whole_components() {
     let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let placements = told["placements"].as_array().unwrap();
     assert_eq!(placements.len(), 3);
+    // The image's receipt has it, too.
+    let bytes = std::fs::read(folder.path().join("whole.png")).unwrap();
+    let text = String::from_utf8_lossy(&bytes).replace([' ', '\n'], "");
+    assert!(text.contains(r#""shares":{"text_encoder":{"OpenVINOExecutionProvider":{"nodes":"#));
     for placement in placements {
         assert_eq!(placement["providers"], serde_json::json!([OPENVINO]));
         let shares = placement["shares"].as_array().unwrap();

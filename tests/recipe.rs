@@ -2,13 +2,13 @@
 
 #![cfg(all(feature = "cli", feature = "builtin"))]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use calotype::recipe::{Image, NamedFile, NamedLora, Provenance, Receipt, Recipe};
+use calotype::recipe::{Image, NamedFile, NamedLora, Provenance, Ran, Receipt, Recipe};
 use calotype::{ErrorKind, picture};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -154,6 +154,10 @@ fn recipes_are_read_as_they_are_written() {
             model_name: random.text(),
             sigmas: vec![random.unit() * 15.0, 0.0],
             pixels_sha256: random.maybe(|r| r.text()),
+            shares: BTreeMap::from([(
+                random.text(),
+                BTreeMap::from([("OpenVINOExecutionProvider".to_owned(), Ran { nodes: row, partitions: 1 })]),
+            )]),
             ..Provenance::default()
         };
         let receipt = Receipt { recipe, provenance: Some(provenance.clone()) };

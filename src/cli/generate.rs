@@ -12,7 +12,7 @@ use calotype::model::Model;
 use calotype::picture::RecipeText;
 use calotype::pipeline::{Options, Picture, Pipeline};
 use calotype::plan::{Budget, Plan};
-use calotype::provenance::{provenance, providers};
+use calotype::provenance::{provenance, providers, shares};
 use calotype::recipe::parameters::{self, Addition};
 use calotype::recipe::{Receipt, Recipe};
 use calotype::request::Request;
@@ -263,7 +263,9 @@ impl Batch<'_> {
     ) -> Result<(), Error> {
         let model_sha256 = self.hashes.note(&mut self.recipe);
         let provider = providers(self.pipeline.placements());
-        let made = provenance(&picture.image, request, self.model, model_sha256, self.library, provider);
+        let shares = shares(self.pipeline.placements());
+        let made =
+            provenance(&picture.image, request, self.model, model_sha256, self.library, provider, shares);
         if self.pictures.is_empty() {
             self.origin.compare(&made, self.additions);
         }

@@ -41,8 +41,21 @@ pub struct Provenance {
     pub sigmas: Vec<f64>,
     /// The providers, as they are chosen.
     pub provider: String,
+    /// Per component that another provider than the CPU ran, what each provider ran of its graph, by its name in ONNX Runtime.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub shares: BTreeMap<String, BTreeMap<String, Ran>>,
     /// The version of ONNX Runtime.
     pub onnxruntime: String,
+}
+
+/// How much of a graph a provider ran.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ran {
+    /// How many nodes.
+    pub nodes: usize,
+    /// In how many parts.
+    pub partitions: usize,
 }
 
 impl Receipt {
