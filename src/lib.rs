@@ -43,7 +43,7 @@
 //! let progress = run.step()?;
 //! assert_eq!((progress.done, progress.steps), (1, 3));
 //! let preview = run.preview().expect("a model with preview factors");
-//! assert_eq!(preview.dimensions(), (8, 8)); // one pixel per latent cell
+//! assert_eq!(preview.dimensions(), (4, 4)); // one pixel per latent cell
 //! let snapshot = run.snapshot()?;
 //! cancel.cancel(); // from any thread
 //! assert_eq!(run.step().unwrap_err().kind(), ErrorKind::Cancelled);
@@ -90,7 +90,7 @@
 //!
 //! let model = Model::built_in()?; // or Model::open("stable-diffusion-v1-5".as_ref())?
 //! let manifest = model.manifest();
-//! assert_eq!((manifest.latents.channels, manifest.latents.factor_px), (4, 8));
+//! assert_eq!((manifest.latents.channels, manifest.latents.factor_px), (16, 16));
 //! for part in model.parts() {
 //!     println!("{}: {} from {}", part.name(), part.family(), part.weights_origin());
 //! }
