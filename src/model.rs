@@ -1012,8 +1012,10 @@ mod tests {
             let free = free.graph().clone().in_dialect(Dialect::Standard);
             assert!(count(&free, "Shape") > 0, "{}", part.name);
         }
+        // They are fixed once, and to whole cells.
         for wrong in [PixelSize::new(64, 64).unwrap(), PixelSize::new(128, 68).unwrap()] {
-            assert!(model.clone().fix_shapes(wrong).is_err(), "{wrong}");
+            assert!(model.fix_shapes(wrong).is_err(), "{wrong}");
+            assert_eq!(model.manifest().fixed_size, Some(size));
         }
 
         let draw = |model: &Model, dialect: Option<Dialect>| {

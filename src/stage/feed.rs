@@ -3,6 +3,7 @@
 use std::iter::repeat;
 
 use half::f16;
+use sha2::{Digest, Sha256};
 
 use crate::engine::{Elements, TensorRef, Value};
 use crate::graph::{Dim, Port};
@@ -58,6 +59,22 @@ impl Feed {
         let mut feed = Self::zeros(port, shape)?;
         feed.fill(numbers);
         Ok(feed)
+    }
+
+    /// Adds its name, shape and elements to a hash.
+    pub(crate) fn hash(&self, into: &mut Sha256) {
+        fn add<T: Copy, const N: usize>(into: &mut Sha256, elements: &[T], bytes: fn(T) -> [u8; N]) {
+            elements.iter().for_each(|element| into.update(bytes(*element)));
+        }
+        into.update(format!("{} {:?}:", self.name, self.shape));
+        match &self.elements {
+            Elements::F32(elements) => add(into, elements, f32::to_le_bytes),
+            Elements::F16(elements) => add(into, elements, f16::to_le_bytes),
+            Elements::F64(elements) => add(into, elements, f64::to_le_bytes),
+            Elements::I64(elements) => add(into, elements, i64::to_le_bytes),
+            Elements::I32(elements) => add(into, elements, i32::to_le_bytes),
+            Elements::Bool(elements) => add(into, elements, |is_set| [u8::from(is_set)]),
+        }
     }
 
     /// Overwrites the elements with numbers, converted to the input's type: to the nearest integer where it wants

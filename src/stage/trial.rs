@@ -7,11 +7,13 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::component::Trial;
 use super::feed::Feed;
 use super::seeded;
 use crate::engine::{Precision, Provider, Providers, Session, SessionOptions};
+use crate::graph::Dim;
 use crate::model::{Model, Part};
 use crate::{Error, ErrorKind};
 
@@ -132,12 +134,12 @@ fn reference(part: &Part, feeds: &[Feed], options: &SessionOptions) -> Result<Ve
         return Ok(golden);
     }
     let file = match &options.cache {
-        // Inputs may differ between versions.
-        Some(root) => Some(
-            root.join("trials")
-                .join(env!("CARGO_PKG_VERSION"))
-                .join(format!("{}.json", part.bind()?.key_with(weights))),
-        ),
+        // Inputs may differ between versions, and follow from more than graph and weights: two models may have one VAE.
+        Some(root) => Some(root.join("trials").join(env!("CARGO_PKG_VERSION")).join(format!(
+            "{}-{}.json",
+            part.bind()?.key_with(weights),
+            key(feeds)
+        ))),
         None => None,
     };
     if let Some(known) = file.as_ref().and_then(recall) {
@@ -157,8 +159,18 @@ pub(crate) fn golden(part: &Part) -> Option<Vec<Sampled>> {
     golden_of(part, part.weights().sha256())
 }
 
+/// A name for inputs, and no others.
+fn key(feeds: &[Feed]) -> String {
+    let mut hash = Sha256::new();
+    feeds.iter().for_each(|feed| feed.hash(&mut hash));
+    hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn golden_of(part: &Part, weights: [u8; 32]) -> Option<Vec<Sampled>> {
-    if part.added_cost().is_some() {
+    // They are of inputs of one size, which graphs of fixed shapes may not take.
+    let is_fixed =
+        part.graph().inputs().iter().flat_map(|port| &port.dims).all(|dim| matches!(dim, Dim::Fixed(_)));
+    if part.added_cost().is_some() || is_fixed {
         return None;
     }
     let mut golden: Golden = serde_json::from_str(GOLDEN).expect("a file of this build");
@@ -279,6 +291,16 @@ mod tests {
         assert_ne!(weights.sha256(), part.weights().sha256());
         assert_ne!(part.graph().clone().bind(weights.into()).unwrap().key(), key);
         assert_eq!(part.bind().unwrap().key(), key);
+    }
+
+    /// What the processor found on other inputs is no reference.
+    #[test]
+    #[cfg(feature = "builtin")]
+    fn references_are_of_their_inputs() {
+        let model = crate::model::Model::built_in().unwrap();
+        let feeds = |seed| seeded::feeds(model.vae_decoder(), None, model.manifest(), None, seed).unwrap();
+        assert_eq!(key(&feeds(1)), key(&feeds(1)));
+        assert_ne!(key(&feeds(1)), key(&feeds(2)));
     }
 
     #[test]
