@@ -991,7 +991,7 @@ mod tests {
         model.fix_shapes(size).unwrap();
         assert_eq!(model.manifest().fixed_size, Some(size));
         let sample = model.unet().signature().input(Role::Latents).unwrap().clone();
-        assert_eq!(sample.signature(), "F32[1, 16, 8, 16]");
+        assert_eq!(sample.signature(), "F32[1, 16, 4, 8]");
         fn parts(model: &Model) -> impl Iterator<Item = &Part> {
             let parts = model.text_encoders.iter().map(|encoder| &encoder.part);
             parts.chain([&model.unet, &model.vae_decoder]).chain(&model.vae_encoder)
