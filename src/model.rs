@@ -1009,8 +1009,9 @@ mod tests {
             for operator in ["Shape", "ConstantOfShape", "Trilu"] {
                 assert_eq!(count(&standard, operator), 0, "{}: {operator}", part.name);
             }
+            // The VAE of this model has nothing to compute them for.
             let free = free.graph().clone().in_dialect(Dialect::Standard);
-            assert!(count(&free, "Shape") > 0, "{}", part.name);
+            assert_eq!(count(&free, "Shape") > 0, !part.name.starts_with("vae"), "{}", part.name);
         }
         // They are fixed once, and to whole cells.
         for wrong in [PixelSize::new(64, 64).unwrap(), PixelSize::new(128, 68).unwrap()] {
