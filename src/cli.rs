@@ -16,6 +16,8 @@ mod preview;
 mod provider;
 mod receipt;
 mod samplers;
+#[cfg(feature = "server")]
+mod serve;
 mod verify;
 
 use std::fmt;
@@ -54,6 +56,9 @@ enum Command {
     Verify(verify::Flags),
     /// Show this device, the ONNX Runtime library and its providers.
     Doctor(doctor::Flags),
+    /// Serve images over HTTP: OpenAI's and A1111's API, jobs, and a page for browsers.
+    #[cfg(feature = "server")]
+    Serve(Box<serve::Flags>),
 }
 
 impl Command {
@@ -65,6 +70,8 @@ impl Command {
             Self::Pack(flags) => &flags.common,
             Self::Verify(flags) => &flags.common,
             Self::Doctor(flags) => &flags.common,
+            #[cfg(feature = "server")]
+            Self::Serve(flags) => &flags.common,
         }
     }
 }
@@ -137,6 +144,8 @@ fn run_here() -> ExitCode {
         Command::Pack(flags) => pack::run(flags),
         Command::Verify(flags) => verify::run(flags),
         Command::Doctor(flags) => doctor::run(flags),
+        #[cfg(feature = "server")]
+        Command::Serve(flags) => serve::run(flags),
     };
     // From here on the run itself reports how it ended.
     interrupt::take_json();

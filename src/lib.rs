@@ -180,6 +180,8 @@ pub mod run;
 pub mod sampler;
 pub mod schedule;
 pub mod scheduler;
+#[cfg(feature = "server")]
+pub mod server;
 #[cfg(feature = "engine")]
 pub mod signature;
 #[cfg(feature = "engine")]

@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// The layers from the top down, and in them the modules: each may name those after it, and none before it.
 const LAYERS: [(&str, &[&str]); 5] = [
-    ("faces", &["main", "cli"]),
+    ("faces", &["main", "cli", "server"]),
     (
         "diffusion",
         &["pack", "provenance", "pipeline", "run", "plan", "certify", "stage", "request", "recipe"],

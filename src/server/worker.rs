@@ -1,0 +1,171 @@
+//! The one thread that generates images: it takes jobs from the queue, and keeps the pipeline of the last one.
+//! It knows nothing of HTTP.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+use std::time::{Instant, SystemTime};
+
+use super::queue::{Finished, Job, Queue};
+use crate::engine::{Library, SessionOptions};
+use crate::model::Model;
+use crate::pipeline::{Options, Pipeline};
+use crate::plan::{Budget, Plan};
+use crate::provenance::{provenance, providers};
+use crate::recipe::parameters::{self, Addition};
+use crate::recipe::{Receipt, Recipe};
+use crate::request::Request;
+use crate::{Error, ErrorKind};
+
+/// A model that a server offers.
+pub struct Served {
+    /// Its name in requests.
+    pub name: String,
+    /// It.
+    pub model: Model,
+    /// What every recipe begins with: the model's files, and what was added to it.
+    pub recipe: Recipe,
+    /// What was added to it.
+    pub additions: Vec<Addition>,
+    /// The hash by which A1111 names it, once it is known.
+    pub sha256: Arc<OnceLock<String>>,
+}
+
+/// What a worker needs.
+pub(super) struct Worker {
+    pub(super) queue: Arc<Queue>,
+    pub(super) models: Arc<Vec<Served>>,
+    pub(super) session: SessionOptions,
+    pub(super) budget: Option<Budget>,
+    pub(super) library: &'static Library,
+    pub(super) opened: Option<(usize, Pipeline)>,
+}
+
+impl Worker {
+    /// Works until the queue is closed.
+    pub(super) fn run(mut self) {
+        while let Some(job) = self.queue.next() {
+            let result = catch_unwind(AssertUnwindSafe(|| self.generate(&job))).unwrap_or_else(|_| {
+                // What it left is not trusted.
+                self.opened = None;
+                Err(Error::new(ErrorKind::Internal, "internal error (a bug in calotype)"))
+            });
+            self.queue.finish(&job, result);
+        }
+    }
+
+    fn generate(&mut self, job: &Job) -> Result<(), Error> {
+        let served = &self.models[job.work.model];
+        let first = Request::new(job.work.recipe.clone(), &served.model)?;
+        let Some(last_seed) = first.seed().checked_add(job.work.count - 1) else {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("seed: expected room for {} consecutive seeds, got {}", job.work.count, first.seed()),
+            ));
+        };
+        first.rng().source(last_seed)?;
+        let unknown = first.unknown_words(&served.model)?;
+        let unknown =
+            ["prompt", "negative prompt"].into_iter().zip(unknown).filter(|(_, words)| !words.is_empty());
+        let mut notes: Vec<String> = unknown
+            .map(|(which, words)| {
+                format!("{which}: words that this model does not know: {}", words.join(", "))
+            })
+            .collect();
+        notes.extend(self.open(job.work.model, &first)?);
+        job.update(|state| {
+            state.steps = first.steps();
+            state.warnings.extend(notes);
+        });
+        for index in 0..job.work.count {
+            self.generate_one(job, &first.with_seed(first.seed() + index))?;
+        }
+        Ok(())
+    }
+
+    /// Opens the pipeline of a model for a request, where the one that is open is another's or too small. Returns what is
+    /// to be said of the request's images.
+    fn open(&mut self, model: usize, request: &Request) -> Result<Vec<String>, Error> {
+        let served = &self.models[model];
+        let fits = self.opened.as_ref().is_some_and(|(opened, pipeline)| {
+            *opened == model && pipeline.plan().is_none_or(|plan| plan.check(request).is_ok())
+        });
+        if fits {
+            // A plan that covers the request has counted its images.
+            return request.load(u64::MAX);
+        }
+        self.opened = None;
+        crate::engine::trim();
+        let plan = Plan::for_run(self.budget, &served.model, request, &self.session)?;
+        let room_bytes = match (&plan, self.budget) {
+            (None, Some(budget)) => budget.bytes(),
+            _ => u64::MAX,
+        };
+        let notes = request.load(room_bytes)?;
+        let options = Options { session: self.session.clone(), plan };
+        self.opened = Some((model, Pipeline::open(&served.model, &options)?));
+        Ok(notes)
+    }
+
+    fn generate_one(&mut self, job: &Job, request: &Request) -> Result<(), Error> {
+        let served = &self.models[job.work.model];
+        let Some((_, pipeline)) = &mut self.opened else {
+            return Err(Error::new(ErrorKind::Internal, "expected an open pipeline, got none"));
+        };
+        job.update(|state| {
+            state.step = 0;
+            state.began = Some(Instant::now());
+        });
+        let mut run = pipeline.begin(request)?;
+        while !run.is_done() && !(job.is_interrupted() && run.progress().done > 0) {
+            let progress = run.step()?;
+            self.queue.counts.steps.fetch_add(1, Ordering::Relaxed);
+            let preview = job.wants_previews.load(Ordering::Relaxed).then(|| run.preview()).flatten();
+            job.update(|state| {
+                state.step = progress.done;
+                if let Some(preview) = preview {
+                    state.preview = Some(Arc::new(preview));
+                }
+            });
+        }
+        let is_whole = run.is_done();
+        let (image, cut) = if is_whole {
+            let picture = run.finish()?;
+            let cut = [("prompt", picture.cut_prompt), ("negative prompt", picture.cut_negative)];
+            (picture.image, cut)
+        } else {
+            let denoised = run.denoised().to_vec();
+            drop(run);
+            (
+                pipeline.decode_latents(&denoised, request.size())?,
+                [("prompt", None), ("negative prompt", None)],
+            )
+        };
+        let mut recipe = request.recipe().with_images_named()?;
+        recipe.model.clone_from(&served.recipe.model);
+        let provider = providers(pipeline.placements());
+        let made =
+            provenance(&image, request, &served.model, served.sha256.get().cloned(), self.library, provider);
+        let receipt = Receipt { recipe, provenance: Some(made) };
+        let finished = Finished {
+            parameters: parameters::write(&receipt, &served.additions),
+            receipt: is_whole.then_some(receipt),
+            seed: request.seed(),
+            time: SystemTime::now(),
+            image,
+        };
+        self.queue.counts.images.fetch_add(1, Ordering::Relaxed);
+        job.update(|state| {
+            for (which, cut) in cut {
+                if let Some(cut) = cut {
+                    state.warnings.push(format!("{which}: truncated; ignored: {:?}", cut.text));
+                }
+            }
+            if !is_whole {
+                state.warnings.push("interrupted: the image is as it was after the last step".into());
+            }
+            state.images.push(Arc::new(finished));
+        });
+        Ok(())
+    }
+}
