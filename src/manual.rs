@@ -26,3 +26,6 @@ pub mod recipes {}
 
 #[doc = include_str!("manual/samplers.md")]
 pub mod samplers {}
+
+#[doc = include_str!("manual/server.md")]
+pub mod server {}

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use super::fields::Fields;
 use super::jobs::seconds_left;
 use super::queue::{State as JobState, Work};
-use super::reply::{Problem, Waiting, base64, file, json_body, plain_base64, when_done};
+use super::reply::{Problem, Waiting, Whole, base64, file, json_body, plain_base64, when_done};
 use super::{App, Served, blocking};
 use crate::memory;
 use crate::picture::{ImageFile, Init, Mask, OutputFormat, Texts};
@@ -70,11 +70,11 @@ pub(super) fn routes() -> Router<Arc<App>> {
         .route("/controlnet/version", list(|| json!({ "version": 3 })))
 }
 
-async fn txt2img(State(app): State<Arc<App>>, body: Bytes) -> Result<Response, Problem> {
+async fn txt2img(State(app): State<Arc<App>>, Whole(body): Whole) -> Result<Response, Problem> {
     generate(app, body, false).await
 }
 
-async fn img2img(State(app): State<Arc<App>>, body: Bytes) -> Result<Response, Problem> {
+async fn img2img(State(app): State<Arc<App>>, Whole(body): Whole) -> Result<Response, Problem> {
     generate(app, body, true).await
 }
 
@@ -374,7 +374,7 @@ async fn options(State(app): State<Arc<App>>) -> Response {
     json_body(&options).into_response()
 }
 
-async fn set_options(State(app): State<Arc<App>>, body: Bytes) -> Result<Response, Problem> {
+async fn set_options(State(app): State<Arc<App>>, Whole(body): Whole) -> Result<Response, Problem> {
     let mut fields = Fields::of_json(&body)?;
     if let Some(name) = fields.text(&["sd_model_checkpoint"])? {
         app.model.store(app.model(Some(&name))?, Ordering::Relaxed);
@@ -446,7 +446,7 @@ fn memory_json() -> Value {
     json!({ "ram": { "free": free, "used": used, "total": free + used }, "cuda": { "error": "unavailable" } })
 }
 
-async fn png_info(body: Bytes) -> Result<Response, Problem> {
+async fn png_info(Whole(body): Whole) -> Result<Response, Problem> {
     let value = blocking(move || {
         let mut fields = Fields::of_json(&body)?;
         let (name, bytes) = fields
@@ -476,7 +476,7 @@ fn settings(recipe: &crate::recipe::Recipe) -> Value {
     })
 }
 
-async fn extra_single_image(body: Bytes) -> Result<Response, Problem> {
+async fn extra_single_image(Whole(body): Whole) -> Result<Response, Problem> {
     let value = blocking(move || {
         let mut fields = Fields::of_json(&body)?;
         let image = fields.image(&["image"])?;

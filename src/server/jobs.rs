@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use axum::Router;
-use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
@@ -15,7 +14,7 @@ use super::fields::{Fields, checked_prompt};
 use super::openai::seconds;
 use super::panel::Panel;
 use super::queue::{Finished, Job, State as JobState, Work};
-use super::reply::{Events, Problem, file, json_body, plain_base64};
+use super::reply::{Events, Problem, Whole, file, json_body, plain_base64};
 use super::{App, blocking, limit};
 use crate::picture::OutputFormat;
 use crate::provenance::pixels_sha256;
@@ -53,7 +52,7 @@ async fn info(State(app): State<Arc<App>>) -> Response {
     .into_response()
 }
 
-async fn submit(State(app): State<Arc<App>>, body: Bytes) -> Result<Response, Problem> {
+async fn submit(State(app): State<Arc<App>>, Whole(body): Whole) -> Result<Response, Problem> {
     let work = blocking({
         let app = app.clone();
         move || read(&app, Fields::of_json(&body)?)

@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Router;
-use axum::body::Bytes;
 use axum::extract::{FromRequest as _, Multipart, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
@@ -17,7 +16,9 @@ use serde_json::{Value, json};
 
 use super::fields::Fields;
 use super::queue::{Finished, Job, State as JobState, Status, Work};
-use super::reply::{Events, Problem, Waiting, base64, file, images, json_body, plain_base64, when_done};
+use super::reply::{
+    Events, Problem, Waiting, Whole, base64, file, images, json_body, plain_base64, when_done,
+};
 use super::{App, blocking, limit};
 use crate::picture::{ImageFile, OutputFormat};
 use crate::recipe::Image;
@@ -47,7 +48,7 @@ struct Form {
     event: &'static str,
 }
 
-async fn generations(State(app): State<Arc<App>>, body: Bytes) -> Result<Response, Problem> {
+async fn generations(State(app): State<Arc<App>>, Whole(body): Whole) -> Result<Response, Problem> {
     let (work, form) = blocking({
         let app = app.clone();
         move || read(&app, Fields::of_json(&body)?, "image_generation")
@@ -102,15 +103,16 @@ fn fitted(mask: ImageFile, init: &ImageFile) -> Result<ImageFile, Problem> {
 pub(super) async fn form_or_json(request: Request) -> Result<Fields, Problem> {
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     if !kind.is_some_and(|kind| kind.starts_with("multipart/form-data")) {
-        let body =
-            Bytes::from_request(request, &()).await.map_err(|error| refused(error.status(), &error))?;
+        let Whole(body) = Whole::from_request(request, &()).await?;
         return Fields::of_json(&body);
     }
     let mut form = Multipart::from_request(request, &())
         .await
         .map_err(|error| Problem::new(error.status(), format!("body: {error}")))?;
     let (mut texts, mut files) = (Vec::new(), Vec::new());
-    while let Some(field) = form.next_field().await.map_err(|error| refused(error.status(), &error))? {
+    while let Some(field) =
+        form.next_field().await.map_err(|error| refused(error.status(), &error.body_text()))?
+    {
         if texts.len() + files.len() == limit::FORM_FIELDS {
             return Err(Problem::field(
                 "body",
@@ -119,7 +121,7 @@ pub(super) async fn form_or_json(request: Request) -> Result<Fields, Problem> {
         }
         let name = field.name().unwrap_or_default().to_owned();
         let is_file = field.file_name().is_some();
-        let bytes = field.bytes().await.map_err(|error| refused(error.status(), &error))?;
+        let bytes = field.bytes().await.map_err(|error| refused(error.status(), &error.body_text()))?;
         if is_file {
             if bytes.len() > limit::IMAGE_BYTES {
                 let got = format!("expected at most {} bytes, got {}", limit::IMAGE_BYTES, bytes.len());

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
+use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
@@ -114,15 +115,27 @@ impl From<Refusal> for Problem {
     }
 }
 
+/// A request's whole body.
+pub(super) struct Whole(pub(super) Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Whole {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let read = Bytes::from_request(request, state).await;
+        read.map(Self).map_err(|error| Problem::field("body", error.body_text()).status(error.status()))
+    }
+}
+
 pub(super) fn json_body(value: &Value) -> impl IntoResponse + use<> {
     ([(header::CONTENT_TYPE, "application/json")], value.to_string())
 }
 
 /// The file of a finished image.
 pub(super) fn file(finished: &Finished, format: OutputFormat) -> Result<Vec<u8>, Error> {
-    let receipt = finished.receipt.as_ref().map(|receipt| receipt.to_json()).unwrap_or_default();
+    let receipt = finished.receipt.as_ref().map(|receipt| receipt.to_json());
+    let text = receipt.as_ref().map(|json| RecipeText { parameters: &finished.parameters, json });
     let mut bytes = Vec::new();
-    let text = RecipeText { parameters: &finished.parameters, json: &receipt };
     encode(&finished.image, format, text, &mut bytes)
         .map_err(|error| Error::new(ErrorKind::Output, "expected an encoded image").source(error))?;
     Ok(bytes)
@@ -131,9 +144,8 @@ pub(super) fn file(finished: &Finished, format: OutputFormat) -> Result<Vec<u8>,
 /// A small image, such as a preview, as PNG in base64.
 pub(super) fn plain_base64(image: &image::RgbImage) -> String {
     let mut bytes = Vec::new();
-    let text = RecipeText { parameters: "", json: "" };
     // A vector takes everything.
-    let _ = encode(image, OutputFormat::Png, text, &mut bytes);
+    let _ = encode(image, OutputFormat::Png, None, &mut bytes);
     STANDARD.encode(bytes)
 }
 
