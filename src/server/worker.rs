@@ -1,6 +1,7 @@
 //! The one thread that generates images: it takes jobs from the queue, and keeps the pipeline of the last one.
 //! It knows nothing of HTTP.
 
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -11,7 +12,7 @@ use crate::engine::{Library, SessionOptions};
 use crate::model::Model;
 use crate::pipeline::{Options, Pipeline};
 use crate::plan::{Budget, Plan};
-use crate::provenance::{provenance, providers};
+use crate::provenance::{provenance, providers, shares};
 use crate::recipe::parameters::{self, Addition};
 use crate::recipe::{Receipt, Recipe};
 use crate::request::Request;
@@ -117,16 +118,21 @@ impl Worker {
             state.began = Some(Instant::now());
         });
         let mut run = pipeline.begin(request)?;
-        while !run.is_done() && !(job.is_interrupted() && run.progress().done > 0) {
-            let progress = run.step()?;
+        let steps = run.steps(|run| {
             self.queue.counts.steps.fetch_add(1, Ordering::Relaxed);
             let preview = job.wants_previews.load(Ordering::Relaxed).then(|| run.preview()).flatten();
             job.update(|state| {
-                state.step = progress.done;
+                state.step = run.progress().done;
                 if let Some(preview) = preview {
                     state.preview = Some(Arc::new(preview));
                 }
             });
+            if job.is_interrupted() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        match steps {
+            // What there is by now is what was asked for.
+            Err(error) if error.kind() == ErrorKind::Cancelled && job.is_interrupted() => {}
+            steps => steps?,
         }
         let is_whole = run.is_done();
         let (image, cut) = if is_whole {
@@ -143,9 +149,16 @@ impl Worker {
         };
         let mut recipe = request.recipe().with_images_named()?;
         recipe.model.clone_from(&served.recipe.model);
-        let provider = providers(pipeline.placements());
-        let made =
-            provenance(&image, request, &served.model, served.sha256.get().cloned(), self.library, provider);
+        let (provider, shares) = (providers(pipeline.placements()), shares(pipeline.placements()));
+        let made = provenance(
+            &image,
+            request,
+            &served.model,
+            served.sha256.get().cloned(),
+            self.library,
+            provider,
+            shares,
+        );
         let receipt = Receipt { recipe, provenance: Some(made) };
         let finished = Finished {
             parameters: parameters::write(&receipt, &served.additions),
