@@ -26,8 +26,11 @@ pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: N
         Some(problem) => {
             let mut response = problem.into_response();
             if response.status() == StatusCode::UNAUTHORIZED {
-                let ways = HeaderValue::from_static("Bearer, Basic realm=\"calotype\"");
-                response.headers_mut().insert(header::WWW_AUTHENTICATE, ways);
+                // One line each: browsers read no list.
+                for way in ["Bearer", "Basic realm=\"calotype\""] {
+                    let way = HeaderValue::from_static(way);
+                    response.headers_mut().append(header::WWW_AUTHENTICATE, way);
+                }
             }
             response
         }
