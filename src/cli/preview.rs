@@ -71,7 +71,7 @@ impl Preview {
     /// Writes a preview if the last step is one that has one. Where it cannot be written that is reported once, and the run
     /// goes on: the image is what was asked for.
     pub(super) fn show(&mut self, run: &Run<'_>) {
-        if self.has_failed || run.progress().done % usize::from(self.every) != 0 {
+        if self.has_failed || !run.progress().done.is_multiple_of(self.every.into()) {
             return;
         }
         let Some(preview) = run.preview() else { return };
