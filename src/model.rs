@@ -373,6 +373,12 @@ impl Model {
     /// [`ErrorKind::Usage`] for a size that is not a whole number of latent cells; [`ErrorKind::Model`] for a graph of
     /// another size, and one whose shapes cannot be inferred.
     pub fn fix_shapes(&mut self, size: PixelSize) -> Result<(), Error> {
+        if let Some(fixed) = self.manifest.fixed_size.filter(|fixed| *fixed != size) {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("size: expected {fixed}, the only size of this model's graph, got {size}"),
+            ));
+        }
         let factor = self.manifest.latents.factor_px;
         let cells = |side_px: u32| (side_px / factor) as usize;
         if !size.width_px().is_multiple_of(factor) || !size.height_px().is_multiple_of(factor) {
