@@ -638,7 +638,10 @@ fn named(name: &str, error: Error) -> Error {
 mod tests {
     use super::*;
 
-    fn placement(shares: &[(&str, usize, &[(&str, usize)])]) -> Placement {
+    /// A provider, its parts, and how often it runs each operator.
+    type Ran<'a> = (&'a str, usize, &'a [(&'a str, usize)]);
+
+    fn placement(shares: &[Ran<'_>]) -> Placement {
         let shares = shares.iter().map(|(provider, partitions, operators)| Share {
             provider: (*provider).into(),
             partitions: *partitions,

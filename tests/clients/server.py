@@ -1,6 +1,8 @@
 """What unmodified clients do with `calotype serve`: OpenAI's library for Python, and webuiapi for A1111's API.
 
-python tests/clients/server.py CALOTYPE        needs openai, webuiapi and Pillow, in the versions of export/requirements.txt
+    python tests/clients/server.py CALOTYPE
+
+Needs openai, webuiapi and Pillow, in the versions of export/requirements.txt.
 """
 
 from __future__ import annotations
