@@ -250,7 +250,8 @@ def small() -> None:
         put(f"tiff.{name}", tiff(pixels, photometric=photometric), largest - pixels if "white" in name else pixels)
     pixels = noise((8, 11, 4))
     put("tiff.unspecified", tiff(pixels, photometric="rgb", extrasamples=["unspecified"]), pixels[..., :3])
-    # Colours that were multiplied by alpha (associated alpha): composited onto white they are summed with what is left of it.
+    # Colours that were multiplied by alpha (associated alpha): composited onto white they are summed with what is left
+    # of it.
     pixels = noise((8, 11, 4))
     pixels[..., 3] |= 1
     multiplied = pixels.copy()

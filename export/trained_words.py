@@ -2,8 +2,8 @@
 
     python trained_words.py MANIFEST
 
-MANIFEST is a `calotype.json`, in which the list is replaced. Nothing but the standard library is needed, so that the list
-can be checked wherever the repository is.
+MANIFEST is a `calotype.json`, in which the list is replaced. Nothing but the standard library is needed, so that
+the list can be checked wherever the repository is.
 """
 
 from __future__ import annotations
