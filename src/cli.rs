@@ -7,6 +7,7 @@ mod from;
 mod generate;
 mod inspect;
 mod interrupt;
+mod job;
 mod mention;
 mod open;
 mod output;
@@ -15,6 +16,7 @@ mod plan;
 mod preview;
 mod provider;
 mod receipt;
+mod resume;
 mod samplers;
 #[cfg(feature = "server")]
 mod serve;
@@ -46,6 +48,8 @@ struct Cli {
 enum Command {
     /// Generate images from a prompt.
     Generate(Box<generate::Flags>),
+    /// Continue an interrupted run from its journal, to the same images.
+    Resume(resume::Flags),
     /// Show a model's components, graphs and defaults.
     Inspect(inspect::Flags),
     /// Show the memory that each stage takes, and how a run fits a budget.
@@ -65,6 +69,7 @@ impl Command {
     fn common(&self) -> &Common {
         match self {
             Self::Generate(flags) => &flags.common,
+            Self::Resume(flags) => &flags.common,
             Self::Inspect(flags) => &flags.common,
             Self::Plan(flags) => &flags.common,
             Self::Pack(flags) => &flags.common,
@@ -139,6 +144,7 @@ fn run_here() -> ExitCode {
     interrupt::watch(json);
     let result = match &cli.command {
         Command::Generate(flags) => generate::run(flags),
+        Command::Resume(flags) => resume::run(flags),
         Command::Inspect(flags) => inspect::run(flags),
         Command::Plan(flags) => plan::run(flags),
         Command::Pack(flags) => pack::run(flags),

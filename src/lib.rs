@@ -148,6 +148,8 @@ pub mod family;
 #[cfg(feature = "engine")]
 pub mod graph;
 pub mod guidance;
+#[cfg(feature = "engine")]
+pub mod journal;
 pub mod json;
 #[cfg(feature = "engine")]
 pub mod manifest;

@@ -266,7 +266,7 @@ impl<'a> Run<'a> {
     ///
     /// # Errors
     /// Those of [`Run::step`], and [`ErrorKind::Cancelled`] when `on_step` breaks.
-    pub fn steps(&mut self, mut on_step: impl FnMut(&Self) -> ControlFlow<()>) -> Result<(), Error> {
+    pub fn steps(&mut self, mut on_step: impl FnMut(&mut Self) -> ControlFlow<()>) -> Result<(), Error> {
         while !self.is_done() {
             let Progress { done, steps } = self.step()?;
             if on_step(self).is_break() {

@@ -26,6 +26,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "graph",
             "weights",
             "picture",
+            "journal",
             "memory",
         ],
     ),

@@ -1345,7 +1345,7 @@ mod hard_use {
         words.push("9".repeat(5000).into());
         words.extend(files.iter().map(|file| file.clone().into_os_string()));
         words.push(folder.path().as_os_str().into());
-        let commands = ["generate", "inspect", "plan", "pack", "verify", "doctor"]
+        let commands = ["generate", "resume", "inspect", "plan", "pack", "verify", "doctor"]
             .map(|command| (command, flags_of(command)));
         let mut state = 14_u64;
         let mut draw = |below: usize| {
@@ -2322,4 +2322,116 @@ fn texts(png: &[u8]) -> Texts {
         text.or_else(|| utf8.map(|chunk| chunk.get_text().unwrap())).expect(keyword)
     };
     Texts { parameters: of("parameters"), calotype: of("calotype") }
+}
+
+/// Runs that are killed go on from their journals.
+#[cfg(unix)]
+mod journal {
+    use std::time::Duration;
+
+    use super::*;
+
+    const RUN: [&str; 9] = [
+        "a red apple on a blue background",
+        "--seed",
+        "5",
+        "--steps",
+        "30",
+        "--sampler",
+        "dpm++2m-sde",
+        "--count",
+        "2",
+    ];
+
+    /// Starts a run and kills it after a while, counted from when its journal has a state.
+    fn kill(mut command: Command, journal: &Path, after: Duration) {
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        while !journal.join("state").exists() && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        std::thread::sleep(after);
+        // SIGKILL; nothing of the program can mind it.
+        let _ = child.kill();
+        child.wait().unwrap();
+    }
+
+    fn with_journal(desk: &Desk, journal: &Path) -> Command {
+        let mut command = desk.command(&RUN);
+        command.arg("--journal").arg(journal);
+        command
+    }
+
+    fn resume(journal: &Path) -> Said {
+        Said::of(calotype(&["resume"]).arg(journal).output().unwrap())
+    }
+
+    #[test]
+    fn killed_runs_end_with_the_same_bytes() {
+        let desk = Desk::new();
+        assert_eq!(desk.generate(&RUN).code, Some(0));
+        let images = ["out-1.png", "out-2.png"];
+        let whole = images.map(|name| desk.read(name));
+        let (journal, mut resumed) = (desk.path("new/journal"), 0);
+        for row in 0..4_u64 {
+            images.iter().for_each(|name| fs::remove_file(desk.path(name)).unwrap());
+            // Other moments in each row, up to what a run takes on a machine at rest.
+            kill(with_journal(&desk, &journal), &journal, Duration::from_millis(row * 170));
+            let mut again = calotype(&["resume"]);
+            again.arg(&journal);
+            kill(again, &journal, Duration::from_millis(1500 + row * 90));
+            if journal.exists() {
+                let said = resume(&journal);
+                assert_eq!(said.code, Some(0), "row {row}: {}", said.stderr);
+                resumed += said.stderr.matches("resumed after step ").count();
+            }
+            assert_eq!(images.map(|name| desk.read(name)), whole, "row {row}");
+            assert_eq!(desk.files(), ["new", "out-1.png", "out-2.png"], "row {row}");
+            assert!(!journal.exists(), "row {row}: a finished run left its journal");
+        }
+        assert!(resumed > 0, "no run went on from a snapshot");
+    }
+
+    #[test]
+    fn snapshots_that_are_damaged_or_of_other_runs_are_not_used() {
+        let desk = Desk::new();
+        let (journal, other) = (desk.path("journal"), desk.path("other"));
+        let mut foreign = with_journal(&desk, &other);
+        foreign.args(["-n", "blue"]);
+        kill(foreign, &other, Duration::ZERO);
+        let foreign = fs::read(other.join("state")).unwrap();
+        kill(with_journal(&desk, &journal), &journal, Duration::ZERO);
+        assert_eq!(desk.generate(&RUN).code, Some(0));
+        let whole = desk.read("out-2.png");
+        let files = ["job", "state"].map(|name| (name, fs::read(journal.join(name)).unwrap()));
+        let mut damaged = files[1].1.clone();
+        let middle = damaged.len() / 2;
+        damaged[middle] ^= 1;
+        for (state, reason) in [(damaged, ": the run starts anew\n"), (foreign, ": the image starts anew\n")]
+        {
+            fs::create_dir_all(&journal).unwrap();
+            files.iter().for_each(|(name, bytes)| fs::write(journal.join(name), bytes).unwrap());
+            fs::write(journal.join("state"), state).unwrap();
+            let said = resume(&journal);
+            assert_eq!(said.code, Some(0), "{}", said.stderr);
+            assert!(said.stderr.contains(reason), "{}", said.stderr);
+            assert_eq!(desk.read("out-2.png"), whole, "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_resumed_is_refused() {
+        let desk = Desk::new();
+        resume(&desk.path("none")).is_refusal(3, &["journal: ", "expected a journal"]);
+        let (folder, journal) = (desk.path(""), desk.path("journal"));
+        resume(&folder).is_refusal(3, &["journal: ", "expected a journal"]);
+        fs::create_dir(&journal).unwrap();
+        fs::write(journal.join("job"), "x").unwrap();
+        resume(&journal).is_refusal(3, &["journal: ", "damaged or cut off"]);
+        let journal = journal.to_str().unwrap();
+        desk.generate(&["x", "--size", "64x64", "--journal", journal])
+            .is_refusal(2, &["journal: ", "got one with a journal", "`calotype resume`"]);
+        for piped in [&["x", "-o", "-", "--journal", "new"][..], &["-", "--journal", "new"]] {
+            desk.generate(piped).is_refusal(2, &["--journal: expected files"]);
+        }
+    }
 }

@@ -201,6 +201,11 @@ impl Drawing {
         Ok((recipe, from))
     }
 
+    /// Takes this seed, whatever was typed.
+    pub(super) fn fix_seed(&mut self, seed: u64) {
+        self.seed = Some(Seed(Some(seed)));
+    }
+
     /// Whether there is a recipe whose prompt can be taken.
     pub(super) fn has_origin(&self) -> bool {
         self.from.is_some()

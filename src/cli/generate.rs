@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use calotype::engine::{Library, SessionOptions};
 use calotype::error::shortened;
+use calotype::journal::{Journal, State};
 use calotype::memory;
 use calotype::model::Model;
 use calotype::picture::RecipeText;
-use calotype::pipeline::{Options, Picture, Pipeline};
+use calotype::pipeline::{Options, Picture, Pipeline, Progress, Run};
 use calotype::plan::{Budget, Plan};
 use calotype::provenance::{provenance, providers, shares};
 use calotype::recipe::parameters::{self, Addition};
@@ -24,6 +25,7 @@ use serde_json::{Value, json};
 use super::drawing::Drawing;
 use super::from::{Origin, STDIN};
 use super::interrupt::Heeded;
+use super::job::Job;
 use super::output::{Destination, STDOUT};
 use super::preview::{Preview, PreviewFlags};
 use super::receipt::Hashes;
@@ -45,6 +47,10 @@ pub(super) struct Flags {
     /// without one. `-` writes a PNG to standard output, and reports to standard error.
     #[arg(short, long, value_name = "OUT", default_value = "calotype.png")]
     output: PathBuf,
+    /// Keep a journal of the run in a new folder: after a crash or a power failure `calotype resume DIR` continues it, to the
+    /// same images. The folder is deleted when all images are written.
+    #[arg(long, value_name = "DIR")]
+    journal: Option<PathBuf>,
     #[command(flatten)]
     drawing: Drawing,
     /// Fix the shapes of all graphs to this image's size, one image and one prompt of usual length at a time: QNN and CoreML
@@ -88,6 +94,27 @@ impl Flags {
         let message = format!("--output: expected a file with {other}, got standard output");
         Err(Error::new(ErrorKind::Usage, message))
     }
+
+    /// A resumed run opens all that it was given again.
+    fn check_journal(&self) -> Result<(), Error> {
+        let reads_stdin = self.prompt.as_deref() == Some(STDIN) || self.drawing.reads_stdin();
+        if self.journal.is_none() || !(reads_stdin || self.is_to_stdout()) {
+            return Ok(());
+        }
+        let problem =
+            "--journal: expected files, which a resumed run can open again, got standard input or output";
+        Err(Error::new(ErrorKind::Usage, problem))
+    }
+
+    /// Makes these the flags of a run that goes on: with its first seed, and with what was typed now of what does not change
+    /// the images.
+    pub(super) fn resume(&mut self, seed: u64, common: &Common) {
+        self.drawing.fix_seed(seed);
+        self.common.json = common.json;
+        if let Some(library) = &common.ort {
+            self.common.ort = Some(library.clone());
+        }
+    }
 }
 
 pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
@@ -96,8 +123,14 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         (_, Some(HELP)) => return Ok(samplers::report_schedules()),
         _ => {}
     }
+    work(flags, None)
+}
+
+/// Draws the images, or those that are left of a journal.
+pub(super) fn work(flags: &Flags, resumed: Option<Journal>) -> Result<Report, Error> {
     let started = Instant::now();
     let drawing = &flags.drawing;
+    flags.check_journal()?;
     let (recipe, origin) = drawing.recipe(flags.prompt()?, None)?;
     flags.check_output()?;
     let destinations = destinations(&flags.output, drawing.count)?;
@@ -125,7 +158,9 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     pipeline.placements().for_each(provider::report);
 
     let unknown = Unknown::of(&first, &model)?;
+    let (journal, state) = begin_journal(flags, resumed, first.seed())?;
     let mut batch = Batch {
+        journal,
         model: &model,
         library,
         origin: &origin,
@@ -139,11 +174,14 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         pictures: Vec::new(),
     };
     unknown.report();
-    let error = match batch.draw_all(&first, &destinations) {
+    let error = match batch.draw_all(&first, &destinations, state) {
         Err(error) if batch.pictures.is_empty() => return Err(error),
         result => result.err(),
     };
-    let Batch { pipeline, mut text, pictures, .. } = batch;
+    let Batch { pipeline, journal, mut text, pictures, .. } = batch;
+    if let Some(journal) = journal.filter(|_| error.is_none()) {
+        journal.finish()?;
+    }
     let json = json!({
         "pictures": pictures,
         "rounded_timesteps": rounded,
@@ -192,6 +230,33 @@ fn report_rounded(request: &Request, model: &Model) -> usize {
     rounded
 }
 
+/// The journal that was asked for, and how far its run has come.
+fn begin_journal(
+    flags: &Flags,
+    resumed: Option<Journal>,
+    seed: u64,
+) -> Result<(Option<Journal>, Option<State>), Error> {
+    if let Some(journal) = resumed {
+        let state = journal.state().unwrap_or_else(|error| {
+            say(format_args!("{error}: the run starts anew"));
+            None
+        });
+        return Ok((Some(journal), state));
+    }
+    let create = |folder| Journal::create(folder, &Job::of_this_process(seed)?);
+    Ok((flags.journal.as_deref().map(create).transpose()?, None))
+}
+
+/// Writes to the journal; where that fails the run goes on without it.
+fn note(journal: &mut Option<Journal>, write: impl FnOnce(&mut Journal) -> Result<(), Error>) {
+    if let Some(open) = journal
+        && let Err(error) = write(open)
+    {
+        say(format_args!("{error}: the run goes on without its journal"));
+        *journal = None;
+    }
+}
+
 /// The images of one command, one after another, and what is said of them.
 struct Batch<'a> {
     model: &'a Model,
@@ -202,6 +267,7 @@ struct Batch<'a> {
     /// Components whose placement has been reported.
     placed: usize,
     preview: Option<Preview>,
+    journal: Option<Journal>,
     hashes: Hashes,
     recipe: Recipe,
     text: String,
@@ -209,32 +275,65 @@ struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    /// Generates and writes one image per destination, with consecutive seeds.
-    fn draw_all(&mut self, first: &Request, destinations: &[Destination]) -> Result<(), Error> {
-        for (index, destination) in destinations.iter().enumerate() {
+    /// Generates and writes one image per destination, with consecutive seeds; those that are left of a journal.
+    fn draw_all(
+        &mut self,
+        first: &Request,
+        destinations: &[Destination],
+        state: Option<State>,
+    ) -> Result<(), Error> {
+        let State { images, snapshot } = state.unwrap_or_default();
+        let mut snapshot = Some(snapshot).filter(|snapshot| !snapshot.is_empty());
+        for (index, destination) in destinations.iter().enumerate().skip(images as usize) {
             let request = first.with_seed(first.seed() + index as u64);
-            let picture = self.draw(&request)?;
+            let picture = self.draw(&request, index as u64, snapshot.take())?;
             self.report_encoder();
             self.write(&request, &picture, destination)?;
+            note(&mut self.journal, |journal| journal.finish_image(index as u64 + 1));
         }
         Ok(())
     }
 
-    /// Draws one picture, or stops when a signal comes.
-    fn draw(&mut self, request: &Request) -> Result<Picture, Error> {
+    /// Draws the picture after the first `images`, from a snapshot if there is one, or stops when a signal comes.
+    fn draw(
+        &mut self,
+        request: &Request,
+        images: u64,
+        mut snapshot: Option<Vec<u8>>,
+    ) -> Result<Picture, Error> {
         let heeded = Heeded::new();
         let bar = progress_bar(request.steps());
-        let preview = &mut self.preview;
-        let picture = self.pipeline.begin(request).and_then(|mut run| {
+        let (preview, journal) = (&mut self.preview, &mut self.journal);
+        let mut take_steps = |mut run: Run| {
             run.steps(|run| {
                 bar.set_position(run.progress().done as u64);
+                note(journal, |journal| journal.keep(images, || run.snapshot()));
                 if let Some(preview) = preview {
                     preview.show(run);
                 }
                 if heeded.is_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             })?;
             run.finish()
-        });
+        };
+        let picture = loop {
+            let (is_resumed, begun) = match snapshot.take() {
+                Some(snapshot) => (true, self.pipeline.restore(request, &snapshot)),
+                None => (false, self.pipeline.begin(request)),
+            };
+            match begun {
+                Err(error) if is_resumed && error.kind() == ErrorKind::Input => {
+                    say(format_args!("{error}: the image starts anew"));
+                }
+                Err(error) => break Err(error),
+                Ok(run) => {
+                    if is_resumed {
+                        let Progress { done, steps } = run.progress();
+                        say(format_args!("resumed after step {done} of {steps}"));
+                    }
+                    break take_steps(run);
+                }
+            }
+        };
         bar.finish_and_clear();
         let picture = picture?;
         // A picture whose last step was done when the signal came is not wanted either.
