@@ -111,7 +111,8 @@ fn every_field_is_needed() {
     for parent in ["", "/components", "/components/unet", TOKENIZER, "/curve", "/latents", "/defaults"] {
         let fields_of_parent = whole.pointer(parent).unwrap().as_object().unwrap().keys();
         // A model may have one text encoder or the other, or both, and only they have tokenizers.
-        const OPTIONAL: [&str; 5] = ["text_encoder", "tokenizer", "vae_encoder", "schedule", "preview"];
+        const OPTIONAL: [&str; 6] =
+            ["text_encoder", "tokenizer", "vae_encoder", "schedule", "preview", "trained_words"];
         for field in fields_of_parent.filter(|field| !OPTIONAL.contains(&field.as_str())) {
             let mut manifest = whole.clone();
             manifest.pointer_mut(parent).unwrap().as_object_mut().unwrap().remove(field);
