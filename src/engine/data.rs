@@ -69,7 +69,7 @@ impl Data<'_> {
     }
 }
 
-/// The elements of a [`Value`].
+/// The elements of a [`Value`](super::Value).
 #[derive(Clone, Debug)]
 #[allow(missing_docs)] // Each is what its type says.
 pub enum Elements {
