@@ -15,6 +15,7 @@ mod openai;
 mod panel;
 mod queue;
 mod reply;
+mod room;
 mod watch;
 mod worker;
 
@@ -28,6 +29,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware;
+use tokio::sync::Semaphore;
 use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use self::queue::{Job, Queue, Work};
@@ -84,6 +86,8 @@ struct App {
     /// What A1111's options were set to.
     options: RwLock<serde_json::Map<String, serde_json::Value>>,
     started: Instant,
+    /// For the bodies of requests.
+    room: Arc<Semaphore>,
 }
 
 /// Serves until `stop` says so, and then until the running job is done or the time for it is over. `ready` is told the
@@ -141,6 +145,7 @@ pub fn serve(
         model: AtomicUsize::new(0),
         options: RwLock::default(),
         started: Instant::now(),
+        room: room::room(),
     });
     ready(address);
     runtime.block_on(listen::serve(listener, router(app), async || {
@@ -177,6 +182,7 @@ fn router(app: Arc<App>) -> Router {
         })
         .layer(DefaultBodyLimit::max(limit::BODY_BYTES))
         .layer(RequestBodyTimeoutLayer::new(limit::BODY_TIME))
+        .layer(middleware::from_fn_with_state(app.clone(), room::admit))
         .layer(middleware::from_fn_with_state(app.clone(), access::check))
         .with_state(app)
 }

@@ -695,6 +695,34 @@ fn slow_and_idle_connections_stop_nobody() {
 }
 
 #[test]
+fn large_bodies_wait_for_room_and_small_ones_do_not() {
+    let server = Server::new();
+    let begin = format!(
+        "POST /v1/images/edits HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{{",
+        limit::BODY_BYTES
+    );
+    let large = || {
+        let mut stream = server.connect();
+        stream.write_all(begin.as_bytes()).unwrap();
+        stream
+    };
+    let held: Vec<TcpStream> = (0..limit::BODIES_BYTES / limit::BODY_BYTES).map(|_| large()).collect();
+    thread::sleep(Duration::from_millis(200));
+    let started = Instant::now();
+    let one_more = large();
+    let small = server.post("/v1/images/generations", &json!({ "prompt": "a cat", "steps": 1 }));
+    assert_eq!(small.status, 200, "{}", small.text());
+    let refused = Reply::read(one_more);
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    assert!(started.elapsed() >= limit::ROOM_TIME - Duration::from_millis(500));
+    drop(held);
+    thread::sleep(Duration::from_millis(200));
+    let body = [b"{\"prompt\": \"a cat\", \"steps\": 1, \"x\": \"", &[b'x'; 1 << 20][..], b"\"}"].concat();
+    let served = server.send("POST", "/v1/images/generations", &[], &body);
+    assert_eq!(served.status, 200, "{}", served.text());
+}
+
+#[test]
 fn displays_get_the_newest_image_of_their_channel() {
     let server = Server::new();
     assert_eq!(server.get("/latest/hall.png").status, 404);

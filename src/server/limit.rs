@@ -4,6 +4,12 @@ use std::time::Duration;
 
 /// A request's body in bytes: a few images in base64.
 pub const BODY_BYTES: usize = 32 << 20;
+/// The bodies that are read or worked on at a time, in bytes together.
+pub const BODIES_BYTES: usize = 64 << 20;
+/// A body in bytes that always finds room.
+pub const SMALL_BODY_BYTES: usize = 16 << 10;
+/// How long a larger one waits for it.
+pub const ROOM_TIME: Duration = Duration::from_secs(10);
 /// An uploaded image in bytes, decoded from base64.
 pub const IMAGE_BYTES: usize = 24 << 20;
 /// A prompt in characters, as OpenAI's.

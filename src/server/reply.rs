@@ -41,6 +41,11 @@ impl Problem {
         Self { param, ..Self::new(StatusCode::BAD_REQUEST, format!("{name}: {problem}")) }
     }
 
+    /// What may work later.
+    pub(super) fn busy(message: &str, after: Duration) -> Self {
+        Self { retry_after: Some(after), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
+    }
+
     /// The same with another status.
     pub(super) fn status(self, status: StatusCode) -> Self {
         Self { status, ..self }
@@ -107,10 +112,7 @@ impl From<Refusal> for Problem {
                 retry_after: Some(after),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "queue: expected room for a job, got a full queue")
             },
-            Refusal::Closed => Self {
-                retry_after: Some(Duration::from_secs(10)),
-                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "the server is shutting down")
-            },
+            Refusal::Closed => Self::busy("the server is shutting down", Duration::from_secs(10)),
         }
     }
 }
