@@ -20,6 +20,7 @@ mod resume;
 mod samplers;
 #[cfg(feature = "server")]
 mod serve;
+mod session;
 mod verify;
 
 use std::fmt;

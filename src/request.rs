@@ -261,6 +261,21 @@ impl Request {
         self.rng
     }
 
+    /// Refuses to make `count` images, of which each has the seed after the one before, with seeds that the generator does
+    /// not have.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] where a seed is too large.
+    pub fn check_seeds(&self, count: u64) -> Result<(), Error> {
+        let Some(last_seed) = self.seed.checked_add(count.saturating_sub(1)) else {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("seed: expected room for {count} consecutive seeds, got {}", self.seed),
+            ));
+        };
+        self.rng.source(last_seed).map(drop)
+    }
+
     /// Refuses a request that was made for another model.
     pub(crate) fn check_model(&self, manifest: &Manifest) -> Result<(), Error> {
         let (identity, name) = &self.model;

@@ -1,9 +1,7 @@
 //! What is drawn, and how: the flags that `generate` and `plan` share, which become a recipe and options.
 
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use calotype::engine::SessionOptions;
 use calotype::model::Model;
 use calotype::noise::Rng;
 use calotype::picture::{ImageFile, Mask};
@@ -19,12 +17,11 @@ use clap::{ValueEnum, value_parser};
 use super::from::{Origin, STDIN};
 use super::mention::{Folders, Mentioned};
 use super::open::{Additions, Components, note_hash, open, path_of};
-use super::{provider, without_mark};
+use super::session::Session;
+use super::without_mark;
 
 /// The most pictures that one command draws.
 const MAX_COUNT: i64 = 10_000;
-/// More threads than any one device has cores.
-const MAX_THREADS: i64 = 1024;
 /// What `--mask` takes in place of a file.
 const ALPHA: &str = "alpha";
 
@@ -109,14 +106,8 @@ pub(super) struct Drawing {
     /// Number of images, with consecutive seeds.
     #[arg(long, value_name = "N", default_value = "1", value_parser = value_parser!(u16).range(1..=MAX_COUNT))]
     pub(super) count: u16,
-    /// Memory limit of the process, as in `300MiB`; the available memory, less a reserve, when absent. CPU only.
-    #[arg(long, value_name = "SIZE")]
-    pub(super) memory: Option<Budget>,
-    /// Number of threads per operator.
-    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=MAX_THREADS))]
-    threads: Option<u16>,
     #[command(flatten)]
-    provider: provider::Choice,
+    pub(super) session: Session,
     #[command(flatten)]
     components: Components,
     #[command(flatten)]
@@ -222,18 +213,9 @@ impl Drawing {
         open(recipe, &mentioned)
     }
 
-    /// How sessions are opened.
-    pub(super) fn session(&self) -> Result<SessionOptions, Error> {
-        let mut session = self.provider.options()?;
-        if let Some(threads) = self.threads.map(usize::from).and_then(NonZeroUsize::new) {
-            session.threads = threads;
-        }
-        Ok(session)
-    }
-
     /// The budget that was given, or what is free.
     pub(super) fn budget(&self) -> Budget {
-        self.memory.unwrap_or_else(Budget::of_this_machine)
+        self.session.memory.unwrap_or_else(Budget::of_this_machine)
     }
 
     /// The method and the schedule that were typed; a method's name may end in its schedule's.

@@ -144,10 +144,10 @@ pub(super) fn work(flags: &Flags, resumed: Option<Journal>) -> Result<Report, Er
         preview.check(model.manifest())?;
     }
     let first = Request::new(recipe, &model)?;
-    check_seeds(&first, drawing.count)?;
+    first.check_seeds(drawing.count.into())?;
     let library = flags.common.library()?;
-    let session = SessionOptions { cancel: Heeded::cancel(), ..drawing.session()? };
-    let options = Options { plan: Plan::for_run(drawing.memory, &model, &first, &session)?, session };
+    let session = SessionOptions { cancel: Heeded::cancel(), ..drawing.session.options()? };
+    let options = Options { plan: Plan::for_run(drawing.session.memory, &model, &first, &session)?, session };
     let recipe = first.recipe().with_images_named()?;
     // A plan has counted them.
     let room_bytes = if options.plan.is_some() { u64::MAX } else { drawing.budget().bytes() };
@@ -190,31 +190,20 @@ pub(super) fn work(flags: &Flags, resumed: Option<Journal>) -> Result<Report, Er
         "placements": pipeline.placements().map(provider::json).collect::<Vec<_>>(),
         "seconds": { "open": seconds(opened), "all": seconds(started.elapsed()) },
         "memory": {
-            "budget_bytes": drawing.memory.map(Budget::bytes),
+            "budget_bytes": drawing.session.memory.map(Budget::bytes),
             "planned_bytes": options.plan.as_ref().map(Plan::peak_bytes),
             "peak_bytes": memory::peak_bytes(),
         },
     });
     // Images that are written take memory, too.
-    let exceeded = drawing.memory.and_then(|budget| memory::check_budget("output", budget.bytes()).err());
+    let exceeded =
+        drawing.session.memory.and_then(|budget| memory::check_budget("output", budget.bytes()).err());
     let error = error.or(exceeded);
     if flags.is_to_stdout() {
         let _ = write!(io::stderr(), "{text}");
         text.clear();
     }
     Ok(Report { text, json, error })
-}
-
-/// Refuses seeds that follow the first and that its generator does not have.
-fn check_seeds(first: &Request, count: u16) -> Result<(), Error> {
-    let Some(last_seed) = first.seed().checked_add(u64::from(count) - 1) else {
-        return Err(Error::new(
-            ErrorKind::Usage,
-            format!("seed: expected room for {count} consecutive seeds, got {}", first.seed()),
-        ));
-    };
-    first.rng().source(last_seed)?;
-    Ok(())
 }
 
 /// How many timesteps are rounded, which is reported.

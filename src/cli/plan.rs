@@ -39,7 +39,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let (model, recipe, _) = drawing.open_model(recipe)?;
     let request = Request::new(recipe, &model)?;
     flags.common.library()?;
-    let options = drawing.session()?;
+    let options = drawing.session.options()?;
     let plan = Plan::new(&model, &request, &options, drawing.budget())?;
     Ok(Report::new(table(&plan), json!(&plan)))
 }

@@ -2,14 +2,12 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
 use calotype::engine::{Cancel, SessionOptions};
-use calotype::plan::Budget;
 use calotype::recipe::{NamedFile, Recipe};
 use calotype::server::{Config, Served, serve};
 use calotype::{Error, ErrorKind};
@@ -20,7 +18,8 @@ use super::interrupt::Heeded;
 use super::mention::Mentioned;
 use super::open::{Additions, Components, open};
 use super::receipt::Hashes;
-use super::{Common, Report, provider, say, without_mark};
+use super::session::Session;
+use super::{Common, Report, say, without_mark};
 
 /// The longest file of prompts, a style sheet or a token.
 const MAX_TEXT_BYTES: u64 = 1 << 20;
@@ -66,14 +65,8 @@ pub(super) struct Flags {
     /// A style sheet with the page's colours, in place of its own.
     #[arg(long, value_name = "FILE")]
     theme: Option<PathBuf>,
-    /// Memory limit of the process, as in `300MiB`; the available memory, less a reserve, when absent. CPU only.
-    #[arg(long, value_name = "SIZE")]
-    memory: Option<Budget>,
-    /// Number of threads per operator.
-    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
     #[command(flatten)]
-    provider: provider::Choice,
+    session: Session,
     #[command(flatten)]
     components: Components,
     #[command(flatten)]
@@ -84,10 +77,7 @@ pub(super) struct Flags {
 
 pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let library = flags.common.library()?;
-    let mut session = SessionOptions { cancel: Cancel::new(), ..flags.provider.options()? };
-    if let Some(threads) = flags.threads.map(usize::from).and_then(NonZeroUsize::new) {
-        session.threads = threads;
-    }
+    let session = SessionOptions { cancel: Cancel::new(), ..flags.session.options()? };
     let models = flags.models()?;
     let config = flags.config()?;
     let heeded = Heeded::new();
@@ -101,7 +91,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         };
         say(line);
     };
-    serve(config, models, session, flags.memory, library, || heeded.is_stopped(), ready)?;
+    serve(config, models, session, flags.session.memory, library, || heeded.is_stopped(), ready)?;
     Ok(Report::new(String::new(), json!({ "served": names })))
 }
 

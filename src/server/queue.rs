@@ -125,6 +125,13 @@ pub struct Failure {
     pub is_late: bool,
 }
 
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Self {
+        let message = error.message_with(|setting| setting.replace('_', " "));
+        Self { kind: error.kind(), message, is_late: false }
+    }
+}
+
 impl Job {
     /// How far it is, for who waits for changes.
     pub fn watch(&self) -> watch::Receiver<State> {
@@ -290,11 +297,7 @@ impl Queue {
         if let Some(count) = count {
             count.fetch_add(1, Ordering::Relaxed);
         }
-        let failure = result.err().map(|error| Failure {
-            kind: error.kind(),
-            message: error.message_with(|setting| setting.replace('_', " ")),
-            is_late,
-        });
+        let failure = result.err().map(|error| Failure { is_late, ..Failure::from(&error) });
         jobs.keep(job);
         job.end(status, failure);
     }

@@ -81,9 +81,7 @@ impl IntoResponse for Problem {
 
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
-        let message = error.message_with(|setting| setting.replace('_', " "));
-        let param = error.place().map(str::to_owned);
-        Self { param, ..Failure { kind: error.kind(), message, is_late: false }.into() }
+        Self { param: error.place().map(str::to_owned), ..Failure::from(&error).into() }
     }
 }
 

@@ -58,13 +58,7 @@ impl Worker {
     fn generate(&mut self, job: &Job) -> Result<(), Error> {
         let served = &self.models[job.work.model];
         let first = Request::new(job.work.recipe.clone(), &served.model)?;
-        let Some(last_seed) = first.seed().checked_add(job.work.count - 1) else {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                format!("seed: expected room for {} consecutive seeds, got {}", job.work.count, first.seed()),
-            ));
-        };
-        first.rng().source(last_seed)?;
+        first.check_seeds(job.work.count)?;
         let unknown = first.unknown_words(&served.model)?;
         let unknown =
             ["prompt", "negative prompt"].into_iter().zip(unknown).filter(|(_, words)| !words.is_empty());
