@@ -264,7 +264,7 @@ check("goes on with a running picture after the page is loaded anew, and keeps t
   await page.locator("#pictures button").nth(1).click();
   assert.equal(await page.textContent("#caption"), APPLE);
   await page.click("#clear");
-  assert.ok(await page.isHidden("#gallery"));
+  await page.waitForSelector("#gallery", { state: "hidden" });
   await page.reload();
   await ready(page);
   assert.ok(await page.isHidden("#gallery"));

@@ -825,13 +825,14 @@ function dropPicture(picture) {
   return inStore("readwrite", (store) => store.delete(picture.id));
 }
 
+// Deletes before it shows, so that what looks deleted is also gone after a reload at once.
 async function clearGallery() {
+  await inStore("readwrite", (store) => store.clear());
   for (const picture of page.pictures) URL.revokeObjectURL(picture.url);
   page.pictures = [];
   if (page.shown) Object.assign(page, { shown: null, request: null, phase: "start", error: "" });
   renderGallery();
   render();
-  await inStore("readwrite", (store) => store.clear());
 }
 
 function renderGallery() {
