@@ -44,18 +44,7 @@ pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error>
         _ => Index::default(),
     };
     if let Some(variant) = variant {
-        let files = || PLACES.iter().flat_map(|(name, _)| candidates(folder, name));
-        if !files().any(|path| is_of(&path, variant)) {
-            return Err(Error::new(
-                ErrorKind::Model,
-                format!(
-                    "{}: expected .onnx files whose names end in {variant}, got none in {} files",
-                    folder.display(),
-                    files().count()
-                ),
-            )
-            .help("omit {variant}, or use one that exists"));
-        }
+        check_variant(folder, variant)?;
     }
     let mut unet = required(folder, "unet", variant)?;
     if index.requires_aesthetics_score {
@@ -64,7 +53,53 @@ pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error>
     let vae_decoder = required(folder, "vae_decoder", variant)?;
     let vae_encoder = part(folder, "vae_encoder", variant)?;
     let family = Family::like(unet.inputs());
+    let text_encoders = text_encoders(folder, variant)?;
+    let scheduler = match folder.join("scheduler/scheduler_config.json") {
+        path if path.exists() => Some(scheduler_of(&path)?),
+        _ => None,
+    };
+    let latents = latent_space(folder, &vae_decoder, family)?;
+    let traits = Traits {
+        name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        licence: diffusers::licence(folder),
+        family,
+        noise: scheduler
+            .as_ref()
+            .map_or_else(|| family.noise().model(), |scheduler| Ok(scheduler.noise().clone()))?,
+        prediction: scheduler.as_ref().map_or_else(|| family.prediction(), Scheduler::prediction),
+        sampler: scheduler.as_ref().and_then(Scheduler::method),
+        schedule: scheduler.as_ref().and_then(Scheduler::named_schedule),
+        latents,
+        zero_negative: index.force_zeros_for_empty_prompt && family.pools(),
+        low_res: diffusers::low_res(folder, &index, family)?,
+        cells: folder::sample_cells(&folder.join("unet/config.json"))?,
+        few_steps: scheduler.as_ref().and_then(FewSteps::of_scheduler).or_else(|| index.few_steps()),
+        notes: scheduler.map(|scheduler| scheduler.notes().to_vec()).unwrap_or_default(),
+    };
+    let (manifest, notes) = traits.manifest(&unet.signature)?;
+    let model = Model::new(manifest, text_encoders, unet, vae_decoder, vae_encoder)?;
+    Ok(Model { notes, ..model })
+}
 
+/// [`ErrorKind::Model`] for a variant that no component has.
+fn check_variant(folder: &Path, variant: &str) -> Result<(), Error> {
+    let files = || PLACES.iter().flat_map(|(name, _)| candidates(folder, name));
+    if files().any(|path| is_of(&path, variant)) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Model,
+        format!(
+            "{}: expected .onnx files whose names end in {variant}, got none in {} files",
+            folder.display(),
+            files().count()
+        ),
+    )
+    .help("omit {variant}, or use one that exists"))
+}
+
+/// The text encoders with their tokenizers; at least one.
+fn text_encoders(folder: &Path, variant: Option<&str>) -> Result<Vec<TextEncoderPart>, Error> {
     let mut text_encoders = Vec::new();
     for (name, tokenizer) in [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")] {
         if let Some(part) = part(folder, name, variant)? {
@@ -81,11 +116,11 @@ pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error>
     if text_encoders.is_empty() {
         required(folder, "text_encoder", variant)?;
     }
+    Ok(text_encoders)
+}
 
-    let scheduler = match folder.join("scheduler/scheduler_config.json") {
-        path if path.exists() => Some(scheduler_of(&path)?),
-        _ => None,
-    };
+/// How latents relate to images, by the VAE's configuration and graph; what neither says is the family's.
+fn latent_space(folder: &Path, vae_decoder: &Part, family: Family) -> Result<LatentSpace, Error> {
     let vae: Vae = match folder.join("vae_decoder/config.json") {
         path if path.exists() => folder::parse(&path)?,
         _ => Vae::default(),
@@ -108,7 +143,7 @@ pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error>
     }
     let factor_px =
         vae.block_out_channels.map_or(FACTOR_PX, |blocks| 1 << blocks.len().saturating_sub(1).min(16));
-    let latents = LatentSpace {
+    Ok(LatentSpace {
         channels,
         factor_px: factor_px as u32,
         scale: vae.scaling_factor.unwrap_or(usual.scale),
@@ -119,27 +154,7 @@ pub(super) fn open(folder: &Path, variant: Option<&str>) -> Result<Model, Error>
             }
             _ => Vec::new(),
         },
-    };
-    let traits = Traits {
-        name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-        licence: diffusers::licence(folder),
-        family,
-        noise: scheduler
-            .as_ref()
-            .map_or_else(|| family.noise().model(), |scheduler| Ok(scheduler.noise().clone()))?,
-        prediction: scheduler.as_ref().map_or_else(|| family.prediction(), Scheduler::prediction),
-        sampler: scheduler.as_ref().and_then(Scheduler::method),
-        schedule: scheduler.as_ref().and_then(Scheduler::named_schedule),
-        latents,
-        zero_negative: index.force_zeros_for_empty_prompt && family.pools(),
-        low_res: diffusers::low_res(folder, &index, family)?,
-        cells: folder::sample_cells(&folder.join("unet/config.json"))?,
-        few_steps: scheduler.as_ref().and_then(FewSteps::of_scheduler).or_else(|| index.few_steps()),
-        notes: scheduler.map(|scheduler| scheduler.notes().to_vec()).unwrap_or_default(),
-    };
-    let (manifest, notes) = traits.manifest(&unet.signature)?;
-    let model = Model::new(manifest, text_encoders, unet, vae_decoder, vae_encoder)?;
-    Ok(Model { notes, ..model })
+    })
 }
 
 fn required(folder: &Path, name: &'static str, variant: Option<&str>) -> Result<Part, Error> {

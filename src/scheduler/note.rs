@@ -91,34 +91,52 @@ pub(super) fn check(class: Class, fields: &Fields) -> Result<(), String> {
 
 /// What of the file is not done, or not as diffusers does it.
 pub(super) fn undone(scheduler: &Scheduler) -> Vec<String> {
-    let Scheduler { class, fields, .. } = scheduler;
-    let is_curve = matches!(scheduler.noise, NoiseModel::Discrete(_));
-    let is = |flag: Option<bool>| flag == Some(true);
-    let mut notes = Vec::new();
-    let mut note = |is_so: bool, line: String| {
+    let mut notes = Notes::default();
+    of_outputs(scheduler, &mut notes);
+    of_curve(scheduler, &mut notes);
+    of_levels(scheduler, &mut notes);
+    of_solver(scheduler, &mut notes);
+    notes.0
+}
+
+/// Lines, in the order in which they are said.
+#[derive(Default)]
+struct Notes(Vec<String>);
+
+impl Notes {
+    fn add(&mut self, is_so: bool, line: String) {
         if is_so {
-            notes.push(line)
+            self.0.push(line);
         }
-    };
+    }
+}
+
+fn is_on(flag: Option<bool>) -> bool {
+    flag == Some(true)
+}
+
+/// Of settings of the model's output and of the noise that is added.
+fn of_outputs(scheduler: &Scheduler, notes: &mut Notes) {
+    let Scheduler { class, fields, .. } = scheduler;
     let is_latent = class.sampler.is_some();
-    note(
+    notes.add(
         class.name == "SASolverScheduler",
         "SASolverScheduler: not a method of calotype; another is used on the same curve".into(),
     );
     let range = fields.clip_sample_range.unwrap_or(1.0);
-    note(
+    notes.add(
         is_latent && fields.clip_sample.unwrap_or(class.clips),
         format!(
             "clip_sample: clean latents are not clipped to {range} unless static thresholding is requested"
         ),
     );
-    note(
-        is_latent && is(fields.thresholding),
+    notes.add(
+        is_latent && is_on(fields.thresholding),
         "thresholding: not done unless dynamic thresholding is requested".into(),
     );
     let variance = fields.variance_type.as_deref();
     let is_ddpm = class.sampler == Some(SamplerKind::Ddpm);
-    note(
+    notes.add(
         match variance {
             None => false,
             Some("fixed_small" | "fixed_small_log" | "fixed_large") => !is_ddpm,
@@ -126,7 +144,15 @@ pub(super) fn undone(scheduler: &Scheduler) -> Vec<String> {
         },
         format!("variance_type: {} is not done", variance.unwrap_or_default()),
     );
-    note(is(fields.euler_at_final), "euler_at_final: the last step is of the solver's own order".into());
+    notes.add(
+        is_on(fields.euler_at_final),
+        "euler_at_final: the last step is of the solver's own order".into(),
+    );
+}
+
+/// Of settings of the curve, its timesteps and the prediction.
+fn of_curve(scheduler: &Scheduler, notes: &mut Notes) {
+    let fields = &scheduler.fields;
     let sigma_max = match &scheduler.noise {
         NoiseModel::Discrete(discrete) => Some(discrete.curve().sigma_max()),
         _ => None,
@@ -135,7 +161,7 @@ pub(super) fn undone(scheduler: &Scheduler) -> Vec<String> {
         Some(Number::Finite(lambda)) if sigma_max.is_some_and(|sigma| *lambda > -sigma.ln()) => Some(*lambda),
         _ => None,
     };
-    note(
+    notes.add(
         clipped.is_some(),
         format!(
             "lambda_min_clipped: {} is not done; the curve is used to its end",
@@ -143,37 +169,44 @@ pub(super) fn undone(scheduler: &Scheduler) -> Vec<String> {
         ),
     );
     let interpolation = fields.interpolation_type.as_deref().unwrap_or("linear");
-    note(
+    notes.add(
         interpolation != "linear",
         format!("interpolation_type: {interpolation} is not done; levels are linear"),
     );
     let scaling = fields.timestep_scaling.unwrap_or(TIMESTEP_SCALING);
-    note(
+    notes.add(
         scaling != TIMESTEP_SCALING,
         format!("timestep_scaling: expected {TIMESTEP_SCALING}, which is used, got {scaling}"),
     );
-    note(fields.predict_x0 == Some(false), "predict_x0: false is not done; the data is predicted".into());
-    note(
-        is_latent && scheduler.ends_low() && !scheduler.can_end_low(),
+    notes
+        .add(fields.predict_x0 == Some(false), "predict_x0: false is not done; the data is predicted".into());
+}
+
+/// Of settings of the noise levels and of where they end.
+fn of_levels(scheduler: &Scheduler, notes: &mut Notes) {
+    let Scheduler { class, fields, .. } = scheduler;
+    let is_curve = matches!(scheduler.noise, NoiseModel::Discrete(_));
+    let asked_levels = asked_levels(fields);
+    notes.add(
+        class.sampler.is_some() && scheduler.ends_low() && !scheduler.can_end_low(),
         "the last level is 0, not the curve's lowest".into(),
     );
     let is_narrowed = class.sampler.is_some_and(|kind| kind.grid() == Grid::Fractional)
         && scheduler.spacing() != Spacing::Linspace
         && fields.levels().iter().any(|(used, _)| *used == Some(true));
-    note(
+    notes.add(
         is_narrowed,
         "timestep_spacing: levels run over the whole curve, not from the first timestep of the spacing to its last".into(),
     );
     let is_grouped = class.sampler == Some(SamplerKind::DpmPp2s) && scheduler.ends_low();
-    note(
-        is_grouped && is(fields.lower_order_final),
+    notes.add(
+        is_grouped && is_on(fields.lower_order_final),
         "lower_order_final: not done where the run ends at sigma_min".into(),
     );
-    let asked_levels = fields.levels().into_iter().filter(|(used, _)| is(*used)).count();
     // Levels down to sigma_min reach it twice. diffusers takes that step, too, in which a group's last evaluation
     // corrects the step before, as UniPC's corrector does.
     let repeats = class.sampler == Some(SamplerKind::UniPc) || fields.solver_order.unwrap_or(2) > 1;
-    note(
+    notes.add(
         asked_levels > 0
             && scheduler.ends_low()
             && repeats
@@ -181,24 +214,29 @@ pub(super) fn undone(scheduler: &Scheduler) -> Vec<String> {
         "final_sigmas_type: the model is not asked at sigma_min itself, where diffusers corrects the last step".into(),
     );
     for (key, level) in [("sigma_min", fields.sigma_min), ("sigma_max", fields.sigma_max)] {
-        note(
+        notes.add(
             is_curve && asked_levels > 0 && level.is_some(),
             format!("{key}: {} is not used; levels run over the whole curve", level.unwrap_or_default()),
         );
     }
+}
+
+/// Of settings of the solver.
+fn of_solver(scheduler: &Scheduler, notes: &mut Notes) {
+    let Scheduler { class, fields, .. } = scheduler;
     let uncorrected = fields.disable_corrector.as_deref().unwrap_or_default();
-    note(!uncorrected.is_empty(), "disable_corrector: not done; every step is corrected".into());
-    note(
+    notes.add(!uncorrected.is_empty(), "disable_corrector: not done; every step is corrected".into());
+    notes.add(
         fields.solver_p.as_ref().is_some_and(|solver| !solver.is_null()),
         "solver_p: not done; UniPC's own predictor is used".into(),
     );
-    note(
+    notes.add(
         scheduler.is_multistep_for_singlestep() && fields.solver_order.unwrap_or(2) > 1,
         "algorithm_type: sde-dpmsolver++ of singlestep solvers is not done; the multistep solver is used"
             .into(),
     );
-    let many = asked_levels > 1;
-    note(
+    let many = asked_levels(fields) > 1;
+    notes.add(
         many,
         "more than one kind of levels is asked for; the first of karras, exponential and beta is used".into(),
     );
@@ -210,6 +248,10 @@ pub(super) fn undone(scheduler: &Scheduler) -> Vec<String> {
         }
         _ => matches!(solver, None | Some("midpoint" | "heun" | "logrho" | "bh1" | "bh2")),
     };
-    note(!is_known_solver, format!("solver_type: {} is not done", solver.unwrap_or_default()));
-    notes
+    notes.add(!is_known_solver, format!("solver_type: {} is not done", solver.unwrap_or_default()));
+}
+
+/// How many kinds of levels a file asks for.
+fn asked_levels(fields: &Fields) -> usize {
+    fields.levels().into_iter().filter(|(used, _)| is_on(*used)).count()
 }
