@@ -273,7 +273,7 @@ def seconds(out: str, steps: int) -> Record:
     """The times of calotype's report; nothing where there is none."""
     try:
         report = json.loads(out)
-        parts = report["pictures"][0]["seconds"]
+        parts = report["images"][0]["seconds"]
     except (ValueError, LookupError, TypeError):
         return {}
     first = report["seconds"]["open"] + parts["text_encoder"] + parts["denoising"]

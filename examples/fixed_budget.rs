@@ -43,8 +43,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let mut pipeline = Pipeline::open(&model, &options)?;
     for (index, request) in requests.iter().enumerate() {
-        let picture = pipeline.generate(request, |_| ControlFlow::Continue(()))?;
-        picture.image.save(format!("fixed_budget-{index}.png"))?;
+        let generated = pipeline.generate(request, |_| ControlFlow::Continue(()))?;
+        generated.image.save(format!("fixed_budget-{index}.png"))?;
     }
     // Known on Linux only.
     if let Some(peak_bytes) = peak_bytes() {

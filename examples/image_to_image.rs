@@ -31,8 +31,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     for note in request.load(Budget::of_this_machine().bytes())? {
         eprintln!("{note}");
     }
-    let picture = pipeline.generate(&request, |_| ControlFlow::Continue(()))?;
-    picture.image.save(&output)?;
+    let generated = pipeline.generate(&request, |_| ControlFlow::Continue(()))?;
+    generated.image.save(&output)?;
     println!("{output}: strength {}, {} steps", request.strength().unwrap_or(1.0), request.steps());
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Previews: what a run looks like after each step, enlarged to the picture's size, at next to no cost:
+//! Previews: what a run looks like after each step, enlarged to the image's size, at next to no cost:
 //! `cargo run --release --example previews`.
 
 use std::error::Error;

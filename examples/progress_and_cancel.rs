@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ControlFlow::Continue(())
     });
     match result {
-        Ok(picture) => picture.image.save("progress.png")?,
+        Ok(output) => output.image.save("progress.png")?,
         // The pipeline can be used again after `Cancel::reset`.
         Err(error) if error.kind() == ErrorKind::Cancelled => println!("cancelled: {error}"),
         Err(error) => return Err(error.into()),

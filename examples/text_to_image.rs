@@ -19,8 +19,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     // What is not set gets the model's default: size, steps, guidance scale, sampler. The seed is random if not set.
     let recipe = Recipe { prompt, seed: Some(1), ..Recipe::default() };
     let request = pipeline.request(recipe)?;
-    let picture = pipeline.generate(&request, |_| ControlFlow::Continue(()))?;
-    picture.image.save(&output)?;
+    let generated = pipeline.generate(&request, |_| ControlFlow::Continue(()))?;
+    generated.image.save(&output)?;
     println!("{output}: {}, seed {}, {} steps", request.size(), request.seed(), request.steps());
     Ok(())
 }

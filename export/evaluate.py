@@ -111,8 +111,8 @@ class Calotype:
         command += ["--seed", str(seed), "--count", str(count)]
         command += [] if guidance is None else ["--guidance", str(guidance)]
         done = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        self.receipt = done["pictures"][0]["receipt"]
-        files = [picture["file"] for picture in done["pictures"]]
+        self.receipt = done["images"][0]["receipt"]
+        files = [picture["file"] for picture in done["images"]]
         stack = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
         return torch.from_numpy(stack).permute(0, 3, 1, 2).float() / 255
 

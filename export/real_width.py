@@ -188,7 +188,7 @@ def calotype(program: Path, folder: Path, size: int, steps: int, out: Path) -> d
     command = [str(program), "generate", PROMPT, "-n", NEGATIVE, "-m", str(folder), "-o", str(out), "--json"]
     command += ["--size", f"{size}x{size}", "--guidance", str(SCALE), "--sampler", "euler", "--seed", str(SEED)]
     one, all_steps = (measured([*command, "--steps", str(count)]) for count in (1, steps))
-    seconds, more = (report["pictures"][0]["seconds"] for report in (one, all_steps))
+    seconds, more = (report["images"][0]["seconds"] for report in (one, all_steps))
     first = one["seconds"]["open"] + seconds["text_encoder"] + seconds["denoising"]
     step = (more["denoising"] - seconds["denoising"]) / (steps - 1)
     return {"first_step_s": first, "step_s": [step], "wall_s": all_steps["wall_s"], "peak_mib": all_steps["peak_mib"]}

@@ -75,7 +75,7 @@ pub fn certify(
             if let [(provider, reason), ..] = &session.placement().passed_over[..] {
                 return Err(Error::new(
                     ErrorKind::Runtime,
-                    format!("{}: {provider}: expected to try it, got {reason}", part.name()),
+                    format!("{}: {provider}: expected a trial run, got {reason}", part.name()),
                 ));
             }
             let open = started.elapsed();

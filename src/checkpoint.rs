@@ -125,7 +125,7 @@ pub fn recognise_unet(weights: &Weights, place: &str) -> Result<UnetFile, Error>
 
 fn unet_file(weights: &Weights, place: &str) -> Result<UnetFile, Error> {
     let prefix =
-        UNET_PREFIXES.into_iter().find(|prefix| weights.get(&format!("{prefix}{}", unet::MARK)).is_some());
+        UNET_PREFIXES.into_iter().find(|prefix| weights.get(&format!("{prefix}{}", unet::MARKER)).is_some());
     let source = match prefix {
         Some(prefix) => Source::new(weights, format!("{place}: U-Net"), prefix),
         None => return Err(foreign::unrecognised(weights, place)),
@@ -158,7 +158,7 @@ pub fn recognise_text_encoders(
 /// # Errors
 /// As [`recognise`].
 pub fn recognise_autoencoder(weights: &Weights, place: &str) -> Result<Part<autoencoder_kl::Config>, Error> {
-    let marked = |prefix: &&str| weights.get(&format!("{prefix}{}", autoencoder::MARK)).is_some();
+    let marked = |prefix: &&str| weights.get(&format!("{prefix}{}", autoencoder::MARKER)).is_some();
     match VAE_PREFIXES.iter().find(|prefix| marked(prefix)) {
         Some(prefix) => autoencoder::part(&Source::new(weights, format!("{place}: VAE"), prefix), None),
         None => Err(foreign::not_an_autoencoder(weights, place)),
@@ -189,9 +189,7 @@ fn hint(
         };
         match prediction {
             Some(prediction) => return hint(prediction, notes, format!("the file says {key} {said}")),
-            None => notes.push(format!(
-                "{key}: expected v or epsilon, got {said:?}: not used; a prediction type that is given is"
-            )),
+            None => notes.push(format!("{key}: expected v or epsilon, got {said:?}; ignored")),
         }
     }
     let usual = family.prediction();

@@ -270,7 +270,7 @@ fn path_json(path: &Path) -> Value {
 }
 
 /// A text without the byte order mark that editors put before it.
-fn without_mark(text: &str) -> &str {
+fn without_bom(text: &str) -> &str {
     text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 

@@ -103,7 +103,7 @@ impl ErrorKind {
 }
 
 /// The settings that help may speak of, which faces have their own names for.
-const SETTINGS: [&str; 18] = [
+const SETTINGS: [&str; 20] = [
     "embedding",
     "guidance",
     "init",
@@ -113,6 +113,8 @@ const SETTINGS: [&str; 18] = [
     "model",
     "ort",
     "prediction",
+    "sampler",
+    "schedule",
     "size",
     "steps",
     "text_encoder",
@@ -292,7 +294,7 @@ impl Error {
 }
 
 /// Help with names in the place of its settings.
-fn named(help: &str, mut name: impl FnMut(&'static str) -> String) -> String {
+pub(crate) fn named(help: &str, mut name: impl FnMut(&'static str) -> String) -> String {
     let mut text = String::new();
     let mut rest = help;
     while let Some((before, behind)) = rest.split_once('{') {

@@ -13,7 +13,7 @@ pub use typed::{Scales, Within};
 use crate::schedule::Schedule;
 use crate::{Error, ErrorKind};
 
-/// The most prompts that one picture is drawn from.
+/// The most prompts that one image is drawn from.
 pub const MAX_PROMPTS: usize = 16;
 /// The largest scale, and the largest weight of a prompt; people use up to 30.
 const MAX_SCALE: f64 = 1000.0;
@@ -54,11 +54,11 @@ pub enum Method {
         /// See [`Method`].
         rescale: f64,
     },
-    /// The same for models that edit a picture, which pulls on its own: `uncond + image_scale * (image - uncond) +
-    /// scale * (cond - image)` (Brooks et al. 2023, equation 3). At a scale of 1 the picture's is not used, either, as
+    /// The same for models that edit an image, which pulls on its own: `uncond + image_scale * (image - uncond) +
+    /// scale * (cond - image)` (Brooks et al. 2023, equation 3). At a scale of 1 the image's is not used, either, as
     /// in diffusers. One prompt only.
     Edit {
-        /// How strongly the picture pulls: at least 1, 1.2 to 2 is usual.
+        /// How strongly the image pulls: at least 1, 1.2 to 2 is usual.
         image_scale: f64,
     },
     /// A negative prompt that cannot pull against the prompt: of `negative - empty` only what is perpendicular to
@@ -110,7 +110,7 @@ pub enum Method {
 /// The clean latents that [`Method::Residual`] pulls away from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Residue {
-    /// Those of the picture that is drawn from ("self-negative"), see [`Guide::remember`]: no negative prediction.
+    /// Those of the image that is drawn from ("self-negative"), see [`Guide::remember`]: no negative prediction.
     Source,
     /// Those that the negative prompt leads to in the first guided step ("onetime-negative"): one prediction per run.
     FirstNegative,
@@ -119,8 +119,8 @@ pub enum Residue {
 /// What a model is told for one prediction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum View {
-    /// The negative prompt, and nothing of the picture beside the latents.
-    NegativeWithoutPicture,
+    /// The negative prompt, and nothing of the image beside the latents.
+    NegativeWithoutImage,
     /// The negative prompt.
     Negative,
     /// An empty prompt, whatever the negative one says.
@@ -166,7 +166,7 @@ impl Interval {
                 "guidance interval: expected a range that contains a step, got none of {}",
                 steps.len()
             );
-            return Err(Error::new(ErrorKind::Usage, got).help("take more steps or a wider interval"));
+            return Err(Error::new(ErrorKind::Usage, got).help("use more steps or a wider interval"));
         }
         // A sampler that adds noise before its first step starts above the first level.
         let up_to = if start == 0 { f64::INFINITY } else { steps[start].from };
@@ -212,7 +212,7 @@ impl Guidance {
     }
 
     /// With several prompts, which pull as strongly as their weights say; one below 0 pushes. [`ErrorKind::Usage`] for
-    /// weights that are not finite, for none or more than [`MAX_PROMPTS`], and for several where a picture pulls, too.
+    /// weights that are not finite, for none or more than [`MAX_PROMPTS`], and for several where an image pulls, too.
     pub fn with_prompts(mut self, weights: Vec<f64>) -> Result<Self, Error> {
         if !(1..=MAX_PROMPTS).contains(&weights.len()) {
             let got = format!("prompts: expected 1 to {MAX_PROMPTS}, got {}", weights.len());
@@ -265,7 +265,7 @@ impl Guidance {
     /// needs these or the last few of them.
     pub fn views(&self) -> Vec<View> {
         let mut views = match self.method {
-            Method::Edit { .. } => vec![View::NegativeWithoutPicture, View::Negative],
+            Method::Edit { .. } => vec![View::NegativeWithoutImage, View::Negative],
             Method::Perpendicular { .. } => vec![View::Negative, View::Empty],
             Method::Residual { residue: Residue::Source, .. } => vec![],
             _ => vec![View::Negative],
@@ -472,7 +472,7 @@ mod tests {
         guidance().with_prompts(vec![1.0; MAX_PROMPTS]).unwrap();
         guidance().with_prompts(vec![1.0, -0.5]).unwrap();
         let edit = || Guidance::by(Method::Edit { image_scale: 1.5 }, 7.5).unwrap();
-        refused(edit().with_prompts(vec![0.5, 0.5]), "two for a picture");
+        refused(edit().with_prompts(vec![0.5, 0.5]), "two for an image");
         assert_eq!(edit().with_prompts(vec![1.0]).unwrap(), edit());
     }
 
@@ -504,13 +504,13 @@ mod tests {
 
     #[test]
     fn no_more_is_predicted_than_is_needed() {
-        use View::{Empty, Negative, NegativeWithoutPicture, Positive};
+        use View::{Empty, Negative, NegativeWithoutImage, Positive};
         let views = |method, scale| Guidance::by(method, scale).unwrap().views();
         let cfg = Method::Cfg { rescale: 0.7 };
         assert_eq!(views(cfg, 7.5), [Negative, Positive(0)]);
         assert_eq!(views(cfg, 1.0), [Positive(0)]);
         let edit = Method::Edit { image_scale: 1.5 };
-        assert_eq!(views(edit, 7.5), [NegativeWithoutPicture, Negative, Positive(0)]);
+        assert_eq!(views(edit, 7.5), [NegativeWithoutImage, Negative, Positive(0)]);
         assert_eq!(views(edit, 1.0), [Positive(0)], "as in diffusers");
         let perpendicular = |negative_scale| Method::Perpendicular { negative_scale, rescale: 0.0 };
         assert_eq!(views(perpendicular(1.0), 7.5), [Negative, Empty, Positive(0)]);

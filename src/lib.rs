@@ -21,8 +21,8 @@
 //!     ..Recipe::default()
 //! };
 //! let request = pipeline.request(recipe)?;
-//! let picture = pipeline.generate(&request, |_| ControlFlow::Continue(()))?;
-//! assert_eq!(picture.image.dimensions(), (64, 64));
+//! let output = pipeline.generate(&request, |_| ControlFlow::Continue(()))?;
+//! assert_eq!(output.image.dimensions(), (64, 64));
 //! # Ok::<(), calotype::Error>(())
 //! ```
 //!
@@ -211,7 +211,7 @@ pub use {
     manifest::Manifest,
     model::Model,
     picture::ImageFile,
-    pipeline::{Options, Picture, Pipeline, Progress, Run, Times},
+    pipeline::{Options, Output, Pipeline, Progress, Run, Times},
     plan::{Budget, Plan},
     recipe::{Receipt, Recipe},
     request::Request,

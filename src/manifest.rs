@@ -42,7 +42,7 @@ pub struct Manifest {
     pub noise: NoiseModel,
     /// What the U-Net predicts.
     pub prediction: Prediction,
-    /// How latents relate to pictures.
+    /// How latents relate to images.
     pub latents: LatentSpace,
     /// How previews are made from latents, where that is known.
     pub preview: Option<PreviewFactors>,
@@ -57,9 +57,9 @@ pub struct Manifest {
     pub fixed_size: Option<PixelSize>,
     /// What the U-Net draws from beside the prompt; its graph says so.
     pub conditions: Conditions,
-    /// Whether the model can turn pictures into latents: whether it has a VAE encoder.
+    /// Whether the model can turn images into latents: whether it has a VAE encoder.
     pub encodes: bool,
-    /// How noise gets onto the small picture, if the model enlarges pictures.
+    /// How noise gets onto the small image, if the model enlarges images.
     pub low_res: Option<LowRes>,
     /// What a request gets where it does not say.
     pub defaults: Defaults,
@@ -69,17 +69,17 @@ pub struct Manifest {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Conditions {
-    /// Nothing; it may start from a picture.
+    /// Nothing; it may start from an image.
     #[default]
     Prompt,
-    /// Nothing, but it must start from a picture, of which it takes an aesthetic score (Stable Diffusion XL's refiner;
+    /// Nothing, but it must start from an image, of which it takes an aesthetic score (Stable Diffusion XL's refiner;
     /// Podell et al. 2023, section 2.5).
     Refiner,
-    /// A mask of what is to be repainted, and the latents of the picture around it.
+    /// A mask of what is to be repainted, and the latents of the image around it.
     Inpainting,
-    /// The latents of a picture that the prompt says how to edit (Brooks et al. 2023, "InstructPix2Pix").
+    /// The latents of an image that the prompt says how to edit (Brooks et al. 2023, "InstructPix2Pix").
     Editing,
-    /// A small picture with a known amount of noise, which is enlarged.
+    /// A small image with a known amount of noise, which is enlarged.
     Upscaling,
 }
 
@@ -131,7 +131,7 @@ impl Conditions {
     }
 }
 
-/// How noise gets onto the small picture that is enlarged.
+/// How noise gets onto the small image that is enlarged.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LowRes {
     /// The recipe of `curve`.
@@ -180,10 +180,10 @@ pub struct Components {
     pub text_encoder_2: Option<Component>,
     /// Noisy latents, time and states -> prediction.
     pub unet: Component,
-    /// Picture -> latents.
+    /// Image -> latents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vae_encoder: Option<Component>,
-    /// Latents -> picture.
+    /// Latents -> image.
     pub vae_decoder: Component,
 }
 
@@ -315,7 +315,7 @@ pub enum DimContract {
 pub struct TokenizerFiles {
     /// A `tokenizer.json`, or a `vocab.json` and a `merges.txt`; none for CLIP's own, which calotype has.
     pub files: Vec<String>,
-    /// Tokens per prompt, marks included.
+    /// Tokens per prompt, special tokens included.
     pub context: usize,
     /// The token before the prompt.
     pub bos: u32,
@@ -326,13 +326,13 @@ pub struct TokenizerFiles {
 }
 
 impl TokenizerFiles {
-    /// The marks, as the tokenizer takes them.
+    /// The special tokens, as the tokenizer takes them.
     pub fn special_tokens(&self) -> SpecialTokens {
         SpecialTokens { bos: self.bos, eos: self.eos, pad: self.pad }
     }
 }
 
-/// How latents relate to pictures.
+/// How latents relate to images.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct LatentSpace {
@@ -378,7 +378,7 @@ impl LatentSpace {
         }
     }
 
-    /// The latents of a picture; [`ErrorKind::Usage`] for a size that is not made of whole cells, naming the nearest.
+    /// The latents of an image; [`ErrorKind::Usage`] for a size that is not made of whole cells, naming the nearest.
     pub fn shape(&self, size: PixelSize) -> Result<LatentShape, Error> {
         let factor_px = self.factor_px;
         if factor_px == 0 {
@@ -660,7 +660,7 @@ fn check_flow(method: Method) -> Result<(), Error> {
     if method.kind().about().is_slope {
         let churn = method.get(&S_CHURN);
         let error = || {
-            let why = "because lifted latents of a flow would have to be scaled";
+            let why = "because added noise would need rescaled latents";
             Error::new(
                 ErrorKind::Usage,
                 format!("sampler: s_churn: expected 0 for flow matching, {why}, got {churn}"),

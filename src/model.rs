@@ -5,6 +5,7 @@ mod additions;
 mod builtin;
 mod bundle;
 mod diffusers;
+mod files;
 mod folder;
 mod network;
 mod onnx;
@@ -24,6 +25,7 @@ use serde::Deserialize;
 
 pub(crate) use self::additions::Additions;
 pub(crate) use self::bundle::{check_file, check_files, hex};
+pub(crate) use self::files::ModelFiles;
 pub use self::replacement::Overrides;
 use self::replacement::Replacements;
 use crate::adapter::Component;
@@ -274,7 +276,7 @@ impl Model {
             return Err(Error::new(
                 ErrorKind::Model,
                 format!(
-                    "unet: expected a timestep of floats, because this model is told ln(sigma) / 4, got {port}"
+                    "unet: expected a timestep of floats, because this model takes ln(sigma) / 4, got {port}"
                 ),
             ));
         }
@@ -396,8 +398,8 @@ impl Model {
                     (_, _, 0) => Some(1),
                     (_, Role::Latents, 2) => Some(cells(size.height_px())),
                     (_, Role::Latents, 3) => Some(cells(size.width_px())),
-                    (_, Role::Picture, 2) => Some(size.height_px() as usize),
-                    (_, Role::Picture, 3) => Some(size.width_px() as usize),
+                    (_, Role::Image, 2) => Some(size.height_px() as usize),
+                    (_, Role::Image, 3) => Some(size.width_px() as usize),
                     (_, Role::States | Role::TokenIds | Role::Mask, 1) => Some(tokens),
                     _ => None,
                 });
@@ -433,6 +435,11 @@ impl Model {
         &self.additions
     }
 
+    /// What tells its files from those of other models.
+    pub(crate) fn files(&self) -> ModelFiles {
+        ModelFiles::of(self)
+    }
+
     /// The files of a bundle; other models have none to list.
     pub fn contents(&self) -> Option<&Contents> {
         self.contents.as_ref()
@@ -448,12 +455,12 @@ impl Model {
         &self.unet
     }
 
-    /// Latents -> picture.
+    /// Latents -> image.
     pub fn vae_decoder(&self) -> &Part {
         &self.vae_decoder
     }
 
-    /// Picture -> latents, where the model has it.
+    /// Image -> latents, where the model has it.
     pub fn vae_encoder(&self) -> Option<&Part> {
         self.vae_encoder.as_ref()
     }
@@ -572,7 +579,7 @@ impl Model {
         encoders.chain([&mut self.unet]).chain(&mut self.vae_encoder).chain([&mut self.vae_decoder])
     }
 
-    /// Every component, in the order in which a picture meets them.
+    /// Every component, in the order in which an image meets them.
     pub fn parts(&self) -> impl Iterator<Item = &Part> {
         let encoders = self.text_encoders.iter().map(|encoder| &encoder.part);
         encoders.chain([&self.unet]).chain(&self.vae_encoder).chain([&self.vae_decoder])
@@ -734,7 +741,7 @@ impl TextEncoderPart {
         }
     }
 
-    /// How many tokens a prompt has, marks included, where the graph takes any number.
+    /// How many tokens a prompt has, special tokens included, where the graph takes any number.
     pub fn context(&self) -> usize {
         self.context
     }
@@ -769,7 +776,7 @@ impl TextEncoderPart {
         matches!(self.vocabulary, Vocabulary::Json(_))
     }
 
-    /// The marks around its prompts.
+    /// The special tokens around its prompts.
     pub(crate) fn special_tokens(&self) -> SpecialTokens {
         self.special
     }
@@ -867,7 +874,7 @@ fn fixed(port: Option<&Port>, axis: usize) -> Option<usize> {
     }
 }
 
-/// The size of the pictures of a U-Net that draws only one.
+/// The size of the images of a U-Net that draws only one.
 fn fixed_size(latents: &Port, factor_px: u32) -> Result<Option<PixelSize>, Error> {
     let side_px = |axis: usize| match latents.dims[axis] {
         Dim::Fixed(cells) => u32::try_from(cells).ok().and_then(|cells| cells.checked_mul(factor_px)),
@@ -1069,7 +1076,7 @@ mod tests {
                 steps: Some(steps),
                 ..Recipe::default()
             };
-            Request::new(draft, model).unwrap().rounded_timesteps(model)
+            Request::new(draft, model).unwrap().warnings(model).unwrap().rounded_timesteps
         };
         assert_eq!(rounded(&model, "euler", "karras", 10), 0);
         for dtype in [Dtype::I64, Dtype::I32] {
@@ -1077,6 +1084,12 @@ mod tests {
             inputs.iter_mut().find(|input| input.role == Role::Timestep).unwrap().port.dtype = dtype;
             // The first and the last are whole.
             assert_eq!(rounded(&model, "euler", "karras", 10), 8);
+            let draft = Recipe { steps: Some(11), schedule: "linspace".parse().ok(), ..Recipe::default() };
+            let draft = Recipe { sampler: "euler".parse().ok(), ..draft };
+            let warnings = Request::new(draft, &model).unwrap().warnings(&model).unwrap();
+            let expected = "timesteps: 9 of 11 are fractions and are rounded, because this model's U-Net takes integers only; \
+                            --sampler ddim, or --schedule trailing or simple, has integer timesteps";
+            assert_eq!(warnings.lines(|setting| format!("--{setting}")), [expected]);
             assert_eq!(rounded(&model, "euler", "linspace", 11), 9);
             assert_eq!(rounded(&model, "euler", "trailing", 10), 0);
             assert_eq!(rounded(&model, "ddim", "linspace", 11), 0);

@@ -61,7 +61,7 @@ impl<N: NoiseSource + ?Sized> StepNoise for N {
     }
 }
 
-/// Whose stream of noise a picture is drawn from.
+/// Whose stream of noise an image is drawn from.
 ///
 /// ```
 /// use calotype::noise::Rng;
@@ -89,8 +89,8 @@ impl Rng {
     /// The stream of a seed; [`ErrorKind::Usage`] for a seed that the reproduced program refuses, too: numpy's are at
     /// most 2^32 - 1. Torch takes every seed, but on the CPU it uses the low 32 bits alone.
     ///
-    /// Every picture has a generator of its own: the source of `seed + k` draws, of a batch that begins at `seed`,
-    /// picture `k` (A1111's batches, and diffusers' with a list of generators), whatever the batch's size.
+    /// Every image has a generator of its own: the source of `seed + k` draws, of a batch that begins at `seed`,
+    /// image `k` (A1111's batches, and diffusers' with a list of generators), whatever the batch's size.
     pub fn source(self, seed: u64) -> Result<Box<dyn NoiseSource + Send>, Error> {
         Ok(match self {
             Self::Torch => Box::new(TorchCpu::new(seed)),

@@ -242,7 +242,7 @@ impl fmt::Display for NoiseModel {
         match self {
             Self::Discrete(discrete) => {
                 let time_input = if discrete.time_input == TimeInput::QuarterLog {
-                    ", told as logarithms of levels"
+                    ", passed as logarithms of levels"
                 } else {
                     ""
                 };

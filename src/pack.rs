@@ -96,7 +96,7 @@ pub struct Progress {
 /// What came of a pack.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// Per component, in the order in which a picture meets them.
+    /// Per component, in the order in which an image meets them.
     pub components: Vec<PackedComponent>,
     /// The bundle's files.
     pub contents: Contents,

@@ -40,6 +40,8 @@ pub const MAX_PIXELS: usize = 1 << 28;
 pub struct ImageFile {
     /// Which file, for messages.
     origin: Arc<str>,
+    /// Absent for bytes.
+    path: Option<Arc<Path>>,
     data: Arc<Mutex<Data>>,
     header: Arc<Header>,
 }
@@ -51,7 +53,8 @@ impl ImageFile {
     /// [`ErrorKind::Input`] for a file that cannot be read, is not an image of a format that is read, or is larger than
     /// the limits of this module.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        Self::open_named(path).map_err(|error| error.in_file(path))
+        let opened = Self::open_named(path).map_err(|error| error.in_file(path))?;
+        Ok(Self { path: Some(path.into()), ..opened })
     }
 
     fn open_named(path: &Path) -> Result<Self, Error> {
@@ -99,7 +102,8 @@ impl ImageFile {
             );
             return Err(Error::new(ErrorKind::Input, message));
         }
-        Ok(Self { origin: origin.into(), data: Arc::new(Mutex::new(data)), header: Arc::new(header) })
+        let data = Arc::new(Mutex::new(data));
+        Ok(Self { origin: origin.into(), path: None, data, header: Arc::new(header) })
     }
 
     /// Width and height of the upright image in pixels.
@@ -131,7 +135,7 @@ impl ImageFile {
         let mut hash = Sha256::new();
         let mut data = self.lock();
         let read = data.seek(SeekFrom::Start(0)).and_then(|_| io::copy(&mut *data, &mut hash));
-        read.map_err(|error| Error::new(ErrorKind::Input, &*self.origin).source(error))?;
+        read.map_err(|error| self.located(Error::new(ErrorKind::Input, &*self.origin).source(error)))?;
         Ok(format!("{:x}", hash.finalize()))
     }
 
@@ -182,7 +186,7 @@ impl ImageFile {
     {
         let to = self.upright([width as usize, height as usize]);
         let decoded = decode::decode(&mut self.lock(), &self.header, to, want);
-        let decoded = decoded.map_err(|problem| refusal(&self.origin, problem))?;
+        let decoded = decoded.map_err(|problem| self.located(refusal(&self.origin, problem)))?;
         let image = ImageBuffer::from_raw(to[0] as u32, to[1] as u32, decoded.pixels);
         let image: ImageBuffer<P, Vec<u8>> = image.expect("as many pixels as the size says");
         if self.header.orientation == Orientation::NoTransforms {
@@ -212,6 +216,14 @@ impl ImageFile {
         match self.header.orientation {
             Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH => [height, width],
             _ => [width, height],
+        }
+    }
+
+    /// An error about this file.
+    fn located(&self, error: Error) -> Error {
+        match &self.path {
+            Some(path) => error.in_file(&**path),
+            None => error,
         }
     }
 
@@ -336,11 +348,15 @@ impl<P: Pixel<Subpixel = u8>> Fitted<P> {
     pub(crate) fn get(&self) -> Result<&ImageBuffer<P, Vec<u8>>, Error> {
         self.pixels.get().ok_or_else(|| {
             let origin = self.file.as_ref().map_or("image", |(file, _)| file.origin());
-            Error::new(
+            let error = Error::new(
                 ErrorKind::Usage,
                 format!("{origin}: expected an image that has been loaded, got its file"),
             )
-            .help("call Request::load before the run, and before the pipeline is opened within a budget")
+            .help("call Request::load before the run, and before the pipeline is opened within a budget");
+            match &self.file {
+                Some((file, _)) => file.located(error),
+                None => error,
+            }
         })
     }
 
@@ -368,11 +384,11 @@ impl<P: Pixel<Subpixel = u8>> Fitted<P> {
         let (image, is_opaque) = file.decode_as(self.width, self.height, *want)?;
         match want {
             Want::Transparency if is_opaque => {
-                return Err(Error::new(
+                let error = Error::new(
                     ErrorKind::Input,
                     format!("{origin}: expected transparent areas, which are the mask, got an opaque image"),
-                )
-                .help("give a mask with {mask}"));
+                );
+                return Err(file.located(error.help("give a mask with {mask}")));
             }
             Want::Mask if !is_opaque => notes.push(format!(
                 "{origin}: has transparent areas: these are repainted, and its colours are not used"
@@ -835,6 +851,29 @@ mod tests {
         refuses(&jpeg, "expected sides of at most");
         jpeg[frame + 5..][..4].copy_from_slice(&[0; 4]);
         refuses(&jpeg, "expected an image with pixels, got 0x0");
+    }
+
+    /// Errors have the path of the file, also those that are found when its pixels are decoded.
+    #[test]
+    fn errors_have_their_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("init.png");
+        let whole = png(picture());
+        let written = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            ImageFile::open(&path)
+        };
+        let of = |error: Error| error.file().map(Path::to_owned);
+        assert_eq!(written(&whole[..20]).err().and_then(of), Some(path.clone()), "its header is read");
+        let cut = || written(&whole[..whole.len() - 30]).expect("a header");
+        assert_eq!(cut().decode().err().and_then(of), Some(path.clone()));
+        assert_eq!(cut().decode_mask().err().and_then(of), Some(path.clone()));
+        assert_eq!(Fitted::init(cut().into(), 8, 8).load().err().and_then(of), Some(path.clone()));
+        let transparency = Fitted::transparency(written(&whole).unwrap(), 8, 8);
+        assert_eq!(transparency.get().err().and_then(of), Some(path.clone()), "it has not been loaded");
+        assert_eq!(transparency.load().err().and_then(of), Some(path), "it is opaque");
+        let bytes = ImageFile::from_bytes("reply", whole[..whole.len() - 30].to_vec()).unwrap();
+        assert_eq!(bytes.decode().err().and_then(of), None);
     }
 
     /// Text, profiles and EXIF, however long and however compressed, lie between what is read.

@@ -1,5 +1,5 @@
-//! The pipeline: an opened model, whose stages draw one picture at a time in a [`Run`].
-//! It knows what a run begins with, and nothing of ONNX Runtime or of where pictures go.
+//! The pipeline: an opened model, whose stages draw one image at a time in a [`Run`].
+//! It knows what a run begins with, and nothing of ONNX Runtime or of where images go.
 
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
@@ -10,12 +10,12 @@ use image::RgbImage;
 use crate::engine::{Cancel, Placement, SessionOptions};
 use crate::manifest::Manifest;
 use crate::memory::{Held, Memory};
-use crate::model::{Additions, Model};
+use crate::model::{Additions, Model, ModelFiles};
 use crate::plan::{self, Plan};
 use crate::prompt::Text;
 use crate::recipe::Recipe;
 use crate::request::{Request, Texts};
-pub use crate::run::{Picture, Progress, Run, Times};
+pub use crate::run::{Output, Progress, Run, Times};
 use crate::run::{Stages, stopped};
 use crate::stage::predictor::{Conditioning, Unet};
 use crate::stage::start::{Start, planes};
@@ -37,12 +37,13 @@ use crate::{Error, ErrorKind};
 /// let mut pipeline = Pipeline::open(&Model::built_in()?, &Options::default())?;
 /// let recipe = Recipe { prompt: "a red apple on a blue background".into(), ..Recipe::default() };
 /// let request = pipeline.request(recipe)?;
-/// let picture = pipeline.generate(&request, |_| ControlFlow::Continue(()))?;
-/// assert_eq!(picture.image.dimensions(), (128, 128));
+/// let output = pipeline.generate(&request, |_| ControlFlow::Continue(()))?;
+/// assert_eq!(output.image.dimensions(), (128, 128));
 /// # Ok::<(), calotype::Error>(())
 /// ```
 pub struct Pipeline {
     manifest: Manifest,
+    files: ModelFiles,
     additions: Additions,
     text_encoder: TextEncoder,
     unet: Unet,
@@ -55,7 +56,7 @@ pub struct Pipeline {
     cancel: Cancel,
 }
 
-/// The tiles of both halves of the VAE, where pictures are not coded whole.
+/// The tiles of both halves of the VAE, where images are not coded whole.
 struct Tiles {
     encoder: Option<Tile>,
     decoder: Option<Tile>,
@@ -104,6 +105,7 @@ impl Pipeline {
             tiles: Tiles { encoder: tile("vae_encoder"), decoder: tile("vae_decoder") },
             plan: plan.clone(),
             manifest: model.manifest().clone(),
+            files: model.files(),
             additions: model.additions().clone(),
             cancel: session_options.cancel.clone(),
             is_short: || Memory::of_this_machine().is_some_and(|memory| memory.is_short()),
@@ -148,13 +150,13 @@ impl Pipeline {
         &mut self,
         request: &Request,
         mut on_step: impl FnMut(Progress) -> ControlFlow<()>,
-    ) -> Result<Picture, Error> {
+    ) -> Result<Output, Error> {
         let mut run = self.begin(request)?;
         run.steps(|run| on_step(run.progress()))?;
         run.finish()
     }
 
-    /// The latents of one picture, `[channels, height_cells, width_cells]` in row-major order, before they are decoded.
+    /// The latents of one image, `[channels, height_cells, width_cells]` in row-major order, before they are decoded.
     ///
     /// # Errors
     /// As [`Pipeline::generate`].
@@ -209,6 +211,7 @@ impl Pipeline {
             vae_decoder: &mut self.vae_decoder,
             tile: self.tiles.decoder,
             preview: self.manifest.preview.as_ref(),
+            files: &self.files,
             additions: &self.additions,
             held,
             is_short: self.is_short,
@@ -220,9 +223,9 @@ impl Pipeline {
     /// pixels.
     ///
     /// # Errors
-    /// `ErrorKind::Input` for a snapshot that is damaged, of another version, request or model, or of the model with other LoRA
-    /// files, strengths, embeddings or clip skip; otherwise those of
-    /// [`Pipeline::begin`].
+    /// `ErrorKind::Input` for a snapshot that is damaged, of another version, request or model, or of the model with other
+    /// weights, LoRA files, strengths, embeddings or clip skip; otherwise those of [`Pipeline::begin`]. Weights are compared by
+    /// the hashes of a bundle's manifest, or by samples of every tensor.
     pub fn restore(&mut self, request: &Request, snapshot: &[u8]) -> Result<Run<'_>, Error> {
         let mut run = self.begin(request)?;
         run.restore(snapshot)?;
@@ -300,10 +303,10 @@ impl Pipeline {
     /// From now on the process is held to the budget, if one was stated. What an earlier run took less for want of memory is
     /// taken again: if there is too little of it still, that is found again.
     fn hold(&mut self) -> Held {
-        self.text_encoder.restore();
-        self.unet.restore();
-        self.vae_encoder.iter_mut().for_each(VaeEncoder::restore);
-        self.vae_decoder.restore();
+        self.text_encoder.use_planned_memory();
+        self.unet.use_planned_memory();
+        self.vae_encoder.iter_mut().for_each(VaeEncoder::use_planned_memory);
+        self.vae_decoder.use_planned_memory();
         Held::to(self.plan.as_ref().and_then(Plan::promised_bytes))
     }
 
@@ -335,7 +338,7 @@ mod tests {
         assert!(error.to_string().contains("got one made for another;"), "{error}");
     }
 
-    /// Under memory pressure in the middle of a run, it goes on in other ways, and to the same picture but for rounding. The
+    /// Under memory pressure in the middle of a run, it goes on in other ways, and to the same image but for rounding. The
     /// next run, for which there is enough again, is as the first.
     #[test]
     fn a_run_goes_on_when_memory_runs_short() {
@@ -345,12 +348,12 @@ mod tests {
         let request = pipeline.request(draft).unwrap();
         let mut draw = |is_short: fn() -> bool| {
             pipeline.is_short = is_short;
-            let picture = pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap();
-            (picture.image, pipeline.unet.is_streamed())
+            let output = pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap();
+            (output.image, pipeline.unet.is_streamed())
         };
         let (whole, was_streamed) = draw(|| false);
         assert!(!was_streamed);
-        // The first step is in memory, the others are read from the disk; so is all of the second picture.
+        // The first step is in memory, the others are read from the disk; so is all of the second image.
         for _ in 0..2 {
             let (reduced, is_streamed) = draw(|| true);
             assert!(is_streamed);
@@ -390,7 +393,7 @@ mod tests {
         }
     }
 
-    fn generate(pipeline: &mut Pipeline, draft: Recipe) -> Result<Picture, Error> {
+    fn generate(pipeline: &mut Pipeline, draft: Recipe) -> Result<Output, Error> {
         let request = pipeline.request(draft)?;
         pipeline.generate(&request, |_| ControlFlow::Continue(()))
     }
@@ -456,8 +459,8 @@ mod tests {
         // As a finished run decodes.
         let request = pipeline.request(draft(64)).unwrap();
         let end = pipeline.denoise(&request, |_| ControlFlow::Continue(())).unwrap();
-        let picture = pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap();
-        assert_eq!(pipeline.decode_latents(&end, request.size()).unwrap(), picture.image);
+        let output = pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap();
+        assert_eq!(pipeline.decode_latents(&end, request.size()).unwrap(), output.image);
 
         for (error, kind) in [
             (pipeline.encode_image(&RgbImage::new(100, 64)).map(|_| ()), ErrorKind::Usage),

@@ -3,7 +3,7 @@
 //!
 //! Stages run one after another, and give their memory back when they end, unless the budget has room for all of them at
 //! once. Each is run in the fastest way that fits: whole, or with the weights on disk; with one call of the U-Net for all
-//! predictions, or one for each; the picture whole, or in tiles.
+//! predictions, or one for each; the image whole, or in tiles.
 
 mod extent;
 mod text;
@@ -49,7 +49,7 @@ const RESERVED_PART: u64 = 8;
 /// By how much what the process has when it plans may differ between two runs of one command: 2.4 MiB at most in twelve runs
 /// of one plan, mostly one large page of a mapped file, which is there or not. What is named as enough includes it.
 const VARIATION_BYTES: u64 = 3 << 20;
-/// How many latents a run keeps beside those that the U-Net is fed: samplers' and solvers' past steps, noise, the picture
+/// How many latents a run keeps beside those that the U-Net is fed: samplers' and solvers' past steps, noise, the image
 /// that is drawn from.
 const LATENTS: usize = 12;
 /// The weights of a segment, the largest first. Smaller segments than the least are most of the time being opened.
@@ -193,7 +193,7 @@ pub struct Stage {
     pub stage: &'static str,
     /// `keep`, `per stage` or `streamed`.
     pub residency: &'static str,
-    /// How many pictures one call of it takes.
+    /// How many images one call of it takes.
     pub batch: usize,
     /// The side of its tiles in latent cells, where there are any.
     pub tile_cells: Option<usize>,
@@ -226,7 +226,7 @@ struct Candidate {
     /// Weights that kernels have copied in another order, for as long as the session is open; in the pool.
     repacked_bytes: u64,
     activations_bytes: u64,
-    /// Planes of the picture, states of texts and latents, which are ours.
+    /// Planes of the image, states of texts and latents, which are ours.
     own_bytes: u64,
     /// What is needed before the session is open, to add LoRA files to the weights.
     opening_bytes: u64,
@@ -290,7 +290,7 @@ impl Plan {
         }
     }
 
-    /// Plans the pictures of a request.
+    /// Plans the images of a request.
     ///
     /// # Errors
     /// [`ErrorKind::Memory`] when no way to run it fits, with the least budget that would do; [`ErrorKind::Model`] for a
@@ -495,7 +495,7 @@ impl Plan {
         SessionOptions { residency, pool_bytes, budget_bytes: self.promised_bytes(), ..options.clone() }
     }
 
-    /// The most pictures that one call of the U-Net takes.
+    /// The most images that one call of the U-Net takes.
     pub(crate) fn batch(&self) -> usize {
         let unet = self.stages.iter().find(|stage| stage.stage == "unet");
         unet.map_or(usize::MAX, |stage| stage.batch)
@@ -618,9 +618,9 @@ impl Planner {
             candidates.iter_mut().for_each(|candidate| candidate.own_bytes += 3 * states_bytes);
             stages.push((part.name(), candidates));
         }
-        if let Some(part) = model.vae_encoder().filter(|_| request.draws_from_picture()) {
+        if let Some(part) = model.vae_encoder().filter(|_| request.draws_from_image()) {
             let mut candidates = self.in_tiles(part, size, shape, Halves::of_encoder)?;
-            // The picture's planes, and those that are fed or cut into tiles.
+            // The image's planes, and those that are fed or cut into tiles.
             let planes = picture_bytes(size);
             for candidate in &mut candidates {
                 candidate.own_bytes +=
@@ -656,7 +656,7 @@ impl Planner {
         stages.push((unet.name(), found));
         let decoder = model.vae_decoder();
         let mut candidates = self.in_tiles(decoder, size, shape, Halves::of_decoder)?;
-        // What tiles are joined to is the picture.
+        // What tiles are joined to is the image.
         let whole = candidates.iter_mut().filter(|candidate| candidate.tile.is_none());
         whole.for_each(|candidate| candidate.own_bytes += picture_bytes(size));
         stages.push((decoder.name(), candidates));
@@ -797,7 +797,7 @@ impl Planner {
 /// The names and sizes of a graph's inputs.
 type Inputs = Vec<(String, Vec<usize>)>;
 
-/// The planes of a picture, in floats.
+/// The planes of an image, in floats.
 fn picture_bytes(size: PixelSize) -> u64 {
     3 * size_of::<f32>() as u64 * u64::from(size.width_px()) * u64::from(size.height_px())
 }
@@ -814,7 +814,7 @@ fn inputs<'a>(
     let dims = |port: &Port, role: Role| -> Vec<usize> {
         let free: &[usize] = match role {
             Role::Latents | Role::Moments => &[batch, shape.channels, shape.height_cells, shape.width_cells],
-            Role::Picture => &[batch, 3, height, width],
+            Role::Image => &[batch, 3, height, width],
             Role::Timestep => return timestep_shape(port, batch),
             Role::TokenIds | Role::Mask => &[batch, tokens],
             Role::States | Role::PenultimateStates => &[batch, tokens, 1],

@@ -1,6 +1,8 @@
 //! A request: what a user typed, made valid for one model at the door, so that nothing behind it checks again.
 //! It knows the model's numbers, and nothing of its graphs.
 
+mod warnings;
+
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -8,11 +10,12 @@ use std::sync::Arc;
 use image::{Luma, Rgb};
 use sha2::{Digest, Sha256};
 
+pub use self::warnings::Warnings;
 use crate::engine;
 use crate::guidance::{self, Guidance, Scales, View};
 use crate::manifest::{Conditions, Manifest};
 use crate::memory;
-use crate::model::{Model, TextEncoderPart};
+use crate::model::Model;
 use crate::noise::Rng;
 use crate::picture::{Fitted, Init, Mask};
 use crate::prediction::Thresholding;
@@ -20,10 +23,7 @@ use crate::prompt::{Part, Prompt, Text};
 use crate::recipe::{Image, NamedFile, Recipe};
 use crate::sampler::Method;
 use crate::schedule::{Schedule, ScheduleKind};
-use crate::signature::Role;
 use crate::tensor::{LatentShape, PixelSize};
-use crate::tokenizer::Tokenizer;
-use crate::weights::Dtype;
 use crate::{Error, ErrorKind};
 
 /// From this value on, a mask's pixel is white.
@@ -39,7 +39,7 @@ const IMAGE_GUIDANCE: f64 = 1.5;
 /// The noise level of an image that is upscaled, in timesteps, where a request does not say.
 const NOISE_LEVEL: usize = 20;
 
-/// Noise of another seed, mixed into the noise that a run starts from: small changes of a picture that stays the same
+/// Noise of another seed, mixed into the noise that a run starts from: small changes of an image that stays the same
 /// (A1111's `Variation seed`).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Variation {
@@ -96,10 +96,10 @@ pub(crate) enum Source {
     /// Noise alone.
     Noise,
     /// An init image with noise added (Meng et al. 2022, "SDEdit", algorithm 1).
-    Picture(Arc<Fitted<Rgb<u8>>>),
+    Init(Arc<Fitted<Rgb<u8>>>),
     /// Inpainting: white areas of the mask are repainted.
     Masked {
-        picture: Arc<Fitted<Rgb<u8>>>,
+        init: Arc<Fitted<Rgb<u8>>>,
         mask: Arc<Fitted<Luma<u8>>>,
         starts_from_noise: bool,
         keeps_outside: bool,
@@ -107,8 +107,11 @@ pub(crate) enum Source {
     /// Noise; the image that is edited is an input of the U-Net.
     Edited(Arc<Fitted<Rgb<u8>>>),
     /// Noise; an image of the latents' size, with noise of this level added, is an input of the U-Net.
-    Enlarged { picture: Arc<Fitted<Rgb<u8>>>, level: usize },
+    Enlarged { init: Arc<Fitted<Rgb<u8>>>, level: usize },
 }
+
+/// The init image and the mask of a request, at the size that a run takes.
+type FittedImages = (Option<Arc<Fitted<Rgb<u8>>>>, Option<Arc<Fitted<Luma<u8>>>>);
 
 /// The mask and the image of a request.
 type Images<'a> = (Option<&'a Fitted<Luma<u8>>>, Option<&'a Fitted<Rgb<u8>>>);
@@ -127,7 +130,7 @@ impl Request {
     pub(crate) fn of(recipe: Recipe, manifest: &Manifest) -> Result<Self, Error> {
         let defaults = &manifest.defaults;
         let (recipe, init, mask) = take_images(recipe)?;
-        check_pictures(&recipe, init.as_ref(), mask.as_ref(), manifest)?;
+        check_images(&recipe, init.as_ref(), mask.as_ref(), manifest)?;
         let size = match (recipe.size, &init) {
             (Some(size), _) => size,
             (None, Some(init)) => own_size(init, manifest)?,
@@ -152,40 +155,20 @@ impl Request {
         let guidance = guidance(&recipe, manifest, sampler, &scales, &prompt, &schedule)?;
         let embedded_scale = manifest.embedded_guidance.then(|| scales.for_steps(1)).transpose()?;
         let variation = variation(&recipe)?;
-        let level = recipe.noise_level.unwrap_or(NOISE_LEVEL);
-        if let Some(low_res) = manifest.low_res.as_ref().filter(|low_res| level > low_res.max_level) {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                format!("noise level: expected at most {}, got {level}", low_res.max_level),
-            ));
-        }
+        let level = noise_level(&recipe, manifest)?;
         let (width_px, height_px) = match manifest.conditions {
             Conditions::Upscaling => (shape.width_cells as u32, shape.height_cells as u32),
             _ => (size.width_px(), size.height_px()),
         };
-        let mask = mask.map(|mask| match (mask, &init) {
-            (Mask::Pixels(mask), _) => Ok(Fitted::mask(mask, width_px, height_px)),
-            (Mask::File(file), _) => Ok(Fitted::mask_file(file, width_px, height_px)),
-            (Mask::InitAlpha, Some(Init::File(file))) if file.has_alpha() => {
-                Ok(Fitted::transparency(file.clone(), width_px, height_px))
-            }
-            (Mask::InitAlpha, _) => Err(Error::new(
-                ErrorKind::Usage,
-                "mask: expected an init image with transparent areas, which are the mask, got an opaque one",
-            )
-            .help("give a mask with {mask}")),
-        });
-        let mask = mask.transpose()?.map(Arc::new);
-        let picture = init.map(|init| Arc::new(Fitted::init(init, width_px, height_px)));
         let keeps_outside = recipe.keep_outside.unwrap_or(true);
-        let source = match (picture, mask, manifest.conditions) {
-            (None, _, _) => Source::Noise,
-            (Some(picture), Some(mask), _) => {
-                Source::Masked { picture, mask, starts_from_noise: strength == Some(1.0), keeps_outside }
+        let source = match (fitted(init, mask, width_px, height_px)?, manifest.conditions) {
+            ((None, _), _) => Source::Noise,
+            ((Some(init), Some(mask)), _) => {
+                Source::Masked { init, mask, starts_from_noise: strength == Some(1.0), keeps_outside }
             }
-            (Some(picture), None, Conditions::Editing) => Source::Edited(picture),
-            (Some(picture), None, Conditions::Upscaling) => Source::Enlarged { picture, level },
-            (Some(picture), None, _) => Source::Picture(picture),
+            ((Some(init), None), Conditions::Editing) => Source::Edited(init),
+            ((Some(init), None), Conditions::Upscaling) => Source::Enlarged { init, level },
+            ((Some(init), None), _) => Source::Init(init),
         };
         let seed = recipe.seed.unwrap_or_else(random_seed);
         let rng = recipe.rng.unwrap_or_default();
@@ -314,7 +297,7 @@ impl Request {
         let steps = (schedule.steps(), guidance, embedded_scale);
         let source = match source {
             Source::Noise => "noise".into(),
-            Source::Picture(_) => "picture".into(),
+            Source::Init(_) => "init".into(),
             Source::Masked { starts_from_noise, keeps_outside, .. } => {
                 format!("masked {starts_from_noise} {keeps_outside}")
             }
@@ -323,68 +306,14 @@ impl Request {
         };
         let text = format!("{model:?} {settings} {steps:?} {seed} {source}");
         let mut digest = Sha256::new_with_prefix(text);
-        let (mask, picture) = self.images();
+        let (mask, init) = self.images();
         if let Some(mask) = mask {
             digest.update(mask.get()?.as_raw());
         }
-        if let Some(picture) = picture {
-            digest.update(picture.get()?.as_raw());
+        if let Some(init) = init {
+            digest.update(init.get()?.as_raw());
         }
         Ok(digest.finalize().into())
-    }
-
-    /// The words of the prompt and of the negative prompt that a text encoder of the model does not know, each once:
-    /// all of them are one and the same to it.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Model`] for a tokenizer that is damaged, or cannot encode the prompt.
-    pub fn unknown_words(&self, model: &Model) -> Result<[Vec<String>; 2], Error> {
-        let lacking = model.text_encoders().iter().filter(|encoder| encoder.may_lack_words());
-        self.words(lacking, Tokenizer::unknown_words)
-    }
-
-    /// The words of the prompt and of the negative prompt, each once, that were in no caption which the model was trained on:
-    /// whatever it draws for them is chance, or what it draws for a related word. Empty for models that do not list their
-    /// words.
-    ///
-    /// # Errors
-    /// As [`Request::unknown_words`].
-    pub fn untrained_words(&self, model: &Model) -> Result<[Vec<String>; 2], Error> {
-        let trained = &model.manifest().trained_words;
-        let encoders = model.text_encoders().iter().filter(|_| !trained.is_empty());
-        self.words(encoders, |tokenizer, text| tokenizer.words_beside(text, trained))
-    }
-
-    /// The words of both prompts that `of` finds in a text, each once.
-    fn words<'a>(
-        &self,
-        encoders: impl Iterator<Item = &'a TextEncoderPart>,
-        of: impl Fn(&Tokenizer, &Text) -> Result<Vec<String>, Error>,
-    ) -> Result<[Vec<String>; 2], Error> {
-        let mut words = [Vec::new(), Vec::new()];
-        for encoder in encoders {
-            let tokenizer = encoder.tokenizer(encoder.context())?;
-            for (read, words) in [Some(&self.prompt), self.negative.as_ref()].into_iter().zip(&mut words) {
-                for text in read.iter().flat_map(|read| &read.parts).flat_map(|part| &part.texts) {
-                    for word in of(&tokenizer, text)? {
-                        if !words.contains(&word) {
-                            words.push(word);
-                        }
-                    }
-                }
-            }
-        }
-        Ok(words)
-    }
-
-    /// How many steps have timesteps that are no whole numbers, where the U-Net takes whole ones alone, as that of many
-    /// ONNX folders does: they are rounded to the nearest. Methods of two evaluations also ask between steps.
-    pub fn rounded_timesteps(&self, model: &Model) -> usize {
-        let timestep = model.unet().signature().input(Role::Timestep);
-        if !timestep.is_some_and(|port| matches!(port.dtype, Dtype::I64 | Dtype::I32)) {
-            return 0;
-        }
-        self.schedule.steps().iter().filter(|step| step.timestep.fract() != 0.0).count()
     }
 
     /// The noise levels, strictly falling, from the first to the final 0.
@@ -412,7 +341,7 @@ impl Request {
         let views = self.guidance.views();
         let parts = views.iter().map(|view| match view {
             View::Positive(index) => Some(&self.prompt.parts[*index]),
-            View::Negative | View::NegativeWithoutPicture => negative,
+            View::Negative | View::NegativeWithoutImage => negative,
             View::Empty => absent,
         });
         let parts: Vec<Option<&Part>> = parts.collect();
@@ -432,8 +361,8 @@ impl Request {
         Ok(Texts { texts, of_step, prompts })
     }
 
-    /// Whether a picture is encoded before anything is drawn.
-    pub(crate) fn draws_from_picture(&self) -> bool {
+    /// Whether an image is encoded before anything is drawn.
+    pub(crate) fn draws_from_image(&self) -> bool {
         !matches!(self.source, Source::Noise)
     }
 
@@ -446,11 +375,11 @@ impl Request {
     /// [`ErrorKind::Memory`] where decoding does not fit into the budget, before it begins; [`ErrorKind::Input`] for files
     /// that are damaged or of a kind that is not supported.
     pub fn load(&self, budget_bytes: u64) -> Result<Vec<String>, Error> {
-        let (mask, picture) = self.images();
+        let (mask, init) = self.images();
         let mut notes = Vec::new();
-        if let Some(picture) = picture {
-            expect_room(picture.bytes().0, budget_bytes)?;
-            notes.extend(picture.load()?);
+        if let Some(init) = init {
+            expect_room(init.bytes().0, budget_bytes)?;
+            notes.extend(init.load()?);
         }
         if let Some(mask) = mask {
             expect_room(mask.bytes().0, budget_bytes)?;
@@ -465,20 +394,18 @@ impl Request {
 
     /// What decoding the images that are still in files takes at most, and what of it stays, in bytes.
     pub(crate) fn image_bytes(&self) -> (u64, u64) {
-        let (mask, picture) = self.images();
-        let (picture_peak, picture_kept) = picture.map_or((0, 0), Fitted::bytes);
+        let (mask, init) = self.images();
+        let (init_peak, init_kept) = init.map_or((0, 0), Fitted::bytes);
         let (mask_peak, mask_kept) = mask.map_or((0, 0), Fitted::bytes);
-        let mask_peak = if mask_peak > 0 { picture_kept + mask_peak } else { 0 };
-        (picture_peak.max(mask_peak), picture_kept + mask_kept)
+        let mask_peak = if mask_peak > 0 { init_kept + mask_peak } else { 0 };
+        (init_peak.max(mask_peak), init_kept + mask_kept)
     }
 
     fn images(&self) -> Images<'_> {
         match &self.source {
             Source::Noise => (None, None),
-            Source::Masked { picture, mask, .. } => (Some(mask), Some(picture)),
-            Source::Picture(picture) | Source::Edited(picture) | Source::Enlarged { picture, .. } => {
-                (None, Some(picture))
-            }
+            Source::Masked { init, mask, .. } => (Some(mask), Some(init)),
+            Source::Init(init) | Source::Edited(init) | Source::Enlarged { init, .. } => (None, Some(init)),
         }
     }
 
@@ -491,6 +418,41 @@ impl Request {
     pub fn steps(&self) -> usize {
         self.schedule.steps().len()
     }
+}
+
+/// The noise level of an image that is upscaled, in timesteps.
+fn noise_level(recipe: &Recipe, manifest: &Manifest) -> Result<usize, Error> {
+    let level = recipe.noise_level.unwrap_or(NOISE_LEVEL);
+    match &manifest.low_res {
+        Some(low_res) if level > low_res.max_level => Err(Error::new(
+            ErrorKind::Usage,
+            format!("noise level: expected at most {}, got {level}", low_res.max_level),
+        )),
+        _ => Ok(level),
+    }
+}
+
+/// Init image and mask at the size that a run takes; files are decoded later.
+fn fitted(
+    init: Option<Init>,
+    mask: Option<Mask>,
+    width_px: u32,
+    height_px: u32,
+) -> Result<FittedImages, Error> {
+    let mask = mask.map(|mask| match (mask, &init) {
+        (Mask::Pixels(mask), _) => Ok(Fitted::mask(mask, width_px, height_px)),
+        (Mask::File(file), _) => Ok(Fitted::mask_file(file, width_px, height_px)),
+        (Mask::InitAlpha, Some(Init::File(file))) if file.has_alpha() => {
+            Ok(Fitted::transparency(file.clone(), width_px, height_px))
+        }
+        (Mask::InitAlpha, _) => Err(Error::new(
+            ErrorKind::Usage,
+            "mask: expected an init image with transparent areas, which are the mask, got an opaque one",
+        )
+        .help("give a mask with {mask}")),
+    });
+    let mask = mask.transpose()?.map(Arc::new);
+    Ok((init.map(|init| Arc::new(Fitted::init(init, width_px, height_px))), mask))
 }
 
 /// [`ErrorKind::Memory`] where so much more than the process has is over a budget.
@@ -511,7 +473,7 @@ fn expect_room(bytes: u64, budget_bytes: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether a run from noise alone begins where there is mostly noise. Below, a model takes what it is given for a picture, and
+/// Whether a run from noise alone begins where there is mostly noise. Below, a model takes what it is given for an image, and
 /// draws a flat one: `linspace` in one step takes the *lowest* timestep.
 fn check_start(schedule: &Schedule, kind: &ScheduleKind, least: f64) -> Result<(), Error> {
     let from = schedule.steps()[0].from;
@@ -622,8 +584,8 @@ fn guidance(
     Ok(guidance)
 }
 
-/// Whether the pictures of a recipe, and the numbers that go with them, are what the model draws from.
-fn check_pictures(
+/// Whether the images of a recipe, and the numbers that go with them, are what the model draws from.
+fn check_images(
     recipe: &Recipe,
     init: Option<&Init>,
     mask: Option<&Mask>,
@@ -758,7 +720,7 @@ fn variation(recipe: &Recipe) -> Result<Option<Variation>, Error> {
     }
 }
 
-/// The size of what is drawn from a picture of this size.
+/// The size of what is drawn from an image of this size.
 fn own_size(init: &Init, manifest: &Manifest) -> Result<PixelSize, Error> {
     let factor = match manifest.conditions {
         Conditions::Upscaling => manifest.latents.factor_px,
@@ -908,7 +870,7 @@ mod tests {
     }
 
     #[test]
-    fn without_an_encoder_only_small_pictures_can_be_drawn_from() {
+    fn without_an_encoder_only_small_images_can_be_drawn_from() {
         let without = |conditions| Manifest { encodes: false, ..manifest(conditions) };
         for conditions in [Conditions::Prompt, Conditions::Refiner, Conditions::Editing] {
             let draft = Recipe { init: init(128, 128), ..Recipe::default() };
@@ -957,7 +919,7 @@ mod tests {
     }
 
     #[test]
-    fn pictures_without_pixels() {
+    fn images_without_pixels() {
         for size in [None, Some(PixelSize::new(128, 128).unwrap())] {
             let draft = Recipe { init: init(0, 0), size, ..Recipe::default() };
             refuses(Conditions::Prompt, draft, "init: expected an image with pixels, got none");
@@ -975,7 +937,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_follow_the_picture() {
+    fn sizes_follow_the_init_image() {
         let size = |conditions, draft| Request::of(draft, &manifest(conditions)).unwrap().size().to_string();
         let of = |width, height| Recipe { init: init(width, height), ..Recipe::default() };
         assert_eq!(size(Conditions::Prompt, of(160, 96)), "160x96");
@@ -1013,23 +975,24 @@ mod tests {
     }
 
     #[test]
-    fn pictures_are_brought_to_their_sizes() {
+    fn images_are_brought_to_their_sizes() {
         let size = Some(PixelSize::new(64, 32).unwrap());
         let draft = Recipe { init: init(100, 50), mask: mask(100, 50), size, ..Recipe::default() };
         let request = Request::of(draft, &manifest(Conditions::Inpainting)).unwrap();
-        let Source::Masked { picture, mask, starts_from_noise: true, keeps_outside: true } = &request.source
+        let Source::Masked { init: image, mask, starts_from_noise: true, keeps_outside: true } =
+            &request.source
         else {
             panic!("{:?}", request.strength())
         };
-        let (picture, mask) = (picture.get().unwrap(), mask.get().unwrap());
-        assert_eq!((picture.dimensions(), mask.dimensions()), ((64, 32), (64, 32)));
+        let (image, mask) = (image.get().unwrap(), mask.get().unwrap());
+        assert_eq!((image.dimensions(), mask.dimensions()), ((64, 32), (64, 32)));
 
         let draft = Recipe { init: init(100, 50), size, ..Recipe::default() };
         let request = Request::of(draft, &manifest(Conditions::Upscaling)).unwrap();
-        let Source::Enlarged { picture, level: 20 } = &request.source else {
+        let Source::Enlarged { init, level: 20 } = &request.source else {
             panic!("{:?}", request.strength())
         };
-        assert_eq!(picture.get().unwrap().dimensions(), (4, 2), "cells of 16 pixels");
+        assert_eq!(init.get().unwrap().dimensions(), (4, 2), "cells of 16 pixels");
     }
 
     /// `min(int(steps * strength), steps)` in Python, which is what diffusers' `get_timesteps` keeps.

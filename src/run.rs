@@ -1,5 +1,5 @@
-//! One run: a request on its way to a picture, step by step, through the only denoising loop there is.
-//! It knows the order of the stages, and nothing of ONNX Runtime or of where pictures go.
+//! One run: a request on its way to an image, step by step, through the only denoising loop there is.
+//! It knows the order of the stages, and nothing of ONNX Runtime or of where images go.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::guidance::View;
 use crate::manifest::PreviewFactors;
 use crate::memory::{Held, Watch};
-use crate::model::Additions;
+use crate::model::{Additions, ModelFiles};
 use crate::noise::{BrownianTree, NoiseSource, StepNoise};
 use crate::prediction::Prediction;
 use crate::request::{Request, Source};
@@ -29,7 +29,7 @@ use crate::{Error, ErrorKind};
 /// The largest number in latents that are believed; they have a deviation of about 1.
 const MAX_LATENT: f32 = 1e4;
 /// What a snapshot begins with. The number changes with what follows it.
-const SNAPSHOT: [u8; 16] = *b"calotype run  02";
+const SNAPSHOT: [u8; 16] = *b"calotype run  03";
 
 /// One run, begun by [`Pipeline::begin`](crate::pipeline::Pipeline::begin). Dropped before its end, it gives back what it holds.
 ///
@@ -46,7 +46,7 @@ const SNAPSHOT: [u8; 16] = *b"calotype run  02";
 ///     let progress = run.step()?;
 ///     println!("{} of {}", progress.done, progress.steps);
 /// }
-/// let picture = run.finish()?;
+/// let output = run.finish()?;
 /// # Ok::<(), calotype::Error>(())
 /// ```
 pub struct Run<'a> {
@@ -70,6 +70,7 @@ pub struct Run<'a> {
     /// Whether a step failed, and left what the sampler knows as it was in the middle of it.
     is_broken: bool,
     preview: Option<&'a PreviewFactors>,
+    files: &'a ModelFiles,
     additions: &'a Additions,
     times: Times,
 }
@@ -83,9 +84,9 @@ pub struct Progress {
     pub steps: usize,
 }
 
-/// A finished picture.
+/// A finished image.
 #[derive(Clone, Debug)]
-pub struct Picture {
+pub struct Output {
     /// Its pixels.
     pub image: RgbImage,
     /// What of the prompt was too long to be read.
@@ -96,14 +97,26 @@ pub struct Picture {
     pub times: Times,
 }
 
-/// Where the time of one picture went.
+impl Output {
+    /// What of the prompts was not read, a line each.
+    pub fn warnings(&self) -> Vec<String> {
+        let cuts = [("prompt", &self.cut_prompt), ("negative prompt", &self.cut_negative)];
+        let cuts = cuts.into_iter().filter_map(|(which, cut)| Some((which, cut.as_ref()?)));
+        cuts.map(|(which, Cut { place_bytes, text })| {
+            format!("{which}: truncated at byte {place_bytes}; ignored: {text:?}")
+        })
+        .collect()
+    }
+}
+
+/// Where the time of one image went.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Times {
     /// From tokens to states.
     pub text_encoder: Duration,
     /// In the U-Net.
     pub unet: Duration,
-    /// From the pictures that are drawn from to what the loop starts with.
+    /// From the images that are drawn from to what the loop starts with.
     pub vae_encoder: Duration,
     /// In the denoising loop, the U-Net included.
     pub denoising: Duration,
@@ -120,6 +133,7 @@ pub(crate) struct Stages<'a> {
     /// Of what is decoded.
     pub(crate) tile: Option<Tile>,
     pub(crate) preview: Option<&'a PreviewFactors>,
+    pub(crate) files: &'a ModelFiles,
     pub(crate) additions: &'a Additions,
     pub(crate) held: Held,
     pub(crate) is_short: fn() -> bool,
@@ -135,8 +149,18 @@ impl<'a> Run<'a> {
         noise: Box<dyn NoiseSource + Send>,
         times: Times,
     ) -> Result<Self, Error> {
-        let Stages { text_encoder, unet, prediction, vae_decoder, tile, preview, additions, held, is_short } =
-            stages;
+        let Stages {
+            text_encoder,
+            unet,
+            prediction,
+            vae_decoder,
+            tile,
+            preview,
+            files,
+            additions,
+            held,
+            is_short,
+        } = stages;
         let Start { latents, concat_latents, blend, clean } = start;
         let steps = request.schedule.steps();
         let tree = match request.sampler.get(&STEP_NOISE) {
@@ -167,6 +191,7 @@ impl<'a> Run<'a> {
             done: 0,
             is_broken: false,
             preview,
+            files,
             additions,
             times,
             request,
@@ -279,12 +304,12 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Decodes the picture.
+    /// Decodes the image.
     ///
     /// # Errors
-    /// [`ErrorKind::Usage`] when steps are left; [`ErrorKind::Numeric`] for values that no picture has; otherwise as
+    /// [`ErrorKind::Usage`] when steps are left; [`ErrorKind::Numeric`] for values that no image has; otherwise as
     /// [`Run::step`].
-    pub fn finish(self) -> Result<Picture, Error> {
+    pub fn finish(self) -> Result<Output, Error> {
         let latents = self.final_latents()?;
         let [cut_prompt, cut_negative] = self.cuts();
         let Self { request, denoiser, vae_decoder, tile, held, is_short, watch, mut times, .. } = self;
@@ -297,13 +322,13 @@ impl<'a> Run<'a> {
             tracing::warn!("memory pressure: the image is decoded in tiles, if the model allows it");
         }
         let image = vae_decoder.decode(&latents, request.shape, request.size, tile);
-        let mut image = image.map_err(|error| stopped(error, "before the picture was decoded"))?;
-        if let Source::Masked { picture, mask, keeps_outside: true, .. } = &request.source {
-            keep_outside(&mut image, picture.get()?, mask.get()?);
+        let mut image = image.map_err(|error| stopped(error, "before the image was decoded"))?;
+        if let Source::Masked { init, mask, keeps_outside: true, .. } = &request.source {
+            keep_outside(&mut image, init.get()?, mask.get()?);
         }
         held.check("vae_decoder")?;
         times.vae_decoder = started.elapsed();
-        Ok(Picture { image, cut_prompt, cut_negative, times })
+        Ok(Output { image, cut_prompt, cut_negative, times })
     }
 
     /// The latents at the end, as the VAE takes them.
@@ -316,7 +341,7 @@ impl<'a> Run<'a> {
                 format!("run: expected all {steps} steps done, got {done}"),
             ));
         }
-        // Of numbers beyond any that a VAE was trained on a picture would be rubbish.
+        // Of numbers beyond any that a VAE was trained on an image would be rubbish.
         if let Some(value) = self.latents.iter().find(|value| value.abs() > MAX_LATENT) {
             return Err(Error::new(
                 ErrorKind::Numeric,
@@ -366,6 +391,12 @@ impl<'a> Run<'a> {
         record.bytes(&mut fingerprint)?;
         if fingerprint != own {
             return Err(refused("expected one of this request and model, got another's".into()));
+        }
+        let own = self.files.sha256();
+        let mut files = own;
+        record.bytes(&mut files)?;
+        if files != own {
+            return Err(refused("expected one of this model's weights, got one of others".into()));
         }
         let own = self.additions.sha256();
         let mut additions = own;

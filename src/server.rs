@@ -1,8 +1,8 @@
 //! HTTP: requests become recipes, and images replies. One thread generates; axum does the protocol.
 //! It has no defaults of its own for images: what a client does not say is the model's.
 //!
-//! OpenAI's image API and A1111's (`/sdapi/v1`) open the programs that people have; jobs with events are for pages and
-//! programs of one's own; `/latest` is for picture frames.
+//! OpenAI's image API and A1111's (`/sdapi/v1`) are for existing clients, jobs with events for your own pages and programs,
+//! and `/latest` for photo frames.
 
 mod a1111;
 mod access;
@@ -70,10 +70,24 @@ pub struct Config {
     pub fixed_prompts: Option<Vec<String>>,
     /// Prompts that the page offers.
     pub presets: Vec<String>,
-    /// After how long without input the page begins anew.
+    /// After how long without input the page starts over.
     pub idle: Option<Duration>,
     /// A style sheet in place of the page's theme.
     pub theme: Option<String>,
+}
+
+/// What a client asks for.
+struct Submission {
+    /// The index of the model.
+    model: usize,
+    /// Of the first image; the others have consecutive seeds.
+    recipe: Recipe,
+    /// How many images.
+    count: u64,
+    /// The channel whose newest image they become.
+    channel: Option<String>,
+    /// What the client asked for and is not used, a line each.
+    warnings: Vec<String>,
 }
 
 /// What the handlers share.
@@ -230,36 +244,33 @@ impl App {
     }
 
     /// Checks a job and puts it into the queue.
-    async fn submit(self: &Arc<Self>, work: Work) -> Result<Arc<Job>, Problem> {
+    async fn submit(self: &Arc<Self>, submission: Submission) -> Result<Arc<Job>, Problem> {
+        let Submission { model, recipe, count, channel, mut warnings } = submission;
         if let Some(fixed) = &self.config.fixed_prompts
-            && !fixed.contains(&work.recipe.prompt)
+            && !fixed.contains(&recipe.prompt)
         {
             let message = "expected one of this server's fixed prompts";
             return Err(Problem::field("prompt", message).status(StatusCode::FORBIDDEN));
         }
-        if !(1..=limit::IMAGES).contains(&work.count) {
-            return Err(Problem::field(
-                "n",
-                format!("expected 1 to {} images, got {}", limit::IMAGES, work.count),
-            ));
+        if !(1..=limit::IMAGES).contains(&count) {
+            return Err(Problem::field("n", format!("expected 1 to {} images, got {count}", limit::IMAGES)));
         }
-        let served = &self.models[work.model];
-        let mut work = work;
-        for mention in mentions(&work.recipe.prompt) {
+        let served = &self.models[model];
+        for mention in mentions(&recipe.prompt) {
             if let Mention::Lora { name, .. } = mention
                 && !served.additions.iter().any(|addition| addition.is_lora && addition.name == name)
             {
-                work.warnings
-                    .push(format!("prompt: <lora:{name}>: not used; the server was started without it"));
+                warnings.push(format!("prompt: <lora:{name}>: not used; the server was started without it"));
             }
         }
         let app = self.clone();
-        let work = blocking(move || {
-            Request::new(work.recipe.clone(), &app.models[work.model].model)?;
-            Ok(work)
+        let request = blocking(move || {
+            let request = Request::new(recipe, &app.models[model].model)?;
+            request.check_seeds(count)?;
+            Ok(request)
         })
         .await?;
-        let job = self.queue.submit(work)?;
+        let job = self.queue.submit(Work { model, request, count, channel, warnings })?;
         if let Some(deadline) = self.config.deadline {
             let (app, job) = (self.clone(), job.clone());
             tokio::spawn(async move {

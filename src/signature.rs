@@ -25,7 +25,7 @@ pub enum Role {
     TimeIds,
     /// The embedded guidance scale of distilled models (Meng et al. 2023, section 3), `[batch, width]`.
     GuidanceEmbedding,
-    /// How much noise was added to the picture that is enlarged, `[batch]`.
+    /// How much noise was added to the image that is enlarged, `[batch]`.
     ClassLabels,
     /// Token ids, `[batch, tokens]`.
     TokenIds,
@@ -36,7 +36,7 @@ pub enum Role {
     /// A switch of the exporter's that is always off.
     Off,
     /// Pixels, `[batch, 3, height, width]` in -1..=1.
-    Picture,
+    Image,
     /// Mean and log variance of latents, `[batch, 2 * channels, rows, columns]`.
     Moments,
 }
@@ -56,7 +56,7 @@ impl fmt::Display for Role {
             Self::Mask => "attention mask of tokens",
             Self::On => "a bool, true",
             Self::Off => "a bool, false",
-            Self::Picture => "picture",
+            Self::Image => "image",
             Self::Moments => "mean and log variance of latents",
         })
     }
@@ -226,7 +226,7 @@ const TEXT_OUTPUTS: &[Part] = &[
 ];
 
 const VAE_ENCODER_INPUTS: &[Part] = &[Part {
-    role: Role::Picture,
+    role: Role::Image,
     names: &["sample", "images", "image"],
     kind: Kind::Float,
     ranks: &[4],
@@ -263,7 +263,7 @@ const VAE_DECODER_INPUTS: &[Part] = &[Part {
 }];
 
 const VAE_DECODER_OUTPUTS: &[Part] = &[Part {
-    role: Role::Picture,
+    role: Role::Image,
     names: &["sample", "images", "image", "output"],
     kind: Kind::Float,
     ranks: &[4],

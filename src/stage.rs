@@ -1,4 +1,4 @@
-//! The stages of a run: each wraps one session and speaks in prompts, latents and pictures.
+//! The stages of a run: each wraps one session and speaks in prompts, latents and images.
 //! They know their own inputs and outputs by name, and of each other only what is handed on.
 
 pub(crate) mod blend;

@@ -1,4 +1,4 @@
-//! The sizes of pictures and latents, in units that cannot be confused.
+//! The sizes of images and latents, in units that cannot be confused.
 //! It knows nothing of models: which sizes a model can draw is the request's business.
 
 use std::fmt;
@@ -6,10 +6,10 @@ use std::str::FromStr;
 
 use crate::{Error, ErrorKind};
 
-/// The longest side of a picture, in pixels; a request beyond it is a slip of the keyboard.
+/// The longest side of an image, in pixels; a request beyond it is a slip of the keyboard.
 pub const MAX_SIDE_PX: u32 = 8192;
 
-/// The size of a picture in pixels: neither side is 0 or longer than [`MAX_SIDE_PX`].
+/// The size of an image in pixels: neither side is 0 or longer than [`MAX_SIDE_PX`].
 ///
 /// ```
 /// use calotype::tensor::PixelSize;
@@ -72,7 +72,7 @@ impl fmt::Display for PixelSize {
     }
 }
 
-/// The shape of one picture's latents: channels, then rows and columns of latent cells.
+/// The shape of one image's latents: channels, then rows and columns of latent cells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LatentShape {
     /// Values per cell.
@@ -85,7 +85,7 @@ pub struct LatentShape {
 
 impl LatentShape {
     /// How many values there are.
-    #[allow(clippy::len_without_is_empty)] // there is no picture without cells
+    #[allow(clippy::len_without_is_empty)] // there is no image without cells
     pub fn len(self) -> usize {
         self.channels * self.height_cells * self.width_cells
     }

@@ -1,4 +1,4 @@
-//! Tiles: where the parts of a picture lie that are computed one after the other, and how they are joined without a
+//! Tiles: where the parts of an image lie that are computed one after the other, and how they are joined without a
 //! seam. It knows cells and pixels, and nothing of what is computed.
 
 use std::f64::consts::PI;
@@ -7,10 +7,10 @@ use std::ops::Range;
 use crate::{Error, ErrorKind};
 
 /// The least that neighbours have in common. What lies beyond the edge of a tile changes little of it but the outermost
-/// cell, which is a quarter of this and is not in the picture.
+/// cell, which is a quarter of this and is not in the image.
 pub const OVERLAP_CELLS: usize = 4;
 
-/// The largest part of a picture that is computed at once: a square, in cells of the latents.
+/// The largest part of an image that is computed at once: a square, in cells of the latents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tile {
     side_cells: usize,
@@ -36,7 +36,7 @@ impl Tile {
         self.side_cells
     }
 
-    /// The tiles' places along a side of a picture. They are equally long, as few as may be, and no longer than those
+    /// The tiles' places along a side of an image. They are equally long, as few as may be, and no longer than those
     /// few must be.
     pub(crate) fn spans(self, length_cells: usize) -> Vec<Span> {
         let side = self.side_cells;
@@ -59,12 +59,12 @@ impl Tile {
     }
 }
 
-/// The place of a tile along one side of a picture, in cells.
+/// The place of a tile along one side of an image, in cells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Span {
     /// What is computed.
     pub(crate) cells: Range<usize>,
-    /// What of it is nearer to this tile's middle than to others': the cores of all tiles are the picture, each cell once.
+    /// What of it is nearer to this tile's middle than to others': the cores of all tiles are the image, each cell once.
     pub(crate) core: Range<usize>,
     /// How many cells it has in common with the tile before it, and with the one after it.
     before: usize,
@@ -78,7 +78,7 @@ impl Span {
     }
 }
 
-/// Per tile, and per pixel of it along this side, how much of the tile is in the picture: half a period of a cosine over
+/// Per tile, and per pixel of it along this side, how much of the tile is in the image: half a period of a cosine over
 /// the middle half of what two of them share. `scale` is a cell's pixels. Over every pixel the tiles' shares sum to 1.
 pub(crate) fn feathers(spans: &[Span], scale: usize) -> Vec<Vec<f32>> {
     let ramp = |at: usize, len: usize| {
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_cover_the_picture_with_equal_tiles() {
+    fn spans_cover_the_image_with_equal_tiles() {
         for (side, length, spans) in cases() {
             let (first, last) = (&spans[0], spans.last().unwrap());
             assert_eq!((first.cells.start, last.cells.end), (0, length));
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn cores_are_the_picture_once() {
+    fn cores_are_the_image_once() {
         for (side, length, spans) in cases() {
             let mut cells = spans.iter().flat_map(|span| span.core.clone());
             assert!((0..length).all(|cell| cells.next() == Some(cell)), "{length} in {side}: {spans:?}");

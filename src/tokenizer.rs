@@ -16,7 +16,7 @@ use crate::{Error, ErrorKind, json};
 pub const MAX_CONTEXT: usize = 1 << 16;
 /// The most chunks that are made of a text: each costs a run of the text encoder, and time in every step.
 pub const MAX_CHUNKS: usize = 32;
-/// The marks of a chunk.
+/// The special tokens of a chunk.
 const ENDS: usize = 2;
 /// How many tokens may follow a comma at the end of a chunk and still go to the next chunk with what they belong to.
 const COMMA_REACH: usize = 20;

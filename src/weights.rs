@@ -118,6 +118,9 @@ impl fmt::Display for Dtype {
     }
 }
 
+/// How much of a tensor is a sample of it: more than one page is read of none but the smallest.
+const SAMPLE_BYTES: usize = 1024;
+
 /// For programs: where a file of weights is made shorter while it is in use, the process ends with a message, which `begin`
 /// begins and which names the file, and with the exit code of [`ErrorKind::Model`], instead of by a signal. The handler of
 /// SIGBUS that was there before is replaced.
@@ -155,12 +158,29 @@ impl Data {
         }
     }
 
+    /// A copy of the middle of these bytes as they are stored; its pages are released.
+    fn sample(&self, range: Range<usize>) -> Vec<u8> {
+        match self {
+            Self::Whole(bytes) => sample(bytes, range),
+            Self::Private(tensor) => tensor.sample(),
+        }
+    }
+
     fn lend(&self) -> Result<Arc<Bytes>, Error> {
         match self {
             Self::Whole(bytes) => Ok(Arc::clone(bytes)),
             Self::Private(tensor) => tensor.lend(),
         }
     }
+}
+
+/// A copy of the middle of these bytes, whose pages are released.
+fn sample(bytes: &Bytes, range: Range<usize>) -> Vec<u8> {
+    let start = range.start + range.len().saturating_sub(SAMPLE_BYTES) / 2;
+    let middle = start..range.end.min(start + SAMPLE_BYTES);
+    let sample = bytes.copy(middle.clone());
+    bytes.release(middle);
+    sample
 }
 
 /// Files of some [`Weights`] at addresses that are valid for as long as this lives.
@@ -255,7 +275,7 @@ impl Weights {
             self.add_gguf(&place, bytes, header)?;
             return Ok(());
         }
-        // A length may begin like the mark of something else: what follows it tells.
+        // A length may begin like another format's magic number: what follows decides.
         let (start, rest) = prefix.split_at(prefix.len().min(safetensors::PREFIX_BYTES));
         let is_header = rest.trim_ascii_start().starts_with(b"{");
         let other = if is_header { None } else { kind::of(&prefix) };
@@ -342,6 +362,18 @@ impl Weights {
                 tensor.tensor.file,
                 tensor.tensor.offset_bytes..tensor.tensor.offset_bytes + tensor.len_bytes(),
             );
+        }
+        hash.finalize().into()
+    }
+
+    /// The SHA-256 of the name, type and shape of every tensor, and of a sample of its data as it is stored. Weights of other
+    /// networks, trainings, types and merges differ in it; a change of single numbers need not be seen.
+    pub(crate) fn sampled_sha256(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        for (name, tensor) in &self.tensors {
+            let Tensor { dtype, shape, transposed, file, offset_bytes, len_bytes } = tensor;
+            hash.update(format!("{name} {dtype}{shape:?} {transposed}"));
+            hash.update(self.files[*file].sample(*offset_bytes..offset_bytes + len_bytes));
         }
         hash.finalize().into()
     }
@@ -887,7 +919,7 @@ mod tests {
         assert!(refusal(b"GGUF\x03\0\0\0 and so on").contains("the file is truncated"));
     }
 
-    /// A header's length may begin like the mark of a pickle or of an archive.
+    /// A header's length may begin like the magic number of a pickle or an archive.
     #[test]
     fn lengths_that_look_like_marks_are_lengths() {
         for len in [0x0280usize, 0x8b1f, 0x4b50] {

@@ -79,11 +79,14 @@ const CRATE_HOMES: [(&str, &[&str]); 14] = [
     ("zune_jpeg", &["picture/"]),
 ];
 /// Phrases that users met once, and the field's words for them. None comes back in the help, in messages, or in texts for users.
-const REPLACED: [(&str, &str); 39] = [
+const REPLACED: [(&str, &str); 51] = [
+    (" a picture ", "image"),
     ("at work on it", "in use by another `calotype pack`"),
     ("averages of a training", "EMA weights"),
+    ("begins anew", "starts over"),
     ("begins with a picture", "takes an image embedding"),
     ("behind commas", "comma-separated, in fallback order"),
+    ("called as their", "named after their"),
     ("computes wrongly", "computes wrong results"),
     ("control group", "cgroup"),
     ("drawn anew", "repainted"),
@@ -95,29 +98,38 @@ const REPLACED: [(&str, &str); 39] = [
     ("given several times", "repeatable"),
     ("goes back to noise", "denoising strength"),
     ("how much of it, 1 when absent", "with optional strength (default 1)"),
+    ("in a file of its own", "in a separate file"),
     ("in silence", "silently"),
     ("is cut short", "is truncated"),
     ("is squeezed", "with reduced memory"),
     ("keeps to that", "stays within the limit"),
     ("laid on white", "composited onto white"),
     ("made shorter in use", "truncated while in use"),
+    ("marks included", "special tokens included"),
     ("memory runs short", "memory pressure"),
     ("mistake of ours", "internal error (a bug in calotype)"),
+    ("no word of where", "no path"),
     ("not of one model", "does not match"),
     ("nothing bent", "nothing is silently adjusted"),
     ("painted black", "a black image"),
+    (" pictures ", "images"),
+    ("programs of one's own", "your own programs"),
     ("prompt pulls", "guidance scale"),
     ("refused with what would", "rejected with the nearest valid value"),
     ("says no before", "is refused before loading"),
     ("size ids", "time ids"),
     ("spelled out", "unfused"),
+    ("starts anew", "starts over"),
     ("steer away from", "negative prompt"),
     ("tables of words", "token embedding"),
+    (" the picture ", "image"),
     ("the processor", "the CPU"),
     ("this kind of network", "unsupported architecture"),
     ("this library lacks", "not in this ONNX Runtime build"),
     ("to draw from", "init image"),
     ("to live on", "memory available to this process"),
+    ("told ln(sigma)", "takes ln(sigma)"),
+    ("who may ask", "access"),
     ("whose noise", "random generator to reproduce"),
 ];
 
@@ -330,7 +342,9 @@ fn replaced_words_stay_away() {
     none_breaks(replaced_words);
     none_breaks(replaced_name);
     breaks(replaced_name, "plan.rs", "    let ways: Vec<Way> = Vec::new();");
+    breaks(replaced_name, "server/jobs.rs", "    let desk = Desk::new();");
     breaks(replaced_words, "plan.rs", "    // What the processor\n    // does.");
+    breaks(replaced_words, "run.rs", "    /// The size of a\n    /// picture in pixels.");
     breaks(replaced_words, "engine.rs", "    Err(refuse(\"this library lacks it\"))");
     breaks(replaced_words, "engine.rs", "    \"expected a file, got one that is \\\n        cut short\"");
     breaks(
@@ -468,12 +482,18 @@ fn undone(source: &Source) -> Option<String> {
 }
 
 /// Names of items that were replaced by the field's, as whole words of the code.
-const REPLACED_NAMES: [(&str, &str); 12] = [
+const REPLACED_NAMES: [(&str, &str); 19] = [
     ("Ahead", "Prefetcher"),
+    ("Desk", "Scratch"),
     ("Kept", "InpaintBlend"),
+    ("NegativeWithoutPicture", "NegativeWithoutImage"),
+    ("Picture", "Image or Output"),
     ("SizeIds", "TimeIds"),
     ("Told", "Conditioning"),
     ("Way", "Candidate"),
+    ("check_pictures", "check_images"),
+    ("desk", "scratch"),
+    ("draws_from_picture", "draws_from_image"),
     ("grain_bytes", "segment_bytes"),
     ("grain_mib", "segment_mib"),
     ("size_ids", "time_ids"),
@@ -481,6 +501,7 @@ const REPLACED_NAMES: [(&str, &str); 12] = [
     ("squeeze_memory", "reduce_memory"),
     ("takes_apart", "needs_uncond"),
     ("told_logarithms", "with_log_times"),
+    ("without_mark", "without_bom"),
 ];
 
 fn replaced_name(source: &Source) -> Option<String> {
@@ -542,6 +563,8 @@ fn texts_for_users() -> Vec<String> {
         "CHANGELOG.md",
         "CONTRIBUTING.md",
         "export/README.md",
+        "benches/README.md",
+        "models/builtin/MODEL_CARD.md",
         "tests/fuzz/README.md",
         "cross/README.md",
     ]

@@ -197,7 +197,7 @@ fn manifest() -> Value {
 }
 
 fn receipts(report: &Value) -> Vec<&Value> {
-    report["pictures"].as_array().unwrap().iter().map(|picture| &picture["receipt"]).collect()
+    report["images"].as_array().unwrap().iter().map(|picture| &picture["receipt"]).collect()
 }
 
 mod addition {
@@ -324,7 +324,7 @@ mod prompt {
             ("prompt", "cut_prompt", prompt, "apple zebra"),
             ("negative prompt", "cut_negative", negative, "apple yak"),
         ] {
-            let cut = report["pictures"][0][key].as_str().unwrap();
+            let cut = report["images"][0][key].as_str().unwrap();
             assert!(cut.ends_with(end) && whole.ends_with(cut) && cut != whole, "{cut}");
             let place = whole.len() - cut.len();
             let line = format!("calotype: {which}: truncated at byte {place}; ignored: {cut:?}\n");
@@ -338,7 +338,7 @@ mod prompt {
         let desk = Desk::new();
         let said = desk.generate(&["a red apple", "--json"]);
         assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
-        assert_eq!(said.json()["pictures"][0]["cut_prompt"], Value::Null);
+        assert_eq!(said.json()["images"][0]["cut_prompt"], Value::Null);
     }
 }
 
@@ -697,7 +697,7 @@ mod output {
     #[test]
     fn is_inside_a_file() {
         let out = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml/out.png");
-        Desk::new().refuses(&["x", "-o", out], 9, &["Cargo.toml/out.png: expected a place for a file: "]);
+        Desk::new().refuses(&["x", "-o", out], 9, &["Cargo.toml/out.png: expected a path for a file: "]);
     }
 
     /// By way of a link, so that a program that replaced what it cannot write to would replace the link alone.
@@ -807,7 +807,7 @@ mod output {
         assert!(fs::read(folder.path().join("there.png")).unwrap().starts_with(b"\x89PNG"));
         assert!(desk.read("new.png").starts_with(b"\x89PNG"));
         let path = desk.path("loop.png");
-        desk.generate(&["x", "-o", path.to_str().unwrap()]).is_refusal(9, &["loop.png: expected a place"]);
+        desk.generate(&["x", "-o", path.to_str().unwrap()]).is_refusal(9, &["loop.png: expected a path"]);
         assert_eq!(desk.files(), ["a.png", "b.png", "dangling.png", "loop.png", "new.png"]);
     }
 
@@ -849,7 +849,7 @@ mod output {
         let desk = Desk::new();
         desk.refuses(&["x", "-o", "/dev/full", "--count", "3"], 9, &["/dev/full: the image could not be"]);
         let report = desk.draws(&["x", "-o", "/dev/null", "--count", "2", "--steps", "1"]);
-        assert_eq!(report["pictures"][1]["file"], "/dev/null");
+        assert_eq!(report["images"][1]["file"], "/dev/null");
         assert_eq!(fs::read_dir("/dev").unwrap().count(), before);
     }
 
@@ -1687,7 +1687,7 @@ mod picture {
         for (index, receipt) in receipts(&report).iter().enumerate() {
             let (seed, name) = (5 + index, format!("out-{}.png", index + 1));
             assert_eq!(receipt["seed"], seed);
-            assert_eq!(report["pictures"][index]["file"], desk.path(&name).to_str().unwrap());
+            assert_eq!(report["images"][index]["file"], desk.path(&name).to_str().unwrap());
             desk.draws(&["a red apple", "--seed", &seed.to_string()]);
             assert!(desk.read(&name) == desk.read("out.png"), "{name}");
         }
@@ -2163,7 +2163,7 @@ mod report {
     fn seconds_add_up() {
         let report = Desk::new().draws(&["x"]);
         let all = report["seconds"]["all"].as_f64().unwrap();
-        let parts = report["pictures"][0]["seconds"].as_object().unwrap();
+        let parts = report["images"][0]["seconds"].as_object().unwrap();
         let parts: Vec<f64> = ["text_encoder", "denoising", "vae_decoder"]
             .map(|part| parts[part].as_f64().unwrap())
             .into_iter()
@@ -2407,7 +2407,7 @@ mod journal {
         let mut damaged = files[1].1.clone();
         let middle = damaged.len() / 2;
         damaged[middle] ^= 1;
-        for (state, reason) in [(damaged, ": the run starts anew\n"), (foreign, ": the image starts anew\n")]
+        for (state, reason) in [(damaged, ": the run starts over\n"), (foreign, ": the image starts over\n")]
         {
             fs::create_dir_all(&journal).unwrap();
             files.iter().for_each(|(name, bytes)| fs::write(journal.join(name), bytes).unwrap());

@@ -187,7 +187,7 @@ fn input(golden: &Golden, name: &str, step: usize) -> Vec<f32> {
 
 fn output(golden: &Golden, view: View, step: usize) -> Vec<f32> {
     let name = match view {
-        View::NegativeWithoutPicture => "negative_without_picture".into(),
+        View::NegativeWithoutImage => "negative_without_picture".into(),
         View::Negative => "negative".into(),
         View::Empty => "empty".into(),
         View::Positive(index) => format!("positive_{index}"),

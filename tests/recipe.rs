@@ -409,7 +409,7 @@ fn flags_override_a_receipt() {
     let args = ["b", "--seed", "6", "--guidance", "2", "--literal=false", "--json"];
     let said = calotype(here, &[&["generate", "--from", "a.png"], &args[..]].concat());
     let said: Value = serde_json::from_slice(&said.stdout).unwrap();
-    let receipt = &said["pictures"][0]["receipt"];
+    let receipt = &said["images"][0]["receipt"];
     for (field, value) in [
         ("prompt", json!("b")),
         ("seed", json!(6)),
@@ -598,7 +598,7 @@ fn parameters_of_other_programs_are_followed() {
         "{said}"
     );
     foreign(&format!("a dog\n{settings}, Denoising strength: 0.5"));
-    let message = "init: expected the file that the image was made with, got no word of where it is; give it with --init";
+    let message = "init: expected the file that the image was made with, got no path; give it with --init";
     refuses(here, &["--from", "d.png"], message);
     draws(here, &["--from", "d.png", "--init", "a.png", "-o", "e.png"]);
     let png = exchanged(&drawn, b"parameters\0", b"");

@@ -22,6 +22,7 @@ use calotype::request::Request;
 use calotype::sampler::SamplerKind;
 use calotype::tensor::PixelSize;
 use image::{Rgb, RgbImage};
+use sha2::{Digest, Sha256};
 
 fn pipeline(change: impl FnOnce(&mut SessionOptions)) -> Pipeline {
     let mut options = Options::default();
@@ -205,6 +206,51 @@ fn snapshots_of_a_model_with_other_additions_are_refused() {
     ] {
         assert_eq!(restored(loras, &words), Err(refused.to_owned()));
     }
+}
+
+/// Only the same weights go on from a snapshot, wherever they are.
+#[test]
+fn snapshots_of_other_weights_are_refused() {
+    const UNET: &str = "weights/unet.safetensors";
+    let source = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/builtin"));
+    let folder = tempfile::TempDir::new().unwrap();
+    // A copy of the model, with a byte of the U-Net's weights changed, and its hash.
+    let bundle = |name: &str, change: u8| {
+        let copy = folder.path().join(name);
+        for part in ["graphs", "text_encoder", "weights"] {
+            fs::create_dir_all(copy.join(part)).unwrap();
+            for file in fs::read_dir(source.join(part)).unwrap().map(|file| file.unwrap().path()) {
+                fs::copy(&file, copy.join(part).join(file.file_name().unwrap())).unwrap();
+            }
+        }
+        let mut weights = fs::read(copy.join(UNET)).unwrap();
+        let middle = weights.len() / 2;
+        weights[middle] ^= change;
+        fs::write(copy.join(UNET), &weights).unwrap();
+        let manifest = fs::read_to_string(source.join("calotype.json")).unwrap();
+        let mut manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+        manifest["files"][UNET]["sha256"] = format!("{:x}", Sha256::digest(&weights)).into();
+        fs::write(copy.join("calotype.json"), manifest.to_string()).unwrap();
+        Pipeline::open(&Model::open(&copy).unwrap(), &Options::default()).unwrap()
+    };
+    let mut first = pipeline(|_| {});
+    let request = request(&first, draft());
+    let mut run = first.begin(&request).unwrap();
+    run.step().unwrap();
+    let snapshot = run.snapshot().unwrap();
+    run.steps(|_| ControlFlow::Continue(())).unwrap();
+    let whole = run.latents().to_vec();
+    let restored = |mut pipeline: Pipeline| {
+        let mut run = pipeline.restore(&request, &snapshot).map_err(|error| {
+            assert_eq!(error.kind(), ErrorKind::Input);
+            error.to_string()
+        })?;
+        run.steps(|_| ControlFlow::Continue(())).unwrap();
+        Ok::<_, String>(run.latents().to_vec())
+    };
+    assert_eq!(restored(bundle("same", 0)), Ok(whole));
+    let refused = "snapshot: expected one of this model's weights, got one of others";
+    assert_eq!(restored(bundle("other", 1)), Err(refused.to_owned()));
 }
 
 /// Options are public and may be anything: what cannot be done is refused, and the rest draws what is drawn otherwise.

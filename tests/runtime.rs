@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use calotype::engine::{Library, Session, SessionOptions, TensorRef};
+use calotype::engine::{Library, Session, SessionOptions, TensorRef, Value};
 use calotype::graph::proto::{
     self, AttributeProto, Dimension, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
     StringStringEntryProto, TensorProto, TensorShapeProto, TensorType, TypeProto, TypeValue, ValueInfoProto,
@@ -434,6 +434,96 @@ fn graphs_that_onnx_runtime_refuses() {
     assert!(open("Relu", &["nowhere"]).starts_with("dense: ONNX Runtime cannot open the graph: "));
 }
 
+/// `y = a * b + c`, all of one length.
+fn sum() -> Session {
+    let inputs = ["a", "b", "c"].map(|name| value(name, F32, &[-1]));
+    let graph = encode(GraphProto {
+        node: vec![node("Mul", &["a", "b"], "ab", vec![]), node("Add", &["ab", "c"], "y", vec![])],
+        input: inputs.to_vec(),
+        output: vec![value("y", F32, &[-1])],
+        ..Default::default()
+    });
+    let graph = Graph::decode("sum", &graph).unwrap().bind(Arc::new(Weights::default())).unwrap();
+    Session::open(graph, &SessionOptions::new(NonZeroUsize::MIN)).unwrap()
+}
+
+fn constant(name: &str, elements: [f32; 3]) -> (String, Value) {
+    (name.to_owned(), Value::new(vec![3], elements.to_vec()).unwrap())
+}
+
+/// Constants are handed over once for as long as they live, whichever others are used between; their names count, and so
+/// does who they are.
+#[test]
+fn constants_are_bound_once_and_told_apart() {
+    const SLICE_BYTES: u64 = 12;
+    const CONSTANTS_BYTES: u64 = 24;
+    let mut session = sum();
+    let mut run = |constants: &[(String, Value)]| {
+        let before = session.fed_bytes();
+        let mut y = [0.0; 3];
+        let a = [1.0_f32, 2.0, 3.0];
+        let inputs = [("a", TensorRef::new(&[3], &a[..]))];
+        session.run_bound(constants, &inputs, &mut [("y", &mut y)]).unwrap();
+        (y, session.fed_bytes() - before)
+    };
+    let one = [constant("b", [1.0; 3]), constant("c", [0.0; 3])];
+    let two = [constant("b", [2.0; 3]), constant("c", [1.0; 3])];
+    assert_eq!(run(&one), ([1.0, 2.0, 3.0], SLICE_BYTES + CONSTANTS_BYTES));
+    assert_eq!(run(&one), ([1.0, 2.0, 3.0], SLICE_BYTES));
+    assert_eq!(run(&two), ([3.0, 5.0, 7.0], SLICE_BYTES + CONSTANTS_BYTES));
+    // Both sets stay bound, and the clone of a value is that value.
+    assert_eq!(run(&one), ([1.0, 2.0, 3.0], SLICE_BYTES));
+    assert_eq!(run(&two.clone()), ([3.0, 5.0, 7.0], SLICE_BYTES));
+    // The same values under other names.
+    let [(_, b), (_, c)] = two.clone();
+    let renamed = [("c".to_owned(), b), ("b".to_owned(), c)];
+    assert_eq!(run(&renamed), ([3.0, 4.0, 5.0], SLICE_BYTES + CONSTANTS_BYTES));
+    // Equal numbers are not the same value: their memory is another's.
+    let equal = [constant("b", [2.0; 3]), constant("c", [1.0; 3])];
+    assert_eq!(run(&equal), ([3.0, 5.0, 7.0], SLICE_BYTES + CONSTANTS_BYTES));
+    drop(one);
+    for round in 0..100 {
+        let factor = round as f32;
+        let fresh = [constant("b", [factor; 3]), constant("c", [0.0; 3])];
+        assert_eq!(run(&fresh), ([factor, 2.0 * factor, 3.0 * factor], SLICE_BYTES + CONSTANTS_BYTES));
+    }
+    // Half of them as constants, in the place of slices.
+    let b = constant("b", [5.0; 3]);
+    let mut y = [0.0; 3];
+    let (a, c) = ([1.0_f32, 2.0, 3.0], [0.5_f32; 3]);
+    let inputs = [("a", TensorRef::new(&[3], &a[..])), ("c", TensorRef::new(&[3], &c[..]))];
+    session.run_bound(&[b], &inputs, &mut [("y", &mut y)]).unwrap();
+    assert_eq!(y, [5.5, 10.5, 15.5]);
+}
+
+#[test]
+fn constants_that_do_not_fit_are_refused() {
+    let error = Value::new(vec![2, 2], vec![0.0_f32; 3]).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Internal);
+    assert_eq!(error.to_string(), "value: expected elements of shape [2, 2], got 3");
+    let mut session = sum();
+    let a = [1.0_f32, 2.0, 3.0];
+    let mut refusal = |constants: &[(String, Value)]| {
+        let inputs = [("a", TensorRef::new(&[3], &a[..]))];
+        let mut y = [0.0; 3];
+        let error = session.run_bound(constants, &inputs, &mut [("y", &mut y)]).unwrap_err();
+        assert_eq!((error.kind(), y, session.fed_bytes()), (ErrorKind::Model, [0.0; 3], 0));
+        error.to_string()
+    };
+    let (b, c) = (|| constant("b", [1.0; 3]), || constant("c", [1.0; 3]));
+    assert_eq!(refusal(&[b()]), "sum: input c: expected once, got 0 times");
+    assert_eq!(refusal(&[b(), c(), c()]), "sum: input c: expected once, got 2 times");
+    assert_eq!(refusal(&[b(), c(), constant("a", [1.0; 3])]), "sum: input a: expected once, got 2 times");
+    let unknown = refusal(&[b(), c(), constant("d", [1.0; 3])]);
+    assert!(unknown.starts_with("sum: input: expected one of "), "{unknown}");
+    let other = |value: Value| refusal(&[b(), ("c".to_owned(), value)]);
+    let mut other = other;
+    let integers = other(Value::new(vec![3], vec![1_i64; 3]).unwrap());
+    assert!(integers.starts_with("sum: input c: expected F32["), "{integers}");
+    let matrix = other(Value::new(vec![1, 3], vec![1.0_f32; 3]).unwrap());
+    assert!(matrix.ends_with("got F32[1, 3]"), "{matrix}");
+}
+
 #[test]
 fn the_library_says_what_it_is() {
     let library = Library::load(None).unwrap();
@@ -442,6 +532,7 @@ fn the_library_says_what_it_is() {
     let error = Library::load(Some(Path::new("/another/libonnxruntime.so"))).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Runtime);
     assert!(error.to_string().contains("expected /another/libonnxruntime.so, got "), "{error}");
+    assert_eq!(error.file(), Some(Path::new("/another/libonnxruntime.so")));
 }
 
 /// Loads the library that `file` makes in a folder, in a process of its own, since a process loads at most one; gives
@@ -450,22 +541,24 @@ fn load_refusal(test: &str, file: impl FnOnce(&Path) -> PathBuf) -> String {
     const CHILD: &str = "CALOTYPE_TEST_LOADS_LIBRARY";
     if std::env::var_os(CHILD).is_some() {
         let code = Library::load(None).err().map_or(0, |error| {
-            eprintln!("{error}");
+            eprintln!("{error}\n{}", error.file().expect("the library's file").display());
             error.kind().exit_code()
         });
         std::process::exit(code.into());
     }
     let folder = tempfile::tempdir().unwrap();
+    let path = file(folder.path());
     let child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture"])
         .env(CHILD, "1")
-        .env("ORT_DYLIB_PATH", file(folder.path()))
+        .env("ORT_DYLIB_PATH", &path)
         .output()
         .unwrap();
     let message = String::from_utf8(child.stderr).unwrap();
     assert_eq!(child.status.code(), Some(6), "{message}");
     assert!(message.starts_with("no ONNX Runtime library could be loaded: ORT_DYLIB_PATH ("), "{message}");
     assert!(message.contains("; name a library of version 1.23 or newer with `ort`"), "{message}");
+    assert!(message.ends_with(&format!("\n{}\n", path.display())), "{message}");
     message
 }
 

@@ -262,7 +262,7 @@ fn images_carry_receipts_that_generate_them_again() {
     let server = Server::new();
     let id = server.job(2);
     server.end(&id);
-    let file = server.get(&format!("/api/jobs/{id}/picture.png"));
+    let file = server.get(&format!("/api/jobs/{id}/image.png"));
     let texts = Texts::read("reply", &mut std::io::Cursor::new(&file.body)).unwrap().unwrap();
     let receipt = Receipt::parse("reply", texts.json.unwrap().as_bytes()).unwrap();
     assert_eq!(receipt.recipe.seed, Some(7));
@@ -272,7 +272,52 @@ fn images_carry_receipts_that_generate_them_again() {
     assert_eq!(reply.status, 202, "{}", reply.text());
     let id = reply.json()["id"].as_str().unwrap().to_owned();
     server.end(&id);
-    assert_eq!(server.get(&format!("/api/jobs/{id}/picture.png")).body, file.body);
+    assert_eq!(server.get(&format!("/api/jobs/{id}/image.png")).body, file.body);
+}
+
+/// What `generate` prints as warnings a job lists, once for all its images.
+#[test]
+fn jobs_list_what_is_not_done_as_asked() {
+    let server = Server::new();
+    let odd = "\u{1f9ff}\u{10ffff}";
+    // Both have more words than are read: 32 chunks of 22.
+    let long = "red ".repeat(800);
+    let recipe = json!({
+        "version": 1, "prompt": format!("a river {odd} {long}"), "negative": "Money", "seed": 7, "steps": 1,
+        "size": "64x64",
+    });
+    let reply = server.post("/api/jobs", &json!({ "recipe": recipe, "count": 2 }));
+    assert_eq!(reply.status, 202, "{}", reply.text());
+    let id = reply.json()["id"].as_str().unwrap().to_owned();
+    let job = server.end(&id);
+    let warnings: Vec<&str> =
+        job["warnings"].as_array().unwrap().iter().map(|line| line.as_str().unwrap()).collect();
+    let expected = [
+        format!("prompt: words that this model does not know: {odd:?}"),
+        "prompt: words that this model was not trained on: \"river\"".to_owned(),
+        "negative prompt: words that this model was not trained on: \"Money\"".to_owned(),
+    ];
+    assert_eq!(warnings[..3], expected, "{warnings:?}");
+    assert!(warnings[3].starts_with("prompt: truncated at byte "), "{warnings:?}");
+    assert_eq!(warnings.len(), 4, "{warnings:?}");
+}
+
+/// A job is checked when it is accepted, seeds of all its images included, and shows its seed from then on.
+#[test]
+fn jobs_are_whole_requests() {
+    let server = Server::new();
+    let submit = |seed: Value, count: u64| {
+        let recipe = json!({ "version": 1, "prompt": "a cat", "steps": 1, "size": "64x64", "seed": seed });
+        server.post("/api/jobs", &json!({ "recipe": recipe, "count": count }))
+    };
+    let reply = submit(u64::MAX.into(), 2);
+    let expected = format!("seed: expected room for 2 consecutive seeds, got {}", u64::MAX);
+    assert_eq!(reply.status, 400, "{}", reply.text());
+    assert_eq!(reply.json()["error"]["message"], expected.as_str());
+    let accepted = submit(Value::Null, 1).json();
+    assert!(accepted["seed"].is_u64() && accepted["steps"] == 1, "{accepted}");
+    let ended = server.end(accepted["id"].as_str().unwrap());
+    assert_eq!(ended["seed"], accepted["seed"]);
 }
 
 #[test]
@@ -638,7 +683,7 @@ fn hostile_requests_are_refused_and_the_next_one_is_served() {
         "/latest/..%2f..%2fetc%2fpasswd",
         "/kiosk/../../Cargo.toml",
         "/kiosk/%2e%2e/x",
-        "/api/jobs/%00/picture.png",
+        "/api/jobs/%00/image.png",
         "/latest/a.exe",
         "/v1/models/%ff",
         "/nothing",

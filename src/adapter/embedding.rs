@@ -19,7 +19,7 @@ const PICKLES: [&str; 3] = ["pt", "bin", "pth"];
 const MAX_WORDS: usize = 64;
 /// What trainers call the only tensor of a file, whose word the file's name then is.
 const ONLY: &str = "*";
-const FORMS: &str = "emb_params, clip_g and clip_l, *, or tensors called as their triggers";
+const FORMS: &str = "emb_params, clip_g and clip_l, *, or tensors named after their triggers";
 
 /// The text encoder that a tensor of this name is for, where the name is no word.
 fn component(name: &str) -> Option<Component> {
@@ -61,7 +61,7 @@ impl Embedding {
 
     /// Opens a safetensors file: `emb_params` or `*` for the only text encoder, `clip_l` and `clip_g` or `text_encoders_0` and
     /// `text_encoders_1` for Stable Diffusion XL's two, each `[vectors, width]` and triggered by the file's name; or as
-    /// diffusers' trainer writes it, tensors that are called as what triggers them, `[width]` or `[vectors, width]`.
+    /// diffusers' trainer writes it, tensors named after their triggers, `[width]` or `[vectors, width]`.
     ///
     /// # Errors
     /// [`ErrorKind::Model`] when the file cannot be read or is none of these, or has numbers that are not finite.
@@ -104,7 +104,7 @@ impl Embedding {
         tensors.iter().map(|&(name, view)| Self::of(&place, name, &[(ONLY, view)])).collect()
     }
 
-    /// One that another file brings along; `tensors` are named as in a file of its own.
+    /// One that another file brings along; `tensors` are named as in a separate file.
     pub(super) fn bundled(
         place: &str,
         word: &str,
@@ -128,7 +128,7 @@ impl Embedding {
         let mut vectors = BTreeMap::new();
         for &(name, view) in tensors {
             let component = component(name).unwrap_or(Component::TextEncoder);
-            // Tensors without a telling name are called as their word.
+            // Tensors without a specific name are named after their word.
             let name = if name == ONLY { trigger } else { name };
             let (rows, width) = match *view.shape() {
                 [width] => (1, width),
@@ -145,7 +145,7 @@ impl Embedding {
             }
             if *count.get_or_insert(rows) != rows {
                 let names = tensors.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-                return Err(refuse(format!("{names}: expected as many vectors in one as in the other")));
+                return Err(refuse(format!("{names}: expected the same number of vectors in both")));
             }
             let values = floats(&format!("{place}: {name}"), view)?;
             let of_one = Vectors { name: name.to_owned(), width, values };
@@ -319,7 +319,7 @@ mod tests {
     fn different_numbers_of_vectors() {
         assert_eq!(
             problem(open("a.safetensors", &[("clip_l", &[2, 3]), ("clip_g", &[1, 4])])),
-            "clip_g, clip_l: expected as many vectors in one as in the other"
+            "clip_g, clip_l: expected the same number of vectors in both"
         );
     }
 

@@ -399,8 +399,9 @@ impl Parts {
         if bias.is_none() || !pieces.is_empty() || magnitudes.is_some() {
             let delta = Delta::take(&mut pieces, |piece| number(file, piece), alpha).map_err(Unfit::Wrong)?;
             let delta = delta.filter(|_| pieces.is_empty());
-            let delta = delta
-                .ok_or_else(|| Unfit::Unknown(format!("expected a whole set of tensors, got {endings}")))?;
+            let delta = delta.ok_or_else(|| {
+                Unfit::Unknown(format!("expected a complete set of tensors, got {endings}"))
+            })?;
             delta.shape().map_err(Unfit::Wrong)?;
             let scale = match (delta.rank(), alpha) {
                 (Some(rank), Some(alpha)) => alphas.scale(component, alpha, rank),
@@ -596,13 +597,13 @@ mod tests {
     #[test]
     fn incomplete_sets_of_tensors() {
         let of = |tensors: &[(&str, &[usize])]| problem(open(tensors));
-        let expected = "lora_unet_conv_in: expected a whole set of tensors, got";
+        let expected = "lora_unet_conv_in: expected a complete set of tensors, got";
         assert_eq!(of(&[(UP, &[1, 1])]), format!("{expected} .lora_up.weight"));
         assert_eq!(of(&[(DOWN, &[1, 1])]), format!("{expected} .lora_down.weight"));
         assert_eq!(of(&[(ALPHA, &[])]), format!("{expected} .alpha"));
         assert_eq!(
             of(&[("conv_in.dora_scale", &[1])]),
-            "conv_in: expected a whole set of tensors, got .dora_scale"
+            "conv_in: expected a complete set of tensors, got .dora_scale"
         );
         let [a, b] = ["lora_unet_conv_in.hada_w1_a", "lora_unet_conv_in.hada_w1_b"];
         assert_eq!(of(&[(a, &[1, 1]), (b, &[1, 1])]), format!("{expected} .hada_w1_a, .hada_w1_b"));

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Deserializer};
 
-use super::builder::{Builder, Conv, Value, picture};
+use super::builder::{Builder, Conv, Value, image};
 use super::{MAX_BLOCKS, MAX_CHANNELS, MAX_LAYERS, check_kind, check_range, read, unfit};
 use crate::Error;
 use crate::graph::Graph;
@@ -18,11 +18,11 @@ const EPSILON: f64 = 1e-6;
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// Channels of the picture that is encoded.
+    /// Channels of the image that is encoded.
     pub in_channels: usize,
-    /// Channels of the picture that is decoded.
+    /// Channels of the image that is decoded.
     pub out_channels: usize,
-    /// Channels at each resolution, beginning with the picture's own; each further one halves height and width.
+    /// Channels at each resolution, beginning with the image's own; each further one halves height and width.
     pub block_out_channels: Vec<usize>,
     /// Residual blocks at each resolution of the encoder; the decoder has one more.
     pub layers_per_block: usize,
@@ -44,7 +44,7 @@ pub struct Config {
     pub latents_mean: Option<Vec<f64>>,
     /// The latents' standard deviation per channel.
     pub latents_std: Option<Vec<f64>>,
-    /// The side of the pictures that it was trained on, in pixels.
+    /// The side of the images that it was trained on, in pixels.
     #[serde(deserialize_with = "side")]
     pub sample_size: usize,
     /// Whether 16-bit floats are too narrow for it.
@@ -121,7 +121,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The pixels of a picture's side that become one cell of the latents.
+    /// The pixels of an image's side that become one cell of the latents.
     pub fn factor_px(&self) -> u32 {
         2u32.saturating_pow(self.block_out_channels.len().saturating_sub(1) as u32)
     }
@@ -136,7 +136,7 @@ impl Config {
         self.check(NAME)?;
         let mut network = Network { builder: Builder::new(), groups: self.norm_num_groups };
         let sample =
-            network.builder.input("sample", Dtype::F32, &picture(self.in_channels, "height_px", "width_px"));
+            network.builder.input("sample", Dtype::F32, &image(self.in_channels, "height_px", "width_px"));
 
         let mut channels = self.block_out_channels[0];
         let conv_in = Conv::same(self.in_channels, channels, 3);
@@ -160,7 +160,7 @@ impl Config {
             x = network.builder.conv(&x, "quant_conv", Conv::same(moments, moments, 1));
         }
 
-        network.builder.output("latent_parameters", &x, &picture(moments, "height", "width"));
+        network.builder.output("latent_parameters", &x, &image(moments, "height", "width"));
         network.builder.finish(NAME)
     }
 
@@ -173,7 +173,7 @@ impl Config {
         const NAME: &str = "vae_decoder";
         self.check(NAME)?;
         let mut network = Network { builder: Builder::new(), groups: self.norm_num_groups };
-        let latents = picture(self.latent_channels, "height", "width");
+        let latents = image(self.latent_channels, "height", "width");
         let mut x = network.builder.input("latent_sample", Dtype::F32, &latents);
 
         if self.use_post_quant_conv {
@@ -198,7 +198,7 @@ impl Config {
         }
         x = network.end(&x, "decoder", channels, self.out_channels);
 
-        network.builder.output("sample", &x, &picture(self.out_channels, "height_px", "width_px"));
+        network.builder.output("sample", &x, &image(self.out_channels, "height_px", "width_px"));
         network.builder.finish(NAME)
     }
 

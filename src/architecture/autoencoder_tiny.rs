@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 
-use super::builder::{Builder, Conv, Value, picture};
+use super::builder::{Builder, Conv, Value, image};
 use super::{MAX_BLOCKS, MAX_CHANNELS, MAX_LAYERS, check_kind, check_range, read, unfit};
 use crate::Error;
 use crate::graph::Graph;
@@ -18,9 +18,9 @@ const LATENT_BOUND: f32 = 3.0;
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// Channels of the picture that is encoded.
+    /// Channels of the image that is encoded.
     pub in_channels: usize,
-    /// Channels of the picture that is decoded.
+    /// Channels of the image that is decoded.
     pub out_channels: usize,
     /// Channels at each resolution of the encoder, which are equal; each further one halves height and width.
     pub encoder_block_out_channels: Vec<usize>,
@@ -90,7 +90,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The pixels of a picture's side that one cell of the latents becomes.
+    /// The pixels of an image's side that one cell of the latents becomes.
     pub fn factor_px(&self) -> u32 {
         let factor = u32::try_from(self.upsampling_scaling_factor).unwrap_or(u32::MAX);
         factor.saturating_pow(self.num_decoder_blocks.len().saturating_sub(1) as u32)
@@ -105,8 +105,8 @@ impl Config {
         const NAME: &str = "vae_encoder";
         self.check(NAME)?;
         let mut b = Builder::new();
-        let sample = b.input("sample", Dtype::F32, &picture(self.in_channels, "height_px", "width_px"));
-        // The layers see pictures in 0..1.
+        let sample = b.input("sample", Dtype::F32, &image(self.in_channels, "height_px", "width_px"));
+        // The layers see images in 0..1.
         let (one, two) = (b.float(1.0), b.float(2.0));
         let mut x = b.add(&sample, &one);
         x = b.op("Div", &[&x, &two], &[]);
@@ -124,7 +124,7 @@ impl Config {
         x = layers.conv(&x, Conv::same(channels, self.latent_channels, 3));
 
         let mut b = layers.builder;
-        b.output("latent_sample", &x, &picture(self.latent_channels, "height", "width"));
+        b.output("latent_sample", &x, &image(self.latent_channels, "height", "width"));
         b.finish(NAME)
     }
 
@@ -137,7 +137,7 @@ impl Config {
         const NAME: &str = "vae_decoder";
         self.check(NAME)?;
         let mut b = Builder::new();
-        let latents = b.input("latent_sample", Dtype::F32, &picture(self.latent_channels, "height", "width"));
+        let latents = b.input("latent_sample", Dtype::F32, &image(self.latent_channels, "height", "width"));
         let bound = b.float(LATENT_BOUND);
         let mut x = b.op("Div", &[&latents, &bound], &[]);
         x = b.op("Tanh", &[&x], &[]);
@@ -158,12 +158,12 @@ impl Config {
             }
         }
 
-        // The layers draw pictures in 0..1.
+        // The layers draw images in 0..1.
         let mut b = layers.builder;
         let (one, two) = (b.float(1.0), b.float(2.0));
         x = b.mul(&x, &two);
         x = b.op("Sub", &[&x, &one], &[]);
-        b.output("sample", &x, &picture(self.out_channels, "height_px", "width_px"));
+        b.output("sample", &x, &image(self.out_channels, "height_px", "width_px"));
         b.finish(NAME)
     }
 

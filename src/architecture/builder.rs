@@ -45,14 +45,14 @@ pub(super) struct Conv {
 }
 
 impl Conv {
-    /// One that keeps the size of the picture: `kernel` is odd.
+    /// One that keeps the size of the image: `kernel` is odd.
     pub(super) fn same(inputs: usize, outputs: usize, kernel: usize) -> Self {
         Self { inputs, outputs, kernel, stride: 1, padding: [kernel / 2; 4], bias: true }
     }
 }
 
-/// The dimensions of a batch of pictures or latents, whose height and width go by these names.
-pub(super) fn picture(channels: usize, height: &str, width: &str) -> [Dim; 4] {
+/// The dimensions of a batch of images or latents, whose height and width go by these names.
+pub(super) fn image(channels: usize, height: &str, width: &str) -> [Dim; 4] {
     [free("batch"), Dim::Fixed(channels), free(height), free(width)]
 }
 
@@ -301,7 +301,7 @@ impl Builder {
         self.scale_and_shift(&normal, name, &[channels, 1, 1])
     }
 
-    /// The same, but with the picture's cells as tokens: `[batch, height * width, channels]`.
+    /// The same, but with the image's cells as tokens: `[batch, height * width, channels]`.
     pub(super) fn group_norm_tokens(
         &mut self,
         x: &Value,

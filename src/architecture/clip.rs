@@ -35,7 +35,7 @@ pub struct Config {
     pub num_hidden_layers: usize,
     /// How many heads the attention has.
     pub num_attention_heads: usize,
-    /// The most tokens of a prompt, with its marks.
+    /// The most tokens of a prompt, special tokens included.
     pub max_position_embeddings: usize,
     /// What is between two layers.
     pub hidden_act: Activation,
@@ -203,7 +203,7 @@ impl Config {
         b.add(&x, &y)
     }
 
-    /// The state of the first end mark.
+    /// The state of the first end token.
     fn pool(&self, b: &mut Builder, states: &Value, ids: &Value) -> Result<Value, Error> {
         check_range(NAME, "eos_token_id", 0..=self.vocab_size - 1, self.eos_token_id)?;
         let eos = b.int(self.eos_token_id as i64);

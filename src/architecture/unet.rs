@@ -9,7 +9,7 @@ mod transformer;
 
 use self::embedding::time_embedding;
 use self::network::Network;
-use super::builder::{Builder, Conv, free, picture};
+use super::builder::{Builder, Conv, free, image};
 use crate::Error;
 use crate::graph::{Dim, Graph};
 use crate::weights::Dtype;
@@ -64,7 +64,7 @@ pub struct Config {
 /// One resolution, on the way down and on the way up.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Level {
-    /// Channels of the picture.
+    /// Channels of the image.
     pub channels: usize,
     /// Residual blocks on the way down; on the way up there is one more.
     pub layers: usize,
@@ -136,8 +136,8 @@ impl Config {
         self.check(NAME)?;
         let mut builder = Builder::new();
         let b = &mut builder;
-        let picture = |channels| picture(channels, "height", "width");
-        let mut x = b.input("sample", Dtype::F32, &picture(self.in_channels));
+        let image = |channels| image(channels, "height", "width");
+        let mut x = b.input("sample", Dtype::F32, &image(self.in_channels));
         let time = time_embedding(b, self);
         let text = [free("batch"), free("tokens"), Dim::Fixed(self.cross_attention_dim)];
         let text = b.input("encoder_hidden_states", Dtype::F32, &text);
@@ -156,7 +156,7 @@ impl Config {
         let x = b.group_norm(&x, "conv_norm_out", first, self.norm_num_groups, self.norm_eps);
         let x = b.silu(&x);
         let x = b.conv(&x, "conv_out", Conv::same(first, self.out_channels, self.conv_out_kernel));
-        b.output("out_sample", &x, &picture(self.out_channels));
+        b.output("out_sample", &x, &image(self.out_channels));
         b.finish(NAME)
     }
 }

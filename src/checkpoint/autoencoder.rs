@@ -8,7 +8,7 @@ use crate::architecture::autoencoder_kl::Config;
 use crate::family::Family;
 
 /// A tensor that every such autoencoder has.
-pub(super) const MARK: &str = "encoder.down.0.block.0.norm1.weight";
+pub(super) const MARKER: &str = "encoder.down.0.block.0.norm1.weight";
 
 /// Names of the layers of the attention in the middle: diffusers', and the original ones, of which those that converters
 /// left as diffusers has them.

@@ -34,7 +34,7 @@ const FOLDER: Option<&str> = Some(
      file with {unet}",
 );
 
-/// Files that have a U-Net, but not one that turns a text into a picture. Searched before [`OTHERS`].
+/// Files that have a U-Net, but not one that turns a text into an image. Searched before [`OTHERS`].
 const RELATIVES: [Look; 8] = [
     look(&[".time_stack.", ".time_mixer."], "Stable Video Diffusion", SUPPORTED),
     look(&["motion_modules.", ".temporal_transformer."], "AnimateDiff", ADAPTER),

@@ -9,7 +9,7 @@ use crate::family::{Family, Fit, Label, Layout, Level, Purpose};
 use crate::prediction::Prediction;
 
 /// A tensor that every such U-Net has.
-pub(super) const MARK: &str = "input_blocks.0.0.weight";
+pub(super) const MARKER: &str = "input_blocks.0.0.weight";
 
 /// The groups and the epsilon of group norms, which all of them have.
 const GROUPS: usize = 32;
@@ -101,7 +101,7 @@ impl Layout {
         let queries = format!("{transformer}.transformer_blocks.0.attn2.to_k.weight");
         let entry = source.get(&format!("{transformer}.proj_in.weight"))?;
         Ok(Self {
-            in_channels: source.size(MARK, &[4], 1)?,
+            in_channels: source.size(MARKER, &[4], 1)?,
             out_channels: source.size("out.2.weight", &[4], 0)?,
             time_width: source.size("time_embed.0.weight", &[2], 0)?,
             cross_width: source.size(&queries, &[2], 1)?,
@@ -173,7 +173,7 @@ impl Layout {
             in_channels: self.in_channels,
             out_channels: self.out_channels,
             center_input_sample: false,
-            conv_in_kernel: source.size(MARK, &[4], 2)?,
+            conv_in_kernel: source.size(MARKER, &[4], 2)?,
             conv_out_kernel: source.size("out.2.weight", &[4], 2)?,
             norm_num_groups: GROUPS,
             norm_eps: EPSILON,

@@ -18,9 +18,9 @@ use super::from::{Origin, STDIN};
 use super::mention::{Folders, Mentioned};
 use super::open::{Additions, Components, note_hash, open, path_of};
 use super::session::Session;
-use super::without_mark;
+use super::without_bom;
 
-/// The most pictures that one command draws.
+/// The most images that one command draws.
 const MAX_COUNT: i64 = 10_000;
 /// What `--mask` takes in place of a file.
 const ALPHA: &str = "alpha";
@@ -160,7 +160,7 @@ impl Drawing {
         if let Some(Seed(seed)) = self.seed {
             recipe.seed = seed;
         }
-        set(&mut recipe.negative, self.negative.as_deref().map(|text| without_mark(text).to_owned()));
+        set(&mut recipe.negative, self.negative.as_deref().map(|text| without_bom(text).to_owned()));
         set(&mut recipe.model, model.or(self.model.as_ref()).cloned().map(NamedFile::from));
         set(&mut recipe.clip_skip, self.clip_skip);
         set(&mut recipe.size, parse::<PixelSize>(&self.size)?);

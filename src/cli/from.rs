@@ -11,7 +11,7 @@ use calotype::recipe::{Image, NamedFile, Provenance, Receipt, Recipe};
 use calotype::{Error, ErrorKind};
 
 use super::output::STDOUT;
-use super::{say, without_mark};
+use super::{say, without_bom};
 
 /// The longest JSON or text that is read.
 const MAX_TEXT_BYTES: u64 = 16 << 20;
@@ -77,7 +77,7 @@ impl Origin {
                     Error::new(ErrorKind::Input, format!("{origin}: expected UTF-8"))
                         .source(error.utf8_error())
                 })?;
-                Self::of_parameters(&origin, without_mark(&text))?
+                Self::of_parameters(&origin, without_bom(&text))?
             }
             None => Self::of_receipt(&origin, &text)?,
         };
@@ -123,7 +123,7 @@ impl Origin {
             let got = match (&file.path, &self.imported.model_name) {
                 (Some(path), _) => format!("none at {}", path.display()),
                 (None, Some(model)) if flag == "--model" => format!("only the name {model:?}"),
-                (None, _) => "no word of where it is".into(),
+                (None, _) => "no path".into(),
             };
             let message = format!("{name}: expected the file that the image was made with, got {got}");
             return Err(Error::new(ErrorKind::Usage, message).help(format!("give it with {flag}")));

@@ -1,4 +1,4 @@
-//! `calotype generate`: a prompt becomes pictures in files.
+//! `calotype generate`: a prompt becomes images in files.
 
 use std::io::{self, IsTerminal, Read, Write as _};
 use std::ops::ControlFlow;
@@ -11,13 +11,12 @@ use calotype::journal::{Journal, State};
 use calotype::memory;
 use calotype::model::Model;
 use calotype::picture::RecipeText;
-use calotype::pipeline::{Options, Picture, Pipeline, Progress, Run};
+use calotype::pipeline::{Options, Output, Pipeline, Progress, Run};
 use calotype::plan::{Budget, Plan};
 use calotype::provenance::{provenance, providers, shares};
 use calotype::recipe::parameters::{self, Addition};
 use calotype::recipe::{Receipt, Recipe};
 use calotype::request::Request;
-use calotype::tokenizer::Cut;
 use calotype::{Error, ErrorKind};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
@@ -29,7 +28,7 @@ use super::job::Job;
 use super::output::{Destination, STDOUT};
 use super::preview::{Preview, PreviewFlags};
 use super::receipt::Hashes;
-use super::{Common, Report, path_json, say, without_mark};
+use super::{Common, Report, flag, path_json, say, without_bom};
 use super::{provider, samplers};
 
 /// What is asked for in place of a name.
@@ -72,7 +71,7 @@ impl Flags {
                 Err(Error::new(ErrorKind::Usage, problem))
             }
             Some(STDIN) => prompt_reads_stdin().map(Some),
-            Some(prompt) => Ok(Some(without_mark(prompt).to_owned())),
+            Some(prompt) => Ok(Some(without_bom(prompt).to_owned())),
             None if self.drawing.has_origin() => Ok(None),
             None => {
                 let expected = "PROMPT: expected a prompt, got none";
@@ -152,12 +151,11 @@ pub(super) fn work(flags: &Flags, resumed: Option<Journal>) -> Result<Report, Er
     // A plan has counted them.
     let room_bytes = if options.plan.is_some() { u64::MAX } else { drawing.budget().bytes() };
     first.load(room_bytes)?.into_iter().for_each(say);
-    let rounded = report_rounded(&first, &model);
     let pipeline = Pipeline::open(&model, &options)?;
     let opened = started.elapsed();
     pipeline.placements().for_each(provider::report);
 
-    let unknown = Unknown::of(&first, &model)?;
+    let warnings = first.warnings(&model)?;
     let (journal, state) = begin_journal(flags, resumed, first.seed())?;
     let mut batch = Batch {
         journal,
@@ -171,22 +169,22 @@ pub(super) fn work(flags: &Flags, resumed: Option<Journal>) -> Result<Report, Er
         hashes: Hashes::begin(&model, &recipe),
         recipe,
         text: String::new(),
-        pictures: Vec::new(),
+        images: Vec::new(),
     };
-    unknown.report();
+    warnings.lines(flag).iter().for_each(|line| say(shortened(line)));
     let error = match batch.draw_all(&first, &destinations, state) {
-        Err(error) if batch.pictures.is_empty() => return Err(error),
+        Err(error) if batch.images.is_empty() => return Err(error),
         result => result.err(),
     };
-    let Batch { pipeline, journal, mut text, pictures, .. } = batch;
+    let Batch { pipeline, journal, mut text, images, .. } = batch;
     if let Some(journal) = journal.filter(|_| error.is_none()) {
         journal.finish()?;
     }
     let json = json!({
-        "pictures": pictures,
-        "rounded_timesteps": rounded,
-        "unknown_words": Unknown::json(&unknown.unknown),
-        "untrained_words": Unknown::json(&unknown.untrained),
+        "images": images,
+        "rounded_timesteps": warnings.rounded_timesteps,
+        "unknown_words": words_json(&warnings.unknown_words),
+        "untrained_words": words_json(&warnings.untrained_words),
         "placements": pipeline.placements().map(provider::json).collect::<Vec<_>>(),
         "seconds": { "open": seconds(opened), "all": seconds(started.elapsed()) },
         "memory": {
@@ -206,19 +204,6 @@ pub(super) fn work(flags: &Flags, resumed: Option<Journal>) -> Result<Report, Er
     Ok(Report { text, json, error })
 }
 
-/// How many timesteps are rounded, which is reported.
-fn report_rounded(request: &Request, model: &Model) -> usize {
-    let rounded = request.rounded_timesteps(model);
-    if rounded > 0 {
-        say(format_args!(
-            "timesteps: {rounded} of {} are fractions and are rounded, because this model's U-Net takes integers only; \
-             --sampler ddim, or --schedule trailing or simple, has integer timesteps",
-            request.steps()
-        ));
-    }
-    rounded
-}
-
 /// The journal that was asked for, and how far its run has come.
 fn begin_journal(
     flags: &Flags,
@@ -227,7 +212,7 @@ fn begin_journal(
 ) -> Result<(Option<Journal>, Option<State>), Error> {
     if let Some(journal) = resumed {
         let state = journal.state().unwrap_or_else(|error| {
-            say(format_args!("{error}: the run starts anew"));
+            say(format_args!("{error}: the run starts over"));
             None
         });
         return Ok((Some(journal), state));
@@ -241,7 +226,7 @@ fn note(journal: &mut Option<Journal>, write: impl FnOnce(&mut Journal) -> Resul
     if let Some(open) = journal
         && let Err(error) = write(open)
     {
-        say(format_args!("{error}: the run goes on without its journal"));
+        say(format_args!("{error}: the run continues without its journal"));
         *journal = None;
     }
 }
@@ -260,7 +245,7 @@ struct Batch<'a> {
     hashes: Hashes,
     recipe: Recipe,
     text: String,
-    pictures: Vec<Value>,
+    images: Vec<Value>,
 }
 
 impl Batch<'_> {
@@ -275,21 +260,21 @@ impl Batch<'_> {
         let mut snapshot = Some(snapshot).filter(|snapshot| !snapshot.is_empty());
         for (index, destination) in destinations.iter().enumerate().skip(images as usize) {
             let request = first.with_seed(first.seed() + index as u64);
-            let picture = self.draw(&request, index as u64, snapshot.take())?;
+            let output = self.draw(&request, index as u64, snapshot.take())?;
             self.report_encoder();
-            self.write(&request, &picture, destination)?;
+            self.write(&request, &output, destination)?;
             note(&mut self.journal, |journal| journal.finish_image(index as u64 + 1));
         }
         Ok(())
     }
 
-    /// Draws the picture after the first `images`, from a snapshot if there is one, or stops when a signal comes.
+    /// Draws the image after the first `images`, from a snapshot if there is one, or stops when a signal comes.
     fn draw(
         &mut self,
         request: &Request,
         images: u64,
         mut snapshot: Option<Vec<u8>>,
-    ) -> Result<Picture, Error> {
+    ) -> Result<Output, Error> {
         let heeded = Heeded::new();
         let bar = progress_bar(request.steps());
         let (preview, journal) = (&mut self.preview, &mut self.journal);
@@ -304,14 +289,14 @@ impl Batch<'_> {
             })?;
             run.finish()
         };
-        let picture = loop {
+        let output = loop {
             let (is_resumed, begun) = match snapshot.take() {
                 Some(snapshot) => (true, self.pipeline.restore(request, &snapshot)),
                 None => (false, self.pipeline.begin(request)),
             };
             match begun {
                 Err(error) if is_resumed && error.kind() == ErrorKind::Input => {
-                    say(format_args!("{error}: the image starts anew"));
+                    say(format_args!("{error}: the image starts over"));
                 }
                 Err(error) => break Err(error),
                 Ok(run) => {
@@ -324,11 +309,11 @@ impl Batch<'_> {
             }
         };
         bar.finish_and_clear();
-        let picture = picture?;
-        // A picture whose last step was done when the signal came is not wanted either.
+        let output = output?;
+        // An image whose last step was done when the signal came is not wanted either.
         match heeded.is_stopped() {
             true => Err(Error::new(ErrorKind::Cancelled, "stopped before the image was written")),
-            false => Ok(picture),
+            false => Ok(output),
         }
     }
 
@@ -343,37 +328,32 @@ impl Batch<'_> {
     }
 
     /// Writes an image with its receipt.
-    fn write(
-        &mut self,
-        request: &Request,
-        picture: &Picture,
-        destination: &Destination,
-    ) -> Result<(), Error> {
+    fn write(&mut self, request: &Request, output: &Output, destination: &Destination) -> Result<(), Error> {
         let model_sha256 = self.hashes.note(&mut self.recipe);
         let provider = providers(self.pipeline.placements());
         let shares = shares(self.pipeline.placements());
         let made =
-            provenance(&picture.image, request, self.model, model_sha256, self.library, provider, shares);
-        if self.pictures.is_empty() {
+            provenance(&output.image, request, self.model, model_sha256, self.library, provider, shares);
+        if self.images.is_empty() {
             self.origin.compare(&made, self.additions);
         }
         let recipe = Recipe { seed: Some(request.seed()), ..self.recipe.clone() };
         let receipt = Receipt { recipe, provenance: Some(made) };
-        report_cut(picture);
+        output.warnings().iter().for_each(|line| say(shortened(line)));
         let parameters = parameters::write(&receipt, self.additions);
         let recipe_text = RecipeText { parameters: &parameters, json: &receipt.to_json() };
-        destination.write(&picture.image, Some(recipe_text))?;
+        destination.write(&output.image, Some(recipe_text))?;
         self.text += &format!("{} (seed {})\n", destination.path().display(), request.seed());
-        self.pictures.push(json!({
+        self.images.push(json!({
             "file": path_json(destination.path()),
-            "cut_prompt": picture.cut_prompt.as_ref().map(|cut| &cut.text),
-            "cut_negative": picture.cut_negative.as_ref().map(|cut| &cut.text),
+            "cut_prompt": output.cut_prompt.as_ref().map(|cut| &cut.text),
+            "cut_negative": output.cut_negative.as_ref().map(|cut| &cut.text),
             "seconds": {
-                "text_encoder": seconds(picture.times.text_encoder),
-                "vae_encoder": seconds(picture.times.vae_encoder),
-                "unet": seconds(picture.times.unet),
-                "denoising": seconds(picture.times.denoising),
-                "vae_decoder": seconds(picture.times.vae_decoder),
+                "text_encoder": seconds(output.times.text_encoder),
+                "vae_encoder": seconds(output.times.vae_encoder),
+                "unet": seconds(output.times.unet),
+                "denoising": seconds(output.times.denoising),
+                "vae_decoder": seconds(output.times.vae_decoder),
             },
             "receipt": receipt,
         }));
@@ -381,7 +361,7 @@ impl Batch<'_> {
     }
 }
 
-/// One file per picture: the name as given, or with a number before its extension. A device or pipe takes all pictures.
+/// One file per image: the name as given, or with a number before its extension. A device or pipe takes all images.
 fn destinations(output: &Path, count: u16) -> Result<Vec<Destination>, Error> {
     // Also where numbers follow: a folder is refused by the name that was typed.
     let typed = Destination::open(output.to_owned())?;
@@ -418,7 +398,7 @@ fn prompt_reads_stdin() -> Result<String, Error> {
         let refusal = Error::new(ErrorKind::Input, problem).source(error.utf8_error());
         if is_utf16 { refusal.help("it is UTF-16: save it as UTF-8") } else { refusal }
     })?;
-    Ok(without_mark(&text).trim_end_matches(['\r', '\n']).to_owned())
+    Ok(without_bom(&text).trim_end_matches(['\r', '\n']).to_owned())
 }
 
 fn progress_bar(steps: usize) -> ProgressBar {
@@ -429,48 +409,9 @@ fn progress_bar(steps: usize) -> ProgressBar {
     ProgressBar::with_draw_target(Some(steps as u64), target).with_style(style)
 }
 
-fn report_cut(picture: &Picture) {
-    for (which, cut) in [("prompt", &picture.cut_prompt), ("negative prompt", &picture.cut_negative)] {
-        if let Some(Cut { place_bytes, text }) = cut {
-            let line = format!("{which}: truncated at byte {place_bytes}; ignored: {text:?}");
-            say(shortened(&line));
-        }
-    }
-}
-
-/// The words of both prompts that the model does not know, and that are the same to it whatever they are; and those that it
-/// has tokens for, but was not trained on.
-struct Unknown {
-    unknown: [Vec<String>; 2],
-    untrained: [Vec<String>; 2],
-}
-
-impl Unknown {
-    fn of(request: &Request, model: &Model) -> Result<Self, Error> {
-        let (unknown, mut untrained) = (request.unknown_words(model)?, request.untrained_words(model)?);
-        for (untrained, unknown) in untrained.iter_mut().zip(&unknown) {
-            untrained.retain(|word| !unknown.contains(word));
-        }
-        Ok(Self { unknown, untrained })
-    }
-
-    fn report(&self) {
-        for (words, what) in [
-            (&self.unknown, "words that this model does not know"),
-            (&self.untrained, "words that this model was not trained on"),
-        ] {
-            for (which, words) in ["prompt", "negative prompt"].into_iter().zip(words) {
-                if !words.is_empty() {
-                    let words = words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", ");
-                    say(shortened(&format!("{which}: {what}: {words}")));
-                }
-            }
-        }
-    }
-
-    fn json([prompt, negative]: &[Vec<String>; 2]) -> serde_json::Value {
-        json!({ "prompt": prompt, "negative": negative })
-    }
+/// Words of the prompt and of the negative prompt.
+fn words_json([prompt, negative]: &[Vec<String>; 2]) -> Value {
+    json!({ "prompt": prompt, "negative": negative })
 }
 
 fn seconds(duration: Duration) -> f64 {

@@ -26,7 +26,7 @@ impl Job {
             .map(|argument| argument.into_string().map_err(|_| refuse("arguments in Unicode, got others")));
         let job = Self {
             arguments: arguments.collect::<Result<_, _>>()?,
-            folder: env::current_dir().map_err(|error| refuse("a current folder").source(error))?,
+            folder: env::current_dir().map_err(|error| refuse("a current directory").source(error))?,
             seed,
         };
         serde_json::to_vec(&job).map_err(|error| refuse("a folder in Unicode").source(error))

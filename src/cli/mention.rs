@@ -172,13 +172,14 @@ fn stems(folder: Option<&Path>) -> Result<BTreeMap<String, Vec<PathBuf>>, Error>
     let (mut left, mut count) =
         (folder.map(|folder| (folder.to_owned(), 0)).into_iter().collect::<Vec<_>>(), 0);
     while let Some((folder, depth)) = left.pop() {
-        let refuse = |error| Error::new(ErrorKind::Input, folder.display().to_string()).source(error);
+        let refuse =
+            |error| Error::new(ErrorKind::Input, folder.display().to_string()).source(error).in_file(&folder);
         for entry in fs::read_dir(&folder).map_err(refuse)? {
             let path = entry.map_err(refuse)?.path();
             count += 1;
             if count > MAX_FILES {
                 let got = format!("{}: expected at most {MAX_FILES} files, got more", folder.display());
-                return Err(Error::new(ErrorKind::Input, got));
+                return Err(Error::new(ErrorKind::Input, got).in_file(&folder));
             }
             if path.is_dir() {
                 left.extend((depth < MAX_DEPTH).then(|| (path.clone(), depth + 1)));

@@ -191,7 +191,9 @@ pub(super) fn note_hash(flag: &str, file: &mut NamedFile, found: String) {
 
 /// Notes the hash of a file that was read.
 fn added(file: &mut NamedFile, path: &Path, is_lora: bool) -> Result<Addition, Error> {
-    let refuse = |error: io::Error| Error::new(ErrorKind::Model, path.display().to_string()).source(error);
+    let refuse = |error: io::Error| {
+        Error::new(ErrorKind::Model, path.display().to_string()).source(error).in_file(path)
+    };
     let mut hash = Sha256::new();
     File::open(path).and_then(|mut file| io::copy(&mut file, &mut hash)).map_err(refuse)?;
     note_hash(if is_lora { "--lora" } else { "--embedding" }, file, format!("{:x}", hash.finalize()));

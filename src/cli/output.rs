@@ -16,7 +16,7 @@ const UNFINISHED: (&str, &str) = (".calotype-", ".tmp");
 /// The most links that are followed from one name to the next, as Linux has it.
 const MAX_LINKS: usize = 40;
 
-/// A place that can be written to, as far as can be told before there is a picture.
+/// A place that can be written to, as far as can be told before there is an image.
 #[derive(Clone)]
 pub(super) struct Destination {
     path: PathBuf,
@@ -50,13 +50,13 @@ impl Destination {
         let folder = || refuse("expected a file, got a folder".into()).help("add a file name: OUT.png");
         let place = match fs::metadata(&path) {
             Ok(found) if found.is_dir() => return Err(folder()),
-            // The system finds no such folder, and would say so when the picture is done.
+            // The system finds no such folder, and would say so when the image is done.
             Err(_) if path.as_os_str().as_encoded_bytes().ends_with(b"/") => return Err(folder()),
             Ok(found) if is_disk(&found) => return Err(refuse("expected a file, got a block device".into())),
             Ok(found) if !found.is_file() => Place::Special,
             Ok(_) => Place::File(follow(&path)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Place::File(follow(&path)),
-            Err(error) => return Err(refuse("expected a place for a file".into()).source(error)),
+            Err(error) => return Err(refuse("expected a path for a file".into()).source(error)),
         };
         if let Place::File(file) = &place {
             let folder = folder_of(file);
@@ -74,7 +74,7 @@ impl Destination {
         Ok(Self { path, place, format })
     }
 
-    /// Whether it is a device or pipe, which takes any number of pictures one after another.
+    /// Whether it is a device or pipe, which takes any number of images one after another.
     pub(super) fn is_special(&self) -> bool {
         matches!(self.place, Place::Special)
     }
@@ -95,7 +95,7 @@ impl Destination {
         &self.path
     }
 
-    /// Writes a picture, and its recipe if it has one; what was there before stays until the new file is whole.
+    /// Writes an image, and its recipe if it has one; what was there before stays until the new file is whole.
     pub(super) fn write(&self, image: &RgbImage, text: Option<RecipeText<'_>>) -> Result<(), Error> {
         let write = |file: &mut File| self.encode(image, text, file);
         let written = match &self.place {
@@ -287,7 +287,7 @@ fn keep_permissions(_: &File, _: &Metadata) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether it is a disk, which a picture would damage.
+/// Whether it is a disk, which an image would damage.
 #[cfg(unix)]
 fn is_disk(found: &Metadata) -> bool {
     std::os::unix::fs::FileTypeExt::is_block_device(&found.file_type())

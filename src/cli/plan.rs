@@ -1,4 +1,4 @@
-//! `calotype plan`: what memory each stage of a picture takes, and how it is kept within a budget.
+//! `calotype plan`: what memory each stage of an image takes, and how it is kept within a budget.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -77,7 +77,7 @@ fn table(plan: &Plan) -> String {
     }
     writeln!(
         text,
-        "peak {} MiB of {} MiB, of which {} MiB before the first stage; {} MiB would do",
+        "peak {} MiB of {} MiB, of which {} MiB before the first stage; {} MiB would suffice",
         mib(plan.peak_bytes()),
         mib(plan.budget_bytes()),
         mib(plan.base_bytes()),

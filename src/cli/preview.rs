@@ -83,7 +83,7 @@ impl Preview {
         let image = imageops::resize(&preview, width_px, height_px, FilterType::CatmullRom);
         if let Err(error) = self.file.write(&image, None) {
             self.has_failed = true;
-            say(format_args!("no more previews: {error}"));
+            say(format_args!("previews are off: {error}"));
         }
     }
 }

@@ -22,6 +22,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let (journal, job) = Journal::open(&flags.folder)?;
     let refuse = |problem: &str| {
         Error::new(ErrorKind::Input, format!("journal: {}: {problem}", flags.folder.display()))
+            .in_file(&flags.folder)
     };
     let job: Job = serde_json::from_slice(&job)
         .map_err(|error| refuse("expected the arguments of a run").source(error))?;

@@ -19,7 +19,7 @@ use super::mention::Mentioned;
 use super::open::{Additions, Components, open};
 use super::receipt::Hashes;
 use super::session::Session;
-use super::{Common, Report, say, without_mark};
+use super::{Common, Report, say, without_bom};
 
 /// The longest file of prompts, a style sheet or a token.
 const MAX_TEXT_BYTES: u64 = 1 << 20;
@@ -59,7 +59,7 @@ pub(super) struct Flags {
     /// A file with prompts that the page offers, one on each line.
     #[arg(long, value_name = "FILE")]
     presets: Option<PathBuf>,
-    /// Let the page begin anew after so many seconds without input.
+    /// Reset the page after this many seconds without input.
     #[arg(long, value_name = "SECONDS", value_parser = value_parser!(u32).range(1..))]
     idle_reset: Option<u32>,
     /// A style sheet with the page's colours, in place of its own.
@@ -167,13 +167,13 @@ fn name_and_path(typed: &str) -> (Option<String>, PathBuf) {
 
 /// A small text file.
 fn text(path: &Path) -> Result<String, Error> {
-    let refuse = |error| Error::new(ErrorKind::Input, path.display().to_string()).source(error);
+    let refuse = |error| Error::new(ErrorKind::Input, path.display().to_string()).source(error).in_file(path);
     let length = fs::metadata(path).map_err(refuse)?.len();
     if length > MAX_TEXT_BYTES {
         let got = format!("{}: expected at most {MAX_TEXT_BYTES} bytes, got {length}", path.display());
-        return Err(Error::new(ErrorKind::Input, got));
+        return Err(Error::new(ErrorKind::Input, got).in_file(path));
     }
-    fs::read_to_string(path).map(|text| without_mark(&text).to_owned()).map_err(refuse)
+    fs::read_to_string(path).map(|text| without_bom(&text).to_owned()).map_err(refuse)
 }
 
 /// The lines of a file that are not empty.
@@ -181,7 +181,8 @@ fn lines(path: &Path) -> Result<Vec<String>, Error> {
     let lines: Vec<String> =
         text(path)?.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
     if lines.is_empty() {
-        return Err(Error::new(ErrorKind::Input, format!("{}: expected prompts, got none", path.display())));
+        let message = format!("{}: expected prompts, got none", path.display());
+        return Err(Error::new(ErrorKind::Input, message).in_file(path));
     }
     Ok(lines)
 }
@@ -191,7 +192,7 @@ fn token(path: &Path) -> Result<String, Error> {
     if token.len() < 8 {
         let message =
             format!("{}: expected a token of at least 8 characters, got {}", path.display(), token.len());
-        return Err(Error::new(ErrorKind::Input, message));
+        return Err(Error::new(ErrorKind::Input, message).in_file(path));
     }
     Ok(token)
 }

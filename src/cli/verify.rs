@@ -1,4 +1,4 @@
-//! `calotype verify`: whether a bundle is whole and can be opened, and whether a picture was drawn by a model.
+//! `calotype verify`: whether a bundle is whole and can be opened, and whether an image was drawn by a model.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -37,7 +37,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         flags.common.library()?;
         bundle(&flags.path, flags.memory)
     } else {
-        picture(&flags.path, &open_model(flags.model.as_ref(), &flags.components, &Additions::default())?)
+        image(&flags.path, &open_model(flags.model.as_ref(), &flags.components, &Additions::default())?)
     }
 }
 
@@ -71,9 +71,11 @@ const MAX_PIXELS_BYTES: usize = 8192 * 8192 * 3;
 /// Hexadecimal digits of a SHA-256.
 const SHA256_DIGITS: usize = 64;
 
-/// Compares the model files that a picture's receipt names with those of a model.
-fn picture(path: &Path, model: &Model) -> Result<Report, Error> {
-    let refuse = |problem: String| Error::new(ErrorKind::Input, format!("{}: {problem}", path.display()));
+/// Compares the model files that an image's receipt names with those of a model.
+fn image(path: &Path, model: &Model) -> Result<Report, Error> {
+    let refuse = |problem: String| {
+        Error::new(ErrorKind::Input, format!("{}: {problem}", path.display())).in_file(path)
+    };
     let file =
         File::open(path).map_err(|error| refuse("expected a bundle or an image".into()).source(error))?;
     let mut reader = png::Decoder::new(BufReader::new(file))
@@ -87,7 +89,8 @@ fn picture(path: &Path, model: &Model) -> Result<Report, Error> {
         (None, Some(chunk)) => chunk.get_text().map_err(|error| refuse("receipt".into()).source(error))?,
         (None, None) => return Err(refuse("expected an image with a receipt, got one without".into())),
     };
-    let receipt = Receipt::parse(&path.display().to_string(), text.as_bytes())?;
+    let receipt =
+        Receipt::parse(&path.display().to_string(), text.as_bytes()).map_err(|error| error.in_file(path))?;
     let Some(receipt) = receipt.provenance else {
         return Err(refuse("expected a receipt, got a recipe without what made the image".into()));
     };
@@ -131,7 +134,7 @@ fn picture(path: &Path, model: &Model) -> Result<Report, Error> {
         receipt.model_name,
         drew.len()
     );
-    let json = json!({ "picture": path_json(path), "model": receipt.model_name, "model_files": drew, "pixels_sha256": receipt.pixels_sha256 });
+    let json = json!({ "image": path_json(path), "model": receipt.model_name, "model_files": drew, "pixels_sha256": receipt.pixels_sha256 });
     Ok(Report::new(text, json))
 }
 

@@ -44,12 +44,16 @@ impl Library {
                         path.display(),
                         library.path.display()
                     ),
-                )),
+                )
+                .in_file(path)),
                 _ => Ok(library),
             };
         }
+        let candidates = candidates(explicit);
+        // Of several the error is about none in particular.
+        let only = (candidates.len() == 1).then(|| candidates[0].path.clone());
         let mut refusals = Vec::new();
-        for Candidate { place, path } in candidates(explicit) {
+        for Candidate { place, path } in candidates {
             match check(&path).and_then(|()| Runtime::load(&path)) {
                 Ok(runtime) => return Ok(loaded.insert(Box::leak(Box::new(Self { path, runtime })))),
                 Err(reason) => {
@@ -58,7 +62,7 @@ impl Library {
                 }
             }
         }
-        Err(Error::new(
+        let error = Error::new(
             ErrorKind::Runtime,
             format!("no ONNX Runtime library could be loaded: {}", refusals.join("; ")),
         )
@@ -66,7 +70,11 @@ impl Library {
             "name a library of version 1.{} or newer with {{ort}} or ORT_DYLIB_PATH, put one beside the \
                  executable, or build without CALOTYPE_ORT=system",
             sys::LOWEST_MINOR
-        )))
+        ));
+        Err(match only {
+            Some(path) => error.in_file(path),
+            None => error,
+        })
     }
 
     /// Whether one is loaded.

@@ -122,7 +122,7 @@ impl Runtime {
         let get_base = unsafe { library.get::<GetApiBase>(b"OrtGetApiBase\0") }
             .map_err(|_| "not an ONNX Runtime library: it has no OrtGetApiBase".to_owned())?;
         // SAFETY: takes nothing; gives null or a table that lives as long as the library.
-        let base = unsafe { get_base().as_ref() }.ok_or("OrtGetApiBase gave nothing")?;
+        let base = unsafe { get_base().as_ref() }.ok_or("OrtGetApiBase returned nothing")?;
         // SAFETY: takes nothing; gives a NUL-terminated string that lives as long as the library.
         let version = unsafe { CStr::from_ptr((base.GetVersionString)()) }.to_string_lossy().into_owned();
         if !is_supported(&version) {
@@ -728,7 +728,7 @@ impl Binding {
         let name = CString::new(name).expect("graphs' names have no zeros");
         // SAFETY: a binding that is ours, a name that ends in 0, a value that lives until it returns. The binding counts its
         // own reference to the value; elements that the value borrows are read by the next run alone, before which every
-        // borrowed input is bound anew.
+        // borrowed input is bound again.
         ortsys![unsafe BindInput(self.io.as_ptr(), name.as_ptr(), value.ptr())?];
         Ok(())
     }

@@ -353,7 +353,7 @@ fn cost(node: &NodeProto, shapes: &Shapes<'_>, threads: usize) -> (usize, u64) {
             (conv_bytes(node, x, weight, y, threads), work(depth))
         }
         ("ConvTranspose", Some(weight)) => {
-            // One picture's columns, before they are added up.
+            // One image's columns, before they are added up.
             let columns =
                 weight.shape[1..].iter().product::<usize>() * x.shape[2..].iter().product::<usize>();
             (
@@ -410,7 +410,7 @@ fn conv_bytes(node: &NodeProto, x: &Tensor, weight: &Tensor, y: &Tensor, threads
     let is_plain =
         list("strides").iter().all(|&stride| stride == 1) && list("pads").iter().all(|&pad| pad == 0);
     if is_plain && kernel == 1 {
-        return 0; // The picture itself is the matrix.
+        return 0; // The image itself is the matrix.
     }
     if filters > pixels {
         return pixels * depth * F32_BYTES;

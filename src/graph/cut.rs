@@ -1,4 +1,4 @@
-//! Graphs in two parts: what a VAE computes at the lowest resolutions, where a whole picture is small, and what it computes
+//! Graphs in two parts: what a VAE computes at the lowest resolutions, where a whole image is small, and what it computes
 //! at the others, where it is large. It knows nothing of tiles.
 
 use std::collections::{BTreeSet, HashMap};
@@ -29,7 +29,7 @@ impl Graph {
     /// A decoder cut where it enlarges for the time after the first `level` ones: what comes before, and the rest.
     ///
     /// # Errors
-    /// [`ErrorKind::Model`] for a graph that does not enlarge so often, takes pictures of one size alone, or is not held
+    /// [`ErrorKind::Model`] for a graph that does not enlarge so often, takes images of one size alone, or is not held
     /// together by one tensor there.
     pub(crate) fn cut_before_enlarging(&self, level: usize) -> Result<(Self, Self), Error> {
         let node = self.graph.node.iter().filter(enlarges).nth(level);

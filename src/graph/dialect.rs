@@ -115,7 +115,7 @@ fn rewrite(model: &ModelProto, graph: &mut GraphProto, [inputs, outputs]: [&[Por
     }
     graph.sort();
     let facts = Facts::of(graph, inputs);
-    let mut desk = Desk {
+    let mut scratch = Scratch {
         opset: opset(model),
         is_mixed: facts.is_mixed,
         nodes: Vec::new(),
@@ -128,12 +128,12 @@ fn rewrite(model: &ModelProto, graph: &mut GraphProto, [inputs, outputs]: [&[Por
         if merged.contains(&index) {
             continue;
         }
-        let written = dialect.rewrites(node) && desk.rewritten(node, &facts, &mut merged);
+        let written = dialect.rewrites(node) && scratch.rewritten(node, &facts, &mut merged);
         if !written {
-            desk.nodes.push(node.clone());
+            scratch.nodes.push(node.clone());
         }
     }
-    let Desk { nodes, new, .. } = desk;
+    let Scratch { nodes, new, .. } = scratch;
     graph.node = nodes;
     // The last, so that parameters keep their places.
     graph.initializer.extend(new);
@@ -351,8 +351,8 @@ fn flag(node: &NodeProto, name: &str) -> bool {
     attribute(node, name).is_some_and(|flag| flag.i() != 0)
 }
 
-/// The nodes in the making.
-struct Desk {
+/// The graph that is being rewritten, so far.
+struct Scratch {
     opset: i64,
     /// Whether some node computes with 16-bit floats.
     is_mixed: bool,
@@ -362,7 +362,7 @@ struct Desk {
     new: Vec<TensorProto>,
 }
 
-impl Desk {
+impl Scratch {
     /// Writes the standard form of a node, unless it has none.
     fn rewritten(&mut self, node: &NodeProto, facts: &Facts, merged: &mut HashSet<usize>) -> bool {
         let Some(result) = node.output.first() else { return false };
@@ -371,36 +371,36 @@ impl Desk {
             "MultiHeadAttention" => self.multi_head_attention(node, facts),
             "Attention" => self.attention_with_weights(node, facts),
             "QuickGelu" => self.quick_gelu(node),
-            "Gelu" => self.with(node, |desk, at, x| Some(desk.gelu(at, x[0]?))),
-            "BiasGelu" => self.with(node, |desk, at, x| {
-                let sum = desk.op(at, "Add", &[x[0]?, x[1]?]);
-                Some(desk.gelu(at, &sum))
+            "Gelu" => self.with(node, |scratch, at, x| Some(scratch.gelu(at, x[0]?))),
+            "BiasGelu" => self.with(node, |scratch, at, x| {
+                let sum = scratch.op(at, "Add", &[x[0]?, x[1]?]);
+                Some(scratch.gelu(at, &sum))
             }),
-            "FastGelu" => self.with(node, |desk, at, x| {
+            "FastGelu" => self.with(node, |scratch, at, x| {
                 let sum = match x[1] {
-                    Some(bias) => desk.op(at, "Add", &[x[0]?, bias]),
+                    Some(bias) => scratch.op(at, "Add", &[x[0]?, bias]),
                     None => x[0]?.to_owned(),
                 };
-                Some(desk.tanh_gelu(at, &sum))
+                Some(scratch.tanh_gelu(at, &sum))
             }),
-            "BiasAdd" => self.with(node, |desk, at, x| {
-                let sum = desk.op(at, "Add", &[x[0]?, x[1]?]);
-                Some(desk.op(at, "Add", &[&sum, x[2]?]))
+            "BiasAdd" => self.with(node, |scratch, at, x| {
+                let sum = scratch.op(at, "Add", &[x[0]?, x[1]?]);
+                Some(scratch.op(at, "Add", &[&sum, x[2]?]))
             }),
-            "BiasSplitGelu" => self.with(node, |desk, at, x| {
-                let sum = desk.op(at, "Add", &[x[0]?, x[1]?]);
-                let halves = desk.split(at, &sum, -1, 2);
-                let gate = desk.gelu(at, &halves[1]);
-                Some(desk.op(at, "Mul", &[&halves[0], &gate]))
+            "BiasSplitGelu" => self.with(node, |scratch, at, x| {
+                let sum = scratch.op(at, "Add", &[x[0]?, x[1]?]);
+                let halves = scratch.split(at, &sum, -1, 2);
+                let gate = scratch.gelu(at, &halves[1]);
+                Some(scratch.op(at, "Mul", &[&halves[0], &gate]))
             }),
             "SkipLayerNormalization" => self.skip_layer_norm(node),
-            "GroupNorm" => self.with(node, |desk, at, x| desk.group_norm(at, x[0]?, node, facts)),
+            "GroupNorm" => self.with(node, |scratch, at, x| scratch.group_norm(at, x[0]?, node, facts)),
             "SkipGroupNorm" => self.skip_group_norm(node, facts),
             "NhwcConv" => self.nhwc_conv(node),
-            "Trilu" => self.with(node, |desk, at, x| {
+            "Trilu" => self.with(node, |scratch, at, x| {
                 let operands: Vec<&str> = x.iter().copied().flatten().collect();
-                let made = desk.op(at, "Trilu", &operands);
-                desk.last().attribute.clone_from(&node.attribute);
+                let made = scratch.op(at, "Trilu", &operands);
+                scratch.last().attribute.clone_from(&node.attribute);
                 Some(made)
             }),
             _ => None,
@@ -502,7 +502,7 @@ impl Desk {
     /// `x * sigmoid(alpha * x)`.
     fn quick_gelu(&mut self, node: &NodeProto) -> Option<String> {
         let alpha = attribute(node, "alpha").map_or(QUICK_GELU_ALPHA, |alpha| alpha.f());
-        self.with(node, |desk, at, x| Some(desk.swish(at, x[0]?, alpha)))
+        self.with(node, |scratch, at, x| Some(scratch.swish(at, x[0]?, alpha)))
     }
 
     fn swish(&mut self, at: &str, x: &str, alpha: f32) -> String {
@@ -559,19 +559,19 @@ impl Desk {
             return None;
         }
         let epsilon = attribute(node, "epsilon").map_or(SKIP_EPSILON, |epsilon| epsilon.f());
-        self.with(node, |desk, at, x| {
-            let mut sum = desk.op(at, "Add", &[x[0]?, x[1]?]);
+        self.with(node, |scratch, at, x| {
+            let mut sum = scratch.op(at, "Add", &[x[0]?, x[1]?]);
             if let Some(bias) = x[4] {
-                sum = desk.op(at, "Add", &[&sum, bias]);
+                sum = scratch.op(at, "Add", &[&sum, bias]);
             }
             if let Some(name) = sum_name {
-                desk.rename(&sum, name);
+                scratch.rename(&sum, name);
                 sum = name.clone();
             }
             let operands = [Some(sum.as_str()), Some(x[2]?), x[3]];
             let operands: Vec<&str> = operands.into_iter().flatten().collect();
-            let made = desk.op(at, "LayerNormalization", &operands);
-            desk.last().attribute = vec![integer("axis", -1), float("epsilon", epsilon)];
+            let made = scratch.op(at, "LayerNormalization", &operands);
+            scratch.last().attribute = vec![integer("axis", -1), float("epsilon", epsilon)];
             Some(made)
         })
     }
@@ -586,7 +586,7 @@ impl Desk {
             return None;
         }
         let epsilon = attribute(node, "epsilon").map_or(GROUP_EPSILON, |epsilon| epsilon.f());
-        // Scale and shift are 32-bit floats beside pictures of 16-bit ones, and the kernel computes in the former.
+        // Scale and shift are 32-bit floats beside images of 16-bit ones, and the kernel computes in the former.
         let is_mixed = facts.is_mixed;
         let wide = match is_mixed {
             true => self.cast(at, x, Dtype::F32),
@@ -615,41 +615,41 @@ impl Desk {
 
     fn skip_group_norm(&mut self, node: &NodeProto, facts: &Facts) -> Option<String> {
         let sum_name = node.output.get(1).filter(|name| !name.is_empty());
-        self.with(node, |desk, at, x| {
+        self.with(node, |scratch, at, x| {
             let mut skip = x[3]?.to_owned();
             // What the timestep adds to each channel.
             if facts.rank(&skip) == Some(2) {
-                skip = desk.reshape(at, &skip, &[0, 1, 1, -1]);
+                skip = scratch.reshape(at, &skip, &[0, 1, 1, -1]);
             }
-            let mut sum = desk.op(at, "Add", &[x[0]?, &skip]);
+            let mut sum = scratch.op(at, "Add", &[x[0]?, &skip]);
             if let Some(bias) = x[4] {
-                sum = desk.op(at, "Add", &[&sum, bias]);
+                sum = scratch.op(at, "Add", &[&sum, bias]);
             }
             if let Some(name) = sum_name {
-                desk.rename(&sum, name);
+                scratch.rename(&sum, name);
                 sum = name.clone();
             }
-            desk.group_norm(at, &sum, node, facts)
+            scratch.group_norm(at, &sum, node, facts)
         })
     }
 
     /// A convolution of `[batch, height, width, channels]` by `[out, height, width, in]`.
     fn nhwc_conv(&mut self, node: &NodeProto) -> Option<String> {
-        self.with(node, |desk, at, x| {
-            let planes = desk.transpose(at, x[0]?, &[0, 3, 1, 2]);
-            let weight = desk.transpose(at, x[1]?, &[0, 3, 1, 2]);
+        self.with(node, |scratch, at, x| {
+            let planes = scratch.transpose(at, x[0]?, &[0, 3, 1, 2]);
+            let weight = scratch.transpose(at, x[1]?, &[0, 3, 1, 2]);
             let bias = x[2];
             let operands: Vec<&str> = [planes.as_str(), weight.as_str()].into_iter().chain(bias).collect();
-            let made = desk.op(at, "Conv", &operands);
-            desk.last().attribute.clone_from(&node.attribute);
-            Some(desk.transpose(at, &made, &[0, 2, 3, 1]))
+            let made = scratch.op(at, "Conv", &operands);
+            scratch.last().attribute.clone_from(&node.attribute);
+            Some(scratch.transpose(at, &made, &[0, 2, 3, 1]))
         })
     }
 
     /// `MultiHeadAttention` of queries, keys and values apart, or packed by head.
     fn multi_head_attention(&mut self, node: &NodeProto, facts: &Facts) -> Option<String> {
         let heads = attribute(node, "num_heads")?.i();
-        self.with(node, |desk, at, x| {
+        self.with(node, |scratch, at, x| {
             let (query, key, value) = (x[0]?, x[1], x[2]);
             // A mask of padding, and what earlier tokens left.
             if x[4].is_some() || x[6..].iter().any(Option::is_some) {
@@ -667,11 +667,11 @@ impl Desk {
                     if let Some(bias) = bias {
                         let ends = [0, wide, 2 * wide, 2 * wide + depth];
                         for (index, part) in parts.iter_mut().enumerate() {
-                            let own = desk.slice(at, bias, ends[index], ends[index + 1]);
-                            *part = desk.op(at, "Add", &[part, &own]);
+                            let own = scratch.slice(at, bias, ends[index], ends[index + 1]);
+                            *part = scratch.op(at, "Add", &[part, &own]);
                         }
                     }
-                    (wide / heads, parts.map(|part| desk.heads(at, &part, heads)))
+                    (wide / heads, parts.map(|part| scratch.heads(at, &part, heads)))
                 }
                 // `[batch, tokens, heads, 2 or 3, width]`.
                 (packed, None) if bias.is_none() => {
@@ -681,30 +681,30 @@ impl Desk {
                     if facts.rank(packed) != Some(5) {
                         return None;
                     }
-                    let mut parts: Vec<String> = desk
+                    let mut parts: Vec<String> = scratch
                         .split(at, packed, 3, count)
                         .iter()
-                        .map(|part| desk.reshape(at, part, &[0, 0, heads, -1]))
+                        .map(|part| scratch.reshape(at, part, &[0, 0, heads, -1]))
                         .collect();
                     if count == 2 {
                         if facts.width(query)? != heads * head || facts.rank(query) != Some(3) {
                             return None;
                         }
-                        let query = desk.heads(at, query, heads);
+                        let query = scratch.heads(at, query, heads);
                         parts.insert(0, query);
                     }
                     (head, [parts.remove(0), parts.remove(0), parts.remove(0)])
                 }
                 _ => return None,
             };
-            Some(desk.attention(at, node, [&q, &k, &v], head, x[5]))
+            Some(scratch.attention(at, node, [&q, &k, &v], head, x[5]))
         })
     }
 
     /// `Attention`, whose weights are its own.
     fn attention_with_weights(&mut self, node: &NodeProto, facts: &Facts) -> Option<String> {
         let heads = attribute(node, "num_heads")?.i();
-        self.with(node, |desk, at, x| {
+        self.with(node, |scratch, at, x| {
             let [_, all] = *facts.weight(x[1]?)? else { return None };
             let parts = match attribute(node, "qkv_hidden_sizes").map(|sizes| &sizes.ints[..]) {
                 None if all % 3 == 0 => [all / 3; 3],
@@ -715,17 +715,17 @@ impl Desk {
             if is_masked || flag(node, "do_rotary") || parts.iter().any(|width| width % heads != 0) {
                 return None;
             }
-            let mut all = desk.op(at, "MatMul", &[x[0]?, x[1]?]);
+            let mut all = scratch.op(at, "MatMul", &[x[0]?, x[1]?]);
             if let Some(bias) = x[2] {
-                all = desk.op(at, "Add", &[&all, bias]);
+                all = scratch.op(at, "Add", &[&all, bias]);
             }
             let mut from = 0;
             let [q, k, v] = parts.map(|width| {
-                let part = desk.slice(at, &all, from, from + width);
+                let part = scratch.slice(at, &all, from, from + width);
                 from += width;
-                desk.heads(at, &part, heads)
+                scratch.heads(at, &part, heads)
             });
-            Some(desk.attention(at, node, [&q, &k, &v], parts[0] / heads, x[5]))
+            Some(scratch.attention(at, node, [&q, &k, &v], parts[0] / heads, x[5]))
         })
     }
 

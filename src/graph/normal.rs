@@ -1,4 +1,4 @@
-//! Norms of a picture that is computed in tiles. A norm's mean and variance are the whole picture's, which no tile can
+//! Norms of an image that is computed in tiles. A norm's mean and variance are the whole image's, which no tile can
 //! know, so that the graph is given them, and gives those of the part of it that was computed.
 
 use super::Graph;
@@ -45,8 +45,8 @@ impl Graph {
     /// The same graph with norms whose statistics are given, and the groups of each norm. Without norms it is the same.
     ///
     /// # Errors
-    /// [`ErrorKind::Model`](crate::ErrorKind::Model) for a graph that mixes the picture's parts in any other way.
-    pub(crate) fn with_open_norms(&self, picture: &str) -> Result<(Self, Vec<usize>), Error> {
+    /// [`ErrorKind::Model`](crate::ErrorKind::Model) for a graph that mixes the image's parts in any other way.
+    pub(crate) fn with_open_norms(&self, image: &str) -> Result<(Self, Vec<usize>), Error> {
         let far = |node: &&NodeProto| FAR_SIGHTED.contains(&node.op_type());
         if let Some(node) = self.graph.node.iter().find(far) {
             return Err(self.uncut(format!("expected local operators, got {}", node.op_type())));
@@ -66,8 +66,8 @@ impl Graph {
         let four = scratch.ints("four", &[4]);
         scratch.ints("plane_axes", &[2, 3]);
         scratch.ints("last_axis", &[-1]);
-        scratch.op("Shape", &[picture], "picture_shape");
-        scratch.op("Slice", &["norms/picture_shape", &two, &four], "picture_size");
+        scratch.op("Shape", &[image], "image_shape");
+        scratch.op("Slice", &["norms/image_shape", &two, &four], "image_size");
         let (mut groups, mut found) = (Vec::new(), Vec::new());
         for node in &self.graph.node {
             if is_norm(&node) {
@@ -177,7 +177,7 @@ impl Scratch {
         let size = self.chain("Slice", &[&shape, "norms/two", "norms/four"], &named("size"));
         let [from, to] = [(CORE_START, "from"), (CORE_END, "to")].map(|(edge, name)| {
             let scaled = self.chain("Mul", &[edge, &size], &named(&format!("{name}_scaled")));
-            self.chain("Div", &[&scaled, "norms/picture_size"], &named(name))
+            self.chain("Div", &[&scaled, "norms/image_size"], &named(name))
         });
         let core = self.chain("Slice", &[norm.planes, &from, &to, "norms/plane_axes"], &named("core"));
         let core = self.chain("Reshape", &[&core, &grouped], &named("core_grouped"));

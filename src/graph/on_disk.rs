@@ -96,7 +96,7 @@ mod tests {
     use crate::model::Model;
     use crate::weights::Weights;
 
-    /// Half of a component's weights each in a file of its own, `down/one` and `two`.
+    /// Half of a component's weights each in a separate file, `down/one` and `two`.
     fn save(weights: &Weights, folder: &Path) -> [PathBuf; 2] {
         let paths = [folder.join("down/one.safetensors"), folder.join("two.safetensors")];
         fs::create_dir_all(folder.join("down")).unwrap();

@@ -52,7 +52,7 @@ impl Guide {
         }
     }
 
-    /// Tells the clean latents of the picture that is drawn from, which [`Residue::Source`] pulls away from; without
+    /// Tells the clean latents of the image that is drawn from, which [`Residue::Source`] pulls away from; without
     /// them it pulls away from zeros, the clean latents of noise alone. The other methods have no use for them.
     ///
     /// # Panics
@@ -190,8 +190,8 @@ impl<'a> Step<'a> {
             }
             (Method::Edit { image_scale }, Some(_)) => {
                 let [bare, image, cond] = [0, 1, 2].map(Mix::view);
-                let picture = bare.toward(image, image_scale).plus(image.times(-self.scale));
-                self.clean(picture.plus(cond.times(self.scale)))
+                let edited = bare.toward(image, image_scale).plus(image.times(-self.scale));
+                self.clean(edited.plus(cond.times(self.scale)))
             }
             (Method::Perpendicular { negative_scale, rescale }, Some(empty)) if !self.is_plain => {
                 let empty = Mix::view(empty);
@@ -402,7 +402,7 @@ mod tests {
         }
         let image = normal(3);
         let guide = guide(Method::Edit { image_scale: 1.0 }, 0.0);
-        assert_eq!(combined(guide, &[&uncond, &image, &normal(2)]), image, "the picture is left");
+        assert_eq!(combined(guide, &[&uncond, &image, &normal(2)]), image, "the image is left");
     }
 
     #[test]
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_pulls_beside_the_prompt() {
+    fn an_image_pulls_beside_the_prompt() {
         let (uncond, image, cond) = (normal(1), normal(2), normal(3));
         for (scale, image_scale) in [(7.5, 1.5), (0.5, 1.0), (0.0, 2.0)] {
             let out = combined(guide(Method::Edit { image_scale }, scale), &[&uncond, &image, &cond]);

@@ -193,7 +193,7 @@ fn check_variant(folder: &Path, variant: Option<&str>) -> Result<(), Error> {
     .help("omit {variant}, or use one that exists"))
 }
 
-/// How noise gets onto the picture that is enlarged, where the folder has a second scheduler for it.
+/// How noise gets onto the image that is enlarged, where the folder has a second scheduler for it.
 pub(super) fn low_res(folder: &Path, index: &Index, family: Family) -> Result<Option<LowRes>, Error> {
     let place = folder.join("low_res_scheduler/scheduler_config.json");
     if !place.is_file() {
@@ -229,7 +229,7 @@ pub(super) struct Index {
     /// Of a refiner.
     #[serde(default)]
     pub(super) requires_aesthetics_score: bool,
-    /// Of the picture that is enlarged.
+    /// Of the image that is enlarged.
     max_noise_level: Option<usize>,
     /// A component's library and class, both null where the model has none.
     #[serde(flatten)]

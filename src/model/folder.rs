@@ -25,7 +25,7 @@ use crate::{Error, ErrorKind, json};
 /// Where a folder's models keep their weights, the U-Net and VAE first, then the text encoders.
 const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
 
-/// The marks around a prompt where a tokenizer's files do not name others: CLIP's.
+/// The special tokens around a prompt where a tokenizer's files name no others: CLIP's.
 const BOS: &str = "<|startoftext|>";
 const EOS: &str = "<|endoftext|>";
 
@@ -89,7 +89,7 @@ pub(super) fn configured_latents(folder: &Path) -> Result<Option<LatentSpace>, E
     vae_graphs(&shown(&place), &read(&place)?).map(|(_, _, latents)| Some(latents))
 }
 
-/// The graphs of a VAE's encoder and decoder, and how its latents relate to pictures.
+/// The graphs of a VAE's encoder and decoder, and how its latents relate to images.
 fn vae_graphs(place: &str, json: &[u8]) -> Result<(Graph, Graph, LatentSpace), Error> {
     let class: Class = parse_json(place, json)?;
     match class.name.as_str() {
@@ -179,7 +179,7 @@ fn weight_files(folder: &Path, variant: Option<&str>) -> Result<Vec<PathBuf>, Er
     })
 }
 
-/// The tokenizer in a folder, its marks, and the length of its prompts.
+/// The tokenizer in a folder, its special tokens, and the length of its prompts.
 pub(super) fn tokenizer_of(
     folder: &Path,
     positions: usize,
@@ -210,13 +210,13 @@ pub(super) fn tokenizer_of(
     let text = |key: fn(&TokenizerConfig) -> &Option<AddedToken>, default: &'static str| {
         key(&config).as_ref().or(key(&map).as_ref()).map_or(default, AddedToken::text)
     };
-    let marks = [text(|c| &c.bos_token, BOS), text(|c| &c.eos_token, EOS), text(|c| &c.pad_token, EOS)];
-    let ids = vocabulary.ids(marks)?;
+    let special = [text(|c| &c.bos_token, BOS), text(|c| &c.eos_token, EOS), text(|c| &c.pad_token, EOS)];
+    let ids = vocabulary.ids(special)?;
     let id = |at: usize, role: &str| {
         ids[at].ok_or_else(|| {
             Error::new(
                 ErrorKind::Model,
-                format!("{}: {role}: expected a token {:?}, got none", shown(folder), marks[at]),
+                format!("{}: {role}: expected a token {:?}, got none", shown(folder), special[at]),
             )
         })
     };

@@ -57,7 +57,7 @@ pub(super) struct Traits {
     pub(super) schedule: Option<ScheduleKind>,
     pub(super) latents: LatentSpace,
     pub(super) zero_negative: bool,
-    /// Of a model that enlarges pictures.
+    /// Of a model that enlarges images.
     pub(super) low_res: Option<LowRes>,
     /// Rows and columns of the latents that the model was trained on.
     pub(super) cells: Option<[usize; 2]>,

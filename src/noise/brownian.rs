@@ -1,4 +1,4 @@
-//! Noise that belongs to places on the way from noise to picture, not to steps.
+//! Noise that belongs to places on the way from noise to image, not to steps.
 
 use super::{NoiseSource, Numpy, Philox, Rng, StepNoise, TorchCpu, seed_sequence};
 use crate::{Error, ErrorKind};

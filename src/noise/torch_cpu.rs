@@ -65,7 +65,7 @@ impl NoiseSource for TorchCpu {
         let (blocks, rest) = out.as_chunks_mut::<BLOCK>();
         Arch::new().dispatch(Blocks(blocks));
         if !rest.is_empty() {
-            // Torch draws the last 16 values anew, over the end of the last whole block.
+            // Torch draws the last 16 values again, over the end of the last whole block.
             let last = out.last_chunk_mut::<BLOCK>().expect("at least one block long");
             last.fill_with(|| self.uniform_f32());
             box_muller(last);

@@ -1,9 +1,9 @@
-//! Variation seeds: the way from one picture's noise to another's.
+//! Variation seeds: the way from one image's noise to another's.
 
 use crate::tensor::LatentShape;
 
 /// Moves `noise` towards `variation` by `strength`, from 0 (all noise) to 1 (all variation), as A1111 does with the
-/// noise of a picture and that of its variation seed.
+/// noise of an image and that of its variation seed.
 ///
 /// Spherical linear interpolation (Shoemake 1985), which keeps the length of what it interpolates. The vectors are
 /// not the whole tensors: each is a column of latent cells of one channel (A1111's `modules/rng.py` takes norms over

@@ -30,7 +30,7 @@ pub(super) struct Reading {
     width: usize,
 }
 
-/// One call of the U-Net: so many pictures at once, each told of so many tokens.
+/// One call of the U-Net: so many images at once, each told of so many tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Call {
     pub(super) batch: usize,
@@ -59,7 +59,7 @@ impl Reading {
     }
 
     /// The largest calls that are made when at most `max_batch` predictions are made at once: those of which no other has
-    /// as many pictures and tokens.
+    /// as many images and tokens.
     pub(super) fn calls(&self, max_batch: usize) -> Vec<Call> {
         let mut calls = BTreeSet::new();
         for tokens in &self.tokens {

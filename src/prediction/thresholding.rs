@@ -97,8 +97,8 @@ impl Thresholder {
         Self { kind: thresholding.0, magnitudes: vec![0.0; len] }
     }
 
-    /// Keeps the latents of one picture in range. Values that are not finite stay so: clipped they would end as a
-    /// picture that hides a failure.
+    /// Keeps the latents of one image in range. Values that are not finite stay so: clipped they would end as a
+    /// image that hides a failure.
     pub fn apply(&mut self, denoised: &mut [f32]) {
         let (limit, divisor) = match self.kind {
             Kind::Static { range } => (range, 1.0),

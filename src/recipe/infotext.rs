@@ -1,4 +1,4 @@
-//! A1111's `parameters`: the text by which its web UI, and much that reads its pictures, draw a picture again: two prompts
+//! A1111's `parameters`: the text by which its web UI, and much that reads its images, draw an image again: two prompts
 //! and named values. It knows how such a text is put together and taken apart, and nothing of what the values mean.
 //!
 //! Readers take the last line for the settings, `Negative prompt:` for the end of the prompt, and some of them `Steps: `

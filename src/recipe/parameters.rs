@@ -1,7 +1,7 @@
 //! Recipes as A1111's `parameters` and back: what its web UI, Forge, SD.Next, savers of ComfyUI and stable-diffusion.cpp
 //! call a setting. It knows nothing of how such a text is put together.
 //!
-//! What a name means was found by reading pictures and the programs' documentation; no code is theirs.
+//! What a name means was found by reading images and the programs' documentation; no code is theirs.
 
 use super::infotext::{self, Parts};
 use super::{Image, NamedFile, Receipt, Recipe};
@@ -187,13 +187,13 @@ const FEATURES: [(&str, &str); 14] = [
     ("FreeU", "FreeU: not used"),
     ("freeu", "FreeU: not used"),
     ("Token merging", "Token merging: not done"),
-    ("Dynamic thresholding", "Dynamic thresholding: not done; the guidance method mimic is like it"),
-    ("Mimic", "Dynamic thresholding: not done; the guidance method mimic is like it"),
+    ("Dynamic thresholding", "Dynamic thresholding: not done; the guidance method mimic is similar"),
+    ("Mimic", "Dynamic thresholding: not done; the guidance method mimic is similar"),
     ("Ultimate SD upscale", "Ultimate SD upscale: not done"),
     ("SD upscale", "SD upscale: not done"),
     ("RP ", "Regional Prompter: not used"),
     ("Tiled Diffusion", "Tiled Diffusion: not done"),
-    ("Module ", "Modules: not used: a VAE or text encoder in a file of its own"),
+    ("Module ", "Modules: not used: a VAE or text encoder in a separate file"),
 ];
 /// What only images that start from another with a mask have.
 const OF_MASKS: [&str; 8] = [
@@ -440,7 +440,7 @@ impl Reader {
         let vae = self.take("VAE");
         let hash = self.take("VAE hash");
         if let Some(vae) = vae.or(hash).filter(|vae| !["None", "Automatic"].contains(&vae.as_str())) {
-            self.warn(format!("VAE: not used: {vae:?}: a VAE in a file of its own"));
+            self.warn(format!("VAE: not used: {vae:?}: a VAE in a separate file"));
         }
         for (value, is_lora) in [("Lora hashes", true), ("TI hashes", false)] {
             for pair in self.take(value).unwrap_or_default().split(',') {

@@ -374,7 +374,7 @@ impl Sampler for Multistep {
     }
 }
 
-/// Singlestep DPM-Solver++ and DPM-Solver: steps in groups of up to `order`, each of which starts anew from the
+/// Singlestep DPM-Solver++ and DPM-Solver: steps in groups of up to `order`, each of which starts again from the
 /// latents at the group's beginning (Lu et al. 2022, "DPM-Solver++", algorithm 1; "DPM-Solver", algorithms 1 and 2).
 /// Every step asks the model once, so that a group of three asks as often as three steps of first order.
 ///

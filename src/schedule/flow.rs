@@ -1,4 +1,4 @@
-//! Flow matching: levels of latents that are mixed of picture and noise.
+//! Flow matching: levels of latents that are mixed of image and noise.
 //! It knows nothing of curves.
 
 use std::ops::RangeInclusive;
@@ -11,9 +11,9 @@ use crate::{Error, ErrorKind};
 pub enum FlowShift {
     /// Not at all.
     None,
-    /// By a factor on the ratio of noise to picture (Stable Diffusion 3: 3).
+    /// By a factor on the ratio of noise to image (Stable Diffusion 3: 3).
     Static(f64),
-    /// By the size of the picture (Flux, Qwen-Image, LTX).
+    /// By the size of the image (Flux, Qwen-Image, LTX).
     Dynamic {
         /// See [`FlowShift::mu`].
         mu: f64,
@@ -33,11 +33,11 @@ pub enum TimeShift {
     Linear,
 }
 
-/// Factors beyond these leave no levels between noise and picture.
+/// Factors beyond these leave no levels between noise and image.
 const FACTOR: RangeInclusive<f64> = 0.01..=100.0;
 
 impl FlowShift {
-    /// `mu` for a picture of `tokens`: on the straight line through two numbers of tokens and their values (diffusers'
+    /// `mu` for an image of `tokens`: on the straight line through two numbers of tokens and their values (diffusers'
     /// `calculate_shift`; Flux: 256 and 4096, 0.5 and 1.15).
     pub fn mu(tokens: usize, [low, high]: [usize; 2], [at_low, at_high]: [f64; 2]) -> f64 {
         let slope = (at_high - at_low) / (high as f64 - low as f64);

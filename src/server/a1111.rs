@@ -16,9 +16,9 @@ use serde_json::{Map, Value, json};
 
 use super::fields::Fields;
 use super::jobs::seconds_left;
-use super::queue::{State as JobState, Work};
+use super::queue::{Job, State as JobState};
 use super::reply::{Problem, Waiting, Whole, base64, file, json_body, plain_base64, when_done};
-use super::{App, Served, blocking};
+use super::{App, Served, Submission, blocking};
 use crate::memory;
 use crate::picture::{ImageFile, Init, Mask, OutputFormat, Texts};
 use crate::recipe::{Image, parameters};
@@ -84,14 +84,13 @@ async fn generate(app: Arc<App>, body: Bytes, has_init: bool) -> Result<Response
         move || Asked::read(&app, &body, has_init)
     })
     .await?;
-    let Asked { work, echo, sends } = asked;
-    let (model, batch) = (work.model, work.clone());
-    let job = app.submit(work).await?;
+    let Asked { submission, echo, sends } = asked;
+    let job = app.submit(submission).await?;
     let waiting = Waiting::new(&app.queue, &job);
     let reply = move |state: JobState| {
         let images = state.images.iter().map(|finished| Ok(base64(&file(finished, OutputFormat::Png)?)));
         let images = images.collect::<Result<Vec<_>, Problem>>()?;
-        let info = info(&app.models[model], &batch, &state).to_string();
+        let info = info(&app.models[job.model], &job, &state).to_string();
         Ok(json!({ "images": if sends { images } else { Vec::new() }, "parameters": echo, "info": info }))
     };
     Ok(when_done(waiting, HeaderMap::new(), reply).await)
@@ -99,7 +98,7 @@ async fn generate(app: Arc<App>, body: Bytes, has_init: bool) -> Result<Response
 
 /// A request as it was read.
 struct Asked {
-    work: Work,
+    submission: Submission,
     /// The request, for the reply, without its images.
     echo: Value,
     /// Whether the reply has images.
@@ -154,7 +153,8 @@ impl Asked {
         }
         without_effect(&mut fields);
         warnings.extend(fields.rest());
-        Ok(Self { work: Work { model, recipe, count, channel: None, warnings }, echo, sends })
+        let submission = Submission { model, recipe, count, channel: None, warnings };
+        Ok(Self { submission, echo, sends })
     }
 }
 
@@ -265,11 +265,11 @@ fn echo(body: &[u8]) -> Value {
 }
 
 /// What A1111 says of the images, which clients parse.
-fn info(served: &Served, work: &Work, state: &JobState) -> Value {
+fn info(served: &Served, job: &Job, state: &JobState) -> Value {
     let images = &state.images;
     let seeds: Vec<u64> = images.iter().map(|finished| finished.seed).collect();
     let first = images.first().and_then(|finished| finished.receipt.as_ref()).map(|receipt| &receipt.recipe);
-    let recipe = first.unwrap_or(&work.recipe);
+    let recipe = first.unwrap_or(&job.recipe);
     let (width, height) = images.first().map(|finished| finished.image.dimensions()).unwrap_or_default();
     let negative = recipe.negative.clone().unwrap_or_default();
     let texts: Vec<&String> = images.iter().map(|finished| &finished.parameters).collect();
@@ -326,7 +326,7 @@ async fn progress(State(app): State<Arc<App>>, Query(query): Query<Vec<(String, 
     let state = job.state();
     let image = state.preview.as_ref().filter(|_| !skips).map(|preview| plain_base64(preview));
     let of_image = state.step as f64 / state.steps.max(1) as f64;
-    let share = (state.images.len() as f64 + of_image) / job.work.count.max(1) as f64;
+    let share = (state.images.len() as f64 + of_image) / job.count.max(1) as f64;
     // 0 means that nothing runs.
     let share = share.clamp(0.01, 1.0);
     let left = seconds_left(&job, &state).unwrap_or(0.0);

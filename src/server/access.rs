@@ -1,4 +1,4 @@
-//! Who may ask: the token, and which web pages. Without a token the server listens on this machine alone, and then only
+//! Access: the token, and which web pages. Without a token the server listens on loopback only, and then only
 //! pages of its own may use it: another page could otherwise generate images in the browser of whoever opens it.
 
 use std::sync::Arc;

@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 use super::fields::{Fields, checked_prompt};
 use super::openai::seconds;
 use super::panel::Panel;
-use super::queue::{Finished, Job, State as JobState, Work};
+use super::queue::{Finished, Job, State as JobState};
 use super::reply::{Events, Problem, Whole, file, json_body, plain_base64};
-use super::{App, blocking, limit};
+use super::{App, Submission, blocking, limit};
 use crate::picture::OutputFormat;
 use crate::provenance::pixels_sha256;
 use crate::recipe::{Image, Recipe};
@@ -53,17 +53,17 @@ async fn info(State(app): State<Arc<App>>) -> Response {
 }
 
 async fn submit(State(app): State<Arc<App>>, Whole(body): Whole) -> Result<Response, Problem> {
-    let work = blocking({
+    let submission = blocking({
         let app = app.clone();
         move || read(&app, Fields::of_json(&body)?)
     })
     .await?;
-    let job = app.submit(work).await?;
+    let job = app.submit(submission).await?;
     let location = [(header::LOCATION, format!("/api/jobs/{}", job.id))];
     Ok((StatusCode::ACCEPTED, location, json_body(&job_json(&app, &job))).into_response())
 }
 
-fn read(app: &App, mut fields: Fields) -> Result<Work, Problem> {
+fn read(app: &App, mut fields: Fields) -> Result<Submission, Problem> {
     let model = app.model(fields.text(&["model"])?.as_deref())?;
     let (_, recipe) =
         fields.take(&["recipe"]).ok_or_else(|| Problem::field("recipe", "expected a recipe, got none"))?;
@@ -85,7 +85,7 @@ fn read(app: &App, mut fields: Fields) -> Result<Work, Problem> {
         return Err(Problem::field("channel", format!("{expected}, got {name:?}")));
     }
     let count = fields.number(&["count"])?.unwrap_or(1);
-    Ok(Work { model, recipe, count, channel, warnings: fields.rest() })
+    Ok(Submission { model, recipe, count, channel, warnings: fields.rest() })
 }
 
 /// A recipe of this server's model: what it names in files is refused, because no path of a request is ever opened.
@@ -168,12 +168,12 @@ pub(super) fn job_json(app: &App, job: &Job) -> Value {
         "step": state.step,
         "steps": state.steps,
         "seconds_left": seconds_left(job, &state),
-        "prompt": job.work.recipe.prompt,
-        "seed": finished.map(|finished| finished.seed).or(job.work.recipe.seed),
-        "count": job.work.count,
+        "prompt": job.recipe.prompt,
+        "seed": finished.map(|finished| finished.seed).or(job.recipe.seed),
+        "count": job.count,
         "created": seconds(job.created),
-        "picture": finished.map(|_| format!("/api/jobs/{}/picture.png", job.id)),
-        "pictures": files,
+        "image": finished.map(|_| format!("/api/jobs/{}/image.png", job.id)),
+        "images": files,
         "error": state.error.map(|error| json!({
             "kind": format!("{:?}", error.kind).to_lowercase(),
             "message": error.message,
@@ -186,7 +186,7 @@ pub(super) fn job_json(app: &App, job: &Job) -> Value {
 pub(super) fn seconds_left(job: &Job, state: &JobState) -> Option<f64> {
     let began = state.began.filter(|_| state.step > 0 && !state.status.is_final())?;
     let step_s = began.elapsed().as_secs_f64() / state.step as f64;
-    let images_left = (job.work.count as usize).saturating_sub(state.images.len() + 1);
+    let images_left = (job.count as usize).saturating_sub(state.images.len() + 1);
     let steps_left = state.steps.saturating_sub(state.step) + images_left * state.steps;
     Some(step_s * steps_left as f64)
 }
@@ -225,7 +225,7 @@ async fn receipt(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<
     Ok(([(header::CONTENT_TYPE, "application/json")], receipt).into_response())
 }
 
-/// `picture.png` is the newest image, `0.png` the first.
+/// `image.png` is the newest image, `0.png` the first.
 async fn image(
     State(app): State<Arc<App>>,
     Path((id, name)): Path<(String, String)>,
@@ -235,7 +235,7 @@ async fn image(
     let images = find(&app, &id)?.state().images;
     let (stem, format) = name_and_format(&name)?;
     let found = match stem {
-        "picture" => images.last(),
+        "image" => images.last(),
         number => number.parse::<usize>().ok().and_then(|index| images.get(index)),
     };
     send(found.ok_or_else(|| Problem::not_found("image"))?.clone(), format, panel, &headers).await

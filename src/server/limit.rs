@@ -30,7 +30,7 @@ pub const BODY_TIME: Duration = Duration::from_secs(30);
 pub const CONNECTIONS: usize = 4096;
 /// Jobs that are finished and can still be looked up.
 pub const FINISHED_JOBS: usize = 64;
-/// Pictures of finished jobs that are kept, in bytes of pixels; the oldest jobs go first, the newest one stays.
+/// Images of finished jobs that are kept, in bytes of pixels; the oldest jobs go first, the newest one stays.
 pub const FINISHED_BYTES: usize = 64 << 20;
 /// A job's own name of its channel, in characters.
 pub const CHANNEL_CHARS: usize = 64;

@@ -15,11 +15,11 @@ use image::imageops::{FilterType, resize};
 use serde_json::{Value, json};
 
 use super::fields::Fields;
-use super::queue::{Finished, Job, State as JobState, Status, Work};
+use super::queue::{Finished, Job, State as JobState, Status};
 use super::reply::{
     Events, Problem, Waiting, Whole, base64, file, images, json_body, plain_base64, when_done,
 };
-use super::{App, blocking, limit};
+use super::{App, Submission, blocking, limit};
 use crate::picture::{ImageFile, OutputFormat};
 use crate::recipe::Image;
 
@@ -49,12 +49,12 @@ struct Form {
 }
 
 async fn generations(State(app): State<Arc<App>>, Whole(body): Whole) -> Result<Response, Problem> {
-    let (work, form) = blocking({
+    let (submission, form) = blocking({
         let app = app.clone();
         move || read(&app, Fields::of_json(&body)?, "image_generation")
     })
     .await?;
-    reply(&app, work, form).await
+    reply(&app, submission, form).await
 }
 
 async fn edits(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
@@ -67,26 +67,26 @@ async fn variations(State(app): State<Arc<App>>, request: Request) -> Result<Res
 
 async fn edit(app: Arc<App>, request: Request, has_prompt: bool) -> Result<Response, Problem> {
     let fields = form_or_json(request).await?;
-    let (work, form) = blocking({
+    let (submission, form) = blocking({
         let app = app.clone();
         move || {
             let mut fields = fields;
             let init = fields.image(&["image", "image[]", "images"])?;
             let init = init.ok_or_else(|| Problem::field("image", "expected an image, got none"))?;
             let mask = fields.image(&["mask"])?;
-            let (mut work, form) = read(&app, fields, "image_edit")?;
-            if has_prompt && work.recipe.prompt.is_empty() {
-                return Err(Problem::field("prompt", "expected what the image becomes, got none"));
+            let (mut submission, form) = read(&app, fields, "image_edit")?;
+            if has_prompt && submission.recipe.prompt.is_empty() {
+                return Err(Problem::field("prompt", "expected a prompt for the edited image, got none"));
             }
             if let Some(mask) = mask {
-                work.recipe.mask = Some(fitted(mask, &init)?.into());
+                submission.recipe.mask = Some(fitted(mask, &init)?.into());
             }
-            work.recipe.init = Some(Image::from(init));
-            Ok((work, form))
+            submission.recipe.init = Some(Image::from(init));
+            Ok((submission, form))
         }
     })
     .await?;
-    reply(&app, work, form).await
+    reply(&app, submission, form).await
 }
 
 /// A mask of the image's size: clients draw masks on what they show.
@@ -146,7 +146,7 @@ fn refused(status: StatusCode, error: &impl std::fmt::Display) -> Problem {
 }
 
 /// What is asked for, and how the reply is made.
-fn read(app: &App, mut fields: Fields, event: &'static str) -> Result<(Work, Form), Problem> {
+fn read(app: &App, mut fields: Fields, event: &'static str) -> Result<(Submission, Form), Problem> {
     let model = app.model(fields.text(&["model"])?.as_deref())?;
     let mut recipe = app.recipe(model);
     fields.fill(&mut recipe)?;
@@ -195,18 +195,18 @@ fn read(app: &App, mut fields: Fields, event: &'static str) -> Result<(Work, For
         }
     }
     warnings.extend(fields.rest());
-    let work = Work { model, recipe, count, channel: None, warnings };
-    Ok((work, Form { format, is_url, partial: is_stream.then_some(partial), event }))
+    let submission = Submission { model, recipe, count, channel: None, warnings };
+    Ok((submission, Form { format, is_url, partial: is_stream.then_some(partial), event }))
 }
 
-async fn reply(app: &Arc<App>, work: Work, form: Form) -> Result<Response, Problem> {
+async fn reply(app: &Arc<App>, submission: Submission, form: Form) -> Result<Response, Problem> {
     let mut headers = HeaderMap::new();
-    let told = work.warnings.join("; ");
+    let told = submission.warnings.join("; ");
     let told: String = told.chars().filter(|c| (' '..='~').contains(c)).take(MAX_WARNINGS).collect();
     if let (false, Ok(value)) = (told.is_empty(), HeaderValue::from_str(&told)) {
         headers.insert(WARNINGS, value);
     }
-    let job = app.submit(work).await?;
+    let job = app.submit(submission).await?;
     let waiting = Waiting::new(&app.queue, &job);
     match form.partial {
         Some(count) => Ok(stream(waiting, job, count, form)),
@@ -293,7 +293,7 @@ async fn completed(events: &Events, job: &Arc<Job>, finished: Arc<Finished>, for
 
 /// A preview as large as the image will be.
 fn partial(job: &Job, preview: &RgbImage) -> RgbImage {
-    let (width, height) = match job.work.recipe.size {
+    let (width, height) = match job.recipe.size {
         Some(size) => (size.width_px(), size.height_px()),
         None => (preview.width() * 8, preview.height() * 8),
     };

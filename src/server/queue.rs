@@ -11,20 +11,21 @@ use tokio::sync::watch;
 use super::limit;
 use crate::engine::Cancel;
 use crate::recipe::{Receipt, Recipe};
+use crate::request::Request;
 use crate::{Error, ErrorKind};
 
-/// What a client asked for.
+/// What a job does: a request that its model can fulfil.
 #[derive(Clone, Debug)]
 pub struct Work {
     /// The index of the model.
     pub model: usize,
-    /// Of the first image; the others have the seeds that follow.
-    pub recipe: Recipe,
+    /// Of the first image; the others have consecutive seeds.
+    pub request: Request,
     /// How many images.
     pub count: u64,
     /// The channel whose newest image they become.
     pub channel: Option<String>,
-    /// What the request had that is not used, a line each.
+    /// What the client asked for and is not used, a line each.
     pub warnings: Vec<String>,
 }
 
@@ -34,8 +35,16 @@ pub struct Job {
     pub id: String,
     /// When it came.
     pub created: SystemTime,
-    /// What is asked for.
-    pub work: Work,
+    /// The index of its model.
+    pub model: usize,
+    /// Of the first image, with all defaults; without pixels.
+    pub recipe: Recipe,
+    /// How many images.
+    pub count: u64,
+    /// The channel whose newest image they become.
+    pub channel: Option<String>,
+    /// Until it runs: its images are not kept in memory afterwards.
+    request: Mutex<Option<Request>>,
     /// Whether somebody looks at previews.
     pub wants_previews: AtomicBool,
     state: watch::Sender<State>,
@@ -125,9 +134,14 @@ pub struct Failure {
     pub is_late: bool,
 }
 
+/// How messages for clients name a setting.
+pub fn setting(name: &str) -> String {
+    name.replace('_', " ")
+}
+
 impl From<&Error> for Failure {
     fn from(error: &Error) -> Self {
-        let message = error.message_with(|setting| setting.replace('_', " "));
+        let message = error.message_with(setting);
         Self { kind: error.kind(), message, is_late: false }
     }
 }
@@ -153,12 +167,18 @@ impl Job {
         self.is_interrupted.load(Ordering::Relaxed)
     }
 
+    /// The request of its first image, for the one who generates it: there is none a second time.
+    pub fn take_request(&self) -> Option<Request> {
+        self.request.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     fn end(&self, status: Status, error: Option<Failure>) {
         self.update(|state| {
             state.status = status;
             state.error = error;
             state.preview = None;
         });
+        self.take_request();
     }
 }
 
@@ -236,14 +256,19 @@ impl Queue {
             self.counts.refused.fetch_add(1, Ordering::Relaxed);
             return Err(Refusal::Full(jobs.last.unwrap_or(Duration::from_secs(5))));
         }
+        let Work { model, request, count, channel, warnings } = work;
         let job = Arc::new(Job {
             id: id(),
             created: SystemTime::now(),
+            model,
+            recipe: request.recipe(),
+            count,
+            channel,
             wants_previews: AtomicBool::new(false),
-            state: watch::Sender::new(State { warnings: work.warnings.clone(), ..State::default() }),
+            state: watch::Sender::new(State { steps: request.steps(), warnings, ..State::default() }),
+            request: Mutex::new(Some(request)),
             is_interrupted: AtomicBool::new(false),
             is_late: AtomicBool::new(false),
-            work,
         });
         jobs.waiting.push_back(job.clone());
         self.counts.accepted.fetch_add(1, Ordering::Relaxed);
@@ -279,7 +304,7 @@ impl Queue {
         jobs.last = jobs.began.take().map(|began| began.elapsed());
         let ran = jobs.last.unwrap_or_default();
         self.counts.busy_ms.fetch_add(ran.as_millis() as u64, Ordering::Relaxed);
-        if let (Some(channel), Some(image)) = (&job.work.channel, job.state().images.last()) {
+        if let (Some(channel), Some(image)) = (&job.channel, job.state().images.last()) {
             jobs.channels.retain(|(name, _)| name != channel);
             jobs.channels.push_back((channel.clone(), image.clone()));
             if jobs.channels.len() > limit::CHANNELS {
@@ -428,11 +453,35 @@ fn id() -> String {
 }
 
 #[cfg(test)]
+#[cfg(feature = "builtin")]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
+    use crate::model::Model;
 
     fn work() -> Work {
-        Work { model: 0, recipe: Recipe::default(), count: 1, channel: None, warnings: Vec::new() }
+        static REQUEST: LazyLock<Request> = LazyLock::new(|| {
+            Request::new(Recipe::default(), &Model::built_in().expect("the model")).expect("a request")
+        });
+        Work { model: 0, request: REQUEST.clone(), count: 1, channel: None, warnings: Vec::new() }
+    }
+
+    /// A request holds the images that it starts from; finished jobs are kept.
+    #[test]
+    fn jobs_that_have_ended_hold_no_request() {
+        let queue = Queue::new(4, Cancel::new());
+        let (one, two, three) =
+            (queue.submit(work()).unwrap(), queue.submit(work()).unwrap(), queue.submit(work()).unwrap());
+        let running = queue.next().unwrap();
+        let seed = running.take_request().expect("the request").seed();
+        assert_eq!(one.recipe.seed, Some(seed), "clients see the seed from the start");
+        assert!(one.take_request().is_none(), "it runs once");
+        queue.finish(&one, Ok(()));
+        queue.cancel(&two);
+        queue.next();
+        queue.finish(&three, Err(Error::new(ErrorKind::Model, "damaged")));
+        assert!([two, three].iter().all(|job| job.take_request().is_none()));
     }
 
     #[test]

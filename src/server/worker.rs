@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
 
-use super::queue::{Finished, Job, Queue};
+use super::queue::{Finished, Job, Queue, setting};
 use crate::engine::{Library, SessionOptions};
 use crate::model::Model;
 use crate::pipeline::{Options, Pipeline};
@@ -56,23 +56,13 @@ impl Worker {
     }
 
     fn generate(&mut self, job: &Job) -> Result<(), Error> {
-        let served = &self.models[job.work.model];
-        let first = Request::new(job.work.recipe.clone(), &served.model)?;
-        first.check_seeds(job.work.count)?;
-        let unknown = first.unknown_words(&served.model)?;
-        let unknown =
-            ["prompt", "negative prompt"].into_iter().zip(unknown).filter(|(_, words)| !words.is_empty());
-        let mut notes: Vec<String> = unknown
-            .map(|(which, words)| {
-                format!("{which}: words that this model does not know: {}", words.join(", "))
-            })
-            .collect();
-        notes.extend(self.open(job.work.model, &first)?);
-        job.update(|state| {
-            state.steps = first.steps();
-            state.warnings.extend(notes);
-        });
-        for index in 0..job.work.count {
+        let Some(first) = job.take_request() else {
+            return Err(Error::new(ErrorKind::Internal, "expected a job that has not run, got one that has"));
+        };
+        let mut warnings = first.warnings(&self.models[job.model].model)?.lines(setting);
+        warnings.extend(self.open(job.model, &first)?);
+        job.update(|state| state.warnings.extend(warnings));
+        for index in 0..job.count {
             self.generate_one(job, &first.with_seed(first.seed() + index))?;
         }
         Ok(())
@@ -103,7 +93,7 @@ impl Worker {
     }
 
     fn generate_one(&mut self, job: &Job, request: &Request) -> Result<(), Error> {
-        let served = &self.models[job.work.model];
+        let served = &self.models[job.model];
         let Some((_, pipeline)) = &mut self.opened else {
             return Err(Error::new(ErrorKind::Internal, "expected an open pipeline, got none"));
         };
@@ -129,17 +119,15 @@ impl Worker {
             steps => steps?,
         }
         let is_whole = run.is_done();
-        let (image, cut) = if is_whole {
-            let picture = run.finish()?;
-            let cut = [("prompt", picture.cut_prompt), ("negative prompt", picture.cut_negative)];
-            (picture.image, cut)
+        let (image, warnings) = if is_whole {
+            let output = run.finish()?;
+            let warnings = output.warnings();
+            (output.image, warnings)
         } else {
             let denoised = run.denoised().to_vec();
             drop(run);
-            (
-                pipeline.decode_latents(&denoised, request.size())?,
-                [("prompt", None), ("negative prompt", None)],
-            )
+            let warning = "interrupted: the image is as it was after the last step";
+            (pipeline.decode_latents(&denoised, request.size())?, vec![warning.to_owned()])
         };
         let mut recipe = request.recipe().with_images_named()?;
         recipe.model.clone_from(&served.recipe.model);
@@ -163,13 +151,11 @@ impl Worker {
         };
         self.queue.counts.images.fetch_add(1, Ordering::Relaxed);
         job.update(|state| {
-            for (which, cut) in cut {
-                if let Some(cut) = cut {
-                    state.warnings.push(format!("{which}: truncated; ignored: {:?}", cut.text));
+            // The images of a job share their prompt.
+            for warning in warnings {
+                if !state.warnings.contains(&warning) {
+                    state.warnings.push(warning);
                 }
-            }
-            if !is_whole {
-                state.warnings.push("interrupted: the image is as it was after the last step".into());
             }
             state.images.push(Arc::new(finished));
         });

@@ -17,7 +17,7 @@ pub(crate) struct Component {
     part: Part,
     /// As planned.
     options: SessionOptions,
-    /// Whether it takes less memory than planned, until [`Component::restore`].
+    /// Whether it takes less memory than planned, until [`Component::use_planned_memory`].
     is_reduced: bool,
     session: Option<Session>,
     /// Where the first of its sessions ran: the others do, too.
@@ -89,7 +89,7 @@ impl Component {
         self.is_reduced || matches!(self.options.residency, Residency::Streamed { .. })
     }
 
-    /// Takes as little of the CPU's memory as it can until [`Component::restore`]; whether that is a change. Devices keep
+    /// Takes as little CPU memory as possible until [`Component::use_planned_memory`]; tells whether that is a change. Devices keep
     /// what they have.
     pub(crate) fn reduce_memory(&mut self) -> bool {
         if self.is_reduced
@@ -103,8 +103,8 @@ impl Component {
         true
     }
 
-    /// Takes the memory that was planned again, from the next session on.
-    pub(crate) fn restore(&mut self) {
+    /// Ends reduced memory: the next session is opened as planned.
+    pub(crate) fn use_planned_memory(&mut self) {
         if std::mem::take(&mut self.is_reduced) {
             self.close();
         }
@@ -237,7 +237,7 @@ mod tests {
         assert!(decoder.session.is_none());
         assert!(decoder.reduce_memory() && !decoder.reduce_memory() && decoder.is_streamed());
         assert!(decoder.session.is_none() && decoder.placement().unwrap().is_cpu());
-        decoder.restore();
+        decoder.use_planned_memory();
         assert!(!decoder.is_streamed() && decoder.options.residency == Residency::PerStage);
     }
 
@@ -250,7 +250,7 @@ mod tests {
         let mut calls = Vec::new();
         let mut fail = |kind: ErrorKind, times: usize| {
             let mut left = times;
-            decoder.restore();
+            decoder.use_planned_memory();
             let result = decoder.run(|_| {
                 calls.push(kind);
                 if left == 0 {

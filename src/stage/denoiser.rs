@@ -44,7 +44,7 @@ impl<'a> GuidedDenoiser<'a> {
         self.predictor.spent()
     }
 
-    /// Takes as little memory as it can until it is restored; whether that is a change.
+    /// Reduces memory until `Unet::use_planned_memory`; whether that is a change.
     pub(crate) fn reduce_memory(&mut self) -> bool {
         self.predictor.reduce_memory()
     }
@@ -59,7 +59,7 @@ impl<'a> GuidedDenoiser<'a> {
         self.step = step.index;
     }
 
-    /// Tells the guide the clean latents of the picture that is drawn from.
+    /// Tells the guide the clean latents of the image that is drawn from.
     pub(crate) fn remember(&mut self, clean: &[f32]) {
         self.guide.remember(clean);
     }

@@ -133,7 +133,7 @@ pub(crate) fn runs(port: &Port, count: usize, most: usize) -> Vec<Vec<usize>> {
     starts.map(|start| (start..start + batch).map(|index| index.min(count - 1)).collect()).collect()
 }
 
-/// The shape of a timestep for a batch: graphs want none, one, one per picture, or a column.
+/// The shape of a timestep for a batch: graphs want none, one, one per image, or a column.
 pub(crate) fn timestep_shape(port: &Port, batch: usize) -> Vec<usize> {
     let size = |(axis, dim): (usize, &Dim)| match dim {
         Dim::Fixed(size) => *size,

@@ -23,7 +23,7 @@ const MAX_INPUTS: usize = 16;
 pub(crate) struct Unet {
     component: Component,
     signature: Signature,
-    /// The most pictures that one call predicts.
+    /// The most images that one call predicts.
     max_batch: usize,
 }
 
@@ -59,9 +59,9 @@ impl Unet {
         self.component.is_open()
     }
 
-    /// Takes the memory that was planned again.
-    pub(crate) fn restore(&mut self) {
-        self.component.restore();
+    /// Ends reduced memory.
+    pub(crate) fn use_planned_memory(&mut self) {
+        self.component.use_planned_memory();
     }
 
     /// Where it runs, once it was needed.
@@ -148,7 +148,7 @@ impl Predictor<'_> {
         self.spent
     }
 
-    /// Takes as little memory as it can until it is restored; whether that is a change.
+    /// Reduces memory until `Unet::use_planned_memory`; whether that is a change.
     pub(crate) fn reduce_memory(&mut self) -> bool {
         self.component.reduce_memory()
     }
@@ -182,7 +182,7 @@ impl Predictor<'_> {
             call.read(self.signature, &self.conditioning, texts)?;
             let (latents, concat_latents) = (x.iter(), self.concat_latents.iter());
             call.latents.fill(call.views.iter().flat_map(|view| {
-                let seen = if *view == View::NegativeWithoutPicture { 0.0 } else { 1.0 };
+                let seen = if *view == View::NegativeWithoutImage { 0.0 } else { 1.0 };
                 let latents = latents.clone().map(move |&x| f64::from(x) * scale);
                 latents.chain(concat_latents.clone().map(move |&x| f64::from(x) * seen))
             }));
@@ -253,7 +253,7 @@ struct Call {
     /// What no step changes, by the names of the inputs. First, for as long as the texts are the same, their states and, where
     /// the U-Net takes them, the whole texts' vectors.
     constants: Vec<(String, Value)>,
-    /// Per picture of the batch, which prediction it is, what it goes by, and the text that its constants hold.
+    /// Per image of the batch, which prediction it is, what it goes by, and the text that its constants hold.
     members: Vec<usize>,
     views: Vec<View>,
     texts: Vec<usize>,
@@ -356,14 +356,14 @@ fn of_texts(
     Ok(values)
 }
 
-/// Whether a prediction is of what the picture should not be, or of nothing in particular.
+/// Whether a prediction is of what the image should not be, or of nothing in particular.
 fn is_negative(view: View) -> bool {
     !matches!(view, View::Positive(_))
 }
 
-/// Stable Diffusion XL's picture of its own size, not cropped, and asked for at that size (Podell et al. 2023, section
+/// Stable Diffusion XL's image of its own size, not cropped, and asked for at that size (Podell et al. 2023, section
 /// 2.2): original height and width, top and left, target height and width. The refiner takes an aesthetic score instead
-/// of the target, diffusers' of a good picture or, for the negative prompt, of a bad one.
+/// of the target, diffusers' of a good image or, for the negative prompt, of a bad one.
 fn time_ids(port: &Port, size: PixelSize, is_negative: bool) -> Result<Vec<f64>, Error> {
     let (width, height) = (f64::from(size.width_px()), f64::from(size.height_px()));
     match fixed(port, 1) {

@@ -88,7 +88,7 @@ fn text_feeds(encoder: &TextEncoderPart, seed: u64) -> Result<Vec<Feed>, Error> 
 }
 
 /// Noise in the middle of the curve, and the prompt. What else a U-Net takes is of its size and kind, if not what a
-/// picture would need.
+/// image would need.
 fn unet_feeds(part: &Part, manifest: &Manifest, text: &TextStates, seed: u64) -> Result<Vec<Feed>, Error> {
     let signature = part.signature();
     let latents = signature.input(Role::Latents).expect("no signature without latents");
@@ -134,7 +134,7 @@ fn unet_feeds(part: &Part, manifest: &Manifest, text: &TextStates, seed: u64) ->
     Ok(feeds)
 }
 
-/// Latents of the variance that the U-Net is trained to give, or a picture of noise.
+/// Latents of the variance that the U-Net is trained to give, or an image of noise.
 fn vae_feeds(part: &Part, manifest: &Manifest, seed: u64) -> Result<Vec<Feed>, Error> {
     let signature = part.signature();
     let mut feeds = constants(signature, 1, 0)?;
@@ -146,16 +146,16 @@ fn vae_feeds(part: &Part, manifest: &Manifest, seed: u64) -> Result<Vec<Feed>, E
         let latents = latents.chunks(shape.len()).flat_map(|latents| manifest.latents.unscaled(latents));
         feeds.push(Feed::of(port, &dims, latents)?);
     }
-    if let Some(port) = signature.input(Role::Picture) {
+    if let Some(port) = signature.input(Role::Image) {
         let (_, size) = sizes(port, manifest)?;
         let dims = [batch(port), 3, size.height_px() as usize, size.width_px() as usize];
-        let picture = noise(dims.iter().product(), seed).into_iter().map(|x| (x / 2.0).clamp(-1.0, 1.0));
-        feeds.push(Feed::of(port, &dims, picture)?);
+        let image = noise(dims.iter().product(), seed).into_iter().map(|x| (x / 2.0).clamp(-1.0, 1.0));
+        feeds.push(Feed::of(port, &dims, image)?);
     }
     Ok(feeds)
 }
 
-/// The sizes of latents and picture for an input: those of the model's default picture, but for [`MOST_CELLS`].
+/// The sizes of latents and image for an input: those of the model's default image, but for [`MOST_CELLS`].
 fn sizes(port: &Port, manifest: &Manifest) -> Result<(LatentShape, PixelSize), Error> {
     let default = manifest.latents.shape(manifest.defaults.size)?;
     let is_fixed = port.dims[2..].iter().any(|dim| matches!(dim, Dim::Fixed(_)));
@@ -170,7 +170,7 @@ fn sizes(port: &Port, manifest: &Manifest) -> Result<(LatentShape, PixelSize), E
     Ok((manifest.latents.shape(size)?, size))
 }
 
-/// How many pictures a graph takes at once, at least.
+/// How many images a graph takes at once, at least.
 fn batch(port: &Port) -> usize {
     runs(port, 1, 1)[0].len()
 }

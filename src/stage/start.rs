@@ -1,5 +1,5 @@
-//! The start of a run: the latents that its first step takes, and what the U-Net sees of a picture beside them. It knows
-//! in which order diffusers' pipelines draw their noise, and nothing of how a picture is asked for.
+//! The start of a run: the latents that its first step takes, and what the U-Net sees of an image beside them. It knows
+//! in which order diffusers' pipelines draw their noise, and nothing of how an image is asked for.
 
 use image::{GrayImage, RgbImage};
 
@@ -65,18 +65,18 @@ impl Start {
                 })
             }
             // StableDiffusionImg2ImgPipeline and StableDiffusionXLImg2ImgPipeline
-            Source::Picture(picture) => {
-                let clean = scratch.sample(planes(picture.get()?, |_, _| true))?;
+            Source::Init(init) => {
+                let clean = scratch.sample(planes(init.get()?, |_, _| true))?;
                 let noise = scratch.draw_first()?;
                 let latents = scratch.noised(&clean, &noise)?;
                 Ok(Self { latents, concat_latents: Vec::new(), blend: None, clean: Some(clean) })
             }
             // StableDiffusionInpaintPipeline and StableDiffusionXLInpaintPipeline
-            Source::Masked { picture, mask, starts_from_noise, .. } => {
-                let (picture, mask) = (picture.get()?, mask.get()?);
+            Source::Masked { init, mask, starts_from_noise, .. } => {
+                let (init, mask) = (init.get()?, mask.get()?);
                 let sees_mask = manifest.conditions == Conditions::Inpainting;
                 let needs_clean = !(sees_mask && *starts_from_noise);
-                let clean = needs_clean.then(|| scratch.sample(planes(picture, |_, _| true))).transpose()?;
+                let clean = needs_clean.then(|| scratch.sample(planes(init, |_, _| true))).transpose()?;
                 let noise = scratch.draw_first()?;
                 let latents = match &clean {
                     Some(clean) if !starts_from_noise => scratch.noised(clean, &noise)?,
@@ -100,14 +100,14 @@ impl Start {
                     clean => {
                         let mut concat_latents: Vec<f32> =
                             cells.iter().map(|&white| f32::from(u8::from(white))).collect();
-                        concat_latents.extend(scratch.sample(planes(picture, |x, y| !is_white(x, y)))?);
+                        concat_latents.extend(scratch.sample(planes(init, |x, y| !is_white(x, y)))?);
                         Ok(Self { latents, concat_latents, blend: None, clean })
                     }
                 }
             }
             // StableDiffusionInstructPix2PixPipeline
-            Source::Edited(picture) => {
-                let planes = planes(picture.get()?, |_, _| true);
+            Source::Edited(init) => {
+                let planes = planes(init.get()?, |_, _| true);
                 let tile = scratch.tile;
                 let encoder = scratch.encoder()?;
                 let concat_latents = encoder.encode(&planes, request.size, request.shape, tile)?.mode();
@@ -115,8 +115,8 @@ impl Start {
                 Ok(Self { latents: scratch.alone(&noise), concat_latents, blend: None, clean: None })
             }
             // StableDiffusionUpscalePipeline
-            Source::Enlarged { picture, level } => {
-                let mut concat_latents = planes(picture.get()?, |_, _| true);
+            Source::Enlarged { init, level } => {
+                let mut concat_latents = planes(init.get()?, |_, _| true);
                 let mut noise = vec![0.0; concat_latents.len()];
                 scratch.noise.fill_normal(&mut noise);
                 let LowRes { curve, .. } = manifest.low_res.as_ref().ok_or_else(|| {
@@ -184,7 +184,7 @@ impl Scratch<'_> {
         })
     }
 
-    /// Latents of a picture as the U-Net takes them, drawn from the VAE's distribution where it gives one.
+    /// Latents of an image as the U-Net takes them, drawn from the VAE's distribution where it gives one.
     fn sample(&mut self, planes: Vec<f32>) -> Result<Vec<f32>, Error> {
         let (request, space) = (self.request, &self.manifest.latents);
         let tile = self.tile;
@@ -192,7 +192,7 @@ impl Scratch<'_> {
         Ok(space.scaled(posterior.sample(self.noise)))
     }
 
-    /// Draws what [`Scratch::sample`] would: diffusers also encodes the masked picture where nothing sees it.
+    /// Draws what [`Scratch::sample`] would: diffusers also encodes the masked image where nothing sees it.
     fn skip_sample(&mut self) {
         if self.encoder.as_ref().is_some_and(|encoder| encoder.is_random()) {
             self.draw();
@@ -209,11 +209,11 @@ impl Scratch<'_> {
     }
 }
 
-/// A picture as `[3, height, width]` in -1..=1, and 0, which is grey, where it is not to be seen.
-pub(crate) fn planes(picture: &RgbImage, is_seen: impl Fn(u32, u32) -> bool) -> Vec<f32> {
-    let pixels = (picture.width() * picture.height()) as usize;
+/// An image as `[3, height, width]` in -1..=1, and 0, which is grey, where it is not to be seen.
+pub(crate) fn planes(image: &RgbImage, is_seen: impl Fn(u32, u32) -> bool) -> Vec<f32> {
+    let pixels = (image.width() * image.height()) as usize;
     let mut planes = vec![0.0; 3 * pixels];
-    for (at, (x, y, pixel)) in picture.enumerate_pixels().enumerate() {
+    for (at, (x, y, pixel)) in image.enumerate_pixels().enumerate() {
         if is_seen(x, y) {
             for (channel, byte) in pixel.0.into_iter().enumerate() {
                 planes[channel * pixels + at] = 2.0 * (f32::from(byte) / 255.0) - 1.0;

@@ -60,16 +60,16 @@ impl TextEncoder {
         Ok(Self { encoders, max_chunks })
     }
 
-    /// Takes as little memory as it can until it is restored.
+    /// Reduces memory until [`TextEncoder::use_planned_memory`].
     pub(crate) fn reduce_memory(&mut self) {
         self.encoders.iter_mut().for_each(|encoder| {
             encoder.component.reduce_memory();
         });
     }
 
-    /// Takes the memory that was planned again.
-    pub(crate) fn restore(&mut self) {
-        self.encoders.iter_mut().for_each(|encoder| encoder.component.restore());
+    /// Ends reduced memory.
+    pub(crate) fn use_planned_memory(&mut self) {
+        self.encoders.iter_mut().for_each(|encoder| encoder.component.use_planned_memory());
     }
 
     /// Where those run that were needed.

@@ -8,7 +8,7 @@ use crate::{Error, ErrorKind};
 pub struct TextStates {
     /// `[tokens, width]`: the states of all chunks one after the other, weighted, per token those of all encoders.
     pub states: Vec<f32>,
-    /// How many tokens that are, marks and padding included.
+    /// How many tokens that are, special tokens and padding included.
     pub tokens: usize,
     /// The first chunk's vector, for a U-Net that takes it.
     pub pooled: Option<Vec<f32>>,

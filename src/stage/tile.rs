@@ -1,5 +1,5 @@
-//! A VAE in two halves: the one at the lowest resolutions takes the whole picture, the other one tile after the other. It
-//! knows how their norms come to see the whole picture, and nothing of what is drawn.
+//! A VAE in two halves: the one at the lowest resolutions takes the whole image, the other one tile after the other. It
+//! knows how their norms come to see the whole image, and nothing of what is drawn.
 
 use std::slice::from_ref;
 
@@ -19,7 +19,7 @@ use crate::{Error, ErrorKind};
 const SETTLED: f64 = 0.1;
 /// How often trained decoders are looked at until their statistics settle: two to four times.
 const USUAL_LOOKS: usize = 3;
-/// How many times as large, in cells, the planes of a tile are at the end of its half as those of the whole picture may
+/// How many times as large, in cells, the planes of a tile are at the end of its half as those of the whole image may
 /// be at the cut: layers have about twice the channels there.
 const CHANNELS_RATIO: f64 = 2.0;
 
@@ -43,7 +43,7 @@ impl Planes {
 /// One graph that is run, and what it is fed.
 pub(crate) struct Run {
     pub(crate) graph: Graph,
-    /// Names and shapes; the picture or latents come first.
+    /// Names and shapes; the image or latents come first.
     pub(crate) inputs: Vec<(String, Vec<usize>)>,
 }
 
@@ -62,10 +62,10 @@ pub(crate) struct Halves {
 }
 
 impl Halves {
-    /// Those of a decoder; `None` where one tile is the whole picture.
+    /// Those of a decoder; `None` where one tile is the whole image.
     ///
     /// # Errors
-    /// [`ErrorKind::Model`] for a graph that cannot be cut or mixes the picture's parts in ways that tiles cannot.
+    /// [`ErrorKind::Model`] for a graph that cannot be cut or mixes the image's parts in ways that tiles cannot.
     pub(crate) fn of_decoder(
         part: &Part,
         shape: LatentShape,
@@ -86,7 +86,7 @@ impl Halves {
         Ok(Some(Self::new(whole, tile, input, scale, (3, factor_px), (rows, columns))?))
     }
 
-    /// Those of an encoder; `None` where one tile is the whole picture.
+    /// Those of an encoder; `None` where one tile is the whole image.
     ///
     /// # Errors
     /// As [`Halves::of_decoder`].
@@ -105,8 +105,8 @@ impl Halves {
         let joined = (channels(cut)?, scale);
         let sizes = vec![1, joined.0, shape.height_cells * scale, shape.width_cells * scale];
         let whole = Run { graph: whole, inputs: vec![(cut.name.clone(), sizes)] };
-        let picture = &part.signature().input(Role::Picture).expect("no signature without a picture").name;
-        Ok(Some(Self::new(whole, tile, (picture.clone(), 3), factor_px, joined, (rows, columns))?))
+        let image = &part.signature().input(Role::Image).expect("no signature without an image").name;
+        Ok(Some(Self::new(whole, tile, (image.clone(), 3), factor_px, joined, (rows, columns))?))
     }
 
     fn new(
@@ -128,7 +128,7 @@ impl Halves {
         Ok(Self { whole, tile: Run { graph, inputs }, groups, joined, rows, columns })
     }
 
-    /// Runs the half for the whole picture.
+    /// Runs the half for the whole image.
     pub(super) fn run_whole(
         &self,
         component: &mut Component,
@@ -170,8 +170,8 @@ impl Halves {
             input: feed(graph, &inputs[0], std::iter::empty())?,
             planes,
         };
-        // No tile knows the picture's statistics. At first each norm goes by those of its tile's core, and what all found
-        // together is the picture's but for what the norms before it got wrong. What is found with these is nearer: the
+        // No tile knows the image's statistics. At first each norm goes by those of its tile's core, and what all found
+        // together is the image's but for what the norms before it got wrong. What is found with these is nearer: the
         // first norm is right after one look, and each look makes at least one more right, so that as many looks as there
         // are norms are enough for any weights.
         let mut given = vec![0.0; self.groups.iter().sum::<usize>() * 2];
@@ -218,7 +218,7 @@ impl Halves {
         self.rows.iter().flat_map(|row| self.columns.iter().map(move |column| (row, column)))
     }
 
-    /// A picture of tiles, each of which is there as much as its feathers say.
+    /// An image of tiles, each of which is there as much as its feathers say.
     fn join(&self, mut tile: impl FnMut(&Span, &Span) -> Result<Planes, Error>) -> Result<Planes, Error> {
         let mut joined: Option<Joined> = None;
         for (y, row) in self.rows.iter().enumerate() {
@@ -250,11 +250,11 @@ impl Halves {
                 }
             }
         }
-        Ok(joined.expect("a picture has tiles").planes)
+        Ok(joined.expect("an image has tiles").planes)
     }
 }
 
-/// A picture that tiles are added to, and how much of each is in it.
+/// An image that tiles are added to, and how much of each is in it.
 struct Joined {
     planes: Planes,
     down: Vec<Vec<f32>>,
@@ -348,7 +348,7 @@ impl<'a> Statistics<'a> {
     }
 }
 
-/// How far statistics differ, at most, in the units of [`SETTLED`]. Those of a picture that is not a number do not.
+/// How far statistics differ, at most, in the units of [`SETTLED`]. Those of an image that is not a number do not.
 fn change(groups: &[usize], before: &[f32], after: &[f32]) -> f64 {
     let (mut largest, mut start) = (0.0f64, 0);
     for &groups in groups {
@@ -365,7 +365,7 @@ fn change(groups: &[usize], before: &[f32], after: &[f32]) -> f64 {
     largest
 }
 
-/// The places of tiles, down and across; none where one is the picture.
+/// The places of tiles, down and across; none where one is the image.
 fn places(shape: LatentShape, tile: Tile) -> Option<(Vec<Span>, Vec<Span>)> {
     let (rows, columns) = (tile.spans(shape.height_cells), tile.spans(shape.width_cells));
     (rows.len() * columns.len() > 1).then_some((rows, columns))
@@ -376,7 +376,7 @@ fn end(spans: &[Span]) -> usize {
     spans.last().map_or(0, |span| span.cells.end)
 }
 
-/// How many of the `steps` between a cell and its pixels the half for the whole picture takes: as many as make it no
+/// How many of the `steps` between a cell and its pixels the half for the whole image takes: as many as make it no
 /// larger than a tile. The fewer norms are left to the tiles, the nearer these come to the whole.
 fn level(steps: usize, shape: LatentShape, factor_px: usize, row: &Span, column: &Span) -> usize {
     let tile = (row.len() * column.len()) as f64 * (factor_px as f64).powi(2);
@@ -594,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn tiles_of_a_decoder_see_the_whole_picture() {
+    fn tiles_of_a_decoder_see_the_whole_image() {
         let part = derived("vae_decoder", config().decoder().unwrap());
         for (height, width, tile) in [(32, 32, 16), (20, 45, 16), (33, 32, 24)] {
             let latents = uneven(4, height, width);
@@ -643,17 +643,17 @@ mod tests {
     }
 
     #[test]
-    fn tiles_of_an_encoder_see_the_whole_picture() {
+    fn tiles_of_an_encoder_see_the_whole_image() {
         let part = derived("vae_encoder", config().encoder().unwrap());
         for (height_cells, width_cells, tile) in [(32, 32, 16), (20, 45, 16)] {
-            let picture = uneven(3, height_cells * FACTOR_PX, width_cells * FACTOR_PX);
-            let expected = whole(&part, &picture, "latent_parameters");
+            let image = uneven(3, height_cells * FACTOR_PX, width_cells * FACTOR_PX);
+            let expected = whole(&part, &image, "latent_parameters");
             let shape = LatentShape { channels: 4, height_cells, width_cells };
             let tile = Tile::new(tile).unwrap();
             let halves = Halves::of_encoder(&part, shape, FACTOR_PX, tile).unwrap().unwrap();
             let cut = halves.tile.graph.outputs()[0].name.clone();
             let mut component = component(&part);
-            let features = halves.run_tiles(&mut component, &picture, &cut).unwrap();
+            let features = halves.run_tiles(&mut component, &image, &cut).unwrap();
             let numbers = features.data.iter().map(|&x| f64::from(x));
             let moments = halves.run_whole(&mut component, numbers, "latent_parameters").unwrap();
             let psnr = psnr_db(&Planes::of(moments).unwrap(), &expected);

@@ -1,5 +1,5 @@
 //! Trials: a component's outputs on seeded inputs, compared with what they must be, so that a provider that computes
-//! wrong results is found before the first picture. They know how far is too far, and nothing of pictures.
+//! wrong results is found before the first image. They know how far is too far, and nothing of images.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -362,7 +362,7 @@ mod tests {
         places.sort_unstable();
         places.dedup();
         assert_eq!(places.len(), SAMPLES);
-        // No two in one column of a picture's rows would be the same row's neighbours: the gaps have three sizes at most.
+        // No two in one column of an image's rows would be the same row's neighbours: the gaps have three sizes at most.
         let gaps: std::collections::BTreeSet<usize> =
             places.windows(2).map(|pair| (pair[1] - pair[0]) / 4).collect();
         assert!(gaps.len() <= 6, "{gaps:?}");

@@ -1,4 +1,4 @@
-//! The VAE: latents become pictures, and pictures latents.
+//! The VAE: latents become images, and images latents.
 
 use image::RgbImage;
 
@@ -29,7 +29,7 @@ impl VaeDecoder {
         Ok(Self { component, space: model.manifest().latents.clone() })
     }
 
-    /// Takes as little memory as it can until it is restored, for latents of this shape in tiles of the size that it gives,
+    /// Reduces memory until [`VaeDecoder::use_planned_memory`], for latents of this shape in tiles of the size that it gives,
     /// if it can run in tiles.
     pub(crate) fn reduce_memory(&mut self, shape: LatentShape) -> Option<Tile> {
         self.component.reduce_memory();
@@ -41,9 +41,9 @@ impl VaeDecoder {
         halves.ok().flatten().map(|_| tile)
     }
 
-    /// Takes the memory that was planned again.
-    pub(crate) fn restore(&mut self) {
-        self.component.restore();
+    /// Ends reduced memory.
+    pub(crate) fn use_planned_memory(&mut self) {
+        self.component.use_planned_memory();
     }
 
     /// Where it runs, once it was needed.
@@ -51,7 +51,7 @@ impl VaeDecoder {
         self.component.placement()
     }
 
-    /// Decodes the latents of one picture, in tiles where a size is given and the picture is larger; in smaller ones where
+    /// Decodes the latents of one image, in tiles where a size is given and the image is larger; in smaller ones where
     /// there is too little memory. [`ErrorKind::Numeric`] for a pixel that is not a number; [`ErrorKind::Model`] also for a
     /// graph that cannot run in tiles.
     pub(crate) fn decode(
@@ -86,7 +86,7 @@ impl VaeDecoder {
         let mut component = self.component.lease();
         let component = &mut *component;
         let signature = component.part().signature().clone();
-        let picture = signature.output(Role::Picture).expect("no signature without a picture");
+        let image = signature.output(Role::Image).expect("no signature without an image");
         let halves = match tile {
             Some(tile) => Halves::of_decoder(component.part(), shape, factor_px as usize, tile)?,
             None => None,
@@ -97,12 +97,12 @@ impl VaeDecoder {
                 component.close();
                 let cut = &halves.whole.graph.outputs()[0].name;
                 let features = halves.run_whole(component, unscaled, cut)?;
-                halves.run_tiles(component, &Planes::of(features)?, &picture.name)?
+                halves.run_tiles(component, &Planes::of(features)?, &image.name)?
             }
             None => {
                 let dims = [1, shape.channels, shape.height_cells, shape.width_cells];
                 let decoded = component.run(|session| {
-                    run(session, &signature, Role::Latents, &dims, unscaled.clone(), &picture.name)
+                    run(session, &signature, Role::Latents, &dims, unscaled.clone(), &image.name)
                 });
                 Planes::of(decoded?)?
             }
@@ -137,7 +137,7 @@ pub(crate) struct VaeEncoder {
     component: Component,
 }
 
-/// The latents that an encoder finds behind a picture, not scaled: a normal distribution (Kingma & Welling 2014, section
+/// The latents that an encoder finds behind an image, not scaled: a normal distribution (Kingma & Welling 2014, section
 /// 2.3) or, from an autoencoder without one, its mean alone.
 pub(crate) struct Posterior {
     mean: Vec<f32>,
@@ -172,9 +172,9 @@ impl VaeEncoder {
         Some(Self { component: Component::new(part, options, trial) })
     }
 
-    /// Takes the memory that was planned again.
-    pub(crate) fn restore(&mut self) {
-        self.component.restore();
+    /// Ends reduced memory.
+    pub(crate) fn use_planned_memory(&mut self) {
+        self.component.use_planned_memory();
     }
 
     /// Where it runs, once it was needed.
@@ -187,8 +187,8 @@ impl VaeEncoder {
         self.component.part().signature().output(Role::Moments).is_some()
     }
 
-    /// Encodes a picture, `[3, height, width]` in -1..=1, in tiles where a size is given and the
-    /// picture is larger. [`ErrorKind::Model`] for an encoder that is damaged or unfit, also for tiles;
+    /// Encodes an image, `[3, height, width]` in -1..=1, in tiles where a size is given and the
+    /// image is larger. [`ErrorKind::Model`] for an encoder that is damaged or unfit, also for tiles;
     /// [`ErrorKind::Numeric`] for a latent that is not a number.
     pub(crate) fn encode(
         &mut self,
@@ -218,16 +218,16 @@ impl VaeEncoder {
             Some(halves) => {
                 // Its weights are not kept twice.
                 component.close();
-                let picture = Planes { channels: 3, height, width, data: planes.to_vec() };
+                let image = Planes { channels: 3, height, width, data: planes.to_vec() };
                 let cut = &halves.tile.graph.outputs()[0].name;
-                let features = halves.run_tiles(component, &picture, cut)?.data;
+                let features = halves.run_tiles(component, &image, cut)?.data;
                 let features = features.iter().map(|&x| f64::from(x));
                 halves.run_whole(component, features, &output.name)?
             }
             None => {
                 let (dims, numbers) = ([1, 3, height, width], planes.iter().map(|&x| f64::from(x)));
                 component.run(|session| {
-                    run(session, &signature, Role::Picture, &dims, numbers.clone(), &output.name)
+                    run(session, &signature, Role::Image, &dims, numbers.clone(), &output.name)
                 })?
             }
         };
@@ -281,7 +281,7 @@ mod tests {
     const FACTOR_PX: usize = 16;
 
     /// What the built-in model draws at its best: flat colours, edges, a shade.
-    fn picture(width: usize, height: usize) -> Vec<f32> {
+    fn image(width: usize, height: usize) -> Vec<f32> {
         let value = |at: usize| {
             let (channel, row, column) = (at / (width * height), at / width % height, at % width);
             let (x, y) = (column as f32 / 64.0 - 2.0, row as f32 / 64.0 - 2.0);
@@ -314,8 +314,8 @@ mod tests {
             let (width, height) = (width_cells * FACTOR_PX, height_cells * FACTOR_PX);
             let size = PixelSize::new(width as u32, height as u32).unwrap();
             let tile = Some(Tile::new(side).unwrap());
-            let picture = picture(width, height);
-            let mut encode = |tile| encoder.encode(&picture, size, shape, tile).unwrap().mode();
+            let image = image(width, height);
+            let mut encode = |tile| encoder.encode(&image, size, shape, tile).unwrap().mode();
             let (whole, tiled) = (encode(None), encode(tile));
             let encoded = psnr_db(&tiled, &whole, 6.0);
             let latents: Vec<f32> = whole.iter().map(|&x| ((f64::from(x) - shift) * scale) as f32).collect();
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_of_one_tile_is_whole() {
+    fn an_image_of_one_tile_is_whole() {
         let model = Model::built_in().unwrap();
         let options = SessionOptions::new(std::num::NonZeroUsize::MIN);
         let mut decoder = VaeDecoder::open(&model, options).unwrap();
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_is_named_with_its_place_in_the_whole_picture() {
+    fn what_is_no_number_is_named_with_its_place_in_the_whole_image() {
         let model = Model::built_in().unwrap();
         let options = SessionOptions::new(std::num::NonZeroUsize::MIN);
         let mut decoder = VaeDecoder::open(&model, options).unwrap();
@@ -354,7 +354,7 @@ mod tests {
         let place = message.strip_prefix("vae_decoder: expected finite pixels, got NaN at (").unwrap();
         let (x, y) = place.strip_suffix(')').unwrap().split_once(", ").unwrap();
         let (x, y): (usize, usize) = (x.parse().unwrap(), y.parse().unwrap());
-        // It spreads by less than a tile, from near the end of the picture.
+        // It spreads by less than a tile, from near the end of the image.
         assert!((320..640).contains(&x) && (320..640).contains(&y), "{message}");
     }
 }

@@ -1,5 +1,5 @@
 //! What a file is that holds no weights, by its first bytes, and the way out.
-//! It knows the marks of formats, and reads nothing of what is behind them.
+//! It knows the magic numbers of formats, and reads nothing of what follows them.
 
 use super::safetensors::Problem;
 
@@ -12,8 +12,8 @@ const PICKLE: &str = "convert it in Python with torch.load(..., weights_only=Tru
 const UNPACK: &str = "unpack it, and give what is in it";
 const IMAGE: &str = "give a model; images go with {init}";
 
-/// Marks at a place, and what has them.
-const MARKS: [(usize, &[u8], &str, &str); 20] = [
+/// Magic numbers: their offsets, their bytes, the format, and the way out.
+const MAGIC: [(usize, &[u8], &str, &str); 20] = [
     (
         0,
         b"version https://git-lfs",
@@ -60,8 +60,8 @@ pub(super) fn of(prefix: &[u8]) -> Option<Problem> {
     if prefix.iter().all(|byte| *byte == 0) && prefix.len() == PREFIX_BYTES {
         return found("only zeros", "the download did not begin or was lost: download it again");
     }
-    for (at, mark, what, help) in MARKS {
-        if prefix.get(at..).is_some_and(|rest| rest.starts_with(mark)) {
+    for (at, magic, what, help) in MAGIC {
+        if prefix.get(at..).is_some_and(|rest| rest.starts_with(magic)) {
             return found(what, help);
         }
     }
@@ -73,9 +73,10 @@ pub(super) fn of(prefix: &[u8]) -> Option<Problem> {
         );
     }
     let text = prefix.strip_prefix(b"\xef\xbb\xbf").unwrap_or(prefix).trim_ascii_start();
-    let starts =
-        |mark: &str| text.get(..mark.len()).is_some_and(|start| start.eq_ignore_ascii_case(mark.as_bytes()));
-    if ["<!doctype html", "<html", "<head", "<?xml", "<!--", "<script"].iter().any(|mark| starts(mark)) {
+    let starts = |magic: &str| {
+        text.get(..magic.len()).is_some_and(|start| start.eq_ignore_ascii_case(magic.as_bytes()))
+    };
+    if ["<!doctype html", "<html", "<head", "<?xml", "<!--", "<script"].iter().any(|magic| starts(magic)) {
         return found("a web page", DOWNLOAD);
     }
     let behind = text.get(1..).unwrap_or_default().trim_ascii_start().first();

@@ -102,6 +102,11 @@ impl Private {
         out
     }
 
+    /// A copy of some of what its file has of it.
+    pub(super) fn sample(&self) -> Vec<u8> {
+        super::sample(&self.source, self.range.clone())
+    }
+
     fn decode(&self, write: impl FnMut(&[u8], Option<f32>)) {
         let read = |range: Range<usize>| {
             self.source.copy(self.range.start + range.start..self.range.start + range.end)

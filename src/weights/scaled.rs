@@ -15,8 +15,8 @@ const SCALES: [&str; 2] = [".scale_weight", ".weight_scale"];
 const FORMAT: &str = ".comfy_quant";
 /// Scales of what a layer is fed: activations stay floats here, so that they say nothing.
 const UNUSED: [&str; 3] = [".scale_input", ".input_scale", ".scaled_fp8"];
-/// The mark of a file whose weights have scales.
-const MARK: &str = "scaled_fp8";
+/// The tensor that says that a file's weights have scales.
+const MARKER: &str = "scaled_fp8";
 /// The longest scale and format that are read.
 const MAX_SCALE_BYTES: usize = 1 << 20;
 const MAX_FORMAT_BYTES: usize = 1 << 12;
@@ -54,7 +54,7 @@ pub(super) fn find<'a>(
 ) -> Scaled {
     let mut found = Scaled::default();
     for name in tensors() {
-        if name == MARK || UNUSED.iter().any(|end| name.ends_with(end)) {
+        if name == MARKER || UNUSED.iter().any(|end| name.ends_with(end)) {
             found.spent.push(name.to_owned());
             continue;
         }

@@ -42,7 +42,7 @@ def main() -> None:
     assert code == 0, f"the server ended with {code}"
 
 
-def picture(data: str | None) -> Image.Image:
+def decoded(data: str | None) -> Image.Image:
     assert data, "expected an image"
     return Image.open(io.BytesIO(base64.b64decode(data)))
 
@@ -52,9 +52,9 @@ def openai_client() -> None:
     assert [model.id for model in client.models.list()] == ["calotype-emoji-1"]
     # Home Assistant's integration sends neither size nor number.
     made = client.images.generate(prompt=PROMPT, model="gpt-image-1", response_format="b64_json")
-    assert made.data and picture(made.data[0].b64_json).size == (128, 128)
+    assert made.data and decoded(made.data[0].b64_json).size == (128, 128)
     image, mask = io.BytesIO(), io.BytesIO()
-    picture(made.data[0].b64_json).save(image, "PNG")
+    decoded(made.data[0].b64_json).save(image, "PNG")
     transparent = Image.new("RGBA", (128, 128), "black")
     ImageDraw.Draw(transparent).rectangle((0, 0, 63, 127), fill=(0, 0, 0, 0))
     transparent.save(mask, "PNG")
@@ -66,9 +66,9 @@ def openai_client() -> None:
         size="128x128",  # type: ignore[arg-type]
     )
     assert edited.data and len(edited.data) == 2
-    after = picture(edited.data[0].b64_json)
+    after = decoded(edited.data[0].b64_json)
     box = (64, 0, 128, 128)
-    before = picture(made.data[0].b64_json)
+    before = decoded(made.data[0].b64_json)
     assert after.crop(box).tobytes() == before.crop(box).tobytes(), "outside of the mask"
     assert after.tobytes() != before.tobytes(), "inside"
     names = [
@@ -104,7 +104,7 @@ def a1111_client() -> None:
 
 
 def interrupt(client: Any) -> None:
-    """A picture of many steps ends when it is told to, with what there is."""
+    """A run of many steps ends when it is told to, with what there is."""
     found: list[Any] = []
     thread = threading.Thread(
         target=lambda: found.append(client.txt2img(prompt=PROMPT, steps=900, width=128, height=128))
@@ -128,7 +128,7 @@ def recorded_calls() -> None:
         "/sdapi/v1/txt2img",
         {"prompt": PROMPT, "negative_prompt": "", "batch_size": 1, "width": 128, "height": 128, "steps": 4},
     )
-    assert picture(reply["images"][0]).size == (128, 128) and isinstance(reply["info"], str)
+    assert decoded(reply["images"][0]).size == (128, 128) and isinstance(reply["info"], str)
     # LibreChat: parses `info`.
     body = {"prompt": PROMPT, "negative_prompt": "", "cfg_scale": 4.5, "steps": 4, "width": 128, "height": 128}
     info = json.loads(post("/sdapi/v1/txt2img", body)["info"])
@@ -140,7 +140,7 @@ def recorded_calls() -> None:
         assert get(f"/sdapi/v1/{path}")[0][field], path
     # Open WebUI, engine "openai".
     body = {"model": "dall-e-2", "prompt": PROMPT, "n": 1, "size": "128x128", "response_format": "b64_json"}
-    assert picture(post("/v1/images/generations", body)["data"][0]["b64_json"]).size == (128, 128)
+    assert decoded(post("/v1/images/generations", body)["data"][0]["b64_json"]).size == (128, 128)
 
 
 def get(path: str) -> Any:

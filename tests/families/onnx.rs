@@ -164,7 +164,7 @@ fn check(layout: &str, tolerance: f64) {
     arrays.close("unet", &predicted, &unet.outputs["out_sample"], tolerance);
 
     let decoded =
-        compute(model.vae_decoder(), &given(&vae.decode, &[("latent_sample", Role::Latents)]), Role::Picture);
+        compute(model.vae_decoder(), &given(&vae.decode, &[("latent_sample", Role::Latents)]), Role::Image);
     arrays.close(
         "vae_decoder",
         &kept_rows(&decoded, 64),
@@ -174,7 +174,7 @@ fn check(layout: &str, tolerance: f64) {
     match model.vae_encoder() {
         Some(encoder) => check_encoder(
             encoder,
-            &given(&vae.encode, &[("sample", Role::Picture)]),
+            &given(&vae.encode, &[("sample", Role::Image)]),
             &vae.encode.outputs["latent_parameters"],
             &arrays,
         ),
@@ -431,7 +431,7 @@ fn rounded_timesteps_are_counted_and_clip_skip_is_refused() {
                 steps: Some(10),
                 ..Recipe::default()
             };
-            Request::new(draft, &model).unwrap().rounded_timesteps(&model)
+            Request::new(draft, &model).unwrap().warnings(&model).unwrap().rounded_timesteps
         };
         let expected = if takes_whole { 8 } else { 0 };
         assert_eq!((rounded("euler", "karras"), rounded("ddim", "trailing")), (expected, 0), "{layout}");

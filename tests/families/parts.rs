@@ -10,7 +10,7 @@ use calotype::weights::{Dtype, TensorView, Weights};
 
 use super::golden::{Golden, Precision, desk, safetensors};
 
-/// Each component in a file of its own, under the names of diffusers and under the original ones.
+/// Each component in a separate file, under the names of diffusers and under the original ones.
 struct Files {
     whole: PathBuf,
     folder: PathBuf,

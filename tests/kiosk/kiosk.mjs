@@ -36,7 +36,7 @@ const check = (name, work, serverOptions = {}) => checks.push({ name, work, serv
 
 // ---------------------------------------------------------------------------------------------- checks
 
-check("draws a picture, with previews, steps and the time left", async ({ open, server }) => {
+check("draws an image, with previews, steps and the time left", async ({ open, server }) => {
   const page = await open();
   const seen = await watch(page);
   await draw(page, APPLE, { seed: 42 });
@@ -44,14 +44,14 @@ check("draws a picture, with previews, steps and the time left", async ({ open, 
   const { previews, statuses } = await seen();
   assert.ok(previews >= 3, `${previews} previews`);
   assert.ok(statuses.some((status) => /^Step \d+ of 20, about .+ left$/.test(status)), statuses.join(" | "));
-  const picture = await pictureBytes(page);
+  const image = await imageBytes(page);
   const { width, height } = await server.info();
-  assert.deepEqual(sizeOfPng(picture), [width, height]);
+  assert.deepEqual(sizeOfPng(image), [width, height]);
   const [job] = (await server.json("api/jobs")).jobs;
-  assert.deepEqual(picture, Buffer.from(await (await fetch(server.url + job.picture.slice(1))).arrayBuffer()));
+  assert.deepEqual(image, Buffer.from(await (await fetch(server.url + job.image.slice(1))).arrayBuffer()));
   assert.equal(await page.getAttribute("#download", "download"), "calotype-42.png");
   assert.equal(await page.textContent("#caption"), APPLE);
-  assert.equal(await page.locator("#pictures button").count(), 1);
+  assert.equal(await page.locator("#images button").count(), 1);
 });
 
 check("announces turns, and not each step", async ({ open }) => {
@@ -78,7 +78,7 @@ check("cancels by the button and by Escape", async ({ open, server }) => {
     await new Promise((resolve) => setTimeout(resolve, 300));
     await status(page, "Cancelled");
   }
-  assert.equal(await page.locator("#pictures button").count(), 0);
+  assert.equal(await page.locator("#images button").count(), 0);
   await draw(page, APPLE, { steps: "" });
   await done(page);
 });
@@ -149,7 +149,7 @@ check("draws from the camera", async ({ open }) => {
   await page.waitForSelector("#camera-dialog[open]", { state: "detached" });
 });
 
-check("draws from a finished picture", async ({ open }) => {
+check("draws from a finished image", async ({ open }) => {
   const page = await open();
   await draw(page, APPLE);
   await done(page);
@@ -178,7 +178,7 @@ check("offers examples that fill the prompt", async ({ open, server }) => {
   assert.equal(await page.inputValue("#prompt"), presets[1]);
 });
 
-check("survives a restart of the server, and draws the lost picture again", async ({ open, server }) => {
+check("survives a restart of the server, and draws the lost image again", async ({ open, server }) => {
   const page = await open();
   await draw(page, APPLE, { steps: SLOW_STEPS, seed: 5 });
   await running(page);
@@ -207,7 +207,7 @@ check("says that there is no connection while nothing is drawn, and recovers", a
   await done(page);
 });
 
-check("goes on with a running picture after the network failed", async ({ open, server }) => {
+check("goes on with a running image after the network failed", async ({ open, server }) => {
   const network = await Network.before(server);
   const page = await open({ url: network.url });
   await draw(page, APPLE, { steps: SLOW_STEPS });
@@ -222,7 +222,7 @@ check("goes on with a running picture after the network failed", async ({ open, 
   network.end();
 });
 
-check("cancels a picture through a failed network", async ({ open, server }) => {
+check("cancels an image through a failed network", async ({ open, server }) => {
   const network = await Network.before(server);
   const page = await open({ url: network.url });
   await draw(page, APPLE, { steps: 2 * SLOW_STEPS });
@@ -236,7 +236,7 @@ check("cancels a picture through a failed network", async ({ open, server }) => 
   network.end();
 });
 
-check("shows the picture that a late cancel did not stop", async ({ open, server }) => {
+check("shows the image that a late cancel did not stop", async ({ open, server }) => {
   const network = await Network.before(server);
   const page = await open({ url: network.url });
   await draw(page, APPLE, { steps: SLOW_STEPS });
@@ -251,7 +251,7 @@ check("shows the picture that a late cancel did not stop", async ({ open, server
   network.end();
 });
 
-check("goes on with a running picture after the page is loaded anew, and keeps the gallery", async ({ open }) => {
+check("goes on with a running image after the page is loaded anew, and keeps the gallery", async ({ open }) => {
   const page = await open();
   await draw(page, APPLE);
   await done(page);
@@ -260,8 +260,8 @@ check("goes on with a running picture after the page is loaded anew, and keeps t
   await page.reload();
   await running(page);
   await done(page);
-  assert.equal(await page.locator("#pictures button").count(), 2);
-  await page.locator("#pictures button").nth(1).click();
+  assert.equal(await page.locator("#images button").count(), 2);
+  await page.locator("#images button").nth(1).click();
   assert.equal(await page.textContent("#caption"), APPLE);
   await page.click("#clear");
   await page.waitForSelector("#gallery", { state: "hidden" });
@@ -307,7 +307,7 @@ check("takes the token from the address, and asks for it otherwise", async ({ op
   await done(other);
 }, { token: "a-token-of-tests" });
 
-check("works where the browser blocks storage, and keeps the pictures of the page", async ({ browserContext, server }) => {
+check("works where the browser blocks storage, and keeps the images of the page", async ({ browserContext, server }) => {
   const context = await browserContext();
   await context.addInitScript(() => {
     for (const name of ["sessionStorage", "indexedDB"]) {
@@ -320,7 +320,7 @@ check("works where the browser blocks storage, and keeps the pictures of the pag
   for (const count of [1, 2]) {
     await draw(page, APPLE);
     await done(page);
-    assert.equal(await page.locator("#pictures button").count(), count);
+    assert.equal(await page.locator("#images button").count(), count);
   }
 }, { token: "a-token-of-tests" });
 
@@ -349,7 +349,7 @@ check("starts over after a time without input", async ({ open }) => {
   assert.equal(await page.inputValue("#prompt"), APPLE);
   await page.waitForFunction(() => document.getElementById("prompt").value === "", null, { timeout: 10_000 });
   assert.deepEqual(await page.evaluate(() => [document.documentElement.lang, location.hash]), ["en", ""]);
-  for (const id of ["#init", "#picture", "#gallery", "#idle", "#download"]) assert.ok(await page.isHidden(id), id);
+  for (const id of ["#init", "#image", "#gallery", "#idle", "#download"]) assert.ok(await page.isHidden(id), id);
 }, { idle: 3 });
 
 check("does not start over while it draws", async ({ open }) => {
@@ -371,7 +371,7 @@ check("shows what the server refuses, as text", async ({ open }) => {
   await page.click("#settings summary").catch(() => {});
   await page.route("**/api/jobs", (route) => route.fulfill({ status: 422, json: { error: { message: "steps: expected <i>1</i> to 150, got 0" } } }));
   await draw(page, APPLE);
-  await status(page, /could not be drawn/);
+  await status(page, /could not be generated/);
   assert.equal(await page.textContent("#error"), "steps: expected <i>1</i> to 150, got 0");
 });
 
@@ -388,14 +388,14 @@ check("keeps all digits of a seed", async ({ open }) => {
   assert.equal(await page.getAttribute("#download", "download"), `calotype-${seed}.png`);
 });
 
-check("keeps 24 pictures, the newest first", async ({ open }) => {
+check("keeps 24 images, the newest first", async ({ open }) => {
   const page = await open();
   for (let seed = 1; seed <= 26; seed++) {
     await draw(page, APPLE, { steps: 1, seed });
     await page.waitForFunction((name) => document.getElementById("download").download === name, `calotype-${seed}.png`);
   }
   const seeds = async () => {
-    const buttons = page.locator("#pictures button");
+    const buttons = page.locator("#images button");
     assert.equal(await buttons.count(), 24);
     await buttons.last().click();
     return page.getAttribute("#download", "download");
@@ -408,7 +408,7 @@ check("keeps 24 pictures, the newest first", async ({ open }) => {
 
 check("enlarges smoothly or by pixels", async ({ open }) => {
   const page = await open();
-  const rendering = () => page.evaluate(() => getComputedStyle(document.getElementById("picture")).imageRendering);
+  const rendering = () => page.evaluate(() => getComputedStyle(document.getElementById("image")).imageRendering);
   assert.equal(await rendering(), "auto");
   await page.click("#settings summary");
   await page.selectOption("#enlarge", "pixels");
@@ -513,7 +513,7 @@ check("fits 320 pixels, and fingers, in each language", async ({ open }) => {
   }
 });
 
-check("shows the picture without scrolling after Draw at 320 pixels", async ({ open }) => {
+check("shows the image without scrolling after Generate at 320 pixels", async ({ open }) => {
   const page = await open({ viewport: { width: 320, height: 640 }, reducedMotion: "reduce" });
   await draw(page, APPLE, { steps: SLOW_STEPS });
   await running(page);
@@ -529,7 +529,7 @@ check("rests where motion is not wanted", async ({ open }) => {
 });
 
 check("speaks the browser's language, and says the same in each", async ({ open }) => {
-  for (const [locale, language, word] of [["de-CH", "de", "Zeichnen"], ["es-MX", "es", "Dibujar"], ["ja", "en", "Draw"]]) {
+  for (const [locale, language, word] of [["de-CH", "de", "Zeichnen"], ["es-MX", "es", "Dibujar"], ["ja", "en", "Generate"]]) {
     const page = await open({ locale });
     assert.equal(await page.textContent("#draw"), word);
     assert.equal(await page.evaluate(() => document.documentElement.lang), language);
@@ -612,16 +612,16 @@ async function nextRecipe(page) {
   return recipe;
 }
 
-// Waits until at least one step of the present picture is drawn.
+// Waits until at least one step of the present image is drawn.
 async function running(page) {
   await page.waitForFunction(() => document.getElementById("bar").value >= 1 && !document.getElementById("progress").hidden);
 }
 
-// Waits for a finished picture that is also loaded.
+// Waits for a finished image that is also loaded.
 async function done(page) {
   await page.waitForSelector("#progress", { state: "hidden", timeout: DRAW_MS });
   await page.waitForSelector("#download:not([hidden])", { timeout: 2000 });
-  await page.waitForFunction(() => document.getElementById("picture").naturalWidth > 0);
+  await page.waitForFunction(() => document.getElementById("image").naturalWidth > 0);
 }
 
 async function status(page, expected) {
@@ -640,13 +640,13 @@ async function watch(page) {
       .observe(document.getElementById(id), { childList: true });
     record("status", window.seen.statuses);
     record("live", window.seen.said);
-    new MutationObserver(() => { window.seen.previews += Number(document.getElementById("picture").src.startsWith("data:")); })
-      .observe(document.getElementById("picture"), { attributeFilter: ["src"] });
+    new MutationObserver(() => { window.seen.previews += Number(document.getElementById("image").src.startsWith("data:")); })
+      .observe(document.getElementById("image"), { attributeFilter: ["src"] });
   });
   return () => page.evaluate(() => window.seen);
 }
 
-async function pictureBytes(page) {
+async function imageBytes(page) {
   const [download] = await Promise.all([page.waitForEvent("download"), page.click("#download")]);
   return readFileSync(await download.path());
 }

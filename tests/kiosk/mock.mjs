@@ -1,4 +1,4 @@
-// A stand-in for `calotype serve`: the jobs API and the page, with coloured squares for pictures.
+// A stand-in for `calotype serve`: the jobs API and the page, with coloured squares as images.
 // It is for work on the page; CI drives the page with the real server.
 //
 //     node mock.mjs [--port 8080] [--token T] [--fixed] [--idle S] [--queue N] [--step-ms N] [--page FOLDER]
@@ -47,7 +47,7 @@ let running = null;
 function newJob({ recipe, init }) {
   const job = {
     id: randomUUID(), status: "queued", position: queue.length, step: 0, steps: recipe.steps ?? STEPS, seconds_left: null,
-    prompt: recipe.prompt, seed: recipe.seed ?? 7, created: Math.floor(Date.now() / 1000), picture: null, error: null,
+    prompt: recipe.prompt, seed: recipe.seed ?? 7, created: Math.floor(Date.now() / 1000), image: null, error: null,
     warnings: recipe.prompt.startsWith("warn") ? ["<img src=x onerror=alert(1)> ignored"] : [],
   };
   Object.defineProperty(job, "hidden", { value: { init, listeners: new Set(), timer: null, png: null } });
@@ -71,7 +71,7 @@ function step(job) {
   job.hidden.timer = setTimeout(() => {
     job.step++;
     job.seconds_left = ((job.steps - job.step) * Number(options["step-ms"])) / 1000;
-    tell(job, "preview", { step: job.step, image: dataUri(picture(job, 16, job.step / job.steps)) });
+    tell(job, "preview", { step: job.step, image: dataUri(drawing(job, 16, job.step / job.steps)) });
     if (job.prompt.startsWith("fail") && job.step === 3) end(job, "failed", { message: "latents: expected numbers, got NaN", kind: "numeric" });
     else if (job.step === job.steps) end(job, "done");
     else step(job);
@@ -82,8 +82,8 @@ function end(job, status, error = null) {
   clearTimeout(job.hidden.timer);
   Object.assign(job, { status, error, position: null, seconds_left: null });
   if (status === "done") {
-    job.hidden.png = picture(job, SIZE, 1);
-    job.picture = `/api/jobs/${job.id}/picture.png`;
+    job.hidden.png = drawing(job, SIZE, 1);
+    job.image = `/api/jobs/${job.id}/image.png`;
   }
   tell(job, "status", job);
   for (const response of job.hidden.listeners) response.end();
@@ -97,7 +97,7 @@ function tell(job, name, data) {
 }
 
 // A disc on a plain background, in the colours that the prompt names, less noisy with each step.
-function picture(job, size, done) {
+function drawing(job, size, done) {
   const named = job.prompt.split(/\W+/).filter((word) => word in HUES);
   const [disc, ground] = [HUES[named[0]] ?? 40, HUES[named[1]] ?? 200];
   let noise = Number(job.seed) % 2147483647 || 1;
@@ -177,7 +177,7 @@ function answerJob(request, response, id, what) {
     end(job, "cancelled", { message: `stopped in step ${job.step} of ${job.steps}`, kind: "cancelled" });
     return setTimeout(() => sendJson(response, 200, before), 100);
   }
-  if (what === "picture.png" && job.hidden.png) {
+  if (what === "image.png" && job.hidden.png) {
     return response.writeHead(200, { "Content-Type": "image/png", ETag: `"${job.id}"` }).end(job.hidden.png);
   }
   return what === undefined ? sendJson(response, 200, job) : refuse(response, 404, "no such page");

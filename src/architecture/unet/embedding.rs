@@ -9,7 +9,7 @@ use crate::weights::Dtype;
 /// The longest wavelength of the time embedding, over 2 pi (Vaswani et al. 2017).
 const MAX_PERIOD: f64 = 10_000.0;
 
-/// The time embedding after its activation: `[1, width]`, or `[batch, width]` where something of each picture is added.
+/// The time embedding after its activation: `[1, width]`, or `[batch, width]` where something of each image is added.
 pub(super) fn time_embedding(b: &mut Builder, config: &Config) -> Value {
     let width = config.time_embedding_dim;
     let inputs = config.levels[0].channels;

@@ -1,4 +1,4 @@
-//! The transformers of a U-Net: attention to the picture itself and to the text, and feed-forward layers.
+//! The transformers of a U-Net: attention to the image itself and to the text, and feed-forward layers.
 //! It knows no level.
 
 use super::Level;
@@ -13,7 +13,7 @@ const LAYER_EPSILON: f64 = 1e-5;
 const FEED_FORWARD_FACTOR: usize = 4;
 
 impl Network<'_> {
-    /// diffusers' `Transformer2DModel`: a picture's cells as tokens, and back.
+    /// diffusers' `Transformer2DModel`: an image's cells as tokens, and back.
     ///
     /// Its outer layers are linear here, also for `use_linear_projection: false`, which stores the same numbers as
     /// convolutions of one cell.

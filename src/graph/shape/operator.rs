@@ -739,7 +739,7 @@ impl<'a> Op<'a> {
         one(self.get(0)?.dtype, result.chars().map(size).collect::<Option<_>>().ok_or_else(unfit)?)
     }
 
-    /// Per dimension of the picture: kernel, stride, dilation, and zeros before and after.
+    /// Per spatial dimension: kernel, stride, dilation, and zeros before and after.
     fn window(&self, kernel: &[usize]) -> Result<Vec<[i128; 5]>, String> {
         let rank = kernel.len();
         let ones = vec![1; rank];

@@ -1,4 +1,4 @@
-// The kiosk page: one prompt, one picture at a time, drawn by the server's jobs API.
+// The kiosk page: one prompt, one image at a time, drawn by the server's jobs API.
 //
 // It knows the API and this page, no model: sizes, steps and prompts come from `api/info`. Whatever the server sends is shown
 // as text, never as markup. Paths are relative, so that the page also works behind a proxy's prefix.
@@ -6,7 +6,7 @@
 import { TEXTS } from "./texts.js";
 
 const LIMITS = {
-  gallery_pictures: 24,
+  gallery_images: 24,
   file_mb: 50,
   answer_ms: 60_000, // One call without a stream.
   silence_ms: 25_000, // A stream: the server sends a comment every 10 s.
@@ -32,7 +32,7 @@ const page = {
   request: null, // What was asked for last: { recipe, init }, to ask again.
   job: null, // What the server says of it.
   preview: null, // The last preview's data URI.
-  shown: null, // The picture in the frame, one of the gallery's.
+  shown: null, // The image in the frame, one of the gallery's.
   error: "",
   serverError: "", // Why the server refused to say what it draws.
   version: null, // The server's when this page was loaded.
@@ -40,7 +40,7 @@ const page = {
   cancelling: false,
   run: null, // The AbortController of the work on the present request.
   init: null, // The init image's data URI, already of the model's size.
-  pictures: [], // The gallery, newest first: { id, prompt, seed, warnings, blob, url }.
+  images: [], // The gallery, newest first: { id, prompt, seed, warnings, blob, url }.
 };
 
 // ---------------------------------------------------------------------------------------------- texts
@@ -334,7 +334,7 @@ function chosenPrompt() {
   return document.querySelector("#preset-list input:checked")?.value ?? "";
 }
 
-// The page chooses the seed, so that a picture which a restart lost can be drawn again.
+// The page chooses the seed, so that an image which a restart lost can be drawn again.
 function requestFromForm() {
   const recipe = { version: 1, prompt: chosenPrompt(), seed: readNumber("seed") ?? crypto.getRandomValues(new Uint32Array(1))[0] };
   const negative = element("negative").value.trim();
@@ -399,7 +399,7 @@ async function submit(request, signal) {
   return null;
 }
 
-// Follows a job to its end and fetches its picture, through lost connections.
+// Follows a job to its end and fetches its image, through lost connections.
 async function follow(id, signal) {
   const retry = backoff();
   while (!signal.aborted) {
@@ -449,9 +449,9 @@ async function finish(signal) {
   const { id, status, error, prompt, seed, warnings } = page.job;
   if (status === "cancelled") return end(status);
   if (status === "failed") return end(status, error?.message);
-  const blob = await receive(`${jobPath(id)}/picture.png`, { signal }, (response) => response.blob());
+  const blob = await receive(`${jobPath(id)}/image.png`, { signal }, (response) => response.blob());
   if (signal.aborted) return;
-  page.shown = await addPicture({ id, prompt, seed, warnings: warnings ?? [], blob });
+  page.shown = await addImage({ id, prompt, seed, warnings: warnings ?? [], blob });
   end("done");
 }
 
@@ -488,7 +488,7 @@ function setJob(job) {
   if (page.job && (page.job.id !== job.id || ENDED.includes(page.job.status))) return;
   announceJob(page.job, job);
   page.job = job;
-  // An end is shown by `finish`, once the picture is here.
+  // An end is shown by `finish`, once the image is here.
   if (!ENDED.includes(job.status)) page.phase = job.status;
   render();
 }
@@ -504,7 +504,7 @@ function setPhase(phase) {
   render();
 }
 
-// A page that is loaded anew goes on with its job.
+// A page that is reloaded goes on with its job.
 function remember(id, request) {
   try {
     session.setItem("job", JSON.stringify({ id, request }));
@@ -528,10 +528,10 @@ function render() {
   const focused = document.activeElement;
   const active = isActive();
   const src = shown?.url ?? page.preview ?? "";
-  const picture = element("picture");
-  if (src && picture.getAttribute("src") !== src) picture.src = src;
-  picture.hidden = !src;
-  picture.alt = src ? (shown?.prompt ?? page.request?.recipe.prompt ?? "") : "";
+  const image = element("image");
+  if (src && image.getAttribute("src") !== src) image.src = src;
+  image.hidden = !src;
+  image.alt = src ? (shown?.prompt ?? page.request?.recipe.prompt ?? "") : "";
   element("empty").hidden = Boolean(src);
   element("caption").textContent = shown?.prompt ?? page.request?.recipe.prompt ?? "";
   element("status").textContent = statusText();
@@ -776,12 +776,12 @@ function closeCamera() {
 
 // ---------------------------------------------------------------------------------------------- gallery
 
-// The pictures of this browser, in IndexedDB, where they outlast a reload and a restart of the server. Where the browser has
+// The images of this browser, in IndexedDB, where they outlast a reload and a restart of the server. Where the browser has
 // none (private windows), they are kept until the page is left.
 function openStore() {
   return new Promise((resolve, reject) => {
-    const request = indexedDB.open("calotype", 1);
-    request.onupgradeneeded = () => request.result.createObjectStore("pictures", { keyPath: "id" });
+    const request = indexedDB.open("calotype", 2);
+    request.onupgradeneeded = () => request.result.createObjectStore("images", { keyPath: "id" });
     request.onsuccess = () => resolve(request.result);
     request.onerror = () => reject(request.error);
   });
@@ -790,8 +790,8 @@ function openStore() {
 async function inStore(mode, work) {
   try {
     const store = await openStore();
-    const transaction = store.transaction("pictures", mode);
-    const request = work(transaction.objectStore("pictures"));
+    const transaction = store.transaction("images", mode);
+    const request = work(transaction.objectStore("images"));
     await new Promise((resolve, reject) => {
       transaction.oncomplete = resolve;
       transaction.onerror = transaction.onabort = () => reject(transaction.error);
@@ -806,30 +806,30 @@ async function inStore(mode, work) {
 async function loadGallery() {
   const saved = (await inStore("readonly", (store) => store.getAll())) ?? [];
   saved.sort((a, b) => b.added - a.added);
-  page.pictures = saved.map((picture) => ({ ...picture, url: URL.createObjectURL(picture.blob) }));
+  page.images = saved.map((image) => ({ ...image, url: URL.createObjectURL(image.blob) }));
   renderGallery();
 }
 
-async function addPicture(picture) {
-  const saved = { ...picture, added: Date.now() };
-  const shown = { ...saved, url: URL.createObjectURL(picture.blob) };
-  page.pictures = [shown, ...page.pictures.filter((other) => other.id !== shown.id)];
+async function addImage(image) {
+  const saved = { ...image, added: Date.now() };
+  const shown = { ...saved, url: URL.createObjectURL(image.blob) };
+  page.images = [shown, ...page.images.filter((other) => other.id !== shown.id)];
   await inStore("readwrite", (store) => store.put(saved));
-  for (const old of page.pictures.splice(LIMITS.gallery_pictures)) await dropPicture(old);
+  for (const old of page.images.splice(LIMITS.gallery_images)) await dropImage(old);
   renderGallery();
   return shown;
 }
 
-function dropPicture(picture) {
-  URL.revokeObjectURL(picture.url);
-  return inStore("readwrite", (store) => store.delete(picture.id));
+function dropImage(image) {
+  URL.revokeObjectURL(image.url);
+  return inStore("readwrite", (store) => store.delete(image.id));
 }
 
 // Deletes before it shows, so that what looks deleted is also gone after a reload at once.
 async function clearGallery() {
   await inStore("readwrite", (store) => store.clear());
-  for (const picture of page.pictures) URL.revokeObjectURL(picture.url);
-  page.pictures = [];
+  for (const image of page.images) URL.revokeObjectURL(image.url);
+  page.images = [];
   if (page.shown) Object.assign(page, { shown: null, request: null, phase: "start", error: "" });
   renderGallery();
   render();
@@ -837,8 +837,8 @@ async function clearGallery() {
 
 function renderGallery() {
   const focused = document.activeElement?.dataset.id;
-  show("gallery", page.pictures.length > 0);
-  element("pictures").replaceChildren(...page.pictures.map(galleryItem));
+  show("gallery", page.images.length > 0);
+  element("images").replaceChildren(...page.images.map(galleryItem));
   renderPressed();
   galleryButtons().find((button) => button.dataset.id === focused)?.focus();
 }
@@ -851,27 +851,27 @@ function renderPressed() {
 }
 
 function galleryButtons() {
-  return [...element("pictures").querySelectorAll("button")];
+  return [...element("images").querySelectorAll("button")];
 }
 
-function galleryItem(picture) {
+function galleryItem(image) {
   const item = document.createElement("li");
   const button = document.createElement("button");
-  const image = document.createElement("img");
-  image.src = picture.url;
-  image.alt = "";
+  const thumbnail = document.createElement("img");
+  thumbnail.src = image.url;
+  thumbnail.alt = "";
   button.type = "button";
-  button.setAttribute("aria-label", text("show", { prompt: picture.prompt }));
-  button.dataset.id = picture.id;
-  button.append(image);
-  button.addEventListener("click", () => showPicture(picture));
+  button.setAttribute("aria-label", text("show", { prompt: image.prompt }));
+  button.dataset.id = image.id;
+  button.append(thumbnail);
+  button.addEventListener("click", () => showImage(image));
   item.append(button);
   return item;
 }
 
-function showPicture(picture) {
-  if (isActive()) return; // The frame belongs to the picture that is being drawn.
-  Object.assign(page, { shown: picture, phase: "done", error: "" });
+function showImage(image) {
+  if (isActive()) return; // The frame belongs to the image that is being drawn.
+  Object.assign(page, { shown: image, phase: "done", error: "" });
   render();
   scrollToStage();
 }
@@ -880,7 +880,7 @@ function showPicture(picture) {
 
 const idle = { warn: null, reset: null };
 
-// Without input for `idle_s` the page starts over, for the next visitor. While a picture is drawn nobody need touch anything.
+// Without input for `idle_s` the page starts over, for the next visitor. While an image is drawn nobody need touch anything.
 function restartIdle() {
   clearTimeout(idle.warn);
   clearTimeout(idle.reset);
@@ -894,10 +894,10 @@ function restartIdle() {
 
 // Nothing to start over from, so no warning either.
 function isStart() {
-  return isUntouched() && page.pictures.length === 0 && page.language === preferredLanguage();
+  return isUntouched() && page.images.length === 0 && page.language === preferredLanguage();
 }
 
-// Nothing of one visitor is left for the next: neither words nor pictures.
+// Nothing of one visitor is left for the next: neither words nor images.
 async function startOver() {
   page.run?.abort();
   session.removeItem("job");
