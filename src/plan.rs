@@ -38,6 +38,8 @@ const OVERHEAD_BYTES: u64 = 17 << 20;
 /// What opening ONNX Runtime's library takes, where it is opened after the plan (18.6 MiB measured on x86-64, with its
 /// environment).
 const LIBRARY_BYTES: u64 = 22 << 20;
+/// What a process is taken to have where the system does not say.
+const UNKNOWN_RESIDENT_BYTES: u64 = 64 << 20;
 /// What each thread takes for its stack and its arena of the heap.
 const THREAD_BYTES: u64 = 128 << 10;
 /// How much a tokenizer takes in memory, in the length of its files.
@@ -302,18 +304,31 @@ impl Plan {
         options: &SessionOptions,
         budget: Budget,
     ) -> Result<Self, Error> {
+        Self::beside(model, request, options, budget, || {
+            engine::trim();
+            memory::resident_bytes().unwrap_or(UNKNOWN_RESIDENT_BYTES)
+                + if Library::is_loaded() { 0 } else { LIBRARY_BYTES }
+        })
+    }
+
+    /// The same, where the process has `resident_bytes` when candidates are known, the library included.
+    fn beside(
+        model: &Model,
+        request: &Request,
+        options: &SessionOptions,
+        budget: Budget,
+        resident_bytes: impl FnOnce() -> u64,
+    ) -> Result<Self, Error> {
         request.check_model(model.manifest())?;
         expect_cpu(model, &options.providers)?;
         let reading = Reading::of(model, request)?;
         let candidates =
             Planner { threads: options.threads.get(), dialect: options.dialect.unwrap_or(Dialect::Cpu) }
                 .candidates(model, request, &reading)?;
-        engine::trim();
+        let resident_bytes = resident_bytes();
         let described =
             candidates.iter().map(|(_, candidates)| candidates[0].description_bytes).max().unwrap_or(0);
         let (images_peak_bytes, images_kept_bytes) = request.image_bytes();
-        let resident_bytes = memory::resident_bytes().unwrap_or(64 << 20)
-            + if Library::is_loaded() { 0 } else { LIBRARY_BYTES };
         let images_peak_bytes = resident_bytes + images_peak_bytes;
         let base_bytes = resident_bytes
             + images_kept_bytes
@@ -918,6 +933,288 @@ mod tests {
                 "{room}"
             );
             assert!(candidates[0].bytes() <= room && kept_bytes.is_none());
+        }
+    }
+
+    /// What a plan adds up beside what stages take, each term in bytes.
+    #[test]
+    fn what_a_way_takes_is_the_sum_of_its_terms() {
+        let plain = candidate(100, 20);
+        // Weights, repacked ones, activations, our own buffers, the description.
+        assert_eq!((plain.bytes(), plain.pool_bytes()), (100 + 1 + 20 + 3 + 2, 20 + 1));
+        let of = |opening_bytes| Candidate { opening_bytes, ..plain.clone() };
+        // Adding LoRA files and computing do not overlap.
+        assert_eq!((of(23).bytes(), of(50).bytes()), (126, 100 + 1 + 50 + 2));
+        // A quarter more than it uses stays in a pool without a limit.
+        let kept = Candidate { copies_bytes: 0, ..of(0) };
+        assert_eq!(kept_computed(&kept), 3 + 20 + 5);
+        assert_eq!(kept_computed(&Candidate { opening_bytes: 29, ..kept.clone() }), 29);
+        assert_eq!(kept_computed(&Candidate { copies_bytes: 30, ..kept }), 30);
+    }
+
+    /// The terms of stages and of what is beside them, with the built-in model, whose numbers are written here once more: 24
+    /// tokens of 192 values, and latents of 16 channels with a cell for 16x16 pixels.
+    #[cfg(feature = "builtin")]
+    mod terms {
+        use std::fs;
+        use std::num::NonZeroUsize;
+        use std::ops::ControlFlow;
+        use std::path::Path;
+
+        use image::{GrayImage, ImageFormat, RgbImage};
+
+        use super::*;
+        use crate::adapter::lora::Lora;
+        use crate::picture::{ImageFile, Init, Mask};
+        use crate::pipeline::{Options, Pipeline};
+        use crate::recipe::{self, Recipe};
+
+        const FLOAT: u64 = 4;
+        /// A token's state.
+        const STATE: u64 = 192 * FLOAT;
+        const CONTEXT: u64 = 24;
+        /// Latents of 128x128 pixels, in values.
+        const LATENTS_LEN: u64 = 16 * 8 * 8;
+        const PLANES: u64 = 3 * 128 * 128 * FLOAT;
+        /// What the process is taken to have.
+        const RESIDENT: u64 = 50 << 20;
+
+        fn recipe() -> Recipe {
+            let size = Some(PixelSize::new(128, 128).unwrap());
+            Recipe { prompt: "a red apple".into(), size, steps: Some(2), ..Recipe::default() }
+        }
+
+        fn options(threads: usize) -> SessionOptions {
+            SessionOptions::new(NonZeroUsize::new(threads).unwrap())
+        }
+
+        fn candidates(model: &Model, recipe: Recipe) -> Vec<(&'static str, Vec<Candidate>)> {
+            let request = Request::new(recipe, model).unwrap();
+            let reading = Reading::of(model, &request).unwrap();
+            let planner = Planner { threads: 2, dialect: Dialect::Cpu };
+            planner.candidates(model, &request, &reading).unwrap()
+        }
+
+        /// The ways of one stage.
+        fn stage(model: &Model, recipe: Recipe, name: &str) -> Vec<Candidate> {
+            let mut stages = candidates(model, recipe);
+            let at = stages.iter().position(|(stage, _)| *stage == name).unwrap();
+            stages.swap_remove(at).1
+        }
+
+        fn plan(model: &Model, recipe: Recipe, threads: usize, budget_bytes: u64) -> Result<Plan, Error> {
+            let request = Request::new(recipe, model)?;
+            let budget = Budget::of_bytes(budget_bytes);
+            Plan::beside(model, &request, &options(threads), budget, || RESIDENT)
+        }
+
+        /// What a graph computes in, with inputs of these sizes, and a twelfth more for what a pool loses.
+        fn computed(part: &Part, inputs: &[(&str, &[usize])]) -> u64 {
+            let graph = part.graph().clone().in_dialect(Dialect::Cpu);
+            let converted = graph.converted(part.weights());
+            let bytes = graph.activations(inputs, 2, Some(&converted)).unwrap().peak_bytes() as u64;
+            bytes + bytes / 12
+        }
+
+        #[test]
+        fn of_the_texts() {
+            let model = Model::built_in().unwrap();
+            let encoder = &model.text_encoders()[0];
+            let of = |prompt: &str, texts: u64, batch: usize| {
+                let recipe = Recipe { prompt: prompt.into(), guidance: Some(3.5.into()), ..recipe() };
+                for candidate in stage(&model, recipe, "text_encoder") {
+                    // As the graph gives them, per chunk, and joined.
+                    assert_eq!(candidate.own_bytes, 3 * texts * CONTEXT * STATE, "{prompt}");
+                    if candidate.segment_mib().is_none() {
+                        let expected = computed(encoder, &[("input_ids", &[batch, 24])]);
+                        assert_eq!(candidate.activations_bytes, expected, "{prompt}");
+                    }
+                }
+            };
+            // The negative prompt is a text, too; no more than 8 chunks are encoded at once.
+            of("a red apple", 2, 2);
+            of("a red apple AND a green pear AND a blue fish", 4, 4);
+            let many: Vec<String> = (0..11).map(|number| format!("apple {number}")).collect();
+            of(&many.join(" AND "), 12, 8);
+            // A prompt of two chunks.
+            of(&"a red apple on a blue background ".repeat(4), 3, 3);
+        }
+
+        #[test]
+        fn of_the_unet() {
+            let model = Model::built_in().unwrap();
+            let unet = model.unet();
+            let of = |prompt: &str, guidance: f64, views: u64, layouts: u64| {
+                let recipe = Recipe { prompt: prompt.into(), guidance: Some(guidance.into()), ..recipe() };
+                let candidates = stage(&model, recipe, "unet");
+                let texts = views * CONTEXT * STATE;
+                // Of every layout the states once more, the latents as they are fed and as they come back.
+                let feeds = layouts * (CONTEXT * STATE + 2 * LATENTS_LEN * FLOAT);
+                // The run's latents, those that samplers keep, noise, masks.
+                let latents = 12 * LATENTS_LEN * FLOAT;
+                let batches: Vec<usize> = candidates.iter().map(|candidate| candidate.batch).collect();
+                assert_eq!(batches[..batches.len().min(2)], [views as usize, 1][..batches.len().min(2)]);
+                for candidate in &candidates {
+                    assert_eq!(candidate.own_bytes, texts + feeds + latents, "{prompt}");
+                    if candidate.segment_mib().is_none() {
+                        let batch = candidate.batch;
+                        let inputs: [(&str, &[usize]); 3] = [
+                            ("sample", &[batch, 16, 8, 8]),
+                            ("timestep", &[]),
+                            ("encoder_hidden_states", &[batch, 24, 192]),
+                        ];
+                        assert_eq!(candidate.activations_bytes, computed(unet, &inputs), "batch {batch}");
+                    }
+                }
+                candidates
+            };
+            let guided = of("a red apple", 3.5, 2, 2 + 1);
+            assert!(guided[0].activations_bytes > guided[1].activations_bytes);
+            assert_eq!(of("a red apple", 1.0, 1, 1)[0].batch, 1);
+            // Three prompts and the negative one, or the prompts alone.
+            of("a red apple AND a pear AND a fish", 3.5, 4, 4 + 3);
+            // 19 MB of weights, in f16.
+            assert!((19 << 20..20 << 20).contains(&(guided[0].weights_bytes + (1 << 20))));
+        }
+
+        #[test]
+        fn of_the_vae() {
+            let model = Model::built_in().unwrap();
+            let decoded = stage(&model, recipe(), "vae_decoder");
+            let expected = computed(model.vae_decoder(), &[("latent_sample", &[1, 16, 8, 8])]);
+            let whole = &decoded[0];
+            assert_eq!((whole.tile, whole.own_bytes, whole.activations_bytes), (None, PLANES, expected));
+            // Of a larger picture there are tiles, whose planes are joined.
+            let large = Recipe { size: Some(PixelSize::new(512, 512).unwrap()), ..recipe() };
+            let tiled = stage(&model, large, "vae_decoder");
+            assert_eq!(tiled[0].own_bytes, 16 * PLANES);
+            assert!(tiled.iter().any(|candidate| candidate.tile.is_some()));
+            for candidate in tiled.iter().filter(|candidate| candidate.tile.is_some()) {
+                assert!(candidate.own_bytes > 16 * PLANES, "{candidate:?}");
+            }
+
+            // Without an image nothing is encoded.
+            assert!(candidates(&model, recipe()).iter().all(|(stage, _)| *stage != "vae_encoder"));
+            let init = Some(recipe::Image::Given(RgbImage::new(128, 128).into()));
+            let mask = Some(recipe::Image::Given(GrayImage::from_pixel(128, 128, [255].into()).into()));
+            for recipe in [Recipe { init: init.clone(), ..recipe() }, Recipe { init, mask, ..recipe() }] {
+                let texts = 2 * CONTEXT * STATE;
+                let encoded = &stage(&model, recipe, "vae_encoder")[0];
+                let expected = computed(model.vae_encoder().unwrap(), &[("sample", &[1, 3, 128, 128])]);
+                assert_eq!((encoded.own_bytes, encoded.activations_bytes), (texts + 2 * PLANES, expected));
+            }
+        }
+
+        /// A LoRA of rank 1 of one layer of 96 to 96 channels.
+        fn with_lora(folder: &Path) -> Model {
+            let path = folder.join("lora.safetensors");
+            let stem = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q";
+            let values = 0.1f32.to_le_bytes().repeat(96);
+            let tensors = [("lora_down", vec![1, 96]), ("lora_up", vec![96, 1])].map(|(end, shape)| {
+                let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, &values);
+                (format!("{stem}.{end}.weight"), view.unwrap())
+            });
+            fs::write(&path, safetensors::serialize(tensors, &None).unwrap()).unwrap();
+            let mut model = Model::built_in().unwrap();
+            model.add_loras(vec![(Lora::open(&path).unwrap(), 1.0)]).unwrap();
+            model
+        }
+
+        #[test]
+        fn of_adapters() {
+            let folder = tempfile::tempdir().unwrap();
+            let (plain, added) = (Model::built_in().unwrap(), with_lora(folder.path()));
+            // The sums, in f16.
+            const SUMS: u64 = 96 * 96 * 2;
+            // Bytes in four forms, two in floats, and both factors with their pages.
+            const TEMPORARY: u64 = 4 * SUMS + 2 * 96 * 96 * FLOAT + 2 * 2 * 96 * FLOAT;
+            let pairs = stage(&plain, recipe(), "unet").into_iter().zip(stage(&added, recipe(), "unet"));
+            let mut streamed = 0;
+            for (plain, added) in pairs {
+                assert_eq!((plain.batch, plain.segment_mib()), (added.batch, added.segment_mib()));
+                // Whole, the pages of the originals are there as well.
+                let times = if plain.segment_mib().is_none() { 2 } else { 1 };
+                streamed += usize::from(times == 1);
+                assert_eq!(added.weights_bytes, plain.weights_bytes + times * SUMS);
+                assert_eq!((plain.opening_bytes, added.opening_bytes), (0, TEMPORARY));
+            }
+            assert!(streamed > 0);
+            let [plain_text, added_text] =
+                [&plain, &added].map(|model| stage(model, recipe(), "text_encoder"));
+            assert_eq!(plain_text, added_text);
+
+            // A plan is for no more than was added when it was made.
+            let [for_plain, for_added] =
+                [&plain, &added].map(|model| plan(model, recipe(), 1, u64::MAX).unwrap());
+            for (plan, model) in [(&for_plain, &plain), (&for_added, &added), (&for_added, &plain)] {
+                plan.check_model(model).unwrap();
+            }
+            let error = for_plain.check_model(&added).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Memory);
+            let message =
+                "memory: expected adapters of at most 0 MiB, for which the plan was made, got 1 MiB";
+            assert!(error.to_string().starts_with(message), "{error}");
+            let opened = Pipeline::open(&added, &Options { session: options(1), plan: Some(for_plain) });
+            assert_eq!(opened.map(|_| ()).unwrap_err().kind(), ErrorKind::Memory);
+            let mut pipeline =
+                Pipeline::open(&added, &Options { session: options(1), plan: Some(for_added) }).unwrap();
+            let request = pipeline.request(recipe()).unwrap();
+            pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap();
+        }
+
+        #[test]
+        fn of_what_is_beside_the_stages() {
+            let model = Model::built_in().unwrap();
+            let stages = candidates(&model, recipe());
+            let described = stages.iter().map(|(_, stage)| stage[0].description_bytes).max().unwrap();
+            assert!(described > 1000, "{described}");
+            let base = |threads: u64| {
+                // What the library's code and the heap take, threads, tokenizers, copies of graphs.
+                RESIDENT
+                    + (17 << 20)
+                    + threads * (128 << 10)
+                    + 7 * model.text_encoders()[0].vocabulary_bytes() as u64
+                    + described / 2
+            };
+            for threads in [1, 2, 8] {
+                let plan = plan(&model, recipe(), threads as usize, u64::MAX).unwrap();
+                assert_eq!((plan.base_bytes(), plan.images_peak_bytes()), (base(threads), None));
+            }
+
+            // The least is that of the largest stage in its smallest way, and what may differ between two runs.
+            let smallest = |stage: &Vec<Candidate>| stage.iter().map(Candidate::bytes).min().unwrap();
+            let largest = stages.iter().map(|(_, stage)| smallest(stage)).max().unwrap();
+            let least = base(2) + largest + (3 << 20);
+            let roomy = plan(&model, recipe(), 2, u64::MAX).unwrap();
+            assert_eq!(roomy.least_bytes(), least);
+            assert!(roomy.peak_bytes() > base(2) + largest);
+            let smaller = least - (3 << 20);
+            assert!(plan(&model, recipe(), 2, smaller).is_ok());
+            let error = plan(&model, recipe(), 2, smaller - 1).unwrap_err();
+            let message = format!(
+                "memory: expected at least {} MiB for an image of 128x128, got {} MiB",
+                least.div_ceil(1 << 20),
+                smaller.div_ceil(1 << 20)
+            );
+            assert_eq!((error.kind(), error.to_string()), (ErrorKind::Memory, message));
+
+            // Images in files are decoded before anything is open, and stay.
+            let png = |image: image::DynamicImage| {
+                let mut bytes = std::io::Cursor::new(Vec::new());
+                image.write_to(&mut bytes, ImageFormat::Png).unwrap();
+                ImageFile::from_bytes("x", bytes.into_inner()).unwrap()
+            };
+            let image = png(RgbImage::new(3000, 2000).into());
+            let mask = png(GrayImage::from_pixel(3000, 2000, [255].into()).into());
+            let decoding = image.decode_to_bytes(128, 128);
+            let init = Some(recipe::Image::Given(Init::from(image)));
+            let mask = Some(recipe::Image::Given(Mask::from(mask)));
+            let with_init = Recipe { init, ..recipe() };
+            let planned = plan(&model, with_init.clone(), 2, u64::MAX).unwrap();
+            assert_eq!(planned.base_bytes(), base(2) + 3 * 128 * 128);
+            assert_eq!(planned.images_peak_bytes(), Some(RESIDENT + decoding));
+            let masked = plan(&model, Recipe { mask, ..with_init }, 2, u64::MAX).unwrap();
+            assert_eq!(masked.base_bytes(), base(2) + (3 + 1) * 128 * 128);
         }
     }
 
