@@ -82,6 +82,20 @@ const COUNTED_BYTES: u64 = 256 << 10;
 /// A process is near its budget when less than one part in so many of it is left.
 const NEAR_PART: u64 = 64;
 
+/// Where it is read how much memory this process has; tests put other readings in the kernel's place.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Readings {
+    /// [`resident_bytes`].
+    pub(crate) resident_bytes: fn() -> Option<u64>,
+    /// [`peak_bytes`].
+    pub(crate) peak_bytes: fn() -> Option<u64>,
+}
+
+impl Readings {
+    /// The kernel's.
+    pub(crate) const OF_THIS_PROCESS: Self = Self { resident_bytes, peak_bytes };
+}
+
 /// The budget that this process is held to while something runs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Held {
@@ -89,24 +103,27 @@ pub(crate) struct Held {
     budget_bytes: Option<u64>,
     /// The highest point before.
     peak_before_bytes: u64,
+    readings: Readings,
 }
 
 impl Held {
     /// From now on.
-    pub(crate) fn to(budget_bytes: Option<u64>) -> Self {
-        Self { budget_bytes, peak_before_bytes: peak_bytes().unwrap_or(0) }
+    pub(crate) fn to(budget_bytes: Option<u64>, readings: Readings) -> Self {
+        Self { budget_bytes, peak_before_bytes: (readings.peak_bytes)().unwrap_or(0), readings }
     }
 
     /// Whether the process has so much that it should give back what it can spare.
     pub(crate) fn is_near(self) -> bool {
         let Some(budget_bytes) = self.budget_bytes else { return false };
-        resident_bytes().is_some_and(|bytes| bytes > budget_bytes - budget_bytes / NEAR_PART)
+        (self.readings.resident_bytes)().is_some_and(|bytes| bytes > budget_bytes - budget_bytes / NEAR_PART)
     }
 
     /// [`ErrorKind::Memory`] when the process has had more than the budget since it was held to it, up to the end of `stage`.
     pub(crate) fn check(self, stage: &str) -> Result<(), Error> {
-        let (Some(budget_bytes), Some(peak_bytes)) = (self.budget_bytes, peak_bytes()) else { return Ok(()) };
-        self.check_peak(stage, budget_bytes, peak_bytes)
+        match (self.budget_bytes, (self.readings.peak_bytes)()) {
+            (Some(budget_bytes), Some(peak_bytes)) => self.check_peak(stage, budget_bytes, peak_bytes),
+            _ => Ok(()),
+        }
     }
 
     fn check_peak(self, stage: &str, budget_bytes: u64, peak_bytes: u64) -> Result<(), Error> {
@@ -128,7 +145,8 @@ impl Held {
 
 /// [`ErrorKind::Memory`] when this process has had more than a budget at any time, up to the end of `stage`.
 pub fn check_budget(stage: &str, budget_bytes: u64) -> Result<(), Error> {
-    Held { budget_bytes: Some(budget_bytes), peak_before_bytes: 0 }.check(stage)
+    let readings = Readings::OF_THIS_PROCESS;
+    Held { budget_bytes: Some(budget_bytes), peak_before_bytes: 0, readings }.check(stage)
 }
 
 /// A thread that looks at the memory while something runs, so that those who ask need not.
@@ -408,7 +426,8 @@ mod tests {
 
     #[test]
     fn a_budget_is_held_from_its_start() {
-        let held = |peak_before_bytes| Held { budget_bytes: Some(100 * MIB), peak_before_bytes };
+        let readings = Readings::OF_THIS_PROCESS;
+        let held = |peak_before_bytes| Held { budget_bytes: Some(100 * MIB), peak_before_bytes, readings };
         let check =
             |held: Held, peak| held.check_peak("unet", 100 * MIB, peak).map_err(|error| error.to_string());
         assert_eq!(check(held(0), 100 * MIB + COUNTED_BYTES), Ok(()));
@@ -430,9 +449,8 @@ mod tests {
         let block = vec![1u8; 64 << 20];
         let (resident, peak) = (resident_bytes().unwrap(), peak_bytes().unwrap());
         assert!(resident >= before + (48 << 20) && peak >= resident, "{before} {resident} {peak}");
-        assert!(
-            !Held::to(None).is_near() && Held::to(Some(1)).is_near() && !Held::to(Some(u64::MAX)).is_near()
-        );
+        let is_near = |budget| Held::to(budget, Readings::OF_THIS_PROCESS).is_near();
+        assert!(!is_near(None) && is_near(Some(1)) && !is_near(Some(u64::MAX)));
         drop(block);
         assert!((1 << 16..1 << 40).contains(&stack_bytes()));
     }

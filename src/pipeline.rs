@@ -9,7 +9,7 @@ use image::RgbImage;
 
 use crate::engine::{Cancel, Placement, SessionOptions};
 use crate::manifest::Manifest;
-use crate::memory::{Held, Memory};
+use crate::memory::{Held, Memory, Readings};
 use crate::model::{Additions, Model, ModelFiles};
 use crate::plan::{self, Plan};
 use crate::prompt::Text;
@@ -53,6 +53,8 @@ pub struct Pipeline {
     plan: Option<Plan>,
     /// Whether there is memory pressure.
     is_short: fn() -> bool,
+    /// Where the process's own memory is read.
+    readings: Readings,
     cancel: Cancel,
 }
 
@@ -109,6 +111,7 @@ impl Pipeline {
             additions: model.additions().clone(),
             cancel: session_options.cancel.clone(),
             is_short: || Memory::of_this_machine().is_some_and(|memory| memory.is_short()),
+            readings: Readings::OF_THIS_PROCESS,
         })
     }
 
@@ -197,8 +200,14 @@ impl Pipeline {
             plan.check_tokens(conditioning.texts.iter().map(|text| text.tokens).sum())?;
         }
         times.text_encoder = started.elapsed();
+        if held.is_near() && self.text_encoder.reduce_memory() {
+            tracing::warn!("near the memory budget: the text encoders are closed");
+        }
 
         let started = Instant::now();
+        if held.is_near() {
+            self.vae_encoder.iter_mut().for_each(VaeEncoder::reduce_memory);
+        }
         let mut noise = request.rng.source(request.seed)?;
         let start =
             Start::new(request, &self.manifest, self.vae_encoder.as_mut(), self.tiles.encoder, &mut noise)?;
@@ -307,7 +316,7 @@ impl Pipeline {
         self.unet.use_planned_memory();
         self.vae_encoder.iter_mut().for_each(VaeEncoder::use_planned_memory);
         self.vae_decoder.use_planned_memory();
-        Held::to(self.plan.as_ref().and_then(Plan::promised_bytes))
+        Held::to(self.plan.as_ref().and_then(Plan::promised_bytes), self.readings)
     }
 
     /// Encodes every text that some step reads, each once.
@@ -322,6 +331,8 @@ impl Pipeline {
 #[cfg(test)]
 #[cfg(feature = "builtin")]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
     use crate::engine::Residency;
     use crate::plan::Budget;
@@ -362,6 +373,102 @@ mod tests {
         }
         let (again, is_streamed) = draw(|| false);
         assert!(!is_streamed && again == whole);
+    }
+
+    /// More than any process has, and the budget of the runs below.
+    const BUDGET: u64 = 1 << 40;
+
+    thread_local! {
+        /// How often this thread has read the peak and the resident memory.
+        static READ: Cell<[usize; 2]> = const { Cell::new([0; 2]) };
+        /// From which reading on the peak is above the budget, and in which readings the process is near it.
+        static ABOVE: Cell<usize> = const { Cell::new(usize::MAX) };
+        static NEAR: Cell<[usize; 2]> = const { Cell::new([0; 2]) };
+    }
+
+    fn number_of_reading(which: usize) -> usize {
+        let mut read = READ.get();
+        read[which] += 1;
+        READ.set(read);
+        read[which] - 1
+    }
+
+    const READINGS: Readings = Readings {
+        peak_bytes: || Some(if number_of_reading(0) >= ABOVE.get() { 2 * BUDGET } else { 1 }),
+        resident_bytes: || {
+            let ([from, to], number) = (NEAR.get(), number_of_reading(1));
+            Some(if (from..to).contains(&number) { BUDGET } else { 1 })
+        },
+    };
+
+    /// As if the process were above its budget from one reading on, and near it in some.
+    fn as_if(above: usize, near: [usize; 2]) {
+        READ.set([0; 2]);
+        ABOVE.set(above);
+        NEAR.set(near);
+    }
+
+    fn watched(draft: Recipe) -> Pipeline {
+        let mut pipeline = planned(draft).unwrap();
+        pipeline.plan = pipeline.plan.take().map(|plan| plan.with_budget(BUDGET));
+        pipeline.readings = READINGS;
+        pipeline
+    }
+
+    /// The process's memory is looked at after every stage and every step; above the budget the run ends there with an error.
+    #[test]
+    fn every_stage_is_held_to_the_budget() {
+        let init = Some(image::RgbImage::new(64, 64).into());
+        let draft = Recipe { init, strength: Some(1.0), ..draft(64) };
+        let mut pipeline = watched(draft.clone());
+        let stages = ["text_encoder", "vae_encoder", "unet", "unet", "vae_decoder"];
+        for (above, stage) in (1..).zip(stages) {
+            as_if(above, [0; 2]);
+            let error = generate(&mut pipeline, draft.clone()).map(|_| ()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Memory, "{stage}: {error}");
+            assert!(error.to_string().contains(&format!("{stage}: memory: expected at most ")), "{error}");
+        }
+        as_if(1 + stages.len(), [0; 2]);
+        generate(&mut pipeline, draft).unwrap();
+        as_if(1, [0; 2]);
+        let error = pipeline.encode_image(&image::RgbImage::new(64, 64)).unwrap_err();
+        assert!(error.to_string().starts_with("vae_encoder: memory: expected at most "), "{error}");
+        as_if(1, [0; 2]);
+        let error = pipeline.decode_latents(&[0.0; 256], PixelSize::new(64, 64).unwrap()).unwrap_err();
+        assert!(error.to_string().starts_with("vae_decoder: memory: expected at most "), "{error}");
+    }
+
+    /// Near its budget a run first gives back pages of files, and takes less memory where that does not do; to the same image
+    /// but for rounding.
+    #[test]
+    fn a_run_near_its_budget_takes_less_memory() {
+        let draft = Recipe { steps: Some(3), ..draft(128) };
+        let mut pipeline = watched(draft.clone());
+        let mut draw = |near| {
+            as_if(usize::MAX, near);
+            let image = generate(&mut pipeline, draft.clone()).unwrap().image;
+            let reduced = [
+                pipeline.text_encoder.is_streamed(),
+                pipeline.unet.is_streamed(),
+                pipeline.vae_decoder.is_streamed(),
+            ];
+            (image, reduced)
+        };
+        let (whole, reduced) = draw([0, 0]);
+        assert_eq!(reduced, [false; 3]);
+        // It is read after the texts, before an image would be encoded, after each step, and before decoding.
+        for (near, expected) in [
+            ([0, 1], [true, false, false]),
+            ([2, 3], [false; 3]),
+            ([2, 4], [true, true, false]),
+            ([5, 6], [false, false, true]),
+            ([0, usize::MAX], [true; 3]),
+        ] {
+            let (image, reduced) = draw(near);
+            assert_eq!(reduced, expected, "{near:?}");
+            let worst = whole.iter().zip(image.iter()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+            assert!(worst <= 2, "{near:?}: {worst} levels off");
+        }
     }
 
     /// Longer prompts than those that were planned are refused, where a budget was stated.

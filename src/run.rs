@@ -254,10 +254,12 @@ impl<'a> Run<'a> {
         self.done += 1;
         self.is_broken = false;
         self.held.check("unet")?;
-        if self.held.is_near() {
+        // Pages of files cost little to have again; only where giving those back does not do, weights are.
+        let is_near = self.held.is_near() && {
             self.denoiser.release_pages();
-        }
-        if self.watch.is_short() && self.denoiser.reduce_memory() {
+            self.held.is_near()
+        };
+        if (is_near || self.watch.is_short()) && self.denoiser.reduce_memory() {
             self.text_encoder.reduce_memory();
             tracing::warn!(step = self.done, "memory pressure: weights are streamed from disk from now on");
         }
@@ -317,7 +319,7 @@ impl<'a> Run<'a> {
         drop((denoiser, watch));
         let started = Instant::now();
         let mut tile = tile;
-        if is_short() {
+        if is_short() || held.is_near() {
             tile = vae_decoder.reduce_memory(request.shape).or(tile);
             tracing::warn!("memory pressure: the image is decoded in tiles, if the model allows it");
         }

@@ -60,11 +60,15 @@ impl TextEncoder {
         Ok(Self { encoders, max_chunks })
     }
 
-    /// Reduces memory until [`TextEncoder::use_planned_memory`].
-    pub(crate) fn reduce_memory(&mut self) {
-        self.encoders.iter_mut().for_each(|encoder| {
-            encoder.component.reduce_memory();
-        });
+    /// Reduces memory until [`TextEncoder::use_planned_memory`]; whether that is a change.
+    pub(crate) fn reduce_memory(&mut self) -> bool {
+        self.encoders.iter_mut().fold(false, |changed, encoder| encoder.component.reduce_memory() || changed)
+    }
+
+    #[cfg(test)]
+    #[cfg(feature = "builtin")]
+    pub(crate) fn is_streamed(&self) -> bool {
+        self.encoders.iter().all(|encoder| encoder.component.is_streamed())
     }
 
     /// Ends reduced memory.

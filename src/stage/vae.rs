@@ -41,6 +41,12 @@ impl VaeDecoder {
         halves.ok().flatten().map(|_| tile)
     }
 
+    #[cfg(test)]
+    #[cfg(feature = "builtin")]
+    pub(crate) fn is_streamed(&self) -> bool {
+        self.component.is_streamed()
+    }
+
     /// Ends reduced memory.
     pub(crate) fn use_planned_memory(&mut self) {
         self.component.use_planned_memory();
@@ -170,6 +176,11 @@ impl VaeEncoder {
         let part = model.vae_encoder()?;
         let trial = trial::of(model, part, &options);
         Some(Self { component: Component::new(part, options, trial) })
+    }
+
+    /// Reduces memory until [`VaeEncoder::use_planned_memory`].
+    pub(crate) fn reduce_memory(&mut self) {
+        self.component.reduce_memory();
     }
 
     /// Ends reduced memory.
