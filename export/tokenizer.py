@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from emoji_words import with_emoji
 from model import CONTEXT_TOKENS, TEXT_WIDTH
 from scenes import BACKGROUNDS, COLOURS, EMOJI
 
@@ -69,6 +70,7 @@ def main() -> None:
     tokenizer.enable_truncation(CONTEXT_TOKENS)
     tokenizer.enable_padding(length=CONTEXT_TOKENS, pad_id=0, pad_token=END)
     tokenizer.save(str(work / "tokenizer.json"), pretty=False)
+    (work / "tokenizer.json").write_text(with_emoji((work / "tokenizer.json").read_text()))
 
     share = float((strength[:TEXT_WIDTH] ** 2).sum() / (strength**2).sum())
     print(f"{len(vocabulary)} words, {share:.0%} of the variance kept")

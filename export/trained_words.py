@@ -29,6 +29,12 @@ def constant(name: str) -> Any:
 
 
 def trained_words() -> list[str]:
+    """The words of captions, in alphabetical order, and the emoji that stand for some of them (`emoji_words.py`)."""
+    emoji: dict[str, str] = json.loads((FOLDER / "emoji" / "words.json").read_text())
+    return [*caption_words(), *sorted(emoji)]
+
+
+def caption_words() -> list[str]:
     """In alphabetical order; `Scenes.caption` puts captions together from these."""
     objects: dict[str, list[str]] = json.loads((FOLDER / "emoji" / "objects.json").read_text())
     said = [noun for nouns in objects.values() for noun in nouns]

@@ -270,8 +270,10 @@ impl Tokenizer {
             .map(|word| TypedWord {
                 typed: typed(word[0].2.0, word[word.len() - 1].2.1),
                 ids: word.iter().map(|(_, id, _)| *id).collect(),
+                // Each of another letter: pieces of a word that one character was replaced by all have its place.
                 is_spelled: word.len() >= LEAST_SPELLED
-                    && word.iter().all(|(.., (start, end))| end - start == 1),
+                    && word.iter().all(|(.., (start, end))| end - start == 1)
+                    && word.windows(2).all(|pair| pair[0].2.1 <= pair[1].2.0),
             })
             .collect())
     }

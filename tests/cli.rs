@@ -2055,10 +2055,32 @@ mod picture {
         let lines = "calotype: prompt: words that this model was not trained on: \"river\"\n\
                      calotype: negative prompt: words that this model was not trained on: \"Money\"\n";
         assert!(said.stderr.starts_with(lines), "{}", said.stderr);
-        // Every caption's words are there, and an emoji is one of two.
-        let json = desk.draws(&["an airplane on a teal background, 3d style 🚀", "--size", "64x64"]);
-        let told = [&json["unknown_words"]["prompt"], &json["untrained_words"]["prompt"]];
-        assert_eq!(told.map(|words| words.as_array().unwrap().clone()).concat(), ["🚀"]);
+        // Every caption's words are there.
+        let json = desk.draws(&["an airplane on a teal background, 3d style", "--size", "64x64"]);
+        assert_eq!(json["untrained_words"], json!({"prompt": [], "negative": []}));
+    }
+
+    /// An emoji of something that the model draws stands for its name, with and without a variation selector; others are
+    /// reported. Receipts have the prompt as it was typed.
+    #[test]
+    fn emoji_are_words_of_the_built_in_model() {
+        let desk = Desk::new();
+        let draw = |prompt: &str| {
+            let json = desk.draws(&[prompt, "--size", "64x64", "--steps", "2", "--seed", "1"]);
+            let drawn = desk.read("out.png");
+            assert_eq!(texts(&drawn).receipt()["prompt"], json!(prompt));
+            let told = ["unknown_words", "untrained_words"].map(|kind| json[kind]["prompt"].clone());
+            (pixels(&drawn).2, told)
+        };
+        let nothing = [json!([]), json!([])];
+        let [rocket, apple] = ["a rocket on a teal background", "a red apple on a teal background"].map(draw);
+        assert!(rocket.0 != apple.0);
+        assert_eq!([&rocket.1, &apple.1], [&nothing, &nothing]);
+        assert_eq!(draw("a 🚀 on a teal background"), rocket);
+        assert_eq!(draw("a 🍎 on a teal background"), apple);
+        assert_eq!(draw("a ❤️ on a teal background").1, nothing);
+        let (_, [unknown, _]) = draw("a 🛸 on a teal background");
+        assert_eq!(unknown, json!(["🛸"]));
     }
 
     /// The list of words is the one that the captions of the training are made of.
@@ -2073,6 +2095,13 @@ mod picture {
         words.extend(["a", "an", "on", "background", "style", "3d", "flat", "teal", "brown", "white"]);
         for word in words {
             assert!(trained.contains(&word.into()), "{word:?} of a caption is not in the manifest");
+        }
+        let emoji: Value = serde_json::from_str(include_str!("../export/emoji/words.json")).unwrap();
+        for (symbol, text) in emoji.as_object().unwrap() {
+            assert!(trained.contains(&symbol.as_str().into()), "{symbol} is not in the manifest");
+            for word in text.as_str().unwrap().split(' ') {
+                assert!(trained.contains(&word.into()), "{word:?} of {symbol} is not in the manifest");
+            }
         }
         let said = trained.iter().map(|word| word.as_str().unwrap()).collect::<Vec<_>>();
         assert!(!said.contains(&"river") && said.is_sorted(), "{said:?}");

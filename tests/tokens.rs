@@ -49,6 +49,42 @@ fn padding_is_that_of_transformers() {
     }
 }
 
+/// Every emoji in `export/emoji/words.json` is to the built-in model what its words are, alone, beside others, and within a
+/// word; all other texts have the tokens that they had.
+#[test]
+#[cfg(feature = "builtin")]
+fn emoji_are_words_of_the_built_in_model() {
+    let model = calotype::model::Model::built_in().unwrap();
+    let encoder = &model.text_encoders()[0];
+    let tokenizer = encoder.tokenizer(CONTEXT).unwrap();
+    let trained = &model.manifest().trained_words;
+    let words: std::collections::BTreeMap<String, String> =
+        serde_json::from_str(include_str!("../export/emoji/words.json")).unwrap();
+    assert!(words.len() > 140, "{} emoji", words.len());
+    for (emoji, words) in &words {
+        for (prompt, meant) in [
+            (emoji.clone(), words.clone()),
+            (format!("a{emoji}{emoji} on blue"), format!("a {words} {words} on blue")),
+            (format!("{emoji}\u{fe0f}!"), format!("{words} !")),
+        ] {
+            let [got, expected] = [&prompt, &meant].map(|text| encode(&tokenizer, text));
+            assert_eq!(got, expected, "{prompt:?}");
+            let text = Text::literal(&prompt).unwrap();
+            assert_eq!(tokenizer.unknown_words(&text).unwrap(), [""; 0], "{prompt:?}");
+            assert_eq!(tokenizer.words_beside(&text, trained).unwrap(), [""; 0], "{prompt:?}");
+        }
+    }
+    let [apple, rocket] = ["🍎", "🚀"].map(|emoji| &words[emoji][..]);
+    assert_eq!([apple, rocket], ["red apple", "rocket"]);
+    let unknown = encode(&tokenizer, "🦖");
+    assert_eq!(unknown, encode(&tokenizer, "\u{1f9ff}"));
+    // As PyPI's tokenizers 0.23.3 has it with the file before it had emoji.
+    let mut before =
+        vec![1, 18, 96, 3571, 21, 3385, 2123, 109, 3, 2, 2, 2, 2472, 410, 2, 34, 1180, 3643, 325, 2];
+    before.resize(CONTEXT, 0);
+    assert_eq!(encode(&tokenizer, "Café façade, ﬁ 日本 snowman's ladybug!").0, before);
+}
+
 /// The ids of a prompt's first chunk, and what of the prompt is not in it.
 fn encode(tokenizer: &Tokenizer, prompt: &str) -> (Vec<i64>, Option<String>) {
     let mut encoded = tokenizer.encode(&Text::literal(prompt).unwrap(), 1).unwrap();
