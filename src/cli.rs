@@ -181,7 +181,9 @@ fn run_here() -> ExitCode {
 /// The arguments that are understood. A value may begin with `-`: after a flag that takes one, the next word is one.
 fn command() -> clap::Command {
     let takes_words = |arg: clap::Arg| {
-        let is_flag_with_value = !arg.is_positional() && arg.get_action().takes_values();
+        // Where a value may be left out, the next word is one only if it is no flag.
+        let needs_value = arg.get_num_args().is_none_or(|count| count.min_values() > 0);
+        let is_flag_with_value = !arg.is_positional() && arg.get_action().takes_values() && needs_value;
         if is_flag_with_value { arg.allow_hyphen_values(true) } else { arg }
     };
     Cli::command().mut_subcommands(move |command| command.mut_args(takes_words))

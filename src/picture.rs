@@ -7,14 +7,17 @@
 mod data;
 mod decode;
 mod encode;
+mod fitted;
 mod header;
+mod mask;
 mod metadata;
+mod placement;
 mod scale;
 
 use std::fs::{self, File};
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use image::metadata::Orientation;
 use image::{DynamicImage, GrayImage, ImageBuffer, Pixel, RgbImage};
@@ -23,9 +26,13 @@ use sha2::{Digest, Sha256};
 use self::data::Data;
 use self::decode::Want;
 pub use self::encode::{OutputFormat, RecipeText, encode};
+pub(crate) use self::fitted::{Fitted, fit};
 use self::header::{Header, Problem};
+pub(crate) use self::mask::{MaskEdit, Region};
 pub use self::metadata::Texts;
-use self::scale::Canvas;
+pub use self::placement::{Extend, Resize};
+pub(crate) use self::placement::{Placement, Rect};
+use self::scale::{Canvas, Part, Window};
 use crate::{Error, ErrorKind};
 
 /// The longest file that is read from a pipe, by way of a temporary file.
@@ -155,12 +162,12 @@ impl ImageFile {
     /// # Errors
     /// As [`ImageFile::decode`].
     pub fn decode_to(&self, width: u32, height: u32) -> Result<RgbImage, Error> {
-        Ok(self.decode_as(width, height, Want::Color)?.0)
+        Ok(self.decode_as(self.whole(), width, height, Want::Color)?.0)
     }
 
     /// How many bytes [`ImageFile::decode_to`] takes at most, the result included.
     pub fn decode_to_bytes(&self, width: u32, height: u32) -> u64 {
-        self.decode_bytes(width, height, Want::Color)
+        self.decode_bytes(self.whole(), width, height, Want::Color)
     }
 
     /// The image as a mask, at its own size, in shades of grey; where any pixel is transparent the colours are not used,
@@ -170,12 +177,18 @@ impl ImageFile {
     /// As [`ImageFile::decode`].
     pub fn decode_mask(&self) -> Result<GrayImage, Error> {
         let (width, height) = self.dimensions();
-        Ok(self.decode_as(width, height, Want::Mask)?.0)
+        Ok(self.decode_as(self.whole(), width, height, Want::Mask)?.0)
     }
 
-    /// The image at another size, and whether every pixel is opaque.
+    /// All of the upright image.
+    fn whole(&self) -> [Window; 2] {
+        self.upright(self.header.stored).map(Window::whole)
+    }
+
+    /// A part of the upright image at another size, and whether every pixel of the image is opaque.
     fn decode_as<P>(
         &self,
+        windows: [Window; 2],
         width: u32,
         height: u32,
         want: Want,
@@ -185,7 +198,8 @@ impl ImageFile {
         DynamicImage: From<ImageBuffer<P, Vec<u8>>> + Into<ImageBuffer<P, Vec<u8>>>,
     {
         let to = self.upright([width as usize, height as usize]);
-        let decoded = decode::decode(&mut self.lock(), &self.header, to, want);
+        let windows = self.as_stored(windows);
+        let decoded = decode::decode(&mut self.lock(), &self.header, windows, to, want);
         let decoded = decoded.map_err(|problem| self.located(refusal(&self.origin, problem)))?;
         let image = ImageBuffer::from_raw(to[0] as u32, to[1] as u32, decoded.pixels);
         let image: ImageBuffer<P, Vec<u8>> = image.expect("as many pixels as the size says");
@@ -197,12 +211,13 @@ impl ImageFile {
         Ok((image.into(), decoded.is_opaque))
     }
 
-    /// What decoding to a size takes at most, in bytes, the result included.
-    fn decode_bytes(&self, width: u32, height: u32, want: Want) -> u64 {
+    /// What [`ImageFile::decode_as`] takes at most, in bytes, the result included.
+    fn decode_bytes(&self, windows: [Window; 2], width: u32, height: u32, want: Want) -> u64 {
         let Header { stored, decoder_bytes, in_order, orientation, .. } = *self.header;
         let to = self.upright([width as usize, height as usize]);
         let channels = want.channels(&self.header);
-        let canvas = Canvas::bytes(channels, stored, to, in_order);
+        let part = Part { of: stored, windows: self.as_stored(windows) };
+        let canvas = Canvas::bytes(channels, part, to, in_order);
         // Two channels of a mask become one, and grey becomes three; what is turned is copied.
         let wanted = if want == Want::Color { 3 } else { 1 };
         let result = (to[0] * to[1] * wanted) as u64;
@@ -224,6 +239,26 @@ impl ImageFile {
         match &self.path {
             Some(path) => error.in_file(&**path),
             None => error,
+        }
+    }
+
+    /// A part of the upright image as a part of the stored one.
+    fn as_stored(&self, [x, y]: [Window; 2]) -> [Window; 2] {
+        use Orientation::{
+            FlipHorizontal, FlipVertical, NoTransforms, Rotate90, Rotate90FlipH, Rotate180, Rotate270,
+            Rotate270FlipH,
+        };
+        let [width, height] = self.upright(self.header.stored);
+        let (left, up) = (x.reversed(width), y.reversed(height));
+        match self.header.orientation {
+            NoTransforms => [x, y],
+            FlipHorizontal => [left, y],
+            FlipVertical => [x, up],
+            Rotate180 => [left, up],
+            Rotate90 => [y, left],
+            Rotate90FlipH => [y, x],
+            Rotate270 => [up, x],
+            Rotate270FlipH => [up, left],
         }
     }
 
@@ -303,126 +338,6 @@ impl From<ImageFile> for Mask {
     }
 }
 
-/// An image at the size that a run takes: pixels, or a file until it is decoded.
-#[derive(Debug)]
-pub(crate) struct Fitted<P: Pixel<Subpixel = u8>> {
-    pixels: OnceLock<ImageBuffer<P, Vec<u8>>>,
-    file: Option<(ImageFile, Want)>,
-    width: u32,
-    height: u32,
-}
-
-impl Fitted<image::Rgb<u8>> {
-    pub(crate) fn init(init: Init, width: u32, height: u32) -> Self {
-        match init {
-            Init::Pixels(image) => Self::of_pixels(image, width, height),
-            Init::File(file) => Self::of_file(file, Want::Color, width, height),
-        }
-    }
-}
-
-impl Fitted<image::Luma<u8>> {
-    pub(crate) fn mask(mask: GrayImage, width: u32, height: u32) -> Self {
-        Self::of_pixels(mask, width, height)
-    }
-
-    pub(crate) fn mask_file(file: ImageFile, width: u32, height: u32) -> Self {
-        Self::of_file(file, Want::Mask, width, height)
-    }
-
-    pub(crate) fn transparency(file: ImageFile, width: u32, height: u32) -> Self {
-        Self::of_file(file, Want::Transparency, width, height)
-    }
-}
-
-impl<P: Pixel<Subpixel = u8>> Fitted<P> {
-    fn of_pixels(image: ImageBuffer<P, Vec<u8>>, width: u32, height: u32) -> Self {
-        Self { pixels: OnceLock::from(fit(image, width, height)), file: None, width, height }
-    }
-
-    fn of_file(file: ImageFile, want: Want, width: u32, height: u32) -> Self {
-        Self { pixels: OnceLock::new(), file: Some((file, want)), width, height }
-    }
-
-    /// The pixels. [`ErrorKind::Usage`] for a file that has not been decoded.
-    pub(crate) fn get(&self) -> Result<&ImageBuffer<P, Vec<u8>>, Error> {
-        self.pixels.get().ok_or_else(|| {
-            let origin = self.file.as_ref().map_or("image", |(file, _)| file.origin());
-            let error = Error::new(
-                ErrorKind::Usage,
-                format!("{origin}: expected an image that has been loaded, got its file"),
-            )
-            .help("call Request::load before the run, and before the pipeline is opened within a budget");
-            match &self.file {
-                Some((file, _)) => file.located(error),
-                None => error,
-            }
-        })
-    }
-
-    /// What decoding takes, and what is left of it, in bytes; both 0 for what is there.
-    pub(crate) fn bytes(&self) -> (u64, u64) {
-        match &self.file {
-            Some((file, want)) if self.pixels.get().is_none() => {
-                let kept = u64::from(self.width) * u64::from(self.height) * u64::from(P::CHANNEL_COUNT);
-                (file.decode_bytes(self.width, self.height, *want), kept)
-            }
-            _ => (0, 0),
-        }
-    }
-
-    /// Decodes the file, if that has not been done. Returns notes for whoever asked: what of the file is not used.
-    pub(crate) fn load(&self) -> Result<Vec<String>, Error>
-    where
-        DynamicImage: From<ImageBuffer<P, Vec<u8>>> + Into<ImageBuffer<P, Vec<u8>>>,
-    {
-        let mut notes = Vec::new();
-        let Some((file, want)) = self.file.as_ref().filter(|_| self.pixels.get().is_none()) else {
-            return Ok(notes);
-        };
-        let origin = file.origin();
-        let (image, is_opaque) = file.decode_as(self.width, self.height, *want)?;
-        match want {
-            Want::Transparency if is_opaque => {
-                let error = Error::new(
-                    ErrorKind::Input,
-                    format!("{origin}: expected transparent areas, which are the mask, got an opaque image"),
-                );
-                return Err(file.located(error.help("give a mask with {mask}")));
-            }
-            Want::Mask if !is_opaque => notes.push(format!(
-                "{origin}: has transparent areas: these are repainted, and its colours are not used"
-            )),
-            _ => {}
-        }
-        if file.is_animated() {
-            notes.push(format!("{origin}: has several frames: only the first is used"));
-        }
-        // Another thread may have been faster.
-        let _ = self.pixels.set(image);
-        Ok(notes)
-    }
-}
-
-/// An image at another size, stretched where the proportions differ, through Lanczos's filter of three lobes; one that has
-/// the size is left as it is.
-fn fit<P: Pixel<Subpixel = u8>>(
-    image: ImageBuffer<P, Vec<u8>>,
-    width: u32,
-    height: u32,
-) -> ImageBuffer<P, Vec<u8>> {
-    if image.dimensions() == (width, height) {
-        return image;
-    }
-    let channels = usize::from(P::CHANNEL_COUNT);
-    let from = [image.width() as usize, image.height() as usize];
-    let mut canvas = Canvas::new(channels, from, [width as usize, height as usize], true);
-    for (y, row) in image.as_raw().chunks_exact(from[0] * channels).enumerate() {
-        canvas.put(y, 0, 1, row);
-    }
-    ImageBuffer::from_raw(width, height, canvas.into_pixels()).expect("as many pixels as the size says")
-}
-
 #[cfg(test)]
 mod tests {
     use image::{ImageEncoder, ImageFormat, Luma, LumaA, Rgb, Rgba, imageops};
@@ -457,6 +372,11 @@ mod tests {
 
     fn decode_mask(bytes: &[u8]) -> Result<GrayImage, Error> {
         ImageFile::from_bytes("x", bytes.to_vec())?.decode_mask()
+    }
+
+    fn stretched(file: ImageFile, width: u32, height: u32) -> Fitted<Rgb<u8>> {
+        let place = Placement::new(file.dimensions(), (width, height), Resize::Stretch);
+        Fitted::init(file.into(), place)
     }
 
     #[track_caller]
@@ -647,10 +567,28 @@ mod tests {
             [(6, imageops::rotate90 as fn(&RgbImage) -> RgbImage), (8, imageops::rotate270)]
         {
             let file = ImageFile::from_bytes("", jpeg_with(0xe1, &exif(orientation))).unwrap();
-            let fitted = Fitted::init(file.into(), 4, 8);
+            let fitted = stretched(file, 4, 8);
             fitted.load().unwrap();
             let scaled = fit(upright.clone(), 8, 4);
             assert_eq!(fitted.get().unwrap(), &turn(&scaled));
+        }
+    }
+
+    /// A part of an image is the same however it is stored.
+    #[test]
+    fn parts_are_of_the_upright_image() {
+        let plain =
+            png(RgbImage::from_fn(17, 11, |x, y| Rgb([(15 * x) as u8, (20 * y) as u8, (x * y) as u8])));
+        let head = 8 + 25;
+        for orientation in 1..=8 {
+            let exif = chunk(b"eXIf", &exif(orientation));
+            let file = ImageFile::from_bytes("", [&plain[..head], &exif, &plain[head..]].concat()).unwrap();
+            let whole = file.decode().unwrap();
+            let (width, height) = (whole.width() - 4, whole.height() - 3);
+            let window = |start: u32, length: u32| Window { start: start.into(), length: length.into() };
+            let windows = [window(1, width), window(2, height)];
+            let (part, _) = file.decode_as::<Rgb<u8>>(windows, width, height, Want::Color).unwrap();
+            assert_eq!(part, imageops::crop_imm(&whole, 1, 2, width, height).to_image(), "{orientation}");
         }
     }
 
@@ -747,11 +685,11 @@ mod tests {
                     damaged[at] ^= bits;
                     let Ok(file) = ImageFile::from_bytes("", damaged) else { continue };
                     // As a plan would refuse it.
-                    if file.decode_bytes(5, 3, Want::Color) > 64 << 20 {
+                    if file.decode_to_bytes(5, 3) > 64 << 20 {
                         continue;
                     }
                     // Some damage is an image of other pixels; none is more than an error.
-                    if let Err(error) = Fitted::init(file.into(), 5, 3).load() {
+                    if let Err(error) = stretched(file, 5, 3).load() {
                         assert_eq!(error.kind(), ErrorKind::Input, "{format:?}, {at}");
                     }
                 }
@@ -778,7 +716,7 @@ mod tests {
         for bytes in [bytes, gif] {
             let file = ImageFile::from_bytes("x", bytes).unwrap();
             assert!(file.is_animated());
-            let fitted = Fitted::init(file.into(), 5, 3);
+            let fitted = stretched(file, 5, 3);
             assert_eq!(fitted.load().unwrap(), ["x: has several frames: only the first is used"]);
             assert_eq!(fitted.get().unwrap(), &picture());
             assert!(fitted.load().unwrap().is_empty(), "said once");
@@ -841,8 +779,8 @@ mod tests {
         let nothing =
             [&png_head(16_384, 16_384, GREY1)[..], &chunk(b"IDAT", &[]), &chunk(b"IEND", b"")].concat();
         let file = ImageFile::from_bytes("", nothing).unwrap();
-        assert!(file.decode_bytes(128, 128, Want::Color) < 8 << 20);
-        let error = Fitted::init(file.into(), 128, 128).load().expect_err("no pixels");
+        assert!(file.decode_to_bytes(128, 128) < 8 << 20);
+        let error = stretched(file, 128, 128).load().expect_err("no pixels");
         assert_eq!(error.kind(), ErrorKind::Input);
         refuses(&png_head(64, 64, GREY1), "expected a complete image");
         let mut jpeg = jpeg();
@@ -868,8 +806,12 @@ mod tests {
         let cut = || written(&whole[..whole.len() - 30]).expect("a header");
         assert_eq!(cut().decode().err().and_then(of), Some(path.clone()));
         assert_eq!(cut().decode_mask().err().and_then(of), Some(path.clone()));
-        assert_eq!(Fitted::init(cut().into(), 8, 8).load().err().and_then(of), Some(path.clone()));
-        let transparency = Fitted::transparency(written(&whole).unwrap(), 8, 8);
+        assert_eq!(stretched(cut(), 8, 8).load().err().and_then(of), Some(path.clone()));
+        let transparency = Fitted::transparency(
+            written(&whole).unwrap(),
+            stretched(cut(), 8, 8).place(),
+            MaskEdit::default(),
+        );
         assert_eq!(transparency.get().err().and_then(of), Some(path.clone()), "it has not been loaded");
         assert_eq!(transparency.load().err().and_then(of), Some(path), "it is opaque");
         let bytes = ImageFile::from_bytes("reply", whole[..whole.len() - 30].to_vec()).unwrap();

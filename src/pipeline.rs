@@ -173,7 +173,8 @@ impl Pipeline {
         run.final_latents()
     }
 
-    /// Begins a run: encodes its texts and the image that it starts from, and draws its noise.
+    /// Begins a run: encodes its texts and the image that it starts from, and draws its noise. Of an image that is extended in
+    /// several rounds, the earlier ones are drawn first.
     ///
     /// # Errors
     /// `ErrorKind::Usage` for a request that was made for another model, and for a prompt that cannot be read;
@@ -186,6 +187,14 @@ impl Pipeline {
     }
 
     fn begin_run(&mut self, request: &Request) -> Result<Run<'_>, Error> {
+        let request = &match request.earlier() {
+            Some(earlier) => {
+                self.cancel.check()?;
+                let image = self.generate(&earlier, |_| ControlFlow::Continue(()))?.image;
+                request.with_earlier(image)
+            }
+            None => request.clone(),
+        };
         self.cancel.check()?;
         let held = self.hold();
         request.check_model(&self.manifest)?;

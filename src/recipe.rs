@@ -19,7 +19,7 @@ pub use self::receipt::{Provenance, Ran, Receipt};
 use crate::Error;
 use crate::guidance::{self, Scales, Within};
 use crate::noise::Rng;
-use crate::picture::{ImageFile, Init, Mask};
+use crate::picture::{Extend, ImageFile, Init, Mask, Resize};
 use crate::prediction::{Prediction, Thresholding};
 use crate::sampler::Method;
 use crate::schedule::ScheduleKind;
@@ -103,13 +103,43 @@ pub struct Recipe {
     /// latents.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<Image<Init>>,
-    /// The inpainting mask, of the size of `init`: white areas are repainted. In the denoising loop a latent cell is
-    /// repainted where its first pixel is nearer to white than to black.
+    /// How an init image of other proportions than `size` is brought to it, and its mask with it; stretched when absent.
+    #[serde(with = "as_text", skip_serializing_if = "Option::is_none")]
+    pub resize: Option<Resize>,
+    /// The inpainting mask, of the size of `init` or with `mask_fit`: white areas are repainted. In the denoising loop a latent
+    /// cell is repainted where its first pixel is nearer to white than to black, but see `soft_mask`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mask: Option<Image<Mask>>,
+    /// By how many pixels `init` is extended on each side (outpainting), and how wide the seam is; the finished image has the size
+    /// of `init` and what is added. A side that adds more than half of the image is painted in several rounds.
+    #[serde(with = "as_text", skip_serializing_if = "Option::is_none")]
+    pub extend: Option<Extend>,
+    /// How a mask of another size is brought to that of `init`: stretched or cropped. Without it such a mask is refused.
+    #[serde(with = "as_text", skip_serializing_if = "Option::is_none")]
+    pub mask_fit: Option<Resize>,
+    /// Whether black areas of the mask are repainted in place of white ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask_invert: Option<bool>,
+    /// By how many pixels of the finished image white areas of the mask grow in each direction; below 0 they shrink.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask_grow: Option<i32>,
+    /// The standard deviation of a Gaussian filter over the mask, in pixels of the finished image; 0 is none. When absent 0,
+    /// and 4 with `mask_only`. It comes after `mask_invert` and `mask_grow`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask_blur: Option<f64>,
+    /// Work only at the surroundings of the mask: the region of `init` around all of it that is not black, and so many pixels
+    /// around, is scaled to `size` (the model's default when absent), repainted, scaled back and pasted. The finished image
+    /// has the size of `init`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask_only: Option<u32>,
+    /// Whether grey values of the mask are denoising strengths (Levin & Fried 2023, "Differential diffusion"): a latent cell
+    /// with a mask of m, from 0 to 1, is repainted in the last `m * steps` of all steps, less those that `strength` leaves out.
+    /// Not for models that take a mask.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub soft_mask: Option<bool>,
     /// Whether pixels outside of the mask keep their values in `init`; they do when absent. The finished image is then
-    /// `init + mask * (decoded - init)` with a mask from 0 to 1: where it is black every bit stays, and greys blend. No
-    /// feather is added to what the mask has. Otherwise all pixels are the VAE's.
+    /// `init + mask * (decoded - init)` with a mask from 0 to 1: where it is black every bit stays, and greys blend; with
+    /// `soft_mask` those below one step. Otherwise all pixels are the VAE's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_outside: Option<bool>,
     /// Denoising strength, from 0 to 1: the last `steps * strength` of the steps are taken. When absent 0.8, but 0.3 for

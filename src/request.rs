@@ -1,15 +1,18 @@
 //! A request: what a user typed, made valid for one model at the door, so that nothing behind it checks again.
 //! It knows the model's numbers, and nothing of its graphs.
 
+mod inpaint;
 mod warnings;
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
-use image::{Luma, Rgb};
+use image::{Rgb, RgbImage};
 use sha2::{Digest, Sha256};
 
+use self::inpaint::Cutting;
+pub(crate) use self::inpaint::{Inpaint, WHITE};
 pub use self::warnings::Warnings;
 use crate::engine;
 use crate::guidance::{self, Guidance, Scales, View};
@@ -17,7 +20,7 @@ use crate::manifest::{Conditions, Manifest};
 use crate::memory;
 use crate::model::Model;
 use crate::noise::Rng;
-use crate::picture::{Fitted, Init, Mask};
+use crate::picture::{Extend, Fitted, Init, Mask, MaskEdit, Placement, Resize};
 use crate::prediction::Thresholding;
 use crate::prompt::{Part, Prompt, Text};
 use crate::recipe::{Image, NamedFile, Recipe};
@@ -26,14 +29,17 @@ use crate::schedule::{Schedule, ScheduleKind};
 use crate::tensor::{LatentShape, PixelSize};
 use crate::{Error, ErrorKind};
 
-/// From this value on, a mask's pixel is white.
-pub(crate) const WHITE: u8 = 128;
 /// The denoising strength where a request does not say: diffusers' defaults.
 const STRENGTH: f64 = 0.8;
 /// The same for a refiner.
 const REFINER_STRENGTH: f64 = 0.3;
 /// The same with an inpainting mask.
 const MASKED_STRENGTH: f64 = 1.0;
+/// The blur of a mask whose surroundings alone are worked at, in pixels, where a request does not say: A1111's default.
+const CUT_BLUR_PX: f64 = 4.0;
+/// The most that a mask grows or shrinks, and is blurred, in pixels.
+const MAX_GROW_PX: i32 = 1024;
+const MAX_BLUR_PX: f64 = 256.0;
 /// The image guidance scale (InstructPix2Pix) where a request does not say.
 const IMAGE_GUIDANCE: f64 = 1.5;
 /// The noise level of an image that is upscaled, in timesteps, where a request does not say.
@@ -61,6 +67,8 @@ pub struct Request {
     pub(crate) size: PixelSize,
     pub(crate) shape: LatentShape,
     pub(crate) source: Source,
+    /// A note that nobody asked for an init image to be stretched.
+    stretched: Option<String>,
     pub(crate) schedule: Schedule,
     pub(crate) guidance: Guidance,
     /// Of a U-Net that takes it as an input, and needs no other guidance.
@@ -99,22 +107,25 @@ pub(crate) enum Source {
     Init(Arc<Fitted<Rgb<u8>>>),
     /// Inpainting: white areas of the mask are repainted.
     Masked {
-        init: Arc<Fitted<Rgb<u8>>>,
-        mask: Arc<Fitted<Luma<u8>>>,
+        images: Arc<Inpaint>,
         starts_from_noise: bool,
         keeps_outside: bool,
+        /// Whether greys are denoising strengths.
+        is_soft: bool,
+    },
+    /// Inpainting around an image that an earlier round is to make.
+    Extended {
+        earlier: Arc<Request>,
+        /// In this round.
+        extend: Extend,
+        keeps_outside: bool,
+        starts_from_noise: bool,
     },
     /// Noise; the image that is edited is an input of the U-Net.
     Edited(Arc<Fitted<Rgb<u8>>>),
     /// Noise; an image of the latents' size, with noise of this level added, is an input of the U-Net.
     Enlarged { init: Arc<Fitted<Rgb<u8>>>, level: usize },
 }
-
-/// The init image and the mask of a request, at the size that a run takes.
-type FittedImages = (Option<Arc<Fitted<Rgb<u8>>>>, Option<Arc<Fitted<Luma<u8>>>>);
-
-/// The mask and the image of a request.
-type Images<'a> = (Option<&'a Fitted<Luma<u8>>>, Option<&'a Fitted<Rgb<u8>>>);
 
 impl Request {
     /// Checks a recipe against a model. Of the files that it names only images matter here, and they must have been opened:
@@ -131,8 +142,11 @@ impl Request {
         let defaults = &manifest.defaults;
         let (recipe, init, mask) = take_images(recipe)?;
         check_images(&recipe, init.as_ref(), mask.as_ref(), manifest)?;
+        let extended = recipe.extend.zip(init.as_ref()).map(|(extend, init)| extend.of(init.dimensions()));
         let size = match (recipe.size, &init) {
+            (asked, _) if extended.is_some() => extended_size(asked, extended.unwrap_or_default(), manifest)?,
             (Some(size), _) => size,
+            (None, Some(_)) if recipe.mask_only.is_some() => defaults.size,
             (None, Some(init)) => own_size(init, manifest)?,
             (None, None) => defaults.size,
         };
@@ -161,15 +175,43 @@ impl Request {
             _ => (size.width_px(), size.height_px()),
         };
         let keeps_outside = recipe.keep_outside.unwrap_or(true);
-        let source = match (fitted(init, mask, width_px, height_px)?, manifest.conditions) {
-            ((None, _), _) => Source::Noise,
-            ((Some(init), Some(mask)), _) => {
-                Source::Masked { init, mask, starts_from_noise: strength == Some(1.0), keeps_outside }
+        let edit = mask_edit(&recipe)?;
+        let (resize, from) = (recipe.resize.unwrap_or_default(), init.as_ref().map(Init::dimensions));
+        let source = match (init, mask, manifest.conditions) {
+            (None, _, _) => Source::Noise,
+            (Some(init), None, _) if recipe.extend.is_some() => {
+                extended_source(init, &recipe, manifest, strength == Some(1.0), keeps_outside)?
             }
-            ((Some(init), None), Conditions::Editing) => Source::Edited(init),
-            ((Some(init), None), Conditions::Upscaling) => Source::Enlarged { init, level },
-            ((Some(init), None), _) => Source::Init(init),
+            (Some(init), Some(mask), _) => Source::Masked {
+                images: Arc::new(inpaint(init, mask, &recipe, (width_px, height_px), edit)?),
+                starts_from_noise: strength == Some(1.0),
+                keeps_outside,
+                is_soft: recipe.soft_mask.unwrap_or(false),
+            },
+            (Some(init), None, conditions) => {
+                let place = Placement::new(init.dimensions(), (width_px, height_px), resize);
+                let init = Arc::new(Fitted::init(init, place));
+                match conditions {
+                    Conditions::Editing => Source::Edited(init),
+                    Conditions::Upscaling => Source::Enlarged { init, level },
+                    _ => Source::Init(init),
+                }
+            }
         };
+        let place = from.map(|from| Placement::new(from, (width_px, height_px), resize));
+        let is_stretched = recipe.resize.is_none()
+            && recipe.mask_only.is_none()
+            && recipe.extend.is_none()
+            && place.is_some_and(|place| place.is_distorted());
+        let stretched = from.filter(|_| is_stretched).map(|(width, height)| {
+            format!(
+                "init: stretched from {width}x{height} to {width_px}x{height_px}; resize crop or pad keeps its proportions"
+            )
+        });
+        let is_masked = matches!(source, Source::Masked { .. } | Source::Extended { .. });
+        let is_resized = recipe.mask_only.is_none()
+            && recipe.extend.is_none()
+            && from.is_some_and(|from| from != (width_px, height_px));
         let seed = recipe.seed.unwrap_or_else(random_seed);
         let rng = recipe.rng.unwrap_or_default();
         // Not every generator takes every seed.
@@ -190,7 +232,9 @@ impl Request {
             strength,
             image_guidance,
             noise_level: matches!(source, Source::Enlarged { .. }).then_some(level),
-            keep_outside: matches!(source, Source::Masked { .. }).then_some(keeps_outside),
+            keep_outside: is_masked.then_some(keeps_outside),
+            resize: is_resized.then_some(resize),
+            mask_blur: recipe.mask_blur.or(recipe.mask_only.map(|_| edit.blur_px)),
             ..recipe
         };
         Ok(Self {
@@ -199,6 +243,7 @@ impl Request {
             recipe,
             shape,
             source,
+            stretched,
             schedule,
             seed,
             rng,
@@ -282,6 +327,7 @@ impl Request {
             negative: _,
             size: _,
             shape: _,
+            stretched: _,
             source,
             schedule,
             guidance,
@@ -298,20 +344,26 @@ impl Request {
         let source = match source {
             Source::Noise => "noise".into(),
             Source::Init(_) => "init".into(),
-            Source::Masked { starts_from_noise, keeps_outside, .. } => {
-                format!("masked {starts_from_noise} {keeps_outside}")
+            Source::Masked { starts_from_noise, keeps_outside, is_soft, .. } => {
+                format!("masked {starts_from_noise} {keeps_outside} {is_soft}")
             }
+            Source::Extended { .. } => "extended".into(),
             Source::Edited(_) => "edited".into(),
             Source::Enlarged { level, .. } => format!("enlarged {level}"),
         };
         let text = format!("{model:?} {settings} {steps:?} {seed} {source}");
         let mut digest = Sha256::new_with_prefix(text);
-        let (mask, init) = self.images();
-        if let Some(mask) = mask {
-            digest.update(mask.get()?.as_raw());
-        }
-        if let Some(init) = init {
-            digest.update(init.get()?.as_raw());
+        match &self.source {
+            Source::Noise => {}
+            Source::Extended { earlier, .. } => digest.update(earlier.fingerprint()?),
+            Source::Masked { images, .. } => {
+                let (init, mask, _) = images.whole()?;
+                digest.update(mask.as_raw());
+                digest.update(init.as_raw());
+            }
+            Source::Init(init) | Source::Edited(init) | Source::Enlarged { init, .. } => {
+                digest.update(init.get()?.as_raw());
+            }
         }
         Ok(digest.finalize().into())
     }
@@ -375,43 +427,68 @@ impl Request {
     /// [`ErrorKind::Memory`] where decoding does not fit into the budget, before it begins; [`ErrorKind::Input`] for files
     /// that are damaged or of a kind that is not supported.
     pub fn load(&self, budget_bytes: u64) -> Result<Vec<String>, Error> {
-        let (mask, init) = self.images();
-        let mut notes = Vec::new();
-        if let Some(init) = init {
-            expect_room(init.bytes().0, budget_bytes)?;
-            notes.extend(init.load()?);
-        }
-        if let Some(mask) = mask {
-            expect_room(mask.bytes().0, budget_bytes)?;
-            notes.extend(mask.load()?);
-            if mask.get()?.iter().all(|&value| value < WHITE) {
-                notes.push("mask: has no white areas, so that nothing is repainted".into());
-            }
-        }
+        expect_room(self.image_bytes().0, budget_bytes)?;
+        let mut notes = match &self.source {
+            Source::Noise => Vec::new(),
+            Source::Masked { images, .. } => images.load()?,
+            Source::Extended { earlier, .. } => earlier.load(budget_bytes)?,
+            Source::Init(init) | Source::Edited(init) | Source::Enlarged { init, .. } => init.load()?,
+        };
+        notes.extend(self.stretched.clone());
         engine::trim();
         Ok(notes)
     }
 
     /// What decoding the images that are still in files takes at most, and what of it stays, in bytes.
     pub(crate) fn image_bytes(&self) -> (u64, u64) {
-        let (mask, init) = self.images();
-        let (init_peak, init_kept) = init.map_or((0, 0), Fitted::bytes);
-        let (mask_peak, mask_kept) = mask.map_or((0, 0), Fitted::bytes);
-        let mask_peak = if mask_peak > 0 { init_kept + mask_peak } else { 0 };
-        (init_peak.max(mask_peak), init_kept + mask_kept)
+        match &self.source {
+            Source::Noise => (0, 0),
+            Source::Masked { images, .. } => images.bytes(),
+            Source::Extended { earlier, .. } => {
+                // Images of both rounds, and the mask.
+                let (peak, kept) = earlier.image_bytes();
+                let own = 7 * u64::from(self.size.width_px()) * u64::from(self.size.height_px());
+                (peak + own, kept + own)
+            }
+            Source::Init(init) | Source::Edited(init) | Source::Enlarged { init, .. } => init.bytes(),
+        }
     }
 
-    fn images(&self) -> Images<'_> {
+    /// The round before this one, whose image this one extends.
+    pub(crate) fn earlier(&self) -> Option<Self> {
         match &self.source {
-            Source::Noise => (None, None),
-            Source::Masked { init, mask, .. } => (Some(mask), Some(init)),
-            Source::Init(init) | Source::Edited(init) | Source::Enlarged { init, .. } => (None, Some(init)),
+            Source::Extended { earlier, .. } => Some(earlier.with_seed(self.seed)),
+            _ => None,
+        }
+    }
+
+    /// The same request with the image that the round before has made.
+    pub(crate) fn with_earlier(&self, image: RgbImage) -> Self {
+        let Source::Extended { extend, keeps_outside, starts_from_noise, .. } = self.source else {
+            return self.clone();
+        };
+        let images =
+            Arc::new(Inpaint::extended(image.into(), &extend, feather_px(&extend, self.shape, self.size)));
+        let source = Source::Masked { images, starts_from_noise, keeps_outside, is_soft: false };
+        Self { source, ..self.clone() }
+    }
+
+    /// The size of the image around the region that is worked at, if that is a part of one.
+    pub(crate) fn whole_size(&self) -> Option<(u32, u32)> {
+        match &self.source {
+            Source::Masked { images, .. } => images.whole_size(),
+            _ => None,
         }
     }
 
     /// The seed of the noise.
     pub fn seed(&self) -> u64 {
         self.seed
+    }
+
+    /// How many steps the recipe has, of which an init image leaves some out.
+    pub(crate) fn steps_asked(&self) -> usize {
+        self.recipe.steps.unwrap_or(self.steps())
     }
 
     /// How many steps a run takes.
@@ -430,29 +507,6 @@ fn noise_level(recipe: &Recipe, manifest: &Manifest) -> Result<usize, Error> {
         )),
         _ => Ok(level),
     }
-}
-
-/// Init image and mask at the size that a run takes; files are decoded later.
-fn fitted(
-    init: Option<Init>,
-    mask: Option<Mask>,
-    width_px: u32,
-    height_px: u32,
-) -> Result<FittedImages, Error> {
-    let mask = mask.map(|mask| match (mask, &init) {
-        (Mask::Pixels(mask), _) => Ok(Fitted::mask(mask, width_px, height_px)),
-        (Mask::File(file), _) => Ok(Fitted::mask_file(file, width_px, height_px)),
-        (Mask::InitAlpha, Some(Init::File(file))) if file.has_alpha() => {
-            Ok(Fitted::transparency(file.clone(), width_px, height_px))
-        }
-        (Mask::InitAlpha, _) => Err(Error::new(
-            ErrorKind::Usage,
-            "mask: expected an init image with transparent areas, which are the mask, got an opaque one",
-        )
-        .help("give a mask with {mask}")),
-    });
-    let mask = mask.transpose()?.map(Arc::new);
-    Ok((init.map(|init| Arc::new(Fitted::init(init, width_px, height_px))), mask))
 }
 
 /// [`ErrorKind::Memory`] where so much more than the process has is over a budget.
@@ -618,7 +672,20 @@ fn check_images(
         (Some(init), _) if [init.dimensions().0, init.dimensions().1].contains(&0) => {
             return refuse("init: expected an image with pixels, got none", "");
         }
-        (Some(_), None) if conditions == Conditions::Inpainting => {
+        (None, _) if recipe.extend.is_some() => {
+            return refuse("extend: expected an init image, got none", "give one with {init}");
+        }
+        (Some(_), _) if recipe.extend.is_some() && !is_started_from => {
+            let message = format!("extend: expected none, because this model {verb} whole images, got one");
+            return refuse(&message, "");
+        }
+        (Some(_), Some(_)) if recipe.extend.is_some() => {
+            return refuse("extend: expected no mask, because the mask is what is added, got one", "");
+        }
+        (Some(_), None) if recipe.extend.is_some_and(|extend| extend.is_nothing()) => {
+            return refuse("extend: expected a side of more than 0 pixels, got none", "as in left=64,top=32");
+        }
+        (Some(_), None) if conditions == Conditions::Inpainting && recipe.extend.is_none() => {
             return refuse(
                 "mask: expected one, because this model repaints a part of an image, got none",
                 "give one with {mask}: white areas are repainted",
@@ -634,10 +701,14 @@ fn check_images(
                 Mask::File(file) => file.dimensions(),
                 Mask::InitAlpha => init.dimensions(),
             };
-            if init.dimensions() != of_mask {
+            if [of_mask.0, of_mask.1].contains(&0) {
+                return refuse("mask: expected an image with pixels, got none", "");
+            }
+            if init.dimensions() != of_mask && recipe.mask_fit.is_none() {
                 let shown = |(width, height): (u32, u32)| format!("{width}x{height}");
                 let (init, mask) = (shown(init.dimensions()), shown(of_mask));
-                return refuse(&format!("mask: expected the size of the init image, {init}, got {mask}"), "");
+                let message = format!("mask: expected the size of the init image, {init}, got {mask}");
+                return refuse(&message, "{mask_fit} stretch or crop fits it");
             }
         }
         _ => {}
@@ -648,8 +719,38 @@ fn check_images(
             "use the model in a form that has it, such as its diffusers folder",
         );
     }
-    if recipe.keep_outside.is_some() && recipe.mask.is_none() {
-        return refuse("keep outside: expected a mask, got none", "give one with {mask}");
+    let of_mask = [
+        (recipe.keep_outside.is_some() && recipe.extend.is_none(), "keep outside"),
+        (recipe.mask_fit.is_some(), "mask fit"),
+        (recipe.mask_invert.is_some(), "mask invert"),
+        (recipe.mask_grow.is_some(), "mask grow"),
+        (recipe.mask_blur.is_some(), "mask blur"),
+        (recipe.mask_only.is_some(), "mask only"),
+        (recipe.soft_mask.is_some(), "soft mask"),
+    ];
+    if let Some((_, what)) = of_mask.into_iter().find(|(is_given, _)| *is_given && recipe.mask.is_none()) {
+        return refuse(&format!("{what}: expected a mask, got none"), "give one with {mask}");
+    }
+    if recipe.mask_fit == Some(Resize::Pad) {
+        return refuse("mask fit: expected stretch or crop, got pad", "");
+    }
+    if recipe.resize.is_some() && recipe.init.is_none() {
+        return refuse("resize: expected an init image, got none", "give one with {init}");
+    }
+    if recipe.resize.is_some() && recipe.extend.is_some() {
+        return refuse(
+            "resize: expected none with an extended image, whose init image keeps its size, got one",
+            "",
+        );
+    }
+    if recipe.resize.is_some() && recipe.mask_only.is_some() {
+        let message =
+            "resize: expected none with mask only, whose region has the proportions of the size, got one";
+        return refuse(message, "");
+    }
+    if recipe.soft_mask == Some(true) && conditions == Conditions::Inpainting {
+        let message = "soft mask: expected none, because this model takes masks without greys, got one";
+        return refuse(message, "use a model that is not trained for inpainting");
     }
     if recipe.strength.is_some() && recipe.init.is_none() {
         return refuse("strength: expected an init image, got none", "give one with {init}");
@@ -704,6 +805,104 @@ fn take_images(mut recipe: Recipe) -> Result<(Recipe, Option<Init>, Option<Mask>
     Ok((recipe, init, mask))
 }
 
+/// What a recipe does to its mask.
+fn mask_edit(recipe: &Recipe) -> Result<MaskEdit, Error> {
+    let refuse = |message: String| Err(Error::new(ErrorKind::Usage, message));
+    let grow_px = recipe.mask_grow.unwrap_or(0);
+    if grow_px.unsigned_abs() > MAX_GROW_PX.unsigned_abs() {
+        return refuse(format!(
+            "mask grow: expected a number from -{MAX_GROW_PX} to {MAX_GROW_PX}, got {grow_px}"
+        ));
+    }
+    let blur_px = recipe.mask_blur.unwrap_or(if recipe.mask_only.is_some() { CUT_BLUR_PX } else { 0.0 });
+    if !(0.0..=MAX_BLUR_PX).contains(&blur_px) {
+        return refuse(format!("mask blur: expected a number from 0 to {MAX_BLUR_PX}, got {blur_px}"));
+    }
+    Ok(MaskEdit { inverts: recipe.mask_invert.unwrap_or(false), grow_px, blur_px })
+}
+
+/// The init image and the mask of a run of `to` pixels.
+fn inpaint(
+    init: Init,
+    mask: Mask,
+    recipe: &Recipe,
+    to: (u32, u32),
+    edit: MaskEdit,
+) -> Result<Inpaint, Error> {
+    let own = init.dimensions();
+    let (size, resize) = match recipe.mask_only {
+        Some(_) => (own, Resize::Stretch),
+        None => (to, recipe.resize.unwrap_or_default()),
+    };
+    let place = Placement::new(own, size, resize);
+    let of_mask = |mask: (u32, u32)| place.of_fitted(mask, own, recipe.mask_fit.unwrap_or_default());
+    let mask = match (mask, &init) {
+        (Mask::Pixels(mask), _) => {
+            let place = of_mask(mask.dimensions());
+            Fitted::mask(mask, place, edit)
+        }
+        (Mask::File(file), _) => {
+            let place = of_mask(file.dimensions());
+            Fitted::mask_file(file, place, edit)
+        }
+        (Mask::InitAlpha, Init::File(file)) if file.has_alpha() => {
+            Fitted::transparency(file.clone(), place, edit)
+        }
+        (Mask::InitAlpha, _) => {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                "mask: expected an init image with transparent areas, which are the mask, got an opaque one",
+            )
+            .help("give a mask with {mask}"));
+        }
+    };
+    let cutting = recipe.mask_only.map(|padding_px| Cutting::new(padding_px, to));
+    Ok(Inpaint::new(Fitted::init(init, place), mask, cutting))
+}
+
+/// The size of an extended image: no other may be asked for.
+fn extended_size(
+    asked: Option<PixelSize>,
+    extended: (u32, u32),
+    manifest: &Manifest,
+) -> Result<PixelSize, Error> {
+    let (width, height) = extended;
+    if let Some(asked) = asked.filter(|asked| (asked.width_px(), asked.height_px()) != extended) {
+        let message = format!("size: expected {width}x{height}, that of the extended image, got {asked}");
+        return Err(Error::new(ErrorKind::Usage, message).help("leave out {size}"));
+    }
+    let size = PixelSize::new(width, height);
+    let size = size.and_then(|size| manifest.latents.shape(size).map(|_| size));
+    size.map_err(|error| Error::new(ErrorKind::Usage, "extend: the extended image").source(error))
+}
+
+/// What the last round of an extension starts from.
+fn extended_source(
+    init: Init,
+    recipe: &Recipe,
+    manifest: &Manifest,
+    starts_from_noise: bool,
+    keeps_outside: bool,
+) -> Result<Source, Error> {
+    let extend = recipe.extend.unwrap_or_default();
+    let from = init.dimensions();
+    let Some((first, last)) = extend.divided(from, manifest.latents.factor_px) else {
+        let (width, height) = extend.of(from);
+        let size = PixelSize::new(width, height)?;
+        let feather_px = feather_px(&extend, manifest.latents.shape(size)?, size);
+        let images = Arc::new(Inpaint::extended(init, &extend, feather_px));
+        return Ok(Source::Masked { images, starts_from_noise, keeps_outside, is_soft: false });
+    };
+    let earlier = Recipe { init: Some(init.into()), extend: Some(first), size: None, ..recipe.clone() };
+    let earlier = Arc::new(Request::of(earlier, manifest)?);
+    Ok(Source::Extended { earlier, extend: last, keeps_outside, starts_from_noise })
+}
+
+/// How far a seam reaches into the image: as asked for, or two cells of the latents, and 16 pixels at least.
+fn feather_px(extend: &Extend, shape: LatentShape, size: PixelSize) -> u32 {
+    extend.feather.unwrap_or_else(|| (2 * size.width_px() / shape.width_cells as u32).max(16))
+}
+
 /// The variation of a recipe.
 fn variation(recipe: &Recipe) -> Result<Option<Variation>, Error> {
     let refuse = |message: String| Err(Error::new(ErrorKind::Usage, message));
@@ -739,6 +938,7 @@ fn own_size(init: &Init, manifest: &Manifest) -> Result<PixelSize, Error> {
 /// The denoising strength of a recipe, if it starts from an init image.
 fn strength(recipe: &Recipe, conditions: Conditions) -> Result<Option<f64>, Error> {
     let default = match (&recipe.init, &recipe.mask, conditions) {
+        (Some(_), None, _) if recipe.extend.is_some() => MASKED_STRENGTH,
         (None, _, _) | (_, _, Conditions::Editing | Conditions::Upscaling) => return Ok(None),
         (_, Some(_), _) => MASKED_STRENGTH,
         (_, None, Conditions::Refiner) => REFINER_STRENGTH,
@@ -979,12 +1179,12 @@ mod tests {
         let size = Some(PixelSize::new(64, 32).unwrap());
         let draft = Recipe { init: init(100, 50), mask: mask(100, 50), size, ..Recipe::default() };
         let request = Request::of(draft, &manifest(Conditions::Inpainting)).unwrap();
-        let Source::Masked { init: image, mask, starts_from_noise: true, keeps_outside: true } =
+        let Source::Masked { images, starts_from_noise: true, keeps_outside: true, is_soft: false } =
             &request.source
         else {
             panic!("{:?}", request.strength())
         };
-        let (image, mask) = (image.get().unwrap(), mask.get().unwrap());
+        let (image, mask) = (images.init().unwrap(), images.mask().unwrap());
         assert_eq!((image.dimensions(), mask.dimensions()), ((64, 32), (64, 32)));
 
         let draft = Recipe { init: init(100, 50), size, ..Recipe::default() };

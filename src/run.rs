@@ -13,9 +13,9 @@ use crate::memory::{Held, Watch};
 use crate::model::{Additions, ModelFiles};
 use crate::noise::{BrownianTree, NoiseSource, StepNoise};
 use crate::prediction::Prediction;
-use crate::request::{Request, Source};
+use crate::request::Request;
 use crate::sampler::{STEP_NOISE, Sampler, StepNoiseKind};
-use crate::stage::blend::keep_outside;
+use crate::stage::blend::finished;
 use crate::stage::denoiser::GuidedDenoiser;
 use crate::stage::predictor::{Conditioning, Unet};
 use crate::stage::start::{InpaintBlend, Start};
@@ -284,7 +284,7 @@ impl<'a> Run<'a> {
             ));
         }
         if let Some(blend) = &self.blend {
-            blend.apply(&mut self.latents, step.to);
+            blend.apply(&mut self.latents, number, step.to);
         }
         Ok(())
     }
@@ -324,10 +324,8 @@ impl<'a> Run<'a> {
             tracing::warn!("memory pressure: the image is decoded in tiles, if the model allows it");
         }
         let image = vae_decoder.decode(&latents, request.shape, request.size, tile);
-        let mut image = image.map_err(|error| stopped(error, "before the image was decoded"))?;
-        if let Source::Masked { init, mask, keeps_outside: true, .. } = &request.source {
-            keep_outside(&mut image, init.get()?, mask.get()?);
-        }
+        let image = image.map_err(|error| stopped(error, "before the image was decoded"))?;
+        let image = finished(image, &request)?;
         held.check("vae_decoder")?;
         times.vae_decoder = started.elapsed();
         Ok(Output { image, cut_prompt, cut_negative, times })

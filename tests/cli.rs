@@ -612,8 +612,104 @@ mod init {
         let (desk, init) = desk(64, 64);
         let mask = desk.path("mask.png");
         image::GrayImage::new(32, 32).save(&mask).unwrap();
-        let message = "mask: expected the size of the init image, 64x64, got 32x32";
-        refuses(&desk, &["--init", &init, "--mask", mask.to_str().unwrap()], 2, message);
+        let mask = mask.to_str().unwrap();
+        let message =
+            "mask: expected the size of the init image, 64x64, got 32x32; --mask-fit stretch or crop fits it";
+        refuses(&desk, &["--init", &init, "--mask", mask], 2, message);
+        let report = desk.draws(&["x", "--init", &init, "--mask", mask, "--mask-fit", "crop"]);
+        assert_eq!(receipts(&report)[0]["mask_fit"], "crop");
+        let message = "mask fit: expected stretch or crop, got pad";
+        refuses(&desk, &["--init", &init, "--mask", mask, "--mask-fit", "pad"], 2, message);
+    }
+
+    #[test]
+    fn all_white_mask() {
+        let (desk, init) = desk(64, 64);
+        let mask = desk.path("mask.png");
+        image::GrayImage::from_pixel(64, 64, Luma([255])).save(&mask).unwrap();
+        let mask = mask.to_str().unwrap();
+        for more in [&[][..], &["--mask-only"], &["--soft-mask"], &["--mask-blur", "3"]] {
+            desk.draws(&[&["x", "--init", &init, "--mask", mask, "--size", "64x64"], more].concat());
+            let drawn = image::open(desk.path("out.png")).unwrap().to_rgb8();
+            let init = image::open(&init).unwrap().to_rgb8();
+            assert!(drawn.pixels().zip(init.pixels()).filter(|(a, b)| a == b).count() < 400, "{more:?}");
+        }
+        // All that is black now.
+        let said = desk.generate(&["x", "--init", &init, "--mask", mask, "--mask-invert"]);
+        assert!(said.stderr.contains("mask: has no white areas"), "{}", said.stderr);
+        let message =
+            "mask only: expected a mask with white areas, whose surroundings are worked at, got none";
+        refuses(&desk, &["--init", &init, "--mask", mask, "--mask-invert", "--mask-only"], 2, message);
+    }
+
+    #[test]
+    fn strength_of_0_and_1() {
+        let (desk, init) = desk(64, 64);
+        let mask = desk.path("mask.png");
+        image::GrayImage::from_pixel(64, 64, Luma([200])).save(&mask).unwrap();
+        let mask = mask.to_str().unwrap();
+        for more in [&[][..], &["--mask", mask], &["--mask", mask, "--soft-mask"]] {
+            let init = [&["--init", &init][..], more].concat();
+            let message =
+                "strength: expected enough for a step of 20, got 0; use 0.05 or more, or more steps";
+            refuses(&desk, &[&init[..], &["--steps", "20", "--strength", "0"]].concat(), 2, message);
+            let report = desk.draws(&[&["x"], &init[..], &["--steps", "3", "--strength", "1"]].concat());
+            assert_eq!(receipts(&report)[0]["strength"], 1.0);
+        }
+    }
+
+    #[test]
+    fn settings_of_masks_out_of_range() {
+        let (desk, init) = desk(64, 64);
+        let mask = desk.path("mask.png");
+        image::GrayImage::from_pixel(64, 64, Luma([200])).save(&mask).unwrap();
+        let both = ["--init", &init, "--mask", mask.to_str().unwrap()];
+        for (more, message) in [
+            (&["--mask-grow", "1025"][..], "mask grow: expected a number from -1024 to 1024, got 1025"),
+            (
+                &["--mask-grow", "-2147483648"],
+                "mask grow: expected a number from -1024 to 1024, got -2147483648",
+            ),
+            (&["--mask-blur=-1"], "mask blur: expected a number from 0 to 256, got -1"),
+            (&["--mask-blur", "NaN"], "mask blur: expected a number from 0 to 256, got NaN"),
+            (&["--resize", "fill"], "resize: expected crop, pad or stretch, got \"fill\""),
+            (&["--mask-only", "--resize", "crop"], "resize: expected none with mask only"),
+        ] {
+            refuses(&desk, &[&both[..], more].concat(), 2, message);
+        }
+        for flag in [
+            "--mask-fit=crop",
+            "--mask-invert",
+            "--mask-grow=3",
+            "--mask-blur=3",
+            "--mask-only",
+            "--soft-mask",
+        ] {
+            let name = flag.trim_start_matches("--").split('=').next().unwrap().replace('-', " ");
+            refuses(
+                &desk,
+                &["--init", &init, flag],
+                2,
+                &format!("{name}: expected a mask, got none; give one with --mask"),
+            );
+        }
+        refuses(&desk, &["--resize", "crop"], 2, "resize: expected an init image, got none");
+    }
+
+    /// Nobody asked for it, so it is said.
+    #[test]
+    fn stretched_images_are_reported() {
+        let (desk, init) = desk(64, 32);
+        let said = desk.generate(&["x", "--init", &init, "--size", "64x64"]);
+        let note = "init: stretched from 64x32 to 64x64; resize crop or pad keeps its proportions";
+        assert!(said.stderr.contains(note), "{}", said.stderr);
+        for how in ["crop", "pad", "stretch"] {
+            let said = desk.generate(&["x", "--init", &init, "--size", "64x64", "--resize", how]);
+            assert!(said.code == Some(0) && !said.stderr.contains("init:"), "{}", said.stderr);
+            assert_eq!(texts(&desk.read("out.png")).receipt()["resize"], how);
+        }
+        let said = desk.generate(&["x", "--init", &init, "--size", "128x64"]);
+        assert!(!said.stderr.contains("init:"), "{}", said.stderr);
     }
 
     #[test]

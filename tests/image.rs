@@ -252,3 +252,38 @@ fn headers_without_data() {
         assert!(!out.exists());
     }
 }
+
+/// The whole image and mask of a run that works at the surroundings of a mask, and what filters of masks take.
+#[test]
+fn what_is_done_to_masks_is_in_the_plan() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = write(folder.path(), "image", &png([3000, 2000], 8, 2, false, &[]));
+    let mask = folder.path().join("box.png");
+    image::GrayImage::from_fn(3000, 2000, |x, y| {
+        image::Luma([if (900..1900).contains(&x) && (700..1500).contains(&y) { 255 } else { 0 }])
+    })
+    .save(&mask)
+    .unwrap();
+    let out = folder.path().join("out.png");
+    let paths = [&image, &mask, &out].map(|path| path.to_str().unwrap());
+    for (more, least) in [
+        (&["--size", "1024x1024"][..], 0.0),
+        (&["--size", "1024x1024", "--mask-blur", "40", "--mask-grow", "-9"], 0.0),
+        // 10 bytes for each of 6 million pixels.
+        (&["--mask-only", "--size", "128x128"], 60e6 / MIB),
+    ] {
+        let fixed = [
+            "generate", "x", "--steps", "1", "--json", "--init", paths[0], "--mask", paths[1], "-o", paths[2],
+        ];
+        let plan = [&["plan", "x", "--init", paths[0], "--mask", paths[1], "--json"], more].concat();
+        let enough = json(&calotype(&plan))["least_bytes"].as_f64().unwrap() / MIB;
+        let budget = format!("{}MiB", enough.ceil() + 2.0);
+        let output = calotype(&[&fixed, &["--memory", &budget][..], more].concat());
+        assert!(output.status.success(), "{more:?}: {output:?}");
+        let json = json(&output);
+        let number = |name: &str| json["memory"][name].as_f64().unwrap() / MIB;
+        let (planned, peak) = (number("planned_bytes"), number("peak_bytes"));
+        assert!(peak <= planned, "{more:?} in {budget}: planned {planned:.1}, measured {peak:.1} MiB");
+        assert!(peak > least, "{more:?}: {peak:.1} MiB");
+    }
+}

@@ -149,8 +149,14 @@ fn settings_are_read() {
         ("Steps: 20, Sampler: Euler a, Denoising strength: 0.6", json!({"strength": 0.6, "init": {}}), &[]),
         (
             "Steps: 20, Sampler: Euler a, Denoising strength: 0.6, Mask blur: 4",
-            json!({"strength": 0.6, "init": {}, "mask": {}}),
-            &["Mask blur: not used: \"4\""],
+            json!({"strength": 0.6, "init": {}, "mask": {}, "mask_blur": 4.0}),
+            &[],
+        ),
+        (
+            "Steps: 20, Sampler: Euler a, Denoising strength: 0.6, Mask mode: Inpaint not masked, Inpaint area: Only masked, \
+             Masked area padding: 32",
+            json!({"mask": {}, "mask_invert": true, "mask_only": 32, "mask_blur": 0.0}),
+            &[],
         ),
         (
             "Steps: 20, Sampler: Euler a, Denoising strength: 0.6, Hires upscale: 2, Hires steps: 10, Hires upscaler: Latent",

@@ -117,6 +117,15 @@ impl Random {
                 0 => Image::Given(picture::Mask::InitAlpha),
                 _ => Image::Named(r.file()),
             }),
+            resize: self.maybe(|r| r.one(&["crop", "pad", "stretch"]).parse().unwrap()),
+            extend: self
+                .maybe(|r| format!("left={},feather={}", 1 + r.below(99), r.below(9)).parse().unwrap()),
+            mask_fit: self.maybe(|r| r.one(&["crop", "stretch"]).parse().unwrap()),
+            mask_invert: self.maybe(|r| r.below(2) == 0),
+            mask_grow: self.maybe(|r| r.below(99) as i32 - 50),
+            mask_blur: self.maybe(|r| r.unit() * 20.0),
+            mask_only: self.maybe(|r| r.below(99) as u32),
+            soft_mask: self.maybe(|r| r.below(2) == 0),
             keep_outside: self.maybe(|r| r.below(2) == 0),
             strength: self.maybe(Self::unit),
             image_guidance: self.maybe(Self::unit),
@@ -376,12 +385,31 @@ fn images_are_made_again_from_their_receipts() {
         &["x", "--init", "init.png"],
         &["x", "--init", "init.png", "--mask", "mask.png", "--keep-outside", "off"],
         &["x", "--init", "init.png", "--mask", "mask.png", "--strength", "0.9"],
+        &["x", "--init", "init.png", "--mask", "mask.png", "--mask-only", "8", "--mask-blur", "2"],
+        &[
+            "x",
+            "--init",
+            "init.png",
+            "--mask",
+            "mask.png",
+            "--mask-only",
+            "--mask-invert",
+            "--mask-grow",
+            "-3",
+        ],
+        &["x", "--init", "init.png", "--mask", "mask.png", "--soft-mask", "--mask-blur", "9.5"],
+        &["x", "--init", "init.png", "--size", "64x128", "--resize", "pad"],
+        &["x", "--init", "init.png", "--size", "128x112", "--extend", "left=64,bottom=48,feather=9"],
         &["x", "--init", "alpha.png", "--mask", "alpha"],
         &["x", "--lora", "ink.safetensors@0.8"],
         &["x <lora:mentioned:0.4:0.7>", "--lora-dir", "loras", "--lora", "ink.safetensors"],
     ] {
         let seed: &[&str] = if args.contains(&"--seed") { &[] } else { &["--seed", "5"] };
-        let size: &[&str] = if args.contains(&"--sigmas") { &size[..2] } else { &size };
+        let size: &[&str] = match () {
+            () if args.contains(&"--sigmas") => &size[..2],
+            () if args.contains(&"--size") => &size[2..],
+            () => &size,
+        };
         let told = draws(here, &[args, seed, size, &["-o", "first.png"]].concat());
         let first = fs::read(here.join("first.png")).unwrap();
         let said = draws(here, &["--from", "first.png", "-o", "again.png"]);

@@ -85,7 +85,15 @@ fn every_generator_guidance_and_source_goes_on_from_a_snapshot() {
         by("projected:momentum=-0.5"),
         by("residual:from=first-negative"),
         Recipe { init: Some(init.clone().into()), strength: Some(0.9), ..ancestral() },
-        Recipe { init: Some(init.into()), mask: Some(mask.into()), ..ancestral() },
+        Recipe { init: Some(init.clone().into()), mask: Some(mask.clone().into()), ..ancestral() },
+        Recipe {
+            init: Some(init.clone().into()),
+            mask: Some(mask.clone().into()),
+            mask_blur: Some(9.0),
+            soft_mask: Some(true),
+            ..ancestral()
+        },
+        Recipe { init: Some(init.into()), mask: Some(mask.into()), mask_only: Some(4), ..ancestral() },
     ] {
         let request = request(&pipeline, draft);
         let [whole, restored] = whole_and_restored(&mut pipeline, &request, 2);

@@ -46,10 +46,38 @@ pub(super) struct Drawing {
     /// An init image: PNG, JPEG, WebP, GIF, BMP or TIFF.
     #[arg(long, value_name = "IMG")]
     init: Option<PathBuf>,
+    /// How an init image of other proportions than the size is resized, and its mask with it: crop, pad (repeats the edges) or
+    /// stretch (the default).
+    #[arg(long, value_name = "HOW")]
+    resize: Option<String>,
     /// Inpainting mask, of the init image's size: white areas are repainted. Where it has transparent areas, these are
     /// repainted instead. `alpha` takes the init image's own transparent areas.
     #[arg(long, value_name = "IMG|alpha")]
     mask: Option<PathBuf>,
+    /// Extend the init image (outpainting), as in `left=64,top=32` (also right, bottom): what is added is painted, and blended with
+    /// the image over a seam of `feather` pixels within it (two latent cells when absent).
+    #[arg(long, value_name = "SIDES")]
+    extend: Option<String>,
+    /// Fit a mask of another size to the init image: stretch or crop.
+    #[arg(long, value_name = "HOW")]
+    mask_fit: Option<String>,
+    /// Repaint the black areas of the mask instead of the white ones.
+    #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true, default_missing_value = "on", hide_possible_values = true)]
+    mask_invert: Option<Switch>,
+    /// Grow the white areas of the mask by so many pixels of the finished image in each direction; a negative number shrinks them.
+    #[arg(long, value_name = "PX", allow_negative_numbers = true)]
+    mask_grow: Option<i32>,
+    /// Blur the mask: standard deviation of a Gaussian filter, in pixels of the finished image.
+    #[arg(long, value_name = "PX")]
+    mask_blur: Option<f64>,
+    /// Repaint the surroundings of the mask alone, so many pixels around it included (32 when absent): the region is scaled to
+    /// the size, repainted, scaled back and pasted. The finished image has the init image's size; the mask is blurred by 4 pixels,
+    /// unless told otherwise.
+    #[arg(long, value_name = "PADDING", num_args = 0..=1, default_missing_value = "32")]
+    mask_only: Option<u32>,
+    /// Take the mask's grey values as denoising strengths (differential diffusion).
+    #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true, default_missing_value = "on", hide_possible_values = true)]
+    soft_mask: Option<Switch>,
     /// Whether pixels outside of the mask stay as they are in the init image; `off` takes all pixels from the VAE.
     #[arg(long, value_name = "on|off", hide_possible_values = true)]
     keep_outside: Option<Switch>,
@@ -174,7 +202,16 @@ impl Drawing {
         set(&mut recipe.rng, self.rng);
         set(&mut recipe.variation_seed, self.variation_seed);
         set(&mut recipe.variation_strength, self.variation_strength);
-        set(&mut recipe.keep_outside, self.keep_outside.map(|switch| matches!(switch, Switch::On)));
+        let is_on = |switch: &Option<Switch>| switch.map(|switch| matches!(switch, Switch::On));
+        set(&mut recipe.keep_outside, is_on(&self.keep_outside));
+        set(&mut recipe.resize, parse(&self.resize)?);
+        set(&mut recipe.extend, parse(&self.extend)?);
+        set(&mut recipe.mask_fit, parse(&self.mask_fit)?);
+        set(&mut recipe.mask_invert, is_on(&self.mask_invert));
+        set(&mut recipe.mask_grow, self.mask_grow);
+        set(&mut recipe.mask_blur, self.mask_blur);
+        set(&mut recipe.mask_only, self.mask_only);
+        set(&mut recipe.soft_mask, is_on(&self.soft_mask));
         set(&mut recipe.strength, self.strength);
         set(&mut recipe.image_guidance, self.image_guidance);
         set(&mut recipe.noise_level, self.noise_level);

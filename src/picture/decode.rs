@@ -14,7 +14,7 @@ use zune_core::options::DecoderOptions;
 
 use super::data::{Data, Parts, Patched};
 use super::header::{Format, Header, Problem, TIFF_ASSOCIATED_ALPHA, bytes, tiff_extra_sample, tiff_limits};
-use super::scale::Canvas;
+use super::scale::{Canvas, Part, Window};
 
 /// What is made of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,15 +67,16 @@ pub(super) struct Decoded {
     pub(super) is_opaque: bool,
 }
 
-/// Decodes an image to another size, both as it is stored.
+/// Decodes a part of an image to another size, all as it is stored.
 pub(super) fn decode(
     data: &mut Data,
     header: &Header,
+    windows: [Window; 2],
     to: [usize; 2],
     want: Want,
 ) -> Result<Decoded, Problem> {
     let channels = want.channels(header);
-    let canvas = Canvas::new(channels, header.stored, to, header.in_order);
+    let canvas = Canvas::new(channels, Part { of: header.stored, windows }, to, header.in_order);
     let mut sink = Sink { canvas, want, channels, line: Vec::new(), is_opaque: true };
     std::io::Seek::seek(data, SeekFrom::Start(0))?;
     match header.format {

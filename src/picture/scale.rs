@@ -10,6 +10,44 @@ use std::ops::Range;
 /// Half the width of the filter, in pixels of the coarser image.
 const LOBES: f64 = 3.0;
 
+/// The part of one side of an image that is scaled, in pixels, and within the side; its ends may lie between pixels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Window {
+    pub(super) start: f64,
+    pub(super) length: f64,
+}
+
+impl Window {
+    /// The whole side.
+    pub(super) fn whole(side: usize) -> Self {
+        Self { start: 0.0, length: side as f64 }
+    }
+
+    /// The same part, counted from the other end.
+    pub(super) fn reversed(self, side: usize) -> Self {
+        Self { start: side as f64 - self.start - self.length, ..self }
+    }
+}
+
+/// What is scaled of an image: its size (width, height), and the part of each side.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Part {
+    pub(super) of: [usize; 2],
+    pub(super) windows: [Window; 2],
+}
+
+impl Part {
+    /// All of an image of this size.
+    pub(super) fn whole(of: [usize; 2]) -> Self {
+        Self { of, windows: of.map(Window::whole) }
+    }
+
+    /// Whether no pixel changes at this size.
+    fn is_copied(&self, to: [usize; 2]) -> bool {
+        *self == Self::whole(to)
+    }
+}
+
 /// An image that is being made at its new size.
 pub(super) struct Canvas {
     channels: usize,
@@ -38,11 +76,12 @@ struct Filter {
 }
 
 impl Canvas {
-    /// For an image of `from` pixels (width, height), which becomes one of `to`; no side is 0. `in_order` where the rows
+    /// For a part of an image, which becomes one of `to` pixels (width, height); no side is 0. `in_order` where the rows
     /// come from the top down.
-    pub(super) fn new(channels: usize, from: [usize; 2], to: [usize; 2], in_order: bool) -> Self {
-        let filter = (from != to).then(|| {
-            let (across, down) = (Taps::new(from[0], to[0]), Taps::new(from[1], to[1]));
+    pub(super) fn new(channels: usize, part: Part, to: [usize; 2], in_order: bool) -> Self {
+        let from = part.of;
+        let filter = (!part.is_copied(to)).then(|| {
+            let [across, down] = [0, 1].map(|axis| Taps::new(part.windows[axis], from[axis], to[axis]));
             Filter {
                 missing: down.counts(to[1]),
                 sums: vec![None; to[1]],
@@ -57,13 +96,14 @@ impl Canvas {
     }
 
     /// The most bytes that a canvas takes.
-    pub(super) fn bytes(channels: usize, from: [usize; 2], to: [usize; 2], in_order: bool) -> u64 {
+    pub(super) fn bytes(channels: usize, part: Part, to: [usize; 2], in_order: bool) -> u64 {
         let pixels = (to[0] * to[1] * channels) as u64;
-        if from == to {
+        if part.is_copied(to) {
             return pixels;
         }
-        let tables: usize = (0..2).map(|axis| Taps::bytes(from[axis], to[axis])).sum();
-        let sums = if in_order { most_open(from[1], to[1]) * from[0] } else { to[1] * to[0] };
+        let Part { of: from, windows } = part;
+        let tables: usize = (0..2).map(|axis| Taps::bytes(windows[axis], from[axis], to[axis])).sum();
+        let sums = if in_order { most_open(windows[1], from[1], to[1]) * from[0] } else { to[1] * to[0] };
         let rows = (sums + to[0]) * channels * size_of::<f32>();
         let counters =
             from[1] * size_of::<u32>() + to[1] * (size_of::<u32>() + size_of::<Option<Vec<f32>>>());
@@ -71,7 +111,7 @@ impl Canvas {
     }
 
     /// Takes pixels of row `y`: every `step`-th from `x` on, each of as many bytes as there are channels. Every pixel of
-    /// the image is to come once.
+    /// the image, not of the part alone, is to come once.
     pub(super) fn put(&mut self, y: usize, x: usize, step: usize, pixels: &[u8]) {
         let channels = self.channels;
         match &mut self.filter {
@@ -154,11 +194,11 @@ struct Taps {
 }
 
 impl Taps {
-    fn new(from: usize, to: usize) -> Self {
-        let spans: Vec<Range<usize>> = (0..to).map(|new| support(new, from, to)).collect();
-        let ratio = from as f64 / to as f64;
+    fn new(window: Window, from: usize, to: usize) -> Self {
+        let spans: Vec<Range<usize>> = (0..to).map(|new| support(new, window, from, to)).collect();
+        let ratio = window.length / to as f64;
         let weight = |old: usize, new: usize| {
-            let center = (new as f64 + 0.5) * ratio - 0.5;
+            let center = window.start + (new as f64 + 0.5) * ratio - 0.5;
             lanczos((old as f64 - center) / ratio.max(1.0))
         };
         let totals: Vec<f64> = spans
@@ -186,8 +226,8 @@ impl Taps {
     }
 
     /// The most bytes that such a table takes, also while it is made.
-    fn bytes(from: usize, to: usize) -> usize {
-        let longest = (2.0 * LOBES * (from as f64 / to as f64).max(1.0)) as usize + 3;
+    fn bytes(window: Window, from: usize, to: usize) -> usize {
+        let longest = (2.0 * LOBES * (window.length / to as f64).max(1.0)) as usize + 3;
         let spans = to * (size_of::<Range<usize>>() + size_of::<f64>());
         (from + 1) * size_of::<(u32, u32)>() + to * longest.min(from) * size_of::<f32>() + spans
     }
@@ -245,21 +285,21 @@ impl Taps {
 }
 
 /// The old pixels that a new one is made of; never none.
-fn support(new: usize, from: usize, to: usize) -> Range<usize> {
-    let ratio = from as f64 / to as f64;
-    let (center, half) = ((new as f64 + 0.5) * ratio, LOBES * ratio.max(1.0));
+fn support(new: usize, window: Window, from: usize, to: usize) -> Range<usize> {
+    let ratio = window.length / to as f64;
+    let (center, half) = (window.start + (new as f64 + 0.5) * ratio, LOBES * ratio.max(1.0));
     let start = ((center - half).floor().max(0.0) as usize).min(from - 1);
     start..((center + half).ceil() as usize).clamp(start + 1, from)
 }
 
 /// How many new rows are open at a time at most, where old rows come in order.
-fn most_open(from: usize, to: usize) -> usize {
+fn most_open(window: Window, from: usize, to: usize) -> usize {
     let mut last = 0;
     let mut most = 0;
     for first in 0..to {
-        let end = support(first, from, to).end;
+        let end = support(first, window, from, to).end;
         last = last.max(first);
-        while last < to && support(last, from, to).start < end {
+        while last < to && support(last, window, from, to).start < end {
             last += 1;
         }
         most = most.max(last - first);
@@ -301,7 +341,7 @@ mod tests {
     }
 
     fn in_rows(channels: usize, from: [usize; 2], to: [usize; 2], pixels: &[u8]) -> (Vec<u8>, usize) {
-        let mut canvas = Canvas::new(channels, from, to, true);
+        let mut canvas = Canvas::new(channels, Part::whole(from), to, true);
         let mut open = 0;
         for (y, row) in pixels.chunks_exact(from[0] * channels).enumerate() {
             canvas.put(y, 0, 1, row);
@@ -353,7 +393,7 @@ mod tests {
             let pixels = image(3, from, &mut random);
             let (expected, _) = in_rows(3, from, to, &pixels);
             for in_order in [false, true] {
-                let mut canvas = Canvas::new(3, from, to, in_order);
+                let mut canvas = Canvas::new(3, Part::whole(from), to, in_order);
                 // Rows from the bottom up, of each the odd pixels first.
                 for y in (0..from[1]).rev() {
                     for start in [1, 0] {
@@ -375,12 +415,12 @@ mod tests {
         for _ in 0..200 {
             let [from, to] = [(); 2].map(|()| [1 + random(20), 1 + random(200)]);
             let (_, open) = in_rows(1, from, to, &image(1, from, &mut random));
-            let counted = if from == to { 0 } else { most_open(from[1], to[1]) };
+            let counted = if from == to { 0 } else { most_open(Window::whole(from[1]), from[1], to[1]) };
             // Those that end together are closed when this is looked at.
             let together = to[1].div_ceil(from[1]) + 1;
             assert!(open <= counted && counted <= open + together, "{from:?} to {to:?}: {open} of {counted}");
         }
         // A large image that shrinks is never in memory.
-        assert!(Canvas::bytes(3, [16_000, 16_000], [128, 128], true) < 4 << 20);
+        assert!(Canvas::bytes(3, Part::whole([16_000, 16_000]), [128, 128], true) < 4 << 20);
     }
 }

@@ -13,17 +13,20 @@ pub(super) struct Extent {
     views: usize,
     /// Images and masks that come with it.
     images: usize,
+    /// Of the image around the region that is worked at.
+    around: (u32, u32),
 }
 
 impl Extent {
     pub(super) fn of(request: &Request) -> Self {
         let images = match &request.source {
             Source::Noise => 0,
-            Source::Masked { .. } => 2,
+            Source::Masked { .. } | Source::Extended { .. } => 2,
             _ => 1,
         };
         let views = request.guidance.views().len();
-        Self { size: request.size(), shape: request.shape(), views, images }
+        let around = request.whole_size().unwrap_or_default();
+        Self { size: request.size(), shape: request.shape(), views, images, around }
     }
 
     /// [`ErrorKind::Memory`] for a request that is larger in anything than this one, for which a plan was made.
@@ -38,7 +41,7 @@ impl Extent {
         shape: LatentShape,
         is_encoded: bool,
     ) -> Result<(), Error> {
-        self.check_extent(Self { size, shape, views: 0, images: usize::from(is_encoded) })
+        self.check_extent(Self { size, shape, views: 0, images: usize::from(is_encoded), around: (0, 0) })
     }
 
     fn check_extent(&self, asked: Self) -> Result<(), Error> {
@@ -49,8 +52,12 @@ impl Extent {
         let counts =
             |views: usize, images: usize| [(views, "predictions in a step"), (images, "images and masks")];
         let count = counts(self.views, self.images).into_iter().zip(counts(asked.views, asked.images));
+        let is_around = asked.around.0 > self.around.0 || asked.around.1 > self.around.1;
         let problem = if is_larger {
             Some((format!("an image of {}", self.size), asked.size.to_string()))
+        } else if is_around {
+            let shown = |(width, height): (u32, u32)| format!("{width}x{height}");
+            Some((format!("an image of {} around the mask", shown(self.around)), shown(asked.around)))
         } else {
             let mut exceeded = count.filter(|((planned, _), (asked, _))| asked > planned);
             exceeded

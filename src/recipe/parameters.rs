@@ -71,6 +71,10 @@ pub fn write(receipt: &Receipt, additions: &[Addition]) -> String {
         ("Variation seed", text(recipe.variation_seed.as_ref())),
         ("Variation seed strength", text(recipe.variation_strength.as_ref())),
         ("Denoising strength", text(recipe.strength.as_ref())),
+        ("Mask blur", text(recipe.mask_blur.filter(|blur_px| *blur_px > 0.0).as_ref())),
+        ("Mask mode", if recipe.mask_invert == Some(true) { NOT_MASKED } else { "" }.to_owned()),
+        ("Inpaint area", if recipe.mask_only.is_some() { ONLY_MASKED } else { "" }.to_owned()),
+        ("Masked area padding", text(recipe.mask_only.as_ref())),
         ("Schedule rho", text(recipe.schedule.as_ref().and_then(rho).as_ref())),
     ];
     values.extend(recipe.sampler.map(settings).unwrap_or_default());
@@ -87,6 +91,10 @@ pub fn write(receipt: &Receipt, additions: &[Addition]) -> String {
     values.push(("Version", version.unwrap_or_default()));
     infotext::text(&recipe.prompt, recipe.negative.as_deref().unwrap_or_default(), recipe.literal, &values)
 }
+
+/// What A1111 calls an inverted mask, and a run at the surroundings of the mask.
+const NOT_MASKED: &str = "Inpaint not masked";
+const ONLY_MASKED: &str = "Only masked";
 
 /// How our own texts begin to name what wrote them.
 const PROGRAM: &str = "calotype";
@@ -426,7 +434,34 @@ impl Reader {
             self.imported.recipe.init = Some(Image::Named(NamedFile::default()));
             if has_mask {
                 self.imported.recipe.mask = Some(Image::Named(NamedFile::default()));
+                self.mask();
             }
+        }
+    }
+
+    /// What is done to the mask.
+    fn mask(&mut self) {
+        self.imported.recipe.mask_blur = self.number("Mask blur");
+        for (name, value) in [("Mask mode", NOT_MASKED), ("Inpaint area", ONLY_MASKED)] {
+            match self.take(name) {
+                Some(mode) if mode == value && value == NOT_MASKED => {
+                    self.imported.recipe.mask_invert = Some(true);
+                }
+                Some(mode) if mode == value => {
+                    let padding = ["Masked area padding", "Only masked padding"]
+                        .into_iter()
+                        .find_map(|name| self.number(name));
+                    self.imported.recipe.mask_only = Some(padding.unwrap_or(0));
+                }
+                // The other choice, which is the usual one.
+                Some(mode) if ["Inpaint masked", "Whole picture"].contains(&mode.as_str()) => {}
+                Some(mode) => self.warn(format!("{name}: not understood, not used: {mode:?}")),
+                None => {}
+            }
+        }
+        if self.imported.recipe.mask_only.is_some() && self.imported.recipe.mask_blur.is_none() {
+            // Absent means none, and not what is usual here.
+            self.imported.recipe.mask_blur = Some(0.0);
         }
     }
 

@@ -20,7 +20,7 @@ use super::queue::{Job, State as JobState};
 use super::reply::{Problem, Waiting, Whole, base64, file, json_body, plain_base64, when_done};
 use super::{App, Served, Submission, blocking};
 use crate::memory;
-use crate::picture::{ImageFile, Init, Mask, OutputFormat, Texts};
+use crate::picture::{Init, Mask, OutputFormat, Resize, Texts};
 use crate::recipe::{Image, parameters};
 use crate::sampler::SamplerKind;
 use crate::schedule::ScheduleKind;
@@ -168,32 +168,47 @@ fn images(
     let init = init.ok_or_else(|| Problem::field("init_images", "expected an image, got none"))?;
     // A1111's default.
     recipe.strength = Some(recipe.strength.unwrap_or(0.75));
-    if let Some(mask) = fields.image(&["mask"])? {
-        let is_inverted = fields.number::<u8>(&["inpainting_mask_invert"])?.unwrap_or(0) != 0;
-        recipe.mask = Some(Image::Given(mask_of(&mask, &init, is_inverted)?));
-    }
     let mode = fields.number::<u8>(&["resize_mode"])?.unwrap_or(0);
-    if mode != 0
-        && init.dimensions().0 * recipe.size.map_or(1, |size| size.height_px())
-            != init.dimensions().1 * recipe.size.map_or(1, |size| size.width_px())
-    {
+    let (resize, is_known) = match mode {
+        0 => (Resize::Stretch, true),
+        1 => (Resize::Crop, true),
+        2 => (Resize::Pad, true),
+        _ => (Resize::Stretch, false),
+    };
+    if !is_known {
         warnings.push(format!("resize_mode: {mode} is not supported; the image is stretched"));
+    }
+    recipe.resize = Some(resize);
+    let is_inverted = fields.flag(&["inpainting_mask_invert"])?;
+    let is_only = fields.flag(&["inpaint_full_res"])?;
+    let padding_px = fields.number::<u32>(&["inpaint_full_res_padding"])?.unwrap_or(0);
+    let fill = fields.number::<u8>(&["inpainting_fill"])?;
+    let both = fields.number::<f64>(&["mask_blur"])?;
+    let (x, y) = (fields.number::<f64>(&["mask_blur_x"])?, fields.number::<f64>(&["mask_blur_y"])?);
+    if let Some(mask) = fields.image(&["mask"])? {
+        if mask.dimensions() != init.dimensions() {
+            recipe.mask_fit = Some(Resize::Stretch);
+        }
+        recipe.mask_invert = is_inverted.then_some(true);
+        if is_only {
+            (recipe.mask_only, recipe.resize) = (Some(padding_px), None);
+        }
+        if both.is_none() && x != y {
+            warnings.push("mask_blur_y: expected that of mask_blur_x, which is used for both".into());
+        }
+        // There in pixels of the init image, here of the finished one.
+        let width = recipe.size.filter(|_| !is_only).map_or(init.dimensions().0, |size| size.width_px());
+        let scale = f64::from(width) / f64::from(init.dimensions().0);
+        recipe.mask_blur = both.or(x).or(y).map(|blur_px| blur_px * scale);
+        if let Some(fill) = fill.filter(|fill| *fill != 1) {
+            warnings.push(format!(
+                "inpainting_fill: {fill} is not supported; masked areas start from the image, and from noise at strength 1"
+            ));
+        }
+        recipe.mask = Some(Image::Given(Mask::from(mask)));
     }
     recipe.init = Some(Image::Given(Init::from(init)));
     Ok(())
-}
-
-/// A mask of the size of its image, white where it is repainted.
-fn mask_of(mask: &ImageFile, init: &ImageFile, is_inverted: bool) -> Result<Mask, Problem> {
-    let mut pixels = mask.decode_mask()?;
-    if is_inverted {
-        imageops::invert(&mut pixels);
-    }
-    let (width, height) = init.dimensions();
-    if pixels.dimensions() != (width, height) {
-        pixels = imageops::resize(&pixels, width, height, FilterType::Triangle);
-    }
-    Ok(Mask::from(pixels))
 }
 
 /// What extensions were asked for and are not there. One that is disabled, as ADetailer's `[false]`, asks for nothing.

@@ -16,6 +16,7 @@ use crate::provenance::{provenance, providers, shares};
 use crate::recipe::parameters::{self, Addition};
 use crate::recipe::{Receipt, Recipe};
 use crate::request::Request;
+use crate::stage::blend::finished;
 use crate::{Error, ErrorKind};
 
 /// A model that a server offers.
@@ -125,9 +126,11 @@ impl Worker {
             (output.image, warnings)
         } else {
             let denoised = run.denoised().to_vec();
+            let taken = run.request().clone();
             drop(run);
             let warning = "interrupted: the image is as it was after the last step";
-            (pipeline.decode_latents(&denoised, request.size())?, vec![warning.to_owned()])
+            let image = pipeline.decode_latents(&denoised, request.size())?;
+            (finished(image, &taken)?, vec![warning.to_owned()])
         };
         let mut recipe = request.recipe().with_images_named()?;
         recipe.model.clone_from(&served.recipe.model);

@@ -24,21 +24,22 @@ pub(crate) struct Start {
 }
 
 /// Inpainting with any U-Net: after every step the area outside of the mask is the init image again (Avrahami et al. 2023, "Blended
-/// latent diffusion", algorithm 1; Lugmayr et al. 2022, equation 8).
+/// latent diffusion", algorithm 1; Lugmayr et al. 2022, equation 8). With a soft mask the area changes from step to step (Levin
+/// & Fried 2023, "Differential diffusion", algorithm 1).
 pub(crate) struct InpaintBlend {
-    /// Per latent value, whether it is outside of the mask.
-    is_kept: Vec<bool>,
+    /// Per latent value, before how many of the run's steps it is the init image's.
+    kept_steps: Vec<usize>,
     clean: Vec<f32>,
     noise: Vec<f32>,
     model: NoiseModel,
 }
 
 impl InpaintBlend {
-    /// Replaces latents outside of the mask by the init image's, at the noise level to which a step has led.
-    pub(crate) fn apply(&self, latents: &mut [f32], sigma: f64) {
-        let blend = self.is_kept.iter().zip(&self.clean).zip(&self.noise);
-        for (latent, ((&is_kept, &clean), &noise)) in latents.iter_mut().zip(blend) {
-            if is_kept {
+    /// Replaces latents outside of the mask by the init image's, at the noise level to which the first `done` steps have led.
+    pub(crate) fn apply(&self, latents: &mut [f32], done: usize, sigma: f64) {
+        let blend = self.kept_steps.iter().zip(&self.clean).zip(&self.noise);
+        for (latent, ((&kept_steps, &clean), &noise)) in latents.iter_mut().zip(blend) {
+            if done < kept_steps {
                 *latent = self.model.mixed(clean, noise, sigma);
             }
         }
@@ -72,8 +73,11 @@ impl Start {
                 Ok(Self { latents, concat_latents: Vec::new(), blend: None, clean: Some(clean) })
             }
             // StableDiffusionInpaintPipeline and StableDiffusionXLInpaintPipeline
-            Source::Masked { init, mask, starts_from_noise, .. } => {
-                let (init, mask) = (init.get()?, mask.get()?);
+            Source::Masked { images, starts_from_noise, is_soft, .. } => {
+                let (init, mask) = (images.init()?, images.mask()?);
+                if *is_soft {
+                    return scratch.soft(init, mask);
+                }
                 let sees_mask = manifest.conditions == Conditions::Inpainting;
                 let needs_clean = !(sees_mask && *starts_from_noise);
                 let clean = needs_clean.then(|| scratch.sample(planes(init, |_, _| true))).transpose()?;
@@ -87,9 +91,10 @@ impl Start {
                 match clean {
                     Some(clean) if !sees_mask => {
                         scratch.skip_sample();
-                        let is_kept = cells.iter().map(|white| !white).cycle().take(clean.len()).collect();
+                        let of_cell = |white: &bool| if *white { 0 } else { usize::MAX };
+                        let kept_steps = cells.iter().map(of_cell).cycle().take(clean.len()).collect();
                         let model = manifest.noise.clone();
-                        let blend = InpaintBlend { is_kept, clean: clean.clone(), noise, model };
+                        let blend = InpaintBlend { kept_steps, clean: clean.clone(), noise, model };
                         Ok(Self {
                             latents,
                             concat_latents: Vec::new(),
@@ -105,6 +110,10 @@ impl Start {
                     }
                 }
             }
+            Source::Extended { .. } => Err(Error::new(
+                ErrorKind::Internal,
+                "request: expected the image of an earlier round, got none",
+            )),
             // StableDiffusionInstructPix2PixPipeline
             Source::Edited(init) => {
                 let planes = planes(init.get()?, |_, _| true);
@@ -190,6 +199,39 @@ impl Scratch<'_> {
         let tile = self.tile;
         let posterior = self.encoder()?.encode(&planes, request.size, request.shape, tile)?;
         Ok(space.scaled(posterior.sample(self.noise)))
+    }
+
+    /// The start of a run whose mask has greys: of the init image with noise, everywhere. A cell is repainted before the step of
+    /// this number, of all that the recipe has, when its mask is at least `1 - number / steps`, as diffusers' community pipeline
+    /// `pipeline_stable_diffusion_xl_differential_img2img` takes a map that is white where the image stays.
+    fn soft(&mut self, init: &RgbImage, mask: &GrayImage) -> Result<Start, Error> {
+        let clean = self.sample(planes(init, |_, _| true))?;
+        let noise = self.draw_first()?;
+        let latents = self.noised(&clean, &noise)?;
+        let steps = self.request.steps_asked() as f64;
+        // The number of steps with `number / steps < 1 - mask`.
+        let of_cell = |white: f64| (steps * (1.0 - white)).ceil() as usize;
+        let kept_steps: Vec<usize> = self.greys(mask).into_iter().map(of_cell).collect();
+        let kept_steps = kept_steps.iter().copied().cycle().take(clean.len()).collect();
+        let model = self.manifest.noise.clone();
+        let blend = InpaintBlend { kept_steps, clean: clean.clone(), noise, model };
+        Ok(Start { latents, concat_latents: Vec::new(), blend: Some(blend), clean: Some(clean) })
+    }
+
+    /// Per cell, the mask from 0 to 1 in the middle of it: of the four pixels there, as a bilinear filter that is not widened
+    /// takes it, or of the one.
+    fn greys(&self, mask: &GrayImage) -> Vec<f64> {
+        let shape = self.request.shape;
+        let factor_px = mask.width() / shape.width_cells as u32;
+        let (first, last) = ((factor_px - 1) / 2, factor_px / 2);
+        let grey = |x: usize, y: usize| {
+            let (x, y) = (x as u32 * factor_px, y as u32 * factor_px);
+            let corners = [(first, first), (last, first), (first, last), (last, last)];
+            let sum: u32 =
+                corners.iter().map(|(dx, dy)| u32::from(mask.get_pixel(x + dx, y + dy).0[0])).sum();
+            f64::from(sum) / (4.0 * 255.0)
+        };
+        (0..shape.height_cells).flat_map(|y| (0..shape.width_cells).map(move |x| grey(x, y))).collect()
     }
 
     /// Draws what [`Scratch::sample`] would: diffusers also encodes the masked image where nothing sees it.
