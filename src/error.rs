@@ -103,12 +103,13 @@ impl ErrorKind {
 }
 
 /// The settings that help may speak of, which faces have their own names for.
-const SETTINGS: [&str; 20] = [
+const SETTINGS: [&str; 21] = [
     "embedding",
     "guidance",
     "init",
     "lora",
     "mask",
+    "mask_fit",
     "memory",
     "model",
     "ort",

@@ -155,7 +155,7 @@ fn settings_are_read() {
         (
             "Steps: 20, Sampler: Euler a, Denoising strength: 0.6, Mask mode: Inpaint not masked, Inpaint area: Only masked, \
              Masked area padding: 32",
-            json!({"mask": {}, "mask_invert": true, "mask_only": 32, "mask_blur": 0.0}),
+            json!({"strength": 0.6, "init": {}, "mask": {}, "mask_invert": true, "mask_only": 32, "mask_blur": 0.0}),
             &[],
         ),
         (
