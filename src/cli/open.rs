@@ -32,7 +32,7 @@ pub(super) struct Components {
     /// two, CLIP ViT-L and OpenCLIP ViT-bigG: give one file of each, or one file with both.
     #[arg(long, value_name = "FILE")]
     text_encoder: Vec<PathBuf>,
-    /// Which variant of a folder's files is read: `fp16` for diffusion_pytorch_model.fp16.safetensors or
+    /// Variant of a folder's files: `fp16` for diffusion_pytorch_model.fp16.safetensors or
     /// model_fp16.onnx.
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,

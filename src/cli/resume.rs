@@ -12,7 +12,7 @@ use super::{Cli, Command, Common, Report, command, generate};
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
-    /// The folder that was given to `generate --journal`.
+    /// The folder given to `generate --journal`.
     folder: PathBuf,
     #[command(flatten)]
     pub(super) common: Common,

@@ -28,41 +28,41 @@ const PRESETS: &str = include_str!("../server/kiosk/presets.txt");
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
-    /// Where to listen; `127.0.0.1` is this machine alone. Another address needs a token.
+    /// Where to listen; `127.0.0.1` accepts local connections only, other addresses need a token.
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7860")]
     address: SocketAddr,
-    /// A file whose first line is the token that clients have to send, as Bearer or as password.
+    /// A file whose first line is the token that clients send, as Bearer token or as password of Basic authentication.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// A web page that may use the server beside its own, as `https://example.org`; repeatable.
+    /// An origin whose web pages may use the server, such as `https://example.org`; repeatable.
     #[arg(long, value_name = "ORIGIN")]
     allow_origin: Vec<String>,
-    /// A model to serve, optionally with the name that requests give it; repeatable. The built-in model when absent. The
-    /// first is the default.
+    /// A model to serve, optionally with its name in requests; repeatable. The built-in model when absent. The first is the
+    /// default.
     #[arg(short, long, value_name = "[NAME=]PATH")]
     model: Vec<String>,
-    /// Refuse requests that name another model; otherwise they get the default.
+    /// Refuse requests for unknown models, which otherwise get the default model.
     #[arg(long)]
     strict_models: bool,
-    /// How many jobs may wait.
+    /// Number of jobs that may wait.
     #[arg(long, value_name = "N", default_value = "16", value_parser = value_parser!(u16).range(1..=1024))]
     queue: u16,
-    /// The most seconds that a job may take from its request on.
+    /// Time limit of a job in seconds, from its request; none when absent.
     #[arg(long, value_name = "SECONDS", value_parser = value_parser!(u32).range(1..))]
     deadline: Option<u32>,
-    /// How many seconds the running job may go on when the server is told to end.
+    /// Seconds that the running job has to finish when the server shuts down.
     #[arg(long, value_name = "SECONDS", default_value = "30")]
     grace: u32,
-    /// A file with the only prompts that are accepted, one on each line.
+    /// A file with the only prompts that are accepted, one per line.
     #[arg(long, value_name = "FILE")]
     fixed_prompts: Option<PathBuf>,
-    /// A file with prompts that the page offers, one on each line.
+    /// A file with example prompts for the page, one per line.
     #[arg(long, value_name = "FILE")]
     presets: Option<PathBuf>,
     /// Reset the page after this many seconds without input.
     #[arg(long, value_name = "SECONDS", value_parser = value_parser!(u32).range(1..))]
     idle_reset: Option<u32>,
-    /// A style sheet with the page's colours, in place of its own.
+    /// A style sheet that replaces the page's theme.
     #[arg(long, value_name = "FILE")]
     theme: Option<PathBuf>,
     #[command(flatten)]
