@@ -220,11 +220,56 @@ fn png(file: &mut (impl BufRead + Seek), length: u64) -> Result<Header, Problem>
     })
 }
 
+/// The size, and what decoding takes, of what the segments say.
+fn jpeg(file: &mut (impl BufRead + Seek), length: u64) -> Result<Header, Problem> {
+    let JpegSegments { spans, turned, frame, first_scan } = jpeg_segments(file, length)?;
+    let Some((is_progressive, frame)) = frame.filter(|(_, frame)| frame.len() >= 6) else {
+        return Err(Problem::Refused("expected a frame in a JPEG file, got none".into()));
+    };
+    let stored = [3, 1].map(|at| usize::from(u16::from_be_bytes([frame[at], frame[at + 1]])));
+    let factors =
+        frame[6..].chunks_exact(3).map(|component| [component[1] >> 4, component[1] & 15].map(u64::from));
+    let factors: Vec<[u64; 2]> = factors.collect();
+    let most = |axis: usize| factors.iter().map(|factor| factor[axis]).max().unwrap_or(1).max(1);
+    let units = [0, 1].map(|axis| (stored[axis] as u64).div_ceil(8 * most(axis)));
+    let blocks =
+        |rows: u64| factors.iter().map(|[across, down]| units[0] * across * rows * down).sum::<u64>();
+    let channels = if factors.len() == 1 { 1 } else { 3 };
+    // Where a scan does not complete the image, all coefficients are kept, of two bytes each.
+    let is_in_parts = is_progressive || usize::from(first_scan) != factors.len();
+    let coefficients = if is_in_parts { 128 * blocks(units[1]) } else { 0 };
+    // A row of blocks, its pixels, and those for smoother colours.
+    let rows = 64 * 8 * blocks(1);
+    Ok(Header {
+        indexed_at: None,
+        format: Format::Jpeg,
+        stored,
+        orientation: turned.unwrap_or(Orientation::NoTransforms),
+        has_alpha: false,
+        is_grey: channels == 1,
+        is_animated: false,
+        in_order: true,
+        spans: spans.into_ranges(),
+        decoder_bytes: DECODER_BYTES + area(stored) * channels + coefficients + rows,
+    })
+}
+
+/// What the segments of a JPEG file say.
+struct JpegSegments {
+    /// What decoders are given.
+    spans: Spans,
+    /// By the first EXIF.
+    turned: Option<Orientation>,
+    /// Whether the first frame is progressive, and its data.
+    frame: Option<(bool, Vec<u8>)>,
+    /// How many components the first scan has.
+    first_scan: u8,
+}
+
 /// ITU T.81, annex B: segments of a marker, a length and data, and coded data behind a scan's. All of the file is walked,
 /// because what is missing at its end is not missed by the decoder, and so that nothing of it need be in memory.
-fn jpeg(file: &mut (impl BufRead + Seek), length: u64) -> Result<Header, Problem> {
+fn jpeg_segments(file: &mut (impl BufRead + Seek), length: u64) -> Result<JpegSegments, Problem> {
     const END: u8 = 0xd9;
-    let cut_off = || Problem::from(io::Error::new(io::ErrorKind::UnexpectedEof, "it is cut off"));
     let mut spans = Spans::kept(0..2);
     let mut turned = None;
     let mut frame: Option<(bool, Vec<u8>)> = None;
@@ -232,19 +277,8 @@ fn jpeg(file: &mut (impl BufRead + Seek), length: u64) -> Result<Header, Problem
     let mut at = 2;
     file.seek(SeekFrom::Start(at))?;
     loop {
-        // To the next marker: over coded data, in which 0xff is followed by 0 or a restart, and fill bytes.
         let from = at;
-        let marker = loop {
-            at += file.skip_until(0xff)? as u64;
-            let mut marker = 0xff;
-            while marker == 0xff {
-                [marker] = bytes(file).map_err(|_: io::Error| cut_off())?;
-                at += 1;
-            }
-            if !matches!(marker, 0x00 | 0x01 | 0xd0..=0xd7) {
-                break marker;
-            }
-        };
+        let marker = jpeg_marker(file, &mut at)?;
         if marker == END {
             spans.keep(from..at);
             break;
@@ -297,35 +331,26 @@ fn jpeg(file: &mut (impl BufRead + Seek), length: u64) -> Result<Header, Problem
         at = end;
         file.seek(SeekFrom::Start(at))?;
     }
-    let Some((is_progressive, frame)) = frame.filter(|(_, frame)| frame.len() >= 6) else {
-        return Err(Problem::Refused("expected a frame in a JPEG file, got none".into()));
-    };
-    let stored = [3, 1].map(|at| usize::from(u16::from_be_bytes([frame[at], frame[at + 1]])));
-    let factors =
-        frame[6..].chunks_exact(3).map(|component| [component[1] >> 4, component[1] & 15].map(u64::from));
-    let factors: Vec<[u64; 2]> = factors.collect();
-    let most = |axis: usize| factors.iter().map(|factor| factor[axis]).max().unwrap_or(1).max(1);
-    let units = [0, 1].map(|axis| (stored[axis] as u64).div_ceil(8 * most(axis)));
-    let blocks =
-        |rows: u64| factors.iter().map(|[across, down]| units[0] * across * rows * down).sum::<u64>();
-    let channels = if factors.len() == 1 { 1 } else { 3 };
-    // Where a scan does not complete the image, all coefficients are kept, of two bytes each.
-    let is_in_parts = is_progressive || usize::from(first_scan) != factors.len();
-    let coefficients = if is_in_parts { 128 * blocks(units[1]) } else { 0 };
-    // A row of blocks, its pixels, and those for smoother colours.
-    let rows = 64 * 8 * blocks(1);
-    Ok(Header {
-        indexed_at: None,
-        format: Format::Jpeg,
-        stored,
-        orientation: turned.unwrap_or(Orientation::NoTransforms),
-        has_alpha: false,
-        is_grey: channels == 1,
-        is_animated: false,
-        in_order: true,
-        spans: spans.into_ranges(),
-        decoder_bytes: DECODER_BYTES + area(stored) * channels + coefficients + rows,
-    })
+    Ok(JpegSegments { spans, turned, frame, first_scan })
+}
+
+/// The next marker: over coded data, in which 0xff is followed by 0 or a restart, and fill bytes. `at` is moved behind it.
+fn jpeg_marker(file: &mut impl BufRead, at: &mut u64) -> Result<u8, Problem> {
+    loop {
+        *at += file.skip_until(0xff)? as u64;
+        let mut marker = 0xff;
+        while marker == 0xff {
+            [marker] = bytes(file).map_err(|_: io::Error| cut_off())?;
+            *at += 1;
+        }
+        if !matches!(marker, 0x00 | 0x01 | 0xd0..=0xd7) {
+            return Ok(marker);
+        }
+    }
+}
+
+fn cut_off() -> Problem {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "it is cut off").into()
 }
 
 fn webp(file: BufReader<&mut Data>, length: u64) -> Result<Header, Problem> {

@@ -163,54 +163,17 @@ impl File {
                 up: up_types[up_index].then(up).transpose()?,
             });
         }
-        let middle = match self.mid_block_type.as_deref() {
-            None => Middle::Absent,
-            Some("UNetMidBlock2D") => Middle::Residual,
-            Some("UNetMidBlock2DCrossAttn") => Middle::Transformer(match &down_depths[count - 1] {
-                OneOrMany::One(blocks) => *blocks,
-                OneOrMany::Many(blocks) => *blocks.first().ok_or_else(|| {
-                    unfit(place, &format!("{DEPTHS_KEY}[{}]", count - 1), "numbers", "none")
-                })?,
-            }),
-            Some(other) => {
-                let expected = "UNetMidBlock2DCrossAttn, UNetMidBlock2D or null";
-                return Err(unfit(place, "mid_block_type", expected, other));
-            }
-        };
-
-        let needed = |key: &str, value: Option<usize>, by: &str| {
-            value.ok_or_else(|| unfit(place, key, format_args!("a width, because of {by}"), "none"))
-        };
+        let middle = middle(place, self.mid_block_type.as_deref(), &down_depths[count - 1], count)?;
         let projection = self.projection_class_embeddings_input_dim;
-        let class_embedding = match self.class_embed_type.as_deref() {
-            None => self.num_class_embeds.map(ClassEmbedding::Table),
-            Some("timestep") => Some(ClassEmbedding::Timestep),
-            Some("projection") => {
-                let width = needed(PROJECTION_KEY, projection, "class_embed_type projection")?;
-                Some(ClassEmbedding::Projection(width))
-            }
-            Some(other) => {
-                return Err(unfit(place, "class_embed_type", "timestep, projection or null", other));
-            }
-        };
-        let added_embedding = match self.addition_embed_type.as_deref() {
-            None => None,
-            Some("text_time") => {
-                const BY: &str = "addition_embed_type text_time";
-                let time_width = needed("addition_time_embed_dim", self.addition_time_embed_dim, BY)?;
-                let inputs = needed(PROJECTION_KEY, projection, BY)?;
-                Some(AddedEmbedding { time_width, inputs, text_width: None })
-            }
-            Some(other) => return Err(unfit(place, "addition_embed_type", "text_time or null", other)),
-        };
-        let sample_size = match self.sample_size {
-            None => None,
-            Some(OneOrMany::One(side)) => Some([side; 2]),
-            Some(OneOrMany::Many(sides)) => match sides[..] {
-                [height, width] => Some([height, width]),
-                _ => return Err(unfit(place, "sample_size", "height and width", format!("{sides:?}"))),
-            },
-        };
+        let class_embedding =
+            class_embedding(place, self.class_embed_type.as_deref(), self.num_class_embeds, projection)?;
+        let added_embedding = added_embedding(
+            place,
+            self.addition_embed_type.as_deref(),
+            self.addition_time_embed_dim,
+            projection,
+        )?;
+        let sample_size = sample_size(place, self.sample_size)?;
         Ok(Config {
             sample_size,
             in_channels: self.in_channels,
@@ -233,6 +196,75 @@ impl File {
             levels,
             middle,
         })
+    }
+}
+
+/// The blocks between the two halves; `depths` are those of the lowest of `count` levels.
+fn middle(place: &str, kind: Option<&str>, depths: &OneOrMany<usize>, count: usize) -> Result<Middle, Error> {
+    match kind {
+        None => Ok(Middle::Absent),
+        Some("UNetMidBlock2D") => Ok(Middle::Residual),
+        Some("UNetMidBlock2DCrossAttn") => Ok(Middle::Transformer(match depths {
+            OneOrMany::One(blocks) => *blocks,
+            OneOrMany::Many(blocks) => *blocks
+                .first()
+                .ok_or_else(|| unfit(place, &format!("{DEPTHS_KEY}[{}]", count - 1), "numbers", "none"))?,
+        })),
+        Some(other) => {
+            let expected = "UNetMidBlock2DCrossAttn, UNetMidBlock2D or null";
+            Err(unfit(place, "mid_block_type", expected, other))
+        }
+    }
+}
+
+/// A width that is there because of another key.
+fn needed(place: &str, key: &str, value: Option<usize>, by: &str) -> Result<usize, Error> {
+    value.ok_or_else(|| unfit(place, key, format_args!("a width, because of {by}"), "none"))
+}
+
+fn class_embedding(
+    place: &str,
+    kind: Option<&str>,
+    classes: Option<usize>,
+    projection: Option<usize>,
+) -> Result<Option<ClassEmbedding>, Error> {
+    Ok(match kind {
+        None => classes.map(ClassEmbedding::Table),
+        Some("timestep") => Some(ClassEmbedding::Timestep),
+        Some("projection") => {
+            let width = needed(place, PROJECTION_KEY, projection, "class_embed_type projection")?;
+            Some(ClassEmbedding::Projection(width))
+        }
+        Some(other) => return Err(unfit(place, "class_embed_type", "timestep, projection or null", other)),
+    })
+}
+
+fn added_embedding(
+    place: &str,
+    kind: Option<&str>,
+    time_width: Option<usize>,
+    projection: Option<usize>,
+) -> Result<Option<AddedEmbedding>, Error> {
+    const BY: &str = "addition_embed_type text_time";
+    match kind {
+        None => Ok(None),
+        Some("text_time") => {
+            let time_width = needed(place, "addition_time_embed_dim", time_width, BY)?;
+            let inputs = needed(place, PROJECTION_KEY, projection, BY)?;
+            Ok(Some(AddedEmbedding { time_width, inputs, text_width: None }))
+        }
+        Some(other) => Err(unfit(place, "addition_embed_type", "text_time or null", other)),
+    }
+}
+
+fn sample_size(place: &str, size: Option<OneOrMany<usize>>) -> Result<Option<[usize; 2]>, Error> {
+    match size {
+        None => Ok(None),
+        Some(OneOrMany::One(side)) => Ok(Some([side; 2])),
+        Some(OneOrMany::Many(sides)) => match sides[..] {
+            [height, width] => Ok(Some([height, width])),
+            _ => Err(unfit(place, "sample_size", "height and width", format!("{sides:?}"))),
+        },
     }
 }
 
