@@ -36,8 +36,7 @@ pub enum ErrorKind {
     Internal,
 }
 
-/// A message without what nobody reads to its end: long numbers, words and texts that were typed, and are told again,
-/// keep their beginning and say how long they are.
+/// Shortens a message: long numbers and words, and long texts from the input, keep their beginning and get their length.
 ///
 /// ```
 /// use calotype::error::shortened;
@@ -157,7 +156,7 @@ impl Error {
         Self(Box::new(Detail { kind, message: message.into(), help: None, source: None, file: None }))
     }
 
-    /// Adds the way out. A setting in it stands in braces, `{init}`, and is named by whoever shows the error.
+    /// Adds the way out. A setting in it stands in braces, `{init}`; the face that shows the error replaces it by its own name.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.0.help = Some(help.into());
@@ -172,8 +171,8 @@ impl Error {
         self
     }
 
-    /// Says which file it is about, where neither it nor what caused it says so yet: callers know the folder of a model, what
-    /// they call knows the file in it.
+    /// Adds the file that it is about, unless it or its cause names one already: callers know the folder of a model, the functions
+    /// that they call know the file in it.
     #[must_use]
     pub fn in_file(mut self, path: impl Into<PathBuf>) -> Self {
         if self.file().is_none() {

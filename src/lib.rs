@@ -4,8 +4,8 @@
 //! subject; [its page on the architecture](manual::architecture) lists the features and the layers.
 //!
 //! # Text to image
-//! A [`Model`] is opened once; its [`Pipeline`] turns one [`Request`] after another into images. A [`Recipe`] has the settings: what is
-//! not set is the model's default.
+//! A [`Model`] is opened once; its [`Pipeline`] turns one [`Request`] after another into images. A [`Recipe`] has the settings; those that are
+//! not set get the model's defaults.
 //!
 #![cfg_attr(all(feature = "builtin", feature = "cli"), doc = "```")]
 #![cfg_attr(not(all(feature = "builtin", feature = "cli")), doc = "```ignore")]
@@ -27,8 +27,8 @@
 //! ```
 //!
 //! # Previews, cancelling and snapshots
-//! A [`Run`] is the same, step by step. Between two steps it can be looked at, saved as bytes, restored later, or dropped; any thread can
-//! end it in the middle of a step.
+//! A [`Run`] does the same step by step. Between two steps it can be previewed, saved to a snapshot, restored later, or dropped; any
+//! thread can cancel it within a step.
 //!
 #![cfg_attr(all(feature = "builtin", feature = "cli"), doc = "```")]
 #![cfg_attr(not(all(feature = "builtin", feature = "cli")), doc = "```ignore")]
@@ -58,8 +58,9 @@
 //! # Ok::<(), calotype::Error>(())
 //! ```
 //!
-//! # The recipe of an image
-//! A [`Receipt`] is a recipe and what made the image of it. Files that calotype writes carry one, and an image can be made again from it.
+//! # Receipts
+//! A [`Receipt`] is a recipe plus what made the image: versions, hashes, provider. Image files that calotype writes carry one, and the
+//! image can be made again from it.
 //!
 #![cfg_attr(feature = "engine", doc = "```")]
 #![cfg_attr(not(feature = "engine"), doc = "```ignore")]
@@ -80,9 +81,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # What a model is
+//! # Models and plans
 //! [`Model::open`](Model) takes a bundle, a diffusers folder, an ONNX folder or a single-file checkpoint. Only headers are read; weights are
-//! mapped. [`Plan`] says what a request takes within a memory budget before anything is loaded.
+//! mapped. [`Plan`] predicts the memory of a request within a budget before anything is loaded.
 //!
 #![cfg_attr(feature = "builtin", doc = "```")]
 #![cfg_attr(not(feature = "builtin"), doc = "```ignore")]
@@ -107,7 +108,7 @@
 //! use calotype::sampler::Method;
 //! use calotype::{Denoise, Error, Rng, Schedule};
 //!
-//! /// Of data that are 0.5 everywhere, which the clean latents behind any noise are.
+//! /// The ideal denoiser of data that is 0.5 everywhere.
 //! struct Half;
 //! impl Denoise for Half {
 //!     fn denoise(&mut self, _x: &[f32], _sigma: f64, out: &mut [f32]) -> Result<(), Error> {

@@ -89,11 +89,11 @@ pub struct Progress {
 pub struct Output {
     /// Its pixels.
     pub image: RgbImage,
-    /// What of the prompt was too long to be read.
+    /// The part of the prompt that was truncated.
     pub cut_prompt: Option<Cut>,
-    /// What of the negative prompt was too long to be read.
+    /// The part of the negative prompt that was truncated.
     pub cut_negative: Option<Cut>,
-    /// Where the time went.
+    /// The time that its stages took.
     pub times: Times,
 }
 
@@ -109,18 +109,18 @@ impl Output {
     }
 }
 
-/// Where the time of one image went.
+/// The time that the stages of one image took.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Times {
-    /// From tokens to states.
+    /// The text encoders.
     pub text_encoder: Duration,
-    /// In the U-Net.
+    /// The calls of the U-Net.
     pub unet: Duration,
-    /// From the images that are drawn from to what the loop starts with.
+    /// The VAE encoder, and drawing the noise.
     pub vae_encoder: Duration,
-    /// In the denoising loop, the U-Net included.
+    /// The denoising loop, U-Net included.
     pub denoising: Duration,
-    /// From latents to pixels.
+    /// The VAE decoder.
     pub vae_decoder: Duration,
 }
 
@@ -198,7 +198,7 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// What it generates.
+    /// The request that it fulfils.
     pub fn request(&self) -> &Request {
         &self.request
     }
@@ -224,8 +224,8 @@ impl<'a> Run<'a> {
         self.denoiser.clean()
     }
 
-    /// What [`Run::denoised`] looks like, a pixel a cell: cheap, and right in its colours and places only. Nothing where the
-    /// model's latents are of an unknown kind.
+    /// A preview of [`Run::denoised`], one pixel per latent cell: a cheap linear map of the latents to RGB. `None` for a model
+    /// without preview factors.
     pub fn preview(&self) -> Option<RgbImage> {
         self.preview.map(|preview| preview.draw(self.denoised(), self.request.shape))
     }
@@ -289,7 +289,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Takes all steps that are left. `on_step` is called with the run after every one, and may end it.
+    /// Takes all remaining steps. `on_step` is called with the run after each, and may end it.
     ///
     /// # Errors
     /// Those of [`Run::step`], and [`ErrorKind::Cancelled`] when `on_step` breaks.
@@ -354,8 +354,8 @@ impl<'a> Run<'a> {
         Ok(self.latents.iter().map(scaled).collect())
     }
 
-    /// Where the run stands, as bytes from which [`Pipeline::restore`](crate::pipeline::Pipeline::restore) goes on with the same
-    /// request: latents, what the sampler and the guidance remember, and where in its stream the noise is.
+    /// The state of the run as bytes, from which [`Pipeline::restore`](crate::pipeline::Pipeline::restore) continues with the same
+    /// request: latents, history of sampler and guidance, and the position in the stream of noise.
     ///
     /// # Errors
     /// [`ErrorKind::Usage`] when a step has failed.

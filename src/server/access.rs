@@ -19,7 +19,7 @@ const CONTENT_POLICY: &str = "default-src 'none'; script-src 'self'; style-src '
 /// What needs no token: whether the server lives, and the page, which asks for it.
 const OPEN: [&str; 3] = ["/healthz", "/readyz", "/"];
 
-/// Refuses whoever may not ask, and adds what browsers need to know to each reply.
+/// Refuses requests without access, and adds the CORS headers to each reply.
 pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let origin = request.headers().get(header::ORIGIN).cloned();
     let mut response = match refusal(&app, &request) {

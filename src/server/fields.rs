@@ -168,7 +168,7 @@ impl Fields {
         Ok(())
     }
 
-    /// The names of what nobody took, as a warning, and the warnings so far.
+    /// The warnings so far, and one with the names of unused fields.
     pub(super) fn rest(mut self) -> Vec<String> {
         let values = self.values.into_iter().filter(|(_, value)| !is_nothing(value)).map(|(name, _)| name);
         let names: Vec<String> = values.chain(self.files.into_iter().map(|(name, _)| name)).collect();

@@ -31,7 +31,7 @@ pub struct Work {
 
 /// A request on its way to images.
 pub struct Job {
-    /// Nobody can guess it.
+    /// Its random name.
     pub id: String,
     /// When it came.
     pub created: SystemTime,
@@ -45,7 +45,7 @@ pub struct Job {
     pub channel: Option<String>,
     /// Until it runs: its images are not kept in memory afterwards.
     request: Mutex<Option<Request>>,
-    /// Whether somebody looks at previews.
+    /// Whether a client reads previews.
     pub wants_previews: AtomicBool,
     state: watch::Sender<State>,
     /// Whether it ends after the step that is done, with the image as it is then.
