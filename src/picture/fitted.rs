@@ -100,7 +100,7 @@ impl<P: Pixel<Subpixel = u8>> Fitted<P> {
         }
     }
 
-    /// Decodes the file, if that has not been done. Returns notes for whoever asked: what of the file is not used.
+    /// Decodes the file, if that has not been done. Returns notes on what of the file is not used.
     pub(crate) fn load(&self) -> Result<Vec<String>, Error>
     where
         DynamicImage: From<ImageBuffer<P, Vec<u8>>> + Into<ImageBuffer<P, Vec<u8>>>,
