@@ -427,7 +427,11 @@ fn gif(file: &mut (impl BufRead + Seek)) -> Result<Header, Problem> {
                 // What the first image does not cover is transparent.
                 has_alpha |= [number(0), number(2), number(4), number(6)] != [0, 0, stored[0], stored[1]];
                 let data = at + 9 + table(frame[8]) + 1;
-                file.seek(SeekFrom::Start(data))?;
+                file.seek(SeekFrom::Start(data - 1))?;
+                let [bits] = bytes(file)?;
+                let packed = if frame[8] & 0x80 == 0 { screen[10] } else { frame[8] };
+                // An index beyond the colours is transparent.
+                has_alpha |= table(packed) < 3 << bits.min(8);
                 at = sub_blocks(file, data)?;
                 spans.keep(from..at);
             }
