@@ -40,7 +40,7 @@ build() {
     env RUSTC="$home/bin/rustc" "$linker=$home/bin/cc-$processor" CALOTYPE_ORT=system CARGO_INCREMENTAL=0 \
         CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target/package}" \
         RUSTFLAGS="--remap-path-prefix=$PWD=calotype --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo --remap-path-prefix=$home=toolchain" \
-        cargo build --locked --release --target "$target"
+        cargo build --locked --release --features server --target "$target"
     program=${CARGO_TARGET_DIR:-target/package}/$target/release/calotype
     cross/glibc_floor.sh "$floor" "$program"
     if grep --quiet --text --fixed-strings -e "$PWD/" -e "$home" -e "${CARGO_HOME:-$HOME/.cargo}/" "$program"; then
@@ -99,7 +99,7 @@ debian() {
     install -m 755 "$program" "$tree/usr/lib/calotype/calotype"
     install -m 644 "$library" "$tree/usr/lib/calotype/libonnxruntime.so"
     ln -s ../lib/calotype/calotype "$tree/usr/bin/calotype"
-    install -D -m 644 cross/calotype.service "$tree/usr/lib/systemd/system/calotype.service"
+    install -D -m 644 -t "$tree/usr/lib/systemd/system" cross/calotype.service cross/calotype.socket
     documents "$processor" "$documents"
     {
         echo "calotype is under the MIT licence or the Apache License 2.0, at your choice; on Debian systems the latter is"

@@ -73,7 +73,7 @@ for architecture; do
     "${dpkg_here[@]}" --install "$package" >/dev/null 2>"$work/dpkg" || fail "dpkg: $(cat "$work/dpkg")"
     has "$root/usr/lib/calotype" calotype libonnxruntime.so
     has "$root/usr/share/doc/calotype" copyright "${documents[@]}"
-    has "$root/usr/lib/systemd/system" calotype.service
+    has "$root/usr/lib/systemd/system" calotype.service calotype.socket
     # It succeeds whatever it finds.
     unlike=$("${dpkg_here[@]}" --verify calotype)
     [ -z "$unlike" ] || fail "$package: installed files are not those of its list: $unlike"

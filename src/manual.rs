@@ -15,6 +15,9 @@ pub mod images {}
 #[doc = include_str!("manual/kiosk.md")]
 pub mod kiosk {}
 
+#[doc = include_str!("manual/limits.md")]
+pub mod limits {}
+
 #[doc = include_str!("manual/memory.md")]
 pub mod memory {}
 
@@ -29,6 +32,9 @@ pub mod recipes {}
 
 #[doc = include_str!("manual/samplers.md")]
 pub mod samplers {}
+
+#[doc = include_str!("manual/security.md")]
+pub mod security {}
 
 #[doc = include_str!("manual/server.md")]
 pub mod server {}

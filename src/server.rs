@@ -16,10 +16,12 @@ mod panel;
 mod queue;
 mod reply;
 mod room;
+mod supervisor;
 mod watch;
 mod worker;
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread;
@@ -34,6 +36,7 @@ use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use self::queue::{Job, Queue, Work};
 use self::reply::Problem;
+use self::supervisor::Supervisor;
 pub use self::worker::Served;
 use self::worker::Worker;
 use crate::engine::{Library, SessionOptions};
@@ -50,10 +53,12 @@ const STACK_BYTES: usize = 8 << 20;
 const STOP_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How a server serves.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Config {
     /// Where it listens. Another address than this machine's own needs a token.
     pub address: SocketAddr,
+    /// A socket that listens already, which systemd opened, in place of the address.
+    pub socket: Option<TcpListener>,
     /// What clients have to send, as Bearer or as Basic password.
     pub token: Option<String>,
     /// Web pages that may use it beside its own, as `https://example.org`.
@@ -111,7 +116,7 @@ struct App {
 /// [`ErrorKind::Usage`] for an address of other machines without a token, and without a model;
 /// [`ErrorKind::Output`] when it cannot listen there.
 pub fn serve(
-    config: Config,
+    mut config: Config,
     models: Vec<Served>,
     session: SessionOptions,
     budget: Option<Budget>,
@@ -119,24 +124,27 @@ pub fn serve(
     stop: impl Fn() -> bool,
     ready: impl FnOnce(SocketAddr),
 ) -> Result<(), Error> {
-    if !config.address.ip().is_loopback() && config.token.is_none() {
-        let got = format!(
-            "address: expected a token with an address that other machines reach, got {}",
-            config.address
-        );
-        return Err(Error::new(ErrorKind::Usage, got).help("without one listen on 127.0.0.1"));
-    }
     if models.is_empty() {
         return Err(Error::new(ErrorKind::Usage, "models: expected at least one, got none"));
     }
+    let listener = match config.socket.take() {
+        Some(socket) => socket,
+        None => {
+            check_token(config.address, config.token.as_deref())?;
+            TcpListener::bind(config.address).map_err(|error| refuse_address(config.address, error))?
+        }
+    };
+    let address = listener.local_addr().map_err(|error| refuse_address(config.address, error))?;
+    check_token(address, config.token.as_deref())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime
         .map_err(|error| Error::new(ErrorKind::Runtime, "expected a server's runtime").source(error))?;
-    let refuse = |error| {
-        Error::new(ErrorKind::Output, format!("{}: expected a free address", config.address)).source(error)
+    let listener = {
+        let _inside = runtime.enter();
+        let listening =
+            listener.set_nonblocking(true).and_then(|()| tokio::net::TcpListener::from_std(listener));
+        listening.map_err(|error| refuse_address(address, error))?
     };
-    let listener = runtime.block_on(tokio::net::TcpListener::bind(config.address)).map_err(refuse)?;
-    let address = listener.local_addr().map_err(refuse)?;
     let queue = Arc::new(Queue::new(config.queue, session.cancel.clone()));
     let models = Arc::new(models);
     let worker = Worker {
@@ -161,14 +169,19 @@ pub fn serve(
         started: Instant::now(),
         room: room::room(),
     });
+    let mut supervisor = Supervisor::new();
     ready(address);
+    supervisor.ready(address);
     runtime.block_on(listen::serve(listener, router(app), async || {
         while !stop() {
+            supervisor.alive(&queue);
             tokio::time::sleep(STOP_INTERVAL).await;
         }
+        supervisor.stopping();
         queue.close();
         let last = Instant::now() + grace;
         while !queue.is_idle() && Instant::now() < last {
+            supervisor.alive(&queue);
             tokio::time::sleep(STOP_INTERVAL).await;
         }
         if let Some(job) = queue.running() {
@@ -181,6 +194,19 @@ pub fn serve(
         return Err(Error::new(ErrorKind::Internal, "internal error (a bug in calotype)"));
     }
     Ok(())
+}
+
+/// Other machines get nothing without a token.
+fn check_token(address: SocketAddr, token: Option<&str>) -> Result<(), Error> {
+    if address.ip().is_loopback() || token.is_some() {
+        return Ok(());
+    }
+    let got = format!("address: expected a token with an address that other machines reach, got {address}");
+    Err(Error::new(ErrorKind::Usage, got).help("without one listen on 127.0.0.1"))
+}
+
+fn refuse_address(address: SocketAddr, error: io::Error) -> Error {
+    Error::new(ErrorKind::Output, format!("{address}: expected a free address")).source(error)
 }
 
 fn router(app: Arc<App>) -> Router {

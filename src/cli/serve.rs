@@ -1,7 +1,7 @@
 //! `calotype serve`: the flags of the HTTP server.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -28,7 +28,8 @@ const PRESETS: &str = include_str!("../server/kiosk/presets.txt");
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
-    /// Where to listen; `127.0.0.1` accepts local connections only, other addresses need a token.
+    /// Where to listen; `127.0.0.1` accepts local connections only, other addresses need a token. Ignored when systemd passes a
+    /// socket.
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7860")]
     address: SocketAddr,
     /// A file whose first line is the token that clients send, as Bearer token or as password of Basic authentication.
@@ -100,6 +101,7 @@ impl Flags {
         let seconds = |seconds: u32| Duration::from_secs(seconds.into());
         Ok(Config {
             address: self.address,
+            socket: socket()?,
             token: self.token_file.as_deref().map(token).transpose()?,
             origins: self.allow_origin.clone(),
             queue: self.queue.into(),
@@ -163,6 +165,25 @@ fn name_and_path(typed: &str) -> (Option<String>, PathBuf) {
         }
         _ => (None, typed.into()),
     }
+}
+
+/// The socket that systemd opened for this process (`LISTEN_FDS`), if there is one.
+#[cfg(unix)]
+fn socket() -> Result<Option<TcpListener>, Error> {
+    let refuse = |got: String| Error::new(ErrorKind::Usage, format!("LISTEN_FDS: expected {got}"));
+    let mut sockets = listenfd::ListenFd::from_env();
+    match sockets.len() {
+        0 => Ok(None),
+        1 => sockets
+            .take_tcp_listener(0)
+            .map_err(|error| refuse("a listening TCP socket".into()).source(error)),
+        count => Err(refuse(format!("one socket, got {count}"))),
+    }
+}
+
+#[cfg(not(unix))]
+fn socket() -> Result<Option<TcpListener>, Error> {
+    Ok(None)
 }
 
 /// A small text file.

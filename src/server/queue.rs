@@ -205,6 +205,8 @@ struct Jobs {
     /// How long the last job ran.
     last: Option<Duration>,
     began: Option<Instant>,
+    /// When the running job was cancelled.
+    cancelled: Option<Instant>,
 }
 
 /// What a server counts from its start.
@@ -285,6 +287,7 @@ impl Queue {
                 self.cancel.reset();
                 jobs.running = Some(job.clone());
                 jobs.began = Some(Instant::now());
+                jobs.cancelled = None;
                 job.update(|state| state.status = Status::Running);
                 // Those behind it have moved up.
                 jobs.waiting.iter().for_each(|waiting| waiting.update(|_| ()));
@@ -301,6 +304,7 @@ impl Queue {
     pub fn finish(&self, job: &Arc<Job>, result: Result<(), Error>) {
         let mut jobs = self.jobs();
         jobs.running = None;
+        jobs.cancelled = None;
         jobs.last = jobs.began.take().map(|began| began.elapsed());
         let ran = jobs.last.unwrap_or_default();
         self.counts.busy_ms.fetch_add(ran.as_millis() as u64, Ordering::Relaxed);
@@ -332,6 +336,7 @@ impl Queue {
         let mut jobs = self.jobs();
         if jobs.running.as_ref().is_some_and(|running| running.id == job.id) {
             self.cancel.cancel();
+            jobs.cancelled.get_or_insert_with(Instant::now);
             return;
         }
         let Some(at) = jobs.waiting.iter().position(|waiting| waiting.id == job.id) else { return };
@@ -345,6 +350,11 @@ impl Queue {
         let failure = Failure { kind: ErrorKind::Cancelled, message: message.into(), is_late };
         self.counts.cancelled.fetch_add(1, Ordering::Relaxed);
         job.end(if is_late { Status::Failed } else { Status::Cancelled }, Some(failure));
+    }
+
+    /// How long the running job has gone on since it was cancelled; nothing where it was not.
+    pub fn overdue(&self) -> Option<Duration> {
+        self.jobs().cancelled.map(|cancelled| cancelled.elapsed())
     }
 
     /// Cancels a job whose deadline is over.
