@@ -30,8 +30,7 @@ impl Supervisor {
     /// than that: a call that hangs (in a driver, say) ends only with the process.
     pub(super) fn alive(&mut self, queue: &Queue) {
         let Some(watchdog) = self.watchdog else { return };
-        let hangs = queue.overdue().is_some_and(|overdue| overdue > watchdog);
-        if self.last.elapsed() >= watchdog / 2 && !hangs {
+        if is_due(watchdog, self.last.elapsed(), queue.overdue()) {
             notify(&[State::Alive]);
             self.last = Instant::now();
         }
@@ -41,6 +40,10 @@ impl Supervisor {
     pub(super) fn stopping(&self) {
         notify(&[State::Stopping]);
     }
+}
+
+fn is_due(watchdog: Duration, since_last: Duration, overdue: Option<Duration>) -> bool {
+    since_last >= watchdog / 2 && overdue.is_none_or(|overdue| overdue <= watchdog)
 }
 
 enum State<'a> {
@@ -69,3 +72,33 @@ fn notify(states: &[State<'_>]) {
 
 #[cfg(not(unix))]
 fn notify(_states: &[State<'_>]) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Cancel;
+    use crate::recipe::Recipe;
+    use crate::server::queue::Work;
+
+    #[test]
+    fn a_call_that_does_not_end_when_cancelled_ends_the_signs_of_life() {
+        let queue = Queue::new(1, Cancel::new());
+        let work =
+            Work { model: 0, recipe: Recipe::default(), count: 1, channel: None, warnings: Vec::new() };
+        let Ok(job) = queue.submit(work) else { panic!("it has room") };
+        queue.next();
+        assert_eq!(queue.overdue(), None);
+        queue.cancel(&job);
+        let first = queue.overdue().expect("it was cancelled");
+        queue.cancel(&job);
+        assert!(queue.overdue().expect("it was cancelled") >= first);
+        queue.finish(&job, Ok(()));
+        assert_eq!(queue.overdue(), None);
+
+        let [short, half, whole, long] = [400, 500, 1000, 1001].map(Duration::from_millis);
+        assert!(!is_due(whole, short, None));
+        assert!(is_due(whole, half, None));
+        assert!(is_due(whole, half, Some(whole)));
+        assert!(!is_due(whole, long, Some(long)));
+    }
+}
