@@ -477,6 +477,20 @@ mod tests {
         Work { model: 0, request: REQUEST.clone(), count: 1, channel: None, warnings: Vec::new() }
     }
 
+    #[test]
+    fn a_cancelled_job_is_overdue_until_it_ends() {
+        let queue = Queue::new(1, Cancel::new());
+        let job = queue.submit(work()).unwrap();
+        queue.next();
+        assert_eq!(queue.overdue(), None);
+        queue.cancel(&job);
+        let first = queue.overdue().expect("it was cancelled");
+        queue.cancel(&job);
+        assert!(queue.overdue().expect("it was cancelled") >= first);
+        queue.finish(&job, Ok(()));
+        assert_eq!(queue.overdue(), None);
+    }
+
     /// A request holds the images that it starts from; finished jobs are kept.
     #[test]
     fn jobs_that_have_ended_hold_no_request() {

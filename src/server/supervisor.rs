@@ -76,25 +76,9 @@ fn notify(_states: &[State<'_>]) {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Cancel;
-    use crate::recipe::Recipe;
-    use crate::server::queue::Work;
 
     #[test]
     fn a_call_that_does_not_end_when_cancelled_ends_the_signs_of_life() {
-        let queue = Queue::new(1, Cancel::new());
-        let work =
-            Work { model: 0, recipe: Recipe::default(), count: 1, channel: None, warnings: Vec::new() };
-        let Ok(job) = queue.submit(work) else { panic!("it has room") };
-        queue.next();
-        assert_eq!(queue.overdue(), None);
-        queue.cancel(&job);
-        let first = queue.overdue().expect("it was cancelled");
-        queue.cancel(&job);
-        assert!(queue.overdue().expect("it was cancelled") >= first);
-        queue.finish(&job, Ok(()));
-        assert_eq!(queue.overdue(), None);
-
         let [short, half, whole, long] = [400, 500, 1000, 1001].map(Duration::from_millis);
         assert!(!is_due(whole, short, None));
         assert!(is_due(whole, half, None));
