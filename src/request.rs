@@ -1,6 +1,7 @@
 //! A request: what a user typed, made valid for one model at the door, so that nothing behind it checks again.
 //! It knows the model's numbers, and nothing of its graphs.
 
+mod check;
 mod inpaint;
 mod warnings;
 
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use image::{Rgb, RgbImage};
 use sha2::{Digest, Sha256};
 
+use self::check::check_images;
 use self::inpaint::Cutting;
 pub(crate) use self::inpaint::{Inpaint, WHITE};
 pub use self::warnings::Warnings;
@@ -170,48 +172,9 @@ impl Request {
         let embedded_scale = manifest.embedded_guidance.then(|| scales.for_steps(1)).transpose()?;
         let variation = variation(&recipe)?;
         let level = noise_level(&recipe, manifest)?;
-        let (width_px, height_px) = match manifest.conditions {
-            Conditions::Upscaling => (shape.width_cells as u32, shape.height_cells as u32),
-            _ => (size.width_px(), size.height_px()),
-        };
         let keeps_outside = recipe.keep_outside.unwrap_or(true);
-        let edit = mask_edit(&recipe)?;
-        let (resize, from) = (recipe.resize.unwrap_or_default(), init.as_ref().map(Init::dimensions));
-        let source = match (init, mask, manifest.conditions) {
-            (None, _, _) => Source::Noise,
-            (Some(init), None, _) if recipe.extend.is_some() => {
-                extended_source(init, &recipe, manifest, strength == Some(1.0), keeps_outside)?
-            }
-            (Some(init), Some(mask), _) => Source::Masked {
-                images: Arc::new(inpaint(init, mask, &recipe, (width_px, height_px), edit)?),
-                starts_from_noise: strength == Some(1.0),
-                keeps_outside,
-                is_soft: recipe.soft_mask.unwrap_or(false),
-            },
-            (Some(init), None, conditions) => {
-                let place = Placement::new(init.dimensions(), (width_px, height_px), resize);
-                let init = Arc::new(Fitted::init(init, place));
-                match conditions {
-                    Conditions::Editing => Source::Edited(init),
-                    Conditions::Upscaling => Source::Enlarged { init, level },
-                    _ => Source::Init(init),
-                }
-            }
-        };
-        let place = from.map(|from| Placement::new(from, (width_px, height_px), resize));
-        let is_stretched = recipe.resize.is_none()
-            && recipe.mask_only.is_none()
-            && recipe.extend.is_none()
-            && place.is_some_and(|place| place.is_distorted());
-        let stretched = from.filter(|_| is_stretched).map(|(width, height)| {
-            format!(
-                "init: stretched from {width}x{height} to {width_px}x{height_px}; resize crop or pad keeps its proportions"
-            )
-        });
-        let is_masked = matches!(source, Source::Masked { .. } | Source::Extended { .. });
-        let is_resized = recipe.mask_only.is_none()
-            && recipe.extend.is_none()
-            && from.is_some_and(|from| from != (width_px, height_px));
+        let StartImages { source, stretched, is_masked, is_resized, edit } =
+            start_images(init, mask, &recipe, manifest, (size, shape), strength, level)?;
         let seed = recipe.seed.unwrap_or_else(random_seed);
         let rng = recipe.rng.unwrap_or_default();
         // Not every generator takes every seed.
@@ -233,7 +196,7 @@ impl Request {
             image_guidance,
             noise_level: matches!(source, Source::Enlarged { .. }).then_some(level),
             keep_outside: is_masked.then_some(keeps_outside),
-            resize: is_resized.then_some(resize),
+            resize: is_resized.then(|| recipe.resize.unwrap_or_default()),
             mask_blur: recipe.mask_blur.or(recipe.mask_only.map(|_| edit.blur_px)),
             ..recipe
         };
@@ -497,6 +460,72 @@ impl Request {
     }
 }
 
+/// What the images of a recipe become.
+struct StartImages {
+    source: Source,
+    /// A line on an init image that is stretched.
+    stretched: Option<String>,
+    is_masked: bool,
+    /// Whether the init image is brought to another size.
+    is_resized: bool,
+    edit: MaskEdit,
+}
+
+/// Places the images of a recipe at the sizes that a run takes; `level` is that of an image that is upscaled.
+fn start_images(
+    init: Option<Init>,
+    mask: Option<Mask>,
+    recipe: &Recipe,
+    manifest: &Manifest,
+    (size, shape): (PixelSize, LatentShape),
+    strength: Option<f64>,
+    level: usize,
+) -> Result<StartImages, Error> {
+    let (width_px, height_px) = match manifest.conditions {
+        Conditions::Upscaling => (shape.width_cells as u32, shape.height_cells as u32),
+        _ => (size.width_px(), size.height_px()),
+    };
+    let keeps_outside = recipe.keep_outside.unwrap_or(true);
+    let edit = mask_edit(recipe)?;
+    let (resize, from) = (recipe.resize.unwrap_or_default(), init.as_ref().map(Init::dimensions));
+    let source = match (init, mask, manifest.conditions) {
+        (None, _, _) => Source::Noise,
+        (Some(init), None, _) if recipe.extend.is_some() => {
+            extended_source(init, recipe, manifest, strength == Some(1.0), keeps_outside)?
+        }
+        (Some(init), Some(mask), _) => Source::Masked {
+            images: Arc::new(inpaint(init, mask, recipe, (width_px, height_px), edit)?),
+            starts_from_noise: strength == Some(1.0),
+            keeps_outside,
+            is_soft: recipe.soft_mask.unwrap_or(false),
+        },
+        (Some(init), None, conditions) => {
+            let place = Placement::new(init.dimensions(), (width_px, height_px), resize);
+            let init = Arc::new(Fitted::init(init, place));
+            match conditions {
+                Conditions::Editing => Source::Edited(init),
+                Conditions::Upscaling => Source::Enlarged { init, level },
+                _ => Source::Init(init),
+            }
+        }
+    };
+    let place = from.map(|from| Placement::new(from, (width_px, height_px), resize));
+    let is_stretched = recipe.resize.is_none()
+        && recipe.mask_only.is_none()
+        && recipe.extend.is_none()
+        && place.is_some_and(|place| place.is_distorted());
+    let stretched = from.filter(|_| is_stretched).map(|(width, height)| {
+        format!(
+            "init: stretched from {width}x{height} to {width_px}x{height_px}; resize crop or pad keeps its proportions"
+        )
+    });
+    let is_masked = matches!(source, Source::Masked { .. } | Source::Extended { .. });
+    let is_resized = recipe.mask_only.is_none()
+        && recipe.extend.is_none()
+        && from.is_some_and(|from| from != (width_px, height_px));
+    Ok(StartImages { source, stretched, is_masked, is_resized, edit })
+}
+
 /// The noise level of an image that is upscaled, in timesteps.
 fn noise_level(recipe: &Recipe, manifest: &Manifest) -> Result<usize, Error> {
     let level = recipe.noise_level.unwrap_or(NOISE_LEVEL);
@@ -636,143 +665,6 @@ fn guidance(
         );
     }
     Ok(guidance)
-}
-
-/// Whether the images of a recipe, and the numbers that go with them, are what the model draws from.
-fn check_images(
-    recipe: &Recipe,
-    init: Option<&Init>,
-    mask: Option<&Mask>,
-    manifest: &Manifest,
-) -> Result<(), Error> {
-    let refuse = |message: &str, help: &str| {
-        let error = Error::new(ErrorKind::Usage, message);
-        Err(if help.is_empty() { error } else { error.help(help) })
-    };
-    let conditions = manifest.conditions;
-    let (verb, needs_init) = match conditions {
-        Conditions::Prompt => ("draws", false),
-        Conditions::Refiner => ("refines", true),
-        Conditions::Inpainting => ("repaints", true),
-        Conditions::Editing => ("edits", true),
-        Conditions::Upscaling => ("upscales", true),
-    };
-    let is_started_from = !matches!(conditions, Conditions::Editing | Conditions::Upscaling);
-    match (init, mask) {
-        (None, Some(_)) => {
-            return refuse(
-                "mask: expected an init image with it, got none",
-                "give its init image with {init}",
-            );
-        }
-        (None, None) if needs_init => {
-            let message = format!("init: expected an image, because this model {verb} images, got none");
-            return refuse(&message, "give one with {init}");
-        }
-        (Some(init), _) if [init.dimensions().0, init.dimensions().1].contains(&0) => {
-            return refuse("init: expected an image with pixels, got none", "");
-        }
-        (None, _) if recipe.extend.is_some() => {
-            return refuse("extend: expected an init image, got none", "give one with {init}");
-        }
-        (Some(_), _) if recipe.extend.is_some() && !is_started_from => {
-            let message = format!("extend: expected none, because this model {verb} whole images, got one");
-            return refuse(&message, "");
-        }
-        (Some(_), Some(_)) if recipe.extend.is_some() => {
-            return refuse("extend: expected no mask, because the mask is what is added, got one", "");
-        }
-        (Some(_), None) if recipe.extend.is_some_and(|extend| extend.is_nothing()) => {
-            return refuse("extend: expected a side of more than 0 pixels, got none", "as in left=64,top=32");
-        }
-        (Some(_), None) if conditions == Conditions::Inpainting && recipe.extend.is_none() => {
-            return refuse(
-                "mask: expected one, because this model repaints a part of an image, got none",
-                "give one with {mask}: white areas are repainted",
-            );
-        }
-        (Some(_), Some(_)) if !is_started_from => {
-            let message = format!("mask: expected none, because this model {verb} whole images, got one");
-            return refuse(&message, "");
-        }
-        (Some(init), Some(mask)) => {
-            let of_mask = match mask {
-                Mask::Pixels(mask) => mask.dimensions(),
-                Mask::File(file) => file.dimensions(),
-                Mask::InitAlpha => init.dimensions(),
-            };
-            if [of_mask.0, of_mask.1].contains(&0) {
-                return refuse("mask: expected an image with pixels, got none", "");
-            }
-            if init.dimensions() != of_mask && recipe.mask_fit.is_none() {
-                let shown = |(width, height): (u32, u32)| format!("{width}x{height}");
-                let (init, mask) = (shown(init.dimensions()), shown(of_mask));
-                let message = format!("mask: expected the size of the init image, {init}, got {mask}");
-                return refuse(&message, "{mask_fit} stretch or crop fits it");
-            }
-        }
-        _ => {}
-    }
-    if init.is_some() && !manifest.encodes && conditions != Conditions::Upscaling {
-        return refuse(
-            "init: expected none, because this model's files have no VAE encoder, got one",
-            "use the model in a form that has it, such as its diffusers folder",
-        );
-    }
-    let of_mask = [
-        (recipe.keep_outside.is_some() && recipe.extend.is_none(), "keep outside"),
-        (recipe.mask_fit.is_some(), "mask fit"),
-        (recipe.mask_invert.is_some(), "mask invert"),
-        (recipe.mask_grow.is_some(), "mask grow"),
-        (recipe.mask_blur.is_some(), "mask blur"),
-        (recipe.mask_only.is_some(), "mask only"),
-        (recipe.soft_mask.is_some(), "soft mask"),
-    ];
-    if let Some((_, what)) = of_mask.into_iter().find(|(is_given, _)| *is_given && recipe.mask.is_none()) {
-        return refuse(&format!("{what}: expected a mask, got none"), "give one with {mask}");
-    }
-    if recipe.mask_fit == Some(Resize::Pad) {
-        return refuse("mask fit: expected stretch or crop, got pad", "");
-    }
-    if recipe.resize.is_some() && recipe.init.is_none() {
-        return refuse("resize: expected an init image, got none", "give one with {init}");
-    }
-    if recipe.resize.is_some() && recipe.extend.is_some() {
-        return refuse(
-            "resize: expected none with an extended image, whose init image keeps its size, got one",
-            "",
-        );
-    }
-    if recipe.resize.is_some() && recipe.mask_only.is_some() {
-        let message =
-            "resize: expected none with mask only, whose region has the proportions of the size, got one";
-        return refuse(message, "");
-    }
-    if recipe.soft_mask == Some(true) && conditions == Conditions::Inpainting {
-        let message = "soft mask: expected none, because this model takes masks without greys, got one";
-        return refuse(message, "use a model that is not trained for inpainting");
-    }
-    if recipe.strength.is_some() && recipe.init.is_none() {
-        return refuse("strength: expected an init image, got none", "give one with {init}");
-    }
-    if recipe.strength.is_some() && !is_started_from {
-        let message =
-            format!("strength: expected none, because this model {verb} images from noise, got one");
-        return refuse(&message, "");
-    }
-    if recipe.image_guidance.is_some() && conditions != Conditions::Editing {
-        return refuse(
-            "image guidance: expected none, because this model does not edit images, got one",
-            "other models use strength instead",
-        );
-    }
-    if recipe.noise_level.is_some() && conditions != Conditions::Upscaling {
-        return refuse(
-            "noise level: expected none, because this model does not upscale images, got one",
-            "other models use strength instead",
-        );
-    }
-    Ok(())
 }
 
 /// The images of a recipe; in their place it keeps their files, or a file of which nothing is known.

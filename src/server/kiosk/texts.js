@@ -59,7 +59,7 @@ export const TEXTS = {
     shoot: "Take photo",
     close: "Close",
     camera_failed: "The camera is not available: {reason}",
-    image_unreadable: "The browser cannot read this file as an image",
+    image_unreadable: "This file is not an image that the browser can read",
     image_large: "This file is larger than {limit} MB",
     token_title: "This server requires a token",
     token_label: "Token",

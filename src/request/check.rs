@@ -1,0 +1,184 @@
+//! Whether the images of a recipe, and the settings that go with them, are what a model draws from. It knows no pixels.
+
+use crate::manifest::{Conditions, Manifest};
+use crate::picture::{Init, Mask, Resize};
+use crate::recipe::Recipe;
+use crate::{Error, ErrorKind};
+
+fn refuse(message: &str, help: &str) -> Result<(), Error> {
+    let error = Error::new(ErrorKind::Usage, message);
+    Err(if help.is_empty() { error } else { error.help(help) })
+}
+
+/// What a model does with images, for messages.
+fn verb(conditions: Conditions) -> &'static str {
+    match conditions {
+        Conditions::Prompt => "draws",
+        Conditions::Refiner => "refines",
+        Conditions::Inpainting => "repaints",
+        Conditions::Editing => "edits",
+        Conditions::Upscaling => "upscales",
+    }
+}
+
+/// Whether a run starts from the init image, and not from noise.
+fn is_started_from(conditions: Conditions) -> bool {
+    !matches!(conditions, Conditions::Editing | Conditions::Upscaling)
+}
+
+/// [`ErrorKind::Usage`] for images and settings of a recipe that its model does not draw from.
+pub(super) fn check_images(
+    recipe: &Recipe,
+    init: Option<&Init>,
+    mask: Option<&Mask>,
+    manifest: &Manifest,
+) -> Result<(), Error> {
+    check_given(recipe, init, mask, manifest.conditions)?;
+    if init.is_some() && !manifest.encodes && manifest.conditions != Conditions::Upscaling {
+        return refuse(
+            "init: expected none, because this model's files have no VAE encoder, got one",
+            "use the model in a form that has it, such as its diffusers folder",
+        );
+    }
+    check_mask_settings(recipe)?;
+    check_resize(recipe)?;
+    check_settings(recipe, manifest.conditions)
+}
+
+/// Whether those images are there that the model needs, and no others.
+fn check_given(
+    recipe: &Recipe,
+    init: Option<&Init>,
+    mask: Option<&Mask>,
+    conditions: Conditions,
+) -> Result<(), Error> {
+    let verb = verb(conditions);
+    let is_started_from = is_started_from(conditions);
+    let needs_init = conditions != Conditions::Prompt;
+    match (init, mask) {
+        (None, Some(_)) => {
+            return refuse(
+                "mask: expected an init image with it, got none",
+                "give its init image with {init}",
+            );
+        }
+        (None, None) if needs_init => {
+            let message = format!("init: expected an image, because this model {verb} images, got none");
+            return refuse(&message, "give one with {init}");
+        }
+        (Some(init), _) if [init.dimensions().0, init.dimensions().1].contains(&0) => {
+            return refuse("init: expected an image with pixels, got none", "");
+        }
+        (None, _) if recipe.extend.is_some() => {
+            return refuse("extend: expected an init image, got none", "give one with {init}");
+        }
+        (Some(_), _) if recipe.extend.is_some() && !is_started_from => {
+            let message = format!("extend: expected none, because this model {verb} whole images, got one");
+            return refuse(&message, "");
+        }
+        (Some(_), Some(_)) if recipe.extend.is_some() => {
+            return refuse("extend: expected no mask, because the mask is what is added, got one", "");
+        }
+        (Some(_), None) if recipe.extend.is_some_and(|extend| extend.is_nothing()) => {
+            return refuse("extend: expected a side of more than 0 pixels, got none", "as in left=64,top=32");
+        }
+        (Some(_), None) if conditions == Conditions::Inpainting && recipe.extend.is_none() => {
+            return refuse(
+                "mask: expected one, because this model repaints a part of an image, got none",
+                "give one with {mask}: white areas are repainted",
+            );
+        }
+        (Some(_), Some(_)) if !is_started_from => {
+            let message = format!("mask: expected none, because this model {verb} whole images, got one");
+            return refuse(&message, "");
+        }
+        (Some(init), Some(mask)) => check_mask_size(recipe, init, mask)?,
+        _ => {}
+    }
+    Ok(())
+}
+
+fn check_mask_size(recipe: &Recipe, init: &Init, mask: &Mask) -> Result<(), Error> {
+    let of_mask = match mask {
+        Mask::Pixels(mask) => mask.dimensions(),
+        Mask::File(file) => file.dimensions(),
+        Mask::InitAlpha => init.dimensions(),
+    };
+    if [of_mask.0, of_mask.1].contains(&0) {
+        return refuse("mask: expected an image with pixels, got none", "");
+    }
+    if init.dimensions() != of_mask && recipe.mask_fit.is_none() {
+        let shown = |(width, height): (u32, u32)| format!("{width}x{height}");
+        let (init, mask) = (shown(init.dimensions()), shown(of_mask));
+        let message = format!("mask: expected the size of the init image, {init}, got {mask}");
+        return refuse(&message, "{mask_fit} stretch or crop fits it");
+    }
+    Ok(())
+}
+
+fn check_mask_settings(recipe: &Recipe) -> Result<(), Error> {
+    let of_mask = [
+        (recipe.keep_outside.is_some() && recipe.extend.is_none(), "keep outside"),
+        (recipe.mask_fit.is_some(), "mask fit"),
+        (recipe.mask_invert.is_some(), "mask invert"),
+        (recipe.mask_grow.is_some(), "mask grow"),
+        (recipe.mask_blur.is_some(), "mask blur"),
+        (recipe.mask_only.is_some(), "mask only"),
+        (recipe.soft_mask.is_some(), "soft mask"),
+    ];
+    if let Some((_, what)) = of_mask.into_iter().find(|(is_given, _)| *is_given && recipe.mask.is_none()) {
+        return refuse(&format!("{what}: expected a mask, got none"), "give one with {mask}");
+    }
+    if recipe.mask_fit == Some(Resize::Pad) {
+        return refuse("mask fit: expected stretch or crop, got pad", "");
+    }
+    Ok(())
+}
+
+fn check_resize(recipe: &Recipe) -> Result<(), Error> {
+    if recipe.resize.is_some() && recipe.init.is_none() {
+        return refuse("resize: expected an init image, got none", "give one with {init}");
+    }
+    if recipe.resize.is_some() && recipe.extend.is_some() {
+        return refuse(
+            "resize: expected none with an extended image, whose init image keeps its size, got one",
+            "",
+        );
+    }
+    if recipe.resize.is_some() && recipe.mask_only.is_some() {
+        let message =
+            "resize: expected none with mask only, whose region has the proportions of the size, got one";
+        return refuse(message, "");
+    }
+    Ok(())
+}
+
+/// Whether the other settings of images are those of such a model.
+fn check_settings(recipe: &Recipe, conditions: Conditions) -> Result<(), Error> {
+    let (verb, is_started_from) = (verb(conditions), is_started_from(conditions));
+    if recipe.soft_mask == Some(true) && conditions == Conditions::Inpainting {
+        let message = "soft mask: expected none, because this model takes masks without greys, got one";
+        return refuse(message, "use a model that is not trained for inpainting");
+    }
+    if recipe.strength.is_some() && recipe.init.is_none() {
+        return refuse("strength: expected an init image, got none", "give one with {init}");
+    }
+    if recipe.strength.is_some() && !is_started_from {
+        let message =
+            format!("strength: expected none, because this model {verb} images from noise, got one");
+        return refuse(&message, "");
+    }
+    if recipe.image_guidance.is_some() && conditions != Conditions::Editing {
+        return refuse(
+            "image guidance: expected none, because this model does not edit images, got one",
+            "other models use strength instead",
+        );
+    }
+    if recipe.noise_level.is_some() && conditions != Conditions::Upscaling {
+        return refuse(
+            "noise level: expected none, because this model does not upscale images, got one",
+            "other models use strength instead",
+        );
+    }
+    Ok(())
+}
