@@ -62,7 +62,11 @@ impl TextEncoder {
 
     /// Reduces memory until [`TextEncoder::use_planned_memory`]; whether that is a change.
     pub(crate) fn reduce_memory(&mut self) -> bool {
-        self.encoders.iter_mut().fold(false, |changed, encoder| encoder.component.reduce_memory() || changed)
+        let mut is_changed = false;
+        for encoder in &mut self.encoders {
+            is_changed |= encoder.component.reduce_memory();
+        }
+        is_changed
     }
 
     #[cfg(test)]
