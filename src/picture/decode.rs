@@ -211,6 +211,12 @@ fn png(data: &mut Data, header: &Header, sink: &mut Sink) -> Result<(), Problem>
     Ok(())
 }
 
+/// All pixels are in memory before they are scaled, 144 MiB of a photograph of 48 megapixels, because zune-jpeg gives neither
+/// rows nor a scaled image. What else there is, as of November 2026: jpeg-decoder 0.3.2 scales in the inverse cosine transform,
+/// but is in maintenance mode, and hands the coefficients of every image wider than 128 pixels to a thread of its own through
+/// a queue without a bound, which no plan can count; rusty_jpeg 0.4.8 is a copy of it that can do without the thread, and
+/// is too young to read what strangers send; libjpeg-turbo-rs 0.9 takes the whole file in memory; zenjpeg gives rows, and is
+/// under the AGPL.
 fn jpeg(data: &mut Data, header: &Header, sink: &mut Sink) -> Result<(), Problem> {
     let options =
         DecoderOptions::default().set_strict_mode(false).set_max_width(usize::MAX).set_max_height(usize::MAX);
