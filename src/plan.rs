@@ -237,6 +237,8 @@ struct Candidate {
     segments: Vec<SegmentBytes>,
     /// What is copied if the session is kept, so that it is faster.
     copies_bytes: u64,
+    /// Whether a session that is kept is opened when it is first needed, after all others.
+    is_opened_last: bool,
     operations: u64,
 }
 
@@ -342,7 +344,7 @@ impl Plan {
         let limit_bytes = budget.within_limits(options.threads.get(), stages.len());
         let room = limit_bytes.saturating_sub(base_bytes);
         let choice = choose(candidates, room).filter(|_| images_peak_bytes <= limit_bytes);
-        let Some(Choice { candidates, kept_bytes }) = choice else {
+        let Some(Choice { candidates, kept_peaks }) = choice else {
             let error = Error::new(
                 ErrorKind::Memory,
                 format!(
@@ -361,9 +363,10 @@ impl Plan {
         let stages: Vec<Stage> = stages
             .into_iter()
             .zip(candidates)
-            .map(|(stage, candidate)| {
-                let (residency, pool_bytes, bytes) = match kept_bytes {
-                    Some(kept_bytes) => (Residency::Keep, None, kept_bytes + kept_computed(&candidate)),
+            .enumerate()
+            .map(|(index, (stage, candidate))| {
+                let (residency, pool_bytes, bytes) = match &kept_peaks {
+                    Some(peaks) => (Residency::Keep, None, peaks[index]),
                     None => (candidate.residency, Some(candidate.pool_bytes() as usize), candidate.bytes()),
                 };
                 Stage {
@@ -533,8 +536,8 @@ fn adapters_bytes(model: &Model) -> usize {
 struct Choice {
     /// One of each stage.
     candidates: Vec<Candidate>,
-    /// What is there all the time, if everything is kept.
-    kept_bytes: Option<u64>,
+    /// The most that there is while each is opened or computes, if everything is kept.
+    kept_peaks: Option<Vec<u64>>,
 }
 
 /// The least room in which all stages can run: that of the largest, in its smallest way.
@@ -546,6 +549,21 @@ fn least(stages: &[Vec<Candidate>]) -> u64 {
 
 /// Everything kept, if that fits; else of each stage, as only one is in memory at a time, its first way that does.
 fn choose(stages: Vec<Vec<Candidate>>, room: u64) -> Option<Choice> {
+    let kept_peaks = kept_peaks(stages.iter().map(|candidates| &candidates[0]));
+    if kept_peaks.iter().all(|&peak| peak <= room) {
+        let candidates = stages.into_iter().map(|mut candidates| candidates.swap_remove(0)).collect();
+        return Some(Choice { candidates, kept_peaks: Some(kept_peaks) });
+    }
+    let first =
+        |candidates: Vec<Candidate>| candidates.into_iter().find(|candidate| candidate.bytes() <= room);
+    let candidates: Option<Vec<Candidate>> = stages.into_iter().map(first).collect();
+    let candidates = candidates?.into_iter().map(|candidate| with_more_resident(candidate, room)).collect();
+    Some(Choice { candidates, kept_peaks: None })
+}
+
+/// Of stages whose sessions are kept, the most that there is while each of them is opened, after those before it, or computes,
+/// when all are open.
+fn kept_peaks<'a>(stages: impl Iterator<Item = &'a Candidate> + Clone) -> Vec<u64> {
     // What is kept may also be copied where that makes it faster.
     let kept = |candidate: &Candidate| {
         candidate.weights_bytes
@@ -553,26 +571,23 @@ fn choose(stages: Vec<Vec<Candidate>>, room: u64) -> Option<Choice> {
             + candidate.description_bytes
             + candidate.copies_bytes
     };
-    let kept_bytes: u64 = stages.iter().map(|candidates| kept(&candidates[0])).sum();
-    let kept_bytes = kept_bytes + kept_bytes / KEPT_SLACK;
-    let computed = stages.iter().map(|candidates| kept_computed(&candidates[0])).max().unwrap_or(0);
-    if kept_bytes + computed <= room {
-        let candidates = stages.into_iter().map(|mut candidates| candidates.swap_remove(0)).collect();
-        return Some(Choice { candidates, kept_bytes: Some(kept_bytes) });
-    }
-    let first =
-        |candidates: Vec<Candidate>| candidates.into_iter().find(|candidate| candidate.bytes() <= room);
-    let candidates: Option<Vec<Candidate>> = stages.into_iter().map(first).collect();
-    let candidates = candidates?.into_iter().map(|candidate| with_more_resident(candidate, room)).collect();
-    Some(Choice { candidates, kept_bytes: None })
-}
-
-/// What is there while a stage computes whose pool has no limit, or while it is opened.
-fn kept_computed(candidate: &Candidate) -> u64 {
-    let computed_bytes =
-        candidate.own_bytes + candidate.activations_bytes + candidate.activations_bytes / POOL_KEEPS_PART;
-    // While it is opened, weights are also there as they are converted, and in another layout.
-    computed_bytes.max(candidate.opening_bytes).max(candidate.copies_bytes)
+    let with_slack = |bytes: u64| bytes + bytes / KEPT_SLACK;
+    let all: u64 = stages.clone().map(kept).sum();
+    let mut before = 0;
+    let peak = |candidate: &Candidate| {
+        let opened = if candidate.is_opened_last {
+            all
+        } else {
+            before += kept(candidate);
+            before
+        };
+        // While it is opened, weights are also there as they are converted, and in another layout.
+        let opening = with_slack(opened) + candidate.opening_bytes.max(candidate.copies_bytes);
+        // No limit is set to its pool.
+        let activations_bytes = candidate.activations_bytes + candidate.activations_bytes / POOL_KEEPS_PART;
+        opening.max(with_slack(all) + candidate.own_bytes + activations_bytes)
+    };
+    stages.map(peak).collect()
 }
 
 /// [`ErrorKind::Usage`] for a component that may run elsewhere than on the CPU: what is planned is its memory.
@@ -638,6 +653,7 @@ impl Planner {
             // The image's planes, and those that are fed or cut into tiles.
             let planes = picture_bytes(size);
             for candidate in &mut candidates {
+                candidate.is_opened_last = true;
                 candidate.own_bytes +=
                     states_bytes + if candidate.tile.is_some() { planes } else { 2 * planes };
             }
@@ -726,6 +742,7 @@ impl Planner {
             description_bytes: whole.description_bytes as u64,
             segments: Vec::new(),
             copies_bytes,
+            is_opened_last: false,
             operations,
         }];
         for segment_bytes in SEGMENTS_MIB.map(|mib| mib << 20) {
@@ -750,6 +767,7 @@ impl Planner {
                 description_bytes: most(|segment| segment.description_bytes) as u64,
                 segments: extents,
                 copies_bytes,
+                is_opened_last: false,
                 operations,
             });
         }
@@ -863,6 +881,7 @@ mod tests {
             description_bytes: 2,
             segments: Vec::new(),
             copies_bytes: weights_bytes / 2,
+            is_opened_last: false,
             operations: 0,
         }
     }
@@ -888,14 +907,17 @@ mod tests {
         assert_eq!(all.len(), 2 * 4 * 3);
         let mut kinds = [0; 3];
         for room in 0..400 {
-            let kept: u64 =
-                all[0].iter().map(|candidate| candidate.weights_bytes + 3 + candidate.copies_bytes).sum();
-            let kept = kept + kept / KEPT_SLACK;
-            let computed = all[0].iter().map(|candidate| {
-                (candidate.activations_bytes + candidate.activations_bytes / 4 + 3)
-                    .max(candidate.copies_bytes)
-            });
-            let computed = computed.max().unwrap();
+            // Opened one after another, then all open while each computes.
+            let kept: Vec<u64> =
+                all[0].iter().map(|candidate| candidate.weights_bytes + 3 + candidate.copies_bytes).collect();
+            let slack = |bytes: u64| bytes + bytes / 64;
+            let peaks: Vec<u64> = (0..3)
+                .map(|at| {
+                    let Candidate { activations_bytes: computed, copies_bytes, .. } = all[0][at];
+                    (slack(kept[..=at].iter().sum()) + copies_bytes)
+                        .max(slack(kept.iter().sum()) + computed + computed / 4 + 3)
+                })
+                .collect();
             let peak = |candidates: &&Vec<&Candidate>| {
                 let bytes = candidates
                     .iter()
@@ -904,11 +926,11 @@ mod tests {
             };
             let found = all.iter().find(peak).map(|candidates| candidates.iter().copied().cloned().collect());
             let chosen = choose(stages.to_vec(), room);
-            kinds[chosen.as_ref().map_or(0, |choice| 1 + usize::from(choice.kept_bytes.is_some()))] += 1;
+            kinds[chosen.as_ref().map_or(0, |choice| 1 + usize::from(choice.kept_peaks.is_some()))] += 1;
             assert_eq!(chosen.is_some(), room >= least(&stages), "{room}");
-            if kept + computed <= room {
+            if peaks.iter().all(|&peak| peak <= room) {
                 let candidates = all[0].iter().copied().cloned().collect();
-                assert_eq!(chosen, Some(Choice { candidates, kept_bytes: Some(kept) }), "{room}");
+                assert_eq!(chosen, Some(Choice { candidates, kept_peaks: Some(peaks) }), "{room}");
             } else {
                 assert_eq!(chosen.map(|choice| choice.candidates), found, "{room}");
             }
@@ -925,14 +947,14 @@ mod tests {
         let streamed = Residency::Streamed { segment_bytes: 5, resident_bytes: 10 };
         for (room, allowed, weights) in [(35, 10, 9), (36, 11, 9), (37, 12, 2 + 9), (42, 17, 7 + 8)] {
             let candidate = Candidate { residency: streamed, segments: segments.clone(), ..candidate(9, 20) };
-            let Choice { candidates, kept_bytes } = choose(vec![vec![candidate]], room).unwrap();
+            let Choice { candidates, kept_peaks } = choose(vec![vec![candidate]], room).unwrap();
             let residency = Residency::Streamed { segment_bytes: 5, resident_bytes: allowed };
             assert_eq!(
                 (candidates[0].residency, candidates[0].weights_bytes),
                 (residency, weights),
                 "{room}"
             );
-            assert!(candidates[0].bytes() <= room && kept_bytes.is_none());
+            assert!(candidates[0].bytes() <= room && kept_peaks.is_none());
         }
     }
 
@@ -945,11 +967,17 @@ mod tests {
         let of = |opening_bytes| Candidate { opening_bytes, ..plain.clone() };
         // Adding LoRA files and computing do not overlap.
         assert_eq!((of(23).bytes(), of(50).bytes()), (126, 100 + 1 + 50 + 2));
-        // A quarter more than it uses stays in a pool without a limit.
+        // Kept: 100 + 1 + 2, and a sixty-fourth; a quarter more than it uses stays in a pool without a limit.
+        let one = |candidate: Candidate| kept_peaks(std::iter::once(&candidate))[0];
         let kept = Candidate { copies_bytes: 0, ..of(0) };
-        assert_eq!(kept_computed(&kept), 3 + 20 + 5);
-        assert_eq!(kept_computed(&Candidate { opening_bytes: 29, ..kept.clone() }), 29);
-        assert_eq!(kept_computed(&Candidate { copies_bytes: 30, ..kept }), 30);
+        assert_eq!(one(kept.clone()), 103 + 1 + 3 + 20 + 5);
+        assert_eq!(one(Candidate { opening_bytes: 29, ..kept.clone() }), 103 + 1 + 29);
+        assert_eq!(one(Candidate { copies_bytes: 90, ..kept.clone() }), 193 + 3 + 90);
+        // What is opened last is so when all others are open.
+        let copied = Candidate { copies_bytes: 90, ..kept.clone() };
+        let late = Candidate { is_opened_last: true, ..copied.clone() };
+        assert_eq!(kept_peaks([&copied, &kept].into_iter()), [296 + 4 + 28, 296 + 4 + 28]);
+        assert_eq!(kept_peaks([&late, &kept].into_iter()), [296 + 4 + 90, 296 + 4 + 28]);
     }
 
     /// The terms of stages and of what is beside them, with the built-in model, whose numbers are written here once more: 24

@@ -18,8 +18,11 @@ mod group;
 const MOST_OVER: f64 = 1.25;
 /// Of smaller peaks a share says little: what the library and its threads take is most of them.
 const FROM_MIB: f64 = 150.0;
-/// How much more may be planned there.
-const MOST_OVER_MIB: f64 = 50.0;
+/// How much more may be planned there: what may differ between runs and machines, and a quarter of the activations.
+const MOST_OVER_MIB: f64 = 25.0;
+/// Where weights are kept, they are planned once more while they are converted (37 MiB of the built-in model's U-Net), which is
+/// less where a library converts one after another.
+const MOST_KEPT_OVER_MIB: f64 = 50.0;
 const MIB: f64 = 1048576.0;
 
 fn calotype(arguments: &[&str]) -> Output {
@@ -58,6 +61,12 @@ fn draw(folder: &Path, size: &str, budget: Option<&str>) -> (image::RgbImage, f6
     (image::open(path).unwrap().to_rgb8(), planned, peak)
 }
 
+/// Whether all weights stay in memory.
+fn is_kept(size: &str, budget: &str) -> bool {
+    let plan = json(&calotype(&["plan", "--size", size, "--memory", budget, "--json"]));
+    plan["stages"].as_array().unwrap().iter().all(|stage| stage["residency"] == "keep")
+}
+
 #[test]
 fn what_is_planned_is_kept_and_hardly_more() {
     let folder = tempfile::tempdir().unwrap();
@@ -72,7 +81,11 @@ fn what_is_planned_is_kept_and_hardly_more() {
             let (picture, planned, peak) = draw(folder.path(), size, budget.as_deref());
             let place = format!("{size} in {budget:?}: planned {planned:.0} MiB, measured {peak:.0} MiB");
             assert!(peak <= planned, "{place}");
-            let most = if peak < FROM_MIB { peak + MOST_OVER_MIB } else { peak * MOST_OVER };
+            let most = match budget.as_deref().is_none_or(|budget| is_kept(size, budget)) {
+                _ if peak >= FROM_MIB => peak * MOST_OVER,
+                true => peak + MOST_KEPT_OVER_MIB,
+                false => peak + MOST_OVER_MIB,
+            };
             assert!(planned <= most, "{place}");
             if let Some(budget) = &budget {
                 assert!(planned <= budget.trim_end_matches("MiB").parse().unwrap(), "{place}");
