@@ -1,9 +1,9 @@
 //! The promise of a budget over models, sizes, budgets and requests drawn at random: the peak of a run is never above its
 //! budget and never above its plan, its plan is not far above it, and a budget that is refused names one that is kept.
 //!
-//! Each run is a process of its own, in a memory control group whose limit is the budget where groups can be made; what
-//! counts is `VmHWM`: private pages, and pages of mapped files while they are in memory. `CALOTYPE_SWEEP=ROWS,SEED,FILE`
-//! takes other rows, also of middling width, and appends them to FILE as JSON lines.
+//! Each run is a process of its own, in a cgroup whose limit is the budget where groups can be made; what counts is `VmHWM`:
+//! private pages, and pages of mapped files while they are in memory. `CALOTYPE_SWEEP=ROWS,SEED,FILE` takes other rows of wide
+//! models, also of middling width, and appends them to FILE as JSON lines; `CALOTYPE_SMALL_SWEEP` does so of narrow ones.
 #![cfg(target_os = "linux")]
 
 use std::fs::{File, OpenOptions};
@@ -12,12 +12,13 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use image::{GrayImage, Luma, Rgb, RgbImage};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::golden::{Precision, desk};
+use super::golden::{Golden, Precision, desk};
 use super::group::limited;
 use super::{onnx, wide};
 
@@ -27,9 +28,14 @@ const MOST_OVER: f64 = 1.25;
 const FROM_BYTES: u64 = 150 * MIB;
 /// The exit code of a budget that is refused.
 const REFUSED: i32 = 5;
-/// How many rows are drawn where nobody says, and of which seed: some two minutes. 200 rows are for once a week.
+/// How many rows of wide models are drawn where nobody says, each in two budgets; and how many of narrow ones, each in one.
 const ROWS: usize = 16;
+const SMALL_ROWS: usize = 200;
 const SEED: u64 = 14;
+/// The longest side of small images.
+const SMALL_PX: usize = 192;
+/// The range of small rows' budgets: from less than any run needs to more than most do.
+const SMALL_MIB: [u64; 2] = [56, 240];
 
 /// SplitMix64 (Steele et al. 2014): rows of one seed are the same everywhere.
 struct Dice(u64);
@@ -61,11 +67,9 @@ struct Subject {
     name: String,
     path: Option<PathBuf>,
     lora: Option<PathBuf>,
-    /// What sides are multiples of, and how many of them at most.
+    /// What sides are multiples of, and how long they are at most.
     step_px: usize,
     most_px: usize,
-    /// The only size, where there is one.
-    takes_picture: bool,
 }
 
 /// One line of the sweep.
@@ -73,49 +77,57 @@ struct Subject {
 struct Row {
     label: String,
     arguments: Vec<String>,
-    budget_of_least: f64,
+    budget: Budget,
+}
+
+/// The budgets that a row is run in.
+#[derive(Clone, Copy)]
+enum Budget {
+    /// The least, and so many times that.
+    OfLeast(f64),
+    /// This one; the least where it is refused.
+    Bytes(u64),
+}
+
+fn subject(name: &str, path: PathBuf, lora: Option<&Path>, most_px: usize) -> Subject {
+    Subject { name: name.into(), path: Some(path), lora: lora.map(Path::to_owned), step_px: 8, most_px }
+}
+
+fn built_in(most_px: usize) -> Subject {
+    Subject { name: "built-in".into(), path: None, lora: None, step_px: 16, most_px }
+}
+
+/// A model in a folder, in one file and in bundles, with a LoRA.
+fn forms(name: &str, golden: &Golden, most_px: usize, folder: &Path) -> Vec<Subject> {
+    let mut subjects = vec![];
+    let lora = folder.join(format!("{name}-lora.safetensors"));
+    wide::write_lora(&lora, &golden.shapes(), 16);
+    for (precision, text) in [(Precision::F32, "f32"), (Precision::F16, "f16")] {
+        let place = folder.join(format!("{name}-{text}"));
+        golden.write_folder(&place, precision, false, 1);
+        subjects.push(subject(&format!("{name}-{text}"), place.clone(), Some(&lora), most_px));
+        let file = folder.join(format!("{name}-{text}.safetensors"));
+        golden.write_single_file(&file, precision);
+        subjects.push(subject(&format!("{name}-{text}-file"), file, Some(&lora), most_px));
+        if text == "f16" {
+            for weights in ["int8", "f16"] {
+                let bundle = folder.join(format!("{name}-{weights}-bundle"));
+                wide::pack(&place, &bundle, weights);
+                subjects.push(subject(&format!("{name}-{weights}-bundle"), bundle, None, most_px));
+            }
+        }
+    }
+    subjects
 }
 
 fn subjects(folder: &Path, is_wide: bool) -> (Vec<Subject>, Vec<TempDir>) {
-    let mut subjects = vec![];
-    let subject = |name: &str, path: PathBuf, lora: Option<&Path>, most_px| Subject {
-        name: name.into(),
-        path: Some(path),
-        lora: lora.map(Path::to_owned),
-        step_px: 8,
-        most_px,
-        takes_picture: true,
-    };
-    subjects.push(Subject {
-        name: "built-in".into(),
-        path: None,
-        lora: None,
-        step_px: 16,
-        most_px: 512,
-        takes_picture: true,
-    });
+    let mut subjects = vec![built_in(512)];
     let mut families = vec![("sd15", wide::sd15(), 320), ("sdxl", wide::sdxl(), 256)];
     if is_wide {
         families.push(("middling", wide::middling(), 512));
     }
     for (name, golden, most_px) in families {
-        let lora = folder.join(format!("{name}-lora.safetensors"));
-        wide::write_lora(&lora, &golden.shapes(), 16);
-        for (precision, text) in [(Precision::F32, "f32"), (Precision::F16, "f16")] {
-            let place = folder.join(format!("{name}-{text}"));
-            golden.write_folder(&place, precision, false, 1);
-            subjects.push(subject(&format!("{name}-{text}"), place.clone(), Some(&lora), most_px));
-            let file = folder.join(format!("{name}-{text}.safetensors"));
-            golden.write_single_file(&file, precision);
-            subjects.push(subject(&format!("{name}-{text}-file"), file, Some(&lora), most_px));
-            if text == "f16" {
-                for weights in ["int8", "f16"] {
-                    let bundle = folder.join(format!("{name}-{weights}-bundle"));
-                    wide::pack(&place, &bundle, weights);
-                    subjects.push(subject(&format!("{name}-{weights}-bundle"), bundle, None, most_px));
-                }
-            }
-        }
+        subjects.extend(forms(name, &golden, most_px, folder));
     }
     let mut kept = Vec::new();
     for layout in ["optimum", "optimum-xl", "olive-io16", "optimum-old"] {
@@ -128,13 +140,22 @@ fn subjects(folder: &Path, is_wide: bool) -> (Vec<Subject>, Vec<TempDir>) {
     (subjects, kept)
 }
 
+/// Narrow models, whose weights are little beside what else is in memory.
+fn small_subjects(folder: &Path) -> Vec<Subject> {
+    let mut subjects = vec![built_in(SMALL_PX)];
+    for family in ["sd15", "sdxl"] {
+        subjects.extend(forms(&format!("narrow-{family}"), &Golden::open(family), SMALL_PX, folder));
+    }
+    subjects
+}
+
 /// Rows of a seed.
-fn rows(count: usize, seed: u64, subjects: &[Subject], folder: &Path) -> Vec<Row> {
+fn rows(count: usize, seed: u64, is_small: bool, subjects: &[Subject], folder: &Path) -> Vec<Row> {
     let mut dice = Dice(seed);
     let words = "a photograph of an astronaut riding a white horse through a field of red poppies at dawn, ";
     (0..count)
         .map(|_| {
-            // Every third is the built-in model.
+            // Many are of the built-in model.
             let subject = if dice.chance(30) { &subjects[0] } else { dice.pick(subjects) };
             let side = |dice: &mut Dice| {
                 let most = if dice.chance(70) { subject.most_px / 2 } else { subject.most_px };
@@ -156,7 +177,7 @@ fn rows(count: usize, seed: u64, subjects: &[Subject], folder: &Path) -> Vec<Row
             add("--size", format!("{width}x{height}"));
             add("--threads", threads.to_string());
             add("--guidance", if guided { "5" } else { "1" }.into());
-            add("--steps", (2 + dice.below(2)).to_string());
+            add("--steps", if is_small { 2 } else { 2 + dice.below(2) }.to_string());
             add("--sampler", "euler".into());
             add("--seed", dice.below(1000).to_string());
             if let Some(path) = &subject.path {
@@ -176,7 +197,11 @@ fn rows(count: usize, seed: u64, subjects: &[Subject], folder: &Path) -> Vec<Row
                 add("--lora", lora.display().to_string());
                 label += ", lora";
             }
-            if subject.takes_picture && dice.chance(25) {
+            if is_small && dice.chance(15) {
+                add("--count", "2".into());
+                label += ", two images";
+            }
+            if dice.chance(25) {
                 add("--init", folder.join("init.png").display().to_string());
                 label += ", init";
                 if dice.chance(40) {
@@ -184,8 +209,14 @@ fn rows(count: usize, seed: u64, subjects: &[Subject], folder: &Path) -> Vec<Row
                     label += ", mask";
                 }
             }
-            let budget_of_least = *dice.pick(&[1.0, 1.02, 1.05, 1.1, 1.2, 1.35, 1.6, 2.0, 3.0, 6.0, 40.0]);
-            Row { label, arguments, budget_of_least }
+            let [from, to] = SMALL_MIB.map(|mib| mib * MIB);
+            let budget = match is_small {
+                true => Budget::Bytes(from + dice.roll() % (to - from)),
+                false => {
+                    Budget::OfLeast(*dice.pick(&[1.0, 1.02, 1.05, 1.1, 1.2, 1.35, 1.6, 2.0, 3.0, 6.0, 40.0]))
+                }
+            };
+            Row { label, arguments, budget }
         })
         .collect()
 }
@@ -221,19 +252,37 @@ fn measured(output: &Output) -> Result<(u64, u64), String> {
 
 /// What is wrong with a row, if anything, and its record.
 fn check(row: &Row, out: &Path) -> (Vec<String>, Value) {
-    let mut record = json!({ "row": row.label, "of_least": row.budget_of_least });
-    let least = match least_bytes(&run(&row.arguments, MIB, out)) {
-        Ok(least) => least,
-        Err(problem) => return (vec![problem], record),
-    };
-    record["least_mib"] = json!(least / MIB);
+    let mut record = json!({ "row": row.label });
     let mut problems = Vec::new();
-    let mut budgets = vec![("least", least)];
-    if row.budget_of_least > 1.0 {
-        budgets.push(("budget", (least as f64 * row.budget_of_least) as u64));
+    let started = Instant::now();
+    let first = match row.budget {
+        Budget::OfLeast(_) => MIB,
+        Budget::Bytes(bytes) => bytes,
+    };
+    let output = run(&row.arguments, first, out);
+    let mut runs = Vec::new();
+    if first > MIB && output.status.code() != Some(REFUSED) {
+        runs.push(("budget", first, output));
+    } else {
+        let least = match least_bytes(&output) {
+            Ok(least) if least > first => least,
+            Ok(least) => {
+                problems.push(format!("refused {first} bytes, and named {least}"));
+                return (problems, record);
+            }
+            Err(problem) => return (vec![problem], record),
+        };
+        record["least_mib"] = json!(least / MIB);
+        runs.push(("least", least, run(&row.arguments, least, out)));
+        if let Budget::OfLeast(times) = row.budget
+            && times > 1.0
+        {
+            let larger = (least as f64 * times) as u64;
+            runs.push(("budget", larger, run(&row.arguments, larger, out)));
+        }
     }
-    for (name, budget) in budgets {
-        let (planned, peak) = match measured(&run(&row.arguments, budget, out)) {
+    for (name, budget, output) in runs {
+        let (planned, peak) = match measured(&output) {
             Ok(measured) => measured,
             Err(problem) => {
                 problems.push(format!("{} MiB: {problem}", budget / MIB));
@@ -253,33 +302,27 @@ fn check(row: &Row, out: &Path) -> (Vec<String>, Value) {
             problems.push(format!("planned too much ({:.2}): {place}", planned as f64 / peak as f64));
         }
     }
+    record["seconds"] = json!(started.elapsed().as_secs_f64());
     (problems, record)
 }
 
-#[test]
-fn budgets_are_kept_and_hardly_more_is_planned() {
-    let said = std::env::var("CALOTYPE_SWEEP").unwrap_or_default();
-    let mut said = said.splitn(3, ',').filter(|part| !part.is_empty());
-    let count = said.next().map_or(ROWS, |count| count.parse().unwrap());
-    let seed = said.next().map_or(SEED, |seed| seed.parse().unwrap());
-    let file: Option<Mutex<File>> =
-        said.next().map(|path| Mutex::new(OpenOptions::new().create(true).append(true).open(path).unwrap()));
-
-    let desk = desk();
+/// Images that rows start from.
+fn write_images(folder: &Path) {
     RgbImage::from_fn(192, 128, |x, y| Rgb([x as u8, y as u8, (x ^ y) as u8]))
-        .save(desk.path().join("init.png"))
+        .save(folder.join("init.png"))
         .unwrap();
     GrayImage::from_fn(192, 128, |x, _| Luma([if x < 96 { 255 } else { 0 }]))
-        .save(desk.path().join("mask.png"))
+        .save(folder.join("mask.png"))
         .unwrap();
-    let (subjects, _kept) = subjects(desk.path(), file.is_some());
-    let rows = rows(count, seed, &subjects, desk.path());
-    let next = AtomicUsize::new(0);
-    let problems = Mutex::new(Vec::new());
+}
+
+/// Runs all rows, two at a time; panics where anything is wrong with one.
+fn sweep(rows: &[Row], seed: u64, folder: &Path, file: Option<File>) {
+    let (next, problems, file) = (AtomicUsize::new(0), Mutex::new(Vec::new()), file.map(Mutex::new));
     std::thread::scope(|scope| {
         for worker in 0..2 {
-            let (rows, next, problems, file) = (&rows, &next, &problems, &file);
-            let out = desk.path().join(format!("{worker}.png"));
+            let (next, problems, file) = (&next, &problems, &file);
+            let out = folder.join(format!("{worker}.png"));
             scope.spawn(move || {
                 while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let (found, mut record) = check(row, &out);
@@ -294,5 +337,34 @@ fn budgets_are_kept_and_hardly_more_is_planned() {
         }
     });
     let problems = problems.into_inner().unwrap();
+    let count = rows.len();
     assert!(problems.is_empty(), "{} of {count} rows, seed {seed}:\n{}", problems.len(), problems.join("\n"));
+}
+
+/// How many rows, of which seed, and where they are recorded, by an environment variable `ROWS,SEED,FILE`.
+fn asked(variable: &str, rows: usize) -> (usize, u64, Option<File>) {
+    let said = std::env::var(variable).unwrap_or_default();
+    let mut said = said.splitn(3, ',').filter(|part| !part.is_empty());
+    let count = said.next().map_or(rows, |count| count.parse().unwrap());
+    let seed = said.next().map_or(SEED, |seed| seed.parse().unwrap());
+    let file = said.next().map(|path| OpenOptions::new().create(true).append(true).open(path).unwrap());
+    (count, seed, file)
+}
+
+#[test]
+fn budgets_are_kept_and_hardly_more_is_planned() {
+    let (count, seed, file) = asked("CALOTYPE_SWEEP", ROWS);
+    let desk = desk();
+    write_images(desk.path());
+    let (subjects, _kept) = subjects(desk.path(), file.is_some());
+    sweep(&rows(count, seed, false, &subjects, desk.path()), seed, desk.path(), file);
+}
+
+#[test]
+fn budgets_of_small_models_are_kept() {
+    let (count, seed, file) = asked("CALOTYPE_SMALL_SWEEP", SMALL_ROWS);
+    let desk = desk();
+    write_images(desk.path());
+    let subjects = small_subjects(desk.path());
+    sweep(&rows(count, seed, true, &subjects, desk.path()), seed, desk.path(), file);
 }
