@@ -71,6 +71,7 @@ documents() {
     install -d "$folder/licences"
     install -m 644 README.md LICENSE-MIT LICENSE-APACHE "$folder"
     install -m 644 models/builtin/MODEL_CARD.md "$folder"
+    install -m 644 models/upscaler/LICENSE "$folder/licences/upscaler.txt"
     install -m 644 "$work/wheel/onnxruntime/LICENSE" "$folder/licences/onnxruntime.txt"
     install -m 644 "$work/wheel/onnxruntime/ThirdPartyNotices.txt" "$folder/licences/onnxruntime_third_party.txt"
     install -m 644 "$home/root/usr/lib/rustlib/src/rust/COPYRIGHT" "$folder/licences/rust.txt"

@@ -47,7 +47,7 @@ has() {
     done
 }
 
-documents=(README.md LICENSE-MIT LICENSE-APACHE MODEL_CARD.md licences/{crates,rust,zig,libunwind,glibc,onnxruntime,onnxruntime_third_party}.txt)
+documents=(README.md LICENSE-MIT LICENSE-APACHE MODEL_CARD.md licences/{crates,upscaler,rust,zig,libunwind,glibc,onnxruntime,onnxruntime_third_party}.txt)
 
 for architecture; do
     archive=$(echo "$packages"/calotype-*-linux-"$architecture".tar.zst)

@@ -196,6 +196,8 @@ pub mod tile;
 #[cfg(feature = "engine")]
 pub mod tokenizer;
 #[cfg(feature = "engine")]
+pub mod upscaler;
+#[cfg(feature = "engine")]
 pub mod weights;
 
 pub use error::{Error, ErrorKind};
@@ -206,6 +208,8 @@ pub use sampler::{Denoise, Sampler, SamplerKind};
 pub use schedule::{Schedule, ScheduleKind};
 pub use scheduler::Scheduler;
 pub use tensor::PixelSize;
+#[cfg(feature = "engine")]
+pub use upscaler::Upscaler;
 #[cfg(feature = "engine")]
 pub use {
     engine::{Cancel, SessionOptions},

@@ -20,12 +20,12 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use image::metadata::Orientation;
-use image::{DynamicImage, GrayImage, ImageBuffer, Pixel, RgbImage};
+use image::{DynamicImage, GrayImage, ImageBuffer, Pixel, RgbImage, RgbaImage};
 use sha2::{Digest, Sha256};
 
 use self::data::Data;
 use self::decode::Want;
-pub use self::encode::{OutputFormat, RecipeText, encode};
+pub use self::encode::{OutputFormat, RecipeText, encode, encode_with_alpha};
 pub(crate) use self::fitted::{Fitted, fit};
 use self::header::{Header, Problem};
 pub(crate) use self::mask::{MaskEdit, Region};
@@ -156,6 +156,21 @@ impl ImageFile {
         self.decode_to(width, height)
     }
 
+    /// The image as [`ImageFile::decode`] gives it, with its alpha channel in place of white.
+    ///
+    /// # Errors
+    /// As [`ImageFile::decode`].
+    pub fn decode_with_alpha(&self) -> Result<RgbaImage, Error> {
+        let (width, height) = self.dimensions();
+        Ok(self.decode_as(self.whole(), width, height, Want::ColorAlpha)?.0)
+    }
+
+    /// How many bytes [`ImageFile::decode_with_alpha`] takes at most, the result included.
+    pub fn decode_with_alpha_bytes(&self) -> u64 {
+        let (width, height) = self.dimensions();
+        self.decode_bytes(self.whole(), width, height, Want::ColorAlpha)
+    }
+
     /// The image as [`ImageFile::decode`] gives it, scaled to a size in pixels, neither side of which is 0: stretched where
     /// the proportions differ.
     ///
@@ -219,7 +234,11 @@ impl ImageFile {
         let part = Part { of: stored, windows: self.as_stored(windows) };
         let canvas = Canvas::bytes(channels, part, to, in_order);
         // Two channels of a mask become one, and grey becomes three; what is turned is copied.
-        let wanted = if want == Want::Color { 3 } else { 1 };
+        let wanted = match want {
+            Want::Color => 3,
+            Want::ColorAlpha => 4,
+            Want::Mask | Want::Transparency => 1,
+        };
         let result = (to[0] * to[1] * wanted) as u64;
         let copies = u64::from(channels != wanted) + u64::from(orientation != Orientation::NoTransforms);
         decoder_bytes + canvas + copies * result

@@ -34,14 +34,14 @@ use crate::{Error, ErrorKind};
 /// What more the process takes than it has when it plans. Measured on x86-64 (`smaps` at the peak): 9 MiB of ONNX Runtime's
 /// code that kernels touch, whatever the model, 1 MiB of the program and the C library, and up to 3 MiB that came and went
 /// between runs of one command; with the rest 62 budgets of random rows were kept, the nearest by 3.7 MiB.
-const OVERHEAD_BYTES: u64 = 17 << 20;
+pub(crate) const OVERHEAD_BYTES: u64 = 17 << 20;
 /// What opening ONNX Runtime's library takes, where it is opened after the plan (18.6 MiB measured on x86-64, with its
 /// environment).
-const LIBRARY_BYTES: u64 = 22 << 20;
+pub(crate) const LIBRARY_BYTES: u64 = 22 << 20;
 /// What a process is taken to have where the system does not say.
 const UNKNOWN_RESIDENT_BYTES: u64 = 64 << 20;
 /// What each thread takes for its stack and its arena of the heap.
-const THREAD_BYTES: u64 = 128 << 10;
+pub(crate) const THREAD_BYTES: u64 = 128 << 10;
 /// How much a tokenizer takes in memory, in the length of its files.
 const TOKENIZER_PART: u64 = 7;
 /// What our own copies of a graph take while it is open, as one part in so many of what ONNX Runtime has for it.
@@ -59,7 +59,7 @@ const SEGMENTS_MIB: [usize; 6] = [256, 128, 64, 32, 16, 8];
 /// The sides of tiles in cells, the largest first.
 const TILES_CELLS: [usize; 6] = [128, 96, 64, 48, 32, 16];
 /// How much more than it uses the pool keeps while there is no limit, as one part in so many.
-const POOL_KEEPS_PART: u64 = 4;
+pub(crate) const POOL_KEEPS_PART: u64 = 4;
 /// What the heap loses between things that are kept for good, as one part in so many of them.
 const KEPT_SLACK: u64 = 64;
 /// The part of the pool that may be lost in blocks longer than what was asked for, and in pages that are not full.

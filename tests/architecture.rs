@@ -10,7 +10,18 @@ const LAYERS: [(&str, &[&str]); 5] = [
     ("faces", &["main", "cli", "server"]),
     (
         "diffusion",
-        &["pack", "provenance", "pipeline", "run", "plan", "certify", "stage", "request", "recipe"],
+        &[
+            "pack",
+            "provenance",
+            "upscaler",
+            "pipeline",
+            "run",
+            "plan",
+            "certify",
+            "stage",
+            "request",
+            "recipe",
+        ],
     ),
     ("runtime", &["engine"]),
     (

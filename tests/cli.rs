@@ -1442,7 +1442,7 @@ mod hard_use {
         words.push("9".repeat(5000).into());
         words.extend(files.iter().map(|file| file.clone().into_os_string()));
         words.push(folder.path().as_os_str().into());
-        let commands = ["generate", "resume", "inspect", "plan", "pack", "verify", "doctor"]
+        let commands = ["generate", "resume", "inspect", "plan", "pack", "verify", "doctor", "upscale"]
             .map(|command| (command, flags_of(command)));
         let mut state = 14_u64;
         let mut draw = |below: usize| {
@@ -1457,8 +1457,10 @@ mod hard_use {
                 odd.arg("--json");
             }
             // What is in order is not drawn: it would take long.
-            if command == "generate" {
-                odd.args(["-o", "/dev/full", "--size", "64x64"]);
+            match command {
+                "generate" => drop(odd.args(["-o", "/dev/full", "--size", "64x64"])),
+                "upscale" => drop(odd.args(["-o", "/dev/full"])),
+                _ => {}
             }
             for _ in 0..1 + draw(2) {
                 odd.arg(&flags[draw(flags.len())]).arg(&words[draw(words.len())]);

@@ -5,9 +5,9 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process;
 
-use calotype::picture::{OutputFormat, RecipeText, encode};
+use calotype::picture::{OutputFormat, RecipeText, encode, encode_with_alpha};
 use calotype::{Error, ErrorKind};
-use image::RgbImage;
+use image::{RgbImage, RgbaImage};
 
 use super::say;
 
@@ -97,13 +97,32 @@ impl Destination {
 
     /// Writes an image, and its recipe if it has one; what was there before stays until the new file is whole.
     pub(super) fn write(&self, image: &RgbImage, text: Option<RecipeText<'_>>) -> Result<(), Error> {
-        let write = |file: &mut File| self.encode(image, text, file);
+        self.write_by(|out| {
+            if let Some(left_out) = encode(image, self.format, text, out)? {
+                say(format_args!("{}: {left_out} is too long for this format; use PNG", self.path.display()));
+            }
+            Ok(())
+        })
+    }
+
+    /// Writes an image with its alpha channel, in the same way.
+    pub(super) fn write_with_alpha(&self, image: &RgbaImage) -> Result<(), Error> {
+        self.write_by(|out| encode_with_alpha(image, self.format, out))
+    }
+
+    fn write_by(&self, encode: impl Fn(&mut dyn Write) -> io::Result<()>) -> Result<(), Error> {
+        let encode = |out: &mut dyn Write| {
+            let mut out = BufWriter::new(out);
+            encode(&mut out)?;
+            out.flush()
+        };
+        let write = |file: &mut File| encode(file);
         let written = match &self.place {
             Place::Special => {
                 OpenOptions::new().write(true).open(&self.path).and_then(|mut file| write(&mut file))
             }
             // A reader that has gone away (`| head`) has all that it wants.
-            Place::Stdout => match self.encode(image, text, &mut io::stdout().lock()) {
+            Place::Stdout => match encode(&mut io::stdout().lock()) {
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
                 written => written,
             },
@@ -114,14 +133,6 @@ impl Destination {
                 .source(error)
                 .in_file(&self.path)
         })
-    }
-
-    fn encode(&self, image: &RgbImage, text: Option<RecipeText<'_>>, out: &mut dyn Write) -> io::Result<()> {
-        let mut out = BufWriter::new(out);
-        if let Some(left_out) = encode(image, self.format, text, &mut out)? {
-            say(format_args!("{}: {left_out} is too long for this format; use PNG", self.path.display()));
-        }
-        out.flush()
     }
 }
 

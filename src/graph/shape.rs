@@ -357,6 +357,17 @@ pub(super) mod tests {
             given(vec![turned], vec![plain("w", &[3, 4, 2, 3])], &[1, 3, 5, 7]).unwrap(),
             [1, 4, 10, 15]
         );
+        let blocks = |op: &str, block: i64, shape: &[usize]| {
+            given(vec![node(op, &["x"], "y", vec![integer("blocksize", block)])], vec![], shape)
+        };
+        assert_eq!(blocks("DepthToSpace", 4, &[1, 48, 5, 7]).unwrap(), [1, 3, 20, 28]);
+        assert_eq!(blocks("SpaceToDepth", 2, &[1, 3, 6, 10]).unwrap(), [1, 12, 3, 5]);
+        assert!(blocks("DepthToSpace", 4, &[1, 40, 5, 7]).is_err());
+        assert!(blocks("SpaceToDepth", 2, &[1, 3, 5, 10]).is_err());
+        assert!(
+            blocks("DepthToSpace", 0, &[1, 4, 2, 2]).is_err()
+                && blocks("SpaceToDepth", -1, &[1, 4, 2, 2]).is_err()
+        );
         let slice = node("Slice", &["x", "from", "to", "axes", "steps"], "y", vec![]);
         let lists =
             || vec![list("from", &[-1]), list("to", &[i64::MIN]), list("axes", &[1]), list("steps", &[-2])];

@@ -21,6 +21,8 @@ use super::scale::{Canvas, Part, Window};
 pub(super) enum Want {
     /// Red, green and blue, composited onto white.
     Color,
+    /// Red, green, blue and alpha; at the image's own size alone.
+    ColorAlpha,
     /// A mask: shades of grey or, where anything is not opaque, how transparent it is.
     Mask,
     /// How transparent it is.
@@ -33,6 +35,7 @@ impl Want {
         match self {
             Self::Color if header.is_grey => 1,
             Self::Color => 3,
+            Self::ColorAlpha => 4,
             Self::Mask if header.has_alpha => 2,
             Self::Mask | Self::Transparency => 1,
         }
@@ -113,7 +116,7 @@ impl Sink {
     /// Takes pixels of row `y`, every `step`-th from `x` on.
     fn put(&mut self, y: usize, x: usize, step: usize, layout: Layout, pixels: &[u8]) {
         let direct = match (self.want, layout) {
-            (Want::Color, Layout::Rgb) => true,
+            (Want::Color, Layout::Rgb) | (Want::ColorAlpha, Layout::Rgba) => true,
             (Want::Color | Want::Mask, Layout::Grey) => self.channels == 1,
             _ => false,
         };
@@ -139,6 +142,7 @@ impl Sink {
                         self.line.push(alpha);
                     }
                 }
+                Want::ColorAlpha => self.line.extend([rgb[0], rgb[1], rgb[2], alpha]),
                 Want::Transparency => self.line.push(255 - alpha),
             }
         }

@@ -4,7 +4,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use image::RgbImage;
+use image::{RgbImage, RgbaImage};
 use image_webp::{ColorType as WebPColor, WebPEncoder};
 use jpeg_encoder::{ColorType as JpegColor, EncodingError};
 use png::{BitDepth, ColorType, Encoder};
@@ -59,6 +59,47 @@ pub struct RecipeText<'a> {
     pub json: &'a str,
 }
 
+/// Writes an image with its alpha channel; to JPEG, which has none, composited onto white.
+///
+/// # Errors
+/// Those of the writer.
+pub fn encode_with_alpha(image: &RgbaImage, format: OutputFormat, out: &mut dyn Write) -> io::Result<()> {
+    let (width, height) = image.dimensions();
+    match format {
+        OutputFormat::Png => png(image.as_raw(), (width, height), ColorType::Rgba, None, out).map_err(of_png),
+        OutputFormat::WebP => {
+            let encoded = WebPEncoder::new(out).encode(image.as_raw(), width, height, WebPColor::Rgba8);
+            encoded.map_err(of_webp)
+        }
+        OutputFormat::Jpeg => {
+            let on_white = |value: u8, alpha: u8| {
+                let (value, alpha) = (u32::from(value), u32::from(alpha));
+                ((value * alpha + 255 * (255 - alpha) + 127) / 255) as u8
+            };
+            let opaque = RgbImage::from_fn(width, height, |x, y| {
+                let [red, green, blue, alpha] = image.get_pixel(x, y).0;
+                image::Rgb([red, green, blue].map(|value| on_white(value, alpha)))
+            });
+            encode(&opaque, format, None, out).map(drop)
+        }
+    }
+}
+
+fn of_png(error: png::EncodingError) -> io::Error {
+    match error {
+        // Its own way to an I/O error hides which it was.
+        png::EncodingError::IoError(error) => error,
+        other => io::Error::other(other),
+    }
+}
+
+fn of_webp(error: image_webp::EncodingError) -> io::Error {
+    match error {
+        image_webp::EncodingError::IoError(error) => error,
+        other => io::Error::other(other),
+    }
+}
+
 /// Writes an image, with its recipe if there is one. Returns what of the recipe did not fit, if anything, for a warning.
 ///
 /// PNG has the text chunks `parameters` and `calotype`. JPEG and WebP have EXIF: `UserComment` with A1111's parameters, as
@@ -73,11 +114,10 @@ pub fn encode(
     out: &mut dyn Write,
 ) -> io::Result<Option<&'static str>> {
     match format {
-        OutputFormat::Png => png(image, text, out).map(|()| None).map_err(|error| match error {
-            // Its own way to an I/O error hides which it was.
-            png::EncodingError::IoError(error) => error,
-            other => io::Error::other(other),
-        }),
+        OutputFormat::Png => {
+            let written = png(image.as_raw(), image.dimensions(), ColorType::Rgb, text, out);
+            written.map(|()| None).map_err(of_png)
+        }
         OutputFormat::Jpeg => {
             let (mut segment, mut left_out) = (Vec::new(), None);
             if let Some(RecipeText { parameters, json }) = text {
@@ -103,22 +143,21 @@ pub fn encode(
                 encoder.set_exif_metadata(exif(Some(json), parameters));
             }
             let encoded = encoder.encode(image.as_raw(), image.width(), image.height(), WebPColor::Rgb8);
-            encoded.map_err(|error| match error {
-                image_webp::EncodingError::IoError(error) => error,
-                other => io::Error::other(other),
-            })?;
+            encoded.map_err(of_webp)?;
             Ok(None)
         }
     }
 }
 
 fn png(
-    image: &RgbImage,
+    pixels: &[u8],
+    (width, height): (u32, u32),
+    color: ColorType,
     text: Option<RecipeText<'_>>,
     out: &mut dyn Write,
 ) -> Result<(), png::EncodingError> {
-    let mut encoder = Encoder::new(out, image.width(), image.height());
-    encoder.set_color(ColorType::Rgb);
+    let mut encoder = Encoder::new(out, width, height);
+    encoder.set_color(color);
     encoder.set_depth(BitDepth::Eight);
     let texts = text.map(|text| [("parameters", text.parameters), ("calotype", text.json)]);
     for (keyword, text) in texts.into_iter().flatten() {
@@ -130,7 +169,7 @@ fn png(
         }
     }
     let mut writer = encoder.write_header()?;
-    writer.write_image_data(image.as_raw())?;
+    writer.write_image_data(pixels)?;
     writer.finish()?;
     Ok(())
 }

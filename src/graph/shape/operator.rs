@@ -81,6 +81,8 @@ pub(super) fn apply(node: &NodeProto, operands: &[Option<&Tensor>]) -> Rule {
         "GatherElements" => one(op.get(0)?.dtype, op.get(1)?.shape.clone()),
         "Pad" => op.pad(),
         "Resize" | "Upsample" => op.resize(),
+        "DepthToSpace" => op.blocks(true),
+        "SpaceToDepth" => op.blocks(false),
         "MatMul" => op.product(false, false),
         "com.microsoft.FusedMatMul" => op.product(op.flag("transA"), op.flag("transB")),
         "com.microsoft.MatMulNBits" => op.product_of_blocks(),
@@ -630,6 +632,31 @@ impl<'a> Op<'a> {
                 .map_err(|_| format!("expected pads for {:?}, got {pads:?}", x.shape))?;
         }
         one(x.dtype, shape)
+    }
+
+    /// Channels that become pixels, or pixels that become channels.
+    fn blocks(&self, enlarges: bool) -> Rule {
+        let block = usize::try_from(self.required_int("blocksize")?).unwrap_or(0);
+        let input = self.get(0)?;
+        let [batch, channels, height, width] = input.shape[..] else {
+            return Err(format!("expected an input of 4 dimensions, got {:?}", input.shape));
+        };
+        let area = block.checked_mul(block).filter(|area| *area > 0);
+        let area = area.ok_or_else(|| format!("expected a block size of 1 and more, got {block}"))?;
+        let is_whole =
+            if enlarges { channels % area == 0 } else { height % block == 0 && width % block == 0 };
+        if !is_whole {
+            return Err(format!("expected a multiple of blocks of {block}, got {:?}", input.shape));
+        }
+        let scaled = |side: usize| side.checked_mul(block).ok_or("expected a shape that fits into memory");
+        let shape = match enlarges {
+            true => vec![batch, channels / area, scaled(height)?, scaled(width)?],
+            false => {
+                let channels = channels.checked_mul(area).ok_or("expected a shape that fits into memory")?;
+                vec![batch, channels, height / block, width / block]
+            }
+        };
+        one(input.dtype, shape)
     }
 
     fn resize(&self) -> Rule {
