@@ -244,6 +244,8 @@ def write_lora(folder: Path) -> None:
 def generate(setting: Setting, model: str, size: int, budget_mib: int | None, steps: int) -> Command:
     command: Command = [setting.calotype, "generate", PROMPT, "-n", NEGATIVE, "--json", "--seed", str(SEED)]
     command += ["--sampler", "euler", "--steps", str(steps), "--guidance", str(SCALE), "--size", f"{size}x{size}"]
+    # One step of leading spacing, the models' own, begins where there is almost no noise, and is refused.
+    command += [] if steps > 1 else ["--schedule", "trailing"]
     return [*command, "-o", setting.picture(), *model_and_budget(setting, model, budget_mib)]
 
 
