@@ -12,6 +12,7 @@ mod kiosk;
 pub mod limit;
 mod listen;
 mod openai;
+mod openapi;
 mod panel;
 mod queue;
 mod reply;
@@ -212,6 +213,7 @@ fn refuse_address(address: SocketAddr, error: io::Error) -> Error {
 fn router(app: Arc<App>) -> Router {
     Router::new()
         .merge(openai::routes())
+        .merge(openapi::routes())
         .merge(a1111::routes())
         .merge(jobs::routes())
         .merge(kiosk::routes())

@@ -2,6 +2,8 @@
 
 #![cfg(all(feature = "server", feature = "builtin"))]
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -834,5 +836,42 @@ fn the_page_and_the_counts_are_there() {
     let metrics = String::from_utf8(server.get("/metrics").body).unwrap();
     for line in ["calotype_images_total 1", "calotype_steps_total 2", "calotype_queue_length 0"] {
         assert!(metrics.lines().any(|found| found == line), "{line}: {metrics}");
+    }
+}
+
+/// The document has the paths of the source and no others, each with the methods that are answered.
+#[test]
+fn the_openapi_document_is_of_this_server() {
+    let server = Server::new();
+    let id = server.job(1);
+    let job = server.end(&id);
+    let document = server.get("/openapi.json").json();
+    assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+    let keys = |value: &Value| -> BTreeSet<String> { value.as_object().unwrap().keys().cloned().collect() };
+    let documented = &document["components"]["schemas"]["Job"];
+    assert_eq!(keys(&documented["properties"]), keys(&job));
+    assert_eq!(documented["required"].as_array().unwrap().len(), keys(&job).len());
+
+    let mut routes = BTreeSet::new();
+    for entry in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/server")).unwrap() {
+        let path = entry.unwrap().path();
+        // The page is for browsers.
+        if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("kiosk.rs") {
+            let source = fs::read_to_string(&path).unwrap();
+            let starts = source.split(".route(\"").skip(1);
+            routes.extend(starts.map(|start| start.split('"').next().unwrap().to_owned()));
+        }
+    }
+    assert!(routes.len() > 40, "only {} were found", routes.len());
+    assert_eq!(keys(&document["paths"]), routes);
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        let path =
+            path.replace("{id}", &id).replace("{file}", "image.png").replace("{name}", "calotype-emoji-1");
+        for method in methods.as_object().unwrap().keys() {
+            let reply = server.send(&method.to_uppercase(), &path, &[], b"");
+            assert!(![404, 405].contains(&reply.status), "{method} {path}: {}", reply.text());
+        }
+        let reply = server.send("PATCH", &path, &[], b"");
+        assert_eq!(reply.status, 405, "PATCH {path}: {}", reply.text());
     }
 }

@@ -1,8 +1,9 @@
-"""What unmodified clients do with `calotype serve`: OpenAI's library for Python, and webuiapi for A1111's API.
+"""What unmodified clients do with `calotype serve`: OpenAI's library for Python, and webuiapi for A1111's API. The
+OpenAPI document is checked against its standard.
 
     python tests/clients/server.py CALOTYPE
 
-Needs openai, webuiapi and Pillow, in the versions of export/requirements.txt.
+Needs openai, openapi-spec-validator, webuiapi and Pillow, in the versions of export/requirements.txt.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import openai
 import webuiapi
+from openapi_spec_validator import validate
 from PIL import Image, ImageDraw
 
 PORT = 7861
@@ -33,6 +35,8 @@ def main() -> None:
         assert server.stderr is not None
         line = server.stderr.readline()
         assert f"http://127.0.0.1:{PORT}" in line, line
+        with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/openapi.json", timeout=60) as reply:
+            validate(json.load(reply))
         openai_client()
         a1111_client()
         recorded_calls()
