@@ -36,6 +36,7 @@ impl Server {
     fn with(change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config {
             address: "127.0.0.1:0".parse().unwrap(),
+            socket: None,
             token: None,
             origins: vec!["https://listed.example".into()],
             queue: 3,
