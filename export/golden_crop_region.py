@@ -1,8 +1,8 @@
 """Regions that diffusers cuts out around masks (`padding_mask_crop`), for `src/picture/mask.rs`.
 
-Needs diffusers, numpy and Pillow (`requirements.txt`). Writes `tests/golden/crop_regions.json`: rows of width and height
-of the mask, left, top, right and bottom of its white area, width and height of the result, padding, and the region's
-corners.
+Needs diffusers, numpy and Pillow (`requirements.txt`). Writes `tests/golden/crop_regions.json`: rows of width and
+height of the mask, left, top, right and bottom of its white area, width and height of the result, padding, and the
+region's corners.
 
     python golden_crop_region.py
 """
