@@ -312,7 +312,9 @@ mod tests {
             let flags =
                 command.get_arguments().filter(|arg| !arg.is_positional() && arg.get_action().takes_values());
             for flag in flags {
-                assert!(flag.is_allow_hyphen_values_set(), "{} {flag}", command.get_name());
+                // Where the value may be left out, it follows `=`: the next word is a prompt or a flag.
+                let is_set = flag.is_allow_hyphen_values_set() || flag.is_require_equals_set();
+                assert!(is_set, "{} {flag}", command.get_name());
             }
         }
     }

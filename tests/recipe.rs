@@ -385,7 +385,7 @@ fn images_are_made_again_from_their_receipts() {
         &["x", "--init", "init.png"],
         &["x", "--init", "init.png", "--mask", "mask.png", "--keep-outside", "off"],
         &["x", "--init", "init.png", "--mask", "mask.png", "--strength", "0.9"],
-        &["x", "--init", "init.png", "--mask", "mask.png", "--mask-only", "8", "--mask-blur", "2"],
+        &["x", "--init", "init.png", "--mask", "mask.png", "--mask-only=8", "--mask-blur", "2"],
         &[
             "x",
             "--init",

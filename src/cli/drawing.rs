@@ -73,7 +73,7 @@ pub(super) struct Drawing {
     /// Repaint the surroundings of the mask alone, so many pixels around it included (32 when absent): the region is scaled to
     /// the size, repainted, scaled back and pasted. The finished image has the init image's size; the mask is blurred by 4 pixels,
     /// unless told otherwise.
-    #[arg(long, value_name = "PADDING", num_args = 0..=1, default_missing_value = "32")]
+    #[arg(long, value_name = "PADDING", num_args = 0..=1, require_equals = true, default_missing_value = "32")]
     mask_only: Option<u32>,
     /// Take the mask's grey values as denoising strengths (differential diffusion).
     #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true, default_missing_value = "on", hide_possible_values = true)]
