@@ -430,6 +430,55 @@ fn a1111_clients_get_images_and_info() {
     assert_eq!(decode(&enlarged.json()["image"]).dimensions(), (60, 30));
 }
 
+/// Which half of the image the mask's fields change; the other one keeps every bit.
+#[test]
+fn a1111_masks_mean_what_they_mean_there() {
+    let server = Server::new();
+    let (side, init) = (128, decode(&STANDARD.encode(png(128, 128)).into()));
+    let mut mask = Vec::new();
+    let left =
+        image::RgbImage::from_fn(side, side, |x, _| image::Rgb([if x < side / 2 { 255 } else { 0 }; 3]));
+    encode(&left, OutputFormat::Png, None, &mut mask).unwrap();
+    let plain = json!({
+        "init_images": [STANDARD.encode(png(side, side))], "mask": STANDARD.encode(mask), "prompt": "a red apple",
+        "steps": 3, "seed": 1, "denoising_strength": 0.8, "width": side, "height": side, "mask_blur": 0,
+    });
+    let draw = |more: Value| {
+        let mut body = plain.clone();
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let reply = server.post("/sdapi/v1/img2img", &body);
+        assert_eq!(reply.status, 200, "{more}: {}", reply.text());
+        let reply = reply.json();
+        let info: Value = serde_json::from_str(reply["info"].as_str().unwrap()).unwrap();
+        (decode(&reply["images"][0]), info["warnings"].to_string())
+    };
+    let changed = |image: &image::RgbImage| {
+        let of = |columns: std::ops::Range<u32>| {
+            columns
+                .flat_map(|x| (0..side).map(move |y| (x, y)))
+                .any(|(x, y)| image.get_pixel(x, y) != init.get_pixel(x, y))
+        };
+        [of(0..side / 2), of(side / 2..side)]
+    };
+    let mut seen = Vec::new();
+    for (more, expected) in [
+        (json!({}), [true, false]),
+        (json!({ "inpainting_mask_invert": 1 }), [false, true]),
+        (
+            json!({ "inpainting_mask_invert": 0, "inpaint_full_res": true, "inpaint_full_res_padding": 0 }),
+            [true, false],
+        ),
+        (json!({ "mask_blur": 4 }), [true, true]),
+    ] {
+        let (image, warnings) = draw(more.clone());
+        assert_eq!((changed(&image), warnings.contains("mask")), (expected, false), "{more}: {warnings}");
+        assert!(!seen.contains(&image), "{more}: the same image as another");
+        seen.push(image);
+    }
+    let (image, warnings) = draw(json!({ "inpainting_fill": 2 }));
+    assert!(image == seen[0] && warnings.contains("inpainting_fill: 2 is not supported"), "{warnings}");
+}
+
 #[test]
 fn a1111_lists_are_there() {
     let server = Server::new();
