@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use super::Device;
 use super::provider::Provider;
 use super::sys::{self, Runtime};
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, memory};
 
 /// The ONNX Runtime library that this process uses.
 pub struct Library {
@@ -165,16 +165,27 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
+/// What the library's constructors may allocate while it is loaded: where they cannot, the process ends with SIGABRT.
+const CONSTRUCTORS_BYTES: u64 = 16 << 20;
+
 /// Refuses what the dynamic linker would answer in a misleading way, or by crashing. Plain names are left to it.
 fn check(path: &Path) -> Result<(), String> {
     if path.is_relative() {
         return Ok(());
     }
+    let mut len_bytes = 0;
     let problem = File::open(path).and_then(|file| {
-        let len_bytes = file.metadata()?.len();
+        len_bytes = file.metadata()?.len();
         elf_problem(file, len_bytes)
     });
+    let wanted_bytes = len_bytes + CONSTRUCTORS_BYTES;
     match problem {
+        Ok(None) if memory::mappable_bytes().is_some_and(|left_bytes| left_bytes < wanted_bytes) => {
+            Err(format!(
+                "memory: expected {} MiB of address space, got what this process's limits (ulimit -v, ulimit -d) leave",
+                wanted_bytes >> 20
+            ))
+        }
         Ok(None) => Ok(()),
         Ok(Some(problem)) => Err(problem.into()),
         Err(error) => Err(error.to_string()),
