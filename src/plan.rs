@@ -993,7 +993,7 @@ mod tests {
 
         use super::*;
         use crate::adapter::lora::Lora;
-        use crate::picture::{ImageFile, Init, Mask};
+        use crate::picture::{ImageFile, Init, Mask, OutputFormat, encode};
         use crate::pipeline::{Options, Pipeline};
         use crate::recipe::{self, Recipe};
 
@@ -1243,6 +1243,22 @@ mod tests {
             assert_eq!(planned.images_peak_bytes(), Some(RESIDENT + decoding));
             let masked = plan(&model, Recipe { mask, ..with_init }, 2, u64::MAX).unwrap();
             assert_eq!(masked.base_bytes(), base(2) + (3 + 1) * 128 * 128);
+
+            // One whose decoding takes more than any stage sets the least.
+            let mut bytes = Vec::new();
+            encode(&RgbImage::new(16, 16), OutputFormat::Jpeg, None, &mut bytes).unwrap();
+            let frame = bytes.windows(2).position(|marker| marker == [0xff, 0xc0]).unwrap();
+            bytes[frame + 5..frame + 9]
+                .copy_from_slice(&[6000u16.to_be_bytes(), 8000u16.to_be_bytes()].concat());
+            let huge = ImageFile::from_bytes("x", bytes).unwrap();
+            assert_eq!(huge.dimensions(), (8000, 6000));
+            let decoding = RESIDENT + huge.decode_to_bytes(128, 128);
+            let init = Some(recipe::Image::Given(Init::from(huge)));
+            let with_huge = Recipe { init, ..recipe() };
+            let planned = plan(&model, with_huge.clone(), 2, u64::MAX).unwrap();
+            assert_eq!(planned.least_bytes(), decoding + (3 << 20));
+            assert!(decoding > least && plan(&model, with_huge.clone(), 2, decoding).is_ok());
+            assert!(plan(&model, with_huge, 2, decoding - 1).is_err());
         }
     }
 
