@@ -147,6 +147,16 @@ fn write(path: &Path, tensors: &[(&str, &[usize], f32)]) {
     fs::write(path, safetensors::serialize(views, &None).unwrap()).unwrap();
 }
 
+/// The latents of a run that goes on from a snapshot, or why it does not.
+fn resumed(pipeline: &mut Pipeline, request: &Request, snapshot: &[u8]) -> Result<Vec<f32>, String> {
+    let mut run = pipeline.restore(request, snapshot).map_err(|error| {
+        assert_eq!(error.kind(), ErrorKind::Input);
+        error.to_string()
+    })?;
+    run.steps(|_| ControlFlow::Continue(())).unwrap();
+    Ok(run.latents().to_vec())
+}
+
 /// Only the same LoRA files in the same strength, and the same words, go on from a snapshot, wherever the files are.
 #[test]
 fn snapshots_of_a_model_with_other_additions_are_refused() {
@@ -189,12 +199,7 @@ fn snapshots_of_a_model_with_other_additions_are_refused() {
     let restored = |loras: Vec<(Lora, f32)>, words: &[Embedding]| {
         let mut pipeline = opened(loras, words);
         let request = pipeline.request(draft()).unwrap();
-        let mut run = pipeline.restore(&request, &snapshot).map_err(|error| {
-            assert_eq!(error.kind(), ErrorKind::Input);
-            error.to_string()
-        })?;
-        run.steps(|_| ControlFlow::Continue(())).unwrap();
-        Ok::<_, String>(run.latents().to_vec())
+        resumed(&mut pipeline, &request, &snapshot)
     };
     let ink = || word("ink.safetensors", 0.2);
     assert_eq!(restored(vec![(lora(same, 0.1), 0.5)], &ink()), Ok(whole.clone()));
@@ -248,14 +253,7 @@ fn snapshots_of_other_weights_are_refused() {
     let snapshot = run.snapshot().unwrap();
     run.steps(|_| ControlFlow::Continue(())).unwrap();
     let whole = run.latents().to_vec();
-    let restored = |mut pipeline: Pipeline| {
-        let mut run = pipeline.restore(&request, &snapshot).map_err(|error| {
-            assert_eq!(error.kind(), ErrorKind::Input);
-            error.to_string()
-        })?;
-        run.steps(|_| ControlFlow::Continue(())).unwrap();
-        Ok::<_, String>(run.latents().to_vec())
-    };
+    let restored = |mut pipeline: Pipeline| resumed(&mut pipeline, &request, &snapshot);
     assert_eq!(restored(bundle("same", 0)), Ok(whole));
     let refused = "snapshot: expected one of this model's weights, got one of others";
     assert_eq!(restored(bundle("other", 1)), Err(refused.to_owned()));
