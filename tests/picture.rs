@@ -209,6 +209,59 @@ impl Random {
     }
 }
 
+/// A TIFF of one strip of grey samples, each `bits` long, packed as TIFF 6.0 says: across bytes, rows from a byte on.
+fn grey_tiff(width: u32, bits: u16, rows: &[Vec<u8>]) -> Vec<u8> {
+    let mut packed = Vec::new();
+    for row in rows {
+        let mut line = vec![0u8; (row.len() * usize::from(bits)).div_ceil(8)];
+        let ones = row.iter().enumerate().flat_map(|(index, sample)| {
+            (0..usize::from(bits))
+                .filter(move |bit| sample >> (usize::from(bits) - 1 - bit) & 1 == 1)
+                .map(move |bit| index * usize::from(bits) + bit)
+        });
+        ones.for_each(|at| line[at / 8] |= 0x80 >> (at % 8));
+        packed.extend(line);
+    }
+    let entries: [(u16, u32); 8] = [
+        (0x100, width),
+        (0x101, rows.len() as u32),
+        (0x102, bits.into()),
+        (0x103, 1),
+        (0x106, 1),
+        (0x111, 8 + 2 + 8 * 12 + 4),
+        (0x116, rows.len() as u32),
+        (0x117, packed.len() as u32),
+    ];
+    let mut bytes = [&b"II*\0\x08\0\0\0"[..], &(entries.len() as u16).to_le_bytes()].concat();
+    for (tag, value) in entries {
+        bytes.extend(tag.to_le_bytes());
+        bytes.extend([4, 0, 1, 0, 0, 0]);
+        bytes.extend(value.to_le_bytes());
+    }
+    bytes.extend([0; 4]);
+    bytes.extend(packed);
+    bytes
+}
+
+#[test]
+fn tiff_samples_of_every_width() {
+    let mut random = Random(102);
+    for bits in 1..=8u16 {
+        for width in [1, 5, 7, 8, 13] {
+            let most = (1u32 << bits) - 1;
+            let rows: Vec<Vec<u8>> = (0..4)
+                .map(|_| (0..width).map(|_| (random.next() % u64::from(most + 1)) as u8).collect())
+                .collect();
+            let file = ImageFile::from_bytes("tiff", grey_tiff(width, bits, &rows)).unwrap();
+            let image = file.decode().unwrap_or_else(|error| panic!("{bits} bits: {error}"));
+            for (x, y, pixel) in image.enumerate_pixels() {
+                let grey = (u32::from(rows[y as usize][x as usize]) * 255 / most) as u8;
+                assert_eq!(pixel.0, [grey; 3], "{bits} bits, {width} wide, {x},{y}");
+            }
+        }
+    }
+}
+
 #[test]
 fn random_images_as_another_reader_sees_them_and_within_what_is_planned() {
     let mut random = Random(14);

@@ -464,7 +464,7 @@ fn tiff_row(
         DecodingResult::U8(values) if bits == 8 => {
             line.extend_from_slice(values.get(span).ok_or_else(missing)?);
         }
-        // Bits are packed, and rows begin with a byte.
+        // Bits are packed, also across bytes, and rows begin with a byte.
         DecodingResult::U8(values) if bits < 8 => {
             let bits = usize::from(bits);
             let stride = (count * bits).div_ceil(8);
@@ -472,7 +472,8 @@ fn tiff_row(
             let most = (1u32 << bits) - 1;
             line.extend((0..count).map(|sample| {
                 let at = sample * bits;
-                let value = u32::from(packed[at / 8]) >> (8 - bits - at % 8) & most;
+                let pair = [packed[at / 8], packed.get(at / 8 + 1).copied().unwrap_or(0)];
+                let value = u32::from(u16::from_be_bytes(pair)) >> (16 - bits - at % 8) & most;
                 if is_shade { (value * 255 / most) as u8 } else { value as u8 }
             }));
         }
