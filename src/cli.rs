@@ -1,10 +1,12 @@
 //! The command line: flags become drafts, results and errors become text, JSON and exit codes.
 //! It has no defaults of its own: what is not typed stays absent.
 
+mod batch;
 mod doctor;
 mod drawing;
 mod from;
 mod generate;
+mod images;
 mod inspect;
 mod interrupt;
 mod job;
@@ -50,6 +52,8 @@ struct Cli {
 enum Command {
     /// Generate images from a prompt.
     Generate(Box<generate::Flags>),
+    /// Generate the images of a file of recipes, one in each line, and skip those that are done.
+    Batch(Box<batch::Flags>),
     /// Continue an interrupted run from its journal, to the same images.
     Resume(resume::Flags),
     /// Show a model's components, graphs and defaults.
@@ -73,6 +77,7 @@ impl Command {
     fn common(&self) -> &Common {
         match self {
             Self::Generate(flags) => &flags.common,
+            Self::Batch(flags) => &flags.common,
             Self::Resume(flags) => &flags.common,
             Self::Inspect(flags) => &flags.common,
             Self::Plan(flags) => &flags.common,
@@ -149,6 +154,7 @@ fn run_here() -> ExitCode {
     interrupt::watch(json);
     let result = match &cli.command {
         Command::Generate(flags) => generate::run(flags),
+        Command::Batch(flags) => batch::run(flags),
         Command::Resume(flags) => resume::run(flags),
         Command::Inspect(flags) => inspect::run(flags),
         Command::Plan(flags) => plan::run(flags),

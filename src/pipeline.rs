@@ -133,6 +133,12 @@ impl Pipeline {
         self.plan.as_ref()
     }
 
+    /// Whether a request is one that the pipeline was planned for: no larger, and with no more text. Another one is refused, and
+    /// needs a pipeline of its own. A pipeline without a plan takes all.
+    pub fn covers(&self, request: &Request) -> bool {
+        self.plan.as_ref().is_none_or(|plan| plan.check(request).is_ok())
+    }
+
     /// Cancels its runs, from any thread.
     pub fn cancel(&self) -> Cancel {
         self.cancel.clone()

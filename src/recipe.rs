@@ -288,6 +288,64 @@ impl Recipe {
         form::names::<Self>()
     }
 
+    /// What a model is opened from, without the settings of an image: recipes that are alike in this share a model.
+    pub fn of_model(&self) -> Self {
+        // In full, so that a new field is decided upon here.
+        let Self {
+            model,
+            unet,
+            vae,
+            text_encoder,
+            variant,
+            prediction,
+            clip_skip,
+            lora,
+            embedding,
+            version: _,
+            prompt: _,
+            negative: _,
+            literal: _,
+            size: _,
+            steps: _,
+            guidance: _,
+            guidance_method: _,
+            guidance_interval: _,
+            thresholding: _,
+            init: _,
+            resize: _,
+            mask: _,
+            extend: _,
+            mask_fit: _,
+            mask_invert: _,
+            mask_grow: _,
+            mask_blur: _,
+            mask_only: _,
+            soft_mask: _,
+            keep_outside: _,
+            strength: _,
+            image_guidance: _,
+            noise_level: _,
+            sampler: _,
+            schedule: _,
+            seed: _,
+            rng: _,
+            variation_seed: _,
+            variation_strength: _,
+        } = self.clone();
+        Self {
+            model,
+            unet,
+            vae,
+            text_encoder,
+            variant,
+            prediction,
+            clip_skip,
+            lora,
+            embedding,
+            ..Self::default()
+        }
+    }
+
     /// The settings alone.
     pub(crate) fn without_files(&self) -> Self {
         Self {

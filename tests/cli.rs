@@ -1442,8 +1442,9 @@ mod hard_use {
         words.push("9".repeat(5000).into());
         words.extend(files.iter().map(|file| file.clone().into_os_string()));
         words.push(folder.path().as_os_str().into());
-        let commands = ["generate", "resume", "inspect", "plan", "pack", "verify", "doctor", "upscale"]
-            .map(|command| (command, flags_of(command)));
+        let commands =
+            ["generate", "batch", "resume", "inspect", "plan", "pack", "verify", "doctor", "upscale"]
+                .map(|command| (command, flags_of(command)));
         let mut state = 14_u64;
         let mut draw = |below: usize| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -1460,6 +1461,7 @@ mod hard_use {
             match command {
                 "generate" => drop(odd.args(["-o", "/dev/full", "--size", "64x64"])),
                 "upscale" => drop(odd.args(["-o", "/dev/full"])),
+                "batch" => drop(odd.args(["-o", "images"])),
                 _ => {}
             }
             for _ in 0..1 + draw(2) {
@@ -2472,7 +2474,7 @@ mod journal {
     ];
 
     /// Starts a run and kills it after a while, counted from when its journal has a state.
-    fn kill(mut command: Command, journal: &Path, after: Duration) {
+    pub(super) fn kill(mut command: Command, journal: &Path, after: Duration) {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         while !journal.join("state").exists() && child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(2));
@@ -2560,6 +2562,175 @@ mod journal {
             .is_refusal(2, &["journal: ", "got one with a journal", "`calotype resume`"]);
         for piped in [&["x", "-o", "-", "--journal", "new"][..], &["-", "--journal", "new"]] {
             desk.generate(piped).is_refusal(2, &["--journal: expected files"]);
+        }
+    }
+}
+
+/// Files of recipes.
+#[cfg(unix)]
+mod batch {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+
+    /// Writes lines, each with the settings of a small image where it has none.
+    fn write(desk: &Desk, lines: &[Value]) {
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        fs::write(desk.path("lines.jsonl"), text).unwrap();
+    }
+
+    fn command(desk: &Desk) -> Command {
+        let mut command = calotype(&["batch", "lines.jsonl", "-o", "images"]);
+        command.current_dir(desk.path("")).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a file of recipes: the results that were printed.
+    fn run(desk: &Desk, code: i32) -> Vec<Value> {
+        let said = Said::of(command(desk).output().unwrap());
+        assert_eq!(said.code, Some(code), "{}", said.stderr);
+        said.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn statuses(results: &[Value]) -> Vec<&str> {
+        results.iter().map(|result| result["status"].as_str().unwrap()).collect()
+    }
+
+    #[test]
+    fn lines_become_the_images_of_generate_and_are_skipped_when_done() {
+        let desk = Desk::new();
+        let apple = json!({ "prompt": "a red apple", "seed": 7, "steps": 2, "size": "64x64" });
+        let cat = json!({ "prompt": "a cat", "steps": 1, "size": "64x64", "output": "cats/cat.webp" });
+        write(&desk, &[apple.clone(), cat.clone()]);
+        let first = run(&desk, 0);
+        assert_eq!(statuses(&first), ["done", "done"]);
+        assert_eq!(
+            (&first[0]["line"], &first[0]["file"], &first[0]["seed"]),
+            (&json!(1), &json!("00001.png"), &json!(7))
+        );
+        desk.draws(&["a red apple", "--seed", "7", "--size", "64x64"]);
+        assert_eq!(desk.read("images/00001.png"), desk.read("out.png"));
+        // The seed that was chosen is reported, and makes the image again.
+        let seed = first[1]["seed"].to_string();
+        let webp = desk.path("out.webp");
+        desk.draws(&[
+            "a cat",
+            "--seed",
+            &seed,
+            "--size",
+            "64x64",
+            "--steps",
+            "1",
+            "-o",
+            webp.to_str().unwrap(),
+        ]);
+        assert_eq!(desk.read("images/cats/cat.webp"), desk.read("out.webp"));
+
+        let again = run(&desk, 0);
+        assert_eq!(statuses(&again), ["skipped", "skipped"]);
+        assert_eq!(again[1]["seed"], first[1]["seed"]);
+        // An image that was changed or deleted, and a line that was.
+        fs::write(desk.path("images/00001.png"), "x").unwrap();
+        fs::remove_file(desk.path("images/cats/cat.webp")).unwrap();
+        assert_eq!(statuses(&run(&desk, 0)), ["done", "done"]);
+        assert_eq!(desk.read("images/00001.png"), desk.read("out.png"));
+        let mut other = apple.clone();
+        other["seed"] = json!(8);
+        write(&desk, &[other, cat.clone()]);
+        assert_eq!(statuses(&run(&desk, 0)), ["done", "skipped"]);
+        assert_ne!(desk.read("images/00001.png"), desk.read("out.png"));
+        // A flag is over all lines; a log that ends within a line is taken as far as it goes.
+        let log = desk.read("images/results.jsonl");
+        fs::write(desk.path("images/results.jsonl"), [&log[..], b"{\"file\": "].concat()).unwrap();
+        write(&desk, &[apple, cat]);
+        let said = Said::of(command(&desk).args(["--seed", "7", "--json"]).output().unwrap());
+        assert_eq!((said.code, said.json()), (Some(0), json!({ "done": 2, "skipped": 0, "failed": 0 })));
+        assert_eq!(desk.read("images/00001.png"), desk.read("out.png"));
+        let log = String::from_utf8(desk.read("images/results.jsonl")).unwrap();
+        assert!(log.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{log}");
+    }
+
+    #[test]
+    fn lines_that_fail_are_told_and_others_go_on() {
+        let desk = Desk::new();
+        let good = json!({ "prompt": "a dog", "steps": 1, "size": "64x64" });
+        let with = |name: &str, value: Value| {
+            let mut line = good.clone();
+            line[name] = value;
+            line
+        };
+        let lines = [
+            with("stepz", json!(3)),
+            with("steps", json!(0)),
+            with("init", json!("none.png")),
+            with("output", json!("../escaped.png")),
+            with("output", json!("/tmp/escaped.png")),
+            with("output", json!("00007.png")),
+            good.clone(),
+            with("output", json!(5)),
+            with("output", json!("x.doc")),
+            with("model", json!("none.safetensors")),
+            json!([]),
+            with("output", json!("last.png")),
+        ];
+        write(&desk, &lines);
+        let results = run(&desk, 3);
+        let messages: Vec<&str> =
+            results.iter().map(|result| result["error"]["message"].as_str().unwrap_or("done")).collect();
+        let expected = [
+            "did you mean steps?",
+            "steps: expected",
+            "init: expected",
+            "got ../escaped.png",
+            "got /tmp/escaped.png",
+            "done",
+            "00007.png, which line 6 has",
+            "output: expected a file name, got 5",
+            "x.doc",
+            "none.safetensors",
+            "recipe: expected a JSON object",
+            "done",
+        ];
+        assert_eq!(messages.len(), expected.len());
+        for (message, expected) in messages.iter().zip(expected) {
+            assert!(message.contains(expected), "expected {expected:?}, got {message:?}");
+        }
+        assert!(!desk.path("escaped.png").exists());
+        let said = Said::of(command(&desk).output().unwrap());
+        assert!(said.stderr.ends_with("10 of 12 lines failed, line 1 first\n"), "{}", said.stderr);
+        for flags in [["--count", "2"], ["--from", "x.json"]] {
+            Said::of(command(&desk).args(flags).output().unwrap())
+                .is_refusal(2, &["expected one line in FILE"]);
+        }
+        // Another program's file is not written to.
+        fs::write(desk.path("images/results.jsonl"), "a note\n").unwrap();
+        Said::of(command(&desk).output().unwrap())
+            .is_refusal(3, &["results.jsonl: line 1: expected a result"]);
+        assert_eq!(desk.read("images/results.jsonl"), b"a note\n");
+    }
+
+    #[test]
+    fn killed_batches_end_with_the_same_bytes() {
+        let settings = ["--steps", "30", "--sampler", "dpm++2m-sde"];
+        for seed in [Some(5), None] {
+            let desk = Desk::new();
+            let line =
+                json!({ "prompt": "a red apple", "steps": 30, "sampler": "dpm++2m-sde", "seed": seed });
+            write(&desk, &[line.clone(), line]);
+            let journal = desk.path("images/.calotype-batch");
+            super::journal::kill(command(&desk), &journal, Duration::ZERO);
+            let said = Said::of(command(&desk).output().unwrap());
+            assert_eq!(said.code, Some(0), "{}", said.stderr);
+            assert!(said.stderr.contains("resumed after step "), "{}", said.stderr);
+            assert!(!journal.exists());
+            for result in said.stdout.lines() {
+                let result: Value = serde_json::from_str(result).unwrap();
+                let (file, seed) = (result["file"].as_str().unwrap(), result["seed"].to_string());
+                desk.draws(&[&["a red apple", "--seed", &seed][..], &settings].concat());
+                assert_eq!(desk.read(&format!("images/{file}")), desk.read("out.png"), "{result}");
+            }
         }
     }
 }

@@ -171,6 +171,17 @@ impl Drawing {
         model: Option<&PathBuf>,
     ) -> Result<(Recipe, Origin), Error> {
         let from = self.from.as_deref().map(Origin::read).transpose()?.unwrap_or_default();
+        let recipe = self.recipe_over(&from, prompt, model)?;
+        Ok((recipe, from))
+    }
+
+    /// The recipe that the flags make of another one, as [`Self::recipe`].
+    pub(super) fn recipe_over(
+        &self,
+        from: &Origin,
+        prompt: Option<String>,
+        model: Option<&PathBuf>,
+    ) -> Result<Recipe, Error> {
         let mut recipe = from.recipe().clone();
         let (sampler, schedule) = self.sampling()?;
         fn set<T>(place: &mut Option<T>, typed: Option<T>) {
@@ -226,7 +237,18 @@ impl Drawing {
         from.check(&recipe)?;
         open_image("--init", &mut recipe.init)?;
         open_image("--mask", &mut recipe.mask)?;
-        Ok((recipe, from))
+        Ok(recipe)
+    }
+
+    /// Refuses what a file of recipes has in each line.
+    pub(super) fn check_batch(&self) -> Result<(), Error> {
+        let typed = match (&self.from, self.count) {
+            (Some(_), _) => "--from",
+            (None, 2..) => "--count",
+            (None, _) => return Ok(()),
+        };
+        let message = format!("{typed}: expected one line in FILE for each image, got {typed}");
+        Err(Error::new(ErrorKind::Usage, message))
     }
 
     /// Takes this seed, whatever was typed.
@@ -246,8 +268,13 @@ impl Drawing {
 
     /// The model of a recipe; the recipe with what its prompts mention; and the small files that were added.
     pub(super) fn open_model(&self, recipe: Recipe) -> Result<(Model, Recipe, Vec<Addition>), Error> {
-        let mentioned = Mentioned::find(&recipe, &self.folders)?;
+        let mentioned = self.mentioned(&recipe)?;
         open(recipe, &mentioned)
+    }
+
+    /// What the prompts of a recipe mention.
+    pub(super) fn mentioned(&self, recipe: &Recipe) -> Result<Mentioned, Error> {
+        Mentioned::find(recipe, &self.folders)
     }
 
     /// The budget that was given, or what is free.

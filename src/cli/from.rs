@@ -85,7 +85,8 @@ impl Origin {
         Ok(read)
     }
 
-    fn of_receipt(origin: &str, json: &[u8]) -> Result<Self, Error> {
+    /// Of the JSON of a receipt or a recipe.
+    pub(super) fn of_receipt(origin: &str, json: &[u8]) -> Result<Self, Error> {
         let Receipt { recipe, provenance } = Receipt::parse(origin, json)?;
         let mut imported = Imported { recipe, ..Imported::default() };
         imported.model_name = provenance.as_ref().map(|made| made.model_name.clone());

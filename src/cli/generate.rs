@@ -1,35 +1,27 @@
 //! `calotype generate`: a prompt becomes images in files.
 
-use std::io::{self, IsTerminal, Read, Write as _};
-use std::ops::ControlFlow;
+use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use calotype::engine::{Library, SessionOptions};
 use calotype::error::shortened;
 use calotype::journal::{Journal, State};
 use calotype::memory;
-use calotype::model::Model;
 use calotype::picture::RecipeText;
-use calotype::pipeline::{Options, Output, Pipeline, Progress, Run};
+use calotype::pipeline::Output;
 use calotype::plan::{Budget, Plan};
-use calotype::provenance::{provenance, providers, shares};
-use calotype::recipe::parameters::{self, Addition};
-use calotype::recipe::{Receipt, Recipe};
+use calotype::recipe::{Recipe, parameters};
 use calotype::request::Request;
 use calotype::{Error, ErrorKind};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::drawing::Drawing;
 use super::from::{Origin, STDIN};
-use super::interrupt::Heeded;
+use super::images::Opened;
 use super::job::Job;
 use super::output::{Destination, STDOUT};
 use super::preview::{Preview, PreviewFlags};
-use super::receipt::Hashes;
-use super::{Common, Report, flag, path_json, say, without_bom};
-use super::{provider, samplers};
+use super::{Common, Report, flag, path_json, provider, samplers, say, without_bom};
 
 /// What is asked for in place of a name.
 const HELP: &str = "help";
@@ -145,38 +137,20 @@ pub(super) fn work(flags: &Flags, resumed: Option<Journal>) -> Result<Report, Er
     let first = Request::new(recipe, &model)?;
     first.check_seeds(drawing.count.into())?;
     let library = flags.common.library()?;
-    let session = SessionOptions { cancel: Heeded::cancel(), ..drawing.session.options()? };
-    let options = Options { plan: Plan::for_run(drawing.session.memory, &model, &first, &session)?, session };
     let recipe = first.recipe().with_images_named()?;
-    // A plan has counted them.
-    let room_bytes = if options.plan.is_some() { u64::MAX } else { drawing.budget().bytes() };
-    first.load(room_bytes)?.into_iter().for_each(say);
-    let pipeline = Pipeline::open(&model, &options)?;
-    let opened = started.elapsed();
-    pipeline.placements().for_each(provider::report);
+    let opened = Opened::open(model, additions, &first, drawing, library)?;
+    let open_time = started.elapsed();
 
-    let warnings = first.warnings(&model)?;
+    let warnings = first.warnings(&opened.model)?;
     let (journal, state) = begin_journal(flags, resumed, first.seed())?;
-    let mut batch = Batch {
-        journal,
-        model: &model,
-        library,
-        origin: &origin,
-        additions: &additions,
-        placed: pipeline.placements().count(),
-        pipeline,
-        preview,
-        hashes: Hashes::begin(&model, &recipe),
-        recipe,
-        text: String::new(),
-        images: Vec::new(),
-    };
+    let mut batch =
+        Batch { opened, origin: &origin, journal, preview, recipe, text: String::new(), images: Vec::new() };
     warnings.lines(flag).iter().for_each(|line| say(shortened(line)));
     let error = match batch.draw_all(&first, &destinations, state) {
         Err(error) if batch.images.is_empty() => return Err(error),
         result => result.err(),
     };
-    let Batch { pipeline, journal, mut text, images, .. } = batch;
+    let Batch { opened: Opened { pipeline, .. }, journal, mut text, images, .. } = batch;
     if let Some(journal) = journal.filter(|_| error.is_none()) {
         journal.finish()?;
     }
@@ -186,10 +160,10 @@ pub(super) fn work(flags: &Flags, resumed: Option<Journal>) -> Result<Report, Er
         "unknown_words": words_json(&warnings.unknown_words),
         "untrained_words": words_json(&warnings.untrained_words),
         "placements": pipeline.placements().map(provider::json).collect::<Vec<_>>(),
-        "seconds": { "open": seconds(opened), "all": seconds(started.elapsed()) },
+        "seconds": { "open": seconds(open_time), "all": seconds(started.elapsed()) },
         "memory": {
             "budget_bytes": drawing.session.memory.map(Budget::bytes),
-            "planned_bytes": options.plan.as_ref().map(Plan::peak_bytes),
+            "planned_bytes": pipeline.plan().map(Plan::peak_bytes),
             "peak_bytes": memory::peak_bytes(),
         },
     });
@@ -222,7 +196,7 @@ fn begin_journal(
 }
 
 /// Writes to the journal; where that fails the run goes on without it.
-fn note(journal: &mut Option<Journal>, write: impl FnOnce(&mut Journal) -> Result<(), Error>) {
+pub(super) fn note(journal: &mut Option<Journal>, write: impl FnOnce(&mut Journal) -> Result<(), Error>) {
     if let Some(open) = journal
         && let Err(error) = write(open)
     {
@@ -233,16 +207,10 @@ fn note(journal: &mut Option<Journal>, write: impl FnOnce(&mut Journal) -> Resul
 
 /// The images of one command, one after another, and what is said of them.
 struct Batch<'a> {
-    model: &'a Model,
-    library: &'static Library,
+    opened: Opened,
     origin: &'a Origin,
-    additions: &'a [Addition],
-    pipeline: Pipeline,
-    /// Components whose placement has been reported.
-    placed: usize,
-    preview: Option<Preview>,
     journal: Option<Journal>,
-    hashes: Hashes,
+    preview: Option<Preview>,
     recipe: Recipe,
     text: String,
     images: Vec<Value>,
@@ -260,87 +228,28 @@ impl Batch<'_> {
         let mut snapshot = Some(snapshot).filter(|snapshot| !snapshot.is_empty());
         for (index, destination) in destinations.iter().enumerate().skip(images as usize) {
             let request = first.with_seed(first.seed() + index as u64);
-            let output = self.draw(&request, index as u64, snapshot.take())?;
-            self.report_encoder();
+            let (journal, preview) = (&mut self.journal, &mut self.preview);
+            let output = self.opened.draw(&request, snapshot.take(), |run| {
+                note(journal, |journal| journal.keep(index as u64, || run.snapshot()));
+                if let Some(preview) = preview {
+                    preview.show(run);
+                }
+            })?;
             self.write(&request, &output, destination)?;
             note(&mut self.journal, |journal| journal.finish_image(index as u64 + 1));
         }
         Ok(())
     }
 
-    /// Draws the image after the first `images`, from a snapshot if there is one, or stops when a signal comes.
-    fn draw(
-        &mut self,
-        request: &Request,
-        images: u64,
-        mut snapshot: Option<Vec<u8>>,
-    ) -> Result<Output, Error> {
-        let heeded = Heeded::new();
-        let bar = progress_bar(request.steps());
-        let (preview, journal) = (&mut self.preview, &mut self.journal);
-        let mut take_steps = |mut run: Run| {
-            run.steps(|run| {
-                bar.set_position(run.progress().done as u64);
-                note(journal, |journal| journal.keep(images, || run.snapshot()));
-                if let Some(preview) = preview {
-                    preview.show(run);
-                }
-                if heeded.is_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            })?;
-            run.finish()
-        };
-        let output = loop {
-            let (is_resumed, begun) = match snapshot.take() {
-                Some(snapshot) => (true, self.pipeline.restore(request, &snapshot)),
-                None => (false, self.pipeline.begin(request)),
-            };
-            match begun {
-                Err(error) if is_resumed && error.kind() == ErrorKind::Input => {
-                    say(format_args!("{error}: the image starts over"));
-                }
-                Err(error) => break Err(error),
-                Ok(run) => {
-                    if is_resumed {
-                        let Progress { done, steps } = run.progress();
-                        say(format_args!("resumed after step {done} of {steps}"));
-                    }
-                    break take_steps(run);
-                }
-            }
-        };
-        bar.finish_and_clear();
-        let output = output?;
-        // An image whose last step was done when the signal came is not wanted either.
-        match heeded.is_stopped() {
-            true => Err(Error::new(ErrorKind::Cancelled, "stopped before the image was written")),
-            false => Ok(output),
-        }
-    }
-
-    /// Reports where the VAE encoder runs, which the first init image opens.
-    fn report_encoder(&mut self) {
-        let placed = self.pipeline.placements().count();
-        if placed > self.placed {
-            let placements = self.pipeline.placements();
-            placements.filter(|placement| placement.component == "vae_encoder").for_each(provider::report);
-            self.placed = placed;
-        }
-    }
-
     /// Writes an image with its receipt.
     fn write(&mut self, request: &Request, output: &Output, destination: &Destination) -> Result<(), Error> {
-        let model_sha256 = self.hashes.note(&mut self.recipe);
-        let provider = providers(self.pipeline.placements());
-        let shares = shares(self.pipeline.placements());
-        let made =
-            provenance(&output.image, request, self.model, model_sha256, self.library, provider, shares);
-        if self.images.is_empty() {
-            self.origin.compare(&made, self.additions);
+        let receipt = self.opened.receipt(&mut self.recipe, request, output);
+        let additions = &self.opened.additions;
+        if let Some(made) = receipt.provenance.as_ref().filter(|_| self.images.is_empty()) {
+            self.origin.compare(made, additions);
         }
-        let recipe = Recipe { seed: Some(request.seed()), ..self.recipe.clone() };
-        let receipt = Receipt { recipe, provenance: Some(made) };
         output.warnings().iter().for_each(|line| say(shortened(line)));
-        let parameters = parameters::write(&receipt, self.additions);
+        let parameters = parameters::write(&receipt, additions);
         let recipe_text = RecipeText { parameters: &parameters, json: &receipt.to_json() };
         destination.write(&output.image, Some(recipe_text))?;
         self.text += &format!("{} (seed {})\n", destination.path().display(), request.seed());
@@ -399,14 +308,6 @@ fn prompt_reads_stdin() -> Result<String, Error> {
         if is_utf16 { refusal.help("it is UTF-16: save it as UTF-8") } else { refusal }
     })?;
     Ok(without_bom(&text).trim_end_matches(['\r', '\n']).to_owned())
-}
-
-fn progress_bar(steps: usize) -> ProgressBar {
-    let target =
-        if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let style = ProgressStyle::with_template("sampling {bar:30} {pos}/{len} steps, {eta} left")
-        .expect("the template is right");
-    ProgressBar::with_draw_target(Some(steps as u64), target).with_style(style)
 }
 
 /// Words of the prompt and of the negative prompt.

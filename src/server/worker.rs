@@ -73,9 +73,10 @@ impl Worker {
     /// to be said of the request's images.
     fn open(&mut self, model: usize, request: &Request) -> Result<Vec<String>, Error> {
         let served = &self.models[model];
-        let fits = self.opened.as_ref().is_some_and(|(opened, pipeline)| {
-            *opened == model && pipeline.plan().is_none_or(|plan| plan.check(request).is_ok())
-        });
+        let fits = self
+            .opened
+            .as_ref()
+            .is_some_and(|(opened, pipeline)| *opened == model && pipeline.covers(request));
         if fits {
             // A plan that covers the request has counted its images.
             return request.load(u64::MAX);
