@@ -186,6 +186,8 @@ impl Request {
         };
         // All that a default decided: the image stays the same where another version has other defaults.
         let recipe = Recipe {
+            // It is this request's own, also where it was random.
+            seed: None,
             size: Some(size),
             steps: Some(steps),
             guidance: Some(scales),

@@ -157,6 +157,23 @@ fn resumed(pipeline: &mut Pipeline, request: &Request, snapshot: &[u8]) -> Resul
     Ok(run.latents().to_vec())
 }
 
+/// A seed that was random is known by its number when the run goes on.
+#[test]
+fn snapshots_of_a_random_seed_go_on_with_it_stated() {
+    let mut pipeline = pipeline(|_| {});
+    let random = pipeline.request(Recipe { seed: None, ..draft() }).unwrap();
+    let mut run = pipeline.begin(&random).unwrap();
+    run.step().unwrap();
+    let snapshot = run.snapshot().unwrap();
+    run.steps(|_| ControlFlow::Continue(())).unwrap();
+    let whole = run.latents().to_vec();
+    drop(run);
+    let stated = pipeline.request(Recipe { seed: Some(random.seed()), ..draft() }).unwrap();
+    assert_eq!(resumed(&mut pipeline, &stated, &snapshot).unwrap(), whole);
+    let other = pipeline.request(Recipe { seed: Some(random.seed() ^ 1), ..draft() }).unwrap();
+    resumed(&mut pipeline, &other, &snapshot).unwrap_err();
+}
+
 /// Only the same LoRA files in the same strength, and the same words, go on from a snapshot, wherever the files are.
 #[test]
 fn snapshots_of_a_model_with_other_additions_are_refused() {
