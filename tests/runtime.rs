@@ -618,3 +618,20 @@ fn library_is_another_one() {
     let message = load_refusal("library_is_another_one", |_| libc.into());
     assert!(message.contains("not an ONNX Runtime library: it has no OrtGetApiBase"), "{message}");
 }
+
+/// ONNX Runtime's own plug-ins for providers call, while they are loaded, what only ONNX Runtime has: the dynamic linker would end
+/// the process with code 127.
+#[test]
+#[cfg(target_os = "linux")]
+fn library_is_a_plug_in_for_a_provider() {
+    let message = load_refusal("library_is_a_plug_in_for_a_provider", |folder| {
+        let (source, library) = (folder.join("plug_in.c"), folder.join("libonnxruntime_providers_x.so"));
+        let code = "void Provider_GetHost(void);\n__attribute__((constructor)) static void begin(void) { Provider_GetHost(); }\n";
+        std::fs::write(&source, code).unwrap();
+        let mut compile = Command::new("cc");
+        compile.args(["-shared", "-fPIC", "-Wl,-z,lazy", "-o"]).args([&library, &source]);
+        assert!(compile.status().unwrap().success());
+        library
+    });
+    assert!(message.contains("not an ONNX Runtime library: it has no OrtGetApiBase"), "{message}");
+}

@@ -195,12 +195,12 @@ fn check(path: &Path) -> Result<(), String> {
 /// What is wrong with a 64-bit little-endian ELF file; nothing, if it is another kind of file.
 ///
 /// Of a library for another processor the dynamic linker says that it does not exist. One that ends before its segments
-/// do it would map nevertheless, and the process would die of SIGBUS when it touches what is not there.
+/// do it would map nevertheless, and the process would die of SIGBUS when it touches what is not there. Constructors of
+/// ONNX Runtime's own plug-ins for providers call what only ONNX Runtime has, and end the process where it is not loaded.
 fn elf_problem(mut file: impl Read + Seek, len_bytes: u64) -> io::Result<Option<&'static str>> {
     const FILE_HEADER_BYTES: usize = 64;
-    const SEGMENT_HEADER_BYTES: usize = 56;
+    const SEGMENT_HEADER_BYTES: u64 = 56;
     const CUT_SHORT: Option<&str> = Some("the file is truncated");
-    let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte));
 
     let mut header = Vec::new();
     file.by_ref().take(FILE_HEADER_BYTES as u64).read_to_end(&mut header)?;
@@ -215,15 +215,63 @@ fn elf_problem(mut file: impl Read + Seek, len_bytes: u64) -> io::Result<Option<
         return Ok(Some("the library is for another CPU architecture"));
     }
     let (table_offset, segment_count) = (number(&header[32..40]), number(&header[56..58]));
-    let table_len = segment_count * SEGMENT_HEADER_BYTES as u64;
-    let mut table = Vec::new();
-    file.seek(SeekFrom::Start(table_offset))?;
-    file.take(table_len).read_to_end(&mut table)?;
+    let table_len = segment_count * SEGMENT_HEADER_BYTES;
+    let table = read_at(&mut file, table_offset, table_len)?;
     let ends_after_file = |segment: &[u8]| {
         let (offset, len) = (number(&segment[8..16]), number(&segment[32..40]));
         offset.saturating_add(len) > len_bytes
     };
-    let is_cut =
-        (table.len() as u64) < table_len || table.chunks_exact(SEGMENT_HEADER_BYTES).any(ends_after_file);
-    Ok(if is_cut { CUT_SHORT } else { None })
+    let is_cut = (table.len() as u64) < table_len
+        || table.chunks_exact(SEGMENT_HEADER_BYTES as usize).any(ends_after_file);
+    if is_cut {
+        return Ok(CUT_SHORT);
+    }
+    let exports = exports(&mut file, &header, ENTRY_POINT)?;
+    Ok((exports == Some(false)).then_some("not an ONNX Runtime library: it has no OrtGetApiBase"))
+}
+
+/// The function that every ONNX Runtime library has.
+const ENTRY_POINT: &[u8] = b"OrtGetApiBase";
+
+/// Whether a 64-bit little-endian ELF file with this header defines a symbol for others; nothing where its sections do not tell
+/// (ELF-64 object file format 1.5, sections "Sections" and "Symbol table").
+fn exports(file: &mut (impl Read + Seek), header: &[u8], name: &[u8]) -> io::Result<Option<bool>> {
+    const SECTION_HEADER_BYTES: u64 = 64;
+    const SYMBOL_BYTES: usize = 24;
+    const DYNAMIC_SYMBOLS: u64 = 11;
+    /// Larger tables than any that is known: the largest of ONNX Runtime's have some thousand symbols.
+    const MAX_TABLE_BYTES: u64 = 64 << 20;
+    let (offset, size, count) = (number(&header[40..48]), number(&header[58..60]), number(&header[60..62]));
+    if size != SECTION_HEADER_BYTES {
+        return Ok(None);
+    }
+    let sections = read_at(file, offset, count * size)?;
+    let sections: Vec<&[u8]> = sections.chunks_exact(SECTION_HEADER_BYTES as usize).collect();
+    let Some(symbols) = sections.iter().find(|section| number(&section[4..8]) == DYNAMIC_SYMBOLS) else {
+        return Ok(None);
+    };
+    let Some(names) = sections.get(number(&symbols[40..44]) as usize) else { return Ok(None) };
+    let mut table = |section: &[u8]| {
+        let len_bytes = number(&section[32..40]);
+        read_at(file, number(&section[24..32]), len_bytes.min(MAX_TABLE_BYTES))
+    };
+    let (symbols, names) = (table(symbols)?, table(names)?);
+    let is_wanted = |symbol: &[u8]| {
+        let text = names.get(number(&symbol[..4]) as usize..).unwrap_or_default();
+        let is_defined = number(&symbol[6..8]) != 0;
+        is_defined && text.starts_with(name) && text.get(name.len()) == Some(&0)
+    };
+    Ok(Some(symbols.chunks_exact(SYMBOL_BYTES).any(is_wanted)))
+}
+
+fn number(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte))
+}
+
+/// What a file has from `offset` on, and not more than `len_bytes` of it.
+fn read_at(file: &mut (impl Read + Seek), offset: u64, len_bytes: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(offset))?;
+    file.take(len_bytes).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
