@@ -248,6 +248,36 @@ mod tests {
         assert_eq!(pool.wasted_bytes, MIB);
     }
 
+    /// Without a limit, as much as was ever in use and a quarter more; and a trim forgets what was in use before.
+    #[test]
+    fn without_a_limit_a_quarter_more_than_was_used_is_kept() {
+        let mut pool = Pool::default();
+        let blocks = [4 * MIB; 2].map(|len| pool.take(len, None).unwrap());
+        blocks.into_iter().for_each(|block| pool.give_back(block));
+        assert_eq!(pool.kept_bytes, 8 * MIB);
+        // 5 and one of the kept ones are no more than 10, with both there would be 13.
+        let block = pool.take(5 * MIB, None).unwrap();
+        assert_eq!((pool.used_bytes, pool.kept_bytes), (5 * MIB, 4 * MIB));
+        pool.give_back(block);
+        pool.trim();
+        let block = pool.take(MIB, None).unwrap();
+        pool.give_back(block);
+        pool.take(MIB + MIB / 2, None).unwrap();
+        assert_eq!(pool.kept_bytes, 0);
+    }
+
+    /// A kept block is used again for an eighth of its length, and not for less, however much may be wasted.
+    #[test]
+    fn a_block_is_not_used_again_for_too_little() {
+        let mut pool = Pool::default();
+        let blocks = [64 * MIB, 8 * MIB].map(|len| pool.take(len, None).unwrap());
+        pool.give_back(blocks[1]);
+        let small = pool.take(MIB - PAGE_BYTES, None).unwrap();
+        assert_ne!(small, blocks[1]);
+        assert_eq!(pool.take(MIB, None), Ok(blocks[1]));
+        assert_eq!(pool.wasted_bytes, 7 * MIB);
+    }
+
     /// What is kept is let go of first; what would exceed the budget even so is refused before it is mapped.
     #[test]
     #[cfg(target_os = "linux")]
