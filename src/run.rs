@@ -243,7 +243,7 @@ impl<'a> Run<'a> {
         if self.is_done() {
             return Err(Error::new(
                 ErrorKind::Usage,
-                format!("run: expected one of {steps} steps, got all done"),
+                format!("run: expected a step that is left, got all {steps} steps done"),
             ));
         }
         self.is_broken = true;
@@ -280,7 +280,7 @@ impl<'a> Run<'a> {
         if !self.latents.iter().all(|value| value.is_finite()) {
             return Err(Error::new(
                 ErrorKind::Numeric,
-                format!("unet: expected finite latents, got others after step {number} of {steps}"),
+                format!("unet: expected finite latents after step {number} of {steps}, got NaN or infinity"),
             ));
         }
         if let Some(blend) = &self.blend {
@@ -370,7 +370,7 @@ impl<'a> Run<'a> {
 
     /// Takes a run that was just begun to where a snapshot was made.
     pub(crate) fn restore(&mut self, snapshot: &[u8]) -> Result<(), Error> {
-        let damaged = || refused("expected a whole one, got one that is damaged or cut off".into());
+        let damaged = || refused("expected a complete snapshot, got one that is damaged or truncated".into());
         let (bytes, digest) = snapshot.split_last_chunk::<32>().ok_or_else(damaged)?;
         if Sha256::digest(bytes)[..] != digest[..] {
             return Err(damaged());
@@ -384,26 +384,32 @@ impl<'a> Run<'a> {
         let mut version = SNAPSHOT;
         record.bytes(&mut version)?;
         if version != SNAPSHOT {
-            return Err(refused("expected one of this version of calotype, got another".into()));
+            return Err(refused(
+                "expected one made by this version of calotype, got one made by another version".into(),
+            ));
         }
         let own = self.request.fingerprint()?;
         let mut fingerprint = own;
         record.bytes(&mut fingerprint)?;
         if fingerprint != own {
-            return Err(refused("expected one of this request and model, got another's".into()));
+            return Err(refused(
+                "expected one made for this request and model, got one made for another".into(),
+            ));
         }
         let own = self.files.sha256();
         let mut files = own;
         record.bytes(&mut files)?;
         if files != own {
-            return Err(refused("expected one of this model's weights, got one of others".into()));
+            return Err(refused(
+                "expected one made with this model's weights, got one made with other weights".into(),
+            ));
         }
         let own = self.additions.sha256();
         let mut additions = own;
         record.bytes(&mut additions)?;
         if additions != own {
             return Err(refused(
-                "expected one of this model's LoRA files, strengths, embeddings and clip skip, got others"
+                "expected one made with this model's LoRA files, strengths, embeddings and clip skip, got one made with others"
                     .into(),
             ));
         }
@@ -417,7 +423,7 @@ impl<'a> Run<'a> {
     fn expect_whole(&self) -> Result<(), Error> {
         if self.is_broken {
             let message =
-                format!("run: expected one that can go on, got one whose step {} failed", self.done + 1);
+                format!("run: expected a run without errors, got one whose step {} failed", self.done + 1);
             return Err(Error::new(ErrorKind::Usage, message));
         }
         Ok(())

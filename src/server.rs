@@ -202,8 +202,10 @@ fn check_token(address: SocketAddr, token: Option<&str>) -> Result<(), Error> {
     if address.ip().is_loopback() || token.is_some() {
         return Ok(());
     }
-    let got = format!("address: expected a token with an address that other machines reach, got {address}");
-    Err(Error::new(ErrorKind::Usage, got).help("without one listen on 127.0.0.1"))
+    let got = format!(
+        "address: expected a token, because other machines can reach the address, got {address} without one"
+    );
+    Err(Error::new(ErrorKind::Usage, got).help("without a token, listen on 127.0.0.1"))
 }
 
 fn refuse_address(address: SocketAddr, error: io::Error) -> Error {

@@ -1094,7 +1094,7 @@ mod model {
     fn weights_with_a_nan() {
         let bundle = Bundle::new();
         bundle.poison(UNET, "conv_out.weight");
-        let message = "unet: expected finite latents, got others after step 1 of 2";
+        let message = "unet: expected finite latents after step 1 of 2, got NaN or infinity";
         Desk::new().refuses(&["x", "-m", bundle.path()], 8, &[message]);
     }
 

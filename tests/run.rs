@@ -124,7 +124,7 @@ fn snapshots_of_another_run_are_refused() {
     ] {
         assert_eq!(
             refused(other, &snapshot),
-            "snapshot: expected one of this request and model, got another's"
+            "snapshot: expected one made for this request and model, got one made for another"
         );
     }
     for at in (0..snapshot.len()).step_by(snapshot.len() / 50) {
@@ -222,8 +222,7 @@ fn snapshots_of_a_model_with_other_additions_are_refused() {
     assert_eq!(restored(vec![(lora(same, 0.1), 0.5)], &ink()), Ok(whole.clone()));
     // A share and a strength that multiply to the same.
     assert_eq!(restored(vec![(lora(same, 0.1).with_shares(1.0, 0.5), 1.0)], &ink()), Ok(whole));
-    let refused =
-        "snapshot: expected one of this model's LoRA files, strengths, embeddings and clip skip, got others";
+    let refused = "snapshot: expected one made with this model's LoRA files, strengths, embeddings and clip skip, got one made with others";
     for (loras, words) in [
         (vec![], ink()),
         (vec![(lora(one, 0.1), 0.25)], ink()),
@@ -272,7 +271,7 @@ fn snapshots_of_other_weights_are_refused() {
     let whole = run.latents().to_vec();
     let restored = |mut pipeline: Pipeline| resumed(&mut pipeline, &request, &snapshot);
     assert_eq!(restored(bundle("same", 0)), Ok(whole));
-    let refused = "snapshot: expected one of this model's weights, got one of others";
+    let refused = "snapshot: expected one made with this model's weights, got one made with other weights";
     assert_eq!(restored(bundle("other", 1)), Err(refused.to_owned()));
 }
 

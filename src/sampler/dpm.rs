@@ -130,7 +130,7 @@ pub const SOLVER: Setting<Solver> = Setting {
     name: "solver",
     default: Solver::Midpoint,
     range: (),
-    help: "form of a step of second order: slope exact in the middle of the step, or integral of the slope exact",
+    help: "form of the second-order step, as diffusers' solver_type: midpoint or heun",
 };
 
 /// The form of a step, where the order leaves a choice.
@@ -151,7 +151,7 @@ pub const THIRD: Setting<Third> = Setting {
     name: "third",
     default: Third::Published,
     range: (),
-    help: "form of a step of third order: as published, or with the weight that makes it one",
+    help: "form of the third-order step: as published (second-order accurate), or with the weight that makes it third-order accurate",
 };
 
 /// The form of a multistep step of third order.

@@ -59,7 +59,7 @@ pub const VARIANCE: Setting<Variance> = Setting {
     name: "variance",
     default: Variance::Small,
     range: (),
-    help: "variance of the fresh noise: the posterior's, or the step's own",
+    help: "variance of the added noise: small (of the posterior) or large (of the step), as diffusers' fixed_small and fixed_large",
 };
 
 /// The variance of DDPM's noise (Ho et al. 2020, section 3.2).

@@ -308,7 +308,7 @@ pub const ETA: Setting<f64> = Setting {
     name: "eta",
     default: 0.0,
     range: NumberRange { low: 0.0, high: 1.0, words: "a number from 0 to 1" },
-    help: "share of the removed noise that is replaced by fresh noise",
+    help: "fraction of the removed noise that is replaced by new noise",
 };
 
 /// The factor of all fresh noise; 1 is right, and a little more, 1.003, makes up for detail that models lose.
@@ -316,7 +316,7 @@ pub const S_NOISE: Setting<f64> = Setting {
     name: "s_noise",
     default: 1.0,
     range: NumberRange { low: 0.0, high: 10.0, words: "a number from 0 up, at most 10" },
-    help: "factor of fresh noise; 1 is correct",
+    help: "multiplier of the added noise; 1 is exact",
 };
 
 /// The order, where a sampler has several. Its range is the highest.
@@ -324,7 +324,7 @@ pub const ORDER: Setting<usize> = Setting {
     name: "order",
     default: 1,
     range: 1,
-    help: "order of the method: how many evaluations it uses, this step's included",
+    help: "order of the method: number of model outputs used, including the current step's",
 };
 
 /// Whether in runs of fewer than 15 steps the last step is of first order and the one before of second at most; UniPC's

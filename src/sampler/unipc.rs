@@ -35,7 +35,7 @@ pub const BH: Setting<Bh> = Setting {
     name: "solver",
     default: Bh::Bh2,
     range: (),
-    help: "form of a step: the function B(h) (Zhao et al. 2023, section 3.4)",
+    help: "function B(h) of the update (Zhao et al. 2023, section 3.4)",
 };
 
 /// The function `B(h)` of UniPC (Zhao et al. 2023, section 3.4).

@@ -194,7 +194,7 @@ fn images(
             (recipe.mask_only, recipe.resize) = (Some(padding_px), None);
         }
         if both.is_none() && x != y {
-            warnings.push("mask_blur_y: expected that of mask_blur_x, which is used for both".into());
+            warnings.push("mask_blur_y: expected the value of mask_blur_x, which is used for both".into());
         }
         // There in pixels of the init image, here of the finished one.
         let width = recipe.size.filter(|_| !is_only).map_or(init.dimensions().0, |size| size.width_px());

@@ -129,7 +129,7 @@ impl Fields {
             };
         }
         if let (Some((name, _)), 1..) = (&found, more) {
-            self.warnings.push(format!("{name}: {more} images more than the one that is used"));
+            self.warnings.push(format!("{name}: only the first image is used; {more} more ignored"));
         }
         Ok(found)
     }
@@ -236,7 +236,7 @@ mod tests {
         );
         assert_eq!(read.image_bytes(&["a"]).unwrap().unwrap().1, b"hi");
         assert_eq!(read.image_bytes(&["b"]).unwrap().unwrap().1, b"hi");
-        assert_eq!(read.warnings, ["b: 1 images more than the one that is used"]);
+        assert_eq!(read.warnings, ["b: only the first image is used; 1 more ignored"]);
         for name in ["c", "d", "e"] {
             assert!(read.image_bytes(&[name]).is_err(), "{name}");
         }

@@ -104,7 +104,7 @@ fn without_files(recipe: Recipe, own: &Recipe) -> Result<Recipe, Problem> {
         ("clip_skip", recipe.clip_skip.is_some()),
     ];
     if let Some((field, _)) = named.into_iter().find(|(_, is_named)| *is_named) {
-        let expected = "expected none: the server chooses models and files";
+        let expected = "expected no value: the server chooses models and files";
         return Err(Problem::field(&format!("recipe: {field}"), expected));
     }
     Ok(Recipe {
@@ -148,7 +148,7 @@ async fn cancel(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<R
     let job = find(&app, &id)?;
     if job.state().status.is_final() {
         let message =
-            format!("job: expected one that has not ended, got one that is {}", job.state().status.name());
+            format!("job: expected a queued or running job, got one that is {}", job.state().status.name());
         return Err(Problem::new(StatusCode::CONFLICT, message));
     }
     app.queue.cancel(&job);

@@ -345,8 +345,11 @@ impl Queue {
         jobs.waiting.iter().for_each(|waiting| waiting.update(|_| ()));
         drop(jobs);
         let is_late = job.is_late.load(Ordering::Relaxed);
-        let message =
-            if is_late { "the deadline was over before it began" } else { "cancelled before it began" };
+        let message = if is_late {
+            "the deadline passed before the job began"
+        } else {
+            "cancelled before the job began"
+        };
         let failure = Failure { kind: ErrorKind::Cancelled, message: message.into(), is_late };
         self.counts.cancelled.fetch_add(1, Ordering::Relaxed);
         job.end(if is_late { Status::Failed } else { Status::Cancelled }, Some(failure));

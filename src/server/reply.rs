@@ -96,8 +96,7 @@ impl From<Failure> for Problem {
             ErrorKind::Numeric => (StatusCode::INTERNAL_SERVER_ERROR, Some("numeric")),
             _ => (StatusCode::INTERNAL_SERVER_ERROR, None),
         };
-        let message =
-            if is_late { format!("the deadline of this server was over: {message}") } else { message };
+        let message = if is_late { format!("the server's deadline passed: {message}") } else { message };
         Self { code, ..Self::new(status, message) }
     }
 }

@@ -34,7 +34,7 @@ pub(super) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
     let waited = tokio::time::timeout(limit::ROOM_TIME, app.room.clone().acquire_many_owned(permits)).await;
     match waited {
         Ok(Ok(_permit)) => next.run(request).await,
-        _ => Problem::busy("too many large requests at a time", Duration::from_secs(5)).into_response(),
+        _ => Problem::busy("too many large requests at once", Duration::from_secs(5)).into_response(),
     }
 }
 

@@ -51,16 +51,16 @@ async fn metrics(State(app): State<Arc<App>>) -> Response {
         tell(name, "counter", help, count.load(Ordering::Relaxed) as f64);
     }
     let busy_s = counts.busy_ms.load(Ordering::Relaxed) as f64 / 1e3;
-    tell("busy_seconds_total", "counter", "Time in which a job ran.", busy_s);
-    tell("queue_length", "gauge", "Jobs that wait.", app.queue.len() as f64);
-    tell("queue_limit", "gauge", "Jobs that may wait.", app.queue.limit() as f64);
-    tell("running", "gauge", "Jobs that run.", f64::from(u8::from(app.queue.running().is_some())));
-    tell("uptime_seconds", "gauge", "Time since the start.", app.started.elapsed().as_secs_f64());
+    tell("busy_seconds_total", "counter", "Time spent running jobs.", busy_s);
+    tell("queue_length", "gauge", "Jobs waiting in the queue.", app.queue.len() as f64);
+    tell("queue_limit", "gauge", "Jobs that the queue has room for.", app.queue.limit() as f64);
+    tell("running", "gauge", "Jobs running now.", f64::from(u8::from(app.queue.running().is_some())));
+    tell("uptime_seconds", "gauge", "Time since the server started.", app.started.elapsed().as_secs_f64());
     if let Some(bytes) = memory::resident_bytes() {
         tell("resident_bytes", "gauge", "Resident memory of the process.", bytes as f64);
     }
     if let Some(bytes) = memory::peak_bytes() {
-        tell("peak_resident_bytes", "gauge", "The most resident memory of the process.", bytes as f64);
+        tell("peak_resident_bytes", "gauge", "Peak resident memory of the process.", bytes as f64);
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }

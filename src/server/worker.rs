@@ -129,7 +129,7 @@ impl Worker {
             let denoised = run.denoised().to_vec();
             let taken = run.request().clone();
             drop(run);
-            let warning = "interrupted: the image is as it was after the last step";
+            let warning = "interrupted: the image shows the last completed step";
             let image = pipeline.decode_latents(&denoised, request.size())?;
             (finished(image, &taken)?, vec![warning.to_owned()])
         };

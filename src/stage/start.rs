@@ -129,7 +129,10 @@ impl Start {
                 let mut noise = vec![0.0; concat_latents.len()];
                 scratch.noise.fill_normal(&mut noise);
                 let LowRes { curve, .. } = manifest.low_res.as_ref().ok_or_else(|| {
-                    Error::new(ErrorKind::Internal, "request: expected one for this model, got an upscaler's")
+                    Error::new(
+                        ErrorKind::Internal,
+                        "request: expected one for this model, got one for an upscaler",
+                    )
                 })?;
                 let sigma = curve.sigma_of_timestep(*level as f64);
                 // Not added as to latents: the sum keeps its variance (Ho et al. 2020, equation 4).

@@ -23,7 +23,7 @@ impl TextStates {
             return Err(Error::new(
                 ErrorKind::Model,
                 format!(
-                    "text encoders: expected as many tokens of a text, got {} and {}",
+                    "text encoders: expected the same number of tokens for a text, got {} and {}",
                     self.tokens, other.tokens
                 ),
             ));

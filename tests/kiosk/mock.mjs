@@ -171,7 +171,7 @@ function answerJob(request, response, id, what) {
   if (!job) return refuse(response, 404, `job ${id}: not known`);
   if (what === "events") return stream(job, response);
   if (what === "cancel" && request.method === "POST") {
-    if (job.status !== "queued" && job.status !== "running") return refuse(response, 409, "job: expected one that has not ended");
+    if (job.status !== "queued" && job.status !== "running") return refuse(response, 409, "job: expected a queued or running job");
     // As the real one does: what it was before it stopped, and not before the events.
     const before = { ...job };
     end(job, "cancelled", { message: `stopped in step ${job.step} of ${job.steps}`, kind: "cancelled" });
