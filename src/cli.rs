@@ -29,7 +29,6 @@ mod verify;
 use std::fmt;
 use std::io::{self, IsTerminal, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::thread;
 
 use calotype::engine::{Library, Refusal};
@@ -126,7 +125,7 @@ impl Report {
 const STACK_BYTES: usize = 2 << 20;
 
 /// Runs the command line of this process.
-pub fn run() -> ExitCode {
+pub fn run() -> u8 {
     // Its buffer is there when there is no memory left for one.
     let _ = io::stdout();
     let worked = thread::Builder::new().name("calotype".into()).stack_size(STACK_BYTES).spawn(run_here);
@@ -137,7 +136,7 @@ pub fn run() -> ExitCode {
         Err(error) => Error::new(ErrorKind::Runtime, "expected to start a thread").source(error),
     };
     say(told(&error));
-    let code = ExitCode::from(error.kind().exit_code());
+    let code = error.kind().exit_code();
     // What the thread was told is not known where it did not begin.
     if interrupt::take_json() || std::env::args_os().any(|arg| arg == "--json") {
         return print(&format!("{:#}\n", json!({ "error": error_json(&error) })), code);
@@ -145,7 +144,7 @@ pub fn run() -> ExitCode {
     code
 }
 
-fn run_here() -> ExitCode {
+fn run_here() -> u8 {
     let cli = match command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => return refuse_arguments(&error),
@@ -185,7 +184,7 @@ fn run_here() -> ExitCode {
         (None, Some(error)) if json => format!("{:#}\n", json!({ "error": error_json(error) })),
         (None, _) => String::new(),
     };
-    let code = error.map_or(ExitCode::SUCCESS, |error| ExitCode::from(error.kind().exit_code()));
+    let code = error.map_or(0, |error| error.kind().exit_code());
     print(&said, code)
 }
 
@@ -201,19 +200,16 @@ fn command() -> clap::Command {
 }
 
 /// Help and version are printed, all else is an error of usage.
-fn refuse_arguments(error: &clap::Error) -> ExitCode {
+fn refuse_arguments(error: &clap::Error) -> u8 {
     if matches!(error.kind(), ClapErrorKind::DisplayHelp | ClapErrorKind::DisplayVersion) {
         let text = error.render();
         let is_terminal = io::stdout().is_terminal();
-        return print(
-            &if is_terminal { text.ansi().to_string() } else { text.to_string() },
-            ExitCode::SUCCESS,
-        );
+        return print(&if is_terminal { text.ansi().to_string() } else { text.to_string() }, 0);
     }
     let text = error.render();
     let text = if io::stderr().is_terminal() { text.ansi().to_string() } else { text.to_string() };
     let _ = io::stderr().write_all(shortened(&text).as_bytes());
-    let code = ExitCode::from(ErrorKind::Usage.exit_code());
+    let code = ErrorKind::Usage.exit_code();
     if !std::env::args_os().any(|arg| arg == "--json") {
         return code;
     }
@@ -260,13 +256,13 @@ fn error_json(error: &Error) -> Value {
 }
 
 /// Writes the last words to standard output, and gives the exit code.
-fn print(said: &str, code: ExitCode) -> ExitCode {
+fn print(said: &str, code: u8) -> u8 {
     let mut stdout = io::stdout();
     match stdout.write_all(said.as_bytes()).and_then(|()| stdout.flush()) {
         // A reader that has gone away (`| head`) has all that it wants.
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             say(format_args!("standard output: {error}"));
-            ExitCode::from(ErrorKind::Output.exit_code())
+            ErrorKind::Output.exit_code()
         }
         _ => code,
     }

@@ -12,6 +12,7 @@ mod stream;
 mod sys;
 mod threads;
 mod value;
+mod worker;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -19,18 +20,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use self::cancel::Cancel;
+use self::cancel::Flag;
 use self::compile::{Cache, Compilation};
 pub use self::compile::{Compiling, Watch};
-pub use self::data::{Data, Elements, Output, TensorRef};
+pub use self::data::{Data, Elements, NamedTensor, Output, TensorRef};
 pub(crate) use self::exhaustion::SPARE_BYTES;
 pub use self::exhaustion::{Refusal, exit_when_exhausted};
 pub use self::library::Library;
 pub use self::provider::{About, Intent, Precision, Provider, ProviderKind, Providers};
 use self::stream::Streamed;
 use self::sys::{Found, Input, Opening};
-pub use self::sys::{Heap, disable_telemetry};
+pub use self::sys::{Heap, disable_telemetry, exit};
 use self::value::Fed;
 pub use self::value::Value;
+pub(crate) use self::worker::STACK_BYTES;
+use self::worker::Worker;
+pub use self::worker::abandoned_for;
 use crate::graph::{BoundGraph, Dialect, OnDisk, Port};
 use crate::weights::{Dtype, Weights};
 use crate::{Error, ErrorKind};
@@ -246,19 +251,37 @@ impl Placement {
     }
 }
 
-/// A graph that is ready to run, with its weights.
+/// A graph that is ready to run, with its weights. It lives on a thread of its own, so that whoever is cancelled need not wait
+/// for the end of a call.
 pub struct Session {
     name: String,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
-    run: Run,
-    /// Outlives `run`, whose memory is of the pool.
-    _limit: PoolLimit,
+    worker: Worker<Opened>,
     weights: Arc<Weights>,
     placement: Placement,
     cancel: Cancel,
     compilation: Option<Compilation>,
+    /// Whether its runs are within a budget.
+    is_limited: bool,
     fed_bytes: u64,
+}
+
+/// What of a [`Session`] lives on its thread.
+struct Opened {
+    run: Run,
+    /// Outlives `run`, whose memory is of the pool.
+    _limit: PoolLimit,
+}
+
+/// What is known of a [`Session`] once it is open.
+struct Description {
+    name: String,
+    inputs: Vec<Port>,
+    outputs: Vec<Port>,
+    weights: Arc<Weights>,
+    placement: Placement,
+    compilation: Option<Compilation>,
 }
 
 /// What a [`Session`] runs.
@@ -272,31 +295,31 @@ impl Run {
     fn values(
         &mut self,
         constants: &[(String, Value)],
-        inputs: &[(&str, TensorRef<'_>)],
+        inputs: &[NamedTensor],
         outputs: &[&str],
-        cancel: &Cancel,
+        flag: &Flag,
     ) -> Result<(Vec<sys::Value>, u64), Error> {
         let bytes = |feeds: &mut dyn Iterator<Item = Fed<'_>>| feeds.map(|fed| fed.size_bytes()).sum::<u64>();
-        let fed_bytes = bytes(&mut inputs.iter().map(|(_, tensor)| Fed::Slice(*tensor)));
+        let inputs = inputs.iter().map(NamedTensor::input);
+        let fed_bytes = bytes(&mut inputs.clone().map(|(_, tensor)| Fed::Slice(tensor)));
         match self {
             Self::Whole(session) if constants.is_empty() => {
-                let inputs = inputs.iter().map(|(name, tensor)| (*name, Input::Fed(*tensor)));
-                Ok((cancel.watch(|options| session.run(inputs, outputs, options))?, fed_bytes))
+                let inputs = inputs.map(|(name, tensor)| (name, Input::Fed(tensor)));
+                Ok((flag.watch(|options| session.run(inputs, outputs, options))?, fed_bytes))
             }
             Self::Whole(session) => {
                 let tensors = constants.iter().map(|(name, value)| (name.as_str(), value.tensor()));
                 let is_bound = session.bind(tensors)?;
-                let inputs = inputs.iter().map(|(name, tensor)| (*name, tensor));
-                let values = cancel.watch(|options| session.run_bound(inputs, outputs, options))?;
+                let values = flag.watch(|options| session.run_bound(inputs, outputs, options))?;
                 let bound = &mut constants.iter().map(|(_, value)| Fed::Value(value));
                 Ok((values, fed_bytes + if is_bound { 0 } else { bytes(bound) }))
             }
             Self::Streamed(streamed) => {
                 let constants =
                     constants.iter().map(|(name, value)| (name.as_str(), Input::Made(value.tensor())));
-                let inputs = inputs.iter().map(|(name, tensor)| (*name, Input::Fed(*tensor)));
+                let inputs = inputs.map(|(name, tensor)| (name, Input::Fed(tensor)));
                 let inputs: Vec<(&str, Input<'_>)> = inputs.chain(constants).collect();
-                Ok((streamed.run(&inputs, outputs, cancel)?, fed_bytes))
+                Ok((streamed.run(&inputs, outputs, flag)?, fed_bytes))
             }
         }
     }
@@ -308,8 +331,37 @@ impl Session {
     /// # Errors
     /// [`ErrorKind::Model`] when ONNX Runtime does not accept the graph; [`ErrorKind::Runtime`] when there is no
     /// library, or none of the providers that were asked for can be had, or it lacks an operator of the graph.
-    pub fn open(mut bound: BoundGraph, options: &SessionOptions) -> Result<Self, Error> {
-        options.cancel.check()?;
+    pub fn open(bound: BoundGraph, options: &SessionOptions) -> Result<Self, Error> {
+        let (cancel, is_limited) = (options.cancel.clone(), options.budget_bytes.is_some());
+        let flag = cancel.flag();
+        flag.check()?;
+        if is_limited {
+            worker::wait_for_abandoned(&flag)?;
+        }
+        let (own, options) = (Arc::clone(&flag), options.clone());
+        let (described, worker) = Worker::start(&flag, move || Self::open_here(bound, &options, &own))?;
+        let Description { name, inputs, outputs, weights, placement, compilation } = described;
+        let fed_bytes = 0;
+        Ok(Self {
+            name,
+            inputs,
+            outputs,
+            worker,
+            weights,
+            placement,
+            cancel,
+            compilation,
+            is_limited,
+            fed_bytes,
+        })
+    }
+
+    /// Opens a graph on the thread that is to run it.
+    fn open_here(
+        mut bound: BoundGraph,
+        options: &SessionOptions,
+        flag: &Flag,
+    ) -> Result<(Description, Opened), Error> {
         bound.weights.check_files()?;
         let library = Library::load(None)?;
         let options = &options.clone().for_component(&bound.name);
@@ -337,7 +389,7 @@ impl Session {
             if first.is_cpu() {
                 bound.convert_rows();
             }
-            match open_on(library, &bound, &providers, options) {
+            match open_on(library, &bound, &providers, options, flag) {
                 Ok(opened) => break opened,
                 Err(error) if providers.len() == 1 || error.kind() == ErrorKind::Cancelled => {
                     return Err(named(&bound.name, error));
@@ -370,19 +422,8 @@ impl Session {
         if let Some(problem) = placement.divided() {
             tracing::warn!(component = name, problem, "a graph is divided between providers");
         }
-        let cancel = options.cancel.clone();
-        Ok(Self {
-            name,
-            inputs,
-            outputs,
-            run,
-            _limit: limit,
-            weights,
-            placement,
-            cancel,
-            compilation,
-            fed_bytes: 0,
-        })
+        let described = Description { name, inputs, outputs, weights, placement, compilation };
+        Ok((described, Opened { run, _limit: limit }))
     }
 
     /// Where it runs.
@@ -409,8 +450,8 @@ impl Session {
         &self.outputs
     }
 
-    /// Runs the graph once: reads every input in place, and copies the outputs that are asked for into the slices
-    /// given with their names, as 32-bit floats in row-major order.
+    /// Runs the graph once: on copies of the inputs, and copies the outputs that are asked for into the slices given with
+    /// their names, as 32-bit floats in row-major order.
     ///
     /// # Errors
     /// [`ErrorKind::Model`] when the graph's inputs and outputs are not those named here, with these types and sizes;
@@ -435,6 +476,21 @@ impl Session {
         inputs: &[(&str, TensorRef<'_>)],
         outputs: &mut [(&str, &mut [f32])],
     ) -> Result<(), Error> {
+        let mut inputs: Vec<NamedTensor> = inputs.iter().map(NamedTensor::copied).collect();
+        self.run_owned(constants, &mut inputs.iter_mut().collect::<Vec<_>>(), outputs)
+    }
+
+    /// The same, without copies of the inputs: they are the session's while it runs. Where the run is cancelled they may be
+    /// gone.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn run_owned(
+        &mut self,
+        constants: &[(String, Value)],
+        inputs: &mut [&mut NamedTensor],
+        outputs: &mut [(&str, &mut [f32])],
+    ) -> Result<(), Error> {
         let names: Vec<&str> = outputs.iter().map(|(name, _)| *name).collect();
         let values = self.values(constants, inputs, &names)?;
         for ((name, out), value) in outputs.iter_mut().zip(values) {
@@ -452,6 +508,20 @@ impl Session {
         inputs: &[(&str, TensorRef<'_>)],
         outputs: &[&str],
     ) -> Result<Vec<Output>, Error> {
+        let mut inputs: Vec<NamedTensor> = inputs.iter().map(NamedTensor::copied).collect();
+        self.compute_owned(&mut inputs.iter_mut().collect::<Vec<_>>(), outputs)
+    }
+
+    /// The same, without copies of the inputs: they are the session's while it runs. Where the run is cancelled they may be
+    /// gone.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn compute_owned(
+        &mut self,
+        inputs: &mut [&mut NamedTensor],
+        outputs: &[&str],
+    ) -> Result<Vec<Output>, Error> {
         let values = self.values(&[], inputs, outputs)?.into_iter().zip(outputs);
         values
             .map(|(value, name)| value.output().map_err(|problem| self.unfit_output(name, &problem)))
@@ -467,19 +537,40 @@ impl Session {
     fn values(
         &mut self,
         constants: &[(String, Value)],
-        inputs: &[(&str, TensorRef<'_>)],
+        inputs: &mut [&mut NamedTensor],
         outputs: &[&str],
     ) -> Result<Vec<sys::Value>, Error> {
-        let run = |session: &mut Self| {
-            let constants_fed = constants.iter().map(|(name, value)| (name.as_str(), Fed::Value(value)));
-            let slices = inputs.iter().map(|(name, tensor)| (*name, Fed::Slice(*tensor)));
-            session.check(slices.chain(constants_fed), outputs)?;
-            session.weights.check_files()?;
-            session.run.values(constants, inputs, outputs, &session.cancel)
-        };
-        let (values, fed_bytes) = run(self).map_err(|error| named(&self.name, error))?;
+        let (values, fed_bytes) =
+            self.try_values(constants, inputs, outputs).map_err(|error| named(&self.name, error))?;
         self.fed_bytes += fed_bytes;
         Ok(values)
+    }
+
+    fn try_values(
+        &mut self,
+        constants: &[(String, Value)],
+        inputs: &mut [&mut NamedTensor],
+        outputs: &[&str],
+    ) -> Result<(Vec<sys::Value>, u64), Error> {
+        let flag = self.cancel.flag();
+        if self.is_limited {
+            worker::wait_for_abandoned(&flag)?;
+        }
+        let constants_fed = constants.iter().map(|(name, value)| (name.as_str(), Fed::Value(value)));
+        let fed = inputs.iter().map(|input| input.input()).map(|(name, tensor)| (name, Fed::Slice(tensor)));
+        self.check(fed.chain(constants_fed), outputs)?;
+        self.weights.check_files()?;
+        // All that the run reads is its own, whoever waits for its end.
+        let (own, constants) = (Arc::clone(&flag), constants.to_vec());
+        let names: Vec<String> = outputs.iter().map(|name| (*name).to_owned()).collect();
+        let taken: Vec<NamedTensor> = inputs.iter_mut().map(|input| input.take()).collect();
+        let (taken, values) = self.worker.call(&flag, move |opened| {
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            let values = opened.run.values(&constants, &taken, &names, &own);
+            (taken, values)
+        })?;
+        inputs.iter_mut().zip(taken).for_each(|(input, taken)| **input = taken);
+        values
     }
 
     fn unfit_output(&self, name: &str, problem: &str) -> Error {
@@ -533,6 +624,7 @@ fn open_on(
     bound: &BoundGraph,
     providers: &[(Provider, Found)],
     options: &SessionOptions,
+    flag: &Flag,
 ) -> Result<(Run, Option<Compilation>, PoolLimit), Error> {
     let (first, found) = &providers[0];
     let rewritten = bound.in_dialect(options.dialect.unwrap_or_else(|| first.kind.dialect()));
@@ -577,7 +669,7 @@ fn open_on(
     let runtime = library.runtime();
     let how = Opening { threads: options.threads.get(), copies, budget_bytes: options.budget_bytes };
     let limit = PoolLimit::new(library, options.pool_bytes);
-    let run = options.cancel.watch_loads(|loads| match options.residency {
+    let run = flag.watch_loads(|loads| match options.residency {
         Residency::Keep | Residency::PerStage => {
             let on_disk = (reads_files || runtime.copies_memory()).then(|| bound.on_disk()).flatten();
             let (model, files, folder) = match on_disk {

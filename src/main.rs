@@ -2,17 +2,15 @@
 
 mod cli;
 
-use std::process::ExitCode;
-
-use calotype::engine::{Heap, disable_telemetry, exit_when_exhausted};
+use calotype::engine::{Heap, disable_telemetry, exit, exit_when_exhausted};
 
 #[global_allocator]
 static HEAP: Heap = Heap;
 
-fn main() -> ExitCode {
+fn main() {
     // First: while there is one thread.
     disable_telemetry();
     exit_when_exhausted(cli::report_exhaustion);
     cli::exit_when_truncated();
-    cli::run()
+    exit(cli::run())
 }

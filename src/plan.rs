@@ -94,11 +94,12 @@ impl Budget {
         self.bytes
     }
 
-    /// The same, but no more than the process's own limits leave: of what it may map, `sessions` threads' stacks each of
-    /// `threads` threads and some to spare are not for us.
+    /// The same, but no more than the process's own limits leave: of what it may map, the stacks of `threads` threads of each of
+    /// `sessions` and some to spare are not for us.
     fn within_limits(self, threads: usize, sessions: usize) -> u64 {
         let Some(left_bytes) = memory::mappable_bytes() else { return self.bytes };
-        let stacks_bytes = (threads.saturating_sub(1) * sessions * memory::stack_bytes()) as u64;
+        let stacks_bytes = threads.saturating_sub(1) * memory::stack_bytes() + engine::STACK_BYTES;
+        let stacks_bytes = (sessions * stacks_bytes) as u64;
         let left_bytes = left_bytes.saturating_sub(stacks_bytes + engine::SPARE_BYTES as u64);
         self.bytes.min(memory::resident_bytes().unwrap_or(0) + left_bytes)
     }
@@ -335,7 +336,7 @@ impl Plan {
         let base_bytes = resident_bytes
             + images_kept_bytes
             + OVERHEAD_BYTES
-            + THREAD_BYTES * options.threads.get() as u64
+            + THREAD_BYTES * (options.threads.get() + candidates.len()) as u64
             + model.text_encoders().iter().map(|part| part.vocabulary_bytes() as u64).sum::<u64>()
                 * TOKENIZER_PART
             + described / COPIES_PART;

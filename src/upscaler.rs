@@ -14,7 +14,7 @@ use half::f16;
 use image::{GrayImage, Rgb, RgbImage, Rgba, RgbaImage};
 
 use self::tiles::{Axis, MARGIN_PX, SIDES_PX};
-use crate::engine::{self, Library, Residency, Session, SessionOptions, TensorRef};
+use crate::engine::{self, Elements, Library, NamedTensor, Residency, Session, SessionOptions, TensorRef};
 use crate::graph::{Dim, Graph, Port};
 use crate::memory::{self, Held, Readings};
 use crate::picture::{ImageFile, MAX_PIXELS, MAX_SIDE_PX, fit};
@@ -367,12 +367,12 @@ impl Upscaler {
     ) -> Result<Vec<f32>, Error> {
         let shape = [1, 3, height, width];
         let (input, output) = (self.input(), &self.graph.outputs()[0]);
-        let found = if input.dtype == Dtype::F16 {
-            let half: Vec<f16> = planes.iter().map(|value| f16::from_f32(*value)).collect();
-            session.compute(&[(&input.name, TensorRef::new(&shape, &half[..]))], &[&output.name])?
-        } else {
-            session.compute(&[(&input.name, TensorRef::new(&shape, planes))], &[&output.name])?
+        let elements: Elements = match input.dtype {
+            Dtype::F16 => planes.iter().map(|value| f16::from_f32(*value)).collect::<Vec<_>>().into(),
+            _ => planes.to_vec().into(),
         };
+        let mut planes = NamedTensor { name: input.name.clone(), shape: shape.to_vec(), elements };
+        let found = session.compute_owned(&mut [&mut planes], &[&output.name])?;
         let [found] = <[_; 1]>::try_from(found).expect("one output was asked for");
         let expected = [1, 3, height * self.factor, width * self.factor];
         if found.shape != expected {

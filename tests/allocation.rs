@@ -9,7 +9,7 @@ use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 
 use calotype::Error;
-use calotype::engine::{Session, SessionOptions, TensorRef, Value};
+use calotype::engine::{NamedTensor, Session, SessionOptions, Value};
 use calotype::graph::Dim;
 use calotype::guidance::{Guidance, Guide, Method, Mimic, Moment, Residue};
 use calotype::model::Model;
@@ -210,12 +210,17 @@ fn allocations_of_one_unet_run(model: &Model) -> usize {
     let constants = ["encoder_hidden_states"]
         .map(|name| (name.to_owned(), Value::new(states_shape.into(), states.clone()).unwrap()));
     let mut out = vec![0.0; sample.len()];
+    let tensor = |name: &str, shape: &[usize], elements: Vec<f32>| NamedTensor {
+        name: name.into(),
+        shape: shape.into(),
+        elements: elements.into(),
+    };
+    let (mut sample, mut timestep) =
+        (tensor("sample", &sample_shape, sample), tensor("timestep", &[], vec![500.0]));
     let mut run = || {
-        let inputs = [
-            ("sample", TensorRef::new(&sample_shape, &sample[..])),
-            ("timestep", TensorRef::new(&[], &[500.0f32][..])),
-        ];
-        session.run_bound(&constants, &inputs, &mut [("out_sample", &mut out)]).unwrap();
+        session
+            .run_owned(&constants, &mut [&mut sample, &mut timestep], &mut [("out_sample", &mut out)])
+            .unwrap();
     };
     // The first runs fetch what every later one has.
     (0..8).map(|_| allocations(&mut run)).last().unwrap()

@@ -2,19 +2,29 @@
 
 #![cfg(feature = "builtin")]
 
+use std::io::{BufRead, BufReader};
 use std::num::NonZeroUsize;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use calotype::engine::{Cancel, Session, SessionOptions};
+use calotype::engine::{Cancel, Session, SessionOptions, TensorRef, abandoned_for, exit};
+use calotype::graph::Graph;
+use calotype::graph::proto::{
+    Dimension, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto,
+    TensorType, TypeProto, TypeValue, ValueInfoProto,
+};
 use calotype::model::Model;
 use calotype::pipeline::{Options, Pipeline};
 use calotype::plan::{Budget, Plan};
 use calotype::recipe::Recipe;
 use calotype::request::Request;
 use calotype::tensor::PixelSize;
+use calotype::weights::Weights;
 use calotype::{Error, ErrorKind};
 use image::{Rgb, RgbImage};
+use prost::Message as _;
 
 /// Cancels from another thread in the middle of `call`, which is made again, and cancelled earlier, where it ended before.
 /// Gives its error.
@@ -76,4 +86,123 @@ fn the_vae_and_opening_end_when_they_are_cancelled() {
     let error = cancelled_within(&cancel, open);
     assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
     assert!(open().is_ok());
+}
+
+/// Rows and columns of matrices whose product takes about a second.
+const SIDE: usize = 3072;
+
+/// A session of a single operator, `y = x w`.
+struct Product {
+    session: Session,
+    cancel: Cancel,
+    x: Vec<f32>,
+}
+
+impl Product {
+    fn open() -> Self {
+        const F32: i32 = 1;
+        let value = |name: &str| {
+            let dim =
+                |_| Dimension { value: Some(DimensionValue::DimValue(SIDE as i64)), ..Default::default() };
+            let shape = Some(TensorShapeProto { dim: (0..2).map(dim).collect() });
+            let tensor = TypeValue::TensorType(TensorType { elem_type: Some(F32), shape });
+            let kind = TypeProto { value: Some(tensor), ..Default::default() };
+            ValueInfoProto { name: Some(name.into()), r#type: Some(kind), ..Default::default() }
+        };
+        let graph = GraphProto {
+            name: Some("product".into()),
+            node: vec![NodeProto {
+                op_type: Some("MatMul".into()),
+                input: vec!["x".into(), "w".into()],
+                output: vec!["y".into()],
+                ..Default::default()
+            }],
+            input: vec![value("x"), value("w")],
+            output: vec![value("y")],
+            ..Default::default()
+        };
+        let opset = OperatorSetIdProto { domain: None, version: Some(18) };
+        let model = ModelProto {
+            ir_version: Some(9),
+            graph: Some(graph),
+            opset_import: vec![opset],
+            ..Default::default()
+        };
+        let graph = Graph::decode("product", &model.encode_to_vec()).unwrap();
+        let options = SessionOptions::new(NonZeroUsize::MIN);
+        let session = Session::open(graph.bind(Arc::new(Weights::default())).unwrap(), &options).unwrap();
+        let x = (0..SIDE * SIDE).map(|at| (at % 251) as f32 / 251.0).collect();
+        Self { session, cancel: options.cancel, x }
+    }
+
+    fn run(&mut self) -> Result<Vec<f32>, Error> {
+        let tensor = || TensorRef::new(&[SIDE, SIDE], &self.x[..]);
+        Ok(self.session.compute(&[("x", tensor()), ("w", tensor())], &["y"])?.remove(0).data)
+    }
+
+    /// Cancels it after an eighth of the time that it takes; how long after that its error came.
+    fn cancel_after(&mut self, took: Duration) -> Duration {
+        let cancel = self.cancel.clone();
+        let canceller = thread::spawn(move || {
+            thread::sleep(took / 8);
+            let now = Instant::now();
+            cancel.cancel();
+            now
+        });
+        let error = self.run().unwrap_err();
+        let returned = Instant::now();
+        assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+        assert!(abandoned_for().is_some(), "the operator has ended already");
+        self.cancel.reset();
+        returned - canceller.join().unwrap()
+    }
+}
+
+/// ONNX Runtime does not look up before an operator is done, but its caller gets the error at once. The session goes on once
+/// the operator has ended; what is within a budget waits for that, and the end of the process need not.
+#[test]
+fn an_operator_that_takes_long_is_abandoned() {
+    const CHILD: &str = "CALOTYPE_TEST_ENDS";
+    let mut product = Product::open();
+    let started = Instant::now();
+    let expected = product.run().unwrap();
+    let took = started.elapsed();
+    if let Some(way) = std::env::var_os(CHILD) {
+        product.cancel_after(took);
+        println!("took {} ms", took.as_millis());
+        if way == "at once" { exit(7) } else { std::process::exit(8) }
+    }
+    let until_error = product.cancel_after(took);
+    assert!(until_error < took / 4, "{until_error:?} of {took:?}");
+    assert_eq!(product.run().unwrap(), expected);
+    assert_eq!(abandoned_for(), None);
+
+    product.cancel_after(took);
+    let dropped = Instant::now();
+    drop(product);
+    assert!(dropped.elapsed() < took / 4, "{:?} of {took:?}", dropped.elapsed());
+    assert!(abandoned_for().is_some());
+    let model = Model::built_in().unwrap();
+    let session = Options::default().session;
+    let small = Recipe { size: Some(PixelSize::new(64, 64).unwrap()), ..Recipe::default() };
+    let request = Request::new(small, &model).unwrap();
+    let plan = Plan::new(&model, &request, &session, Budget::of_bytes(1 << 40)).unwrap();
+    drop(Pipeline::open(&model, &Options { session, plan: Some(plan) }).unwrap());
+    assert_eq!(abandoned_for(), None, "a plan does not count it");
+
+    for (way, code) in [("at once", 7), ("in order", 8)] {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "an_operator_that_takes_long_is_abandoned", "--nocapture"])
+            .env(CHILD, way)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let said = lines.map(Result::unwrap).find(|line| line.contains("took ")).unwrap();
+        let ends = Instant::now();
+        assert_eq!(child.wait().unwrap().code(), Some(code));
+        let took = said.split("took ").nth(1).unwrap().strip_suffix(" ms").unwrap().parse().unwrap();
+        let (ended, took) = (ends.elapsed(), Duration::from_millis(took));
+        assert!(way != "at once" || ended < took / 2, "{ended:?} of {took:?}");
+    }
 }

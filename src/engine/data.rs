@@ -14,6 +14,35 @@ pub struct Output {
     pub data: Vec<f32>,
 }
 
+/// A tensor that a run takes and gives back: see [`Session::compute_owned`](super::Session::compute_owned).
+#[derive(Clone, Debug)]
+pub struct NamedTensor {
+    /// The input that it is for.
+    pub name: String,
+    /// Its size in elements, outermost dimension first.
+    pub shape: Vec<usize>,
+    /// Its elements in row-major order.
+    pub elements: Elements,
+}
+
+impl NamedTensor {
+    /// Borrows it, as other runs take it.
+    pub fn input(&self) -> (&str, TensorRef<'_>) {
+        (&self.name, TensorRef::new(&self.shape, self.elements.as_data()))
+    }
+
+    /// A copy of a borrowed one.
+    pub(super) fn copied((name, tensor): &(&str, TensorRef<'_>)) -> Self {
+        Self { name: (*name).to_owned(), shape: tensor.shape.to_vec(), elements: tensor.data.to_elements() }
+    }
+
+    /// Takes it, and leaves one without elements.
+    pub(super) fn take(&mut self) -> Self {
+        let nothing = Self { name: String::new(), shape: Vec::new(), elements: Elements::F32(Vec::new()) };
+        std::mem::replace(self, nothing)
+    }
+}
+
 /// A tensor that is borrowed as an input.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorRef<'a> {
@@ -57,6 +86,17 @@ impl Data<'_> {
         }
     }
 
+    fn to_elements(self) -> Elements {
+        match self {
+            Self::F32(data) => Elements::F32(data.to_vec()),
+            Self::F16(data) => Elements::F16(data.to_vec()),
+            Self::F64(data) => Elements::F64(data.to_vec()),
+            Self::I64(data) => Elements::I64(data.to_vec()),
+            Self::I32(data) => Elements::I32(data.to_vec()),
+            Self::Bool(data) => Elements::Bool(data.to_vec()),
+        }
+    }
+
     pub(super) fn dtype(&self) -> Dtype {
         match self {
             Self::F32(_) => Dtype::F32,
@@ -69,7 +109,7 @@ impl Data<'_> {
     }
 }
 
-/// The elements of a [`Value`](super::Value).
+/// The elements of a [`Value`](super::Value) or a [`NamedTensor`].
 #[derive(Clone, Debug)]
 #[allow(missing_docs)] // Each is what its type says.
 pub enum Elements {

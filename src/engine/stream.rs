@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use super::Copies;
-use super::cancel::Cancel;
+use super::cancel::Flag;
 use super::sys::{self, Input, Loads, Opening, Runtime, Value};
 use crate::graph::{BoundGraph, Segment, SegmentBytes, pinned};
 use crate::weights::Weights;
@@ -68,7 +68,7 @@ impl Streamed {
         &mut self,
         inputs: &[(&str, Input<'_>)],
         outputs: &[&str],
-        cancel: &Cancel,
+        flag: &Flag,
     ) -> Result<Vec<Value>, Error> {
         let mut made: HashMap<String, Value> = HashMap::new();
         let streamed: Vec<usize> =
@@ -89,7 +89,7 @@ impl Streamed {
                     // It may have been minutes since the run began.
                     self.weights.check_files()?;
                     let lent = self.weights.lend(segment.files.iter().copied())?;
-                    opened = cancel.watch_loads(|loads| {
+                    opened = flag.watch_loads(|loads| {
                         sys::Session::open(self.runtime, &part.onnx, lent, self.how, &[], loads, None)
                     })?;
                     &mut opened
@@ -98,7 +98,7 @@ impl Streamed {
             if let Some(next) = next {
                 self.prefetcher.read(next);
             }
-            let results = cancel.watch(|options| session.run(fed, &wanted, options))?;
+            let results = flag.watch(|options| session.run(fed, &wanted, options))?;
             made.extend(segment.outputs.iter().cloned().zip(results));
             segment.spent.iter().for_each(|name| drop(made.remove(name)));
             if part.pinned.is_none() && next != Some(index) {

@@ -28,7 +28,7 @@ use super::data::{Data, Elements, Output, TensorRef};
 use super::exhaustion::{self, Refusal};
 use super::pool::Pool;
 use super::provider::{Provider, ProviderKind};
-use super::{Copies, Device, Share, threads};
+use super::{Copies, Device, Share, threads, worker};
 use crate::weights::Lent;
 use crate::{Error, ErrorKind, memory};
 
@@ -460,6 +460,28 @@ fn end(refusal: Refusal) -> ! {
     }
 }
 
+/// Ends the process with this code, at once: where an abandoned call has not ended ([`super::abandoned_for`]), without what is
+/// registered for the process's end, which would wait for it.
+pub fn exit(code: u8) -> ! {
+    match worker::abandoned_for() {
+        Some(_) => exit_at_once(code),
+        None => std::process::exit(code.into()),
+    }
+}
+
+/// Has this called before the library's destructors, when the process ends in order.
+pub(super) fn before_exit(call: extern "C" fn()) {
+    // Windows ends all other threads first.
+    #[cfg(unix)]
+    // SAFETY: a function that takes and gives nothing, and lives as long as the process. What is registered later is called
+    // earlier, and the library registered its destructors when it was loaded.
+    unsafe {
+        libc::atexit(call);
+    }
+    #[cfg(not(unix))]
+    let _ = call;
+}
+
 /// Ends the process without running what is registered for its end: other threads may be at work, and there may be no memory.
 fn exit_at_once(code: u8) -> ! {
     #[cfg(unix)]
@@ -676,7 +698,7 @@ impl Session {
     /// As [`Session::run`], with the constants that were bound last.
     pub(super) fn run_bound<'a>(
         &mut self,
-        inputs: impl Iterator<Item = (&'a str, &'a TensorRef<'a>)>,
+        inputs: impl Iterator<Item = (&'a str, TensorRef<'a>)>,
         outputs: &[&str],
         options: &RunOptions,
     ) -> Result<Vec<Value>, Error> {
@@ -685,7 +707,7 @@ impl Session {
         };
         let values = Call::of(self.budget_bytes, || {
             for (name, tensor) in inputs {
-                binding.bind(name, &input_value(tensor)?)?;
+                binding.bind(name, &input_value(&tensor)?)?;
             }
             binding.run(&self.session, outputs, self.outputs.info, options)
         });
@@ -804,13 +826,11 @@ impl Loads {
         state.cancelers.push(canceler);
     }
 
-    /// Cancels those that are being opened, and those that are begun until it is reset.
-    pub(super) fn set_cancelled(&self, is_cancelled: bool) {
+    /// Cancels those that are being opened, and those that are begun later.
+    pub(super) fn cancel(&self) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.is_cancelled = is_cancelled;
-        if is_cancelled {
-            state.cancelers.drain(..).for_each(|canceler| cancel_load(&canceler));
-        }
+        state.is_cancelled = true;
+        state.cancelers.drain(..).for_each(|canceler| cancel_load(&canceler));
     }
 }
 
@@ -826,7 +846,7 @@ fn cancel_load(canceler: &LoadCanceler) {
 /// What running calls look at. `ort` has the same, and keeps the pointer to itself.
 pub(super) struct RunOptions(ptr::NonNull<OrtRunOptions>);
 
-// SAFETY: ONNX Runtime lets any thread set and unset the flag, also while calls run; nothing else of it is changed.
+// SAFETY: ONNX Runtime lets any thread set the flag, also while calls run; nothing else of it is changed.
 unsafe impl Send for RunOptions {}
 // SAFETY: as above.
 unsafe impl Sync for RunOptions {}
@@ -845,12 +865,11 @@ impl RunOptions {
             .ok_or_else(|| Error::new(ErrorKind::Internal, "run options: expected some, got none"))
     }
 
-    /// Ends the calls that run with these options, or lets them run again.
-    pub(super) fn set_terminate(&self, is_set: bool) {
-        let api = ort::api();
-        let call = if is_set { api.RunOptionsSetTerminate } else { api.RunOptionsUnsetTerminate };
+    /// Ends the calls that run with these options.
+    pub(super) fn terminate(&self) {
         // SAFETY: the options live as long as this does; the status is released by what it becomes.
-        let set = unsafe { ort::Error::result_from_status(call(self.0.as_ptr())) };
+        let set =
+            unsafe { ort::Error::result_from_status((ort::api().RunOptionsSetTerminate)(self.0.as_ptr())) };
         if let Err(error) = set {
             tracing::warn!(%error, "calls cannot be cancelled");
         }

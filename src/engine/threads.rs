@@ -49,6 +49,11 @@ pub(super) fn expect(threads: usize) -> Result<(), Error> {
     problem.map_or(spare, Err).map_err(|error| refusal(threads, count, error))
 }
 
+/// Of a single thread that a session needs beside those.
+pub(super) fn refusal_of_one(error: io::Error) -> Error {
+    refusal(1, 0, error)
+}
+
 fn refusal(threads: usize, count: usize, error: io::Error) -> Error {
     // The C library says "try again" of both, and only a limit on the address space keeps stacks, which nobody has touched
     // yet, from being mapped.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::queue::Queue;
+use crate::engine::abandoned_for;
 
 /// Tells systemd how the server is.
 pub(super) struct Supervisor {
@@ -30,7 +31,7 @@ impl Supervisor {
     /// than that: a call that hangs (in a driver, say) ends only with the process.
     pub(super) fn alive(&mut self, queue: &Queue) {
         let Some(watchdog) = self.watchdog else { return };
-        if is_due(watchdog, self.last.elapsed(), queue.overdue()) {
+        if is_due(watchdog, self.last.elapsed(), queue.overdue().max(abandoned_for())) {
             notify(&[State::Alive]);
             self.last = Instant::now();
         }

@@ -5,18 +5,14 @@ use std::iter::repeat;
 use half::f16;
 use sha2::{Digest, Sha256};
 
-use crate::engine::{Elements, TensorRef, Value};
+use crate::engine::{Elements, NamedTensor, Output, Session, TensorRef, Value};
 use crate::graph::{Dim, Port};
 use crate::signature::{Binding, Role, Signature};
 use crate::weights::Dtype;
 use crate::{Error, ErrorKind};
 
 /// The elements of one input, kept between runs.
-pub(crate) struct Feed {
-    name: String,
-    shape: Vec<usize>,
-    elements: Elements,
-}
+pub(crate) struct Feed(NamedTensor);
 
 impl Feed {
     /// Zeros for an input; `shape` must be one that the input takes.
@@ -37,7 +33,7 @@ impl Feed {
             _ => {
                 return Err(Error::new(
                     ErrorKind::Model,
-                    format!("input {port}: an unsupported element type"),
+                    format!("input {port}: expected a supported element type"),
                 ));
             }
         };
@@ -47,7 +43,7 @@ impl Feed {
                 format!("input {port}: expected this shape, got {shape:?}"),
             ));
         }
-        Ok(Self { name: port.name.clone(), shape: shape.to_vec(), elements })
+        Ok(Self(NamedTensor { name: port.name.clone(), shape: shape.to_vec(), elements }))
     }
 
     /// A feed of these numbers.
@@ -66,8 +62,9 @@ impl Feed {
         fn add<T: Copy, const N: usize>(into: &mut Sha256, elements: &[T], bytes: fn(T) -> [u8; N]) {
             elements.iter().for_each(|element| into.update(bytes(*element)));
         }
-        into.update(format!("{} {:?}:", self.name, self.shape));
-        match &self.elements {
+        let NamedTensor { name, shape, elements } = &self.0;
+        into.update(format!("{name} {shape:?}:"));
+        match elements {
             Elements::F32(elements) => add(into, elements, f32::to_le_bytes),
             Elements::F16(elements) => add(into, elements, f16::to_le_bytes),
             Elements::F64(elements) => add(into, elements, f64::to_le_bytes),
@@ -81,7 +78,7 @@ impl Feed {
     /// integers, and to true where it wants truth values and the number is not 0.
     pub(crate) fn fill(&mut self, numbers: impl IntoIterator<Item = f64>) {
         let numbers = numbers.into_iter();
-        match &mut self.elements {
+        match &mut self.0.elements {
             Elements::F32(to) => to.iter_mut().zip(numbers).for_each(|(to, x)| *to = x as f32),
             Elements::F16(to) => to.iter_mut().zip(numbers).for_each(|(to, x)| *to = f16::from_f64(x)),
             Elements::F64(to) => to.iter_mut().zip(numbers).for_each(|(to, x)| *to = x),
@@ -97,13 +94,29 @@ impl Feed {
 
     /// As [`Session::run`](crate::engine::Session::run) takes it.
     pub(crate) fn input(&self) -> (&str, TensorRef<'_>) {
-        (&self.name, TensorRef::new(&self.shape, self.elements.as_data()))
+        self.0.input()
+    }
+
+    /// As [`Session::run_owned`] takes it.
+    pub(crate) fn tensor_mut(&mut self) -> &mut NamedTensor {
+        &mut self.0
     }
 
     /// As [`Session::run_bound`](crate::engine::Session::run_bound) takes what stays the same.
     pub(crate) fn into_value(self) -> Result<(String, Value), Error> {
-        Ok((self.name, Value::new(self.shape, self.elements)?))
+        let NamedTensor { name, shape, elements } = self.0;
+        Ok((name, Value::new(shape, elements)?))
     }
+}
+
+/// Runs a graph once on these feeds: see [`Session::compute_owned`].
+pub(crate) fn compute<'a>(
+    session: &mut Session,
+    feeds: impl IntoIterator<Item = &'a mut Feed>,
+    outputs: &[&str],
+) -> Result<Vec<Output>, Error> {
+    let mut inputs: Vec<&mut NamedTensor> = feeds.into_iter().map(Feed::tensor_mut).collect();
+    session.compute_owned(&mut inputs, outputs)
 }
 
 /// Feeds for the inputs that are the same at every run: the exporter's switches, and masks of tokens that all count.

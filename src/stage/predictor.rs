@@ -188,9 +188,10 @@ impl Predictor<'_> {
             }));
             call.timestep.fill(std::iter::repeat(timestep));
             let started = Instant::now();
-            let (inputs, output) = ([call.latents.input(), call.timestep.input()], &mut call.output);
+            let mut inputs = [call.latents.tensor_mut(), call.timestep.tensor_mut()];
+            let (constants, output) = (&call.constants, &mut call.output);
             self.component
-                .run(|session| session.run_bound(&call.constants, &inputs, &mut [(self.output, output)]))?;
+                .run(|session| session.run_owned(constants, &mut inputs, &mut [(self.output, output)]))?;
             self.spent += started.elapsed();
             for (prediction, &member) in call.output.chunks_exact(x.len()).zip(&call.members) {
                 self.predictions[member * x.len()..][..x.len()].copy_from_slice(prediction);

@@ -1,7 +1,7 @@
 //! The text encoders: texts become the states that the U-Net attends to.
 
 use super::component::Component;
-use super::feed::{Feed, constants, runs};
+use super::feed::{Feed, compute, constants, runs};
 use super::text_states::TextStates;
 use super::trial;
 use crate::engine::{Output, Placement, SessionOptions};
@@ -196,8 +196,7 @@ impl Encoder {
                     members.iter().flat_map(|&member| chunks[member].ids.iter().map(|&id| id as f64));
                 let mut feeds = constants(&self.signature, batch, tokens)?;
                 feeds.push(Feed::of(&self.ids, &[batch, tokens], numbers)?);
-                let inputs: Vec<_> = feeds.iter().map(Feed::input).collect();
-                let outputs = component.run(|session| session.compute(&inputs, &names))?;
+                let outputs = component.run(|session| compute(session, &mut feeds, &names))?;
                 let of = |index: usize, slot: usize| {
                     let output: Option<&Output> = outputs.get(index);
                     output.map(|output| {

@@ -4,8 +4,8 @@
 use std::slice::from_ref;
 
 use super::component::Component;
-use super::feed::{Feed, constants};
-use crate::engine::{self, Output, Session, TensorRef};
+use super::feed::{Feed, compute, constants};
+use crate::engine::{self, Elements, NamedTensor, Output, Session};
 use crate::graph::normal::{CORE_END, CORE_START, FOUND, GIVEN, OWN};
 use crate::graph::{Dim, Graph, Port};
 use crate::model::Part;
@@ -139,8 +139,7 @@ impl Halves {
         let mut session = component.session_of(graph)?;
         let mut feeds = switches(component.part().signature(), graph)?;
         feeds.push(feed(graph, &inputs[0], numbers)?);
-        let inputs: Vec<_> = feeds.iter().map(Feed::input).collect();
-        let computed = session.compute(&inputs, &[output])?.remove(0);
+        let computed = compute(&mut session, &mut feeds, &[output])?.remove(0);
         drop(session);
         rest(component.part());
         Ok(computed)
@@ -288,19 +287,26 @@ impl Scratch<'_> {
             (0..*channels).flat_map(|channel| rows.clone().map(move |y| (channel * height + y) * width));
         let numbers = lines.flat_map(|line| &data[line + left..][..sizes[3]]);
         self.input.fill(numbers.map(|&x| f64::from(x)));
-        let own = [own];
         let edge = |row: usize, column: usize| [(row * scale) as i64, (column * scale) as i64];
         let start = edge(row.core.start - row.cells.start, column.core.start - column.cells.start);
         let end = edge(row.core.end - row.cells.start, column.core.end - column.cells.start);
-        let mut inputs: Vec<_> = self.switches.iter().chain([&self.input]).map(Feed::input).collect();
-        let all = [given.len()];
+        let mut norms = Vec::new();
         if !given.is_empty() {
-            inputs.push((OWN, TensorRef::new(&[1], &own[..])));
-            inputs.push((CORE_START, TensorRef::new(&[2], &start[..])));
-            inputs.push((CORE_END, TensorRef::new(&[2], &end[..])));
-            inputs.push((GIVEN, TensorRef::new(&all, given)));
+            let tensor = |name: &str, len: usize, elements: Elements| NamedTensor {
+                name: name.into(),
+                shape: vec![len],
+                elements,
+            };
+            norms = vec![
+                tensor(OWN, 1, vec![own].into()),
+                tensor(CORE_START, 2, start.to_vec().into()),
+                tensor(CORE_END, 2, end.to_vec().into()),
+                tensor(GIVEN, given.len(), given.to_vec().into()),
+            ];
         }
-        self.session.compute(&inputs, outputs)
+        let feeds = self.switches.iter_mut().chain([&mut self.input]).map(Feed::tensor_mut);
+        let mut inputs: Vec<&mut NamedTensor> = feeds.chain(&mut norms).collect();
+        self.session.compute_owned(&mut inputs, outputs)
     }
 }
 

@@ -3,7 +3,7 @@
 use image::RgbImage;
 
 use super::component::Component;
-use super::feed::{Feed, constants};
+use super::feed::{Feed, compute, constants};
 use super::tile::{Halves, Planes};
 use super::trial;
 use crate::engine::{Output, Placement, Session, SessionOptions};
@@ -280,8 +280,7 @@ fn run(
     let port = signature.input(role).expect("no signature without its input");
     let mut feeds = constants(signature, 1, 0)?;
     feeds.push(Feed::of(port, shape, numbers)?);
-    let inputs: Vec<_> = feeds.iter().map(Feed::input).collect();
-    Ok(session.compute(&inputs, &[output])?.remove(0))
+    Ok(compute(session, &mut feeds, &[output])?.remove(0))
 }
 
 #[cfg(test)]
