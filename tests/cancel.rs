@@ -5,7 +5,7 @@
 use std::io::{BufRead, BufReader};
 use std::num::NonZeroUsize;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,9 @@ use calotype::weights::Weights;
 use calotype::{Error, ErrorKind};
 use image::{Rgb, RgbImage};
 use prost::Message as _;
+
+/// What one test has in memory is in the plans of the other.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// Cancels from another thread in the middle of `call`, which is made again, and cancelled earlier, where it ended before.
 /// Gives its error.
@@ -52,6 +55,7 @@ fn cancelled_within<T>(cancel: &Cancel, mut call: impl FnMut() -> Result<T, Erro
 /// when it is called again.
 #[test]
 fn the_vae_and_opening_end_when_they_are_cancelled() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let model = Model::built_in().unwrap();
     let size = PixelSize::new(512, 512).unwrap();
     let image = RgbImage::from_fn(512, 512, |x, y| Rgb([x as u8, y as u8, (x * y) as u8]));
@@ -163,6 +167,7 @@ impl Product {
 #[test]
 fn an_operator_that_takes_long_is_abandoned() {
     const CHILD: &str = "CALOTYPE_TEST_ENDS";
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut product = Product::open();
     let started = Instant::now();
     let expected = product.run().unwrap();

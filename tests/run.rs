@@ -130,8 +130,8 @@ fn snapshots_of_another_run_are_refused() {
     for at in (0..snapshot.len()).step_by(snapshot.len() / 50) {
         let mut damaged = snapshot.clone();
         damaged[at] ^= 1;
-        assert!(refused(draft(), &damaged).contains("damaged or cut off"), "byte {at}");
-        assert!(refused(draft(), &snapshot[..at]).contains("damaged or cut off"), "cut off at {at}");
+        assert!(refused(draft(), &damaged).contains("damaged or truncated"), "byte {at}");
+        assert!(refused(draft(), &snapshot[..at]).contains("damaged or truncated"), "cut off at {at}");
     }
 }
 
