@@ -152,8 +152,13 @@ pub(crate) fn trim() {
     sys::trim_heap();
 }
 
-/// How many bytes of weights a session that is kept converts and repacks: all or none.
+/// How many bytes of weights a session that is kept converts and repacks, beside those that every session repacks.
 pub(crate) fn copied_bytes(bound: &BoundGraph) -> usize {
+    converted_bytes(bound) + if bound.repacks() { 0 } else { bound.repacked_bytes() }
+}
+
+/// How many bytes of floats a session that is kept converts and repacks: all or none.
+fn converted_bytes(bound: &BoundGraph) -> usize {
     // Of tables only the rows that are looked up are converted.
     if bound.float_bytes <= COPIED_BYTES { bound.float_bytes - bound.table_bytes } else { 0 }
 }
@@ -642,9 +647,9 @@ fn open_on(
     let reads_files = provider::reads_files(&found.canonical);
     let copies = match options.residency {
         _ if reads_files => Copies::OfProvider,
-        Residency::Keep if copied_bytes(bound) > 0 => Copies::All,
-        // Kernels for integers are three times as slow on weights that are not repacked.
-        _ if bound.has_integers => Copies::Repacked,
+        Residency::Keep if converted_bytes(bound) > 0 => Copies::All,
+        Residency::Keep if bound.has_integers => Copies::Repacked,
+        _ if bound.repacks() => Copies::Repacked,
         _ => Copies::None,
     };
     let mut providers: Vec<(Provider, Found)> = providers.to_vec();

@@ -9,6 +9,7 @@ mod dtype;
 mod embedding;
 mod file;
 mod fixed;
+pub mod int8;
 mod narrow;
 mod node;
 pub(crate) mod normal;

@@ -1,6 +1,7 @@
 //! The manifest of a bundle, `calotype.json`: everything that a model says of itself.
 //! It knows the form of each number, and nothing of the files behind the names.
 
+mod compute;
 mod preview;
 
 use std::collections::BTreeMap;
@@ -10,6 +11,7 @@ use std::path::{Component as PathPart, Path};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::compute::{Compute, ComputeRecord};
 pub use self::preview::PreviewFactors;
 use crate::family::{AESTHETIC_TIME_IDS, Purpose};
 use crate::graph::{Dim, Graph, Port};
@@ -217,6 +219,9 @@ pub struct Component {
     /// What makes its token ids, if it is a text encoder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<TokenizerFiles>,
+    /// How it computes, if it does in integers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute: Option<ComputeRecord>,
 }
 
 impl Component {
@@ -235,6 +240,7 @@ impl Component {
             inputs: contracts(graph.inputs()),
             outputs: contracts(graph.outputs()),
             tokenizer,
+            compute: None,
         }
     }
 

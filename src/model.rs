@@ -676,10 +676,15 @@ impl Part {
 
     /// A graph that was made of this part's, with its weights.
     pub(crate) fn bind_graph(&self, graph: Graph) -> Result<BoundGraph, Error> {
-        graph.bind(match &self.added {
-            Some(added) => added.to(&self.weights)?,
-            None => Arc::clone(&self.weights),
-        })
+        graph.bind(self.adapted_weights()?)
+    }
+
+    /// Its weights with what LoRA files add to them, which is in memory for as long as these are.
+    pub(crate) fn adapted_weights(&self) -> Result<Arc<Weights>, Error> {
+        match &self.added {
+            Some(added) => added.to(&self.weights),
+            None => Ok(Arc::clone(&self.weights)),
+        }
     }
 
     /// The same for counting alone: what LoRA files change has no bytes.

@@ -4,6 +4,7 @@
 mod comparison;
 mod folder;
 mod quantizer;
+mod sensitivity;
 mod tensor;
 mod verification;
 
@@ -13,21 +14,31 @@ use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flate2::{Compression, write::GzEncoder};
 
 pub use self::comparison::OutputError;
 use self::folder::Folder;
+use self::sensitivity::Found;
 use self::tensor::Packed;
 pub use self::verification::{Verified, verify, verify_within};
 use crate::engine::SessionOptions;
 use crate::graph::Graph;
-use crate::manifest::{self, Component, Components, Contents, FileRecord, Manifest, TokenizerFiles};
+use crate::graph::int8::{Int8, NARROW, WeightBits};
+use crate::manifest::{
+    self, Component, Components, Compute, ComputeRecord, Contents, FileRecord, Manifest, TokenizerFiles,
+};
 use crate::model::{Model, Part, TextEncoderPart};
 use crate::plan::Budget;
-use crate::weights::Dtype;
+use crate::weights::{Dtype, Weights};
 use crate::{Error, ErrorKind};
+
+/// The component that can compute in integers.
+const UNET: &str = "unet";
+/// Its layers in integers, all of them, for as long as these are measured.
+const INTEGERS_FILE: &str = "weights/unet.integers.safetensors";
 
 /// The form of a bundle's weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +85,9 @@ impl FromStr for Precision {
 pub struct Options {
     /// The form of the weights; absent, each keeps its own.
     pub weights: Option<Precision>,
+    /// How the U-Net computes in integers, if it does; its weights are integers then, and what computes in floats stays in
+    /// floats, also where `weights` are integers.
+    pub compute: Option<ComputeOptions>,
     /// What the bundle is called; absent, as the model.
     pub name: Option<String>,
     /// The bundle's licence, as an SPDX expression; absent, the model's.
@@ -82,6 +96,38 @@ pub struct Options {
     pub threads: NonZeroUsize,
     /// The most memory that the process may take while they are; no limit when absent.
     pub memory: Option<Budget>,
+}
+
+/// How the U-Net of a bundle computes in integers.
+#[derive(Clone, Copy, Debug)]
+pub struct ComputeOptions {
+    /// In which.
+    pub form: Compute,
+    /// How long the integers of weights are; absent, as long as this machine's CPU takes them.
+    pub weight_bits: Option<WeightBits>,
+    /// The most that a call of the U-Net may be off, on seeded inputs, relative to the source's output; the worst blocks stay
+    /// in floats for its sake. No limit when absent.
+    pub max_error: Option<f64>,
+}
+
+impl ComputeOptions {
+    fn weight_bits(self) -> WeightBits {
+        self.weight_bits.unwrap_or_else(WeightBits::of_this_cpu)
+    }
+
+    fn how(self) -> Int8 {
+        self.form.of(self.weight_bits())
+    }
+
+    fn check(self) -> Result<(), Error> {
+        match self.max_error {
+            Some(error) if !(error.is_finite() && error > 0.0) => Err(Error::new(
+                ErrorKind::Usage,
+                format!("max error: expected a number above 0, as 0.01 is for 1 %, got {error}"),
+            )),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// How far a pack has come.
@@ -119,6 +165,8 @@ pub struct PackedComponent {
     pub time: Duration,
     /// How far its outputs lie from the source's, on seeded inputs.
     pub errors: Vec<OutputError>,
+    /// How it computes in integers, if it does, and what each of its blocks loses by it.
+    pub compute: Option<ComputeRecord>,
 }
 
 /// Packs a model into a new folder. The folder is there whole or not at all; until then it is called `DEST.partial`, and
@@ -135,8 +183,17 @@ pub fn pack(
     on_progress: impl FnMut(Progress),
 ) -> Result<Report, Error> {
     let manifest = manifest(model, options)?;
-    let plans = model.parts().map(|part| Plan::new(part, options.weights));
-    let plans = plans.collect::<Result<Vec<Plan>, Error>>()?;
+    if let Some(compute) = options.compute {
+        compute.check()?;
+    }
+    let weights = model.parts().map(Part::adapted_weights).collect::<Result<Vec<_>, Error>>()?;
+    let plans = model.parts().zip(&weights).map(|(part, weights)| Plan::new(part, weights, options));
+    let mut plans = plans.collect::<Result<Vec<Plan>, Error>>()?;
+    if let (None, Some(contents)) = (options.compute, model.contents()) {
+        // What a bundle says of its integers goes on to hold.
+        let unet = plans.iter_mut().find(|plan| plan.part.name() == UNET);
+        unet.into_iter().for_each(|plan| plan.compute.clone_from(&contents.components.unet.compute));
+    }
     let is_integer = matches!(options.weights, Some(Precision::Int8 | Precision::Int4));
     if is_integer && plans.iter().all(|plan| plan.tensors.iter().all(|tensor| tensor.form.is_none())) {
         return Err(Error::new(
@@ -145,7 +202,9 @@ pub fn pack(
         ));
     }
     let mut folder = Folder::open(destination)?;
-    match fill(&mut folder, model, &manifest, &plans, options, on_progress) {
+    let filled = measure(&mut folder, model, &mut plans, options)
+        .and_then(|()| fill(&mut folder, model, &manifest, &plans, options, on_progress));
+    match filled {
         Ok(report) => {
             let names = report.contents.files.keys().map(String::as_str);
             let names: BTreeSet<&str> = names.chain([manifest::FILE_NAME]).collect();
@@ -183,31 +242,48 @@ fn manifest(model: &Model, options: &Options) -> Result<Manifest, Error> {
 /// What a component becomes.
 struct Plan<'a> {
     part: &'a Part,
+    weights: &'a Arc<Weights>,
     graph: Graph,
     tensors: Vec<Packed<'a>>,
     source_bytes: usize,
+    compute: Option<ComputeRecord>,
 }
 
 impl<'a> Plan<'a> {
-    fn new(part: &'a Part, weights: Option<Precision>) -> Result<Self, Error> {
+    fn new(part: &'a Part, weights: &'a Arc<Weights>, options: &Options) -> Result<Self, Error> {
         // Whether weights and graph fit at all.
         part.bind()?;
+        let compute = options.compute.filter(|_| part.name() == UNET);
         let is_integer = |dtype: Dtype| [Dtype::U8, Dtype::I8].contains(&dtype);
         let is_quantised = part.graph().parameters().iter().any(|parameter| is_integer(parameter.dtype));
-        if let (Some(precision), true) = (weights, is_quantised) {
+        let asked = match (compute, options.weights) {
+            (Some(compute), _) => Some(("compute", compute.form.to_string())),
+            (None, precision) => precision.map(|precision| ("weights", precision.to_string())),
+        };
+        if let (Some((setting, form)), true) = (asked, is_quantised) {
             return Err(Error::new(
                 ErrorKind::Usage,
                 format!(
-                    "weights: expected a model in floats to make {precision} of, got one whose {} is quantised",
+                    "{setting}: expected a model in floats to make {form} of, got one whose {} is quantised",
                     part.name()
                 ),
             )
-            .help("pack the model that it was made of, or leave {weights} out"));
+            .help(format!("pack the model that it was made of, or leave {{{setting}}} out")));
         }
-        let (graph, tensors) = tensor::plan(part.graph(), part.weights(), weights)?;
+        let nothing = BTreeSet::new();
+        let how = compute.map(|compute| (compute.how(), &nothing));
+        let (graph, tensors) = tensor::plan(part.graph(), weights, options.weights, how)?;
+        if compute.is_some() && tensors.iter().all(|tensor| tensor.form.is_none()) {
+            let message =
+                "compute: expected a U-Net with layers that can compute in integers, got one without";
+            return Err(Error::new(ErrorKind::Usage, message).help(format!(
+                "these are linear layers and convolutions of 32-bit floats with more than {NARROW} channels on both sides"
+            )));
+        }
         let parameters = part.graph().parameters().iter();
-        let sources = parameters.filter_map(|parameter| part.weights().get(&parameter.name));
-        Ok(Self { part, graph, tensors, source_bytes: sources.map(|weight| weight.len_bytes()).sum() })
+        let sources = parameters.filter_map(|parameter| weights.get(&parameter.name));
+        let source_bytes = sources.map(|weight| weight.len_bytes()).sum();
+        Ok(Self { part, weights, graph, tensors, source_bytes, compute: None })
     }
 
     fn graph_file(&self) -> String {
@@ -221,6 +297,50 @@ impl<'a> Plan<'a> {
     fn len_bytes(&self) -> usize {
         self.tensors.iter().map(Packed::len_bytes).sum()
     }
+}
+
+/// Measures what computing in integers costs the U-Net, if it is to, and plans which of its blocks do.
+fn measure(
+    folder: &mut Folder,
+    model: &Model,
+    plans: &mut [Plan<'_>],
+    options: &Options,
+) -> Result<(), Error> {
+    let plan = plans.iter_mut().find(|plan| plan.part.name() == UNET);
+    let (Some(compute), Some(plan)) = (options.compute, plan) else { return Ok(()) };
+    let upright = plan.part.graph().upright()?;
+    let (_, made) = upright.compute_in_int8(compute.how(), &BTreeSet::new())?;
+    let sources: BTreeSet<String> = made.into_values().map(|quantized| quantized.source).collect();
+    // All integers beside the source, of which blocks are then taken.
+    plan.tensors.retain(|tensor| tensor.form.is_some());
+    write_tensors(folder, INTEGERS_FILE, &plan.tensors, |_| ())?;
+    let path = folder.path().join(INTEGERS_FILE);
+    let session = within(SessionOptions::new(options.threads), options.memory);
+    let Found { record, left } =
+        sensitivity::measure(model, compute, plan.weights, &sources, &path, &session)?;
+    (plan.graph, plan.tensors) =
+        tensor::plan(plan.part.graph(), plan.weights, options.weights, Some((compute.how(), &left)))?;
+    plan.compute = Some(record);
+    Ok(())
+}
+
+/// Writes a file of tensors, if an earlier run has not written the same; whether it has.
+fn write_tensors(
+    folder: &mut Folder,
+    name: &str,
+    tensors: &[Packed],
+    on_tensor: impl FnMut(usize),
+) -> Result<(FileRecord, bool), Error> {
+    if let Some(record) = folder.kept(name, || tensor::source(tensors)) {
+        return Ok((record, true));
+    }
+    let mut source = String::new();
+    let record = folder.write(name, |to| {
+        source = tensor::write(tensors, to, on_tensor)?;
+        Ok(())
+    })?;
+    folder.note(name, source, &record)?;
+    Ok((record, false))
 }
 
 /// Makes all files of the bundle, opens it, and compares it with its source.
@@ -241,24 +361,11 @@ fn fill(
         let name = plan.part.name();
         let (graph, weights) = (plan.graph_file(), plan.weights_file());
         files.insert(graph.clone(), write_bytes(folder, &graph, &zipped(&plan.graph.encode()))?);
-        let kept = folder.kept(&weights, || tensor::source(&plan.tensors));
-        let is_kept = kept.is_some();
         let before_bytes = done_bytes;
-        let record = match kept {
-            Some(record) => record,
-            None => {
-                let mut source = String::new();
-                let record = folder.write(&weights, |to| {
-                    source = tensor::write(&plan.tensors, to, |bytes| {
-                        done_bytes += bytes;
-                        on_progress(Progress { done_bytes, all_bytes });
-                    })?;
-                    Ok(())
-                })?;
-                folder.note(&weights, source, &record)?;
-                record
-            }
-        };
+        let (record, is_kept) = write_tensors(folder, &weights, &plan.tensors, |bytes| {
+            done_bytes += bytes;
+            on_progress(Progress { done_bytes, all_bytes });
+        })?;
         done_bytes = before_bytes + plan.len_bytes();
         on_progress(Progress { done_bytes, all_bytes });
         packed.push(PackedComponent {
@@ -268,18 +375,20 @@ fn fill(
             is_kept,
             time: started.elapsed(),
             errors: Vec::new(),
+            compute: plan.compute.clone(),
         });
         files.insert(weights.clone(), record);
         let encoder = model.text_encoders().iter().find(|encoder| encoder.name() == name);
         let tokenizer = encoder.map(|encoder| write_tokenizer(folder, encoder, &mut files)).transpose()?;
-        components.insert(name, Component::new(graph, vec![weights], &plan.graph, tokenizer));
+        let component = Component::new(graph, vec![weights], &plan.graph, tokenizer);
+        components.insert(name, Component { compute: plan.compute.clone(), ..component });
     }
     let mut component = |name: &str| components.remove(name);
     let contents = Contents {
         components: Components {
             text_encoder: component("text_encoder"),
             text_encoder_2: component("text_encoder_2"),
-            unet: component("unet").expect("a model with a U-Net"),
+            unet: component(UNET).expect("a model with a U-Net"),
             vae_encoder: component("vae_encoder"),
             vae_decoder: component("vae_decoder").expect("a model with a VAE decoder"),
         },

@@ -252,6 +252,16 @@ impl Weights {
         Ok(weights)
     }
 
+    /// These tensors and those of another file, which has none of the same names.
+    ///
+    /// # Errors
+    /// As [`Weights::open`].
+    pub(crate) fn with_file(&self, path: &Path) -> Result<Self, Error> {
+        let mut weights = self.clone();
+        weights.add_file(path).map_err(|error| error.in_file(path))?;
+        Ok(weights)
+    }
+
     fn add_file(&mut self, path: &Path) -> Result<(), Error> {
         let place = path.display().to_string();
         let unreadable = |error: io::Error| unreadable(&place, error);

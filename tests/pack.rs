@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 fn options(weights: Option<Precision>) -> Options {
-    Options { weights, name: None, licence: None, threads: NonZeroUsize::MIN, memory: None }
+    Options { weights, compute: None, name: None, licence: None, threads: NonZeroUsize::MIN, memory: None }
 }
 
 fn pack_with(destination: &Path, options: &Options) -> Result<Report, Error> {

@@ -9,6 +9,7 @@ use calotype::signature::Binding;
 use serde_json::json;
 
 use super::open::{Additions, Components, open_model};
+use super::pack::losses;
 use super::{Common, Report};
 
 #[derive(clap::Args)]
@@ -62,6 +63,13 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
             writeln!(text, "  {copied_bytes} bytes of them copied or decoded into memory while it is open")
                 .expect("a String takes all text");
         }
+        let contents = model.contents().map(|contents| &contents.components);
+        let component =
+            contents.and_then(|components| components.iter().find(|(name, _)| *name == part.name()));
+        let compute = component.and_then(|(_, component)| component.compute.as_ref());
+        if let Some(compute) = compute {
+            text += &losses(compute);
+        }
         for port in &inputs {
             writeln!(text, "  in  {port}").expect("a String takes all text");
         }
@@ -85,6 +93,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
                 "parameters": count,
                 "weights_bytes": bytes,
                 "copied_bytes": copied_bytes,
+                "compute": compute,
                 "inputs": inputs,
                 "outputs": outputs,
                 "operators": operators.iter().map(|name| (name.clone(), json!(providers_needed(name)))).collect::<serde_json::Map<_, _>>(),

@@ -6,7 +6,9 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 use calotype::Error;
-use calotype::pack::{Options, Precision, Progress, pack};
+use calotype::graph::int8::WeightBits;
+use calotype::manifest::{Compute, ComputeRecord};
+use calotype::pack::{ComputeOptions, Options, Precision, Progress, pack};
 use calotype::pipeline;
 use calotype::plan::Budget;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -26,6 +28,17 @@ pub(super) struct Flags {
     /// Weight format: f32, f16, int8 or int4; unchanged when absent.
     #[arg(long, value_name = "FORM")]
     weights: Option<String>,
+    /// Computes the U-Net in integers: int8 (fastest) or int8-fine (nearer to floats); in floats when absent. It needs no
+    /// calibration.
+    #[arg(long, value_name = "FORM")]
+    compute: Option<String>,
+    /// With --compute: bits of the weights' integers, 8, or 7 for x86-64 CPUs without VNNI; as this CPU needs them when
+    /// absent.
+    #[arg(long, value_name = "7|8", requires = "compute")]
+    weight_bits: Option<String>,
+    /// With --compute: largest error of a U-Net call, relative to floats; the worst blocks stay in floats for its sake.
+    #[arg(long, value_name = "E", requires = "compute")]
+    max_error: Option<f64>,
     /// Licence as an SPDX expression; the model's when absent.
     #[arg(long, value_name = "SPDX")]
     licence: Option<String>,
@@ -47,6 +60,14 @@ pub(super) struct Flags {
 pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let options = Options {
         weights: flags.weights.as_deref().map(str::parse::<Precision>).transpose()?,
+        compute: match &flags.compute {
+            Some(form) => Some(ComputeOptions {
+                form: form.parse::<Compute>()?,
+                weight_bits: flags.weight_bits.as_deref().map(str::parse::<WeightBits>).transpose()?,
+                max_error: flags.max_error,
+            }),
+            None => None,
+        },
         name: flags.name.clone(),
         licence: flags.licence.clone(),
         threads: pipeline::Options::default().session.threads,
@@ -76,6 +97,9 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         let (source, packed) = (mebibytes(component.source_bytes as u64), mebibytes(component.packed_bytes));
         writeln!(text, "{:<16}{source:>12}{packed:>12}  {time:<10}{errors}", component.name)
             .expect("a String takes all text");
+        if let Some(compute) = &component.compute {
+            text += &losses(compute);
+        }
         let errors = component.errors.iter().map(|error| (error.output.clone(), json!(error.relative)));
         components.insert(
             component.name.into(),
@@ -85,6 +109,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
                 "kept": component.is_kept,
                 "seconds": seconds,
                 "relative_errors": errors.collect::<serde_json::Map<_, _>>(),
+                "compute": component.compute,
             }),
         );
     }
@@ -96,6 +121,21 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         "seconds": report.time.as_secs_f64(),
     });
     Ok(Report::new(text, json))
+}
+
+/// How a component computes in integers, and what its blocks lose by it, the worst first.
+pub(super) fn losses(compute: &ComputeRecord) -> String {
+    let ComputeRecord { form, weight_bits, error, max_error, losses, floats } = compute;
+    let most = max_error.map_or(String::new(), |most| format!(", at most {most}"));
+    let mut text =
+        format!("  computes in {form}, {weight_bits}-bit weights, relative error {error:.1e}{most}\n");
+    let mut losses: Vec<(&String, &f64)> = losses.iter().collect();
+    losses.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+    for (block, loss) in losses {
+        let note = if floats.contains(block) { "  in floats" } else { "" };
+        text += &format!("    {loss:.1e}  {block}{note}\n");
+    }
+    text
 }
 
 fn mebibytes(bytes: u64) -> String {

@@ -378,6 +378,8 @@ fn cost(node: &NodeProto, shapes: &Shapes<'_>, threads: usize) -> (usize, u64) {
         ("MatMulNBits", _) => {
             nbits(x, y, int("accuracy_level", 0), int("block_size", 32), int("N", 0), int("K", 0))
         }
+        // Integers are multiplied in their place, and are in memory as the values that they are.
+        ("MatMulIntegerToFloat", Some(weight)) => (0, work(weight.shape.first().copied().unwrap_or(1))),
         ("MultiHeadAttention", Some(k)) => match find(&node.input, 2) {
             Some(v) => attention(x, k, v, int("num_heads", 1), int("unidirectional", 0) != 0, threads),
             None => (0, 0),

@@ -27,8 +27,9 @@ const AXES_AS_INPUT: i64 = 18;
 /// The epsilon of an `InstanceNormalization` that names none.
 const DEFAULT_EPSILON: f32 = 1e-5;
 /// Operators that look beyond any tile.
-const FAR_SIGHTED: [&str; 11] = [
+const FAR_SIGHTED: [&str; 12] = [
     "Attention",
+    "DynamicQuantizeLinear",
     "GlobalAveragePool",
     "GroupNorm",
     "GroupNormalization",

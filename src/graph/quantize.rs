@@ -1,5 +1,5 @@
 //! Quantisation of a graph: large weights become integers with scales, and the nodes that use them what can read those.
-//! It knows which layout each kernel wants, and no number.
+//! It knows which layout each kernel wants, and no number. Where activations become integers too is in [`super::int8`].
 //!
 //! - A linear layer (`FusedMatMul` with `transB`) becomes `com.microsoft.MatMulNBits`: 8 or 4 bits per weight, one scale
 //!   for every block of weights along the input, which is padded with zeros to whole blocks. At 8 bits blocks are as long
@@ -15,6 +15,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::dtype::onnx_code;
+use super::int8::WeightBits;
 use super::node::{MICROSOFT, entry, import_microsoft, integer, opset};
 use super::proto::{self, AttributeProto, GraphProto, NodeProto, TensorProto};
 use super::{Graph, OPEN_LOCATION, Parameter};
@@ -100,6 +101,20 @@ pub enum Form {
     ChannelCodes,
     /// `[out]`: their scales.
     ChannelScales,
+    /// `[in, out]`: integers with a sign, a column for each output channel; see [`super::int8`].
+    ColumnCodes(Columns),
+    /// `[out]`: their scales.
+    ColumnScales(WeightBits),
+}
+
+/// How the weight of a layer lies in columns, one for each output channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Columns {
+    /// How long the integers are.
+    pub bits: WeightBits,
+    /// How many places the kernel of a convolution has, and a linear layer 1: of each the column has all input channels,
+    /// where the weight has of each input channel all places.
+    pub taps: usize,
 }
 
 impl Graph {
@@ -169,23 +184,32 @@ impl Graph {
         graph.initializer.extend(new);
         import_microsoft(&mut model);
         let mut quantized = Self::of(name.clone(), model, graph)?;
-        for parameter in &mut quantized.parameters {
+        quantized.turn_as(parameters);
+        Ok((quantized, made))
+    }
+
+    /// Notes which parameters are turned: those that are so in the graph from which this one was made.
+    pub(super) fn turn_as(&mut self, parameters: &[Parameter]) {
+        for parameter in &mut self.parameters {
             let same = parameters.iter().find(|old| old.name == parameter.name);
             parameter.transposed = same.is_some_and(|old| old.transposed);
         }
-        Ok((quantized, made))
     }
 }
 
-/// The nodes that use a value, and those that may: a graph within a node sees all values around it.
+/// The nodes that use a value, and those that may.
 pub(super) fn users<'a>(graph: &'a GraphProto, value: &str) -> Vec<&'a NodeProto> {
+    graph.node.iter().filter(|node| uses(node, value)).collect()
+}
+
+/// Whether a node uses a value, or may: a graph within a node sees all values around it.
+pub(super) fn uses(node: &NodeProto, value: &str) -> bool {
     let has_graph = |node: &NodeProto| node.attribute.iter().any(|a| a.g.is_some() || !a.graphs.is_empty());
-    let uses = |node: &&NodeProto| node.input.iter().any(|input| input == value) || has_graph(node);
-    graph.node.iter().filter(uses).collect()
+    node.input.iter().any(|input| input == value) || has_graph(node)
 }
 
 /// Whether a node is a product with the transpose of `weight`, and nothing else.
-fn is_linear(node: &NodeProto, weight: &str) -> bool {
+pub(super) fn is_linear(node: &NodeProto, weight: &str) -> bool {
     let is_plain = |attribute: &AttributeProto| match attribute.name() {
         "transB" => attribute.i() == 1,
         "alpha" => attribute.f() == 1.0,
@@ -197,7 +221,7 @@ fn is_linear(node: &NodeProto, weight: &str) -> bool {
         && node.attribute.iter().all(is_plain)
 }
 
-fn is_convolution(node: &NodeProto, weight: &str) -> bool {
+pub(super) fn is_convolution(node: &NodeProto, weight: &str) -> bool {
     let others = node.input.iter().enumerate().filter(|(index, _)| *index != 1);
     (node.op_type(), node.domain()) == ("Conv", "")
         && node.input.get(1).is_some_and(|input| input == weight)
@@ -205,7 +229,7 @@ fn is_convolution(node: &NodeProto, weight: &str) -> bool {
 }
 
 /// Makes a linear layer one with quantised weights.
-fn multiply(node: &mut NodeProto, weight: &Parameter, blocks: Blocks, codes: &str, scales: &str) {
+pub(super) fn multiply(node: &mut NodeProto, weight: &Parameter, blocks: Blocks, codes: &str, scales: &str) {
     let attributes = [
         ("N", weight.shape[0] as i64),
         ("K", weight.shape[1] as i64),
@@ -232,7 +256,7 @@ fn dequantize(codes: String, scales: String, weight: &str) -> NodeProto {
 }
 
 /// A parameter without data.
-fn open(name: &str, dtype: Dtype, shape: &[usize]) -> TensorProto {
+pub(super) fn open(name: &str, dtype: Dtype, shape: &[usize]) -> TensorProto {
     TensorProto {
         name: Some(name.into()),
         dims: shape.iter().map(|&size| size as i64).collect(),

@@ -18,7 +18,7 @@ use super::proto::{
 };
 
 /// Operators in front of which a graph may be cut.
-const OPENERS: [&str; 5] = ["Conv", "FusedMatMul", "Gemm", "MatMul", "MatMulNBits"];
+const OPENERS: [&str; 6] = ["Conv", "FusedMatMul", "Gemm", "MatMul", "MatMulIntegerToFloat", "MatMulNBits"];
 
 /// How many pages come into memory around a range of a file that is read, as a rule; also, the gap that is read as well.
 const AROUND_BYTES: usize = 64 << 10;
@@ -180,6 +180,7 @@ impl BoundGraph {
         let fed: HashMap<&str, &ValueInfoProto> =
             graph.input.iter().map(|input| (input.name(), input)).collect();
 
+        let repacks = self.repacks();
         let segment = |part: usize, places: &Range<usize>| {
             let nodes: Vec<&NodeProto> = places.clone().map(|place| &graph.node[plan.nodes[place]]).collect();
             let mut needs: Vec<usize> =
@@ -234,7 +235,7 @@ impl BoundGraph {
                 spent: spent.map(|&name| name.to_owned()).collect(),
                 outputs: owned(&outputs),
                 description_bytes: own.node.len() * NODE_BYTES,
-                repacked_bytes: repacked(&own),
+                repacked_bytes: if repacks { repacked(&own) } else { 0 },
                 converted_bytes: needs.iter().map(|&need| plan.converted_bytes(need)).sum(),
                 ranges: joined(ranges),
                 private_bytes: files.iter().map(private_bytes).sum(),
@@ -378,12 +379,28 @@ fn files(graph: &GraphProto) -> Vec<usize> {
     files.into_iter().collect()
 }
 
-/// The bytes of weights that `MatMulNBits` keeps in its own order.
-fn repacked(graph: &GraphProto) -> usize {
+/// The bytes of weights that products with integers keep in their own order, where they may.
+pub(super) fn repacked(graph: &GraphProto) -> usize {
     let packed = graph.node.iter().filter(|node| node.op_type() == "MatMulNBits");
     let names: HashSet<&str> = packed.flat_map(|node| &node.input[1..]).map(String::as_str).collect();
     let tensors = graph.initializer.iter().filter(|tensor| names.contains(tensor.name()));
-    tensors.filter_map(stored).map(|(_, range)| range.len()).sum()
+    let blocks: usize = tensors.filter_map(stored).map(|(_, range)| range.len()).sum();
+    blocks + repacked_columns(graph)
+}
+
+/// The bytes of those of `MatMulIntegerToFloat`: in whole tiles, with the sum of each column (`MlasGemmPackBSize`).
+fn repacked_columns(graph: &GraphProto) -> usize {
+    let packed = graph.node.iter().filter(|node| node.op_type() == "MatMulIntegerToFloat");
+    let names: HashSet<&str> = packed.filter_map(|node| node.input.get(1)).map(String::as_str).collect();
+    let tensors = graph.initializer.iter().filter(|tensor| names.contains(tensor.name()));
+    let bytes = |tensor: &TensorProto| match tensor.dims[..] {
+        [inputs, out] => {
+            let [inputs, out] = [inputs, out].map(|size| usize::try_from(size).unwrap_or(0));
+            out.next_multiple_of(16) * (inputs.next_multiple_of(64) + size_of::<i32>())
+        }
+        _ => 0,
+    };
+    tensors.map(bytes).sum()
 }
 
 pub(super) fn elements(tensor: &TensorProto) -> usize {

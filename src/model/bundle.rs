@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Model, Part, TextEncoderPart, Vocabulary, builtin, read};
 use crate::graph::Graph;
+use crate::graph::int8::WeightBits;
 use crate::manifest::{self, Component, Contents, FileRecord, Manifest, TokenizerFiles};
 use crate::weights::Weights;
 use crate::{Error, ErrorKind};
@@ -85,7 +86,17 @@ fn assemble(files: &Files, manifest: Manifest, contents: Contents) -> Result<Mod
     let vae_decoder = part("vae_decoder", &components.vae_decoder)?;
     let vae_encoder = components.vae_encoder.as_ref().map(|c| part("vae_encoder", c)).transpose()?;
     let model = Model::new(manifest, text_encoders, unet, vae_decoder, vae_encoder)?;
-    Ok(Model { contents: Some(contents), ..model })
+    let notes = components.iter().filter_map(|(name, component)| {
+        let bits = component.compute.as_ref()?.weight_bits;
+        (bits == WeightBits::Eight && WeightBits::of_this_cpu() == WeightBits::Seven).then(|| {
+            format!(
+                "{name}: expected a CPU with VNNI for products with 8-bit weights, got one without, which cuts sums off: \
+                 pack the model again with 7-bit weights"
+            )
+        })
+    });
+    let notes = notes.collect();
+    Ok(Model { contents: Some(contents), notes, ..model })
 }
 
 impl Files<'_> {

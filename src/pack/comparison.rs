@@ -2,6 +2,7 @@
 //! It has one component of one model open at a time.
 
 use crate::engine::{Session, SessionOptions};
+use crate::graph::BoundGraph;
 use crate::model::{Model, Part};
 use crate::prompt::Text;
 use crate::stage::feed::Feed;
@@ -56,14 +57,28 @@ pub(super) fn compare(
 
 /// One run of a component, which is closed again.
 fn outputs(part: &Part, feeds: &[Feed], options: &SessionOptions) -> Result<Vec<Vec<f32>>, Error> {
+    Ok(outputs_of(part, part.bind()?, &[feeds], options)?.remove(0))
+}
+
+/// Of each run, the outputs of a component in some form, which is closed again.
+pub(super) fn outputs_of(
+    part: &Part,
+    bound: BoundGraph,
+    runs: &[impl AsRef<[Feed]>],
+    options: &SessionOptions,
+) -> Result<Vec<Vec<Vec<f32>>>, Error> {
     let names: Vec<&str> = part.signature().outputs.iter().map(|binding| &binding.port.name[..]).collect();
-    let inputs: Vec<_> = feeds.iter().map(Feed::input).collect();
-    let outputs = Session::open(part.bind()?, options)?.compute(&inputs, &names)?;
-    Ok(outputs.into_iter().map(|output| output.data).collect())
+    let mut session = Session::open(bound, options)?;
+    let mut run = |feeds: &[Feed]| {
+        let inputs: Vec<_> = feeds.iter().map(Feed::input).collect();
+        let outputs = session.compute(&inputs, &names)?;
+        Ok(outputs.into_iter().map(|output| output.data).collect())
+    };
+    runs.iter().map(|feeds| run(feeds.as_ref())).collect()
 }
 
 /// `|got - expected| / |expected|`; 0 when both are nothing.
-fn relative_error(expected: &[f32], got: &[f32]) -> Result<f64, String> {
+pub(super) fn relative_error(expected: &[f32], got: &[f32]) -> Result<f64, String> {
     if expected.len() != got.len() {
         return Err(format!("expected {} numbers, got {}", expected.len(), got.len()));
     }

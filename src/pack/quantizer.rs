@@ -1,6 +1,7 @@
 //! The numbers of quantised weights: floats become integers around zero and their scale, each to the nearest.
 //! It knows nothing of where they are kept, or of graphs.
 
+use crate::graph::int8::WeightBits;
 use crate::graph::quantize::{Bits, Blocks};
 
 /// What an integer is stored above, so that it has no sign: half of all levels.
@@ -29,15 +30,15 @@ pub(super) fn block_codes(block: &[f32], blocks: Blocks, into: &mut Vec<u8>) {
     }
 }
 
-/// The scale of an output channel of a convolution: the value that is farthest from 0 becomes 127 or -127.
-pub(super) fn channel_scale(channel: &[f32]) -> f32 {
-    channel.iter().fold(0.0, |extreme: f32, x| extreme.max(x.abs())) / 127.0
+/// The scale of an output channel: the value that is farthest from 0 becomes the largest integer or the least.
+pub(super) fn channel_scale(channel: &[f32], bits: WeightBits) -> f32 {
+    channel.iter().fold(0.0, |extreme: f32, x| extreme.max(x.abs())) / bits.most() as f32
 }
 
-/// Appends the integers of an output channel.
-pub(super) fn channel_codes(channel: &[f32], into: &mut Vec<u8>) {
-    let scale = channel_scale(channel);
-    into.extend(channel.iter().map(|x| nearest(*x, scale).clamp(-127, 127) as i8 as u8));
+/// The integers of an output channel, in bytes.
+pub(super) fn channel_codes(channel: &[f32], bits: WeightBits) -> impl Iterator<Item = u8> {
+    let (scale, most) = (channel_scale(channel, bits), bits.most());
+    channel.iter().map(move |x| nearest(*x, scale).clamp(-most, most) as i8 as u8)
 }
 
 /// How many scales a value is, to the nearest, and to the even of two that are as near.
@@ -111,13 +112,14 @@ mod tests {
 
     #[test]
     fn every_weight_of_a_channel_becomes_the_nearest_level() {
-        for channel in values(27 * 50, 6).chunks(27) {
-            let scale = channel_scale(channel);
-            let mut bytes = Vec::new();
-            channel_codes(channel, &mut bytes);
-            for (x, byte) in channel.iter().zip(bytes) {
+        for (channel, (bits, levels)) in values(27 * 50, 6)
+            .chunks(27)
+            .zip([(WeightBits::Eight, -127..128), (WeightBits::Seven, -63..64)].iter().cycle())
+        {
+            let scale = channel_scale(channel, *bits);
+            for (x, byte) in channel.iter().zip(channel_codes(channel, *bits)) {
                 let got = f32::from(byte as i8) * scale;
-                let (distance, least) = ((got - x).abs(), least_distance(*x, -127..128, scale));
+                let (distance, least) = ((got - x).abs(), least_distance(*x, levels.clone(), scale));
                 assert!(distance <= least + scale * 1e-5, "{x} became {got}, of scale {scale}");
             }
         }
@@ -131,9 +133,8 @@ mod tests {
                 let values = block_values(&vec![x; blocks.len], blocks);
                 assert!(values.iter().all(|x| x.abs() <= smallest));
             }
-            let mut bytes = Vec::new();
-            channel_codes(&[x; 9], &mut bytes);
-            assert!(channel_scale(&[x; 9]) <= smallest && bytes.len() == 9);
+            let bits = WeightBits::Eight;
+            assert!(channel_scale(&[x; 9], bits) <= smallest && channel_codes(&[x; 9], bits).count() == 9);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The tensors of a packed file: each made of one weight of the source, in a type and form of its own.
 //! It holds one weight at a time, and knows nothing of files.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Write;
 
 use half::{bf16, f16};
@@ -11,7 +11,8 @@ use sha2::{Digest, Sha256};
 use super::folder::Failure;
 use super::{Precision, quantizer};
 use crate::graph::Graph;
-use crate::graph::quantize::{Bits, Form, Quantized};
+use crate::graph::int8::{Int8, WeightBits};
+use crate::graph::quantize::{Bits, Columns, Form, Quantized};
 use crate::model::hex;
 use crate::weights::{Dtype, TensorView, Weights};
 use crate::{Error, ErrorKind};
@@ -32,20 +33,23 @@ pub(super) struct Packed<'a> {
 }
 
 /// The graph for weights in this form, and its tensors in the order in which safetensors keeps them: those of the
-/// largest elements first, then by name.
+/// largest elements first, then by name. Where layers compute in integers, all but those whose weights are named, other
+/// weights stay in floats.
 pub(super) fn plan<'a>(
     graph: &Graph,
     weights: &'a Weights,
     precision: Option<Precision>,
+    compute: Option<(Int8, &BTreeSet<String>)>,
 ) -> Result<(Graph, Vec<Packed<'a>>), Error> {
     let upright = graph.upright()?;
     let parameters = upright.parameters().iter();
     let takes_turned: HashMap<&str, bool> =
         parameters.map(|parameter| (parameter.name.as_str(), parameter.is_transposed())).collect();
-    let (graph, quantized) = match precision {
-        Some(Precision::Int8) => upright.quantize(Bits::Eight)?,
-        Some(Precision::Int4) => upright.quantize(Bits::Four)?,
-        _ => (upright.clone(), BTreeMap::new()),
+    let (graph, quantized) = match (compute, precision) {
+        (Some((how, left)), _) => upright.compute_in_int8(how, left)?,
+        (None, Some(Precision::Int8)) => upright.quantize(Bits::Eight)?,
+        (None, Some(Precision::Int4)) => upright.quantize(Bits::Four)?,
+        (None, _) => (upright.clone(), BTreeMap::new()),
     };
     let tensors = graph.parameters().iter().map(|parameter| {
         let quantized = quantized.get(&parameter.name);
@@ -133,7 +137,7 @@ impl Packed<'_> {
         let recipe =
             format!("{name} {dtype} {shape:?} {} {:?} {is_turned} {form:?}\n", view.dtype(), view.shape());
         hash.update(recipe);
-        if !matches!(form, Some(Form::BlockScales(_) | Form::ChannelScales)) {
+        if !matches!(form, Some(Form::BlockScales(_) | Form::ChannelScales | Form::ColumnScales(_))) {
             hash.update(source);
         }
     }
@@ -156,6 +160,7 @@ impl Packed<'_> {
                 }
                 Ok(())
             })?,
+            Some(Form::ColumnCodes(columns)) => to.write_all(&self.columns(source, columns)?)?,
             Some(form) => self.rows(source, |row| {
                 bytes.clear();
                 let row = self.floats(row)?;
@@ -169,8 +174,14 @@ impl Packed<'_> {
                         let scales = each.map(|block| quantizer::block_scale(block, blocks.bits));
                         bytes.extend(scales.flat_map(f32::to_le_bytes));
                     }
-                    Form::ChannelCodes => quantizer::channel_codes(&row, &mut bytes),
-                    Form::ChannelScales => bytes.extend(quantizer::channel_scale(&row).to_le_bytes()),
+                    Form::ChannelCodes => bytes.extend(quantizer::channel_codes(&row, WeightBits::Eight)),
+                    Form::ChannelScales => {
+                        bytes.extend(quantizer::channel_scale(&row, WeightBits::Eight).to_le_bytes());
+                    }
+                    Form::ColumnScales(bits) => {
+                        bytes.extend(quantizer::channel_scale(&row, bits).to_le_bytes());
+                    }
+                    Form::ColumnCodes(_) => unreachable!("written above"),
                 }
                 Ok(to.write_all(&bytes)?)
             })?,
@@ -178,10 +189,28 @@ impl Packed<'_> {
         Ok(())
     }
 
+    /// The integers of a weight in columns, row by row of all columns.
+    fn columns(&self, source: &[u8], Columns { bits, taps }: Columns) -> Result<Vec<u8>, Failure> {
+        let [inputs, out] = self.shape[..] else { unreachable!("columns make a matrix") };
+        let mut bytes = vec![0; inputs * out];
+        let mut column = 0;
+        self.rows(source, |row| {
+            for (index, code) in quantizer::channel_codes(&self.floats(row)?, bits).enumerate() {
+                // The weight has the places of the kernel last, and the columns have them first.
+                let (channel, tap) = (index / taps, index % taps);
+                bytes[(tap * (inputs / taps) + channel) * out + column] = code;
+            }
+            column += 1;
+            Ok(())
+        })?;
+        Ok(bytes)
+    }
+
     /// Calls `each` with the bytes of every row of the source, as the reference implementation has them.
     fn rows(&self, source: &[u8], mut each: impl FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
         let size = self.source.dtype().size_bytes();
-        let out = self.shape.first().copied().unwrap_or(1).max(1);
+        let axis = usize::from(matches!(self.form, Some(Form::ColumnCodes(_))));
+        let out = self.shape.get(axis).copied().unwrap_or(1).max(1);
         if !self.is_turned {
             return source.chunks((source.len() / out).max(1)).try_for_each(each);
         }
@@ -334,7 +363,7 @@ mod tests {
         weights: &Weights,
         precision: Option<Precision>,
     ) -> Result<(Graph, Weights), Error> {
-        let (graph, tensors) = plan(graph, weights, precision)?;
+        let (graph, tensors) = plan(graph, weights, precision, None)?;
         let mut file = Vec::new();
         match write(&tensors, &mut file, |_| ()) {
             Ok(source_hash) => assert_eq!(source_hash, source(&tensors)),
@@ -548,6 +577,328 @@ mod tests {
                 packed(&graph, &weights(Dtype::F32, &[128, 128], &values), Some(precision)).err().unwrap();
             assert_eq!(error.kind(), ErrorKind::Model);
             assert!(error.to_string().contains("expected finite numbers, got "), "{error}");
+        }
+    }
+
+    /// Numbers that a seed gives.
+    struct Dice(u64);
+
+    impl Dice {
+        fn below(&mut self, most: usize) -> usize {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) as usize % most
+        }
+    }
+
+    /// A convolution of the sweep.
+    struct Conv {
+        out: usize,
+        kernel: [usize; 2],
+        strides: [usize; 2],
+        pads: [usize; 4],
+        dilation: usize,
+        groups: usize,
+    }
+
+    impl Conv {
+        fn random(dice: &mut Dice) -> Self {
+            let kernel = [[3, 3], [1, 1], [3, 1], [2, 2], [1, 3]][dice.below(5)];
+            let pads = [0, 1, 0, 1].map(|axis: usize| dice.below(kernel[axis]));
+            let strides = [1 + dice.below(2), 1 + dice.below(2)];
+            Self { out: 17 + dice.below(9), kernel, strides, pads, dilation: 1, groups: 1 }
+        }
+
+        fn node(&self, name: &str, bias: bool) -> NodeProto {
+            let attribute = |name: &str, values: &[usize]| AttributeProto {
+                name: Some(name.into()),
+                r#type: Some(proto::INTS),
+                ints: values.iter().map(|&value| value as i64).collect(),
+                ..Default::default()
+            };
+            let group = AttributeProto {
+                name: Some("group".into()),
+                r#type: Some(proto::INT),
+                i: Some(self.groups as i64),
+                ..Default::default()
+            };
+            let inputs = ["x".to_owned(), format!("{name}.weight"), format!("{name}.bias")];
+            NodeProto {
+                op_type: Some("Conv".into()),
+                input: inputs[..if bias { 3 } else { 2 }].to_vec(),
+                output: vec![name.into()],
+                attribute: vec![
+                    attribute("kernel_shape", &self.kernel),
+                    attribute("strides", &self.strides),
+                    attribute("pads", &self.pads),
+                    attribute("dilations", &[self.dilation; 2]),
+                    group,
+                ],
+                ..Default::default()
+            }
+        }
+
+        /// The sums of products, naively, and their shape.
+        fn sums(
+            &self,
+            x: &[f64],
+            [batch, channels, height, width]: [usize; 4],
+            w: &[f64],
+        ) -> (Vec<f64>, [usize; 4]) {
+            let Self { out, kernel, strides, pads, dilation, groups } = *self;
+            let side = |size: usize, axis: usize| {
+                (size + pads[axis] + pads[axis + 2] - dilation * (kernel[axis] - 1) - 1) / strides[axis] + 1
+            };
+            let (rows, columns, inside) = (side(height, 0), side(width, 1), channels / groups);
+            let mut sums = Vec::new();
+            for (image, channel) in (0..batch).flat_map(|image| (0..out).map(move |channel| (image, channel)))
+            {
+                let first = channel / (out / groups) * inside;
+                for (row, column) in (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column))) {
+                    let mut sum = 0.0;
+                    for (from, down, right) in (0..inside)
+                        .flat_map(|from| (0..kernel[0]).map(move |down| (from, down)))
+                        .flat_map(|(from, down)| (0..kernel[1]).map(move |right| (from, down, right)))
+                    {
+                        let y = (row * strides[0] + down * dilation).wrapping_sub(pads[0]);
+                        let z = (column * strides[1] + right * dilation).wrapping_sub(pads[1]);
+                        if y < height && z < width {
+                            let pixel = x[((image * channels + first + from) * height + y) * width + z];
+                            sum +=
+                                pixel * w[((channel * inside + from) * kernel[0] + down) * kernel[1] + right];
+                        }
+                    }
+                    sums.push(sum);
+                }
+            }
+            (sums, [batch, out, rows, columns])
+        }
+    }
+
+    /// Integers from 0 to 255 less their zero point, and their scale (ONNX, `DynamicQuantizeLinear`).
+    fn activations(x: &[f32]) -> (Vec<f64>, f32) {
+        let least = x.iter().copied().fold(0.0, f32::min);
+        let scale = (x.iter().copied().fold(0.0, f32::max) - least) / 255.0;
+        let zero = (-least / scale).clamp(0.0, 255.0).round_ties_even();
+        let integer = |x: &f32| f64::from(((x / scale).round_ties_even() + zero).clamp(0.0, 255.0) - zero);
+        (x.iter().map(integer).collect(), scale)
+    }
+
+    /// Integers of each of `out` channels, and their scales.
+    fn columns(weight: &[f32], out: usize, most: f32) -> (Vec<f64>, Vec<f32>) {
+        let channels = || weight.chunks(weight.len() / out);
+        let scales: Vec<f32> =
+            channels().map(|c| c.iter().fold(0f32, |most, x| most.max(x.abs())) / most).collect();
+        let integers = channels().zip(&scales).flat_map(|(channel, scale)| {
+            channel.iter().map(move |x| f64::from((x / scale).round_ties_even().clamp(-most, most)))
+        });
+        (integers.collect(), scales)
+    }
+
+    fn open_parameter(name: &str, shape: &[usize]) -> TensorProto {
+        TensorProto {
+            name: Some(name.into()),
+            dims: shape.iter().map(|&size| size as i64).collect(),
+            data_type: Some(1),
+            data_location: Some(proto::EXTERNAL),
+            external_data: vec![StringStringEntryProto {
+                key: Some("location".into()),
+                value: Some("weights".into()),
+            }],
+            ..Default::default()
+        }
+    }
+
+    /// A network of one layer of nodes under test.
+    #[derive(Default)]
+    struct Network {
+        nodes: Vec<NodeProto>,
+        parameters: Vec<TensorProto>,
+        weights: Weights,
+        outputs: Vec<(String, Vec<usize>, Vec<f32>)>,
+    }
+
+    impl Network {
+        fn add(&mut self, name: &str, shape: &[usize], seed: usize) -> Vec<f32> {
+            let values = normal(shape.iter().product(), seed as u64);
+            let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            self.weights.replace(name, Dtype::F32, shape, &bytes).unwrap();
+            self.parameters.push(open_parameter(name, shape));
+            values
+        }
+
+        /// Computes it with and without integers; the operators that the former has.
+        fn check(self, x: &[f32], dims: &[usize], how: Int8, place: &str) -> Vec<String> {
+            let model = |bits: Vec<NodeProto>| ModelProto {
+                ir_version: Some(9),
+                graph: Some(GraphProto {
+                    name: Some("test".into()),
+                    node: bits,
+                    initializer: self.parameters.clone(),
+                    input: vec![value("x", dims)],
+                    output: self.outputs.iter().map(|(name, dims, _)| value(name, dims)).collect(),
+                    ..Default::default()
+                }),
+                opset_import: [("", 18), ("com.microsoft", 1)]
+                    .map(|(domain, version)| OperatorSetIdProto {
+                        domain: Some(domain.into()),
+                        version: Some(version),
+                    })
+                    .into(),
+                ..Default::default()
+            };
+            let graph = Graph::decode("test", &model(self.nodes.clone()).encode_to_vec()).unwrap();
+            let left = BTreeSet::new();
+            let (graph, tensors) = plan(&graph, &self.weights, None, Some((how, &left))).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("w.safetensors");
+            let mut file = Vec::new();
+            assert!(write(&tensors, &mut file, |_| ()).is_ok());
+            std::fs::write(&path, file).unwrap();
+            let operators = ModelProto::decode(&graph.encode()[..]).unwrap().graph.unwrap().node;
+            let weights = Arc::new(Weights::open(&[path]).unwrap());
+            let options = SessionOptions::new(NonZeroUsize::MIN);
+            let mut session = Session::open(graph.bind(weights).unwrap(), &options).unwrap();
+            let names: Vec<&str> = self.outputs.iter().map(|(name, ..)| &name[..]).collect();
+            let got = session.compute(&[("x", TensorRef::new(dims, x))], &names).unwrap();
+            for (got, (name, shape, expected)) in got.iter().zip(&self.outputs) {
+                assert_eq!(&got.shape, shape, "{place}: {name}");
+                let error = distance(&got.data, expected);
+                assert!(error < 1e-5, "{place}: {name}: {error}");
+            }
+            operators.into_iter().map(|node| node.op_type().to_owned()).collect()
+        }
+    }
+
+    fn distance(got: &[f32], expected: &[f32]) -> f64 {
+        let square = |x: f64| x * x;
+        let pairs = got.iter().zip(expected);
+        let error = pairs.map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum::<f64>();
+        (error / expected.iter().map(|x| square((*x).into())).sum::<f64>()).sqrt()
+    }
+
+    /// Convolutions of one image, of which those in groups, with dilation and with few channels stay in floats, against a
+    /// naive twin in the numbers of which each computes.
+    #[test]
+    fn convolutions_in_integers_are_those_of_a_naive_twin() {
+        let mut dice = Dice(19);
+        for round in 0..24 {
+            let bits = [WeightBits::Eight, WeightBits::Seven][round % 2];
+            let dims = [1 + dice.below(2), 34 + 2 * dice.below(3), 3 + dice.below(5), 3 + dice.below(6)];
+            let x: Vec<f32> = normal(dims.iter().product(), round as u64).iter().map(|x| x + 0.7).collect();
+            let (integers, scale) = activations(&x);
+            let mut network = Network::default();
+            let mut expected_products = 0;
+            for (index, name) in ["a", "b", "groups", "dilated", "narrow"].into_iter().enumerate() {
+                let mut conv = Conv::random(&mut dice);
+                match name {
+                    "groups" => (conv.groups, conv.out) = (2, 18),
+                    "dilated" => (conv.kernel, conv.dilation, conv.pads) = ([2, 2], 2, [0, 0, 1, 1]),
+                    "narrow" => conv.out = 16,
+                    _ => expected_products += 1,
+                }
+                let shape = [conv.out, dims[1] / conv.groups, conv.kernel[0], conv.kernel[1]];
+                let weight = network.add(&format!("{name}.weight"), &shape, 7 * round + index);
+                let has_bias = dice.below(3) > 0;
+                let bias = match has_bias {
+                    true => network.add(&format!("{name}.bias"), &[conv.out], round + index),
+                    false => vec![0.0; conv.out],
+                };
+                let wide = |values: &[f32]| values.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
+                let (floats, shape) = conv.sums(&wide(&x), dims, &wide(&weight));
+                let pixels = shape[2] * shape[3];
+                let with_bias = |sums: Vec<f64>, scales: &[f32]| -> Vec<f32> {
+                    let channel = |at: usize| at / pixels % conv.out;
+                    let each = sums.iter().enumerate();
+                    each.map(|(at, sum)| (sum * f64::from(scales[channel(at)])) as f32 + bias[channel(at)])
+                        .collect()
+                };
+                let floats = with_bias(floats, &vec![1.0; conv.out]);
+                let expected = match name {
+                    "a" | "b" => {
+                        let (weight, scales) = columns(&weight, conv.out, bits.most() as f32);
+                        let scales: Vec<f32> = scales.iter().map(|own| own * scale).collect();
+                        let expected = with_bias(conv.sums(&integers, dims, &weight).0, &scales);
+                        assert!(distance(&floats, &expected) > 1e-3, "integers can be told from floats");
+                        expected
+                    }
+                    _ => floats,
+                };
+                network.nodes.push(conv.node(name, has_bias));
+                network.outputs.push((name.into(), shape.to_vec(), expected));
+            }
+            let how = Int8 { has_blocks: round % 3 == 0, bits };
+            let operators = network.check(&x, &dims, how, &format!("round {round}, {dims:?}"));
+            let count = |op: &str| operators.iter().filter(|name| *name == op).count();
+            assert_eq!(count("DynamicQuantizeLinear"), 1, "integers are shared");
+            assert_eq!((count("MatMulIntegerToFloat"), count("Conv")), (expected_products, 3));
+        }
+    }
+
+    /// Linear layers that share what they read, with a bias that the product takes in and one that it may not.
+    #[test]
+    fn linear_layers_in_integers_are_those_of_a_naive_twin() {
+        let mut dice = Dice(20);
+        for round in 0..16 {
+            let bits = [WeightBits::Eight, WeightBits::Seven][round % 2];
+            let dims = [1 + dice.below(2), 1 + dice.below(7), 17 + dice.below(40)];
+            let x: Vec<f32> = normal(dims.iter().product(), round as u64).iter().map(|x| x - 0.4).collect();
+            let (integers, scale) = activations(&x);
+            let mut network = Network::default();
+            for (index, name) in ["plain", "bias", "read twice", "narrow"].into_iter().enumerate() {
+                let out = if name == "narrow" { 16 } else { 17 + dice.below(20) };
+                let weight = network.add(&format!("{name}.weight"), &[out, dims[2]], 5 * round + index);
+                let product = |x: &[f64], weight: &[f64]| -> Vec<f64> {
+                    let row = |x: &[f64]| {
+                        let each = weight.chunks(dims[2]);
+                        each.map(|w| x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>()).collect::<Vec<_>>()
+                    };
+                    x.chunks(dims[2]).flat_map(row).collect()
+                };
+                let wide = |values: &[f32]| values.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
+                let floats: Vec<f32> = product(&wide(&x), &wide(&weight)).iter().map(|x| *x as f32).collect();
+                let (codes, scales) = columns(&weight, out, bits.most() as f32);
+                let sums = product(&integers, &codes);
+                let scaled =
+                    sums.iter().enumerate().map(|(at, x)| (x * f64::from(scales[at % out] * scale)) as f32);
+                let expected: Vec<f32> = if name == "narrow" { floats.clone() } else { scaled.collect() };
+                assert!(name == "narrow" || distance(&floats, &expected) > 1e-3);
+                let transposed = AttributeProto {
+                    name: Some("transB".into()),
+                    r#type: Some(proto::INT),
+                    i: Some(1),
+                    ..Default::default()
+                };
+                network.nodes.push(NodeProto {
+                    op_type: Some("FusedMatMul".into()),
+                    domain: Some("com.microsoft".into()),
+                    input: vec!["x".into(), format!("{name}.weight")],
+                    output: vec![format!("{name}/product")],
+                    attribute: vec![transposed],
+                    ..Default::default()
+                });
+                let shape = vec![dims[0], dims[1], out];
+                if name != "bias" {
+                    network.outputs.push((format!("{name}/product"), shape.clone(), expected.clone()));
+                }
+                if ["bias", "read twice"].contains(&name) {
+                    let bias = network.add(&format!("{name}.bias"), &[out], round + index);
+                    let mut inputs = vec![format!("{name}/product"), format!("{name}.bias")];
+                    inputs.rotate_left(dice.below(2));
+                    network.nodes.push(NodeProto {
+                        op_type: Some("Add".into()),
+                        input: inputs,
+                        output: vec![name.into()],
+                        ..Default::default()
+                    });
+                    let sums = expected.iter().enumerate().map(|(at, x)| x + bias[at % out]);
+                    network.outputs.push((name.into(), shape, sums.collect()));
+                }
+            }
+            let how = Int8 { has_blocks: false, bits };
+            let operators = network.check(&x, &dims, how, &format!("round {round}, {dims:?}"));
+            let count = |op: &str| operators.iter().filter(|name| *name == op).count();
+            assert_eq!((count("DynamicQuantizeLinear"), count("MatMulIntegerToFloat")), (1, 3));
+            assert_eq!((count("Add"), count("FusedMatMul")), (1, 1), "one bias is merged");
         }
     }
 }

@@ -111,5 +111,12 @@ fn check(model: &Model, forms: &[(Option<Precision>, f64)], picture: &Picture) {
 }
 
 fn pack_options(weights: Option<Precision>) -> pack::Options {
-    pack::Options { weights, name: None, licence: None, threads: options().session.threads, memory: None }
+    pack::Options {
+        weights,
+        compute: None,
+        name: None,
+        licence: None,
+        threads: options().session.threads,
+        memory: None,
+    }
 }

@@ -86,6 +86,17 @@ pub(super) fn apply(node: &NodeProto, operands: &[Option<&Tensor>]) -> Rule {
         "MatMul" => op.product(false, false),
         "com.microsoft.FusedMatMul" => op.product(op.flag("transA"), op.flag("transB")),
         "com.microsoft.MatMulNBits" => op.product_of_blocks(),
+        "com.microsoft.MatMulIntegerToFloat" => {
+            one(op.get(2)?.dtype, op.product(false, false)?.remove(0).shape)
+        }
+        "DynamicQuantizeLinear" => {
+            let [integers, scale, zero] = [
+                Tensor::new(Dtype::U8, op.get(0)?.shape.clone())?,
+                Tensor::new(Dtype::F32, Vec::new())?,
+                Tensor::new(Dtype::U8, Vec::new())?,
+            ];
+            Ok(vec![integers, scale, zero])
+        }
         "Gemm" => op.gemm(),
         "Einsum" => op.einsum(),
         "Conv" => op.conv(),
