@@ -12,6 +12,9 @@ pub mod decisions {}
 #[doc = include_str!("manual/images.md")]
 pub mod images {}
 
+#[doc = include_str!("manual/int8.md")]
+pub mod int8 {}
+
 #[doc = include_str!("manual/kiosk.md")]
 pub mod kiosk {}
 

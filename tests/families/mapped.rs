@@ -58,7 +58,7 @@ fn weights_stay_where_they_lie() {
         let file = folder.path().join(format!("{name}.safetensors"));
         golden.write_single_file(&file, precision);
         let bundle = folder.path().join(format!("{name}-bundle"));
-        wide::pack(&place, &bundle, name);
+        wide::pack(&place, &bundle, ["--weights", name]);
         for path in [&place, &file, &bundle] {
             let output = Command::new(std::env::current_exe().unwrap())
                 .args(["--exact", NAME, "--nocapture"])

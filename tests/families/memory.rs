@@ -110,10 +110,11 @@ fn forms(name: &str, golden: &Golden, most_px: usize, folder: &Path) -> Vec<Subj
         golden.write_single_file(&file, precision);
         subjects.push(subject(&format!("{name}-{text}-file"), file, Some(&lora), most_px));
         if text == "f16" {
-            for weights in ["int8", "f16"] {
-                let bundle = folder.join(format!("{name}-{weights}-bundle"));
-                wide::pack(&place, &bundle, weights);
-                subjects.push(subject(&format!("{name}-{weights}-bundle"), bundle, None, most_px));
+            for (form, value) in [("weights", "int8"), ("weights", "f16"), ("compute", "int8")] {
+                let label = format!("{name}-{form}-{value}-bundle");
+                let bundle = folder.join(&label);
+                wide::pack(&place, &bundle, [&format!("--{form}"), value]);
+                subjects.push(subject(&label, bundle, None, most_px));
             }
         }
     }

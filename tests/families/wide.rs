@@ -143,9 +143,10 @@ pub fn middling() -> Golden {
 }
 
 /// A bundle of the model at `source`.
-pub fn pack(source: &Path, bundle: &Path, weights: &str) {
+pub fn pack(source: &Path, bundle: &Path, form: [&str; 2]) {
     let output = Command::new(env!("CARGO_BIN_EXE_calotype"))
-        .args(["pack", source.to_str().unwrap(), bundle.to_str().unwrap(), "--weights", weights])
+        .args(["pack", source.to_str().unwrap(), bundle.to_str().unwrap()])
+        .args(form)
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");
