@@ -14,6 +14,8 @@ prompts=("a rocket, 3d style")
 tests=(tokens bundle checkpoint)
 # Parts of tests/cli that draw little.
 commands=(number:: output:: runtime:: report::inspect report::doctor_knows report::doctor_says)
+# Unit tests but those that run whole models, dozens of times.
+units=(--skip stage:: --skip plan:: --skip pipeline:: --skip pack:: --skip upscaler::)
 case ${1:-} in
     "") ;;
     all)
@@ -21,6 +23,7 @@ case ${1:-} in
         tests+=(sampling schedule guidance)
         # The tests of `picture` draw many, and take as long as all others together.
         commands=(--skip picture::)
+        units=(--skip upscaler::)
         ;;
     *)
         echo "cross/check_aarch64.sh: expected all or nothing, got $1" >&2
@@ -73,7 +76,8 @@ pictures() {
 }
 
 home=$(cross/toolchain.sh)
-timed cargo build --locked
+# With the server, as the tests have built it.
+timed cargo build --locked --features server
 timed cross/aarch64.sh build --locked
 # The tests of the command line put a script in its place.
 cp "$target/calotype" "$target/libonnxruntime.so" "$work"
@@ -81,8 +85,6 @@ timed cross/aarch64.sh test --locked --no-run --lib --test=noise --test=cli "${t
 timed cross/glibc_floor.sh "$(cat "$home/glibc_floor")" "$work/calotype" "$work/libonnxruntime.so"
 timed noise
 timed cross/aarch64.sh test --locked "${tests[@]/#/--test=}"
-# Left out: what runs the VAE, the upscaler or whole images dozens of times.
-timed cross/aarch64.sh test --locked --lib -- --skip stage::tile:: --skip stage::vae:: --skip upscaler:: \
-    --skip near_its_budget --skip every_stage_is_held --skip beside_the_stages
+timed cross/aarch64.sh test --locked --lib -- "${units[@]}"
 timed pictures
 timed command_line

@@ -17,6 +17,7 @@ use crate::recipe::Recipe;
 use crate::request::{Request, Texts};
 pub use crate::run::{Output, Progress, Run, Times};
 use crate::run::{Stages, stopped};
+use crate::stage::enlarge::enlarged;
 use crate::stage::predictor::{Conditioning, Unet};
 use crate::stage::start::{Start, planes};
 use crate::stage::text_encoder::TextEncoder;
@@ -179,8 +180,8 @@ impl Pipeline {
         run.final_latents()
     }
 
-    /// Begins a run: encodes its texts and the image that it starts from, and draws its noise. Of an image that is extended in
-    /// several rounds, the earlier ones are drawn first.
+    /// Begins a run: encodes its texts and the image that it starts from, and draws its noise. Of an image that is made in
+    /// several rounds, because it is extended or has a second pass, the earlier ones are drawn first.
     ///
     /// # Errors
     /// `ErrorKind::Usage` for a request that was made for another model, and for a prompt that cannot be read;
@@ -194,6 +195,11 @@ impl Pipeline {
 
     fn begin_run(&mut self, request: &Request) -> Result<Run<'_>, Error> {
         let request = &match request.earlier() {
+            Some(earlier) if request.takes_latents() => {
+                self.cancel.check()?;
+                let latents = self.denoise(&earlier, |_| ControlFlow::Continue(()))?;
+                request.with_latents(enlarged(&latents, earlier.shape, request.shape))
+            }
             Some(earlier) => {
                 self.cancel.check()?;
                 let image = self.generate(&earlier, |_| ControlFlow::Continue(()))?.image;

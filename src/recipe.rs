@@ -2,6 +2,7 @@
 //! It knows how values are written, and nothing of what a model makes of them.
 
 mod form;
+mod hires;
 mod infotext;
 mod old;
 pub mod parameters;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use self::form::{FileFields, LoraFields, PathOr, as_scales, as_text};
+pub use self::hires::{Hires, HiresUpscaler};
 pub use self::receipt::{Provenance, Ran, Receipt};
 use crate::Error;
 use crate::guidance::{self, Scales, Within};
@@ -84,6 +86,9 @@ pub struct Recipe {
     /// The image's size; when absent that of `init`, or the model's default.
     #[serde(with = "as_text", skip_serializing_if = "Option::is_none")]
     pub size: Option<PixelSize>,
+    /// A second pass at a larger size, which starts from the image of `size` (A1111's "Hires fix").
+    #[serde(with = "as_text", skip_serializing_if = "Option::is_none")]
+    pub hires: Option<Hires>,
     /// How many denoising steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<usize>,
@@ -306,6 +311,7 @@ impl Recipe {
             negative: _,
             literal: _,
             size: _,
+            hires: _,
             steps: _,
             guidance: _,
             guidance_method: _,

@@ -25,7 +25,7 @@ use crate::noise::Rng;
 use crate::picture::{Extend, Fitted, Init, Mask, MaskEdit, Placement, Resize};
 use crate::prediction::Thresholding;
 use crate::prompt::{Part, Prompt, Text};
-use crate::recipe::{Image, NamedFile, Recipe};
+use crate::recipe::{Hires, HiresUpscaler, Image, NamedFile, Recipe};
 use crate::sampler::Method;
 use crate::schedule::{Schedule, ScheduleKind};
 use crate::tensor::{LatentShape, PixelSize};
@@ -123,6 +123,10 @@ pub(crate) enum Source {
         keeps_outside: bool,
         starts_from_noise: bool,
     },
+    /// The second of two passes, which starts from the enlarged image of the first, or from its latents.
+    Hires { earlier: Arc<Request>, upscaler: HiresUpscaler },
+    /// Clean latents with noise added, as those of an init image.
+    Latents(Arc<Vec<f32>>),
     /// Noise; the image that is edited is an input of the U-Net.
     Edited(Arc<Fitted<Rgb<u8>>>),
     /// Noise; an image of the latents' size, with noise of this level added, is an input of the U-Net.
@@ -152,9 +156,13 @@ impl Request {
             (None, Some(init)) => own_size(init, manifest)?,
             (None, None) => defaults.size,
         };
+        let first_size = size;
+        let size = recipe.hires.map_or(Ok(size), |hires| hires.of(size))?;
         let shape = manifest.shape(size).map_err(|error| match (recipe.size, manifest.fixed_size) {
             // That of the init image.
-            (None, Some(fixed)) => error.help(format!("give {{size}} {fixed}: it resizes the image")),
+            (None, Some(fixed)) if recipe.hires.is_none() => {
+                error.help(format!("give {{size}} {fixed}: it resizes the image"))
+            }
             _ => error,
         })?;
         let sampler = recipe.sampler.unwrap_or(defaults.sampler);
@@ -175,6 +183,13 @@ impl Request {
         let keeps_outside = recipe.keep_outside.unwrap_or(true);
         let StartImages { source, stretched, is_masked, is_resized, edit } =
             start_images(init, mask, &recipe, manifest, (size, shape), strength, level)?;
+        let source = match recipe.hires {
+            Some(Hires { upscaler, .. }) => {
+                let earlier = Recipe { hires: None, size: Some(first_size), ..recipe.clone() };
+                Source::Hires { earlier: Arc::new(Self::of(earlier, manifest)?), upscaler }
+            }
+            None => source,
+        };
         let seed = recipe.seed.unwrap_or_else(random_seed);
         let rng = recipe.rng.unwrap_or_default();
         // Not every generator takes every seed.
@@ -188,13 +203,13 @@ impl Request {
         let recipe = Recipe {
             // It is this request's own, also where it was random.
             seed: None,
-            size: Some(size),
+            size: Some(first_size),
             steps: Some(steps),
             guidance: Some(scales),
             sampler: Some(sampler),
             schedule: Some(schedule_kind),
             rng: Some(rng),
-            strength,
+            strength: strength.filter(|_| recipe.hires.is_none()),
             image_guidance,
             noise_level: matches!(source, Source::Enlarged { .. }).then_some(level),
             keep_outside: is_masked.then_some(keeps_outside),
@@ -313,6 +328,8 @@ impl Request {
                 format!("masked {starts_from_noise} {keeps_outside} {is_soft}")
             }
             Source::Extended { .. } => "extended".into(),
+            Source::Hires { upscaler, .. } => format!("hires {upscaler}"),
+            Source::Latents(_) => "latents".into(),
             Source::Edited(_) => "edited".into(),
             Source::Enlarged { level, .. } => format!("enlarged {level}"),
         };
@@ -320,7 +337,12 @@ impl Request {
         let mut digest = Sha256::new_with_prefix(text);
         match &self.source {
             Source::Noise => {}
-            Source::Extended { earlier, .. } => digest.update(earlier.fingerprint()?),
+            Source::Extended { earlier, .. } | Source::Hires { earlier, .. } => {
+                digest.update(earlier.fingerprint()?);
+            }
+            Source::Latents(latents) => {
+                latents.iter().for_each(|latent| digest.update(latent.to_le_bytes()));
+            }
             Source::Masked { images, .. } => {
                 let (init, mask, _) = images.whole()?;
                 digest.update(mask.as_raw());
@@ -380,7 +402,7 @@ impl Request {
 
     /// Whether an image is encoded before anything is drawn.
     pub(crate) fn draws_from_image(&self) -> bool {
-        !matches!(self.source, Source::Noise)
+        !matches!(self.source, Source::Noise | Source::Latents(_)) && !self.takes_latents()
     }
 
     /// Decodes the files of images that the request starts from, before the pipeline is opened; pixels, and files that
@@ -394,7 +416,7 @@ impl Request {
     pub fn load(&self, budget_bytes: u64) -> Result<Vec<String>, Error> {
         expect_room(self.image_bytes().0, budget_bytes)?;
         let mut notes = match &self.source {
-            Source::Noise => Vec::new(),
+            Source::Noise | Source::Hires { .. } | Source::Latents(_) => Vec::new(),
             Source::Masked { images, .. } => images.load()?,
             Source::Extended { earlier, .. } => earlier.load(budget_bytes)?,
             Source::Init(init) | Source::Edited(init) | Source::Enlarged { init, .. } => init.load()?,
@@ -406,29 +428,50 @@ impl Request {
 
     /// What decoding the images that are still in files takes at most, and what of it stays, in bytes.
     pub(crate) fn image_bytes(&self) -> (u64, u64) {
+        // Images of both rounds, and the mask.
+        let own = 7 * u64::from(self.size.width_px()) * u64::from(self.size.height_px());
         match &self.source {
-            Source::Noise => (0, 0),
+            Source::Noise | Source::Latents(_) => (0, 0),
+            // Latents are counted with those of the run.
+            Source::Hires { upscaler: HiresUpscaler::Latent, .. } => (0, 0),
+            Source::Hires { upscaler: HiresUpscaler::Pixel, .. } => (own, own),
             Source::Masked { images, .. } => images.bytes(),
             Source::Extended { earlier, .. } => {
-                // Images of both rounds, and the mask.
                 let (peak, kept) = earlier.image_bytes();
-                let own = 7 * u64::from(self.size.width_px()) * u64::from(self.size.height_px());
                 (peak + own, kept + own)
             }
             Source::Init(init) | Source::Edited(init) | Source::Enlarged { init, .. } => init.bytes(),
         }
     }
 
-    /// The round before this one, whose image this one extends.
+    /// The round before this one, whose image this one extends or enlarges.
     pub(crate) fn earlier(&self) -> Option<Self> {
         match &self.source {
-            Source::Extended { earlier, .. } => Some(earlier.with_seed(self.seed)),
+            Source::Extended { earlier, .. } | Source::Hires { earlier, .. } => {
+                Some(earlier.with_seed(self.seed))
+            }
             _ => None,
         }
     }
 
+    /// Whether it takes the latents of the round before, and not the image.
+    pub(crate) fn takes_latents(&self) -> bool {
+        matches!(self.source, Source::Hires { upscaler: HiresUpscaler::Latent, .. })
+    }
+
+    /// The same request with latents of its size, which the round before has made.
+    pub(crate) fn with_latents(&self, latents: Vec<f32>) -> Self {
+        Self { source: Source::Latents(Arc::new(latents)), ..self.clone() }
+    }
+
     /// The same request with the image that the round before has made.
     pub(crate) fn with_earlier(&self, image: RgbImage) -> Self {
+        if let Source::Hires { .. } = self.source {
+            let size = (self.size.width_px(), self.size.height_px());
+            let place = Placement::new(image.dimensions(), size, Resize::Stretch);
+            let source = Source::Init(Arc::new(Fitted::init(image.into(), place)));
+            return Self { source, ..self.clone() };
+        }
         let Source::Extended { extend, keeps_outside, starts_from_noise, .. } = self.source else {
             return self.clone();
         };
@@ -831,6 +874,9 @@ fn own_size(init: &Init, manifest: &Manifest) -> Result<PixelSize, Error> {
 
 /// The denoising strength of a recipe, if it starts from an init image.
 fn strength(recipe: &Recipe, conditions: Conditions) -> Result<Option<f64>, Error> {
+    if let Some(Hires { strength, .. }) = recipe.hires {
+        return Ok(Some(strength));
+    }
     let default = match (&recipe.init, &recipe.mask, conditions) {
         (Some(_), None, _) if recipe.extend.is_some() => MASKED_STRENGTH,
         (None, _, _) | (_, _, Conditions::Editing | Conditions::Upscaling) => return Ok(None),

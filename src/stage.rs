@@ -4,6 +4,7 @@
 pub(crate) mod blend;
 pub(crate) mod component;
 pub(crate) mod denoiser;
+pub(crate) mod enlarge;
 pub(crate) mod feed;
 pub(crate) mod predictor;
 pub(crate) mod seeded;

@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 use calotype::ErrorKind;
 use calotype::engine::{Session, SessionOptions, TensorRef};
 use calotype::model::Model;
+use calotype::noise::Rng;
 use calotype::picture::{Extend, Resize};
 use calotype::pipeline::{Options, Pipeline};
 use calotype::recipe::Recipe;
@@ -499,6 +500,95 @@ fn extensions_that_cannot_be_are_refused() {
             "size: expected 144x128, that of the extended image, got 128x128",
         ),
         (Recipe { mask_blur: Some(3.0), ..sides("left=16") }, "mask blur: expected a mask, got none"),
+    ] {
+        let error = pipeline.request(recipe).map(drop).expect_err(message);
+        assert_eq!(error.kind(), ErrorKind::Usage);
+        assert!(error.to_string().starts_with(message), "{error}");
+    }
+}
+
+/// A draft with a second pass, from 64x64 pixels.
+fn in_two_passes(hires: &str) -> Recipe {
+    let size = Some("64x64".parse().unwrap());
+    Recipe { size, hires: Some(hires.parse().unwrap()), ..draft("a red apple on a blue background") }
+}
+
+/// The second pass on pixels is an init image of the first pass, resized.
+#[test]
+fn a_second_pass_starts_from_the_image_of_the_first() {
+    let mut pipeline = pipeline();
+    let recipe = in_two_passes("2x:0.5:pixel");
+    let got = drawn(&mut pipeline, &recipe);
+    let first = drawn(&mut pipeline, &Recipe { hires: None, ..recipe.clone() });
+    assert_eq!(first.dimensions(), (64, 64));
+    let second = Recipe {
+        hires: None,
+        init: Some(first.into()),
+        resize: Some(Resize::Stretch),
+        strength: Some(0.5),
+        size: Some("128x128".parse().unwrap()),
+        ..recipe.clone()
+    };
+    assert_eq!(got, drawn(&mut pipeline, &second));
+    // What it was made by makes it again, and a run in its middle goes on.
+    let request = pipeline.request(recipe).unwrap();
+    assert_eq!((request.size().to_string().as_str(), request.steps()), ("128x128", 4));
+    assert_eq!(got, drawn(&mut pipeline, &request.recipe()));
+    for hires in ["2x:0.5:pixel", "2x:0.5:latent"] {
+        let request = pipeline.request(in_two_passes(hires)).unwrap();
+        let whole = pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image;
+        let mut run = pipeline.begin(&request).unwrap();
+        run.step().unwrap();
+        let snapshot = run.snapshot().unwrap();
+        drop(run);
+        let mut run = pipeline.restore(&request, &snapshot).unwrap();
+        run.steps(|_| ControlFlow::Continue(())).unwrap();
+        assert_eq!(run.finish().unwrap().image, whole, "{hires}");
+    }
+}
+
+/// The second pass on latents begins with those of the first, interpolated, and noise of its first level.
+#[test]
+fn a_second_pass_starts_from_the_latents_of_the_first() {
+    let mut pipeline = pipeline();
+    let recipe = in_two_passes("2x:0.5");
+    let first = latents(&mut pipeline, &Recipe { hires: None, ..recipe.clone() });
+    let cell = |channel: usize, x: i64, y: i64| {
+        first[channel * 16 + y.clamp(0, 3) as usize * 4 + x.clamp(0, 3) as usize]
+    };
+    // Cells of half the size lie a quarter before and behind the middle of a cell.
+    let enlarged = (0..CHANNELS * 64).map(|index| {
+        let (channel, y, x) = (index / 64, index as i64 / 8 % 8, index as i64 % 8);
+        let sides = |at: i64| [(at / 2, 0.75), (at / 2 + if at % 2 == 0 { -1 } else { 1 }, 0.25)];
+        let parts =
+            sides(y).into_iter().flat_map(|row| sides(x).into_iter().map(move |column| (row, column)));
+        parts.map(|((y, down), (x, across))| cell(channel, x, y) * down * across).sum::<f32>()
+    });
+    let mut noise = vec![0.0; CHANNELS * 64];
+    Rng::Torch.source(5).unwrap().fill_normal(&mut noise);
+    let request = pipeline.request(recipe).unwrap();
+    let sigma = request.sigmas()[0] as f32;
+    let run = pipeline.begin(&request).unwrap();
+    let expected: Vec<f32> = enlarged.zip(&noise).map(|(clean, noise)| clean + sigma * noise).collect();
+    near(run.latents(), &expected);
+}
+
+#[test]
+fn second_passes_that_cannot_be_are_refused() {
+    let pipeline = pipeline();
+    for (recipe, message) in [
+        (
+            Recipe { init: Some(RgbImage::new(64, 64).into()), ..in_two_passes("2x") },
+            "hires: expected no init image, because the first pass starts from noise, got one",
+        ),
+        (Recipe { strength: Some(0.5), ..in_two_passes("2x") }, "strength: expected an init image"),
+        (in_two_passes("1.3x"), "hires: expected a scale that gives whole pixels of 64x64, got 1.3x"),
+        (in_two_passes("1.125x"), "size: expected multiples of 16 pixels, got 72x72"),
+        (in_two_passes("2x:0.1"), "strength: expected enough for a step of 8, got 0.1"),
+        (
+            Recipe { size: Some("8192x64".parse().unwrap()), ..in_two_passes("2x") },
+            "size: expected sides of 1 to 8192 pixels",
+        ),
     ] {
         let error = pipeline.request(recipe).map(drop).expect_err(message);
         assert_eq!(error.kind(), ErrorKind::Usage);

@@ -160,8 +160,27 @@ fn settings_are_read() {
         ),
         (
             "Steps: 20, Sampler: Euler a, Denoising strength: 0.6, Hires upscale: 2, Hires steps: 10, Hires upscaler: Latent",
+            json!({"hires": "2x:strength=0.6:upscaler=latent"}),
+            &["Hires fix: the second pass takes strength * steps here"],
+        ),
+        (
+            "Steps: 20, Sampler: Euler a, Denoising strength: 0.6, Hires upscale: 1.5, Hires upscaler: R-ESRGAN 4x+, Hires CFG Scale: 5",
+            json!({"hires": "1.5x:strength=0.6:upscaler=pixel"}),
+            &[
+                "Hires upscaler: R-ESRGAN 4x+ is not supported: a Lanczos filter",
+                "Hires fix: the second pass",
+                "Hires fix: settings that are not used",
+            ],
+        ),
+        (
+            "Steps: 20, Sampler: Euler a, Denoising strength: 0.6, Hires upscale: 1",
             json!({}),
-            &["Hires fix: not done"],
+            &["Hires fix: not done: hires: expected a scale above 1"],
+        ),
+        (
+            "Steps: 20, Sampler: Euler a, Denoising strength: 0.6, Hires resize: 1024x1024",
+            json!({}),
+            &["Hires fix: not done: without its scale", "Hires fix: settings that are not used"],
         ),
         (
             "Steps: 20, Sampler: Euler a, ADetailer model: face_yolov8n.pt, ADetailer prompt: \"a, b: \\\"c\\\"\", ADetailer version: 24.1",

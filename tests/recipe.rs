@@ -616,9 +616,12 @@ fn parameters_of_other_programs_are_followed() {
         fs::write(here.join("d.png"), exchanged(&png, b"parameters\0", &text)).unwrap();
     };
     let settings = "Steps: 2, Sampler: Euler a, CFG scale: 3, Seed: 1, Size: 64x64";
-    foreign(&format!("a dog\n{settings}, Hires upscale: 2, Denoising strength: 0.5"));
+    foreign(&format!("a dog\n{settings}, Hires upscale: 2, Denoising strength: 0.6"));
     let said = draws(here, &["--from", "d.png", "-o", "e.png"]);
-    assert_eq!(said, "calotype: d.png: Hires fix: not done: the image has its first size\n");
+    assert_eq!(
+        said,
+        "calotype: d.png: Hires fix: the second pass takes strength * steps here: the image will differ\n"
+    );
     foreign(&format!("a dog\n{settings}, Model: v1-5, Model hash: 6ce0161689"));
     let message = "model: expected the file that the image was made with, got only the name \"v1-5\"; give it with --model";
     refuses(here, &["--from", "d.png"], message);

@@ -412,6 +412,26 @@ fn a1111_clients_get_images_and_info() {
         "{warnings}"
     );
     assert!(!warnings.contains("ADetailer") && !warnings.contains("hr_scale"), "{warnings}");
+    // A second pass, as SillyTavern asks for it.
+    let body = json!({
+        "prompt": "a red apple", "steps": 2, "width": 64, "height": 64, "seed": 3, "enable_hr": true, "hr_scale": 2,
+        "hr_upscaler": "4x-UltraSharp", "hr_second_pass_steps": 5, "denoising_strength": 0.6,
+    });
+    let second = server.post("/sdapi/v1/txt2img", &body).json();
+    assert_eq!(decode(&second["images"][0]).dimensions(), (128, 128));
+    let told: Value = serde_json::from_str(second["info"].as_str().unwrap()).unwrap();
+    let text = told["infotexts"][0].as_str().unwrap();
+    assert!(
+        text.contains("Size: 64x64")
+            && text.contains("Denoising strength: 0.6, Hires upscale: 2, Hires upscaler: Lanczos"),
+        "{text}"
+    );
+    let warnings = told["warnings"].to_string();
+    assert!(warnings.contains("4x-UltraSharp is not supported; a Lanczos filter is used"), "{warnings}");
+    assert!(warnings.contains("hr_second_pass_steps: not supported"), "{warnings}");
+    let refused =
+        server.post("/sdapi/v1/txt2img", &json!({ "prompt": "x", "enable_hr": true, "hr_scale": 99 }));
+    assert!(refused.status == 422 || refused.status == 400, "{}", refused.text());
     // The image in, its text out.
     let read = server.post("/sdapi/v1/png-info", &json!({ "image": reply["images"][0] })).json();
     assert_eq!(read["info"], info["infotexts"][0]);

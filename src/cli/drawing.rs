@@ -43,6 +43,11 @@ pub(super) struct Drawing {
     /// The image's size in pixels.
     #[arg(long, value_name = "WxH")]
     size: Option<String>,
+    /// A second pass at a larger size (A1111's Hires fix): the image is enlarged so many times, and generated again from there. As in
+    /// `2x:strength=0.5:upscaler=pixel`: the denoising strength (0.7 when absent), and what is enlarged, latent (the default) or
+    /// pixel, which keeps more of the image at low strengths.
+    #[arg(long, value_name = "SCALE")]
+    hires: Option<String>,
     /// An init image: PNG, JPEG, WebP, GIF, BMP or TIFF.
     #[arg(long, value_name = "IMG")]
     init: Option<PathBuf>,
@@ -203,6 +208,7 @@ impl Drawing {
         set(&mut recipe.model, model.or(self.model.as_ref()).cloned().map(NamedFile::from));
         set(&mut recipe.clip_skip, self.clip_skip);
         set(&mut recipe.size, parse::<PixelSize>(&self.size)?);
+        set(&mut recipe.hires, parse(&self.hires)?);
         set(&mut recipe.steps, self.steps);
         set(&mut recipe.guidance, parse(&self.guidance)?);
         set(&mut recipe.guidance_method, parse(&self.guidance_method)?);

@@ -20,7 +20,8 @@ pub(super) struct Extent {
 impl Extent {
     pub(super) fn of(request: &Request) -> Self {
         let images = match &request.source {
-            Source::Noise => 0,
+            Source::Noise | Source::Latents(_) => 0,
+            _ if request.takes_latents() => 0,
             Source::Masked { .. } | Source::Extended { .. } => 2,
             _ => 1,
         };

@@ -4,7 +4,7 @@
 //! What a name means was found by reading images and the programs' documentation; no code is theirs.
 
 use super::infotext::{self, Parts};
-use super::{Image, NamedFile, Receipt, Recipe};
+use super::{Hires, HiresUpscaler, Image, NamedFile, Receipt, Recipe};
 use crate::noise::Rng;
 use crate::sampler::{self, Method, Sampling};
 use crate::schedule::{AysTable, ScheduleKind, Spacing};
@@ -70,7 +70,9 @@ pub fn write(receipt: &Receipt, additions: &[Addition]) -> String {
         ("Clip skip", text(recipe.clip_skip.as_ref())),
         ("Variation seed", text(recipe.variation_seed.as_ref())),
         ("Variation seed strength", text(recipe.variation_strength.as_ref())),
-        ("Denoising strength", text(recipe.strength.as_ref())),
+        ("Denoising strength", text(recipe.strength.or(recipe.hires.map(|hires| hires.strength)).as_ref())),
+        ("Hires upscale", text(recipe.hires.map(|hires| hires.scale).as_ref())),
+        ("Hires upscaler", recipe.hires.map(|hires| hires.upscaler.a1111()).unwrap_or_default().to_owned()),
         ("Mask blur", text(recipe.mask_blur.filter(|blur_px| *blur_px > 0.0).as_ref())),
         ("Mask mode", if recipe.mask_invert == Some(true) { NOT_MASKED } else { "" }.to_owned()),
         ("Inpaint area", if recipe.mask_only.is_some() { ONLY_MASKED } else { "" }.to_owned()),
@@ -188,7 +190,7 @@ const NOTES: [&str; 19] = [
 ];
 /// Values of one feature: what their names begin with, and what is not done.
 const FEATURES: [(&str, &str); 14] = [
-    ("Hires", "Hires fix: not done: the image has its first size"),
+    ("Hires", "Hires fix: settings that are not used"),
     ("ADetailer", "ADetailer: not done"),
     ("ControlNet", "ControlNet: not used"),
     ("Refiner", "Refiner: not used"),
@@ -426,7 +428,7 @@ impl Reader {
     /// What an image starts from, of which such a text has no name.
     fn images(&mut self) {
         let strength = self.number::<f64>("Denoising strength");
-        let is_hires = self.values.iter().any(|(name, _)| name.starts_with("Hires"));
+        let is_hires = self.hires(strength);
         let has_mask = OF_MASKS.into_iter().any(|name| self.peek(name).is_some());
         // With Hires fix it is that of the second pass.
         if let Some(strength) = strength.filter(|_| !is_hires) {
@@ -437,6 +439,32 @@ impl Reader {
                 self.mask();
             }
         }
+    }
+
+    /// The second pass; whether there is one.
+    fn hires(&mut self, strength: Option<f64>) -> bool {
+        if !self.values.iter().any(|(name, _)| name.starts_with("Hires")) {
+            return false;
+        }
+        let is_ours = self.peek("Version").is_some_and(|version| version.to_lowercase().starts_with(PROGRAM));
+        let name = self.take("Hires upscaler");
+        let (upscaler, is_known) = HiresUpscaler::of_a1111(name.as_deref());
+        let (Some(scale), Some(strength)) = (self.number("Hires upscale"), strength) else {
+            self.warn("Hires fix: not done: without its scale and strength".into());
+            return true;
+        };
+        match Hires::new(scale, strength, upscaler) {
+            Ok(hires) => self.imported.recipe.hires = Some(hires),
+            Err(error) => self.warn(format!("Hires fix: not done: {error}")),
+        }
+        if let Some(name) = name.filter(|_| !is_known) {
+            self.warn(format!("Hires upscaler: {name} is not supported: a {} is used", upscaler.about()));
+        }
+        let has_steps = self.take("Hires steps").is_some();
+        if self.imported.recipe.hires.is_some() && (has_steps || !is_ours) {
+            self.warn("Hires fix: the second pass takes strength * steps here: the image will differ".into());
+        }
+        true
     }
 
     /// What is done to the mask.

@@ -2,7 +2,7 @@
 
 use crate::manifest::{Conditions, Manifest};
 use crate::picture::{Init, Mask, Resize};
-use crate::recipe::Recipe;
+use crate::recipe::{HiresUpscaler, Recipe};
 use crate::{Error, ErrorKind};
 
 fn refuse(message: &str, help: &str) -> Result<(), Error> {
@@ -40,9 +40,33 @@ pub(super) fn check_images(
             "use the model in a form that has it, such as its diffusers folder",
         );
     }
+    check_hires(recipe, init.is_some(), manifest)?;
     check_mask_settings(recipe)?;
     check_resize(recipe)?;
     check_settings(recipe, manifest.conditions)
+}
+
+/// Whether a second pass is one that the model can take.
+fn check_hires(recipe: &Recipe, has_init: bool, manifest: &Manifest) -> Result<(), Error> {
+    let Some(hires) = recipe.hires else { return Ok(()) };
+    if manifest.conditions != Conditions::Prompt {
+        let verb = verb(manifest.conditions);
+        let message = format!("hires: expected none, because this model {verb} images, got one");
+        return refuse(&message, "");
+    }
+    if has_init {
+        return refuse(
+            "hires: expected no init image, because the first pass starts from noise, got one",
+            "an init image is enlarged with {size}",
+        );
+    }
+    if hires.upscaler == HiresUpscaler::Pixel && !manifest.encodes {
+        return refuse(
+            "hires: expected the upscaler latent, because this model's files have no VAE encoder, got pixel",
+            "use the model in a form that has it, such as its diffusers folder",
+        );
+    }
+    Ok(())
 }
 
 /// Whether those images are there that the model needs, and no others.

@@ -21,7 +21,7 @@ use super::reply::{Problem, Waiting, Whole, base64, file, json_body, plain_base6
 use super::{App, Served, Submission, blocking};
 use crate::memory;
 use crate::picture::{Init, Mask, OutputFormat, Resize, Texts};
-use crate::recipe::{Image, parameters};
+use crate::recipe::{Hires, HiresUpscaler, Image, Recipe, parameters};
 use crate::sampler::SamplerKind;
 use crate::schedule::ScheduleKind;
 
@@ -54,7 +54,7 @@ pub(super) fn routes() -> Router<Arc<App>> {
         .route("/sdapi/v1/script-info", empty())
         .route("/sdapi/v1/embeddings", list(|| json!({ "loaded": {}, "skipped": {} })))
         .route("/sdapi/v1/cmd-flags", list(|| json!({})))
-        .route("/sdapi/v1/latent-upscale-modes", empty())
+        .route("/sdapi/v1/latent-upscale-modes", list(|| json!([{ "name": "Latent" }])))
         .route("/sdapi/v1/sd-vae", empty())
         .route("/sdapi/v1/sd-modules", empty())
         .route("/sdapi/v1/loras", get(loras))
@@ -142,14 +142,10 @@ impl Asked {
         let sends = fields.take(&["send_images"]).is_none_or(|(_, value)| value != false);
         match has_init {
             true => images(&mut fields, &mut recipe, &mut warnings)?,
-            // txt2img has a strength for its second pass, which is not asked for.
-            false => recipe.strength = None,
+            false => second_pass(&mut fields, &mut recipe, &mut warnings)?,
         }
         if let Some((_, Value::Object(scripts))) = fields.take(&["alwayson_scripts"]) {
             scripts_warnings(&scripts, &mut warnings);
-        }
-        if fields.flag(&["enable_hr"])? {
-            warnings.push("enable_hr: not used".into());
         }
         without_effect(&mut fields);
         warnings.extend(fields.rest());
@@ -159,11 +155,7 @@ impl Asked {
 }
 
 /// The image and mask of img2img.
-fn images(
-    fields: &mut Fields,
-    recipe: &mut crate::recipe::Recipe,
-    warnings: &mut Vec<String>,
-) -> Result<(), Problem> {
+fn images(fields: &mut Fields, recipe: &mut Recipe, warnings: &mut Vec<String>) -> Result<(), Problem> {
     let init = fields.image(&["init_images"])?;
     let init = init.ok_or_else(|| Problem::field("init_images", "expected an image, got none"))?;
     // A1111's default.
@@ -211,6 +203,33 @@ fn images(
     Ok(())
 }
 
+/// The second pass of txt2img, whose strength means nothing without one.
+fn second_pass(fields: &mut Fields, recipe: &mut Recipe, warnings: &mut Vec<String>) -> Result<(), Problem> {
+    // A1111's defaults.
+    let strength = recipe.strength.take().unwrap_or(0.75);
+    let scale = fields.number::<f64>(&["hr_scale"])?.unwrap_or(2.0);
+    let name = fields.text(&["hr_upscaler"])?;
+    let steps = fields.number::<u64>(&["hr_second_pass_steps"])?.unwrap_or(0);
+    let sides =
+        [fields.number::<u32>(&["hr_resize_x"])?, fields.number::<u32>(&["hr_resize_y"])?].into_iter();
+    if !fields.flag(&["enable_hr"])? {
+        return Ok(());
+    }
+    if sides.flatten().any(|side| side > 0) {
+        warnings.push("hr_resize_x, hr_resize_y: not supported; hr_scale is used".into());
+    }
+    if steps > 0 {
+        warnings.push("hr_second_pass_steps: not supported; denoising_strength decides".into());
+    }
+    let (upscaler, is_known) = HiresUpscaler::of_a1111(name.as_deref());
+    if !is_known {
+        let name = name.unwrap_or_default();
+        warnings.push(format!("hr_upscaler: {name} is not supported; a {} is used", upscaler.about()));
+    }
+    recipe.hires = Some(Hires::new(scale, strength, upscaler)?);
+    Ok(())
+}
+
 /// What extensions were asked for and are not there. One that is disabled, as ADetailer's `[false]`, asks for nothing.
 fn scripts_warnings(scripts: &Map<String, Value>, warnings: &mut Vec<String>) {
     for (name, script) in scripts {
@@ -228,16 +247,11 @@ fn scripts_warnings(scripts: &Map<String, Value>, warnings: &mut Vec<String>) {
 
 /// What clients always send and what changes nothing here, or is the default anyway.
 fn without_effect(fields: &mut Fields) {
-    const NAMES: [&str; 33] = [
+    const NAMES: [&str; 28] = [
         "do_not_save_samples",
         "do_not_save_grid",
         "save_images",
         "override_settings_restore_afterwards",
-        "hr_scale",
-        "hr_upscaler",
-        "hr_second_pass_steps",
-        "hr_resize_x",
-        "hr_resize_y",
         "hr_checkpoint_name",
         "hr_sampler_name",
         "hr_scheduler",

@@ -110,7 +110,12 @@ impl Start {
                     }
                 }
             }
-            Source::Extended { .. } => Err(Error::new(
+            Source::Latents(clean) => {
+                let noise = scratch.draw_first()?;
+                let latents = scratch.noised(clean, &noise)?;
+                Ok(Self { latents, concat_latents: Vec::new(), blend: None, clean: Some(clean.to_vec()) })
+            }
+            Source::Extended { .. } | Source::Hires { .. } => Err(Error::new(
                 ErrorKind::Internal,
                 "request: expected the image of an earlier round, got none",
             )),

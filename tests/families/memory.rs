@@ -209,6 +209,10 @@ fn rows(count: usize, seed: u64, is_small: bool, subjects: &[Subject], folder: &
                     add("--mask", folder.join("mask.png").display().to_string());
                     label += ", mask";
                 }
+            } else if is_small && dice.chance(15) {
+                let upscaler = *dice.pick(&["latent", "pixel"]);
+                add("--hires", format!("2x:0.5:{upscaler}"));
+                label += &format!(", twice the size by {upscaler}");
             }
             let [from, to] = SMALL_MIB.map(|mib| mib * MIB);
             let budget = match is_small {
