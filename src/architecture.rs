@@ -5,6 +5,7 @@ pub mod autoencoder_kl;
 pub mod autoencoder_tiny;
 mod builder;
 pub mod clip;
+pub mod controlnet;
 pub mod unet;
 
 use std::fmt::Display;

@@ -3,6 +3,7 @@
 //! It knows names and shapes; of values only those that tell what a network predicts, and nothing of graphs.
 
 mod autoencoder;
+mod control;
 mod folder;
 mod foreign;
 mod nearest;
@@ -13,7 +14,9 @@ mod unet;
 
 use std::collections::BTreeMap;
 
+pub use self::control::{ControlFile, recognise_control};
 pub use self::folder::{autoencoder_names, text_encoder_names};
+pub(crate) use self::foreign::refuse_other_controls;
 pub use self::original::with_original_names;
 use self::source::Source;
 use crate::Error;

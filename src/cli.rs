@@ -2,6 +2,7 @@
 //! It has no defaults of its own: what is not typed stays absent.
 
 mod batch;
+mod control;
 mod doctor;
 mod drawing;
 mod from;

@@ -226,8 +226,17 @@ impl Error {
 
     /// The component of the model that it is about, by its name in a bundle.
     pub fn component(&self) -> Option<&str> {
-        const COMPONENTS: [&str; 5] =
-            ["text_encoder", "text_encoder_2", "unet", "vae_encoder", "vae_decoder"];
+        const COMPONENTS: [&str; 9] = [
+            "text_encoder",
+            "text_encoder_2",
+            "unet",
+            "controlnet",
+            "controlnet_2",
+            "controlnet_3",
+            "controlnet_4",
+            "vae_encoder",
+            "vae_decoder",
+        ];
         self.place()?.split(": ").find(|part| COMPONENTS.contains(part))
     }
 

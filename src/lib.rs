@@ -141,6 +141,7 @@ pub mod architecture;
 pub mod certify;
 #[cfg(feature = "engine")]
 pub mod checkpoint;
+pub mod control;
 #[cfg(feature = "engine")]
 pub mod engine;
 pub mod error;

@@ -61,6 +61,8 @@ pub struct Manifest {
     pub conditions: Conditions,
     /// Whether the model can turn images into latents: whether it has a VAE encoder.
     pub encodes: bool,
+    /// The kinds of the control networks that were put beside the U-Net.
+    pub controls: Vec<String>,
     /// How noise gets onto the small image, if the model enlarges images.
     pub low_res: Option<LowRes>,
     /// What a request gets where it does not say.
@@ -510,6 +512,7 @@ impl Manifest {
             fixed_size: None,
             conditions: Conditions::default(),
             encodes: false,
+            controls: Vec::new(),
             low_res: file.low_res.map(LowResFields::low_res).transpose().map_err(|e| at("low_res", e))?,
             defaults,
         };

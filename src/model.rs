@@ -4,6 +4,7 @@
 mod additions;
 mod builtin;
 mod bundle;
+mod control;
 mod diffusers;
 mod files;
 mod folder;
@@ -25,19 +26,21 @@ use serde::Deserialize;
 
 pub(crate) use self::additions::Additions;
 pub(crate) use self::bundle::{check_file, check_files, hex};
+pub use self::control::ControlNet;
+pub(crate) use self::control::ControlPart;
 pub(crate) use self::files::ModelFiles;
 pub use self::replacement::Overrides;
 use self::replacement::Replacements;
 use crate::adapter::Component;
 use crate::adapter::embedding::Embedding;
 use crate::adapter::lora::{self, Lora};
-use crate::architecture::clip;
+use crate::architecture::{clip, unet};
 use crate::family::{Encoder, Family, Inputs};
 use crate::graph::{BoundGraph, Dim, Graph, Port};
 use crate::json::standard;
 use crate::manifest::{self, Conditions, Contents, Manifest};
 use crate::prediction::Prediction;
-use crate::signature::{Role, Signature};
+use crate::signature::{CONTROL_NAMES, Role, Signature};
 use crate::tensor::PixelSize;
 use crate::tokenizer::{SpecialTokens, Tokenizer};
 use crate::weights::{Dtype, Weights};
@@ -60,6 +63,8 @@ pub struct Model {
     unet: Part,
     vae_decoder: Part,
     vae_encoder: Option<Part>,
+    /// What steers the U-Net.
+    controls: Vec<ControlPart>,
     /// Of a bundle.
     contents: Option<Contents>,
     /// What is to be said of its files, a line each.
@@ -77,6 +82,8 @@ pub struct Part {
     graph: Arc<Graph>,
     weights: Arc<Weights>,
     signature: Signature,
+    /// What the graph of a U-Net was derived from, if it was.
+    unet: Option<Arc<unet::Config>>,
     /// The LoRA files that are added to the weights where they are used.
     added: Option<Arc<Added>>,
 }
@@ -287,6 +294,7 @@ impl Model {
             unet,
             vae_decoder,
             vae_encoder,
+            controls: Vec::new(),
             contents: None,
             notes: Vec::new(),
             additions: Additions::default(),
@@ -398,8 +406,14 @@ impl Model {
                     (_, _, 0) => Some(1),
                     (_, Role::Latents, 2) => Some(cells(size.height_px())),
                     (_, Role::Latents, 3) => Some(cells(size.width_px())),
-                    (_, Role::Image, 2) => Some(size.height_px() as usize),
-                    (_, Role::Image, 3) => Some(size.width_px() as usize),
+                    (_, Role::Image | Role::ControlImage, 2) => Some(size.height_px() as usize),
+                    (_, Role::Image | Role::ControlImage, 3) => Some(size.width_px() as usize),
+                    (dim, Role::DownResidual(_) | Role::MiddleResidual, 2) => {
+                        Some(dim.divided(cells(size.height_px())))
+                    }
+                    (dim, Role::DownResidual(_) | Role::MiddleResidual, 3) => {
+                        Some(dim.divided(cells(size.width_px())))
+                    }
                     (_, Role::States | Role::TokenIds | Role::Mask, 1) => Some(tokens),
                     _ => None,
                 });
@@ -411,11 +425,8 @@ impl Model {
             });
             part.graph.with_shapes(&shapes.collect::<Result<Vec<_>, Error>>()?)
         };
-        let parts = self.text_encoders.iter().map(|encoder| &encoder.part);
-        let parts = parts.chain([&self.unet, &self.vae_decoder]).chain(&self.vae_encoder);
-        let mut graphs = parts.map(fixed).collect::<Result<Vec<_>, Error>>()?.into_iter();
-        let parts = self.text_encoders.iter_mut().map(|encoder| &mut encoder.part);
-        for part in parts.chain([&mut self.unet, &mut self.vae_decoder]).chain(&mut self.vae_encoder) {
+        let mut graphs = self.parts().map(fixed).collect::<Result<Vec<_>, Error>>()?.into_iter();
+        for part in self.parts_mut() {
             let graph = graphs.next().expect("a graph for each part");
             part.signature = Signature::of(part.name, &graph)?;
             part.graph = Arc::new(graph);
@@ -533,6 +544,11 @@ impl Model {
         Ok(adapted)
     }
 
+    /// What steers the U-Net.
+    pub(crate) fn controls(&self) -> &[ControlPart] {
+        &self.controls
+    }
+
     /// Gives the text encoders words of their own, by textual inversion. To be called once, with all words.
     ///
     /// # Errors
@@ -576,13 +592,19 @@ impl Model {
 
     fn parts_mut(&mut self) -> impl Iterator<Item = &mut Part> {
         let encoders = self.text_encoders.iter_mut().map(|encoder| &mut encoder.part);
-        encoders.chain([&mut self.unet]).chain(&mut self.vae_encoder).chain([&mut self.vae_decoder])
+        let controls = self.controls.iter_mut().map(|control| &mut control.part);
+        encoders
+            .chain([&mut self.unet])
+            .chain(controls)
+            .chain(&mut self.vae_encoder)
+            .chain([&mut self.vae_decoder])
     }
 
     /// Every component, in the order in which an image meets them.
     pub fn parts(&self) -> impl Iterator<Item = &Part> {
         let encoders = self.text_encoders.iter().map(|encoder| &encoder.part);
-        encoders.chain([&self.unet]).chain(&self.vae_encoder).chain([&self.vae_decoder])
+        let controls = self.controls.iter().map(|control| &control.part);
+        encoders.chain([&self.unet]).chain(controls).chain(&self.vae_encoder).chain([&self.vae_decoder])
     }
 }
 
@@ -596,7 +618,12 @@ impl Part {
     ) -> Result<Self, Error> {
         let signature = Signature::of(name, &graph)?;
         let graph = Arc::new(graph);
-        Ok(Self { name, graph_origin, weights_origin, graph, weights, signature, added: None })
+        Ok(Self { name, graph_origin, weights_origin, graph, weights, signature, unet: None, added: None })
+    }
+
+    /// The same U-Net, whose graph was derived from this configuration.
+    pub(super) fn derived_from(self, config: unet::Config) -> Self {
+        Self { unet: Some(Arc::new(config)), ..self }
     }
 
     /// Its name in bundles: `unet`.
@@ -612,6 +639,7 @@ impl Part {
                 None => "U-Net".to_owned(),
             },
             "vae_encoder" | "vae_decoder" => "VAE".to_owned(),
+            name if CONTROL_NAMES.contains(&name) => "ControlNet".to_owned(),
             _ => {
                 let states = self.signature.output(Role::States);
                 let states = states.or(self.signature.output(Role::PenultimateStates));

@@ -17,8 +17,10 @@ use crate::recipe::Recipe;
 use crate::request::{Request, Texts};
 pub use crate::run::{Output, Progress, Run, Times};
 use crate::run::{Stages, stopped};
+use crate::stage::conditioning::Conditioning;
+use crate::stage::control::Controls;
 use crate::stage::enlarge::enlarged;
-use crate::stage::predictor::{Conditioning, Unet};
+use crate::stage::predictor::Unet;
 use crate::stage::start::{Start, planes};
 use crate::stage::text_encoder::TextEncoder;
 pub use crate::stage::text_states::TextStates;
@@ -48,6 +50,7 @@ pub struct Pipeline {
     additions: Additions,
     text_encoder: TextEncoder,
     unet: Unet,
+    controls: Controls,
     vae_encoder: Option<VaeEncoder>,
     vae_decoder: VaeDecoder,
     tiles: Tiles,
@@ -103,6 +106,7 @@ impl Pipeline {
         Ok(Self {
             text_encoder: TextEncoder::open(model, session)?,
             unet: Unet::open(model, session("unet"), plan.as_ref().map_or(usize::MAX, Plan::batch))?,
+            controls: Controls::open(model, session)?,
             vae_encoder: VaeEncoder::of(model, session("vae_encoder")),
             vae_decoder: VaeDecoder::open(model, session("vae_decoder"))?,
             tiles: Tiles { encoder: tile("vae_encoder"), decoder: tile("vae_decoder") },
@@ -149,6 +153,7 @@ impl Pipeline {
     pub fn placements(&self) -> impl Iterator<Item = &Placement> {
         let vae_encoder = self.vae_encoder.as_ref().and_then(VaeEncoder::placement);
         let before = self.text_encoder.placements().chain(self.unet.placement());
+        let before = before.chain(self.controls.placements());
         before.chain(vae_encoder).chain(self.vae_decoder.placement())
     }
 
@@ -237,6 +242,7 @@ impl Pipeline {
         let stages = Stages {
             text_encoder: &mut self.text_encoder,
             unet: &mut self.unet,
+            controls: &mut self.controls,
             prediction: self.manifest.prediction,
             vae_decoder: &mut self.vae_decoder,
             tile: self.tiles.decoder,
@@ -335,6 +341,7 @@ impl Pipeline {
     fn hold(&mut self) -> Held {
         self.text_encoder.use_planned_memory();
         self.unet.use_planned_memory();
+        self.controls.use_planned_memory();
         self.vae_encoder.iter_mut().for_each(VaeEncoder::use_planned_memory);
         self.vae_decoder.use_planned_memory();
         Held::to(self.plan.as_ref().and_then(Plan::promised_bytes), self.readings)

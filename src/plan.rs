@@ -24,7 +24,7 @@ use crate::memory::{self, Memory};
 use crate::model::{Model, Part};
 use crate::request::Request;
 use crate::signature::{Binding, Role};
-use crate::stage::feed::timestep_shape;
+use crate::stage::feed::{residual_shape, timestep_shape};
 use crate::stage::text_encoder::{self, MAX_BATCH};
 use crate::stage::tile::Halves;
 use crate::tensor::{LatentShape, PixelSize};
@@ -241,6 +241,8 @@ struct Candidate {
     /// Whether a session that is kept is opened when it is first needed, after all others.
     is_opened_last: bool,
     operations: u64,
+    /// Of a U-Net, the control networks that are open while it is, and compute by turns with it.
+    beside: Vec<Candidate>,
 }
 
 impl Candidate {
@@ -257,14 +259,23 @@ impl Candidate {
         (self.activations_bytes + self.own_bytes).max(self.opening_bytes)
     }
 
-    /// What of it lies in the pool.
+    /// It, and those beside it.
+    fn all(&self) -> impl Iterator<Item = &Candidate> + Clone {
+        std::iter::once(self).chain(&self.beside)
+    }
+
+    /// What of it, and of those beside it, lies in the pool.
     fn pool_bytes(&self) -> u64 {
-        self.activations_bytes + self.repacked_bytes
+        let activations = self.all().map(|candidate| candidate.activations_bytes).max().unwrap_or(0);
+        activations + self.all().map(|candidate| candidate.repacked_bytes).sum::<u64>()
     }
 
     /// What the stage takes beside the process's base.
     fn bytes(&self) -> u64 {
-        self.weights_bytes + self.repacked_bytes + self.computed_bytes() + self.description_bytes
+        let open = |candidate: &Candidate| {
+            candidate.weights_bytes + candidate.repacked_bytes + candidate.description_bytes
+        };
+        self.all().map(open).sum::<u64>() + self.all().map(Candidate::computed_bytes).max().unwrap_or(0)
     }
 }
 
@@ -340,9 +351,10 @@ impl Plan {
             + model.text_encoders().iter().map(|part| part.vocabulary_bytes() as u64).sum::<u64>()
                 * TOKENIZER_PART
             + described / COPIES_PART;
-        let (stages, candidates): (Vec<&'static str>, Vec<Vec<Candidate>>) = candidates.into_iter().unzip();
+        let (names, candidates): (Vec<&'static str>, Vec<Vec<Candidate>>) = candidates.into_iter().unzip();
         let least_bytes = (base_bytes + least(&candidates)).max(images_peak_bytes) + VARIATION_BYTES;
-        let limit_bytes = budget.within_limits(options.threads.get(), stages.len());
+        let sessions = names.len() + model.controls().len();
+        let limit_bytes = budget.within_limits(options.threads.get(), sessions);
         let room = limit_bytes.saturating_sub(base_bytes);
         let choice = choose(candidates, room).filter(|_| images_peak_bytes <= limit_bytes);
         let Some(Choice { candidates, kept_peaks }) = choice else {
@@ -361,14 +373,19 @@ impl Plan {
                 error
             });
         };
-        let stages: Vec<Stage> = stages
-            .into_iter()
-            .zip(candidates)
+        // Control networks are stages of their own, whose memory is counted with the U-Net's.
+        let beside: Vec<&'static str> =
+            model.controls().iter().map(|control| control.part().name()).collect();
+        let open = names.into_iter().zip(&candidates).flat_map(|(name, candidate)| {
+            let names = std::iter::once(name).chain(beside.iter().copied());
+            names.zip(candidate.all()).map(move |(name, one)| (name, one, candidate))
+        });
+        let stages: Vec<Stage> = open
             .enumerate()
-            .map(|(index, (stage, candidate))| {
+            .map(|(index, (stage, candidate, group))| {
                 let (residency, pool_bytes, bytes) = match &kept_peaks {
                     Some(peaks) => (Residency::Keep, None, peaks[index]),
-                    None => (candidate.residency, Some(candidate.pool_bytes() as usize), candidate.bytes()),
+                    None => (candidate.residency, Some(group.pool_bytes() as usize), group.bytes()),
                 };
                 Stage {
                     stage,
@@ -550,7 +567,7 @@ fn least(stages: &[Vec<Candidate>]) -> u64 {
 
 /// Everything kept, if that fits; else of each stage, as only one is in memory at a time, its first way that does.
 fn choose(stages: Vec<Vec<Candidate>>, room: u64) -> Option<Choice> {
-    let kept_peaks = kept_peaks(stages.iter().map(|candidates| &candidates[0]));
+    let kept_peaks = kept_peaks(stages.iter().flat_map(|candidates| candidates[0].all()));
     if kept_peaks.iter().all(|&peak| peak <= room) {
         let candidates = stages.into_iter().map(|mut candidates| candidates.swap_remove(0)).collect();
         return Some(Choice { candidates, kept_peaks: Some(kept_peaks) });
@@ -676,9 +693,21 @@ impl Planner {
                 inputs(unet.signature().inputs.iter(), size, shape, batch, call.tokens)
             };
             let inputs: Vec<_> = calls.iter().map(of_call).collect();
-            found.extend(self.whole_or_streamed(unet, unet.graph(), &inputs, batch, reading.count(batch))?);
+            let count = reading.count(batch);
+            let mut ways = self.whole_or_streamed(unet, unet.graph(), &inputs, batch, count)?;
+            for control in model.controls() {
+                self.put_beside(&mut ways, control.part(), request, &calls, count)?;
+            }
+            let images = fixed.unwrap_or(calls.iter().map(|call| call.batch).max().unwrap_or(1));
+            let fed_bytes = controls_bytes(model, request, images);
+            ways.iter_mut().for_each(|candidate| candidate.own_bytes += fed_bytes);
+            found.extend(ways);
         }
-        found.iter_mut().for_each(|candidate| candidate.own_bytes += own_bytes);
+        for candidate in &mut found {
+            candidate.own_bytes += own_bytes;
+            // What is fed is there while each of them computes.
+            candidate.beside.iter_mut().for_each(|beside| beside.own_bytes = candidate.own_bytes);
+        }
         // Whole before streamed, and few large segments before many small ones; of equals the doubled batch first.
         found.sort_by_key(|candidate| match candidate.residency {
             Residency::Streamed { segment_bytes, .. } => usize::MAX - segment_bytes,
@@ -745,6 +774,7 @@ impl Planner {
             copies_bytes,
             is_opened_last: false,
             operations,
+            beside: Vec::new(),
         }];
         for segment_bytes in SEGMENTS_MIB.map(|mib| mib << 20) {
             let segments = bound.segments(segment_bytes);
@@ -770,9 +800,40 @@ impl Planner {
                 copies_bytes,
                 is_opened_last: false,
                 operations,
+                beside: Vec::new(),
             });
         }
         Ok(candidates)
+    }
+
+    /// Adds a control network to the ways to run a U-Net in these calls: each is opened in the same way.
+    fn put_beside(
+        &self,
+        ways: &mut [Candidate],
+        part: &Part,
+        request: &Request,
+        calls: &[Call],
+        count: usize,
+    ) -> Result<(), Error> {
+        let (size, shape) = (request.size(), request.shape());
+        let fixed = match part.signature().input(Role::Latents).map(|port| &port.dims[0]) {
+            Some(Dim::Fixed(batch)) => Some(*batch),
+            _ => None,
+        };
+        let of_call = |call: &Call| {
+            let batch = fixed.unwrap_or(call.batch);
+            inputs(part.signature().inputs.iter(), size, shape, batch, call.tokens)
+        };
+        let inputs: Vec<_> = calls.iter().map(of_call).collect();
+        let batch = ways.first().map_or(1, |candidate| candidate.batch);
+        let own = self.whole_or_streamed(part, part.graph(), &inputs, batch, count)?;
+        for candidate in ways {
+            let segment = candidate.segment_mib();
+            // One that is too small for such segments stays whole.
+            let same = own.iter().find(|own| own.segment_mib() == segment).unwrap_or(&own[0]);
+            candidate.beside.push(same.clone());
+        }
+        Ok(())
     }
 
     /// A VAE whole, and in tiles of several sizes.
@@ -836,6 +897,25 @@ fn picture_bytes(size: PixelSize) -> u64 {
     3 * size_of::<f32>() as u64 * u64::from(size.width_px()) * u64::from(size.height_px())
 }
 
+/// What a run has of its control images, for a call of so many predictions: each again for every prediction, what networks give,
+/// and its sum.
+fn controls_bytes(model: &Model, request: &Request, batch: usize) -> u64 {
+    if model.controls().is_empty() {
+        return 0;
+    }
+    let shape = request.shape();
+    let residuals = model.unet().signature().inputs.iter().filter_map(|binding| match binding.role {
+        Role::DownResidual(_) | Role::MiddleResidual => Some(residual_shape(&binding.port, batch, shape)),
+        _ => None,
+    });
+    let residuals: usize = residuals.map(|shape| shape.iter().product::<usize>()).sum();
+    let views = request.guidance.views().len();
+    let images = request.controls.len() as u64 * (2 + views as u64) * picture_bytes(request.size());
+    // Sums for calls of every number of predictions that a step may need.
+    let sums: usize = (1..=batch).map(|images| residuals / batch * images).sum();
+    images + ((residuals + sums) * size_of::<f32>()) as u64
+}
+
 /// The sizes of a graph's inputs.
 fn inputs<'a>(
     bindings: impl Iterator<Item = &'a Binding>,
@@ -848,7 +928,8 @@ fn inputs<'a>(
     let dims = |port: &Port, role: Role| -> Vec<usize> {
         let free: &[usize] = match role {
             Role::Latents | Role::Moments => &[batch, shape.channels, shape.height_cells, shape.width_cells],
-            Role::Image => &[batch, 3, height, width],
+            Role::Image | Role::ControlImage => &[batch, 3, height, width],
+            Role::DownResidual(_) | Role::MiddleResidual => return residual_shape(port, batch, shape),
             Role::Timestep => return timestep_shape(port, batch),
             Role::TokenIds | Role::Mask => &[batch, tokens],
             Role::States | Role::PenultimateStates => &[batch, tokens, 1],
@@ -871,6 +952,7 @@ mod tests {
 
     fn candidate(weights_bytes: u64, activations_bytes: u64) -> Candidate {
         Candidate {
+            beside: Vec::new(),
             residency: Residency::PerStage,
             batch: 1,
             tile: None,

@@ -15,10 +15,11 @@ use image::{GrayImage, RgbImage};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
-use self::form::{FileFields, LoraFields, PathOr, as_scales, as_text};
+use self::form::{ControlFields, ControlModelFields, FileFields, LoraFields, PathOr, as_scales, as_text};
 pub use self::hires::{Hires, HiresUpscaler};
 pub use self::receipt::{Provenance, Ran, Receipt};
 use crate::Error;
+use crate::control::Steering;
 use crate::guidance::{self, Scales, Within};
 use crate::noise::Rng;
 use crate::picture::{Extend, ImageFile, Init, Mask, Resize};
@@ -75,6 +76,12 @@ pub struct Recipe {
     /// Textual inversions.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub embedding: Vec<NamedFile>,
+    /// Control networks (ControlNet), by the kinds by which `control` names them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub control_model: Vec<NamedControlModel>,
+    /// Control images, which steer the image that is drawn: each by the control network of its kind.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub control: Vec<ControlImage>,
     /// The prompt; may be empty. Its syntax is described in [the manual](crate::manual::prompts).
     pub prompt: String,
     /// The negative prompt.
@@ -229,6 +236,44 @@ pub struct NamedLora {
     pub text_encoder_strength: Option<f32>,
 }
 
+/// A control network that a recipe names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "ControlModelFields")]
+pub struct NamedControlModel {
+    /// What control images are for it: `canny`, `depth`, whatever.
+    pub kind: String,
+    /// A diffusers folder of a ControlNet, or a file with one.
+    #[serde(flatten)]
+    pub file: NamedFile,
+}
+
+/// A control image of a recipe.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(try_from = "ControlFields")]
+pub struct ControlImage {
+    /// Which control network it is for.
+    pub kind: String,
+    /// The image: edges, depths or whatever the network was trained on, in red, green and blue. It is resized to the size of the
+    /// result, as an init image is.
+    #[serde(flatten)]
+    pub image: Image<Init>,
+    /// How it steers.
+    #[serde(flatten, serialize_with = "form::steering")]
+    pub steering: Steering,
+}
+
+impl ControlImage {
+    /// One that steers all steps and predictions with a weight of 1.
+    pub fn new(kind: impl Into<String>, image: impl Into<Image<Init>>) -> Self {
+        Self { kind: kind.into(), image: image.into(), steering: Steering::default() }
+    }
+
+    /// The same without what it is an image of.
+    fn without_file(&self) -> Self {
+        Self { image: Image::Named(NamedFile::default()), ..self.clone() }
+    }
+}
+
 /// An image of a recipe: the image itself, or a file that was not opened, of which no request can be made.
 #[derive(Clone, Debug)]
 pub enum Image<T> {
@@ -306,7 +351,9 @@ impl Recipe {
             clip_skip,
             lora,
             embedding,
+            control_model,
             version: _,
+            control: _,
             prompt: _,
             negative: _,
             literal: _,
@@ -348,6 +395,7 @@ impl Recipe {
             clip_skip,
             lora,
             embedding,
+            control_model,
             ..Self::default()
         }
     }
@@ -361,6 +409,8 @@ impl Recipe {
             text_encoder: Vec::new(),
             lora: Vec::new(),
             embedding: Vec::new(),
+            control_model: Vec::new(),
+            control: self.control.iter().map(ControlImage::without_file).collect(),
             init: None,
             mask: None,
             ..self.clone()
@@ -384,7 +434,16 @@ impl Recipe {
             Image::Given(Mask::Pixels(_)) => Ok(Image::Named(unknown())),
             other => Ok(other),
         });
-        Ok(Self { init: init.transpose()?, mask: mask.transpose()?, ..self })
+        let control = self.control.into_iter().map(|control| {
+            let image = match control.image {
+                Image::Given(Init::File(file)) => named(&file)?,
+                Image::Given(Init::Pixels(_)) => Image::Named(unknown()),
+                Image::Named(file) => Image::Named(file),
+            };
+            Ok(ControlImage { image, ..control })
+        });
+        let control = control.collect::<Result<_, Error>>()?;
+        Ok(Self { init: init.transpose()?, mask: mask.transpose()?, control, ..self })
     }
 }
 

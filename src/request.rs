@@ -12,10 +12,11 @@ use std::sync::Arc;
 use image::{Rgb, RgbImage};
 use sha2::{Digest, Sha256};
 
-use self::check::check_images;
+use self::check::{check_controls, check_images};
 use self::inpaint::Cutting;
 pub(crate) use self::inpaint::{Inpaint, WHITE};
 pub use self::warnings::Warnings;
+use crate::control::Steering;
 use crate::engine;
 use crate::guidance::{self, Guidance, Scales, View};
 use crate::manifest::{Conditions, Manifest};
@@ -69,6 +70,8 @@ pub struct Request {
     pub(crate) size: PixelSize,
     pub(crate) shape: LatentShape,
     pub(crate) source: Source,
+    /// What steers it.
+    pub(crate) controls: Vec<Control>,
     /// A note that nobody asked for an init image to be stretched.
     stretched: Option<String>,
     pub(crate) schedule: Schedule,
@@ -80,6 +83,17 @@ pub struct Request {
     pub(crate) seed: u64,
     pub(crate) rng: Rng,
     pub(crate) variation: Option<Variation>,
+}
+
+/// A control image at the request's size, and how it steers.
+#[derive(Clone, Debug)]
+pub(crate) struct Control {
+    /// Which of the model's control networks it is for.
+    pub(crate) network: usize,
+    pub(crate) image: Arc<Fitted<Rgb<u8>>>,
+    pub(crate) steering: Steering,
+    /// A note that nobody asked for it to be stretched.
+    stretched: Option<String>,
 }
 
 /// A prompt, read for the steps of a run.
@@ -146,15 +160,19 @@ impl Request {
     /// The same with what the model says of itself.
     pub(crate) fn of(recipe: Recipe, manifest: &Manifest) -> Result<Self, Error> {
         let defaults = &manifest.defaults;
-        let (recipe, init, mask) = take_images(recipe)?;
+        let (recipe, init, mask, controls) = take_images(recipe)?;
+        check_controls(&recipe, &controls, manifest)?;
         check_images(&recipe, init.as_ref(), mask.as_ref(), manifest)?;
         let extended = recipe.extend.zip(init.as_ref()).map(|(extend, init)| extend.of(init.dimensions()));
         let size = match (recipe.size, &init) {
             (asked, _) if extended.is_some() => extended_size(asked, extended.unwrap_or_default(), manifest)?,
             (Some(size), _) => size,
             (None, Some(_)) if recipe.mask_only.is_some() => defaults.size,
-            (None, Some(init)) => own_size(init, manifest)?,
-            (None, None) => defaults.size,
+            (None, Some(init)) => own_size("init", init, manifest)?,
+            (None, None) => match controls.first() {
+                Some(image) => own_size("control", image, manifest)?,
+                None => defaults.size,
+            },
         };
         let first_size = size;
         let size = recipe.hires.map_or(Ok(size), |hires| hires.of(size))?;
@@ -190,6 +208,9 @@ impl Request {
             }
             None => source,
         };
+        let controls = controls_of(controls, &recipe, manifest, size);
+        let is_resized = is_resized || controls.iter().any(|(_, is_resized)| *is_resized);
+        let controls: Vec<Control> = controls.into_iter().map(|(control, _)| control).collect();
         let seed = recipe.seed.unwrap_or_else(random_seed);
         let rng = recipe.rng.unwrap_or_default();
         // Not every generator takes every seed.
@@ -223,6 +244,7 @@ impl Request {
             recipe,
             shape,
             source,
+            controls,
             stretched,
             schedule,
             seed,
@@ -309,6 +331,7 @@ impl Request {
             shape: _,
             stretched: _,
             source,
+            controls,
             schedule,
             guidance,
             embedded_scale,
@@ -351,6 +374,10 @@ impl Request {
             Source::Init(init) | Source::Edited(init) | Source::Enlarged { init, .. } => {
                 digest.update(init.get()?.as_raw());
             }
+        }
+        for control in controls {
+            digest.update(control.network.to_le_bytes());
+            digest.update(control.image.get()?.as_raw());
         }
         Ok(digest.finalize().into())
     }
@@ -421,6 +448,10 @@ impl Request {
             Source::Extended { earlier, .. } => earlier.load(budget_bytes)?,
             Source::Init(init) | Source::Edited(init) | Source::Enlarged { init, .. } => init.load()?,
         };
+        for control in &self.controls {
+            notes.extend(control.image.load()?);
+            notes.extend(control.stretched.clone());
+        }
         notes.extend(self.stretched.clone());
         engine::trim();
         Ok(notes)
@@ -428,6 +459,14 @@ impl Request {
 
     /// What decoding the images that are still in files takes at most, and what of it stays, in bytes.
     pub(crate) fn image_bytes(&self) -> (u64, u64) {
+        let own = self.source_bytes();
+        self.controls.iter().fold(own, |(peak, kept), control| {
+            let (decoding, stays) = control.image.bytes();
+            (peak.max(kept + decoding), kept + stays)
+        })
+    }
+
+    fn source_bytes(&self) -> (u64, u64) {
         // Images of both rounds, and the mask.
         let own = 7 * u64::from(self.size.width_px()) * u64::from(self.size.height_px());
         match &self.source {
@@ -713,33 +752,57 @@ fn guidance(
 }
 
 /// The images of a recipe; in their place it keeps their files, or a file of which nothing is known.
-fn take_images(mut recipe: Recipe) -> Result<(Recipe, Option<Init>, Option<Mask>), Error> {
-    fn take<T: Clone>(
-        what: &str,
-        image: &mut Option<Image<T>>,
-        is_small: fn(&T) -> bool,
-    ) -> Result<Option<T>, Error> {
-        match image.take() {
-            None => Ok(None),
-            Some(Image::Given(given)) => {
-                let kept = if is_small(&given) {
-                    Image::Given(given.clone())
-                } else {
-                    Image::Named(NamedFile::default())
-                };
-                *image = Some(kept);
-                Ok(Some(given))
+#[expect(clippy::type_complexity, reason = "what is taken out of the recipe")]
+fn take_images(mut recipe: Recipe) -> Result<(Recipe, Option<Init>, Option<Mask>, Vec<Init>), Error> {
+    fn take<T: Clone>(what: &str, image: &mut Image<T>, is_small: fn(&T) -> bool) -> Result<T, Error> {
+        match image {
+            Image::Given(given) => {
+                let taken = given.clone();
+                if !is_small(given) {
+                    *image = Image::Named(NamedFile::default());
+                }
+                Ok(taken)
             }
-            Some(Image::Named(file)) => {
-                let name = file.path.map_or("the name of none".into(), |path| path.display().to_string());
+            Image::Named(file) => {
+                let path = file.path.as_ref();
+                let name = path.map_or("the name of none".into(), |path| path.display().to_string());
                 let message = format!("{what}: expected an image that has been opened, got {name}");
                 Err(Error::new(ErrorKind::Usage, message))
             }
         }
     }
-    let init = take("init", &mut recipe.init, |init| matches!(init, Init::File(_)))?;
-    let mask = take("mask", &mut recipe.mask, |mask| !matches!(mask, Mask::Pixels(_)))?;
-    Ok((recipe, init, mask))
+    let is_file = |init: &Init| matches!(init, Init::File(_));
+    let init = recipe.init.as_mut().map(|init| take("init", init, is_file)).transpose()?;
+    let is_small = |mask: &Mask| !matches!(mask, Mask::Pixels(_));
+    let mask = recipe.mask.as_mut().map(|mask| take("mask", mask, is_small)).transpose()?;
+    let controls = recipe.control.iter_mut().map(|control| take("control", &mut control.image, is_file));
+    let controls = controls.collect::<Result<_, _>>()?;
+    Ok((recipe, init, mask, controls))
+}
+
+/// Places control images at the size that a run takes; whether each is brought to another size.
+fn controls_of(
+    images: Vec<Init>,
+    recipe: &Recipe,
+    manifest: &Manifest,
+    size: PixelSize,
+) -> Vec<(Control, bool)> {
+    let (width, height) = (size.width_px(), size.height_px());
+    let placed = images.into_iter().zip(&recipe.control).map(|(image, control)| {
+        let from = image.dimensions();
+        let place = Placement::new(from, (width, height), recipe.resize.unwrap_or_default());
+        let stretched = (recipe.resize.is_none() && place.is_distorted()).then(|| {
+            format!(
+                "control: {}: stretched from {}x{} to {width}x{height}; resize crop or pad keeps its proportions",
+                control.kind, from.0, from.1
+            )
+        });
+        let network = manifest.controls.iter().position(|kind| *kind == control.kind);
+        let network = network.expect("kinds that were checked");
+        let image = Arc::new(Fitted::init(image, place));
+        (Control { network, image, steering: control.steering, stretched }, from != (width, height))
+    });
+    placed.collect()
 }
 
 /// What a recipe does to its mask.
@@ -857,7 +920,7 @@ fn variation(recipe: &Recipe) -> Result<Option<Variation>, Error> {
 }
 
 /// The size of what is drawn from an image of this size.
-fn own_size(init: &Init, manifest: &Manifest) -> Result<PixelSize, Error> {
+fn own_size(what: &str, init: &Init, manifest: &Manifest) -> Result<PixelSize, Error> {
     let factor = match manifest.conditions {
         Conditions::Upscaling => manifest.latents.factor_px,
         _ => 1,
@@ -867,7 +930,7 @@ fn own_size(init: &Init, manifest: &Manifest) -> Result<PixelSize, Error> {
     let size = PixelSize::new(side_px(width), side_px(height));
     let size = size.and_then(|size| manifest.latents.shape(size).map(|_| size));
     size.map_err(|error| {
-        let error = Error::new(ErrorKind::Usage, "init: its own size").source(error);
+        let error = Error::new(ErrorKind::Usage, format!("{what}: its own size")).source(error);
         error.help("give {size}: it resizes the image")
     })
 }

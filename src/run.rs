@@ -16,8 +16,10 @@ use crate::prediction::Prediction;
 use crate::request::Request;
 use crate::sampler::{STEP_NOISE, Sampler, StepNoiseKind};
 use crate::stage::blend::finished;
+use crate::stage::conditioning::Conditioning;
+use crate::stage::control::Controls;
 use crate::stage::denoiser::GuidedDenoiser;
-use crate::stage::predictor::{Conditioning, Unet};
+use crate::stage::predictor::Unet;
 use crate::stage::start::{InpaintBlend, Start};
 use crate::stage::text_encoder::TextEncoder;
 use crate::stage::vae::VaeDecoder;
@@ -128,6 +130,7 @@ pub struct Times {
 pub(crate) struct Stages<'a> {
     pub(crate) text_encoder: &'a mut TextEncoder,
     pub(crate) unet: &'a mut Unet,
+    pub(crate) controls: &'a mut Controls,
     pub(crate) prediction: Prediction,
     pub(crate) vae_decoder: &'a mut VaeDecoder,
     /// Of what is decoded.
@@ -152,6 +155,7 @@ impl<'a> Run<'a> {
         let Stages {
             text_encoder,
             unet,
+            controls,
             prediction,
             vae_decoder,
             tile,
@@ -170,7 +174,7 @@ impl<'a> Run<'a> {
                 Some(BrownianTree::new(request.rng, latents.len(), lowest, highest, request.seed)?)
             }
         };
-        let predictor = unet.predictor(conditioning, &request, concat_latents)?;
+        let predictor = unet.predictor(conditioning, &request, concat_latents, controls)?;
         let mut denoiser = GuidedDenoiser::new(predictor, prediction, &request);
         if let Some(clean) = &clean {
             denoiser.remember(clean);
@@ -211,6 +215,12 @@ impl<'a> Run<'a> {
     /// Whether all its steps are done.
     pub fn is_done(&self) -> bool {
         self.done == self.request.steps()
+    }
+
+    /// How often control networks were run so far: once for each call of the U-Net and each control image, unless its weight is 0 or
+    /// the step is outside of its window.
+    pub fn control_calls(&self) -> usize {
+        self.denoiser.control_calls()
     }
 
     /// The latents after the last step, `[channels, height_cells, width_cells]` in row-major order; noise of the next step's

@@ -37,6 +37,13 @@ pub enum Role {
     Off,
     /// Pixels, `[batch, 3, height, width]` in -1..=1.
     Image,
+    /// A control image, `[batch, channels, height, width]` in 0..=1.
+    ControlImage,
+    /// What control networks add to what the U-Net's way up takes from its way down, in order, `[batch, channels, rows,
+    /// columns]`.
+    DownResidual(usize),
+    /// What control networks add to the U-Net's middle, alike.
+    MiddleResidual,
     /// Mean and log variance of latents, `[batch, 2 * channels, rows, columns]`.
     Moments,
 }
@@ -57,6 +64,9 @@ impl fmt::Display for Role {
             Self::On => "a bool, true",
             Self::Off => "a bool, false",
             Self::Image => "image",
+            Self::ControlImage => "control image",
+            Self::DownResidual(_) => "residual of control networks, way down",
+            Self::MiddleResidual => "residual of control networks, middle",
             Self::Moments => "mean and log variance of latents",
         })
     }
@@ -92,7 +102,11 @@ pub struct Signature {
 const BY_NAME: &str = "by name";
 const BY_SHAPE: &str = "the only one of its rank and type";
 
+/// What the control networks of a model are called, in bundles' words.
+pub(crate) const CONTROL_NAMES: [&str; 4] = ["controlnet", "controlnet_2", "controlnet_3", "controlnet_4"];
+
 /// A part that some input or output may play.
+#[derive(Clone, Copy)]
 struct Part {
     role: Role,
     /// The names that exporters give it, the most telling first.
@@ -178,6 +192,24 @@ const UNET_OUTPUTS: &[Part] = &[Part {
     last: &[],
     required: true,
 }];
+
+const CONTROL_IMAGE: Part = Part {
+    role: Role::ControlImage,
+    names: &["controlnet_cond"],
+    kind: Kind::Float,
+    ranks: &[4],
+    last: &[],
+    required: true,
+};
+
+const MIDDLE_RESIDUAL: Part = Part {
+    role: Role::MiddleResidual,
+    names: &["mid_block_additional_residual"],
+    kind: Kind::Float,
+    ranks: &[4],
+    last: &[],
+    required: true,
+};
 
 const TEXT_INPUTS: &[Part] = &[
     Part {
@@ -277,23 +309,40 @@ impl Signature {
     /// # Errors
     /// [`ErrorKind::Model`] for an input that nothing is known to feed, and for a part that nothing plays.
     pub fn of(component: &str, graph: &Graph) -> Result<Self, Error> {
+        let is_residual = |port: &&Port| down_residual(port).is_some();
+        let with = |parts: &[Part], part: Part| parts.iter().copied().chain([part]).collect::<Vec<_>>();
         let (inputs, outputs) = match component {
-            "text_encoder" | "text_encoder_2" => (TEXT_INPUTS, TEXT_OUTPUTS),
-            "unet" => (UNET_INPUTS, UNET_OUTPUTS),
-            "vae_encoder" => (VAE_ENCODER_INPUTS, VAE_ENCODER_OUTPUTS),
-            "vae_decoder" => (VAE_DECODER_INPUTS, VAE_DECODER_OUTPUTS),
+            "text_encoder" | "text_encoder_2" => (TEXT_INPUTS.to_vec(), TEXT_OUTPUTS.to_vec()),
+            "unet" if graph.inputs().iter().any(|port| is_residual(&port)) => {
+                (with(UNET_INPUTS, MIDDLE_RESIDUAL), UNET_OUTPUTS.to_vec())
+            }
+            "unet" => (UNET_INPUTS.to_vec(), UNET_OUTPUTS.to_vec()),
+            "vae_encoder" => (VAE_ENCODER_INPUTS.to_vec(), VAE_ENCODER_OUTPUTS.to_vec()),
+            "vae_decoder" => (VAE_DECODER_INPUTS.to_vec(), VAE_DECODER_OUTPUTS.to_vec()),
+            name if CONTROL_NAMES.contains(&name) => {
+                (with(UNET_INPUTS, CONTROL_IMAGE), vec![MIDDLE_RESIDUAL])
+            }
             other => {
                 return Err(Error::new(ErrorKind::Internal, format!("{other}: not a component")));
             }
         };
         let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{component}: {problem}"));
-        let (inputs, unbound) = bind(inputs, graph.inputs()).map_err(|p| refuse(format!("inputs: {p}")))?;
+        let bound = |parts: &[Part], ports: &[Port]| {
+            let (residuals, others): (Vec<Port>, Vec<Port>) =
+                ports.iter().cloned().partition(|port| is_residual(&port));
+            let (mut bindings, rest) = bind(parts, &others)?;
+            bindings.extend(residuals.into_iter().filter_map(|port| {
+                Some(Binding { role: Role::DownResidual(down_residual(&port)?), port, why: BY_NAME })
+            }));
+            Ok::<_, String>((bindings, rest))
+        };
+        let (inputs, unbound) = bound(&inputs, graph.inputs()).map_err(|p| refuse(format!("inputs: {p}")))?;
         if let Some(port) = unbound.first() {
             return Err(refuse(format!("input {port}: expected a known input, got this"))
                 .help("calotype does not know what to feed it"));
         }
         let (mut outputs, rest) =
-            bind(outputs, graph.outputs()).map_err(|p| refuse(format!("outputs: {p}")))?;
+            bound(&outputs, graph.outputs()).map_err(|p| refuse(format!("outputs: {p}")))?;
         outputs.extend(penultimate(&rest));
         Ok(Self { inputs, outputs })
     }
@@ -362,6 +411,12 @@ fn bind(parts: &[Part], ports: &[Port]) -> Result<(Vec<Binding>, Vec<Port>), Str
         }
     }
     Ok((bindings, rest))
+}
+
+/// Which of the residuals of control networks a port is, if it is one.
+fn down_residual(port: &Port) -> Option<usize> {
+    let number = port.name.strip_prefix("down_block_")?.strip_suffix("_additional_residual")?;
+    (port.dims.len() == 4).then(|| number.parse().ok()).flatten()
 }
 
 /// Of `hidden_states.0` to `hidden_states.N`, the one before the last: what the last layer is fed.

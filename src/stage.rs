@@ -3,6 +3,8 @@
 
 pub(crate) mod blend;
 pub(crate) mod component;
+pub(crate) mod conditioning;
+pub(crate) mod control;
 pub(crate) mod denoiser;
 pub(crate) mod enlarge;
 pub(crate) mod feed;

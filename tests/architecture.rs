@@ -43,11 +43,12 @@ const LAYERS: [(&str, &[&str]); 5] = [
     ),
     ("pure", &PURE),
 ];
-const PURE: [&str; 15] = [
+const PURE: [&str; 16] = [
     "tokenizer",
     "prompt",
     "scheduler",
     "sampler",
+    "control",
     "guidance",
     "prediction",
     "noise_model",

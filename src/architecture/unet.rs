@@ -7,8 +7,8 @@ mod file;
 mod network;
 mod transformer;
 
-use self::embedding::time_embedding;
-use self::network::Network;
+pub(super) use self::embedding::time_embedding;
+pub(super) use self::network::Network;
 use super::builder::{Builder, Conv, free, image};
 use crate::Error;
 use crate::graph::{Dim, Graph};
@@ -111,6 +111,13 @@ pub struct AddedEmbedding {
     pub text_width: Option<usize>,
 }
 
+/// What a control network adds at one place.
+pub(super) struct Residual {
+    pub(super) name: String,
+    pub(super) channels: usize,
+    pub(super) dims: [Dim; 4],
+}
+
 impl Config {
     /// The same network beside text encoders that pool prompts to this width: its graph then says how many sizes it takes,
     /// which is what tells a refiner from others. Without an added embedding nothing changes.
@@ -132,6 +139,45 @@ impl Config {
     /// # Errors
     /// [`ErrorKind::Model`](crate::ErrorKind::Model) for numbers no network can have.
     pub fn graph(&self) -> Result<Graph, Error> {
+        self.graph_with(false)
+    }
+
+    /// The graph of a U-Net that control networks steer (Zhang et al. 2023, "ControlNet"), which has these inputs more:
+    /// `down_block_N_additional_residual [batch, channels, height/2^k, width/2^k]` for each of what the way up takes from the
+    /// way down, and `mid_block_additional_residual`. They are added there, after the way down, which does not see them.
+    ///
+    /// # Errors
+    /// As [`Config::graph`].
+    pub fn controlled_graph(&self) -> Result<Graph, Error> {
+        self.graph_with(true)
+    }
+
+    /// What a control network gives, in order: for the way up, and for the middle, which is one.
+    pub(super) fn residuals(&self) -> [Vec<Residual>; 2] {
+        let side = |name: &str, level: usize| match level {
+            0 => free(name),
+            // Rounded up where it does not divide.
+            _ => free(&format!("{name}/{}", 1usize << level)),
+        };
+        let residual = |name: String, channels: usize, level: usize| Residual {
+            name,
+            channels,
+            dims: [free("batch"), Dim::Fixed(channels), side("height", level), side("width", level)],
+        };
+        let last = self.levels.len() - 1;
+        let mut places = vec![(self.levels[0].channels, 0)];
+        for (index, level) in self.levels.iter().enumerate() {
+            places.extend(std::iter::repeat_n((level.channels, index), level.layers));
+            places.extend((index < last).then_some((level.channels, index + 1)));
+        }
+        let down = places.into_iter().enumerate().map(|(number, (channels, level))| {
+            residual(format!("down_block_{number}_additional_residual"), channels, level)
+        });
+        let middle = residual("mid_block_additional_residual".into(), self.levels[last].channels, last);
+        [down.collect(), vec![middle]]
+    }
+
+    fn graph_with(&self, is_controlled: bool) -> Result<Graph, Error> {
         const NAME: &str = "unet";
         self.check(NAME)?;
         let mut builder = Builder::new();
@@ -150,7 +196,7 @@ impl Config {
         let first = self.levels[0].channels;
         let x = b.conv(&x, "conv_in", Conv::same(self.in_channels, first, self.conv_in_kernel));
         let mut network = Network { builder, config: self, time, text };
-        let x = network.levels(x);
+        let x = network.levels(x, is_controlled);
 
         let mut b = network.builder;
         let x = b.group_norm(&x, "conv_norm_out", first, self.norm_num_groups, self.norm_eps);

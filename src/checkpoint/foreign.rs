@@ -105,6 +105,70 @@ const OTHERS: [Look; 23] = [
     look(&["denoiser.", "diffusion_model."], "a diffusion model of an unsupported kind", SUPPORTED),
 ];
 
+/// Files that steer a U-Net, but not as a control network does. The first that fits is named.
+const OTHER_CONTROLS: [Look; 8] = [
+    look(&["lllite_unet_"], "a ControlLLLite, which is not supported", CONTROLNET),
+    look(&["lora_controlnet"], "a Control-LoRA, which is not supported", CONTROLNET),
+    look(&["task_embedding", "transformer_layes."], "a ControlNet-Union, which is not supported", CONTROLNET),
+    look(&["motion_modules.", ".temporal_transformer."], "a SparseCtrl, which is not supported", CONTROLNET),
+    look(&["ip_adapter.", "image_proj."], "an IP-Adapter, which is not supported", CONTROLNET),
+    look(
+        &["body.0.block1.", "body.0.resnets.0.block1.", "adapter.body."],
+        "a T2I-Adapter, which is not supported",
+        CONTROLNET,
+    ),
+    look(
+        &["controlnet_x_embedder", "controlnet_blocks.", "single_transformer_blocks.", "double_blocks."],
+        "a control network of Flux or Stable Diffusion 3",
+        CONTROLNET,
+    ),
+    look(&["control_all_x_embedder", "control_layers."], "a control network of Z-Image", CONTROLNET),
+];
+
+/// What else is given for a control network.
+const NO_CONTROLS: [Look; 5] = [
+    look(&["lora_up.", "lora_down.", ".lora_A.", ".lora.up."], "a LoRA", Some("give it with {lora}")),
+    look(&["output_blocks.", "up_blocks."], "a U-Net or a whole model", CONTROLNET),
+    look(&["encoder.down", "decoder.up"], "a VAE", CONTROLNET),
+    look(&["text_model.encoder.layers.", "transformer.resblocks."], "a text encoder", CONTROLNET),
+    look(&["control_", "controlnet_"], "a control network of another architecture", CONTROLNET),
+];
+
+const CONTROLNET: Option<&str> =
+    Some("give a ControlNet for this model's family, such as diffusers' ControlNetModel");
+
+/// Refuses files that steer a U-Net in another way.
+pub(crate) fn refuse_other_controls(weights: &Weights, place: &str) -> Result<(), Error> {
+    static DIFFERENCE: Look = look(
+        &[],
+        "a difference to a base model's weights, which is not supported",
+        Some("give the full ControlNet, to whose weights those of its base model have been added"),
+    );
+    // The whole name: others contain the word.
+    let is_difference = weights.iter().any(|(name, _)| name == "difference");
+    match seen(weights, &OTHER_CONTROLS) {
+        Some((name, look)) => Err(not_a_control(weights, place, name, Some(look))),
+        None if is_difference => Err(not_a_control(weights, place, "difference", Some(&DIFFERENCE))),
+        None => Ok(()),
+    }
+}
+
+/// What a file without a control network is.
+pub(super) fn not_a_control_network(weights: &Weights, place: &str) -> Error {
+    let first = weights.iter().next().map_or("", |(name, _)| name);
+    match seen(weights, &NO_CONTROLS) {
+        Some((name, look)) => not_a_control(weights, place, name, Some(look)),
+        None => not_a_control(weights, place, first, None),
+    }
+}
+
+fn not_a_control(weights: &Weights, place: &str, name: &str, look: Option<&Look>) -> Error {
+    let looks = look.map_or(String::new(), |look| format!(": looks like {}", look.kind));
+    let seen = described(weights, &listed([name].into_iter()));
+    Error::new(ErrorKind::Model, format!("{place}: expected a ControlNet, got {seen}{looks}"))
+        .help(look.and_then(|look| look.way_out).or(CONTROLNET).unwrap_or_default())
+}
+
 /// Where a GGUF file says what its network is.
 const GGUF_ARCHITECTURE: &str = "general.architecture";
 

@@ -75,6 +75,8 @@ struct Unet {
     up: Vec<usize>,
     /// Whether the last block of a level on the way up has a transformer.
     up_reads: Vec<bool>,
+    /// How many blocks a control network has for its image.
+    hint_blocks: usize,
 }
 
 impl Unet {
@@ -88,13 +90,15 @@ impl Unet {
             counts
         };
         let (down, up) = (counts("down_blocks."), counts("up_blocks."));
+        let blocks = names.clone().filter_map(|name| item(name, "controlnet_cond_embedding.blocks."));
+        let hint_blocks = blocks.map(|(block, _)| block + 1).max().unwrap_or(0);
         let mut up_reads = vec![false; up.len()];
         for (level, layer) in names.filter_map(|name| indices(name, "up_blocks.", "attentions")) {
             if up.get(level) == Some(&(layer + 1)) {
                 up_reads[level] = true;
             }
         }
-        Self { down, up, up_reads }
+        Self { down, up, up_reads, hint_blocks }
     }
 
     fn original(&self, name: &str) -> Option<String> {
@@ -109,11 +113,23 @@ impl Unet {
             ("conv_norm_out.", "out.0."),
             ("conv_out.", "out.2."),
             ("mid_block.attentions.0.", "middle_block.1."),
+            ("controlnet_mid_block.", "middle_block_out.0."),
+            ("controlnet_cond_embedding.conv_in.", "input_hint_block.0."),
         ];
         for (start, new) in plain {
             if let Some(rest) = name.strip_prefix(start) {
                 return Some(format!("{new}{rest}"));
             }
+        }
+        if let Some((number, rest)) = item(name, "controlnet_down_blocks.") {
+            return Some(format!("zero_convs.{number}.0.{rest}"));
+        }
+        // Each is followed by its activation; the last layer follows the last block.
+        if let Some((block, rest)) = item(name, "controlnet_cond_embedding.blocks.") {
+            return Some(format!("input_hint_block.{}.{rest}", 2 * (block + 1)));
+        }
+        if let Some(rest) = name.strip_prefix("controlnet_cond_embedding.conv_out.") {
+            return Some(format!("input_hint_block.{}.{rest}", 2 * (self.hint_blocks + 1)));
         }
         if let Some((block, layer)) = name.strip_prefix("mid_block.").and_then(|rest| item(rest, "resnets."))
         {

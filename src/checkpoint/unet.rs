@@ -47,46 +47,9 @@ impl Layout {
             Label::Nothing
         };
 
-        let mut levels = vec![Level::default()];
         let mut transformers = Vec::new();
-        for index in 1..source.count("input_blocks.")? {
-            let place = format!("input_blocks.{index}");
-            // There is always one; a sampler ends a level.
-            let mut level = levels.pop().unwrap_or_default();
-            if source.has_any(&format!("{place}.0.op.")) {
-                levels.extend([level, Level::default()]);
-                continue;
-            }
-            let depth = depth(source, &place, &mut transformers)?;
-            let channels = source.size(&format!("{place}.0.in_layers.2.weight"), &[4], 0)?;
-            if !level.down.is_empty() && level.channels != channels {
-                return Err(source.refuse(format!(
-                    "{place}: expected {} channels, as in the block before it, got {channels}",
-                    level.channels
-                )));
-            }
-            level.channels = channels;
-            level.down.push(depth);
-            levels.push(level);
-        }
-        if levels.iter().any(|level| level.down.is_empty()) {
-            return Err(
-                source.refuse("input_blocks: expected residual blocks at every resolution, got none".into())
-            );
-        }
-        let middle = if !source.has_any("middle_block.") {
-            Middle::Absent
-        } else {
-            // Blocks that are not expected where they are, are found when the table is made.
-            transformers.push("middle_block.1".into());
-            match source.count("middle_block.1.transformer_blocks.")? {
-                0 => {
-                    transformers.pop();
-                    Middle::Residual
-                }
-                depth => Middle::Transformer(depth),
-            }
-        };
+        let mut levels = way_down(source, &mut transformers)?;
+        let middle = middle(source, &mut transformers)?;
         let mut index = 0;
         for level in levels.iter_mut().rev() {
             for _ in 0..=level.down.len() {
@@ -220,12 +183,10 @@ impl Layout {
             let block = format!("down_blocks.{number}");
             for (layer, depth) in level.down.iter().enumerate() {
                 residual(t, source, &format!("{block}.resnets.{layer}"), &format!("input_blocks.{index}.0"));
-                transformer(
-                    t,
-                    &format!("{block}.attentions.{layer}"),
-                    &format!("input_blocks.{index}.1"),
-                    *depth,
-                );
+                if *depth > 0 {
+                    let original = format!("input_blocks.{index}.1");
+                    transformer(t, &format!("{block}.attentions.{layer}"), &original, *depth);
+                }
                 index += 1;
             }
             if number < last {
@@ -245,12 +206,10 @@ impl Layout {
             let block = format!("up_blocks.{number}");
             for (layer, depth) in level.up.iter().enumerate() {
                 residual(t, source, &format!("{block}.resnets.{layer}"), &format!("output_blocks.{index}.0"));
-                transformer(
-                    t,
-                    &format!("{block}.attentions.{layer}"),
-                    &format!("output_blocks.{index}.1"),
-                    *depth,
-                );
+                if *depth > 0 {
+                    let original = format!("output_blocks.{index}.1");
+                    transformer(t, &format!("{block}.attentions.{layer}"), &original, *depth);
+                }
                 if layer == level.down.len() && number < last {
                     let position = if *depth > 0 { 2 } else { 1 };
                     let sampler = format!("output_blocks.{index}.{position}.conv");
@@ -304,6 +263,52 @@ impl Level {
     }
 }
 
+/// The levels of the way down; notes where transformers are.
+pub(super) fn way_down(source: &Source<'_>, transformers: &mut Vec<String>) -> Result<Vec<Level>, Error> {
+    let mut levels = vec![Level::default()];
+    for index in 1..source.count("input_blocks.")? {
+        let place = format!("input_blocks.{index}");
+        // There is always one; a sampler ends a level.
+        let mut level = levels.pop().unwrap_or_default();
+        if source.has_any(&format!("{place}.0.op.")) {
+            levels.extend([level, Level::default()]);
+            continue;
+        }
+        let depth = depth(source, &place, transformers)?;
+        let channels = source.size(&format!("{place}.0.in_layers.2.weight"), &[4], 0)?;
+        if !level.down.is_empty() && level.channels != channels {
+            return Err(source.refuse(format!(
+                "{place}: expected {} channels, as in the block before it, got {channels}",
+                level.channels
+            )));
+        }
+        level.channels = channels;
+        level.down.push(depth);
+        levels.push(level);
+    }
+    if levels.iter().any(|level| level.down.is_empty()) {
+        return Err(
+            source.refuse("input_blocks: expected residual blocks at every resolution, got none".into())
+        );
+    }
+    Ok(levels)
+}
+
+/// What is between the ways; notes where a transformer is.
+fn middle(source: &Source<'_>, transformers: &mut Vec<String>) -> Result<Middle, Error> {
+    if !source.has_any("middle_block.") {
+        return Ok(Middle::Absent);
+    }
+    // Blocks that are not expected where they are, are found when the table is made.
+    Ok(match source.count("middle_block.1.transformer_blocks.")? {
+        0 => Middle::Residual,
+        depth => {
+            transformers.push("middle_block.1".into());
+            Middle::Transformer(depth)
+        }
+    })
+}
+
 /// The number of transformer blocks in a block, 0 without a transformer; notes where the transformer is.
 fn depth(source: &Source<'_>, block: &str, transformers: &mut Vec<String>) -> Result<usize, Error> {
     let transformer = format!("{block}.1");
@@ -314,7 +319,7 @@ fn depth(source: &Source<'_>, block: &str, transformers: &mut Vec<String>) -> Re
     Ok(depth)
 }
 
-fn residual(table: &mut Table<'_, '_>, source: &Source<'_>, name: &str, original: &str) {
+pub(super) fn residual(table: &mut Table<'_, '_>, source: &Source<'_>, name: &str, original: &str) {
     for (layer, original_layer) in RESIDUAL {
         table.layer(&format!("{name}.{layer}"), &format!("{original}.{original_layer}"));
     }
@@ -324,10 +329,7 @@ fn residual(table: &mut Table<'_, '_>, source: &Source<'_>, name: &str, original
     }
 }
 
-fn transformer(table: &mut Table<'_, '_>, name: &str, original: &str, depth: usize) {
-    if depth == 0 {
-        return;
-    }
+pub(super) fn transformer(table: &mut Table<'_, '_>, name: &str, original: &str, depth: usize) {
     for layer in ["norm", "proj_in", "proj_out"] {
         table.layer(&format!("{name}.{layer}"), &format!("{original}.{layer}"));
     }

@@ -14,6 +14,7 @@ use calotype::tensor::PixelSize;
 use calotype::{Error, ErrorKind};
 use clap::{ValueEnum, value_parser};
 
+use super::control::Control;
 use super::from::{Origin, STDIN};
 use super::mention::{Folders, Mentioned};
 use super::open::{Additions, Components, note_hash, open, path_of};
@@ -146,6 +147,8 @@ pub(super) struct Drawing {
     #[command(flatten)]
     additions: Additions,
     #[command(flatten)]
+    control: Control,
+    #[command(flatten)]
     folders: Folders,
 }
 
@@ -240,9 +243,13 @@ impl Drawing {
         set(&mut recipe.mask, self.mask.as_ref().map(mask));
         self.components.apply(&mut recipe);
         self.additions.apply(&mut recipe)?;
+        self.control.apply(&mut recipe)?;
         from.check(&recipe)?;
         open_image("--init", &mut recipe.init)?;
         open_image("--mask", &mut recipe.mask)?;
+        for control in &mut recipe.control {
+            open_file("--control", &mut control.image)?;
+        }
         Ok(recipe)
     }
 
@@ -315,12 +322,19 @@ fn open_image<T>(flag: &str, image: &mut Option<Image<T>>) -> Result<(), Error>
 where
     Image<T>: std::convert::From<ImageFile>,
 {
-    if let Some(Image::Named(file)) = image {
+    image.as_mut().map_or(Ok(()), |image| open_file(flag, image))
+}
+
+fn open_file<T>(flag: &str, image: &mut Image<T>) -> Result<(), Error>
+where
+    Image<T>: std::convert::From<ImageFile>,
+{
+    if let Image::Named(file) = image {
         let opened = ImageFile::open(path_of(flag, file)?)?;
         if file.sha256.is_some() {
             note_hash(flag, file, opened.sha256()?);
         }
-        *image = Some(opened.into());
+        *image = opened.into();
     }
     Ok(())
 }

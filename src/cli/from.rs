@@ -181,7 +181,9 @@ impl Origin {
 
 /// The files that a recipe names, and their flags.
 fn files(recipe: &Recipe) -> Vec<(&'static str, &NamedFile)> {
-    let Recipe { model, unet, vae, text_encoder, lora, embedding, init, mask, .. } = recipe;
+    let Recipe {
+        model, unet, vae, text_encoder, lora, embedding, init, mask, control_model, control, ..
+    } = recipe;
     let one = [
         ("--model", model.as_ref()),
         ("--unet", unet.as_ref()),
@@ -192,6 +194,9 @@ fn files(recipe: &Recipe) -> Vec<(&'static str, &NamedFile)> {
     let one = one.into_iter().filter_map(|(flag, file)| Some((flag, file?)));
     let text_encoder = text_encoder.iter().map(|file| ("--text-encoder", file));
     let lora = lora.iter().map(|lora| ("--lora", &lora.file));
+    let control_model = control_model.iter().map(|model| ("--control-model", &model.file));
+    let control = control.iter().filter_map(|control| Some(("--control", control.image.named()?)));
+    let one = one.chain(control_model).chain(control);
     one.chain(text_encoder).chain(lora).chain(embedding.iter().map(|file| ("--embedding", file))).collect()
 }
 

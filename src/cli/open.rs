@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use calotype::adapter::embedding::Embedding;
 use calotype::adapter::lora::Lora;
-use calotype::model::{Adapted, Model, Overrides};
+use calotype::model::{Adapted, ControlNet, Model, Overrides};
 use calotype::prediction::Prediction;
 use calotype::recipe::parameters::Addition;
-use calotype::recipe::{NamedFile, NamedLora, Recipe};
+use calotype::recipe::{NamedControlModel, NamedFile, NamedLora, Recipe};
 use calotype::{Error, ErrorKind};
 use clap::Args;
 use serde_json::Value;
@@ -160,6 +160,11 @@ pub(super) fn open(
             }
         }
     }
+    let mut networks = Vec::new();
+    for NamedControlModel { kind, file } in &recipe.control_model {
+        networks.push(ControlNet::open(kind, path_of("--control-model", file)?)?);
+    }
+    model.add_controls(&networks)?;
     if !opened_embeddings.is_empty() {
         model.add_embeddings(&opened_embeddings)?;
     }

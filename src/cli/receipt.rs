@@ -62,10 +62,11 @@ impl Hashes {
 
 /// The components that replace the model's, and their flags.
 fn components(recipe: &mut Recipe) -> Vec<(&'static str, &mut NamedFile)> {
-    let Recipe { unet, vae, text_encoder, .. } = recipe;
+    let Recipe { unet, vae, text_encoder, control_model, .. } = recipe;
     let one = [("--unet", unet), ("--vae", vae)];
     let one = one.into_iter().filter_map(|(flag, file)| Some((flag, file.as_mut()?)));
-    one.chain(text_encoder.iter_mut().map(|file| ("--text-encoder", file))).collect()
+    let controls = control_model.iter_mut().map(|model| ("--control-model", &mut model.file));
+    one.chain(text_encoder.iter_mut().map(|file| ("--text-encoder", file))).chain(controls).collect()
 }
 
 fn weight_files(path: &Path) -> Vec<PathBuf> {

@@ -281,9 +281,10 @@ fn is_word(text: &str) -> bool {
 }
 
 /// The names under which components are chosen for, and the components that each means.
-const GROUPS: [(&str, &[&str]); 5] = [
+const GROUPS: [(&str, &[&str]); 6] = [
     ("text_encoder", &["text_encoder", "text_encoder_2"]),
     ("unet", &["unet"]),
+    ("controlnet", &["controlnet", "controlnet_2", "controlnet_3", "controlnet_4"]),
     ("vae", &["vae_encoder", "vae_decoder"]),
     ("vae_encoder", &["vae_encoder"]),
     ("vae_decoder", &["vae_decoder"]),

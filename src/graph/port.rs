@@ -35,6 +35,19 @@ impl Port {
     }
 }
 
+impl Dim {
+    /// Its size where the whole is so long: one whose name ends in `/N` is the Nth part of it, rounded up.
+    pub(crate) fn divided(&self, whole: usize) -> usize {
+        match self {
+            Self::Fixed(size) => *size,
+            Self::Free(name) => {
+                let part = name.rsplit_once('/').and_then(|(_, part)| part.parse::<usize>().ok());
+                whole.div_ceil(part.unwrap_or(1).max(1))
+            }
+        }
+    }
+}
+
 impl fmt::Display for Port {
     /// Name, type and dimensions: `sample: F32[batch, 4, 32, 32]`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

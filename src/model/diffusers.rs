@@ -91,7 +91,10 @@ pub(super) fn open(
     let unet = for_text(own, &text_encoders);
     let part = match replacements.unet_part(&text_encoders)? {
         Some(part) => part,
-        None => part("unet", &folder.join("unet"), variant, unet.graph()?, Ok)?,
+        None => {
+            let part = part("unet", &folder.join("unet"), variant, unet.graph()?, Ok)?;
+            part.derived_from(unet.clone())
+        }
     };
     if !replacements.is_empty() {
         check_widths(&part, &text_encoders)?;

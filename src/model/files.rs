@@ -5,7 +5,8 @@ use std::sync::{Arc, OnceLock};
 
 use sha2::{Digest, Sha256};
 
-use super::Model;
+use super::{Model, Part};
+use crate::signature::CONTROL_NAMES;
 use crate::weights::Weights;
 
 /// The files of a model, without what was added to it.
@@ -23,7 +24,10 @@ impl ModelFiles {
         let hashes = model.contents.as_ref().map(|contents| {
             contents.files.iter().map(|(name, record)| format!("{name} {}\n", record.sha256)).collect()
         });
-        let weights = model.parts().map(|part| (part.name, Arc::clone(&part.weights))).collect();
+        // Of a bundle only what was put beside it.
+        let is_listed = |part: &&Part| hashes.is_none() || CONTROL_NAMES.contains(&part.name);
+        let weights = model.parts().filter(is_listed).map(|part| (part.name, Arc::clone(&part.weights)));
+        let weights = weights.collect();
         Self { recorded: hashes, weights, sha256: Arc::default() }
     }
 
@@ -31,10 +35,7 @@ impl ModelFiles {
     /// and of samples of their data: reading all takes as long as a run. Computed once, when it is first asked for.
     pub(crate) fn sha256(&self) -> [u8; 32] {
         *self.sha256.get_or_init(|| {
-            if let Some(recorded) = &self.recorded {
-                return Sha256::digest(recorded).into();
-            }
-            let mut hash = Sha256::new();
+            let mut hash = Sha256::new_with_prefix(self.recorded.as_deref().unwrap_or_default());
             for (component, weights) in &self.weights {
                 hash.update(component);
                 hash.update(weights.sampled_sha256());

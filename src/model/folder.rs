@@ -33,7 +33,7 @@ const EOS: &str = "<|endoftext|>";
 pub(super) fn class_of(folder: &Path) -> Option<String> {
     let path = folder.join("config.json");
     let class: Class = if path.is_file() { parse(&path).ok()? } else { return None };
-    let known = ["UNet2DConditionModel", "AutoencoderKL", "AutoencoderTiny"];
+    let known = ["UNet2DConditionModel", "AutoencoderKL", "AutoencoderTiny", "ControlNetModel"];
     known.contains(&class.name.as_str()).then_some(class.name)
 }
 
@@ -124,7 +124,7 @@ fn vae_graphs(place: &str, json: &[u8]) -> Result<(Graph, Graph, LatentSpace), E
 
 /// The safetensors files of a component: one, or the shards that an index lists; those of `variant` if there are any, then
 /// full precision before half.
-fn weight_files(folder: &Path, variant: Option<&str>) -> Result<Vec<PathBuf>, Error> {
+pub(super) fn weight_files(folder: &Path, variant: Option<&str>) -> Result<Vec<PathBuf>, Error> {
     let asked = variant.map(|variant| format!(".{variant}"));
     for variant in asked.as_deref().into_iter().chain(["", ".fp16"]) {
         for stem in STEMS {

@@ -135,7 +135,8 @@ impl Replacements {
         let Some((place, weights, file)) = &self.unet else { return Ok(None) };
         check_width(place, file.unet.config.cross_attention_dim, text_encoders)?;
         let config = for_text(file.unet.config.clone(), text_encoders);
-        part("unet", place, file.family, weights, &file.unet.names, config.graph()?).map(Some)
+        let part = part("unet", place, file.family, weights, &file.unet.names, config.graph()?)?;
+        Ok(Some(part.derived_from(config)))
     }
 
     /// What a model predicts with this U-Net, `own` where its file does not say.

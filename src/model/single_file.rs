@@ -39,7 +39,10 @@ pub(super) fn open(path: &Path, replacements: &Replacements) -> Result<Model, Er
     let config = for_text(found.unet.config.clone(), &text_encoders);
     let unet = match replacements.unet_part(&text_encoders)? {
         Some(unet) => unet,
-        None => part("unet", &place, family, &weights, &found.unet.names, config.graph()?)?,
+        None => {
+            let part = part("unet", &place, family, &weights, &found.unet.names, config.graph()?)?;
+            part.derived_from(config.clone())
+        }
     };
     if !replacements.is_empty() {
         check_widths(&unet, &text_encoders)?;

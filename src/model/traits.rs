@@ -130,6 +130,7 @@ impl Traits {
             fixed_size: None,
             conditions: Conditions::default(),
             encodes: false,
+            controls: Vec::new(),
             low_res: self.low_res,
             defaults: Defaults { size, steps, guidance, sampler, schedule },
         };

@@ -13,6 +13,8 @@ pub(super) struct Extent {
     views: usize,
     /// Images and masks that come with it.
     images: usize,
+    /// Control images.
+    controls: usize,
     /// Of the image around the region that is worked at.
     around: (u32, u32),
 }
@@ -27,7 +29,8 @@ impl Extent {
         };
         let views = request.guidance.views().len();
         let around = request.whole_size().unwrap_or_default();
-        Self { size: request.size(), shape: request.shape(), views, images, around }
+        let controls = request.controls.len();
+        Self { size: request.size(), shape: request.shape(), views, images, controls, around }
     }
 
     /// [`ErrorKind::Memory`] for a request that is larger in anything than this one, for which a plan was made.
@@ -42,7 +45,8 @@ impl Extent {
         shape: LatentShape,
         is_encoded: bool,
     ) -> Result<(), Error> {
-        self.check_extent(Self { size, shape, views: 0, images: usize::from(is_encoded), around: (0, 0) })
+        let images = usize::from(is_encoded);
+        self.check_extent(Self { size, shape, views: 0, images, controls: 0, around: (0, 0) })
     }
 
     fn check_extent(&self, asked: Self) -> Result<(), Error> {
@@ -50,9 +54,14 @@ impl Extent {
         let is_larger = asked.size.width_px() > self.size.width_px()
             || asked.size.height_px() > self.size.height_px()
             || asked.shape.channels > self.shape.channels;
-        let counts =
-            |views: usize, images: usize| [(views, "predictions in a step"), (images, "images and masks")];
-        let count = counts(self.views, self.images).into_iter().zip(counts(asked.views, asked.images));
+        let counts = |extent: &Self| {
+            [
+                (extent.views, "predictions in a step"),
+                (extent.images, "images and masks"),
+                (extent.controls, "control images"),
+            ]
+        };
+        let count = counts(self).into_iter().zip(counts(&asked));
         let is_around = asked.around.0 > self.around.0 || asked.around.1 > self.around.1;
         let problem = if is_larger {
             Some((format!("an image of {}", self.size), asked.size.to_string()))

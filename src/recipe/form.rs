@@ -11,7 +11,8 @@ use serde::de::{DeserializeOwned, Deserializer, Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer, forward_to_deserialize_any};
 use serde_json::{Map, Value};
 
-use super::{Image, NamedFile, NamedLora, VERSION};
+use super::{ControlImage, Image, NamedControlModel, NamedFile, NamedLora, VERSION};
+use crate::control::Steering;
 use crate::picture::{Init, Mask};
 use crate::{Error, ErrorKind, json, name};
 
@@ -316,6 +317,77 @@ impl TryFrom<PathOr<LoraFields>> for NamedLora {
         let file = FileFields { path, sha256 }.try_into()?;
         Ok(Self { file, strength, text_encoder_strength })
     }
+}
+
+/// The longest name of a kind of control that is taken.
+const MAX_KIND_BYTES: usize = 64;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ControlModelFields {
+    kind: String,
+    path: Option<String>,
+    sha256: Option<String>,
+}
+
+impl TryFrom<ControlModelFields> for NamedControlModel {
+    type Error = String;
+
+    fn try_from(ControlModelFields { kind, path, sha256 }: ControlModelFields) -> Result<Self, String> {
+        Ok(Self { kind: checked_kind(kind)?, file: FileFields { path, sha256 }.try_into()? })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ControlFields {
+    kind: String,
+    path: Option<String>,
+    sha256: Option<String>,
+    weight: Option<f64>,
+    start: Option<f64>,
+    end: Option<f64>,
+    mode: Option<String>,
+}
+
+impl TryFrom<ControlFields> for ControlImage {
+    type Error = String;
+
+    fn try_from(read: ControlFields) -> Result<Self, String> {
+        let ControlFields { kind, path, sha256, weight, start, end, mode } = read;
+        let usual = Steering::default();
+        let mode = mode.map_or(Ok(usual.mode), |mode| mode.parse()).map_err(|error| error.to_string())?;
+        let steering = Steering {
+            weight: weight.unwrap_or(usual.weight),
+            start: start.unwrap_or(usual.start),
+            end: end.unwrap_or(usual.end),
+            mode,
+        };
+        let image = Image::Named(FileFields { path, sha256 }.try_into()?);
+        let steering = steering.checked().map_err(|error| error.to_string())?;
+        Ok(Self { kind: checked_kind(kind)?, image, steering })
+    }
+}
+
+fn checked_kind(kind: String) -> Result<String, String> {
+    let is_part = |c: char| c.is_alphanumeric() || "-_.".contains(c);
+    match !kind.is_empty() && kind.len() <= MAX_KIND_BYTES && kind.chars().all(is_part) {
+        true => Ok(kind),
+        false => Err(format!("kind: expected a word such as canny, got {kind:?}")),
+    }
+}
+
+/// How a control image steers, as fields beside those of its file.
+pub(super) fn steering<S: Serializer>(steering: &Steering, serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Fields {
+        weight: f64,
+        start: f64,
+        end: f64,
+        mode: String,
+    }
+    let Steering { weight, start, end, mode } = *steering;
+    Fields { weight, start, end, mode: mode.to_string() }.serialize(serializer)
 }
 
 impl Serialize for Image<Init> {

@@ -69,6 +69,49 @@ fn check_hires(recipe: &Recipe, has_init: bool, manifest: &Manifest) -> Result<(
     Ok(())
 }
 
+/// The most control images of one request.
+const MAX_CONTROLS: usize = 8;
+
+/// [`ErrorKind::Usage`] for control images that no network of the model is for, and for networks without one.
+pub(super) fn check_controls(recipe: &Recipe, images: &[Init], manifest: &Manifest) -> Result<(), Error> {
+    if recipe.control.len() > MAX_CONTROLS {
+        let message = format!("control: expected at most {MAX_CONTROLS}, got {}", recipe.control.len());
+        return refuse(&message, "");
+    }
+    for (control, image) in recipe.control.iter().zip(images) {
+        let kind = &control.kind;
+        control.steering.checked()?;
+        if [image.dimensions().0, image.dimensions().1].contains(&0) {
+            return refuse(&format!("control: {kind}: expected an image with pixels, got none"), "");
+        }
+        if !manifest.controls.contains(kind) {
+            let had = match &manifest.controls[..] {
+                [] => "none".to_owned(),
+                kinds => kinds.join(", "),
+            };
+            let message = format!("control: {kind}: expected a control model of this kind, got {had}");
+            return refuse(&message, &format!("give one with {{control_model}} {kind}=FILE"));
+        }
+    }
+    if let Some(idle) =
+        recipe.control_model.iter().find(|model| recipe.control.iter().all(|image| image.kind != model.kind))
+    {
+        let kind = &idle.kind;
+        let message = format!("control model: {kind}: expected a control image of this kind, got none");
+        return refuse(&message, &format!("give one with {{control}} {kind}=IMAGE"));
+    }
+    let others = [
+        (recipe.mask_only.is_some(), "mask only"),
+        (recipe.extend.is_some(), "extend"),
+        (recipe.hires.is_some(), "hires"),
+    ];
+    if let Some((_, what)) = others.into_iter().find(|(is_given, _)| *is_given && !images.is_empty()) {
+        let message = format!("{what}: expected none with a control image, got one");
+        return refuse(&message, "");
+    }
+    Ok(())
+}
+
 /// Whether those images are there that the model needs, and no others.
 fn check_given(
     recipe: &Recipe,
@@ -160,7 +203,7 @@ fn check_mask_settings(recipe: &Recipe) -> Result<(), Error> {
 }
 
 fn check_resize(recipe: &Recipe) -> Result<(), Error> {
-    if recipe.resize.is_some() && recipe.init.is_none() {
+    if recipe.resize.is_some() && recipe.init.is_none() && recipe.control.is_empty() {
         return refuse("resize: expected an init image, got none", "give one with {init}");
     }
     if recipe.resize.is_some() && recipe.extend.is_some() {

@@ -96,6 +96,8 @@ fn without_files(recipe: Recipe, own: &Recipe) -> Result<Recipe, Problem> {
         ("vae", recipe.vae.is_some()),
         ("text_encoder", !recipe.text_encoder.is_empty()),
         ("lora", !recipe.lora.is_empty()),
+        ("control_model", !recipe.control_model.is_empty()),
+        ("control", !recipe.control.is_empty()),
         ("embedding", !recipe.embedding.is_empty()),
         ("init", is_named(&recipe.init)),
         ("mask", is_named(&recipe.mask)),

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use super::predictor::{Conditioning, Predictor};
+use super::conditioning::Conditioning;
+use super::predictor::Predictor;
 use crate::Error;
 use crate::guidance::{Guide, Moment};
 use crate::prediction::{Prediction, Thresholder};
@@ -52,6 +53,11 @@ impl<'a> GuidedDenoiser<'a> {
     /// Gives back what costs little to have again.
     pub(crate) fn release_pages(&self) {
         self.predictor.release_pages();
+    }
+
+    /// How often control networks were run so far.
+    pub(crate) fn control_calls(&self) -> usize {
+        self.predictor.control_calls()
     }
 
     /// Says which step comes next: texts and guidance scales may differ from step to step.

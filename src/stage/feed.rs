@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::engine::{Elements, NamedTensor, Output, Session, TensorRef, Value};
 use crate::graph::{Dim, Port};
 use crate::signature::{Binding, Role, Signature};
+use crate::tensor::LatentShape;
 use crate::weights::Dtype;
 use crate::{Error, ErrorKind};
 
@@ -92,6 +93,31 @@ impl Feed {
         }
     }
 
+    /// Makes all elements 0.
+    pub(crate) fn clear(&mut self) {
+        self.fill(repeat(0.0));
+    }
+
+    /// Adds numbers, times a factor, to the elements from `at` on.
+    pub(crate) fn add(&mut self, at: usize, numbers: &[f32], factor: f64) {
+        match &mut self.0.elements {
+            Elements::F32(to) => {
+                let factor = factor as f32;
+                to[at..].iter_mut().zip(numbers).for_each(|(to, x)| *to += factor * x);
+            }
+            Elements::F16(to) => to[at..]
+                .iter_mut()
+                .zip(numbers)
+                .for_each(|(to, x)| *to = f16::from_f64(to.to_f64() + factor * f64::from(*x))),
+            Elements::F64(to) => {
+                to[at..].iter_mut().zip(numbers).for_each(|(to, x)| *to += factor * f64::from(*x));
+            }
+            Elements::I64(_) | Elements::I32(_) | Elements::Bool(_) => {
+                unreachable!("residuals are bound to floats")
+            }
+        }
+    }
+
     /// As [`Session::run`](crate::engine::Session::run) takes it.
     pub(crate) fn input(&self) -> (&str, TensorRef<'_>) {
         self.0.input()
@@ -144,6 +170,12 @@ pub(crate) fn runs(port: &Port, count: usize, most: usize) -> Vec<Vec<usize>> {
     };
     let starts = (0..count).step_by(batch.max(1));
     starts.map(|start| (start..start + batch).map(|index| index.min(count - 1)).collect()).collect()
+}
+
+/// The shape of what control networks add to a batch of latents of this shape.
+pub(crate) fn residual_shape(port: &Port, batch: usize, shape: LatentShape) -> Vec<usize> {
+    let wholes = [batch, 1, shape.height_cells, shape.width_cells];
+    port.dims.iter().zip(wholes).map(|(dim, whole)| dim.divided(whole)).collect()
 }
 
 /// The shape of a timestep for a batch: graphs want none, one, one per image, or a column.

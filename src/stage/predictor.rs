@@ -4,20 +4,19 @@
 use std::time::{Duration, Instant};
 
 use super::component::{Component, Lease};
+use super::conditioning::{Conditioning, is_negative, of_texts, of_views, unfit};
+use super::control::{ControlCall, Controls, Steered};
 use super::feed::{Feed, constants, runs, timestep_shape};
-use super::text_states::TextStates;
 use super::trial;
+use crate::Error;
 use crate::engine::{Placement, SessionOptions, Value};
-use crate::graph::{Dim, Port};
-use crate::guidance::{self, View};
+use crate::guidance::View;
 use crate::model::Model;
-use crate::request::{Request, Source};
+use crate::request::Request;
 use crate::signature::{Role, Signature};
-use crate::tensor::PixelSize;
-use crate::{Error, ErrorKind};
 
 /// The most inputs of any U-Net that a [`Signature`] describes.
-const MAX_INPUTS: usize = 16;
+const MAX_INPUTS: usize = 128;
 
 /// A model's U-Net.
 pub(crate) struct Unet {
@@ -25,14 +24,6 @@ pub(crate) struct Unet {
     signature: Signature,
     /// The most images that one call predicts.
     max_batch: usize,
-}
-
-/// Conditioning of a run: the text encoders' states of its prompts.
-pub(crate) struct Conditioning {
-    /// Every text that is read in some step.
-    pub(crate) texts: Vec<TextStates>,
-    /// Per step, and per view of the run's guidance, which of them is read.
-    pub(crate) of_step: Vec<Vec<usize>>,
 }
 
 impl Unet {
@@ -76,7 +67,9 @@ impl Unet {
         conditioning: Conditioning,
         request: &Request,
         concat_latents: Vec<f32>,
+        controls: &'a mut Controls,
     ) -> Result<Predictor<'a>, Error> {
+        let steered = controls.steer(&self.signature, request)?;
         let (signature, shape) = (&self.signature, request.shape);
         let views = request.guidance.views();
         let prompts = views.iter().filter(|view| !is_negative(**view)).count();
@@ -99,6 +92,7 @@ impl Unet {
                             &conditioning,
                             request,
                             &concat_latents,
+                            steered.as_ref(),
                             views,
                             texts,
                             self.max_batch,
@@ -113,6 +107,7 @@ impl Unet {
         let output = &signature.output(Role::Latents).expect("no signature without a prediction").name;
         Ok(Predictor {
             component: self.component.lease(),
+            steered,
             signature,
             output,
             conditioning,
@@ -128,6 +123,7 @@ impl Unet {
 /// The predictor of one run, with all the memory that its steps need.
 pub(crate) struct Predictor<'a> {
     component: Lease<'a>,
+    steered: Option<Steered<'a>>,
     signature: &'a Signature,
     /// The name of the U-Net's output.
     output: &'a str,
@@ -150,12 +146,19 @@ impl Predictor<'_> {
 
     /// Reduces memory until `Unet::use_planned_memory`; whether that is a change.
     pub(crate) fn reduce_memory(&mut self) -> bool {
-        self.component.reduce_memory()
+        let of_controls = self.steered.as_mut().is_some_and(Steered::reduce_memory);
+        self.component.reduce_memory() || of_controls
     }
 
     /// Gives back what costs little to have again.
     pub(crate) fn release_pages(&self) {
         self.component.release_pages();
+        self.steered.iter().for_each(Steered::release_pages);
+    }
+
+    /// How often control networks were run.
+    pub(crate) fn control_calls(&self) -> usize {
+        self.steered.as_ref().map_or(0, Steered::calls)
     }
 
     /// What the U-Net is told.
@@ -179,7 +182,7 @@ impl Predictor<'_> {
         let texts = &self.conditioning.of_step[step];
         let texts = &texts[texts.len() - count..];
         for call in &mut self.layouts[self.layout_of[step][count]].calls {
-            call.read(self.signature, &self.conditioning, texts)?;
+            call.read(self.signature, &self.conditioning, self.steered.as_ref(), texts)?;
             let (latents, concat_latents) = (x.iter(), self.concat_latents.iter());
             call.latents.fill(call.views.iter().flat_map(|view| {
                 let seen = if *view == View::NegativeWithoutImage { 0.0 } else { 1.0 };
@@ -188,10 +191,23 @@ impl Predictor<'_> {
             }));
             call.timestep.fill(std::iter::repeat(timestep));
             let started = Instant::now();
-            let mut inputs = [call.latents.tensor_mut(), call.timestep.tensor_mut()];
+            let batch = call.members.len();
+            if let (Some(steered), Some(control)) = (&mut self.steered, &mut call.control) {
+                steered.run(control, step, batch, x, scale, timestep)?;
+            }
             let (constants, output) = (&call.constants, &mut call.output);
+            let mut own = [call.latents.tensor_mut(), call.timestep.tensor_mut()];
+            let mut steered: Vec<_>;
+            let inputs = match &mut self.steered {
+                // Without an allocation.
+                None => &mut own[..],
+                Some(controls) => {
+                    steered = own.into_iter().chain(controls.sums_mut(batch)).collect();
+                    &mut steered
+                }
+            };
             self.component
-                .run(|session| session.run_owned(constants, &mut inputs, &mut [(self.output, output)]))?;
+                .run(|session| session.run_owned(constants, inputs, &mut [(self.output, output)]))?;
             self.spent += started.elapsed();
             for (prediction, &member) in call.output.chunks_exact(x.len()).zip(&call.members) {
                 self.predictions[member * x.len()..][..x.len()].copy_from_slice(prediction);
@@ -216,6 +232,7 @@ impl Layout {
         conditioning: &Conditioning,
         request: &Request,
         concat_latents: &[f32],
+        steered: Option<&Steered<'_>>,
         views: &[View],
         texts: &[usize],
         max_batch: usize,
@@ -237,6 +254,7 @@ impl Layout {
                     conditioning,
                     request,
                     concat_latents,
+                    steered,
                     members,
                     views,
                     texts,
@@ -259,6 +277,8 @@ struct Call {
     views: Vec<View>,
     texts: Vec<usize>,
     output: Vec<f32>,
+    /// What control networks are fed.
+    control: Option<ControlCall>,
 }
 
 impl Call {
@@ -267,6 +287,7 @@ impl Call {
         conditioning: &Conditioning,
         request: &Request,
         concat_latents: &[f32],
+        steered: Option<&Steered<'_>>,
         members: Vec<usize>,
         views: Vec<View>,
         texts: Vec<usize>,
@@ -277,30 +298,7 @@ impl Call {
         let timestep = input(Role::Timestep);
         let dims = [batch, channels, shape.height_cells, shape.width_cells];
         let mut feeds = constants(signature, batch, conditioning.texts[texts[0]].tokens)?;
-        for port in signature.inputs.iter() {
-            let (role, port) = (port.role, &port.port);
-            match role {
-                Role::TimeIds => {
-                    let ids = views.iter().map(|view| time_ids(port, request.size, is_negative(*view)));
-                    let ids = ids.collect::<Result<Vec<_>, Error>>()?;
-                    feeds.push(Feed::of(port, &[batch, ids[0].len()], ids.concat())?);
-                }
-                Role::GuidanceEmbedding => {
-                    let width = fixed(port, 1)
-                        .ok_or_else(|| unfit(format!("a guidance embedding of fixed width, got {port}")))?;
-                    let one = guidance::embedding(request.guidance_scale(), width);
-                    let numbers = members.iter().flat_map(|_| &one).copied().collect::<Vec<_>>();
-                    feeds.push(Feed::of(port, &[batch, width], numbers)?);
-                }
-                Role::ClassLabels => {
-                    let Source::Enlarged { level, .. } = request.source else {
-                        return Err(unfit("a request with an image to upscale, got one without".into()));
-                    };
-                    feeds.push(Feed::of(port, &[batch], std::iter::repeat(level as f64))?);
-                }
-                _ => {}
-            }
-        }
+        feeds.extend(of_views(signature, request, &views)?);
         let mut constants = of_texts(signature, conditioning, &texts)?;
         for feed in feeds {
             constants.push(feed.into_value()?);
@@ -310,6 +308,9 @@ impl Call {
             timestep: Feed::zeros(timestep, &timestep_shape(timestep, batch))?,
             constants,
             output: vec![0.0; batch * shape.len()],
+            control: steered
+                .map(|steered| steered.call(conditioning, request, &views, &texts))
+                .transpose()?,
             members,
             views,
             texts,
@@ -321,6 +322,7 @@ impl Call {
         &mut self,
         signature: &Signature,
         conditioning: &Conditioning,
+        steered: Option<&Steered<'_>>,
         texts: &[usize],
     ) -> Result<(), Error> {
         let mut is_changed = false;
@@ -330,59 +332,12 @@ impl Call {
         if is_changed {
             let values = of_texts(signature, conditioning, &self.texts)?;
             self.constants.splice(..values.len(), values);
+            if let (Some(steered), Some(control)) = (steered, &mut self.control) {
+                steered.read(control, conditioning, &self.texts)?;
+            }
         }
         Ok(())
     }
-}
-
-/// The states of these texts, which have one length, and their vectors for a U-Net that takes them, by the names of the inputs.
-fn of_texts(
-    signature: &Signature,
-    conditioning: &Conditioning,
-    texts: &[usize],
-) -> Result<Vec<(String, Value)>, Error> {
-    let texts: Vec<&TextStates> = texts.iter().map(|&text| &conditioning.texts[text]).collect();
-    let value = |port: &Port, shape: &[usize], numbers: &mut dyn Iterator<Item = &f32>| {
-        Feed::of(port, shape, numbers.map(|&x| f64::from(x)))?.into_value()
-    };
-    let port = signature.input(Role::States).expect("no signature without states");
-    let shape = [texts.len(), texts[0].tokens, texts[0].states.len() / texts[0].tokens];
-    let mut values = vec![value(port, &shape, &mut texts.iter().flat_map(|text| &text.states))?];
-    if let Some(port) = signature.input(Role::Pooled) {
-        let missing = || unfit("a text encoder that pools the prompt, got none".into());
-        let width = texts[0].pooled.as_ref().ok_or_else(missing)?.len();
-        let vectors = &mut texts.iter().flat_map(|text| text.pooled.iter().flatten());
-        values.push(value(port, &[texts.len(), width], vectors)?);
-    }
-    Ok(values)
-}
-
-/// Whether a prediction is of what the image should not be, or of nothing in particular.
-fn is_negative(view: View) -> bool {
-    !matches!(view, View::Positive(_))
-}
-
-/// Stable Diffusion XL's image of its own size, not cropped, and asked for at that size (Podell et al. 2023, section
-/// 2.2): original height and width, top and left, target height and width. The refiner takes an aesthetic score instead
-/// of the target, diffusers' of a good image or, for the negative prompt, of a bad one.
-fn time_ids(port: &Port, size: PixelSize, is_negative: bool) -> Result<Vec<f64>, Error> {
-    let (width, height) = (f64::from(size.width_px()), f64::from(size.height_px()));
-    match fixed(port, 1) {
-        Some(6) | None => Ok(vec![height, width, 0.0, 0.0, height, width]),
-        Some(5) => Ok(vec![height, width, 0.0, 0.0, if is_negative { 2.5 } else { 6.0 }]),
-        Some(other) => Err(unfit(format!("a model with 5 or 6 time ids, got {other}"))),
-    }
-}
-
-fn fixed(port: &Port, axis: usize) -> Option<usize> {
-    match port.dims.get(axis) {
-        Some(Dim::Fixed(size)) => Some(*size),
-        _ => None,
-    }
-}
-
-fn unfit(expected: String) -> Error {
-    Error::new(ErrorKind::Model, format!("unet: expected {expected}"))
 }
 
 #[cfg(test)]
@@ -393,6 +348,8 @@ mod tests {
     use super::*;
     use crate::engine::Residency;
     use crate::recipe::Recipe;
+    use crate::stage::conditioning::fixed;
+    use crate::stage::text_states::TextStates;
 
     /// Texts of noise: `seed` tells them apart.
     fn text(seed: u64, tokens: usize, width: usize) -> TextStates {
@@ -412,11 +369,12 @@ mod tests {
         for residency in [Residency::Keep, streamed] {
             let options = SessionOptions { residency, ..SessionOptions::new(NonZeroUsize::MIN) };
             let mut unet = Unet::open(&model, options, usize::MAX).unwrap();
+            let mut controls = Controls::default();
             let conditioning = Conditioning {
                 texts: (0..3).map(|seed| text(seed, 77, width)).collect(),
                 of_step: vec![vec![0, 1], vec![0, 1], vec![0, 2], vec![0, 2]],
             };
-            let mut predictor = unet.predictor(conditioning, &request, Vec::new()).unwrap();
+            let mut predictor = unet.predictor(conditioning, &request, Vec::new(), &mut controls).unwrap();
             let x: Vec<f32> = (0..count).map(|at| (at as f32).cos()).collect();
             let mut fed_bytes = vec![0];
             let mut predictions: Vec<Vec<f32>> = Vec::new();

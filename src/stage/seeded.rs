@@ -3,7 +3,7 @@
 
 use std::iter::repeat_n;
 
-use super::feed::{Feed, constants, runs, timestep_shape};
+use super::feed::{Feed, constants, residual_shape, runs, timestep_shape};
 use super::text_states::TextStates;
 use crate::graph::{Dim, Port};
 use crate::guidance::embedding;
@@ -38,10 +38,15 @@ pub(crate) fn feeds(
 ) -> Result<Vec<Feed>, Error> {
     match (encoder, text) {
         (Some(encoder), _) => text_feeds(encoder, seed),
-        (None, Some(text)) if part.name() == "unet" => unet_feeds(part, manifest, text, seed),
-        (None, None) if part.name() == "unet" => unet_feeds(part, manifest, &no_text(part, seed)?, seed),
+        (None, Some(text)) if reads(part) => unet_feeds(part, manifest, text, seed),
+        (None, None) if reads(part) => unet_feeds(part, manifest, &no_text(part, seed)?, seed),
         (None, _) => vae_feeds(part, manifest, seed),
     }
+}
+
+/// Whether a component takes texts' states: a U-Net, or a control network.
+fn reads(part: &Part) -> bool {
+    part.signature().input(Role::States).is_some()
 }
 
 /// Noise in place of a text's states, which have about its variance behind their last norm.
@@ -108,6 +113,18 @@ fn unet_feeds(part: &Part, manifest: &Manifest, text: &TextStates, seed: u64) ->
             Role::Latents => {
                 let channels = fixed(1).unwrap_or(shape.channels);
                 let dims = vec![batch, channels, shape.height_cells, shape.width_cells];
+                let count = dims.iter().product();
+                (dims, noise(count, seed))
+            }
+            // An image of noise, and a steering of it.
+            Role::ControlImage => {
+                let dims =
+                    [batch, fixed(1).unwrap_or(3), size.height_px() as usize, size.width_px() as usize];
+                let noise = noise(dims.iter().product(), seed).into_iter();
+                (dims.to_vec(), noise.map(|x| (x / 4.0 + 0.5).clamp(0.0, 1.0)).collect())
+            }
+            Role::DownResidual(_) | Role::MiddleResidual => {
+                let dims = residual_shape(port, batch, shape);
                 let count = dims.iter().product();
                 (dims, noise(count, seed))
             }

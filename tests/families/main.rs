@@ -4,6 +4,7 @@
 #![cfg(feature = "engine")]
 
 mod adapters;
+mod control;
 mod dialect;
 mod golden;
 mod group;

@@ -11,7 +11,7 @@ const MAX_KERNEL: usize = 31;
 
 impl Config {
     /// Checks that a network has these numbers; messages name diffusers' keys.
-    pub(super) fn check(&self, place: &str) -> Result<(), Error> {
+    pub(in crate::architecture) fn check(&self, place: &str) -> Result<(), Error> {
         check_range(place, "block_out_channels", 1..=MAX_BLOCKS, self.levels.len())?;
         let mut widths = vec![
             ("in_channels", self.in_channels),

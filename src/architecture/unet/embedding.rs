@@ -10,7 +10,7 @@ use crate::weights::Dtype;
 const MAX_PERIOD: f64 = 10_000.0;
 
 /// The time embedding after its activation: `[1, width]`, or `[batch, width]` where something of each image is added.
-pub(super) fn time_embedding(b: &mut Builder, config: &Config) -> Value {
+pub(in crate::architecture) fn time_embedding(b: &mut Builder, config: &Config) -> Value {
     let width = config.time_embedding_dim;
     let inputs = config.levels[0].channels;
     let timestep = b.input("timestep", Dtype::F32, &[]);

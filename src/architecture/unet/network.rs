@@ -1,26 +1,41 @@
 //! The levels of a U-Net: the way down, the middle and the way up, of residual blocks and transformers.
 //! It knows how they are joined, and not what a transformer is.
 
-use super::{Config, Level, Middle};
+use super::{Config, Level, Middle, Residual};
 use crate::architecture::builder::{Builder, Conv, Value};
+use crate::weights::Dtype;
 
 /// What every block of the network needs.
-pub(super) struct Network<'a> {
-    pub(super) builder: Builder,
-    pub(super) config: &'a Config,
+pub(in crate::architecture) struct Network<'a> {
+    pub(in crate::architecture) builder: Builder,
+    pub(in crate::architecture) config: &'a Config,
     /// The time embedding after its activation.
-    pub(super) time: Value,
+    pub(in crate::architecture) time: Value,
     /// The text's states, `[batch, tokens, cross]`.
-    pub(super) text: Value,
+    pub(in crate::architecture) text: Value,
 }
 
 impl Network<'_> {
-    /// All that is between the first convolution and the last norm; as many channels come out as go in.
-    pub(super) fn levels(&mut self, mut x: Value) -> Value {
+    /// All that is between the first convolution and the last norm; as many channels come out as go in. With `is_controlled`
+    /// what a control network gives is added to what the way up takes and to the middle.
+    pub(super) fn levels(&mut self, x: Value, is_controlled: bool) -> Value {
+        let (x, mut skips) = self.way_down(x);
+        let mut x = self.middle(x);
+        if is_controlled {
+            let [down, middle] = self.config.residuals();
+            for ((skip, _), residual) in skips.iter_mut().zip(&down) {
+                *skip = self.plus(skip, residual);
+            }
+            x = self.plus(&x, &middle[0]);
+        }
+        self.way_up(x, skips)
+    }
+
+    /// The way down: what comes out, and what the way up takes from it, with its channels.
+    pub(in crate::architecture) fn way_down(&mut self, mut x: Value) -> (Value, Vec<(Value, usize)>) {
         let levels = &self.config.levels;
         let last = levels.len() - 1;
         let mut channels = levels[0].channels;
-        // What the way up takes from the way down, with its channels.
         let mut skips = vec![(x.clone(), channels)];
         for (index, level) in levels.iter().enumerate() {
             let name = format!("down_blocks.{index}");
@@ -43,17 +58,28 @@ impl Network<'_> {
                 skips.push((x.clone(), channels));
             }
         }
+        (x, skips)
+    }
 
+    /// What is between the way down and the way up.
+    pub(in crate::architecture) fn middle(&mut self, mut x: Value) -> Value {
+        let last = self.config.levels.len() - 1;
+        let channels = self.config.levels[last].channels;
         if self.config.middle != Middle::Absent {
             x = self.residual(&x, "mid_block.resnets.0", channels, channels);
         }
         if let Middle::Transformer(blocks) = self.config.middle {
             // Where the other transformers of a level look only at the text, this one does not.
-            let level = Level { only_cross_attention: false, ..levels[last].clone() };
+            let level = Level { only_cross_attention: false, ..self.config.levels[last].clone() };
             x = self.transformer(&x, "mid_block.attentions.0", &level, blocks);
             x = self.residual(&x, "mid_block.resnets.1", channels, channels);
         }
+        x
+    }
 
+    fn way_up(&mut self, mut x: Value, mut skips: Vec<(Value, usize)>) -> Value {
+        let levels = &self.config.levels;
+        let mut channels = levels[levels.len() - 1].channels;
         for (index, level) in levels.iter().rev().enumerate() {
             let name = format!("up_blocks.{index}");
             let own = skips.split_off(skips.len() - (level.layers + 1));
@@ -81,6 +107,11 @@ impl Network<'_> {
             }
         }
         x
+    }
+
+    fn plus(&mut self, x: &Value, residual: &Residual) -> Value {
+        let added = self.builder.input(&residual.name, Dtype::F32, &residual.dims);
+        self.builder.add(x, &added)
     }
 
     /// diffusers' `ResnetBlock2D`.

@@ -1,0 +1,306 @@
+//! Control networks: what they make of a control image, added up for the U-Net. They know how much each counts, and nothing of
+//! predictions.
+
+use std::iter::repeat;
+
+use super::component::{Component, Lease};
+use super::conditioning::{Conditioning, of_texts, of_views};
+use super::feed::{Feed, residual_shape, timestep_shape};
+use super::start::planes;
+use super::trial;
+use crate::Error;
+use crate::control::Steering;
+use crate::engine::{NamedTensor, Placement, SessionOptions, Value};
+use crate::graph::Port;
+use crate::guidance::View;
+use crate::model::Model;
+use crate::request::Request;
+use crate::signature::{Role, Signature};
+use crate::tensor::LatentShape;
+
+/// The control networks of a model.
+#[derive(Default)]
+pub(crate) struct Controls(Vec<Network>);
+
+struct Network {
+    component: Component,
+    signature: Signature,
+    /// What it gives, in order, the middle's last.
+    outputs: Vec<String>,
+    pools: bool,
+}
+
+impl Controls {
+    pub(crate) fn open(
+        model: &Model,
+        options: impl Fn(&'static str) -> SessionOptions,
+    ) -> Result<Self, Error> {
+        let networks = model.controls().iter().map(|control| {
+            let part = control.part();
+            let options = options(part.name());
+            let trial = trial::of(model, part, &options);
+            let signature = part.signature().clone();
+            let named = signature.outputs.iter().map(|binding| (binding.role, binding.port.name.clone()));
+            let outputs = residuals(named);
+            let component = Component::open(part, options, trial)?;
+            Ok(Network { component, signature, outputs, pools: control.pools() })
+        });
+        networks.collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Ends reduced memory.
+    pub(crate) fn use_planned_memory(&mut self) {
+        self.0.iter_mut().for_each(|network| network.component.use_planned_memory());
+    }
+
+    /// Where they run, once they were needed.
+    pub(crate) fn placements(&self) -> impl Iterator<Item = &Placement> {
+        self.0.iter().filter_map(|network| network.component.placement())
+    }
+
+    /// What they do in a run of a U-Net that takes what they give.
+    pub(crate) fn steer<'a>(
+        &'a mut self,
+        unet: &Signature,
+        request: &Request,
+    ) -> Result<Option<Steered<'a>>, Error> {
+        if self.0.is_empty() {
+            return Ok(None);
+        }
+        let named = unet.inputs.iter().map(|binding| (binding.role, binding.port.clone()));
+        let ports = residuals(named);
+        let shape = request.shape;
+        let lens =
+            ports.iter().map(|port| residual_shape(port, 1, shape).iter().product()).collect::<Vec<usize>>();
+        let steps = request.steps();
+        let mut uses = Vec::new();
+        for control in &request.controls {
+            let steering = control.steering;
+            let pools = self.0[control.network].pools;
+            let active: Vec<bool> = (0..steps).map(|step| steering.is_active(step, steps)).collect();
+            if active.contains(&true) {
+                // -1..=1 to 0..=1; all bytes come back exactly.
+                let image =
+                    planes(control.image.get()?, |_, _| true).iter().map(|x| (x + 1.0) / 2.0).collect();
+                let factors = steering.factors(lens.len(), pools);
+                uses.push(Use { network: control.network, steering, pools, active, image, factors });
+            }
+        }
+        let networks = self.0.iter_mut();
+        let networks = networks.map(|network| Leased {
+            component: network.component.lease(),
+            signature: &network.signature,
+            outputs: &network.outputs,
+        });
+        Ok(Some(Steered {
+            networks: networks.collect(),
+            uses,
+            ports,
+            lens,
+            shape,
+            sums: Vec::new(),
+            given: Vec::new(),
+            calls: 0,
+        }))
+    }
+}
+
+/// The control networks in one run.
+pub(crate) struct Steered<'a> {
+    networks: Vec<Leased<'a>>,
+    /// One for each control image that counts in some step.
+    uses: Vec<Use>,
+    /// The U-Net's inputs for residuals.
+    ports: Vec<Port>,
+    /// How long each residual is for one image.
+    lens: Vec<usize>,
+    shape: LatentShape,
+    /// Per number of images, what the U-Net is fed, and whether it is not zeros.
+    sums: Vec<(usize, Vec<Feed>, bool)>,
+    /// What a network gave last.
+    given: Vec<Vec<f32>>,
+    /// How often networks were run.
+    calls: usize,
+}
+
+struct Leased<'a> {
+    component: Lease<'a>,
+    signature: &'a Signature,
+    outputs: &'a [String],
+}
+
+struct Use {
+    network: usize,
+    steering: Steering,
+    pools: bool,
+    /// Per step.
+    active: Vec<bool>,
+    /// `[3, height, width]` in 0..=1.
+    image: Vec<f32>,
+    factors: Vec<f64>,
+}
+
+/// What the networks are fed beside a call of the U-Net: per use, for the images of its batch that it steers.
+pub(super) struct ControlCall(Vec<Fed>);
+
+struct Fed {
+    /// Where they are in the batch.
+    images: Vec<usize>,
+    latents: Feed,
+    timestep: Feed,
+    /// As in a call of the U-Net; the texts first.
+    constants: Vec<(String, Value)>,
+}
+
+impl Steered<'_> {
+    /// For a call of the U-Net with these predictions, which read these texts.
+    pub(super) fn call(
+        &self,
+        conditioning: &Conditioning,
+        request: &Request,
+        views: &[View],
+        texts: &[usize],
+    ) -> Result<ControlCall, Error> {
+        let size = request.size;
+        let fed = self.uses.iter().map(|one| {
+            let signature = self.networks[one.network].signature;
+            let is_steered = |&at: &usize| one.steering.steers(views[at], one.pools);
+            let images: Vec<usize> = (0..views.len()).filter(is_steered).collect();
+            let batch = images.len();
+            let port = |role| signature.input(role).expect("no signature without it");
+            let LatentShape { channels, height_cells, width_cells } = self.shape;
+            let timestep = port(Role::Timestep);
+            let mut constants = Vec::new();
+            if batch > 0 {
+                let texts: Vec<usize> = images.iter().map(|&at| texts[at]).collect();
+                let views: Vec<View> = images.iter().map(|&at| views[at]).collect();
+                constants = of_texts(signature, conditioning, &texts)?;
+                for feed in of_views(signature, request, &views)? {
+                    constants.push(feed.into_value()?);
+                }
+                let dims = [batch, 3, size.height_px() as usize, size.width_px() as usize];
+                let pixels = repeat(&one.image).take(batch).flatten().map(|&x| f64::from(x));
+                constants.push(Feed::of(port(Role::ControlImage), &dims, pixels)?.into_value()?);
+            }
+            let dims = [batch, channels, height_cells, width_cells];
+            Ok(Fed {
+                latents: Feed::zeros(port(Role::Latents), &dims)?,
+                timestep: Feed::zeros(timestep, &timestep_shape(timestep, batch))?,
+                images,
+                constants,
+            })
+        });
+        fed.collect::<Result<_, _>>().map(ControlCall)
+    }
+
+    /// Runs the networks that count in this step, and adds up what they give for a call of the U-Net of so many images. The
+    /// latents `x` are fed times `scale`.
+    pub(super) fn run(
+        &mut self,
+        call: &mut ControlCall,
+        step: usize,
+        batch: usize,
+        x: &[f32],
+        scale: f64,
+        timestep: f64,
+    ) -> Result<(), Error> {
+        let place = self.place(batch)?;
+        let (_, sums, is_set) = &mut self.sums[place];
+        if std::mem::take(is_set) {
+            sums.iter_mut().for_each(Feed::clear);
+        }
+        for (one, fed) in self.uses.iter().zip(&mut call.0) {
+            if !one.active[step] || fed.images.is_empty() {
+                continue;
+            }
+            let steered = fed.images.len();
+            let latents = repeat(x).take(steered).flatten().map(|&x| f64::from(x) * scale);
+            fed.latents.fill(latents);
+            fed.timestep.fill(repeat(timestep));
+            self.given.resize(self.lens.len(), Vec::new());
+            for (given, len) in self.given.iter_mut().zip(&self.lens) {
+                given.resize(steered * len, 0.0);
+            }
+            let network = &mut self.networks[one.network];
+            let mut inputs = [fed.latents.tensor_mut(), fed.timestep.tensor_mut()];
+            let names = network.outputs;
+            let given = &mut self.given;
+            network.component.run(|session| {
+                let outputs = names.iter().zip(given.iter_mut());
+                let mut outputs: Vec<(&str, &mut [f32])> =
+                    outputs.map(|(name, given)| (name.as_str(), &mut given[..])).collect();
+                session.run_owned(&fed.constants, &mut inputs, &mut outputs)
+            })?;
+            self.calls += 1;
+            *is_set = true;
+            for (index, (sum, given)) in sums.iter_mut().zip(&self.given).enumerate() {
+                let len = self.lens[index];
+                for (from, &to) in given.chunks_exact(len).zip(&fed.images) {
+                    sum.add(to * len, from, one.factors[index]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the U-Net is fed for a batch of so many images, after [`Steered::run`].
+    pub(super) fn sums_mut(&mut self, batch: usize) -> impl Iterator<Item = &mut NamedTensor> {
+        let sums = self.sums.iter_mut().find(|(images, ..)| *images == batch);
+        sums.into_iter().flat_map(|(_, sums, _)| sums).map(Feed::tensor_mut)
+    }
+
+    /// Tells the networks of these texts, one per image of the batch, where they were told of others before.
+    pub(super) fn read(
+        &self,
+        call: &mut ControlCall,
+        conditioning: &Conditioning,
+        texts: &[usize],
+    ) -> Result<(), Error> {
+        for (one, fed) in self.uses.iter().zip(&mut call.0) {
+            if !fed.images.is_empty() {
+                let texts: Vec<usize> = fed.images.iter().map(|&at| texts[at]).collect();
+                let values = of_texts(self.networks[one.network].signature, conditioning, &texts)?;
+                fed.constants.splice(..values.len(), values);
+            }
+        }
+        Ok(())
+    }
+
+    /// How often networks were run.
+    pub(super) fn calls(&self) -> usize {
+        self.calls
+    }
+
+    pub(super) fn reduce_memory(&mut self) -> bool {
+        // All of them.
+        self.networks
+            .iter_mut()
+            .fold(false, |is_changed, network| network.component.reduce_memory() | is_changed)
+    }
+
+    pub(super) fn release_pages(&self) {
+        self.networks.iter().for_each(|network| network.component.release_pages());
+    }
+
+    fn place(&mut self, batch: usize) -> Result<usize, Error> {
+        if let Some(place) = self.sums.iter().position(|(images, ..)| *images == batch) {
+            return Ok(place);
+        }
+        let sums = self.ports.iter().map(|port| Feed::zeros(port, &residual_shape(port, batch, self.shape)));
+        self.sums.push((batch, sums.collect::<Result<_, _>>()?, false));
+        Ok(self.sums.len() - 1)
+    }
+}
+
+/// What is known of residuals, in their order, the middle's last.
+fn residuals<T: Clone>(bindings: impl Iterator<Item = (Role, T)>) -> Vec<T> {
+    let mut found: Vec<(usize, T)> = bindings
+        .filter_map(|(role, what)| match role {
+            Role::DownResidual(number) => Some((number, what)),
+            Role::MiddleResidual => Some((usize::MAX, what)),
+            _ => None,
+        })
+        .collect();
+    found.sort_by_key(|(number, _)| *number);
+    found.into_iter().map(|(_, what)| what).collect()
+}
