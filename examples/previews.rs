@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     while !run.is_done() {
         let progress = run.step()?;
         // One pixel a cell; nothing for a model whose latents are of an unknown kind.
-        if let Some(preview) = run.preview() {
+        if let Some(preview) = run.preview()? {
             let preview = resize(&preview, size.width_px(), size.height_px(), FilterType::CatmullRom);
             preview.save(format!("preview-{}.png", progress.done))?;
         }

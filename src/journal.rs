@@ -164,7 +164,11 @@ fn problem(kind: ErrorKind, folder: &Path, problem: &str) -> Error {
 }
 
 fn damaged(folder: &Path, name: &str) -> Error {
-    problem(ErrorKind::Input, &folder.join(name), "expected a whole file, got one that is damaged or cut off")
+    problem(
+        ErrorKind::Input,
+        &folder.join(name),
+        "expected a complete file, got one that is damaged or truncated",
+    )
 }
 
 /// Replaces a file as a whole, also where the power is lost meanwhile.

@@ -42,7 +42,7 @@
 //! let mut run = pipeline.begin(&request)?;
 //! let progress = run.step()?;
 //! assert_eq!((progress.done, progress.steps), (1, 3));
-//! let preview = run.preview().expect("a model with preview factors");
+//! let preview = run.preview()?.expect("a model with preview factors");
 //! assert_eq!(preview.dimensions(), (4, 4)); // one pixel per latent cell
 //! let snapshot = run.snapshot()?;
 //! cancel.cancel(); // from any thread

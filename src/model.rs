@@ -10,6 +10,7 @@ mod files;
 mod folder;
 mod network;
 mod onnx;
+mod preview;
 mod replacement;
 mod single_file;
 mod traits;
@@ -29,6 +30,7 @@ pub(crate) use self::bundle::{check_file, check_files, hex};
 pub use self::control::ControlNet;
 pub(crate) use self::control::ControlPart;
 pub(crate) use self::files::ModelFiles;
+pub(crate) use self::preview::{NAME as PREVIEW_DECODER, PreviewDecoder};
 pub use self::replacement::Overrides;
 use self::replacement::Replacements;
 use crate::adapter::Component;
@@ -65,6 +67,8 @@ pub struct Model {
     vae_encoder: Option<Part>,
     /// What steers the U-Net.
     controls: Vec<ControlPart>,
+    /// Of previews; no part of what is packed, compared or adapted.
+    preview_decoder: Option<PreviewDecoder>,
     /// Of a bundle.
     contents: Option<Contents>,
     /// What is to be said of its files, a line each.
@@ -295,6 +299,7 @@ impl Model {
             vae_decoder,
             vae_encoder,
             controls: Vec::new(),
+            preview_decoder: None,
             contents: None,
             notes: Vec::new(),
             additions: Additions::default(),
@@ -374,6 +379,28 @@ impl Model {
         }
         self.additions = Additions { clip_skip: Some(clip_skip), ..self.additions.renewed() };
         Ok(())
+    }
+
+    /// Has previews of runs ([`Run::preview`](crate::run::Run::preview)) decoded by a tiny autoencoder's decoder (TAESD): a diffusers
+    /// folder of an `AutoencoderTiny`, its file alone, or `taesd_decoder.safetensors`. Finished images are decoded by the VAE as
+    /// before. A plan counts it; it runs on the CPU.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] for a file that is not of a tiny autoencoder, and one of other latents than the model's VAE has.
+    pub fn decode_previews_by(&mut self, path: &Path) -> Result<(), Error> {
+        let opened = PreviewDecoder::open(path, &self.manifest.latents);
+        self.preview_decoder = Some(opened.map_err(|error| error.in_file(path))?);
+        Ok(())
+    }
+
+    /// Whether there are previews of its runs.
+    pub fn has_previews(&self) -> bool {
+        self.preview_decoder.is_some() || self.manifest.preview.is_some()
+    }
+
+    /// The decoder of previews, if there is one.
+    pub(crate) fn preview_decoder(&self) -> Option<&PreviewDecoder> {
+        self.preview_decoder.as_ref()
     }
 
     /// Makes the graphs of this model take images of one size alone, one at a time, and prompts of one length: some providers

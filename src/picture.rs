@@ -24,7 +24,7 @@ use image::{DynamicImage, GrayImage, ImageBuffer, Pixel, RgbImage, RgbaImage};
 use sha2::{Digest, Sha256};
 
 use self::data::Data;
-use self::decode::Want;
+use self::decode::{Eighths, Want};
 pub use self::encode::{OutputFormat, RecipeText, encode, encode_with_alpha};
 pub(crate) use self::fitted::{Fitted, fit};
 use self::header::{Header, Problem};
@@ -32,7 +32,7 @@ pub(crate) use self::mask::{MaskEdit, Region};
 pub use self::metadata::Texts;
 pub use self::placement::{Extend, Resize};
 pub(crate) use self::placement::{Placement, Rect};
-use self::scale::{Canvas, Part, Window};
+use self::scale::{Canvas, Window};
 use crate::{Error, ErrorKind};
 
 /// The longest file that is read from a pipe, by way of a temporary file.
@@ -162,13 +162,13 @@ impl ImageFile {
     /// As [`ImageFile::decode`].
     pub fn decode_with_alpha(&self) -> Result<RgbaImage, Error> {
         let (width, height) = self.dimensions();
-        Ok(self.decode_as(self.whole(), width, height, Want::ColorAlpha)?.0)
+        Ok(self.decode_as(self.whole(), width, height, Want::ColorAlpha, Eighths::ALL)?.0)
     }
 
     /// How many bytes [`ImageFile::decode_with_alpha`] takes at most, the result included.
     pub fn decode_with_alpha_bytes(&self) -> u64 {
         let (width, height) = self.dimensions();
-        self.decode_bytes(self.whole(), width, height, Want::ColorAlpha)
+        self.decode_bytes(self.whole(), width, height, Want::ColorAlpha, Eighths::ALL)
     }
 
     /// The image as [`ImageFile::decode`] gives it, scaled to a size in pixels, neither side of which is 0: stretched where
@@ -177,12 +177,12 @@ impl ImageFile {
     /// # Errors
     /// As [`ImageFile::decode`].
     pub fn decode_to(&self, width: u32, height: u32) -> Result<RgbImage, Error> {
-        Ok(self.decode_as(self.whole(), width, height, Want::Color)?.0)
+        Ok(self.decode_as(self.whole(), width, height, Want::Color, Eighths::ALL)?.0)
     }
 
     /// How many bytes [`ImageFile::decode_to`] takes at most, the result included.
     pub fn decode_to_bytes(&self, width: u32, height: u32) -> u64 {
-        self.decode_bytes(self.whole(), width, height, Want::Color)
+        self.decode_bytes(self.whole(), width, height, Want::Color, Eighths::ALL)
     }
 
     /// The image as a mask, at its own size, in shades of grey; where any pixel is transparent the colours are not used,
@@ -192,7 +192,7 @@ impl ImageFile {
     /// As [`ImageFile::decode`].
     pub fn decode_mask(&self) -> Result<GrayImage, Error> {
         let (width, height) = self.dimensions();
-        Ok(self.decode_as(self.whole(), width, height, Want::Mask)?.0)
+        Ok(self.decode_as(self.whole(), width, height, Want::Mask, Eighths::ALL)?.0)
     }
 
     /// All of the upright image.
@@ -207,6 +207,7 @@ impl ImageFile {
         width: u32,
         height: u32,
         want: Want,
+        eighths: Eighths,
     ) -> Result<(ImageBuffer<P, Vec<u8>>, bool), Error>
     where
         P: Pixel<Subpixel = u8>,
@@ -214,7 +215,7 @@ impl ImageFile {
     {
         let to = self.upright([width as usize, height as usize]);
         let windows = self.as_stored(windows);
-        let decoded = decode::decode(&mut self.lock(), &self.header, windows, to, want);
+        let decoded = decode::decode(&mut self.lock(), &self.header, windows, to, want, eighths);
         let decoded = decoded.map_err(|problem| self.located(refusal(&self.origin, problem)))?;
         let image = ImageBuffer::from_raw(to[0] as u32, to[1] as u32, decoded.pixels);
         let image: ImageBuffer<P, Vec<u8>> = image.expect("as many pixels as the size says");
@@ -227,11 +228,18 @@ impl ImageFile {
     }
 
     /// What [`ImageFile::decode_as`] takes at most, in bytes, the result included.
-    fn decode_bytes(&self, windows: [Window; 2], width: u32, height: u32, want: Want) -> u64 {
-        let Header { stored, decoder_bytes, in_order, orientation, .. } = *self.header;
+    fn decode_bytes(
+        &self,
+        windows: [Window; 2],
+        width: u32,
+        height: u32,
+        want: Want,
+        eighths: Eighths,
+    ) -> u64 {
+        let Header { stored, in_order, orientation, .. } = *self.header;
         let to = self.upright([width as usize, height as usize]);
         let channels = want.channels(&self.header);
-        let part = Part { of: stored, windows: self.as_stored(windows) };
+        let part = eighths.part(stored, self.as_stored(windows));
         let canvas = Canvas::bytes(channels, part, to, in_order);
         // Two channels of a mask become one, and grey becomes three; what is turned is copied.
         let wanted = match want {
@@ -241,7 +249,13 @@ impl ImageFile {
         };
         let result = (to[0] * to[1] * wanted) as u64;
         let copies = u64::from(channels != wanted) + u64::from(orientation != Orientation::NoTransforms);
-        decoder_bytes + canvas + copies * result
+        eighths.decoder_bytes(&self.header) + canvas + copies * result
+    }
+
+    /// At how many eighths of its size it can be decoded for a part at a size.
+    fn eighths(&self, windows: [Window; 2], width: u32, height: u32) -> Eighths {
+        let to = self.upright([width as usize, height as usize]);
+        Eighths::least(&self.header, self.as_stored(windows), to)
     }
 
     /// A size before the orientation is applied, or after.
@@ -396,6 +410,69 @@ mod tests {
     fn stretched(file: ImageFile, width: u32, height: u32) -> Fitted<Rgb<u8>> {
         let place = Placement::new(file.dimensions(), (width, height), Resize::Stretch);
         Fitted::init(file.into(), place)
+    }
+
+    /// JPEG at few eighths of their size, for parts of any size and turned: as the whole ones but for a few levels, in what is
+    /// counted for them; what cannot be reduced stays as it is.
+    #[test]
+    fn reduced_jpegs_are_like_whole_ones() {
+        let mut state = 7u64;
+        let mut below = |count: u32| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) as u32 % count
+        };
+        let mut reduced_ones = 0;
+        for row in 0..24 {
+            let (width, height) = (250 + below(500), 250 + below(500));
+            let turns = f64::from(2 + below(5));
+            let value = |x: u32, y: u32, phase: f64| {
+                let wave = |at: u32, side: u32| (turns * f64::from(at) / f64::from(side) + phase).sin();
+                (128.0 + 60.0 * wave(x, width) + 60.0 * wave(y, height)) as u8
+            };
+            let image = RgbImage::from_fn(width, height, |x, y| {
+                Rgb([value(x, y, 0.0), value(x, y, 1.0), value(x, y, 2.0)])
+            });
+            let image = if row % 4 == 3 {
+                DynamicImage::ImageLuma8(DynamicImage::from(image).to_luma8())
+            } else {
+                image.into()
+            };
+            let bytes = file(&image, ImageFormat::Jpeg);
+            let to = (16 + below(200), 16 + below(200));
+            let resize = [Resize::Stretch, Resize::Crop, Resize::Pad][below(3) as usize];
+            let fitted = || {
+                let file = ImageFile::from_bytes("x", bytes.clone()).unwrap();
+                let place = Placement::new(file.dimensions(), to, resize);
+                let fitted: Fitted<Rgb<u8>> = Fitted::init(file.into(), place);
+                fitted
+            };
+            let (whole, reduced) = (fitted(), fitted());
+            reduced.reduce();
+            assert_eq!(whole.load().unwrap(), [""; 0]);
+            let notes = fitted().bytes(Some(true));
+            let is_less = notes.0 < fitted().bytes(Some(false)).0;
+            let said = reduced.load().unwrap();
+            assert_eq!(
+                said.len(),
+                usize::from(said.iter().any(|note| note.contains(" of its size, because ")))
+            );
+            assert!(!is_less || said.len() == 1, "{width}x{height} to {to:?}");
+            reduced_ones += said.len();
+            let (whole, reduced) = (whole.get().unwrap(), reduced.get().unwrap());
+            let off = whole.iter().zip(reduced.iter()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+            assert!(off <= 12, "{width}x{height} to {to:?}, {resize:?}: {off} levels off");
+            assert!(said.len() == 1 || off == 0);
+        }
+        assert!(reduced_ones >= 8, "{reduced_ones}");
+        // A small one, and one that is not made smaller.
+        for (side, to) in [(200, 16), (512, 512)] {
+            let image = RgbImage::from_pixel(side, side, Rgb([9, 99, 199]));
+            let file = ImageFile::from_bytes("x", file(&image.into(), ImageFormat::Jpeg)).unwrap();
+            let fitted = stretched(file, to, to);
+            assert_eq!(fitted.bytes(Some(true)), fitted.bytes(Some(false)));
+            fitted.reduce();
+            assert_eq!(fitted.load().unwrap(), [""; 0]);
+        }
     }
 
     #[track_caller]
@@ -606,7 +683,8 @@ mod tests {
             let (width, height) = (whole.width() - 4, whole.height() - 3);
             let window = |start: u32, length: u32| Window { start: start.into(), length: length.into() };
             let windows = [window(1, width), window(2, height)];
-            let (part, _) = file.decode_as::<Rgb<u8>>(windows, width, height, Want::Color).unwrap();
+            let (part, _) =
+                file.decode_as::<Rgb<u8>>(windows, width, height, Want::Color, Eighths::ALL).unwrap();
             assert_eq!(part, imageops::crop_imm(&whole, 1, 2, width, height).to_image(), "{orientation}");
         }
     }

@@ -10,13 +10,13 @@ use image::RgbImage;
 use crate::engine::{Cancel, Placement, SessionOptions};
 use crate::manifest::Manifest;
 use crate::memory::{Held, Memory, Readings};
-use crate::model::{Additions, Model, ModelFiles};
+use crate::model::{Additions, Model, ModelFiles, PREVIEW_DECODER};
 use crate::plan::{self, Plan};
 use crate::prompt::Text;
 use crate::recipe::Recipe;
 use crate::request::{Request, Texts};
 pub use crate::run::{Output, Progress, Run, Times};
-use crate::run::{Stages, stopped};
+use crate::run::{Preview, Stages, stopped};
 use crate::stage::conditioning::Conditioning;
 use crate::stage::control::Controls;
 use crate::stage::enlarge::enlarged;
@@ -53,6 +53,7 @@ pub struct Pipeline {
     controls: Controls,
     vae_encoder: Option<VaeEncoder>,
     vae_decoder: VaeDecoder,
+    preview_decoder: Option<VaeDecoder>,
     tiles: Tiles,
     plan: Option<Plan>,
     /// Whether there is memory pressure.
@@ -66,6 +67,7 @@ pub struct Pipeline {
 struct Tiles {
     encoder: Option<Tile>,
     decoder: Option<Tile>,
+    preview: Option<Tile>,
 }
 
 /// How a pipeline runs.
@@ -109,7 +111,12 @@ impl Pipeline {
             controls: Controls::open(model, session)?,
             vae_encoder: VaeEncoder::of(model, session("vae_encoder")),
             vae_decoder: VaeDecoder::open(model, session("vae_decoder"))?,
-            tiles: Tiles { encoder: tile("vae_encoder"), decoder: tile("vae_decoder") },
+            preview_decoder: VaeDecoder::of_previews(model, session(PREVIEW_DECODER)),
+            tiles: Tiles {
+                encoder: tile("vae_encoder"),
+                decoder: tile("vae_decoder"),
+                preview: tile(PREVIEW_DECODER),
+            },
             plan: plan.clone(),
             manifest: model.manifest().clone(),
             files: model.files(),
@@ -246,7 +253,10 @@ impl Pipeline {
             prediction: self.manifest.prediction,
             vae_decoder: &mut self.vae_decoder,
             tile: self.tiles.decoder,
-            preview: self.manifest.preview.as_ref(),
+            preview: match &mut self.preview_decoder {
+                Some(decoder) => Preview::Decoder { decoder, tile: self.tiles.preview },
+                None => Preview::Factors(self.manifest.preview.as_ref()),
+            },
             files: &self.files,
             additions: &self.additions,
             held,
@@ -344,6 +354,7 @@ impl Pipeline {
         self.controls.use_planned_memory();
         self.vae_encoder.iter_mut().for_each(VaeEncoder::use_planned_memory);
         self.vae_decoder.use_planned_memory();
+        self.preview_decoder.iter_mut().for_each(VaeDecoder::use_planned_memory);
         Held::to(self.plan.as_ref().and_then(Plan::promised_bytes), self.readings)
     }
 

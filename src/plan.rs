@@ -21,7 +21,7 @@ use crate::graph::{
     Dialect, Dim, Graph, Port, Segment, SegmentBytes, least_resident_bytes, pinned, resident_bytes,
 };
 use crate::memory::{self, Memory};
-use crate::model::{Model, Part};
+use crate::model::{Model, PREVIEW_DECODER, Part, PreviewDecoder};
 use crate::request::Request;
 use crate::signature::{Binding, Role};
 use crate::stage::feed::{residual_shape, timestep_shape};
@@ -336,28 +336,36 @@ impl Plan {
         request.check_model(model.manifest())?;
         expect_cpu(model, &options.providers)?;
         let reading = Reading::of(model, request)?;
-        let candidates =
-            Planner { threads: options.threads.get(), dialect: options.dialect.unwrap_or(Dialect::Cpu) }
-                .candidates(model, request, &reading)?;
+        let dialect = options.dialect.unwrap_or(Dialect::Cpu);
+        let planner = Planner { threads: options.threads.get(), dialect };
+        let candidates = planner.candidates(model, request, &reading)?;
+        let previews = planner.previews(model, request)?;
         let resident_bytes = resident_bytes();
         let described =
             candidates.iter().map(|(_, candidates)| candidates[0].description_bytes).max().unwrap_or(0);
-        let (images_peak_bytes, images_kept_bytes) = request.image_bytes();
+        let sessions = candidates.len() + model.controls().len() + previews.len().min(1);
+        let limit_bytes = budget.within_limits(options.threads.get(), sessions);
+        // The image matters more than its last bits.
+        if resident_bytes + request.image_bytes(None).0 > limit_bytes {
+            request.reduce_images();
+        }
+        let (images_peak_bytes, images_kept_bytes) = request.image_bytes(None);
         let images_peak_bytes = resident_bytes + images_peak_bytes;
+        let least_images_bytes = resident_bytes + request.image_bytes(Some(true)).0;
         let base_bytes = resident_bytes
             + images_kept_bytes
             + OVERHEAD_BYTES
-            + THREAD_BYTES * (options.threads.get() + candidates.len()) as u64
+            + THREAD_BYTES * (options.threads.get() + sessions) as u64
             + model.text_encoders().iter().map(|part| part.vocabulary_bytes() as u64).sum::<u64>()
                 * TOKENIZER_PART
             + described / COPIES_PART;
         let (names, candidates): (Vec<&'static str>, Vec<Vec<Candidate>>) = candidates.into_iter().unzip();
-        let least_bytes = (base_bytes + least(&candidates)).max(images_peak_bytes) + VARIATION_BYTES;
-        let sessions = names.len() + model.controls().len();
-        let limit_bytes = budget.within_limits(options.threads.get(), sessions);
+        let least_preview_bytes = previews.iter().map(preview_bytes).min().unwrap_or(0);
+        let least_bytes = base_bytes + least_preview_bytes + least(&candidates);
+        let least_bytes = least_bytes.max(least_images_bytes) + VARIATION_BYTES;
         let room = limit_bytes.saturating_sub(base_bytes);
-        let choice = choose(candidates, room).filter(|_| images_peak_bytes <= limit_bytes);
-        let Some(Choice { candidates, kept_peaks }) = choice else {
+        let choice = choose_beside(&previews, candidates, room).filter(|_| images_peak_bytes <= limit_bytes);
+        let Some((preview, Choice { candidates, kept_peaks })) = choice else {
             let error = Error::new(
                 ErrorKind::Memory,
                 format!(
@@ -373,6 +381,8 @@ impl Plan {
                 error
             });
         };
+        let base_bytes = base_bytes + preview.as_ref().map_or(0, preview_bytes);
+        let is_kept = kept_peaks.is_some();
         // Control networks are stages of their own, whose memory is counted with the U-Net's.
         let beside: Vec<&'static str> =
             model.controls().iter().map(|control| control.part().name()).collect();
@@ -380,7 +390,7 @@ impl Plan {
             let names = std::iter::once(name).chain(beside.iter().copied());
             names.zip(candidate.all()).map(move |(name, one)| (name, one, candidate))
         });
-        let stages: Vec<Stage> = open
+        let mut stages: Vec<Stage> = open
             .enumerate()
             .map(|(index, (stage, candidate, group))| {
                 let (residency, pool_bytes, bytes) = match &kept_peaks {
@@ -405,6 +415,21 @@ impl Plan {
             })
             .collect();
         let peak_bytes = stages.iter().map(|stage| stage.peak_bytes).max().unwrap_or(base_bytes);
+        // It runs between the steps, beside the U-Net.
+        stages.extend(preview.map(|candidate| Stage {
+            stage: PREVIEW_DECODER,
+            residency: "per stage",
+            batch: 1,
+            tile_cells: candidate.tile.map(Tile::side_cells),
+            weights_bytes: candidate.weights_bytes + candidate.repacked_bytes,
+            activations_bytes: candidate.computed_bytes(),
+            peak_bytes,
+            multiplications: candidate.operations,
+            how: How {
+                residency: Residency::PerStage,
+                pool_bytes: (!is_kept).then_some(candidate.pool_bytes() as usize),
+            },
+        }));
         let peak_bytes = peak_bytes.max(images_peak_bytes);
         let images_peak_bytes = (images_kept_bytes > 0).then_some(images_peak_bytes);
         let (is_promise, extent) = (budget.is_stated, Extent::of(request));
@@ -432,6 +457,13 @@ impl Plan {
             let message = format!("plan: expected one made for {got}, got one made for {name}");
             return Err(
                 Error::new(ErrorKind::Usage, message).help("make a plan with the model that is opened")
+            );
+        }
+        let is_planned = self.stages.iter().any(|stage| stage.stage == PREVIEW_DECODER);
+        if model.preview_decoder().is_some() && !is_planned {
+            let message = "plan: expected one with the model's decoder of previews, got one without";
+            return Err(
+                Error::new(ErrorKind::Usage, message).help("name the decoder before the plan is made")
             );
         }
         let got = adapters_bytes(model);
@@ -547,6 +579,27 @@ impl Plan {
 /// How much private memory all that was added to a model takes.
 fn adapters_bytes(model: &Model) -> usize {
     model.parts().filter_map(Part::added_cost).map(|cost| cost.bytes).sum()
+}
+
+/// What the decoder of previews takes, which is counted beside every stage: the pool may keep more than it uses.
+fn preview_bytes(candidate: &Candidate) -> u64 {
+    candidate.bytes() + candidate.activations_bytes / POOL_KEEPS_PART
+}
+
+/// The stages' choice beside the first way to decode previews that leaves them room; of no ways, beside nothing.
+fn choose_beside(
+    previews: &[Candidate],
+    stages: Vec<Vec<Candidate>>,
+    room: u64,
+) -> Option<(Option<Candidate>, Choice)> {
+    if previews.is_empty() {
+        return choose(stages, room).map(|choice| (None, choice));
+    }
+    let beside = |preview: &Candidate| {
+        let room = room.checked_sub(preview_bytes(preview))?;
+        choose(stages.clone(), room).map(|choice| (Some(preview.clone()), choice))
+    };
+    previews.iter().find_map(beside)
 }
 
 /// How all stages are run.
@@ -722,6 +775,19 @@ impl Planner {
         whole.for_each(|candidate| candidate.own_bytes += picture_bytes(size));
         stages.push((decoder.name(), candidates));
         Ok(stages)
+    }
+
+    /// The ways to decode previews, the fastest first: whole and in tiles, with all weights, which are few.
+    fn previews(&self, model: &Model, request: &Request) -> Result<Vec<Candidate>, Error> {
+        let Some(PreviewDecoder { part, .. }) = model.preview_decoder() else { return Ok(Vec::new()) };
+        let mut candidates = self.in_tiles(part, request.size(), request.shape(), Halves::of_decoder)?;
+        candidates.retain(|candidate| candidate.residency == Residency::PerStage);
+        // What tiles are joined to is the image; and its pixels.
+        for candidate in &mut candidates {
+            let planes = if candidate.tile.is_none() { picture_bytes(request.size()) } else { 0 };
+            candidate.own_bytes += planes + picture_bytes(request.size()) / 4;
+        }
+        Ok(candidates)
     }
 
     /// A graph in one session, and in segments of several sizes; it is fed tensors of each of these sizes in turn.
@@ -975,6 +1041,24 @@ mod tests {
         let others = combinations(others);
         let with = |candidate| others.iter().map(move |others| [&[candidate][..], others].concat());
         first.iter().flat_map(with).collect()
+    }
+
+    /// The first way to decode previews that leaves room for the stages; without one, a plan that would fit alone is refused.
+    #[test]
+    fn previews_take_what_the_stages_leave() {
+        let previews = [candidate(100, 40), candidate(10, 8)];
+        let bytes = previews.iter().map(preview_bytes).collect::<Vec<_>>();
+        assert_eq!(bytes, [100 + 1 + 40 + 3 + 2 + 40 / 4, 10 + 1 + 8 + 3 + 2 + 8 / 4]);
+        let stages = vec![vec![candidate(30, 20)], vec![candidate(50, 5)]];
+        let alone = least(&stages);
+        let chosen =
+            |room| choose_beside(&previews, stages.clone(), room).map(|(preview, _)| preview.unwrap());
+        assert_eq!(chosen(alone + bytes[0]).unwrap(), previews[0]);
+        assert_eq!(chosen(alone + bytes[0] - 1).unwrap(), previews[1]);
+        assert_eq!(chosen(alone + bytes[1]).unwrap(), previews[1]);
+        assert!(chosen(alone + bytes[1] - 1).is_none() && choose(stages.clone(), alone).is_some());
+        let (preview, choice) = choose_beside(&[], stages.clone(), alone).unwrap();
+        assert_eq!((preview, Some(choice)), (None, choose(stages, alone)));
     }
 
     /// Against all combinations of ways: the first of those that fit is taken, which is the one with the fastest way for
@@ -1280,10 +1364,10 @@ mod tests {
             let described = stages.iter().map(|(_, stage)| stage[0].description_bytes).max().unwrap();
             assert!(described > 1000, "{described}");
             let base = |threads: u64| {
-                // What the library's code and the heap take, threads, tokenizers, copies of graphs.
+                // What the library's code and the heap take, threads with those of the sessions, tokenizers, copies of graphs.
                 RESIDENT
                     + (17 << 20)
-                    + threads * (128 << 10)
+                    + (threads + stages.len() as u64) * (128 << 10)
                     + 7 * model.text_encoders()[0].vocabulary_bytes() as u64
                     + described / 2
             };

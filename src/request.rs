@@ -441,7 +441,10 @@ impl Request {
     /// [`ErrorKind::Memory`] where decoding does not fit into the budget, before it begins; [`ErrorKind::Input`] for files
     /// that are damaged or of a kind that is not supported.
     pub fn load(&self, budget_bytes: u64) -> Result<Vec<String>, Error> {
-        expect_room(self.image_bytes().0, budget_bytes)?;
+        if expect_room(self.image_bytes(None).0, budget_bytes).is_err() {
+            self.reduce_images();
+        }
+        expect_room(self.image_bytes(None).0, budget_bytes)?;
         let mut notes = match &self.source {
             Source::Noise | Source::Hires { .. } | Source::Latents(_) => Vec::new(),
             Source::Masked { images, .. } => images.load()?,
@@ -457,16 +460,29 @@ impl Request {
         Ok(notes)
     }
 
-    /// What decoding the images that are still in files takes at most, and what of it stays, in bytes.
-    pub(crate) fn image_bytes(&self) -> (u64, u64) {
-        let own = self.source_bytes();
+    /// Has JPEG files decoded at an eighth to a half of their sizes, where that is as large as what is made of them: in less
+    /// memory, to slightly other pixels. [`Request::load`] reports it.
+    pub(crate) fn reduce_images(&self) {
+        self.controls.iter().for_each(|control| control.image.reduce());
+        match &self.source {
+            Source::Noise | Source::Hires { .. } | Source::Latents(_) => {}
+            Source::Masked { images, .. } => images.reduce(),
+            Source::Extended { earlier, .. } => earlier.reduce_images(),
+            Source::Init(init) | Source::Edited(init) | Source::Enlarged { init, .. } => init.reduce(),
+        }
+    }
+
+    /// What decoding the images that are still in files takes at most, and what of it stays, in bytes; where `is_reduced` says so,
+    /// as if they were reduced or were not.
+    pub(crate) fn image_bytes(&self, is_reduced: Option<bool>) -> (u64, u64) {
+        let own = self.source_bytes(is_reduced);
         self.controls.iter().fold(own, |(peak, kept), control| {
-            let (decoding, stays) = control.image.bytes();
+            let (decoding, stays) = control.image.bytes(is_reduced);
             (peak.max(kept + decoding), kept + stays)
         })
     }
 
-    fn source_bytes(&self) -> (u64, u64) {
+    fn source_bytes(&self, is_reduced: Option<bool>) -> (u64, u64) {
         // Images of both rounds, and the mask.
         let own = 7 * u64::from(self.size.width_px()) * u64::from(self.size.height_px());
         match &self.source {
@@ -474,12 +490,14 @@ impl Request {
             // Latents are counted with those of the run.
             Source::Hires { upscaler: HiresUpscaler::Latent, .. } => (0, 0),
             Source::Hires { upscaler: HiresUpscaler::Pixel, .. } => (own, own),
-            Source::Masked { images, .. } => images.bytes(),
+            Source::Masked { images, .. } => images.bytes(is_reduced),
             Source::Extended { earlier, .. } => {
-                let (peak, kept) = earlier.image_bytes();
+                let (peak, kept) = earlier.image_bytes(is_reduced);
                 (peak + own, kept + own)
             }
-            Source::Init(init) | Source::Edited(init) | Source::Enlarged { init, .. } => init.bytes(),
+            Source::Init(init) | Source::Edited(init) | Source::Enlarged { init, .. } => {
+                init.bytes(is_reduced)
+            }
         }
     }
 

@@ -71,10 +71,18 @@ pub struct Run<'a> {
     done: usize,
     /// Whether a step failed, and left what the sampler knows as it was in the middle of it.
     is_broken: bool,
-    preview: Option<&'a PreviewFactors>,
+    preview: Preview<'a>,
     files: &'a ModelFiles,
     additions: &'a Additions,
     times: Times,
+}
+
+/// What draws previews.
+pub(crate) enum Preview<'a> {
+    /// A linear map of the latents, where the model has one.
+    Factors(Option<&'a PreviewFactors>),
+    /// A tiny autoencoder, in tiles of a size where one is given.
+    Decoder { decoder: &'a mut VaeDecoder, tile: Option<Tile> },
 }
 
 /// How far a run has come.
@@ -135,7 +143,7 @@ pub(crate) struct Stages<'a> {
     pub(crate) vae_decoder: &'a mut VaeDecoder,
     /// Of what is decoded.
     pub(crate) tile: Option<Tile>,
-    pub(crate) preview: Option<&'a PreviewFactors>,
+    pub(crate) preview: Preview<'a>,
     pub(crate) files: &'a ModelFiles,
     pub(crate) additions: &'a Additions,
     pub(crate) held: Held,
@@ -234,10 +242,26 @@ impl<'a> Run<'a> {
         self.denoiser.clean()
     }
 
-    /// A preview of [`Run::denoised`], one pixel per latent cell: a cheap linear map of the latents to RGB. `None` for a model
-    /// without preview factors.
-    pub fn preview(&self) -> Option<RgbImage> {
-        self.preview.map(|preview| preview.draw(self.denoised(), self.request.shape))
+    /// A preview of [`Run::denoised`]: of the request's size where the model has a decoder of previews
+    /// ([`Model::decode_previews_by`](crate::model::Model::decode_previews_by)); else one pixel per latent cell, a cheap linear
+    /// map of the latents to RGB. `None` for a model that has neither.
+    ///
+    /// # Errors
+    /// Those of the decoder: [`ErrorKind::Cancelled`], [`ErrorKind::Memory`], and [`ErrorKind::Numeric`] for a pixel that is not a
+    /// number. The run can go on.
+    pub fn preview(&mut self) -> Result<Option<RgbImage>, Error> {
+        let (shape, size) = (self.request.shape, self.request.size);
+        match &mut self.preview {
+            Preview::Factors(factors) => {
+                Ok(factors.map(|factors| factors.draw(self.denoiser.clean(), shape)))
+            }
+            Preview::Decoder { decoder, tile } => {
+                let image = decoder.decode(self.denoiser.clean(), shape, size, *tile);
+                let image = image.map_err(|error| stopped(error, "before the preview was decoded"))?;
+                self.held.check("preview_decoder")?;
+                Ok(Some(image))
+            }
+        }
     }
 
     /// Takes the next step.

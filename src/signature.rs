@@ -318,7 +318,7 @@ impl Signature {
             }
             "unet" => (UNET_INPUTS.to_vec(), UNET_OUTPUTS.to_vec()),
             "vae_encoder" => (VAE_ENCODER_INPUTS.to_vec(), VAE_ENCODER_OUTPUTS.to_vec()),
-            "vae_decoder" => (VAE_DECODER_INPUTS.to_vec(), VAE_DECODER_OUTPUTS.to_vec()),
+            "vae_decoder" | "preview_decoder" => (VAE_DECODER_INPUTS.to_vec(), VAE_DECODER_OUTPUTS.to_vec()),
             name if CONTROL_NAMES.contains(&name) => {
                 (with(UNET_INPUTS, CONTROL_IMAGE), vec![MIDDLE_RESIDUAL])
             }

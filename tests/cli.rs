@@ -2556,7 +2556,7 @@ mod journal {
         resume(&folder).is_refusal(3, &["journal: ", "expected a journal"]);
         fs::create_dir(&journal).unwrap();
         fs::write(journal.join("job"), "x").unwrap();
-        resume(&journal).is_refusal(3, &["journal: ", "damaged or cut off"]);
+        resume(&journal).is_refusal(3, &["journal: ", "damaged or truncated"]);
         let journal = journal.to_str().unwrap();
         desk.generate(&["x", "--size", "64x64", "--journal", journal])
             .is_refusal(2, &["journal: ", "got one with a journal", "`calotype resume`"]);

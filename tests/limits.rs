@@ -275,3 +275,46 @@ fn other_commands_within_a_budget() {
         assert!(enough.is_some_and(|enough| enough < free), "{command}: {codes:?}, {free} without one");
     }
 }
+
+/// A photograph of 48 megapixels within a budget that its pixels alone would exceed: it is decoded at an eighth of its size, which
+/// is reported, to nearly the same image; where there is room, as ever.
+#[test]
+fn a_photograph_whose_pixels_do_not_fit() {
+    const WIDTH: u16 = 8000;
+    const HEIGHT: u16 = 6000;
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let photo = path("photo.jpg");
+    let mut pixels = Vec::with_capacity(3 * usize::from(WIDTH) * usize::from(HEIGHT));
+    let wave = |at: u16, length: f32| ((f32::from(at) / length).sin() * 60.0) as i32;
+    let across: Vec<[i32; 2]> = (0..WIDTH).map(|x| [wave(x, 400.0), wave(x, 5.0) / 8]).collect();
+    for y in 0..HEIGHT {
+        let down = wave(y, 300.0);
+        for [slow, fast] in &across {
+            pixels.extend(
+                [128 + slow + fast, 128 + down + fast, 128 + (slow + down) / 2].map(|value| value as u8),
+            );
+        }
+    }
+    let encoder = jpeg_encoder::Encoder::new_file(&photo, 85).unwrap();
+    encoder.encode(&pixels, WIDTH, HEIGHT, jpeg_encoder::ColorType::Rgb).unwrap();
+    drop(pixels);
+    let draw = |memory: &str| {
+        let out = path(&format!("{memory}.png"));
+        let flags =
+            ["--init", &photo, "--size", "128x128", "--strength", "0.3", "--steps", "4", "--seed", "1"];
+        let (output, peak) =
+            measured(&[&["generate", "x", "--memory", memory, "-o", &out], &flags[..]].concat());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{memory}: {said}");
+        (image::open(&out).unwrap().to_rgb8(), peak, said)
+    };
+    let (reduced, peak, said) = draw("96MiB");
+    assert!(peak <= 96 << 20, "{peak}");
+    assert!(said.contains("photo.jpg: decoded at 1/8 of its size"), "{said}");
+    let (whole, peak, said) = draw("400MiB");
+    assert!(peak > 150 << 20 && !said.contains("of its size"), "{peak}: {said}");
+    let off: u64 = whole.iter().zip(reduced.iter()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+    let mean = off as f64 / whole.len() as f64;
+    assert!(mean < 2.0, "{mean} levels off");
+}

@@ -383,10 +383,10 @@ fn previews_are_like_the_picture() {
         let recipe = Recipe { prompt: prompt.into(), seed: Some(3), steps: Some(10), ..Recipe::default() };
         let request = pipeline.request(recipe).unwrap();
         let mut run = pipeline.begin(&request).unwrap();
-        let mut previews = vec![run.preview().unwrap()];
+        let mut previews = vec![run.preview().unwrap().unwrap()];
         while !run.is_done() {
             run.step().unwrap();
-            previews.push(run.preview().unwrap());
+            previews.push(run.preview().unwrap().unwrap());
         }
         let image = run.finish().unwrap().image;
         let (width, height) = previews[0].dimensions();

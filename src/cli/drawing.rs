@@ -18,6 +18,7 @@ use super::control::Control;
 use super::from::{Origin, STDIN};
 use super::mention::{Folders, Mentioned};
 use super::open::{Additions, Components, note_hash, open, path_of};
+use super::preview::PreviewDecoder;
 use super::session::Session;
 use super::without_bom;
 
@@ -143,6 +144,8 @@ pub(super) struct Drawing {
     #[command(flatten)]
     pub(super) session: Session,
     #[command(flatten)]
+    pub(super) preview_decoder: PreviewDecoder,
+    #[command(flatten)]
     components: Components,
     #[command(flatten)]
     additions: Additions,
@@ -255,6 +258,7 @@ impl Drawing {
 
     /// Refuses what a file of recipes has in each line.
     pub(super) fn check_batch(&self) -> Result<(), Error> {
+        self.preview_decoder.expect_none()?;
         let typed = match (&self.from, self.count) {
             (Some(_), _) => "--from",
             (None, 2..) => "--count",
@@ -282,7 +286,9 @@ impl Drawing {
     /// The model of a recipe; the recipe with what its prompts mention; and the small files that were added.
     pub(super) fn open_model(&self, recipe: Recipe) -> Result<(Model, Recipe, Vec<Addition>), Error> {
         let mentioned = self.mentioned(&recipe)?;
-        open(recipe, &mentioned)
+        let (mut model, recipe, additions) = open(recipe, &mentioned)?;
+        self.preview_decoder.give_to(&mut model)?;
+        Ok((model, recipe, additions))
     }
 
     /// What the prompts of a recipe mention.

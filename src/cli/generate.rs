@@ -132,7 +132,7 @@ pub(super) fn work(flags: &Flags, resumed: Option<Journal>) -> Result<Report, Er
         model.fix_shapes(size)?;
     }
     if let Some(preview) = &preview {
-        preview.check(model.manifest())?;
+        preview.check(&model)?;
     }
     let first = Request::new(recipe, &model)?;
     first.check_seeds(drawing.count.into())?;

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use calotype::manifest::Manifest;
+use calotype::model::Model;
 use calotype::run::Run;
 use calotype::{Error, ErrorKind};
 use clap::{Args, value_parser};
@@ -18,12 +18,39 @@ const MAX_SIDE_PX: u32 = 512;
 #[derive(Args)]
 pub(super) struct PreviewFlags {
     /// Write a preview of the image to this file while it is generated, in the format of the extension; each preview replaces
-    /// the last one. A rough, cheap estimate from the latents, at most 512 pixels wide or high.
+    /// the last one. A rough, cheap estimate from the latents, or decoded with --taesd; at most 512 pixels wide or high.
     #[arg(long, value_name = "FILE")]
     preview: Option<PathBuf>,
     /// Number of steps from one preview to the next.
     #[arg(long, value_name = "N", default_value = "1", requires = "preview", value_parser = value_parser!(u16).range(1..))]
     preview_every: u16,
+}
+
+/// The decoder of previews, which is no part of a recipe: it does not change the image.
+#[derive(Args, Default)]
+pub(super) struct PreviewDecoder {
+    /// A tiny decoder (TAESD) for previews: a diffusers folder, its file, or taesd_decoder.safetensors. Finished images are
+    /// decoded by the VAE; for faster, coarser images give such a folder to --vae.
+    #[arg(long, value_name = "FILE")]
+    taesd: Option<PathBuf>,
+}
+
+impl PreviewDecoder {
+    /// Gives it to a model, if one was named.
+    pub(super) fn give_to(&self, model: &mut Model) -> Result<(), Error> {
+        self.taesd.as_deref().map_or(Ok(()), |path| model.decode_previews_by(path))
+    }
+
+    /// [`ErrorKind::Usage`] if one was named for a command without previews.
+    pub(super) fn expect_none(&self) -> Result<(), Error> {
+        match self.taesd {
+            Some(_) => Err(Error::new(
+                ErrorKind::Usage,
+                "--taesd: expected a command with previews, got one without",
+            )),
+            None => Ok(()),
+        }
+    }
 }
 
 impl PreviewFlags {
@@ -57,32 +84,48 @@ pub(super) struct Preview {
 
 impl Preview {
     /// Refuses a model of which there are no previews.
-    pub(super) fn check(&self, manifest: &Manifest) -> Result<(), Error> {
-        match manifest.preview {
-            Some(_) => Ok(()),
-            None => Err(Error::new(
+    pub(super) fn check(&self, model: &Model) -> Result<(), Error> {
+        let manifest = model.manifest();
+        match model.has_previews() {
+            true => Ok(()),
+            false => Err(Error::new(
                 ErrorKind::Usage,
                 format!("--preview: expected a model with preview factors, got {}", manifest.name),
             )
-            .help("a bundle may have them: `preview` in calotype.json")),
+            .help("name a tiny decoder with --taesd; a bundle may have factors: `preview` in calotype.json")),
         }
     }
 
     /// Writes a preview if the last step is one that has one. Where it cannot be written that is reported once, and the run
     /// goes on: the image is what was asked for.
-    pub(super) fn show(&mut self, run: &Run<'_>) {
+    pub(super) fn show(&mut self, run: &mut Run<'_>) {
         if self.has_failed || !run.progress().done.is_multiple_of(self.every.into()) {
             return;
         }
-        let Some(preview) = run.preview() else { return };
+        let preview = match run.preview() {
+            Ok(Some(preview)) => preview,
+            Ok(None) => return,
+            Err(error) => return self.fail(&error),
+        };
         let size = run.request().size();
         let shrink = (f64::from(MAX_SIDE_PX) / f64::from(size.width_px().max(size.height_px()))).min(1.0);
-        let side = |px: u32, cells: u32| ((f64::from(px) * shrink).round() as u32).max(cells);
+        // One pixel per cell is never made smaller.
+        let side = |px: u32, own: u32| {
+            let side = (f64::from(px) * shrink).round() as u32;
+            if own < px { side.max(own) } else { side }
+        };
         let (width_px, height_px) =
             (side(size.width_px(), preview.width()), side(size.height_px(), preview.height()));
         let image = imageops::resize(&preview, width_px, height_px, FilterType::CatmullRom);
         if let Err(error) = self.file.write(&image, None) {
-            self.has_failed = true;
+            self.fail(&error);
+        }
+    }
+
+    fn fail(&mut self, error: &Error) {
+        self.has_failed = true;
+        // Whoever stops a run is not told of its preview.
+        if error.kind() != ErrorKind::Cancelled {
             say(format_args!("previews are off: {error}"));
         }
     }

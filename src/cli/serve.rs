@@ -17,6 +17,7 @@ use serde_json::json;
 use super::interrupt::Heeded;
 use super::mention::Mentioned;
 use super::open::{Additions, Components, open};
+use super::preview::PreviewDecoder;
 use super::receipt::Hashes;
 use super::session::Session;
 use super::{Common, Report, say, without_bom};
@@ -68,6 +69,8 @@ pub(super) struct Flags {
     theme: Option<PathBuf>,
     #[command(flatten)]
     session: Session,
+    #[command(flatten)]
+    preview_decoder: PreviewDecoder,
     #[command(flatten)]
     components: Components,
     #[command(flatten)]
@@ -131,7 +134,8 @@ impl Flags {
             let mut recipe = Recipe { model: path.map(NamedFile::from), ..Recipe::default() };
             self.components.apply(&mut recipe);
             self.additions.apply(&mut recipe)?;
-            let (model, mut recipe, additions) = open(recipe, &Mentioned::default())?;
+            let (mut model, mut recipe, additions) = open(recipe, &Mentioned::default())?;
+            self.preview_decoder.give_to(&mut model)?;
             let name = name.flatten().unwrap_or_else(|| model.manifest().name.clone());
             if models.iter().any(|other| other.name == name) {
                 let message = format!("model: expected models of different names, got two of {name:?}");

@@ -28,7 +28,7 @@ use super::data::{Data, Elements, Output, TensorRef};
 use super::exhaustion::{self, Refusal};
 use super::pool::Pool;
 use super::provider::{Provider, ProviderKind};
-use super::{Copies, Device, Share, threads, worker};
+use super::{Copies, Device, Share, threads};
 use crate::weights::Lent;
 use crate::{Error, ErrorKind, memory};
 
@@ -460,15 +460,6 @@ fn end(refusal: Refusal) -> ! {
     }
 }
 
-/// Ends the process with this code, at once: where an abandoned call has not ended ([`super::abandoned_for`]), without what is
-/// registered for the process's end, which would wait for it.
-pub fn exit(code: u8) -> ! {
-    match worker::abandoned_for() {
-        Some(_) => exit_at_once(code),
-        None => std::process::exit(code.into()),
-    }
-}
-
 /// Has this called before the library's destructors, when the process ends in order.
 pub(super) fn before_exit(call: extern "C" fn()) {
     // Windows ends all other threads first.
@@ -483,7 +474,7 @@ pub(super) fn before_exit(call: extern "C" fn()) {
 }
 
 /// Ends the process without running what is registered for its end: other threads may be at work, and there may be no memory.
-fn exit_at_once(code: u8) -> ! {
+pub(super) fn exit_at_once(code: u8) -> ! {
     #[cfg(unix)]
     // SAFETY: may be called at any time by any thread.
     unsafe {

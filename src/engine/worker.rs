@@ -260,6 +260,15 @@ pub fn abandoned_for() -> Option<Duration> {
     ABANDONED.calls().since.map(|since| since.elapsed())
 }
 
+/// Ends the process with this code, at once: where an abandoned call has not ended ([`abandoned_for`]), without what is registered
+/// for the process's end, which would wait for it.
+pub fn exit(code: u8) -> ! {
+    match abandoned_for() {
+        Some(_) => sys::exit_at_once(code),
+        None => std::process::exit(code.into()),
+    }
+}
+
 /// Waits until every abandoned call of this process has ended: until then their memory counts.
 ///
 /// # Errors

@@ -70,6 +70,55 @@ pub(super) struct Decoded {
     pub(super) is_opaque: bool,
 }
 
+/// At how many eighths of its stored size a JPEG is decoded before it is scaled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Eighths(usize);
+
+impl Eighths {
+    /// The size as it is stored.
+    pub(super) const ALL: Self = Self(8);
+
+    /// The fewest at which a part of the image has as many pixels as it is scaled to.
+    pub(super) fn least(header: &Header, windows: [Window; 2], to: [usize; 2]) -> Self {
+        /// Below, there is nothing to be spared.
+        const LEAST_SIDE: usize = 256;
+        if header.reduced_bytes.is_none() || header.stored.iter().any(|&side| side < LEAST_SIDE) {
+            return Self::ALL;
+        }
+        let is_enough = |eighths: &usize| {
+            windows.iter().zip(to).all(|(window, to)| window.length * *eighths as f64 >= 8.0 * to as f64)
+        };
+        [1, 2, 4].into_iter().find(is_enough).map_or(Self::ALL, Self)
+    }
+
+    /// The size and part of the image that is decoded.
+    pub(super) fn part(self, stored: [usize; 2], windows: [Window; 2]) -> Part {
+        let share = self.0 as f64 / 8.0;
+        let of = stored.map(|side| (side * self.0).div_ceil(8));
+        Part {
+            of,
+            windows: windows
+                .map(|Window { start, length }| Window { start: start * share, length: length * share }),
+        }
+    }
+
+    /// What its decoder takes.
+    pub(super) fn decoder_bytes(self, header: &Header) -> u64 {
+        let Some(reduced_bytes) = header.reduced_bytes.filter(|_| self != Self::ALL) else {
+            return header.decoder_bytes;
+        };
+        let channels = if header.is_grey { 1 } else { 3 };
+        let [width, height] = header.stored.map(|side| (side * self.0).div_ceil(8) as u64);
+        reduced_bytes + 2 * width * height * channels
+    }
+}
+
+impl std::fmt::Display for Eighths {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "1/{}", 8 / self.0)
+    }
+}
+
 /// Decodes a part of an image to another size, all as it is stored.
 pub(super) fn decode(
     data: &mut Data,
@@ -77,13 +126,16 @@ pub(super) fn decode(
     windows: [Window; 2],
     to: [usize; 2],
     want: Want,
+    eighths: Eighths,
 ) -> Result<Decoded, Problem> {
     let channels = want.channels(header);
-    let canvas = Canvas::new(channels, Part { of: header.stored, windows }, to, header.in_order);
+    let part = eighths.part(header.stored, windows);
+    let canvas = Canvas::new(channels, part, to, header.in_order);
     let mut sink = Sink { canvas, want, channels, line: Vec::new(), is_opaque: true };
     std::io::Seek::seek(data, SeekFrom::Start(0))?;
     match header.format {
         Format::Png => png(data, header, &mut sink)?,
+        Format::Jpeg if eighths != Eighths::ALL => reduced_jpeg(data, header, part.of, &mut sink)?,
         Format::Jpeg => jpeg(data, header, &mut sink)?,
         Format::WebP => webp(data, header, &mut sink)?,
         Format::Gif => gif(data, header, &mut sink)?,
@@ -216,11 +268,8 @@ fn png(data: &mut Data, header: &Header, sink: &mut Sink) -> Result<(), Problem>
 }
 
 /// All pixels are in memory before they are scaled, 144 MiB of a photograph of 48 megapixels, because zune-jpeg gives neither
-/// rows nor a scaled image. What else there is, as of November 2026: jpeg-decoder 0.3.2 scales in the inverse cosine transform,
-/// but is in maintenance mode, and hands the coefficients of every image wider than 128 pixels to a thread of its own through
-/// a queue without a bound, which no plan can count; rusty_jpeg 0.4.8 is a copy of it that can do without the thread, and
-/// is too young to read what strangers send; libjpeg-turbo-rs 0.9 takes the whole file in memory; zenjpeg gives rows, and is
-/// under the AGPL.
+/// rows nor a scaled image; where they do not fit, [`reduced_jpeg`] does. What else there is, as of November 2026:
+/// libjpeg-turbo-rs 0.9 takes the whole file in memory; zenjpeg gives rows, and is under the AGPL.
 fn jpeg(data: &mut Data, header: &Header, sink: &mut Sink) -> Result<(), Problem> {
     let options =
         DecoderOptions::default().set_strict_mode(false).set_max_width(usize::MAX).set_max_height(usize::MAX);
@@ -235,6 +284,44 @@ fn jpeg(data: &mut Data, header: &Header, sink: &mut Sink) -> Result<(), Problem
     let [width, height] = header.stored;
     let mut pixels = vec![0; width * height * layout.samples()];
     decoder.decode_into(&mut pixels).map_err(failed)?;
+    sink.put_all(width, layout, &pixels);
+    Ok(())
+}
+
+/// A JPEG at a few eighths of its size, as its inverse cosine transform gives it: 6 MB of memory for 48 megapixels. The mean of
+/// the pixels that become one, but for rounding and what the eye does not see; not the pixels that [`jpeg`] and the filter make.
+///
+/// rusty_jpeg is a fork of jpeg-decoder 0.3, which hands coefficients to threads through queues without a bound; here it has no
+/// threads, and no unsafe code (its feature `platform_independent`).
+fn reduced_jpeg(
+    data: &mut Data,
+    header: &Header,
+    [width, height]: [usize; 2],
+    sink: &mut Sink,
+) -> Result<(), Problem> {
+    let failed = |error: rusty_jpeg::decode::Error| Problem::Damaged(error.to_string().into());
+    let mut decoder =
+        rusty_jpeg::Decoder::new(BufReader::with_capacity(1 << 16, Parts::of(data, &header.spans)));
+    decoder.set_single_threaded(true);
+    let got = decoder.scale(width as u16, height as u16).map_err(failed)?;
+    let layout = match decoder.info().map(|info| info.pixel_format) {
+        Some(rusty_jpeg::PixelFormat::L8) => Layout::Grey,
+        Some(rusty_jpeg::PixelFormat::RGB24) => Layout::Rgb,
+        _ => {
+            return Err(Problem::Refused(
+                "expected a JPEG of one or three components of 8 bits, got another".into(),
+            ));
+        }
+    };
+    if got != (width as u16, height as u16) {
+        let problem =
+            format!("expected a JPEG whose size is in its header, got {got:?} for {:?}", (width, height));
+        return Err(Problem::Refused(problem));
+    }
+    let pixels = decoder.decode().map_err(failed)?;
+    if pixels.len() != width * height * layout.samples() {
+        return Err(Problem::Damaged(format!("{} bytes of pixels", pixels.len()).into()));
+    }
     sink.put_all(width, layout, &pixels);
     Ok(())
 }

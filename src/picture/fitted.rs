@@ -2,10 +2,11 @@
 //! of them.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use image::{DynamicImage, GrayImage, ImageBuffer, Pixel};
 
-use super::decode::Want;
+use super::decode::{Eighths, Want};
 use super::placement::Placement;
 use super::scale::{Canvas, Part, Window};
 use super::{ImageFile, Init, MaskEdit};
@@ -19,6 +20,8 @@ pub(crate) struct Fitted<P: Pixel<Subpixel = u8>> {
     place: Placement,
     /// What is done to a mask.
     edit: MaskEdit,
+    /// Whether a JPEG is decoded at a few eighths of its size, if that is enough.
+    is_reduced: AtomicBool,
 }
 
 impl Fitted<image::Rgb<u8>> {
@@ -51,11 +54,12 @@ impl Fitted<image::Luma<u8>> {
 
 impl<P: Pixel<Subpixel = u8>> Fitted<P> {
     fn of_pixels(pixels: ImageBuffer<P, Vec<u8>>, place: Placement, edit: MaskEdit) -> Self {
-        Self { pixels: OnceLock::from(pixels), file: None, place, edit }
+        Self { pixels: OnceLock::from(pixels), file: None, place, edit, is_reduced: AtomicBool::new(false) }
     }
 
     fn of_file(file: ImageFile, want: Want, place: Placement, edit: MaskEdit) -> Self {
-        Self { pixels: OnceLock::new(), file: Some((file, want)), place, edit }
+        let is_reduced = AtomicBool::new(false);
+        Self { pixels: OnceLock::new(), file: Some((file, want)), place, edit, is_reduced }
     }
 
     /// How it is brought to its size.
@@ -85,13 +89,27 @@ impl<P: Pixel<Subpixel = u8>> Fitted<P> {
         })
     }
 
-    /// What decoding takes, and what is left of it, in bytes; both 0 for what is there.
-    pub(crate) fn bytes(&self) -> (u64, u64) {
+    /// Has a JPEG decoded smaller, where that is enough for its placement: in less memory, to slightly other pixels.
+    pub(crate) fn reduce(&self) {
+        self.is_reduced.store(true, Ordering::Relaxed);
+    }
+
+    /// At how many eighths of its size a file is decoded.
+    fn eighths(&self, file: &ImageFile, is_reduced: bool) -> Eighths {
+        let Placement { windows, inner, .. } = self.place;
+        if is_reduced { file.eighths(windows, inner.width, inner.height) } else { Eighths::ALL }
+    }
+
+    /// What decoding takes, and what is left of it, in bytes; both 0 for what is there. `is_reduced`: as if it were reduced, or
+    /// were not; as it is, when absent.
+    pub(crate) fn bytes(&self, is_reduced: Option<bool>) -> (u64, u64) {
+        let is_reduced = is_reduced.unwrap_or_else(|| self.is_reduced.load(Ordering::Relaxed));
         match &self.file {
             Some((file, want)) if self.pixels.get().is_none() => {
                 let Placement { windows, inner, width, height, .. } = self.place;
                 let kept = u64::from(width) * u64::from(height) * u64::from(P::CHANNEL_COUNT);
-                let decoding = file.decode_bytes(windows, inner.width, inner.height, *want);
+                let eighths = self.eighths(file, is_reduced);
+                let decoding = file.decode_bytes(windows, inner.width, inner.height, *want, eighths);
                 let padded = if (inner.width, inner.height) == (width, height) { 0 } else { kept };
                 let edited = kept + self.edit.bytes(width, height);
                 ((decoding + padded).max(edited), kept)
@@ -121,7 +139,14 @@ impl<P: Pixel<Subpixel = u8>> Fitted<P> {
         };
         let origin = file.origin();
         let Placement { windows, inner, .. } = self.place;
-        let (image, is_opaque) = file.decode_as(windows, inner.width, inner.height, *want)?;
+        let eighths = self.eighths(file, self.is_reduced.load(Ordering::Relaxed));
+        let (image, is_opaque) = file.decode_as(windows, inner.width, inner.height, *want, eighths)?;
+        if eighths != Eighths::ALL {
+            notes.push(format!(
+                "{origin}: decoded at {eighths} of its size, because more does not fit within the memory budget: pixels differ \
+                 slightly"
+            ));
+        }
         match want {
             Want::Transparency if is_opaque => {
                 let error = Error::new(

@@ -59,6 +59,9 @@ pub(super) struct Header {
     pub(super) indexed_at: Option<(u64, [u8; 2])>,
     /// What the decoder takes beside the image at its new size.
     pub(super) decoder_bytes: u64,
+    /// Of a JPEG that can be decoded at an eighth, a quarter or half of its size: what the decoder takes beside that image,
+    /// twice.
+    pub(super) reduced_bytes: Option<u64>,
 }
 
 /// What is wrong with a header, for a message.
@@ -207,6 +210,7 @@ fn png(file: &mut (impl BufRead + Seek), length: u64) -> Result<Header, Problem>
     // Raw rows, unfiltered, expanded and ours.
     let row = (stored[0] as u64 * bits).div_ceil(8) + stored[0] as u64 * 8;
     Ok(Header {
+        reduced_bytes: None,
         indexed_at: None,
         format: Format::Png,
         stored,
@@ -240,7 +244,10 @@ fn jpeg(file: &mut (impl BufRead + Seek), length: u64) -> Result<Header, Problem
     let coefficients = if is_in_parts { 128 * blocks(units[1]) } else { 0 };
     // A row of blocks, its pixels, and those for smoother colours.
     let rows = 64 * 8 * blocks(1);
+    // More is known of these than that all programs read them alike.
+    let is_reducible = !is_in_parts && frame[0] == 8 && matches!(factors.len(), 1 | 3);
     Ok(Header {
+        reduced_bytes: is_reducible.then_some(DECODER_BYTES + 2 * rows),
         indexed_at: None,
         format: Format::Jpeg,
         stored,
@@ -373,6 +380,7 @@ fn webp(file: BufReader<&mut Data>, length: u64) -> Result<Header, Problem> {
     // Compressed data is read whole, into tables that are several times as long.
     let tables = 8 * length.min(area(stored) * 4);
     Ok(Header {
+        reduced_bytes: None,
         indexed_at: None,
         format: Format::WebP,
         stored,
@@ -444,6 +452,7 @@ fn gif(file: &mut (impl BufRead + Seek)) -> Result<Header, Problem> {
         return Err(Problem::Refused("expected an image in a GIF, got none".into()));
     }
     Ok(Header {
+        reduced_bytes: None,
         indexed_at: None,
         format: Format::Gif,
         stored,
@@ -475,6 +484,7 @@ fn bmp(file: BufReader<&mut Data>, length: u64) -> Result<Header, Problem> {
     let stored = [side(width), side(height)];
     let color = decoder.color_type();
     Ok(Header {
+        reduced_bytes: None,
         indexed_at: None,
         format: Format::Bmp,
         stored,
@@ -521,6 +531,7 @@ fn tiff(mut file: BufReader<&mut Data>, length: u64) -> Result<Header, Problem> 
     // Decoded, and once more where samples are put in another order.
     let chunks = 3 * (area(chunk) * bits.div_ceil(8)).max(1);
     Ok(Header {
+        reduced_bytes: None,
         indexed_at,
         format: Format::Tiff,
         stored,

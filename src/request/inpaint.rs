@@ -106,10 +106,17 @@ impl Inpaint {
         Ok(notes)
     }
 
-    /// What decoding takes at most beside what is there, and what stays until the run has finished, in bytes.
-    pub(crate) fn bytes(&self) -> (u64, u64) {
-        let (init_peak, init_kept) = self.init.bytes();
-        let (mask_peak, mask_kept) = self.mask.bytes();
+    /// As [`Fitted::reduce`].
+    pub(crate) fn reduce(&self) {
+        self.init.reduce();
+        self.mask.reduce();
+    }
+
+    /// What decoding takes at most beside what is there, and what stays until the run has finished, in bytes; as
+    /// [`Fitted::bytes`].
+    pub(crate) fn bytes(&self, is_reduced: Option<bool>) -> (u64, u64) {
+        let (init_peak, init_kept) = self.init.bytes(is_reduced);
+        let (mask_peak, mask_kept) = self.mask.bytes(is_reduced);
         let kept = init_kept + mask_kept;
         let mask_peak = if mask_peak > 0 { init_kept + mask_peak } else { 0 };
         let peak = init_peak.max(mask_peak);

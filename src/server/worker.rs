@@ -106,7 +106,9 @@ impl Worker {
         let mut run = pipeline.begin(request)?;
         let steps = run.steps(|run| {
             self.queue.counts.steps.fetch_add(1, Ordering::Relaxed);
-            let preview = job.wants_previews.load(Ordering::Relaxed).then(|| run.preview()).flatten();
+            let wants_preview = job.wants_previews.load(Ordering::Relaxed);
+            // A job is not lost for a preview of it.
+            let preview = wants_preview.then(|| run.preview().ok().flatten()).flatten();
             job.update(|state| {
                 state.step = run.progress().done;
                 if let Some(preview) = preview {

@@ -6,9 +6,9 @@ use super::component::Component;
 use super::feed::{Feed, compute, constants};
 use super::tile::{Halves, Planes};
 use super::trial;
-use crate::engine::{Output, Placement, Session, SessionOptions};
+use crate::engine::{Output, Placement, Providers, Session, SessionOptions};
 use crate::manifest::LatentSpace;
-use crate::model::Model;
+use crate::model::{Model, PreviewDecoder};
 use crate::noise::NoiseSource;
 use crate::signature::{Role, Signature};
 use crate::tensor::{LatentShape, PixelSize};
@@ -27,6 +27,13 @@ impl VaeDecoder {
         let trial = trial::of(model, part, &options);
         let component = Component::open(part, options, trial)?;
         Ok(Self { component, space: model.manifest().latents.clone() })
+    }
+
+    /// The decoder of a model's previews, if it has one, which is opened when it is first needed.
+    pub(crate) fn of_previews(model: &Model, options: SessionOptions) -> Option<Self> {
+        let PreviewDecoder { part, latents } = model.preview_decoder()?;
+        let options = SessionOptions { providers: Providers::default(), ..options };
+        Some(Self { component: Component::new(part, options, None), space: latents.clone() })
     }
 
     /// Reduces memory until [`VaeDecoder::use_planned_memory`], for latents of this shape in tiles of the size that it gives,
@@ -91,7 +98,7 @@ impl VaeDecoder {
         let (width, height) = (size.width_px() as usize, size.height_px() as usize);
         let mut component = self.component.lease();
         let component = &mut *component;
-        let signature = component.part().signature().clone();
+        let (name, signature) = (component.part().name(), component.part().signature().clone());
         let image = signature.output(Role::Image).expect("no signature without an image");
         let halves = match tile {
             Some(tile) => Halves::of_decoder(component.part(), shape, factor_px as usize, tile)?,
@@ -117,7 +124,7 @@ impl VaeDecoder {
         if got != [3, height, width] {
             return Err(Error::new(
                 ErrorKind::Model,
-                format!("vae_decoder: expected an image of [3, {height}, {width}], got {got:?}"),
+                format!("{name}: expected an image of [3, {height}, {width}], got {got:?}"),
             ));
         }
         let planes = planes.data;
@@ -125,7 +132,7 @@ impl VaeDecoder {
             let (y, x) = (at / width % height, at % width);
             return Err(Error::new(
                 ErrorKind::Numeric,
-                format!("vae_decoder: expected finite pixels, got {} at ({x}, {y})", planes[at]),
+                format!("{name}: expected finite pixels, got {} at ({x}, {y})", planes[at]),
             ));
         }
         Ok(RgbImage::from_fn(size.width_px(), size.height_px(), |x, y| {

@@ -6,6 +6,12 @@ use std::path::{Path, PathBuf};
 
 use calotype::ErrorKind;
 use calotype::model::{Model, Overrides, Part};
+use calotype::pipeline::{Options, Pipeline};
+use calotype::plan::{Budget, Plan};
+use calotype::recipe::Recipe;
+use calotype::request::Request;
+use calotype::sampler::SamplerKind;
+use calotype::tensor::PixelSize;
 use calotype::weights::{Dtype, TensorView, Weights};
 
 use super::golden::{Golden, Precision, desk, safetensors};
@@ -254,4 +260,100 @@ fn what_does_not_fit_is_refused() {
         overrides(&BTreeMap::from([("text_encoder", sd15.original["vae"].clone())]), &["text_encoder"]),
         "expected a CLIP text encoder, got",
     );
+}
+
+/// A tiny decoder, as a folder and as files of both layouts, draws at the end of a run what the same decoder makes of the image,
+/// which `folder` compares with diffusers' AutoencoderTiny. A plan counts it; one of other latents is refused by name.
+#[test]
+fn previews_are_decoded_by_a_tiny_autoencoder() {
+    let golden = Golden::open("sd15-taesd");
+    let desk = desk();
+    let folder = desk.path().join("folder");
+    golden.write_folder(&folder, Precision::F32, false, 1);
+    let alone = folder.join("vae/diffusion_pytorch_model.safetensors");
+    let weights = Weights::open(&[&alone]).unwrap();
+    let original = |prefix: &'static str| {
+        move |name: &str| {
+            let (layer, rest) = name.strip_prefix("decoder.layers.")?.split_once('.')?;
+            Some(format!("{prefix}{}.{rest}", layer.parse::<usize>().unwrap() + 1))
+        }
+    };
+    let (bare, prefixed) =
+        (desk.path().join("taesd_decoder.safetensors"), desk.path().join("vae.safetensors"));
+    write(&bare, &weights, original(""));
+    write(&prefixed, &weights, original("taesd_decoder."));
+
+    let open = |decoder: &Path| {
+        let mut model = Model::open(&folder).unwrap();
+        model.decode_previews_by(decoder).map(|()| model)
+    };
+    let recipe = Recipe {
+        prompt: "a red apple".into(),
+        size: Some(PixelSize::new(64, 64).unwrap()),
+        steps: Some(2),
+        seed: Some(1),
+        sampler: Some(SamplerKind::Euler.into()),
+        ..Recipe::default()
+    };
+    let session = Options::default().session;
+    for decoder in [&folder.join("vae"), &alone, &bare, &prefixed] {
+        let model = open(decoder).unwrap();
+        let request = Request::new(recipe.clone(), &model).unwrap();
+        let mut pipeline = Pipeline::open(&model, &Options::default()).unwrap();
+        let mut run = pipeline.begin(&request).unwrap();
+        run.step().unwrap();
+        let first = run.preview().unwrap().unwrap();
+        run.step().unwrap();
+        let last = run.preview().unwrap().unwrap();
+        let image = run.finish().unwrap().image;
+        assert_eq!(last.dimensions(), (64, 64));
+        let worst = |preview: &image::RgbImage| {
+            preview.iter().zip(image.iter()).map(|(a, b)| a.abs_diff(*b)).max().unwrap()
+        };
+        assert!(worst(&last) <= 1, "{}: {} levels off", decoder.display(), worst(&last));
+        assert!(worst(&first) > 1, "a step changes nothing");
+    }
+
+    let (model, without) = (open(&bare).unwrap(), Model::open(&folder).unwrap());
+    let request = Request::new(recipe, &model).unwrap();
+    let plan = |model, bytes| Plan::new(model, &request, &session, Budget::of_bytes(bytes));
+    let planned = plan(&model, 1 << 40).unwrap();
+    let decoder = planned.stages().last().unwrap();
+    assert_eq!(decoder.stage, "preview_decoder");
+    let unplanned = plan(&without, 1 << 40).unwrap();
+    assert!(decoder.weights_bytes > 0 && decoder.activations_bytes > 0);
+    let options = |plan| Options { session: session.clone(), plan: Some(plan) };
+    let error = Pipeline::open(&model, &options(unplanned)).err().unwrap();
+    assert!(
+        error.to_string().starts_with("plan: expected one with the model's decoder of previews"),
+        "{error}"
+    );
+    let least = plan(&model, planned.least_bytes() + (96 << 20)).unwrap();
+    let mut pipeline = Pipeline::open(&model, &options(least)).unwrap();
+    let mut run = pipeline.begin(&request).unwrap();
+    run.step().unwrap();
+    assert!(run.preview().unwrap().is_some());
+
+    let other = desk.path().join("other");
+    Golden::open("sd15-flow16").write_folder(&other, Precision::F32, false, 1);
+    let refusal = |decoder: &Path, model: &Path| {
+        Model::open(model).unwrap().decode_previews_by(decoder).unwrap_err().to_string()
+    };
+    let error = refusal(&bare, &other);
+    assert!(
+        error.contains("taesd_decoder.safetensors: expected a decoder of 16 latent channels and "),
+        "{error}"
+    );
+    let error = refusal(&folder.join("unet/diffusion_pytorch_model.safetensors"), &folder);
+    assert!(
+        error.contains(": expected the decoder of a tiny autoencoder (TAESD), got other weights"),
+        "{error}"
+    );
+    assert!(
+        refusal(&other.join("vae"), &folder).contains("_class_name: expected AutoencoderTiny"),
+        "{error}"
+    );
+    let cut = desk.path().join("cut.safetensors");
+    write(&cut, &weights, |name| original("")(name).filter(|name| !name.starts_with("12.")));
+    assert!(refusal(&cut, &folder).contains("decoder.layers.11."), "{}", refusal(&cut, &folder));
 }
