@@ -21,8 +21,8 @@ case ${1:-} in
     all)
         prompts+=("a red apple on a blue background")
         tests+=(sampling schedule guidance)
-        # The tests of `picture` draw many, and take as long as all others together.
-        commands=(--skip picture::)
+        # The tests of `images` draw many, and take as long as all others together.
+        commands=(--skip images::)
         units=(--skip upscaler::)
         ;;
     *)
@@ -70,7 +70,7 @@ pictures() {
         for processor in "${processors[@]}"; do
             CALOTYPE_CPU=$processor CALOTYPE_CROSS=$home generate cross/run_aarch64.sh "$work/calotype" \
                 generate "$prompt" -o "$work/$processor.png"
-            python3 cross/compare_pictures.py "$work/here.png" "$work/$processor.png" "$largest_levels" "$mean_levels"
+            python3 cross/compare_images.py "$work/here.png" "$work/$processor.png" "$largest_levels" "$mean_levels"
         done
     done
 }

@@ -1,4 +1,4 @@
-"""Regions that diffusers cuts out around masks (`padding_mask_crop`), for `src/picture/mask.rs`.
+"""Regions that diffusers cuts out around masks (`padding_mask_crop`), for `src/image_file/mask.rs`.
 
 Needs diffusers, numpy and Pillow (`requirements.txt`). Writes `tests/golden/crop_regions.json`: rows of width and
 height of the mask, left, top, right and bottom of its white area, width and height of the result, padding, and the

@@ -65,7 +65,7 @@
 #![cfg_attr(feature = "engine", doc = "```")]
 #![cfg_attr(not(feature = "engine"), doc = "```ignore")]
 //! use std::io::Cursor;
-//! use calotype::picture::{OutputFormat, RecipeText, Texts, encode};
+//! use calotype::image_file::{OutputFormat, RecipeText, Texts, encode};
 //! use calotype::{Receipt, Recipe};
 //!
 //! let recipe = Recipe { prompt: "a red apple".into(), seed: Some(7), ..Recipe::default() };
@@ -151,6 +151,8 @@ pub mod family;
 pub mod graph;
 pub mod guidance;
 #[cfg(feature = "engine")]
+pub mod image_file;
+#[cfg(feature = "engine")]
 pub mod journal;
 pub mod json;
 #[cfg(feature = "engine")]
@@ -165,8 +167,6 @@ pub mod noise;
 pub mod noise_model;
 #[cfg(feature = "engine")]
 pub mod pack;
-#[cfg(feature = "engine")]
-pub mod picture;
 #[cfg(feature = "engine")]
 pub mod pipeline;
 #[cfg(feature = "engine")]
@@ -214,9 +214,9 @@ pub use upscaler::Upscaler;
 #[cfg(feature = "engine")]
 pub use {
     engine::{Cancel, SessionOptions},
+    image_file::ImageFile,
     manifest::Manifest,
     model::Model,
-    picture::ImageFile,
     pipeline::{Options, Output, Pipeline, Progress, Run, Times},
     plan::{Budget, Plan},
     recipe::{Receipt, Recipe},

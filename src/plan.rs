@@ -1160,7 +1160,7 @@ mod tests {
 
         use super::*;
         use crate::adapter::lora::Lora;
-        use crate::picture::{ImageFile, Init, Mask, OutputFormat, encode};
+        use crate::image_file::{ImageFile, Init, Mask, OutputFormat, encode};
         use crate::pipeline::{Options, Pipeline};
         use crate::recipe::{self, Recipe};
 

@@ -36,7 +36,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "architecture",
             "graph",
             "weights",
-            "picture",
+            "image_file",
             "journal",
             "memory",
         ],

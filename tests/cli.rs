@@ -1761,7 +1761,7 @@ mod preview {
     }
 }
 
-mod picture {
+mod images {
     use serde_json::json;
 
     use super::*;

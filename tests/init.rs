@@ -7,9 +7,9 @@ use std::ops::ControlFlow;
 
 use calotype::ErrorKind;
 use calotype::engine::{Session, SessionOptions, TensorRef};
+use calotype::image_file::{Extend, Resize};
 use calotype::model::Model;
 use calotype::noise::Rng;
-use calotype::picture::{Extend, Resize};
 use calotype::pipeline::{Options, Pipeline};
 use calotype::recipe::Recipe;
 use calotype::sampler::SamplerKind;

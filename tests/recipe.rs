@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use calotype::recipe::{Image, NamedFile, NamedLora, Provenance, Ran, Receipt, Recipe};
-use calotype::{ErrorKind, picture};
+use calotype::{ErrorKind, image_file};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -114,7 +114,7 @@ impl Random {
                 .maybe(|r| format!("dynamic:ratio={},max={}", r.unit(), 1.0 + r.unit()).parse().unwrap()),
             init: self.maybe(|r| Image::Named(r.file())),
             mask: self.maybe(|r| match r.below(3) {
-                0 => Image::Given(picture::Mask::InitAlpha),
+                0 => Image::Given(image_file::Mask::InitAlpha),
                 _ => Image::Named(r.file()),
             }),
             resize: self.maybe(|r| r.one(&["crop", "pad", "stretch"]).parse().unwrap()),
@@ -277,7 +277,7 @@ fn files_may_be_their_paths() {
         [NamedLora { file: PathBuf::from("l").into(), strength: 1.0, text_encoder_strength: None }]
     );
     assert_eq!(recipe.init.unwrap().named(), Some(&PathBuf::from("alpha").into()));
-    assert!(matches!(recipe.mask, Some(Image::Given(picture::Mask::InitAlpha))));
+    assert!(matches!(recipe.mask, Some(Image::Given(image_file::Mask::InitAlpha))));
 }
 
 fn calotype(folder: &Path, args: &[&str]) -> Output {
@@ -552,7 +552,7 @@ fn receipts_of_before_are_followed() {
     let Receipt { recipe, provenance } = Receipt::parse("x.json", old.to_string().as_bytes()).unwrap();
     assert_eq!((recipe.steps, recipe.negative.as_deref()), (Some(9), None));
     assert_eq!(recipe.init.unwrap().named().unwrap().sha256, Some("a".repeat(64)));
-    assert!(matches!(recipe.mask, Some(Image::Given(picture::Mask::InitAlpha))));
+    assert!(matches!(recipe.mask, Some(Image::Given(image_file::Mask::InitAlpha))));
     assert_eq!(recipe.lora[0].file, NamedFile { path: Some("l".into()), sha256: Some("b".repeat(64)) });
     assert_eq!((recipe.lora[0].strength, recipe.embedding[0].path.as_deref()), (0.5, Some(Path::new("e"))));
     assert_eq!(provenance.unwrap().model_name, "my-model");

@@ -8,9 +8,9 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Instant;
 
 use calotype::error::shortened;
+use calotype::image_file::RecipeText;
 use calotype::journal::{Journal, State};
 use calotype::memory;
-use calotype::picture::RecipeText;
 use calotype::pipeline::Output;
 use calotype::recipe::{Recipe, parameters};
 use calotype::request::Request;

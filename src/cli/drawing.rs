@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use calotype::image_file::{ImageFile, Mask};
 use calotype::model::Model;
 use calotype::noise::Rng;
-use calotype::picture::{ImageFile, Mask};
 use calotype::plan::Budget;
 use calotype::recipe::parameters::Addition;
 use calotype::recipe::{Image, NamedFile, Recipe};

@@ -4,8 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, Cursor, Read};
 use std::path::Path;
 
+use calotype::image_file::{self, Texts};
 use calotype::model::Model;
-use calotype::picture::{self, Texts};
 use calotype::recipe::parameters::{self, Addition, Imported};
 use calotype::recipe::{Image, NamedFile, Provenance, Receipt, Recipe};
 use calotype::{Error, ErrorKind};
@@ -16,7 +16,7 @@ use super::{say, without_bom};
 /// The longest JSON or text that is read.
 const MAX_TEXT_BYTES: u64 = 16 << 20;
 /// The longest image that is read from standard input.
-const MAX_STDIN_BYTES: u64 = picture::MAX_PIPE_BYTES;
+const MAX_STDIN_BYTES: u64 = image_file::MAX_PIPE_BYTES;
 /// What stands for standard input, as for standard output elsewhere.
 pub(super) const STDIN: &str = STDOUT;
 

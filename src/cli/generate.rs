@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use calotype::error::shortened;
+use calotype::image_file::RecipeText;
 use calotype::journal::{Journal, State};
 use calotype::memory;
-use calotype::picture::RecipeText;
 use calotype::pipeline::Output;
 use calotype::plan::{Budget, Plan};
 use calotype::recipe::{Recipe, parameters};

@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process;
 
-use calotype::picture::{OutputFormat, RecipeText, encode, encode_with_alpha};
+use calotype::image_file::{OutputFormat, RecipeText, encode, encode_with_alpha};
 use calotype::{Error, ErrorKind};
 use image::{RgbImage, RgbaImage};
 

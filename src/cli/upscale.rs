@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use calotype::engine::SessionOptions;
+use calotype::image_file::ImageFile;
 use calotype::memory;
-use calotype::picture::ImageFile;
 use calotype::plan::Budget;
 use calotype::{Error, Upscaler};
 use serde_json::json;

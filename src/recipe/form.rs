@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use super::{ControlImage, Image, NamedControlModel, NamedFile, NamedLora, VERSION};
 use crate::control::Steering;
-use crate::picture::{Init, Mask};
+use crate::image_file::{Init, Mask};
 use crate::{Error, ErrorKind, json, name};
 
 /// The longest JSON that is read: a prompt of the longest kind, and the largest lists.

@@ -1,7 +1,7 @@
 //! Whether the images of a recipe, and the settings that go with them, are what a model draws from. It knows no pixels.
 
+use crate::image_file::{Init, Mask, Resize};
 use crate::manifest::{Conditions, Manifest};
-use crate::picture::{Init, Mask, Resize};
 use crate::recipe::{HiresUpscaler, Recipe};
 use crate::{Error, ErrorKind};
 

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use image::{GrayImage, Luma, Rgb, RgbImage};
 
-use crate::picture::{Extend, Fitted, Init, MaskEdit, Placement, Rect, Region, Resize, fit};
+use crate::image_file::{Extend, Fitted, Init, MaskEdit, Placement, Rect, Region, Resize, fit};
 use crate::{Error, ErrorKind};
 
 /// From this value on, a mask's pixel is white.

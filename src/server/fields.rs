@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::limit;
 use super::reply::{Problem, from_base64};
 use crate::guidance::Scales;
-use crate::picture::ImageFile;
+use crate::image_file::ImageFile;
 use crate::recipe::Recipe;
 use crate::sampler::Sampling;
 use crate::schedule::ScheduleKind;

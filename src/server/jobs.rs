@@ -16,7 +16,7 @@ use super::panel::Panel;
 use super::queue::{Finished, Job, State as JobState};
 use super::reply::{Events, Problem, Whole, file, json_body, plain_base64};
 use super::{App, Submission, blocking, limit};
-use crate::picture::OutputFormat;
+use crate::image_file::OutputFormat;
 use crate::provenance::pixels_sha256;
 use crate::recipe::{Image, Recipe};
 

@@ -20,7 +20,7 @@ use super::reply::{
     Events, Problem, Waiting, Whole, base64, file, images, json_body, plain_base64, when_done,
 };
 use super::{App, Submission, blocking, limit};
-use crate::picture::{ImageFile, OutputFormat};
+use crate::image_file::{ImageFile, OutputFormat};
 use crate::recipe::Image;
 
 /// What was not done as asked, in a reply's header.

@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::limit;
 use super::queue::{Failure, Finished, Job, Queue, Refusal, State, Status};
-use crate::picture::{OutputFormat, RecipeText, encode};
+use crate::image_file::{OutputFormat, RecipeText, encode};
 use crate::{Error, ErrorKind};
 
 /// A refusal or failure, as a reply.

@@ -4,7 +4,7 @@
 use image::{GrayImage, RgbImage};
 
 use crate::Error;
-use crate::picture::{Rect, Region, fit};
+use crate::image_file::{Rect, Region, fit};
 use crate::request::{Request, Source};
 
 /// The finished image of a request, of what was decoded.

@@ -23,8 +23,8 @@ use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 
 use calotype::engine::{Session, SessionOptions, TensorRef};
+use calotype::image_file::{Init, Mask};
 use calotype::model::{Model, Part};
-use calotype::picture::{Init, Mask};
 use calotype::pipeline::{Options, Pipeline};
 use calotype::prompt::Text;
 use calotype::recipe::{Image, Recipe};

@@ -4,7 +4,7 @@ use std::io::Cursor;
 
 use ::image::{DynamicImage, GenericImageView, ImageDecoder, ImageReader};
 use calotype::ErrorKind;
-use calotype::picture::ImageFile;
+use calotype::image_file::ImageFile;
 
 /// The most pixels of an image that is decoded here: nothing is learnt from large ones.
 const MAX_PIXELS: u32 = 1 << 16;

@@ -1,6 +1,6 @@
 """What sd-parsers, which many galleries and tools read pictures with, finds in those that calotype writes.
 
-python tests/clients/pictures.py CALOTYPE        needs sd-parsers and Pillow, in the versions of export/requirements.txt
+python tests/clients/images.py CALOTYPE        needs sd-parsers and Pillow, in the versions of export/requirements.txt
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::io::Cursor;
 use std::path::Path;
 
-use calotype::picture::ImageFile;
+use calotype::image_file::ImageFile;
 use calotype::weights::Weights;
 use image::{DynamicImage, ImageBuffer, ImageFormat, RgbImage, RgbaImage};
 

@@ -1,6 +1,6 @@
 """Compares two PNG files pixel by pixel, and fails when they differ by more than a bound.
 
-python3 cross/compare_pictures.py ONE.png OTHER.png LARGEST MEAN     (in levels of 255)
+python3 cross/compare_images.py ONE.png OTHER.png LARGEST MEAN     (in levels of 255)
 """
 
 import struct
