@@ -1161,8 +1161,11 @@ mod tests {
         use super::*;
         use crate::adapter::lora::Lora;
         use crate::image_file::{ImageFile, Init, Mask, OutputFormat, encode};
+        use crate::manifest::Compute;
+        use crate::pack::{self, ComputeOptions};
         use crate::pipeline::{Options, Pipeline};
         use crate::recipe::{self, Recipe};
+        use crate::weights::Dtype;
 
         const FLOAT: u64 = 4;
         /// A token's state.
@@ -1270,6 +1273,63 @@ mod tests {
             of("a red apple AND a pear AND a fish", 3.5, 4, 4 + 3);
             // 19 MB of weights, in f16.
             assert!((19 << 20..20 << 20).contains(&(guided[0].weights_bytes + (1 << 20))));
+        }
+
+        /// A U-Net in integers: its products keep another copy of their weights, in whole tiles and with a sum for each
+        /// column, where the session is kept, or in blocks always; and columns of convolutions are values as others are.
+        #[test]
+        fn of_a_unet_in_integers() {
+            let folder = tempfile::tempdir().unwrap();
+            let plain = stage(&Model::built_in().unwrap(), recipe(), "unet");
+            for form in [Compute::Int8, Compute::Int8Fine] {
+                let bundle = folder.path().join(form.to_string());
+                let compute = ComputeOptions { form, weight_bits: None, max_error: None };
+                let threads = NonZeroUsize::MIN;
+                let options = pack::Options {
+                    weights: None,
+                    compute: Some(compute),
+                    name: None,
+                    licence: None,
+                    threads,
+                    memory: None,
+                };
+                let report = pack::pack(&Model::built_in().unwrap(), &bundle, &options, |_| ()).unwrap();
+                let model = Model::open(&bundle).unwrap();
+                let whole = stage(&model, recipe(), "unet").swap_remove(0);
+                let (mut columns, mut blocks, mut floats) = (0, 0, 0);
+                for parameter in model.unet().graph().parameters() {
+                    let elements = parameter.shape.iter().product::<usize>() as u64;
+                    match (parameter.dtype, &parameter.shape[..]) {
+                        (Dtype::I8, [inputs, out]) => {
+                            columns += (out.div_ceil(16) * 16 * (inputs.div_ceil(64) * 64 + 4)) as u64;
+                        }
+                        (Dtype::U8, [_, _, _]) => blocks += elements,
+                        (Dtype::F32, [_, _]) if parameter.name.ends_with(".scales") => {
+                            blocks += elements * FLOAT
+                        }
+                        _ => {}
+                    }
+                    if parameter.dtype == Dtype::F32 {
+                        floats += elements * FLOAT;
+                    }
+                }
+                assert!(columns > 4 << 20 && (blocks > 1 << 20) == (form == Compute::Int8Fine));
+                let (repacked, copied) = match form {
+                    Compute::Int8 => (0, floats + columns),
+                    Compute::Int8Fine => (columns + blocks, floats),
+                };
+                assert_eq!(
+                    (whole.repacked_bytes, whole.copies_bytes),
+                    (repacked, copied + copied / 4),
+                    "{form}"
+                );
+                let unet = report.components.iter().find(|component| component.name == "unet").unwrap();
+                assert!(whole.weights_bytes.abs_diff(unet.packed_bytes) < 256 << 10, "{form}");
+                let inputs: [(&str, &[usize]); 3] =
+                    [("sample", &[2, 16, 8, 8]), ("timestep", &[]), ("encoder_hidden_states", &[2, 24, 192])];
+                assert_eq!(whole.activations_bytes, computed(model.unet(), &inputs), "{form}");
+                assert_eq!(whole.operations, plain[0].operations, "{form}");
+            }
         }
 
         #[test]

@@ -13,13 +13,14 @@ use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use calotype::adapter::lora::Lora;
 use calotype::engine::SessionOptions;
 use calotype::model::Model;
 use calotype::pack::{self, Options, Precision, Report};
 use calotype::pipeline::{self, Pipeline};
 use calotype::recipe::Recipe;
 use calotype::{Error, ErrorKind};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -211,6 +212,40 @@ mod form {
             pack::pack(&packed, &again, &options(None), |_| ()).unwrap();
             assert_eq!(files(&again), files(&bundle));
         }
+    }
+
+    /// A LoRA file of the U-Net's attention, of rank 1, is in the weights of the bundle.
+    #[test]
+    fn lora_files_are_merged() {
+        let desk = TempDir::new().unwrap();
+        let model = Model::built_in().unwrap();
+        let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+        for (name, weight) in model.unet().weights().iter() {
+            let (Some(layer), [out, inputs]) = (name.strip_suffix("to_v.weight"), weight.shape()) else {
+                continue;
+            };
+            for (part, shape) in [("down", [1, *inputs]), ("up", [*out, 1])] {
+                let begin = data.len();
+                let numbers = (0..shape[0] * shape[1]).map(|at| ((at * 7 % 11) as f32 - 5.0) * 0.02);
+                data.extend(numbers.flat_map(f32::to_le_bytes));
+                let name = format!("lora_unet_{}to_v.lora_{part}.weight", layer.replace('.', "_"));
+                let tensor = json!({ "dtype": "F32", "shape": shape, "data_offsets": [begin, data.len()] });
+                header.insert(name, tensor);
+            }
+        }
+        let header = serde_json::to_vec(&header).unwrap();
+        let path = desk.path().join("lora.safetensors");
+        fs::write(&path, [&(header.len() as u64).to_le_bytes(), &header[..], &data].concat()).unwrap();
+        let mut adapted = Model::built_in().unwrap();
+        adapted.add_loras(vec![(Lora::open(&path).unwrap(), 1.0)]).unwrap();
+        let bundle = desk.path().join("bundle");
+        let report = pack::pack(&adapted, &bundle, &options(None), |_| ()).unwrap();
+        for component in &report.components {
+            assert!(component.errors.iter().all(|error| error.relative == 0.0), "{component:?}");
+        }
+        let packed = picture(&Model::open(&bundle).unwrap());
+        assert_eq!(packed, picture(&adapted));
+        assert_ne!(packed, picture(&model));
     }
 
     #[test]

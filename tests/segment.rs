@@ -7,7 +7,9 @@ use std::num::NonZeroUsize;
 
 use calotype::engine::{Residency, Session, SessionOptions, TensorRef};
 use calotype::graph::Dim;
+use calotype::manifest::Compute;
 use calotype::model::{Model, Part};
+use calotype::pack::{ComputeOptions, Options, pack};
 
 /// What a session of one part of the built-in model gives, on numbers that are nobody's choice.
 fn outputs(part: &Part, residency: Residency) -> Vec<Vec<f32>> {
@@ -53,18 +55,39 @@ fn outputs(part: &Part, residency: Residency) -> Vec<Vec<f32>> {
 #[test]
 fn segments_compute_what_the_whole_computes() {
     let model = Model::built_in().unwrap();
-    for part in model.parts() {
-        let whole = outputs(part, Residency::PerStage);
-        assert!(whole.iter().flatten().any(|value| value.abs() > 1e-3), "{} gives something", part.name());
-        for segment_bytes in [1, 100 << 10, 1 << 20, 4 << 20] {
-            for resident_bytes in [0, 2 << 20] {
-                let streamed = outputs(part, Residency::Streamed { segment_bytes, resident_bytes });
-                let pairs = || whole.iter().flatten().zip(streamed.iter().flatten());
-                let differ = pairs().filter(|(one, other)| one.to_bits() != other.to_bits()).count();
-                let most = pairs().map(|(one, other)| (one - other).abs()).fold(0.0, f32::max);
-                let place = format!("{}, {segment_bytes} bytes: {differ} differ, by {most}", part.name());
-                assert!(if segment_bytes <= 100 << 10 { most < 1e-5 } else { differ == 0 }, "{place}");
-            }
+    model.parts().for_each(check);
+}
+
+/// A U-Net that computes in integers: no number of it depends on where it is cut.
+#[test]
+fn segments_in_integers_compute_what_the_whole_computes() {
+    let folder = tempfile::tempdir().unwrap();
+    for form in [Compute::Int8, Compute::Int8Fine] {
+        let bundle = folder.path().join(form.to_string());
+        let options = Options {
+            weights: None,
+            compute: Some(ComputeOptions { form, weight_bits: None, max_error: None }),
+            name: None,
+            licence: None,
+            threads: NonZeroUsize::new(2).unwrap(),
+            memory: None,
+        };
+        pack(&Model::built_in().unwrap(), &bundle, &options, |_| ()).unwrap();
+        check(Model::open(&bundle).unwrap().unet());
+    }
+}
+
+fn check(part: &Part) {
+    let whole = outputs(part, Residency::PerStage);
+    assert!(whole.iter().flatten().any(|value| value.abs() > 1e-3), "{} gives something", part.name());
+    for segment_bytes in [1, 100 << 10, 1 << 20, 4 << 20] {
+        for resident_bytes in [0, 2 << 20] {
+            let streamed = outputs(part, Residency::Streamed { segment_bytes, resident_bytes });
+            let pairs = || whole.iter().flatten().zip(streamed.iter().flatten());
+            let differ = pairs().filter(|(one, other)| one.to_bits() != other.to_bits()).count();
+            let most = pairs().map(|(one, other)| (one - other).abs()).fold(0.0, f32::max);
+            let place = format!("{}, {segment_bytes} bytes: {differ} differ, by {most}", part.name());
+            assert!(if segment_bytes <= 100 << 10 { most < 1e-5 } else { differ == 0 }, "{place}");
         }
     }
 }

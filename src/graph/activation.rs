@@ -459,7 +459,12 @@ fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64, causal: bool, threa
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::node::{MICROSOFT, integer};
+    use std::collections::BTreeSet;
+
+    use crate::graph::OPEN_LOCATION;
+    use crate::graph::int8::{Int8, WeightBits, ints};
+    use crate::graph::node::{MICROSOFT, entry, integer};
+    use crate::graph::proto::{EXTERNAL, OperatorSetIdProto, TensorProto};
     use crate::graph::shape::tests::{graph, node, plain, stored};
 
     fn builtin(name: &str) -> Graph {
@@ -538,6 +543,32 @@ mod tests {
         assert_eq!(of(&wide, &[1, 1, 40, 40], &[]).steps[0].scratch_bytes, 2 * 65_536);
         let pointwise = graph(conv(), vec![plain("w", &[32, 1, 1, 1])], 4);
         assert_eq!(of(&pointwise, &[1, 1, 40, 40], &[]).steps[0].scratch_bytes, 0);
+    }
+
+    /// Nine copies of the image in integers, and as many again while they are put side by side, in place of a convolution's
+    /// scratch.
+    #[test]
+    fn columns_of_integers_take_nine_images_twice() {
+        let mut graph = graph(
+            vec![node("Conv", &["x", "w"], "y", vec![ints("pads", &[1, 1, 1, 1])])],
+            vec![TensorProto {
+                data_location: Some(EXTERNAL),
+                external_data: vec![entry("location", OPEN_LOCATION.into())],
+                ..plain("w", &[20, 32, 3, 3])
+            }],
+            4,
+        );
+        graph.model.opset_import = vec![OperatorSetIdProto { domain: None, version: Some(18) }];
+        let graph = Graph::decode("unet", &graph.encode()).unwrap();
+        let how = Int8 { has_blocks: false, bits: WeightBits::Eight };
+        let (graph, _) = graph.compute_in_int8(how, &BTreeSet::new()).unwrap();
+        let shapes = graph.shapes(&[("x", &[2, 32, 16, 16])]).unwrap();
+        assert_eq!(shapes.get("y").unwrap().shape, [2, 20, 16, 16]);
+        let found = of(&graph, &[2, 32, 16, 16], &[]);
+        let (pixels, numbers) = (2 * 16 * 16, 2 * ALIGNMENT_BYTES);
+        assert_eq!(found.live_bytes().into_iter().max(), Some(18 * 32 * pixels + numbers));
+        let product = found.steps.iter().find(|step| step.operations > 0).unwrap();
+        assert_eq!((product.operations, product.scratch_bytes), ((20 * 9 * 32 * pixels) as u64, 0));
     }
 
     #[test]
