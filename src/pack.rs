@@ -24,7 +24,7 @@ use self::folder::Folder;
 use self::sensitivity::Found;
 use self::tensor::Packed;
 pub use self::verification::{Verified, verify, verify_within};
-use crate::engine::SessionOptions;
+use crate::engine::{Residency, SessionOptions};
 use crate::graph::Graph;
 use crate::graph::int8::{Int8, NARROW, WeightBits};
 use crate::manifest::{
@@ -315,7 +315,9 @@ fn measure(
     plan.tensors.retain(|tensor| tensor.form.is_some());
     write_tensors(folder, INTEGERS_FILE, &plan.tensors, |_| ())?;
     let path = folder.path().join(INTEGERS_FILE);
-    let session = within(SessionOptions::new(options.threads), options.memory);
+    // Each is opened for two calls: no weights are copied for these.
+    let session = SessionOptions { residency: Residency::PerStage, ..SessionOptions::new(options.threads) };
+    let session = within(session, options.memory);
     let Found { record, left } =
         sensitivity::measure(model, compute, plan.weights, &sources, &path, &session)?;
     (plan.graph, plan.tensors) =
