@@ -86,9 +86,10 @@ const CRATE_HOMES: [(&str, &[&str]); 14] = [
     ("rustix", &["cli/", "main.rs", "weights/map.rs", "engine/"]),
     ("serde_path_to_error", &["architecture.rs", "manifest.rs", "model/", "recipe/", "scheduler.rs"]),
     ("signal_hook", &["cli/", "main.rs"]),
-    ("tiff", &["picture/"]),
+    ("tiff", &["image_file/"]),
     ("tokenizers", &["tokenizer.rs", "tokenizer/"]),
-    ("zune_jpeg", &["picture/"]),
+    ("rusty_jpeg", &["image_file/"]),
+    ("zune_jpeg", &["image_file/"]),
 ];
 /// Phrases that users met once, and the field's words for them. None comes back in the help, in messages, or in texts for users.
 const REPLACED: [(&str, &str); 51] = [
