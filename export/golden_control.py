@@ -42,11 +42,24 @@ STEPS = 3
 SIZE = (64, 64)
 HEUN = "HeunDiscreteScheduler"
 # The fields of a U-Net's config that a control network has, too.
-SHARED = (
-    "act_fn addition_embed_type addition_time_embed_dim attention_head_dim block_out_channels cross_attention_dim "
-    "down_block_types flip_sin_to_cos freq_shift in_channels layers_per_block norm_eps norm_num_groups "
-    "projection_class_embeddings_input_dim transformer_layers_per_block use_linear_projection"
-).split()
+SHARED = [
+    "act_fn",
+    "addition_embed_type",
+    "addition_time_embed_dim",
+    "attention_head_dim",
+    "block_out_channels",
+    "cross_attention_dim",
+    "down_block_types",
+    "flip_sin_to_cos",
+    "freq_shift",
+    "in_channels",
+    "layers_per_block",
+    "norm_eps",
+    "norm_num_groups",
+    "projection_class_embeddings_input_dim",
+    "transformer_layers_per_block",
+    "use_linear_projection",
+]
 PLAIN = ["DownBlock2D"] * 3
 # Per network its family, and what sets it apart.
 NETWORKS: dict[str, tuple[str, Json]] = {
@@ -92,10 +105,10 @@ def network_of(name: str) -> tuple[ControlNetModel, Json]:
     assert isinstance(module, ControlNetModel)
     shapes = shapes_of(module)
     module.load_state_dict(values.state(name, shapes.items()), assign=True)
-    original = original_rows(shapes, family.unet) if family_name == "sd15" else None
-    if original is not None:
-        check_single_file(module, original)
-    return module, {"family": family_name, "config": config, "tensors": list(shapes.items()), "original": original}
+    rows = original_rows(shapes, family.unet) if family_name == "sd15" else None
+    if rows is not None:
+        check_single_file(module, rows)
+    return module, {"family": family_name, "config": config, "tensors": list(shapes.items()), "original": rows}
 
 
 def original_rows(shapes: dict[str, list[int]], unet: Json) -> list[list[Any]]:
@@ -153,9 +166,7 @@ def draw(pipeline: Any, networks: dict[str, ControlNetModel], number: int, array
         given |= {"image": Image.fromarray(values.picture(**recorded["image"])), "control_image": control}
     else:
         given["image"] = control
-    latents = controlled(
-        **given, generator=torch.Generator("cpu").manual_seed(SEED), output_type="latent"
-    ).images
+    latents = controlled(**given, generator=torch.Generator("cpu").manual_seed(SEED), output_type="latent").images
     return {
         "name": name,
         "family": family,

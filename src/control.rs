@@ -53,6 +53,55 @@ impl FromStr for Mode {
     }
 }
 
+/// The gradients where edges begin and go on, where nobody says: those of A1111 and of diffusers' examples.
+const LOW: u16 = 100;
+const HIGH: u16 = 200;
+/// The longest gradient of eight bits by Sobel's filter.
+const MAX_GRADIENT: u16 = 2040;
+
+/// What makes a control image of an ordinary one, at the size of the result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Annotator {
+    /// Edges, white on black, as OpenCV's `Canny` finds them with these thresholds.
+    Canny {
+        /// The gradient above which an edge goes on.
+        low: u16,
+        /// The gradient above which an edge begins.
+        high: u16,
+    },
+}
+
+impl fmt::Display for Annotator {
+    /// `canny,100,200`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::Canny { low, high } = self;
+        write!(f, "canny,{low},{high}")
+    }
+}
+
+impl FromStr for Annotator {
+    type Err = Error;
+
+    /// `canny`, or `canny,LOW,HIGH`.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let refuse = |expected: String| {
+            Error::new(ErrorKind::Usage, format!("annotate: expected {expected}, got {text:?}"))
+        };
+        let mut parts = text.split(',');
+        if parts.next() != Some("canny") {
+            return Err(refuse("canny, or canny,LOW,HIGH".into()));
+        }
+        let thresholds: Vec<&str> = parts.collect();
+        let number = |text: &str| text.parse::<u16>().ok().filter(|number| *number <= MAX_GRADIENT);
+        match thresholds.iter().map(|text| number(text)).collect::<Option<Vec<_>>>().as_deref() {
+            Some([]) => Ok(Self::Canny { low: LOW, high: HIGH }),
+            Some([low, high]) if low <= high => Ok(Self::Canny { low: *low, high: *high }),
+            _ => Err(refuse(format!("canny,LOW,HIGH with rising thresholds from 0 to {MAX_GRADIENT}"))),
+        }
+    }
+}
+
 /// How a control image steers a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Steering {
@@ -144,6 +193,22 @@ mod tests {
         assert!(
             error.to_string().contains("expected one of balanced, prompt, control, guess, got \"strict\"")
         );
+    }
+
+    #[test]
+    fn annotators_have_thresholds() {
+        for (text, low, high) in [("canny", 100, 200), ("canny,0,0", 0, 0), ("canny,50,2040", 50, 2040)] {
+            let annotator = text.parse::<Annotator>().unwrap();
+            assert_eq!(annotator, Annotator::Canny { low, high });
+            assert_eq!(annotator.to_string().parse::<Annotator>().unwrap(), annotator);
+        }
+        for text in
+            ["", "depth", "canny,", "canny,1", "canny,2,1", "canny,1,2041", "canny,-1,2", "canny,1,2,3"]
+        {
+            let error = text.parse::<Annotator>().expect_err(text);
+            assert_eq!(error.kind(), ErrorKind::Usage);
+            assert!(error.to_string().starts_with("annotate: expected canny"), "{error}");
+        }
     }
 
     #[test]

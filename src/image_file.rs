@@ -4,6 +4,7 @@
 //! A file's header is read first. It says how much memory decoding takes, which a plan counts before anything is decoded;
 //! formats that allow it (all but JPEG, WebP and BMP) are decoded a few rows at a time, and scaled on the way.
 
+mod canny;
 mod data;
 mod decode;
 mod encode;
@@ -23,6 +24,7 @@ use image::metadata::Orientation;
 use image::{DynamicImage, GrayImage, ImageBuffer, Pixel, RgbImage, RgbaImage};
 use sha2::{Digest, Sha256};
 
+pub(crate) use self::canny::canny;
 use self::data::Data;
 use self::decode::{Eighths, Want};
 pub use self::encode::{OutputFormat, RecipeText, encode, encode_with_alpha};

@@ -6,6 +6,9 @@ pub mod architecture {}
 #[doc = include_str!("manual/boards.md")]
 pub mod boards {}
 
+#[doc = include_str!("manual/control.md")]
+pub mod control {}
+
 #[doc = include_str!("manual/decisions.md")]
 pub mod decisions {}
 

@@ -19,7 +19,7 @@ use self::form::{ControlFields, ControlModelFields, FileFields, LoraFields, Path
 pub use self::hires::{Hires, HiresUpscaler};
 pub use self::receipt::{Provenance, Ran, Receipt};
 use crate::Error;
-use crate::control::Steering;
+use crate::control::{Annotator, Steering};
 use crate::guidance::{self, Scales, Within};
 use crate::image_file::{Extend, ImageFile, Init, Mask, Resize};
 use crate::noise::Rng;
@@ -257,6 +257,9 @@ pub struct ControlImage {
     /// result, as an init image is.
     #[serde(flatten)]
     pub image: Image<Init>,
+    /// What makes the control image of it; it is one already when absent.
+    #[serde(with = "as_text", skip_serializing_if = "Option::is_none")]
+    pub annotate: Option<Annotator>,
     /// How it steers.
     #[serde(flatten, serialize_with = "form::steering")]
     pub steering: Steering,
@@ -265,7 +268,7 @@ pub struct ControlImage {
 impl ControlImage {
     /// One that steers all steps and predictions with a weight of 1.
     pub fn new(kind: impl Into<String>, image: impl Into<Image<Init>>) -> Self {
-        Self { kind: kind.into(), image: image.into(), steering: Steering::default() }
+        Self { kind: kind.into(), image: image.into(), annotate: None, steering: Steering::default() }
     }
 
     /// The same without what it is an image of.

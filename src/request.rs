@@ -16,7 +16,7 @@ use self::check::{check_controls, check_images};
 use self::inpaint::Cutting;
 pub(crate) use self::inpaint::{Inpaint, WHITE};
 pub use self::warnings::Warnings;
-use crate::control::Steering;
+use crate::control::{Annotator, Steering};
 use crate::engine;
 use crate::guidance::{self, Guidance, Scales, View};
 use crate::image_file::{Extend, Fitted, Init, Mask, MaskEdit, Placement, Resize};
@@ -91,6 +91,7 @@ pub(crate) struct Control {
     /// Which of the model's control networks it is for.
     pub(crate) network: usize,
     pub(crate) image: Arc<Fitted<Rgb<u8>>>,
+    pub(crate) annotate: Option<Annotator>,
     pub(crate) steering: Steering,
     /// A note that nobody asked for it to be stretched.
     stretched: Option<String>,
@@ -818,7 +819,7 @@ fn controls_of(
         let network = manifest.controls.iter().position(|kind| *kind == control.kind);
         let network = network.expect("kinds that were checked");
         let image = Arc::new(Fitted::init(image, place));
-        (Control { network, image, steering: control.steering, stretched }, from != (width, height))
+        (Control { network, image, annotate: control.annotate, steering: control.steering, stretched }, from != (width, height))
     });
     placed.collect()
 }

@@ -8,14 +8,15 @@ use calotype::{Error, ErrorKind};
 use clap::Args;
 
 /// How a control image steers, after its file.
-const SETTINGS: [&str; 4] = ["weight", "start", "end", "mode"];
+const SETTINGS: [&str; 5] = ["weight", "start", "end", "mode", "annotate"];
 
 /// Control images and the networks that they are for.
 #[derive(Args, Default)]
 pub(super) struct Control {
     /// A control image (ControlNet), as in `canny=edges.png:weight=0.8:start=0:end=0.5:mode=balanced`; repeatable. KIND is that of
     /// a --control-model. `start` and `end` are parts of the steps. Modes: balanced (the default), prompt ("My prompt is more
-    /// important"), control ("ControlNet is more important"), guess (diffusers' guess mode).
+    /// important"), control ("ControlNet is more important"), guess (diffusers' guess mode). `annotate=canny` or
+    /// `annotate=canny,100,200` makes the edges of an ordinary image (the thresholds of OpenCV).
     #[arg(long, value_name = "KIND=IMAGE[:..]")]
     control: Vec<String>,
     /// A ControlNet, as in `canny=control_v11p_sd15_canny.safetensors`: a diffusers folder or a file; repeatable. Use one of the
@@ -54,7 +55,7 @@ fn model(typed: &str) -> Result<NamedControlModel, Error> {
 fn image(typed: &str) -> Result<ControlImage, Error> {
     let (kind, mut path) = kind("--control", "KIND=IMAGE", typed)?;
     let refuse = |message: String| Error::new(ErrorKind::Usage, format!("--control: {message}"));
-    let mut steering = Steering::default();
+    let (mut steering, mut annotate) = (Steering::default(), None);
     let mut seen = Vec::new();
     // From the end: a path may have colons of its own.
     while let Some((rest, (name, value))) =
@@ -76,12 +77,13 @@ fn image(typed: &str) -> Result<ControlImage, Error> {
             "weight" => steering.weight = number()?,
             "start" => steering.start = number()?,
             "end" => steering.end = number()?,
+            "annotate" => annotate = Some(value.parse()?),
             _ => steering.mode = value.parse()?,
         }
         path = rest;
     }
     let image = Image::Named(NamedFile::from(PathBuf::from(path)));
-    Ok(ControlImage { kind: kind.to_owned(), image, steering: steering.checked()? })
+    Ok(ControlImage { kind: kind.to_owned(), image, annotate, steering: steering.checked()? })
 }
 
 #[cfg(test)]
@@ -89,7 +91,7 @@ mod tests {
     use super::*;
 
     fn parsed(typed: &str) -> (String, String, Steering) {
-        let ControlImage { kind, image, steering } = image(typed).expect(typed);
+        let ControlImage { kind, image, steering, .. } = image(typed).expect(typed);
         let path = image.named().and_then(|file| file.path.clone()).expect("a path");
         (kind, path.display().to_string(), steering)
     }
@@ -111,12 +113,16 @@ mod tests {
             ("a.png", "--control: expected KIND=IMAGE, got \"a.png\""),
             ("=a.png", "--control: expected KIND=IMAGE"),
             ("canny=", "--control: expected KIND=IMAGE"),
-            ("canny=a.png:wieght=1", "--control: expected one of weight, start, end, mode, got \"wieght\""),
+            (
+                "canny=a.png:wieght=1",
+                "--control: expected one of weight, start, end, mode, annotate, got \"wieght\"",
+            ),
             ("canny=a.png:weight=1:weight=2", "--control: weight: expected one, got two"),
             ("canny=a.png:weight=much", "--control: weight: expected a number, got \"much\""),
             ("canny=a.png:weight=nan", "control: weight: expected a number from -10 to 10, got NaN"),
             ("canny=a.png:weight=1e9", "control: weight: expected a number from -10 to 10, got 1000000000"),
             ("canny=a.png:start=0.6:end=0.4", "control: start: expected one up to its end, 0.4, got 0.6"),
+            ("canny=a.png:annotate=depth", "annotate: expected canny, or canny,LOW,HIGH, got \"depth\""),
             ("canny=a.png:mode=strict", "control mode: expected one of balanced"),
         ] {
             let error = image(typed).expect_err(typed);

@@ -348,13 +348,14 @@ pub(super) struct ControlFields {
     start: Option<f64>,
     end: Option<f64>,
     mode: Option<String>,
+    annotate: Option<String>,
 }
 
 impl TryFrom<ControlFields> for ControlImage {
     type Error = String;
 
     fn try_from(read: ControlFields) -> Result<Self, String> {
-        let ControlFields { kind, path, sha256, weight, start, end, mode } = read;
+        let ControlFields { kind, path, sha256, weight, start, end, mode, annotate } = read;
         let usual = Steering::default();
         let mode = mode.map_or(Ok(usual.mode), |mode| mode.parse()).map_err(|error| error.to_string())?;
         let steering = Steering {
@@ -365,7 +366,9 @@ impl TryFrom<ControlFields> for ControlImage {
         };
         let image = Image::Named(FileFields { path, sha256 }.try_into()?);
         let steering = steering.checked().map_err(|error| error.to_string())?;
-        Ok(Self { kind: checked_kind(kind)?, image, steering })
+        let annotate =
+            annotate.map(|text| text.parse()).transpose().map_err(|error: Error| error.to_string())?;
+        Ok(Self { kind: checked_kind(kind)?, image, annotate, steering })
     }
 }
 

@@ -1,19 +1,22 @@
 //! Control networks: what they make of a control image, added up for the U-Net. They know how much each counts, and nothing of
 //! predictions.
 
+use std::borrow::Cow;
 use std::iter::repeat;
+
+use image::RgbImage;
 
 use super::component::{Component, Lease};
 use super::conditioning::{Conditioning, of_texts, of_views};
 use super::feed::{Feed, residual_shape, timestep_shape};
-use super::start::planes;
 use super::trial;
 use crate::Error;
-use crate::control::Steering;
+use crate::control::{Annotator, Steering};
 use crate::engine::{NamedTensor, Placement, SessionOptions, Value};
 use crate::graph::Port;
 use crate::guidance::View;
 use crate::model::Model;
+use crate::image_file::canny;
 use crate::request::Request;
 use crate::signature::{Role, Signature};
 use crate::tensor::LatentShape;
@@ -79,9 +82,12 @@ impl Controls {
             let pools = self.0[control.network].pools;
             let active: Vec<bool> = (0..steps).map(|step| steering.is_active(step, steps)).collect();
             if active.contains(&true) {
-                // -1..=1 to 0..=1; all bytes come back exactly.
-                let image =
-                    planes(control.image.get()?, |_, _| true).iter().map(|x| (x + 1.0) / 2.0).collect();
+                let image = control.image.get()?;
+                let image = match control.annotate {
+                    Some(Annotator::Canny { low, high }) => Cow::Owned(canny(image, low, high)),
+                    None => Cow::Borrowed(image),
+                };
+                let image = unit_planes(&image);
                 let factors = steering.factors(lens.len(), pools);
                 uses.push(Use { network: control.network, steering, pools, active, image, factors });
             }
@@ -290,6 +296,18 @@ impl Steered<'_> {
         self.sums.push((batch, sums.collect::<Result<_, _>>()?, false));
         Ok(self.sums.len() - 1)
     }
+}
+
+/// An image as `[3, height, width]` in 0..=1.
+fn unit_planes(image: &RgbImage) -> Vec<f32> {
+    let count = (image.width() * image.height()) as usize;
+    let mut planes = vec![0.0; 3 * count];
+    for (at, pixel) in image.pixels().enumerate() {
+        for (channel, byte) in pixel.0.into_iter().enumerate() {
+            planes[channel * count + at] = f32::from(byte) / 255.0;
+        }
+    }
+    planes
 }
 
 /// What is known of residuals, in their order, the middle's last.

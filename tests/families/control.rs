@@ -82,6 +82,12 @@ impl Control {
     }
 }
 
+/// A control network of a family in a folder.
+pub fn write(family: &str, folder: &Path) -> PathBuf {
+    let name = if family == "sdxl" { "controlnet_xl" } else { "controlnet" };
+    Control::open().write_folder(name, folder)
+}
+
 impl Picture {
     fn number(&self, name: &str) -> Option<f64> {
         self.arguments.get(name).and_then(Value::as_f64)
@@ -437,6 +443,13 @@ fn the_program_takes_control() {
     for file in [image, &receipt["control_model"][0]] {
         assert_eq!(file["sha256"].as_str().map(str::len), Some(64), "{file}");
     }
+    // Edges are made of an ordinary image, as the receipt says.
+    let edges = with("canny=a.png:annotate=canny,20,60", "edges.png");
+    assert!(edges.status.success(), "{}", String::from_utf8_lossy(&edges.stderr));
+    let again = run(&["generate", "--from", "edges.png", "-o", "again.png"]);
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    assert_eq!(pixels("edges.png"), pixels("again.png"));
+    assert_ne!(pixels("edges.png"), pixels("one.png"));
     // Another file in its place is told of.
     fs::copy(desk.path().join("wide.png"), desk.path().join("a.png")).unwrap();
     let other = run(&["generate", "--from", "one.png", "-o", "other.png"]);

@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 use super::golden::{Golden, Precision, desk};
 use super::group::limited;
-use super::{onnx, wide};
+use super::{control, onnx, wide};
 
 const MIB: u64 = 1 << 20;
 /// How much more than is measured may be planned, and from which peak on that is asked.
@@ -67,6 +67,8 @@ struct Subject {
     name: String,
     path: Option<PathBuf>,
     lora: Option<PathBuf>,
+    /// A control network.
+    control: Option<PathBuf>,
     /// What sides are multiples of, and how long they are at most.
     step_px: usize,
     most_px: usize,
@@ -90,11 +92,18 @@ enum Budget {
 }
 
 fn subject(name: &str, path: PathBuf, lora: Option<&Path>, most_px: usize) -> Subject {
-    Subject { name: name.into(), path: Some(path), lora: lora.map(Path::to_owned), step_px: 8, most_px }
+    Subject {
+        name: name.into(),
+        path: Some(path),
+        lora: lora.map(Path::to_owned),
+        control: None,
+        step_px: 8,
+        most_px,
+    }
 }
 
 fn built_in(most_px: usize) -> Subject {
-    Subject { name: "built-in".into(), path: None, lora: None, step_px: 16, most_px }
+    Subject { name: "built-in".into(), path: None, lora: None, control: None, step_px: 16, most_px }
 }
 
 /// A model in a folder, in one file and in bundles, with a LoRA.
@@ -145,14 +154,20 @@ fn subjects(folder: &Path, is_wide: bool) -> (Vec<Subject>, Vec<TempDir>) {
 fn small_subjects(folder: &Path) -> Vec<Subject> {
     let mut subjects = vec![built_in(SMALL_PX)];
     for family in ["sd15", "sdxl"] {
-        subjects.extend(forms(&format!("narrow-{family}"), &Golden::open(family), SMALL_PX, folder));
+        let control = control::write(family, folder);
+        let mut forms = forms(&format!("narrow-{family}"), &Golden::open(family), SMALL_PX, folder);
+        // A bundle's U-Net is as it was packed.
+        let derived = forms.iter_mut().filter(|form| !form.name.ends_with("bundle"));
+        derived.for_each(|form| form.control = Some(control.clone()));
+        subjects.extend(forms);
     }
     subjects
 }
 
 /// Rows of a seed.
 fn rows(count: usize, seed: u64, is_small: bool, subjects: &[Subject], folder: &Path) -> Vec<Row> {
-    let mut dice = Dice(seed);
+    // Of its own, so that rows without control stay what they were.
+    let (mut dice, mut control_dice) = (Dice(seed), Dice(!seed));
     let words = "a photograph of an astronaut riding a white horse through a field of red poppies at dawn, ";
     (0..count)
         .map(|_| {
@@ -213,6 +228,17 @@ fn rows(count: usize, seed: u64, is_small: bool, subjects: &[Subject], folder: &
                 let upscaler = *dice.pick(&["latent", "pixel"]);
                 add("--hires", format!("2x:0.5:{upscaler}"));
                 label += &format!(", twice the size by {upscaler}");
+            }
+            let is_steered = control_dice.chance(40) && !arguments.contains(&"--hires".to_owned());
+            if let Some(path) = subject.control.as_ref().filter(|_| is_steered) {
+                arguments.extend(["--control-model".to_owned(), format!("a={}", path.display())]);
+                let count = 1 + control_dice.below(2);
+                for _ in 0..count {
+                    let mode = control_dice.pick(&["balanced", "guess"]);
+                    let image = folder.join("init.png");
+                    arguments.extend(["--control".to_owned(), format!("a={}:mode={mode}", image.display())]);
+                }
+                label += &format!(", {count} control images");
             }
             let [from, to] = SMALL_MIB.map(|mib| mib * MIB);
             let budget = match is_small {
