@@ -8,7 +8,10 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use calotype::recipe::{Image, NamedFile, NamedLora, Provenance, Ran, Receipt, Recipe};
+use calotype::control::Steering;
+use calotype::recipe::{
+    ControlImage, Image, NamedControlModel, NamedFile, NamedLora, Provenance, Ran, Receipt, Recipe,
+};
 use calotype::{ErrorKind, image_file};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -96,6 +99,26 @@ impl Random {
                 })
                 .collect(),
             embedding: self.files(),
+            control_model: self
+                .files()
+                .into_iter()
+                .map(|file| NamedControlModel { kind: self.one(&["canny", "depth-2"]).into(), file })
+                .collect(),
+            control: self
+                .files()
+                .into_iter()
+                .map(|file| ControlImage {
+                    kind: self.one(&["canny", "depth-2"]).into(),
+                    image: Image::Named(file),
+                    annotate: self.maybe(|r| r.one(&["canny", "canny,20,90"]).parse().unwrap()),
+                    steering: Steering {
+                        weight: self.unit() * 20.0 - 10.0,
+                        start: self.unit() / 2.0,
+                        end: 0.5 + self.unit() / 2.0,
+                        mode: self.one(&["balanced", "prompt", "control", "guess"]).parse().unwrap(),
+                    },
+                })
+                .collect(),
             prompt: self.text(),
             negative: self.maybe(Self::text),
             literal: self.below(2) == 0,
