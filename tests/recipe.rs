@@ -144,6 +144,7 @@ impl Random {
             extend: self
                 .maybe(|r| format!("left={},feather={}", 1 + r.below(99), r.below(9)).parse().unwrap()),
             mask_fit: self.maybe(|r| r.one(&["crop", "stretch"]).parse().unwrap()),
+            hires: self.maybe(|r| r.one(&["2x", "1.5x:0.4:pixel"]).parse().unwrap()),
             mask_invert: self.maybe(|r| r.below(2) == 0),
             mask_grow: self.maybe(|r| r.below(99) as i32 - 50),
             mask_blur: self.maybe(|r| r.unit() * 20.0),
