@@ -133,7 +133,7 @@ fn mistakes_are_refused_with_what_was_expected() {
         ("unet=", "expected one of cpu, "),
         (
             "u-net=cuda",
-            "component: expected one of text_encoder, unet, vae, vae_encoder, vae_decoder, got \"u-net\"",
+            "component: expected one of text_encoder, unet, controlnet, vae, vae_encoder, vae_decoder, got \"u-net\"",
         ),
         ("cuda,cuda:device_id=1", "cuda: expected once, got twice"),
         ("unet=cuda,unet=cuda", "unet: cuda: expected once, got twice"),
