@@ -1726,6 +1726,8 @@ mod preview {
             (&["--preview", "no/such/p.png"], 9, "no/such/p.png: expected a folder"),
             (&["--preview-every", "2"], 2, "--preview <FILE>"),
             (&["--preview", "p.png", "--preview-every", "0"], 2, "--preview-every"),
+            (&["--taesd", "/no/such.safetensors"], 4, "/no/such.safetensors: "),
+            (&["--taesd", "/no/such.safetensors", "--preview", "p.png"], 4, "/no/such.safetensors: "),
         ] {
             desk.refuses(&[&["x"], args].concat(), code, &[message]);
         }
