@@ -73,7 +73,7 @@ const UNSAFE_HOMES: [&str; 2] = ["weights/map.rs", "engine/sys.rs"];
 /// The only file that knows the `ort` crate.
 const ORT_HOME: &str = "engine/sys.rs";
 /// Crates that few may know, and the files or folders that do.
-const CRATE_HOMES: [(&str, &[&str]); 14] = [
+const CRATE_HOMES: [(&str, &[&str]); 15] = [
     ("clap", &["cli.rs", "cli/"]),
     ("ctrlc", &["cli/"]),
     ("indicatif", &["cli/"]),

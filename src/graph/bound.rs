@@ -10,7 +10,6 @@ use sha2::{Digest, Sha256};
 use super::dtype::onnx_code;
 use super::node::{cast, entry};
 use super::proto::{ModelProto, NodeProto};
-use super::segment::repacked;
 use super::turn::transpose;
 use super::{Graph, Parameter, Port};
 use crate::weights::{Dtype, Weights};
@@ -171,19 +170,6 @@ impl BoundGraph {
                 nodes.insert(place + 1, cast);
             }
         }
-    }
-
-    /// Whether its weights are repacked however it is opened: kernels for blocks of integers are three times as slow on
-    /// weights that are not, those for columns ([`super::int8`]) by an eighth.
-    pub(crate) fn repacks(&self) -> bool {
-        let nodes = || self.model.graph.iter().flat_map(|graph| &graph.node);
-        let has = |op: &str| nodes().any(|node| node.op_type() == op);
-        self.has_integers && (has("MatMulNBits") || !has("MatMulIntegerToFloat"))
-    }
-
-    /// How many bytes of integers are repacked where the session may keep copies.
-    pub(crate) fn repacked_bytes(&self) -> usize {
-        self.model.graph.as_ref().map_or(0, repacked)
     }
 
     /// A name for this graph with these weights, and no others: the first half of a SHA-256 in hexadecimal digits.

@@ -13,20 +13,17 @@
 //!   compute: convolutions in groups, with dilation, or with large kernels.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fmt;
-use std::str::FromStr;
-
-use serde::{Deserialize, Serialize};
 
 use super::dtype::onnx_code;
 use super::node::{MICROSOFT, import_microsoft, integer, opset};
 use super::proto::{self, AttributeProto, GraphProto, NodeProto, TensorProto};
+pub use super::quantize::WeightBits;
 use super::quantize::{
     Bits, Blocks, Columns, Form, Quantized, is_convolution, is_linear, multiply, open, users, uses,
 };
 use super::{Graph, Parameter};
+use crate::Error;
 use crate::weights::Dtype;
-use crate::{Error, ErrorKind};
 
 /// Layers with as many input or output channels, or fewer, stay in floats: they are little work, and the first and last
 /// layers of networks, where an error does the most harm.
@@ -50,72 +47,6 @@ pub struct Int8 {
     pub has_blocks: bool,
     /// How long the integers of weights with a scale per channel are.
     pub bits: WeightBits,
-}
-
-/// How long the integers of weights are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(try_from = "u8", into = "u8")]
-pub enum WeightBits {
-    /// From -63 to 63: without VNNI, x86-64 CPUs add two products of 8-bit integers in 16 bits, and stop at 32767.
-    Seven,
-    /// From -127 to 127.
-    Eight,
-}
-
-impl WeightBits {
-    /// How many there are.
-    pub const fn count(self) -> usize {
-        match self {
-            Self::Seven => 7,
-            Self::Eight => 8,
-        }
-    }
-
-    /// The longest whose products the CPU of this machine adds up without loss.
-    pub fn of_this_cpu() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if !is_x86_feature_detected!("avx512vnni") && !is_x86_feature_detected!("avxvnni") {
-            return Self::Seven;
-        }
-        Self::Eight
-    }
-
-    /// The largest integer.
-    pub const fn most(self) -> i32 {
-        (1 << (self.count() - 1)) - 1
-    }
-}
-
-impl fmt::Display for WeightBits {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.count())
-    }
-}
-
-impl FromStr for WeightBits {
-    type Err = Error;
-
-    /// Reads what `Display` writes; [`ErrorKind::Usage`] for anything else.
-    fn from_str(text: &str) -> Result<Self, Error> {
-        let bits = [Self::Seven, Self::Eight].into_iter().find(|bits| bits.to_string() == text);
-        bits.ok_or_else(|| {
-            Error::new(ErrorKind::Usage, format!("weight bits: expected 7 or 8, got {text:?}"))
-        })
-    }
-}
-
-impl TryFrom<u8> for WeightBits {
-    type Error = Error;
-
-    fn try_from(count: u8) -> Result<Self, Error> {
-        count.to_string().parse()
-    }
-}
-
-impl From<WeightBits> for u8 {
-    fn from(bits: WeightBits) -> Self {
-        bits.count() as u8
-    }
 }
 
 impl Graph {

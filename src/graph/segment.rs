@@ -123,6 +123,19 @@ impl BoundGraph {
         self.model.graph.as_ref().map_or_else(Vec::new, files)
     }
 
+    /// Whether its weights are repacked however it is opened: kernels for blocks of integers are three times as slow on
+    /// weights that are not, those for columns ([`super::int8`]) by an eighth.
+    pub(crate) fn repacks(&self) -> bool {
+        let nodes = || self.model.graph.iter().flat_map(|graph| &graph.node);
+        let has = |op: &str| nodes().any(|node| node.op_type() == op);
+        self.has_integers && (has("MatMulNBits") || !has("MatMulIntegerToFloat"))
+    }
+
+    /// How many bytes of integers are repacked where the session may keep copies.
+    pub(crate) fn repacked_bytes(&self) -> usize {
+        self.model.graph.as_ref().map_or(0, repacked)
+    }
+
     /// Cuts the graph into as few segments as keep each one's weights, in the types in which they are computed with, to
     /// `segment_bytes`; operators with more are taken in slices, where they can be. A graph that cannot be cut, because
     /// nodes of it hold graphs, is one segment.
@@ -380,7 +393,7 @@ fn files(graph: &GraphProto) -> Vec<usize> {
 }
 
 /// The bytes of weights that products with integers keep in their own order, where they may.
-pub(super) fn repacked(graph: &GraphProto) -> usize {
+fn repacked(graph: &GraphProto) -> usize {
     let packed = graph.node.iter().filter(|node| node.op_type() == "MatMulNBits");
     let names: HashSet<&str> = packed.flat_map(|node| &node.input[1..]).map(String::as_str).collect();
     let tensors = graph.initializer.iter().filter(|tensor| names.contains(tensor.name()));
