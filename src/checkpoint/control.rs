@@ -14,13 +14,16 @@ const PREFIXES: [&str; 2] = ["control_model.", ""];
 /// A tensor that every control network has.
 const MARKER: &str = "input_hint_block.0.weight";
 
+/// A level's channels, and how many transformer blocks follow each residual block, unless there are no transformers.
+pub type Level = (usize, Option<Vec<usize>>);
+
 /// A control network in a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ControlFile {
     /// Channels of the latents that it sees.
     pub in_channels: usize,
     /// Per level its channels, and how many transformer blocks follow each residual block, unless there are no transformers.
-    pub levels: Vec<(usize, Option<Vec<usize>>)>,
+    pub levels: Vec<Level>,
     /// What is between the ways.
     pub middle: Middle,
     /// The width of what is added to the time embedding, if something is.
@@ -99,7 +102,7 @@ fn hint(t: &mut Table<'_, '_>, source: &Source<'_>) -> Result<Vec<usize>, Error>
 }
 
 /// The levels of the way down, with what they give.
-fn levels(t: &mut Table<'_, '_>, source: &Source<'_>) -> Result<Vec<(usize, Option<Vec<usize>>)>, Error> {
+fn levels(t: &mut Table<'_, '_>, source: &Source<'_>) -> Result<Vec<Level>, Error> {
     let mut levels = Vec::new();
     let found = way_down(source, &mut Vec::new())?;
     let (last, mut index) = (found.len() - 1, 1);

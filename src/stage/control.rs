@@ -2,7 +2,7 @@
 //! predictions.
 
 use std::borrow::Cow;
-use std::iter::repeat;
+use std::iter::{repeat, repeat_n};
 
 use image::RgbImage;
 
@@ -185,7 +185,7 @@ impl Steered<'_> {
                     constants.push(feed.into_value()?);
                 }
                 let dims = [batch, 3, size.height_px() as usize, size.width_px() as usize];
-                let pixels = repeat(&one.image).take(batch).flatten().map(|&x| f64::from(x));
+                let pixels = repeat_n(&one.image, batch).flatten().map(|&x| f64::from(x));
                 constants.push(Feed::of(port(Role::ControlImage), &dims, pixels)?.into_value()?);
             }
             let dims = [batch, channels, height_cells, width_cells];
@@ -220,7 +220,7 @@ impl Steered<'_> {
                 continue;
             }
             let steered = fed.images.len();
-            let latents = repeat(x).take(steered).flatten().map(|&x| f64::from(x) * scale);
+            let latents = repeat_n(x, steered).flatten().map(|&x| f64::from(x) * scale);
             fed.latents.fill(latents);
             fed.timestep.fill(repeat(timestep));
             self.given.resize(self.lens.len(), Vec::new());

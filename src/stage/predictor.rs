@@ -87,16 +87,14 @@ impl Unet {
                     Some(known) => known,
                     None => {
                         let views = &views[first..];
-                        let layout = Layout::new(
+                        let fed = Fed {
                             signature,
-                            &conditioning,
+                            conditioning: &conditioning,
                             request,
-                            &concat_latents,
-                            steered.as_ref(),
-                            views,
-                            texts,
-                            self.max_batch,
-                        )?;
+                            concat_latents: &concat_latents,
+                            steered: steered.as_ref(),
+                        };
+                        let layout = Layout::new(&fed, views, texts, self.max_batch)?;
                         layouts.push(layout);
                         layouts.len() - 1
                     }
@@ -217,6 +215,15 @@ impl Predictor<'_> {
     }
 }
 
+/// What every call of a run is fed from.
+struct Fed<'r> {
+    signature: &'r Signature,
+    conditioning: &'r Conditioning,
+    request: &'r Request,
+    concat_latents: &'r [f32],
+    steered: Option<&'r Steered<'r>>,
+}
+
 /// How the predictions of a step are made: which together, in one call of the U-Net.
 struct Layout {
     /// Per prediction, how long its text is.
@@ -227,16 +234,8 @@ struct Layout {
 impl Layout {
     /// For these predictions, which read these texts at first. As many are made at once as the graph and the lengths of
     /// the texts allow.
-    fn new(
-        signature: &Signature,
-        conditioning: &Conditioning,
-        request: &Request,
-        concat_latents: &[f32],
-        steered: Option<&Steered<'_>>,
-        views: &[View],
-        texts: &[usize],
-        max_batch: usize,
-    ) -> Result<Self, Error> {
+    fn new(fed: &Fed<'_>, views: &[View], texts: &[usize], max_batch: usize) -> Result<Self, Error> {
+        let Fed { signature, conditioning, .. } = *fed;
         let latents = signature.input(Role::Latents).expect("no signature without latents");
         let tokens: Vec<usize> = texts.iter().map(|&text| conditioning.texts[text].tokens).collect();
         let mut lengths = tokens.clone();
@@ -249,16 +248,7 @@ impl Layout {
                 let members: Vec<usize> = slots.into_iter().map(|slot| alike[slot]).collect();
                 let views = members.iter().map(|&member| views[member]).collect();
                 let texts = members.iter().map(|&member| texts[member]).collect();
-                calls.push(Call::new(
-                    signature,
-                    conditioning,
-                    request,
-                    concat_latents,
-                    steered,
-                    members,
-                    views,
-                    texts,
-                )?);
+                calls.push(Call::new(fed, members, views, texts)?);
             }
         }
         Ok(Self { tokens, calls })
@@ -282,16 +272,8 @@ struct Call {
 }
 
 impl Call {
-    fn new(
-        signature: &Signature,
-        conditioning: &Conditioning,
-        request: &Request,
-        concat_latents: &[f32],
-        steered: Option<&Steered<'_>>,
-        members: Vec<usize>,
-        views: Vec<View>,
-        texts: Vec<usize>,
-    ) -> Result<Self, Error> {
+    fn new(fed: &Fed<'_>, members: Vec<usize>, views: Vec<View>, texts: Vec<usize>) -> Result<Self, Error> {
+        let Fed { signature, conditioning, request, concat_latents, steered } = *fed;
         let (batch, shape) = (members.len(), request.shape);
         let channels = shape.channels + concat_latents.len() / (shape.height_cells * shape.width_cells);
         let input = |role: Role| signature.input(role).expect("no signature without it");
