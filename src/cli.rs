@@ -7,6 +7,7 @@ mod doctor;
 mod drawing;
 mod from;
 mod generate;
+mod grid;
 mod images;
 mod inspect;
 mod interrupt;

@@ -9,14 +9,15 @@ use calotype::image_file::RecipeText;
 use calotype::journal::{Journal, State};
 use calotype::memory;
 use calotype::pipeline::Output;
-use calotype::plan::{Budget, Plan};
-use calotype::recipe::{Recipe, parameters};
+use calotype::plan::Budget;
+use calotype::recipe::{Receipt, parameters};
 use calotype::request::Request;
 use calotype::{Error, ErrorKind};
 use serde_json::{Value, json};
 
 use super::drawing::Drawing;
 use super::from::{Origin, STDIN};
+use super::grid::Grid;
 use super::images::Opened;
 use super::job::Job;
 use super::output::{Destination, STDOUT};
@@ -48,6 +49,11 @@ pub(super) struct Flags {
     /// need it, other providers open faster.
     #[arg(long)]
     fixed_shapes: bool,
+    /// Generate one image for each combination of some settings, all with one seed, as in `--grid steps=10,20 --grid sampler=euler,ddim`
+    /// (a setting of recipes; `|` separates values that have commas). Each is written under OUT with a number, and a sheet of all
+    /// with labels as OUT: the first grid's values from left to right, others from top to bottom.
+    #[arg(long, value_name = "SETTING=A,B")]
+    grid: Vec<String>,
     #[command(flatten)]
     preview: PreviewFlags,
     #[command(flatten)]
@@ -84,6 +90,22 @@ impl Flags {
         let other = if self.common.json { "--json" } else { "several images" };
         let message = format!("--output: expected a file with {other}, got standard output");
         Err(Error::new(ErrorKind::Usage, message))
+    }
+
+    /// The files of the images, and that of the sheet of a grid.
+    fn destinations(&self, grid: Option<&Grid>) -> Result<(Vec<Destination>, Option<Destination>), Error> {
+        let Some(grid) = grid else { return Ok((destinations(&self.output, self.drawing.count)?, None)) };
+        let refuse = |expected: &str, got: &str| {
+            Error::new(ErrorKind::Usage, format!("--grid: expected {expected}, got {got}"))
+        };
+        if self.drawing.count > 1 {
+            return Err(refuse("one image for each combination", "--count"));
+        }
+        let sheet = Destination::open(self.output.clone())?;
+        if sheet.is_special() || self.is_to_stdout() {
+            return Err(refuse("a file for --output", "standard output, a device or a pipe"));
+        }
+        Ok((destinations(&self.output, grid.cells_count())?, Some(sheet)))
     }
 
     /// A resumed run opens all that it was given again.
@@ -124,7 +146,8 @@ pub(super) fn work(flags: &Flags, resumed: Option<Journal>) -> Result<Report, Er
     flags.check_journal()?;
     let (recipe, origin) = drawing.recipe(flags.prompt()?, None)?;
     flags.check_output()?;
-    let destinations = destinations(&flags.output, drawing.count)?;
+    let grid = Grid::parse(&flags.grid)?;
+    let (destinations, sheet) = flags.destinations(grid.as_ref())?;
     let preview = flags.preview.open(&destinations)?;
     let (mut model, recipe, additions) = drawing.open_model(recipe)?;
     if flags.fixed_shapes {
@@ -134,23 +157,51 @@ pub(super) fn work(flags: &Flags, resumed: Option<Journal>) -> Result<Report, Er
     if let Some(preview) = &preview {
         preview.check(&model)?;
     }
-    let first = Request::new(recipe, &model)?;
-    first.check_seeds(drawing.count.into())?;
+    let first = Request::new(recipe.clone(), &model)?;
+    let requests = match &grid {
+        Some(grid) => grid.requests(&recipe, first.seed(), &model)?,
+        None => {
+            first.check_seeds(drawing.count.into())?;
+            (0..u64::from(drawing.count)).map(|index| first.with_seed(first.seed() + index)).collect()
+        }
+    };
+    let first = &requests[0];
     let library = flags.common.library()?;
-    let recipe = first.recipe().with_images_named()?;
-    let opened = Opened::open(model, additions, &first, drawing, library)?;
+    let opened = Opened::open(model, additions, first, drawing, library)?;
     let open_time = started.elapsed();
 
     let warnings = first.warnings(&opened.model)?;
     let (journal, state) = begin_journal(flags, resumed, first.seed())?;
-    let mut batch =
-        Batch { opened, origin: &origin, journal, preview, recipe, text: String::new(), images: Vec::new() };
+    let mut batch = Batch {
+        opened: Some(opened),
+        drawing,
+        origin: &origin,
+        journal,
+        preview,
+        text: String::new(),
+        images: Vec::new(),
+    };
     warnings.lines(flag).iter().for_each(|line| say(shortened(line)));
-    let error = match batch.draw_all(&first, &destinations, state) {
+    let error = match batch.draw_all(&requests, &destinations, state) {
         Err(error) if batch.images.is_empty() => return Err(error),
         result => result.err(),
     };
-    let Batch { opened: Opened { pipeline, .. }, journal, mut text, images, .. } = batch;
+    let Batch { opened, journal, mut text, images, .. } = batch;
+    let pipeline = opened.map(|opened| opened.pipeline);
+    let placements: Vec<Value> =
+        pipeline.iter().flat_map(|pipeline| pipeline.placements()).map(provider::json).collect();
+    let planned_bytes = pipeline.as_ref().and_then(|pipeline| Some(pipeline.plan()?.peak_bytes()));
+    // Its memory is for the sheet now.
+    drop(pipeline);
+    let drawn = match (&grid, &sheet) {
+        (Some(grid), Some(sheet)) if error.is_none() => {
+            grid.write(&destinations, sheet, drawing.session.memory).inspect(|()| {
+                text += &format!("{}\n", sheet.path().display());
+            })
+        }
+        _ => Ok(()),
+    };
+    let error = error.or(drawn.err());
     if let Some(journal) = journal.filter(|_| error.is_none()) {
         journal.finish()?;
     }
@@ -159,11 +210,12 @@ pub(super) fn work(flags: &Flags, resumed: Option<Journal>) -> Result<Report, Er
         "rounded_timesteps": warnings.rounded_timesteps,
         "unknown_words": words_json(&warnings.unknown_words),
         "untrained_words": words_json(&warnings.untrained_words),
-        "placements": pipeline.placements().map(provider::json).collect::<Vec<_>>(),
+        "grid": grid.as_ref().zip(sheet.as_ref()).map(|(grid, sheet)| grid.json(sheet.path())),
+        "placements": placements,
         "seconds": { "open": seconds(open_time), "all": seconds(started.elapsed()) },
         "memory": {
             "budget_bytes": drawing.session.memory.map(Budget::bytes),
-            "planned_bytes": pipeline.plan().map(Plan::peak_bytes),
+            "planned_bytes": planned_bytes,
             "peak_bytes": memory::peak_bytes(),
         },
     });
@@ -207,50 +259,60 @@ pub(super) fn note(journal: &mut Option<Journal>, write: impl FnOnce(&mut Journa
 
 /// The images of one command, one after another, and what is said of them.
 struct Batch<'a> {
-    opened: Opened,
+    /// None only after an error.
+    opened: Option<Opened>,
+    drawing: &'a Drawing,
     origin: &'a Origin,
     journal: Option<Journal>,
     preview: Option<Preview>,
-    recipe: Recipe,
     text: String,
     images: Vec<Value>,
 }
 
 impl Batch<'_> {
-    /// Generates and writes one image per destination, with consecutive seeds; those that are left of a journal.
+    /// Generates and writes one image per destination; those that are left of a journal.
     fn draw_all(
         &mut self,
-        first: &Request,
+        requests: &[Request],
         destinations: &[Destination],
         state: Option<State>,
     ) -> Result<(), Error> {
         let State { images, snapshot } = state.unwrap_or_default();
         let mut snapshot = Some(snapshot).filter(|snapshot| !snapshot.is_empty());
-        for (index, destination) in destinations.iter().enumerate().skip(images as usize) {
-            let request = first.with_seed(first.seed() + index as u64);
+        let places = requests.iter().zip(destinations).enumerate().skip(images as usize);
+        for (index, (request, destination)) in places {
+            // Those of a grid may have other sizes.
+            let opened =
+                self.opened.take().ok_or_else(|| Error::new(ErrorKind::Internal, "expected a pipeline"))?;
+            let opened = self.opened.insert(opened.open_for(request, self.drawing)?);
             let (journal, preview) = (&mut self.journal, &mut self.preview);
-            let output = self.opened.draw(&request, snapshot.take(), |run| {
+            let output = opened.draw(request, snapshot.take(), |run| {
                 note(journal, |journal| journal.keep(index as u64, || run.snapshot()));
                 if let Some(preview) = preview {
                     preview.show(run);
                 }
             })?;
-            self.write(&request, &output, destination)?;
+            let receipt = opened.receipt(&mut request.recipe().with_images_named()?, request, &output);
+            let parameters = parameters::write(&receipt, &opened.additions);
+            if let Some(made) = receipt.provenance.as_ref().filter(|_| self.images.is_empty()) {
+                self.origin.compare(made, &opened.additions);
+            }
+            self.write((&receipt, &parameters), request, &output, destination)?;
             note(&mut self.journal, |journal| journal.finish_image(index as u64 + 1));
         }
         Ok(())
     }
 
     /// Writes an image with its receipt.
-    fn write(&mut self, request: &Request, output: &Output, destination: &Destination) -> Result<(), Error> {
-        let receipt = self.opened.receipt(&mut self.recipe, request, output);
-        let additions = &self.opened.additions;
-        if let Some(made) = receipt.provenance.as_ref().filter(|_| self.images.is_empty()) {
-            self.origin.compare(made, additions);
-        }
+    fn write(
+        &mut self,
+        (receipt, parameters): (&Receipt, &str),
+        request: &Request,
+        output: &Output,
+        destination: &Destination,
+    ) -> Result<(), Error> {
         output.warnings().iter().for_each(|line| say(shortened(line)));
-        let parameters = parameters::write(&receipt, additions);
-        let recipe_text = RecipeText { parameters: &parameters, json: &receipt.to_json() };
+        let recipe_text = RecipeText { parameters, json: &receipt.to_json() };
         destination.write(&output.image, Some(recipe_text))?;
         self.text += &format!("{} (seed {})\n", destination.path().display(), request.seed());
         self.images.push(json!({
