@@ -26,7 +26,7 @@ use crate::model::Model;
 use crate::noise::Rng;
 use crate::prediction::Thresholding;
 use crate::prompt::{Part, Prompt, Text};
-use crate::recipe::{Hires, HiresUpscaler, Image, NamedFile, Recipe};
+use crate::recipe::{ControlImage, Hires, HiresUpscaler, Image, NamedFile, Recipe};
 use crate::sampler::Method;
 use crate::schedule::{Schedule, ScheduleKind};
 use crate::tensor::{LatentShape, PixelSize};
@@ -204,7 +204,11 @@ impl Request {
             start_images(init, mask, &recipe, manifest, (size, shape), strength, level)?;
         let source = match recipe.hires {
             Some(Hires { upscaler, .. }) => {
-                let earlier = Recipe { hires: None, size: Some(first_size), ..recipe.clone() };
+                let control = recipe.control.iter().cloned().zip(&controls);
+                let control =
+                    control.map(|(control, image)| ControlImage { image: image.clone().into(), ..control });
+                let control = control.collect();
+                let earlier = Recipe { hires: None, size: Some(first_size), control, ..recipe.clone() };
                 Source::Hires { earlier: Arc::new(Self::of(earlier, manifest)?), upscaler }
             }
             None => source,
@@ -447,9 +451,9 @@ impl Request {
         }
         expect_room(self.image_bytes(None).0, budget_bytes)?;
         let mut notes = match &self.source {
-            Source::Noise | Source::Hires { .. } | Source::Latents(_) => Vec::new(),
+            Source::Noise | Source::Latents(_) => Vec::new(),
             Source::Masked { images, .. } => images.load()?,
-            Source::Extended { earlier, .. } => earlier.load(budget_bytes)?,
+            Source::Extended { earlier, .. } | Source::Hires { earlier, .. } => earlier.load(budget_bytes)?,
             Source::Init(init) | Source::Edited(init) | Source::Enlarged { init, .. } => init.load()?,
         };
         for control in &self.controls {
@@ -466,9 +470,9 @@ impl Request {
     pub(crate) fn reduce_images(&self) {
         self.controls.iter().for_each(|control| control.image.reduce());
         match &self.source {
-            Source::Noise | Source::Hires { .. } | Source::Latents(_) => {}
+            Source::Noise | Source::Latents(_) => {}
             Source::Masked { images, .. } => images.reduce(),
-            Source::Extended { earlier, .. } => earlier.reduce_images(),
+            Source::Extended { earlier, .. } | Source::Hires { earlier, .. } => earlier.reduce_images(),
             Source::Init(init) | Source::Edited(init) | Source::Enlarged { init, .. } => init.reduce(),
         }
     }
@@ -489,10 +493,9 @@ impl Request {
         match &self.source {
             Source::Noise | Source::Latents(_) => (0, 0),
             // Latents are counted with those of the run.
-            Source::Hires { upscaler: HiresUpscaler::Latent, .. } => (0, 0),
-            Source::Hires { upscaler: HiresUpscaler::Pixel, .. } => (own, own),
+            Source::Hires { earlier, upscaler: HiresUpscaler::Latent } => earlier.image_bytes(is_reduced),
             Source::Masked { images, .. } => images.bytes(is_reduced),
-            Source::Extended { earlier, .. } => {
+            Source::Extended { earlier, .. } | Source::Hires { earlier, .. } => {
                 let (peak, kept) = earlier.image_bytes(is_reduced);
                 (peak + own, kept + own)
             }
@@ -912,6 +915,11 @@ fn extended_source(
         let images = Arc::new(Inpaint::extended(init, &extend, feather_px));
         return Ok(Source::Masked { images, starts_from_noise, keeps_outside, is_soft: false });
     };
+    if !recipe.control.is_empty() {
+        let message =
+            "extend: expected at most half of the image's side at each end with a control image, got more";
+        return Err(Error::new(ErrorKind::Usage, message).help("extend it in several runs"));
+    }
     let earlier = Recipe { init: Some(init.into()), extend: Some(first), size: None, ..recipe.clone() };
     let earlier = Arc::new(Request::of(earlier, manifest)?);
     Ok(Source::Extended { earlier, extend: last, keeps_outside, starts_from_noise })

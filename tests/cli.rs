@@ -2736,3 +2736,102 @@ mod batch {
         }
     }
 }
+
+/// One image for each combination of settings, and a sheet.
+mod grid {
+    use serde_json::json;
+
+    use super::*;
+
+    const GRID: [&str; 8] = [
+        "a red apple",
+        "--seed",
+        "3",
+        "--size",
+        "64x64",
+        "--grid",
+        "steps=1,2,3",
+        "--grid=sampler=euler|DPM++ 2M Karras",
+    ];
+
+    #[test]
+    fn cells_are_images_of_their_own_beside_a_labelled_sheet() {
+        let desk = Desk::new();
+        let report = desk.draws(&[&GRID[..], &["--json"]].concat());
+        let names: Vec<String> = (1..=6).map(|cell| format!("out-{cell}.png")).collect();
+        let files: Vec<&str> = names.iter().map(String::as_str).chain(["out.png"]).collect();
+        assert_eq!(desk.files(), files);
+        assert_eq!(report["grid"]["axes"][0], json!({ "field": "steps", "values": ["1", "2", "3"] }));
+        // Columns first; each is the image of its settings alone.
+        let cell = desk.read("out-5.png");
+        let alone =
+            ["a red apple", "--seed", "3", "--size", "64x64", "--steps", "2", "--sampler", "DPM++ 2M Karras"];
+        let place = desk.path("alone.png");
+        desk.draws(&[&alone[..], &["-o", place.to_str().unwrap()]].concat());
+        assert_eq!(cell, desk.read("alone.png"));
+        let open = |name: &str| image::open(desk.path(name)).unwrap().to_rgb8();
+        let sheet = open("out.png");
+        // Three columns and two rows, behind labels.
+        assert!(sheet.width() > 3 * 64 && sheet.height() > 2 * 64, "{:?}", sheet.dimensions());
+        let (left, top) = (sheet.width() - 3 * 72, sheet.height() - 2 * 72);
+        for (index, name) in names.iter().enumerate() {
+            let (x, y) = (left + index as u32 % 3 * 72, top + index as u32 / 3 * 72);
+            let part = image::imageops::crop_imm(&sheet, x, y, 64, 64).to_image();
+            assert_eq!(part, open(name), "{name}");
+        }
+        // Something is written above and beside them, in black on white.
+        for (x, y, width, height) in [(left, 0, 64, top), (0, top, left, 64)] {
+            let label = image::imageops::crop_imm(&sheet, x, y, width, height).to_image();
+            let black = label.pixels().filter(|pixel| pixel.0 == [0; 3]).count();
+            assert!(
+                black > 30 && label.pixels().all(|pixel| [[0; 3], [255; 3]].contains(&pixel.0)),
+                "{black}"
+            );
+        }
+    }
+
+    #[test]
+    fn cells_may_have_other_sizes_within_a_budget() {
+        let desk = Desk::new();
+        let args = [
+            "a cat",
+            "--seed",
+            "3",
+            "--steps",
+            "1",
+            "--memory",
+            "110MiB",
+            "--grid",
+            "size=64x64,128x96",
+            "--json",
+        ];
+        let report = desk.draws(&args);
+        let peak = report["memory"]["peak_bytes"].as_u64().unwrap();
+        assert!(peak <= 110 << 20, "{peak}");
+        let size = |name: &str| image::image_dimensions(desk.path(name)).unwrap();
+        assert_eq!((size("out-1.png"), size("out-2.png")), ((64, 64), (128, 96)));
+    }
+
+    #[test]
+    fn grids_that_cannot_be_are_refused() {
+        let desk = Desk::new();
+        for (grid, message) in [
+            (&["steps"][..], "--grid: expected a setting and its values like steps=10,20"),
+            (&["steps=1,,2"], "--grid: expected a setting and its values"),
+            (&["steps=1"], "--grid: expected 2 to 10000 images"),
+            (&["steps=1,2", "steps=3,4"], "--grid: expected each setting once"),
+            (&["stepz=1,2"], "did you mean steps?"),
+            (&["steps=1,x"], "grid: steps: expected a whole number"),
+            (&["model=a,b"], "which is of a file"),
+            (&["init=a,b"], "which is of a file"),
+            (&["sampler=euler,eulr"], "eulr"),
+            (&["steps=1,0"], "steps: expected"),
+        ] {
+            let args: Vec<&str> =
+                ["x"].into_iter().chain(grid.iter().flat_map(|axis| ["--grid", axis])).collect();
+            desk.refuses(&args, 2, &[message]);
+        }
+        desk.refuses(&["x", "--grid", "steps=1,2", "--count", "2"], 2, &["got --count"]);
+        desk.refuses(&["x", "--grid", "steps=1,2", "-o", "-"], 2, &["got standard output"]);
+    }
+}

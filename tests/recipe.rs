@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 
 use calotype::control::Steering;
 use calotype::recipe::{
-    ControlImage, Image, NamedControlModel, NamedFile, NamedLora, Provenance, Ran, Receipt, Recipe,
+    ControlImage, Hires, HiresUpscaler, Image, NamedControlModel, NamedFile, NamedLora, Provenance, Ran, Receipt, Recipe,
 };
 use calotype::{ErrorKind, image_file};
 use serde_json::{Value, json};
@@ -163,6 +163,14 @@ impl Random {
             rng: self.maybe(|r| r.one(&["torch", "philox", "numpy"]).parse().unwrap()),
             variation_seed: self.maybe(Self::next),
             variation_strength: self.maybe(Self::unit),
+            hires: self.maybe(|r| {
+                Hires::new(
+                    1.0 + 7.0 * r.unit().max(1e-9),
+                    r.unit(),
+                    r.one(&[HiresUpscaler::Latent, HiresUpscaler::Pixel]),
+                )
+                .unwrap()
+            }),
             ..Recipe::default()
         }
     }

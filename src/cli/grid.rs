@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use calotype::image_file::ImageFile;
 use calotype::memory;
 use calotype::model::Model;
-use calotype::picture::ImageFile;
 use calotype::plan::Budget;
 use calotype::recipe::{Recipe, VERSION};
 use calotype::request::Request;
@@ -164,8 +164,8 @@ impl Grid {
 /// A recipe with some fields set as they are typed.
 fn with(recipe: &Recipe, fields: &[(&str, &str)]) -> Result<Recipe, Error> {
     // Images that are open have no JSON.
-    let (init, mask) = (recipe.init.clone(), recipe.mask.clone());
-    let mut now = Recipe { init: None, mask: None, ..recipe.clone() };
+    let Recipe { init, mask, control, .. } = recipe.clone();
+    let mut now = Recipe { init: None, mask: None, control: Vec::new(), ..recipe.clone() };
     for &(field, value) in fields {
         let mut set = vec![(field, value.to_owned())];
         if field == SAMPLER {
@@ -177,7 +177,7 @@ fn with(recipe: &Recipe, fields: &[(&str, &str)]) -> Result<Recipe, Error> {
             now = with_one(&now, field, &value)?;
         }
     }
-    Ok(Recipe { init, mask, ..now })
+    Ok(Recipe { init, mask, control, ..now })
 }
 
 fn with_one(recipe: &Recipe, field: &str, value: &str) -> Result<Recipe, Error> {
@@ -195,7 +195,7 @@ fn with_one(recipe: &Recipe, field: &str, value: &str) -> Result<Recipe, Error> 
         _ => value.into(),
     };
     let alone = parse(only, value.clone())?;
-    let is_file = alone.init.is_some() || alone.mask.is_some();
+    let is_file = alone.init.is_some() || alone.mask.is_some() || !alone.control.is_empty();
     if is_file || alone.of_model().to_json() != Recipe::default().to_json() {
         let message = format!("--grid: expected a setting of the image, got {field}, which is of a file");
         return Err(Error::new(ErrorKind::Usage, message));
