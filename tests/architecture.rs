@@ -73,9 +73,10 @@ const UNSAFE_HOMES: [&str; 2] = ["weights/map.rs", "engine/sys.rs"];
 /// The only file that knows the `ort` crate.
 const ORT_HOME: &str = "engine/sys.rs";
 /// Crates that few may know, and the files or folders that do.
-const CRATE_HOMES: [(&str, &[&str]); 15] = [
+const CRATE_HOMES: [(&str, &[&str]); 16] = [
     ("clap", &["cli.rs", "cli/"]),
     ("ctrlc", &["cli/"]),
+    ("embedded_graphics", &["cli/"]),
     ("indicatif", &["cli/"]),
     ("libloading", &["engine/sys.rs"]),
     ("memmap2", &["engine/", "weights/map.rs"]),

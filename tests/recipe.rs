@@ -10,7 +10,8 @@ use std::process::{Command, Output, Stdio};
 
 use calotype::control::Steering;
 use calotype::recipe::{
-    ControlImage, Hires, HiresUpscaler, Image, NamedControlModel, NamedFile, NamedLora, Provenance, Ran, Receipt, Recipe,
+    ControlImage, Hires, HiresUpscaler, Image, NamedControlModel, NamedFile, NamedLora, Provenance, Ran,
+    Receipt, Recipe,
 };
 use calotype::{ErrorKind, image_file};
 use serde_json::{Value, json};
