@@ -2757,7 +2757,7 @@ mod grid {
     #[test]
     fn cells_are_images_of_their_own_beside_a_labelled_sheet() {
         let desk = Desk::new();
-        let report = desk.draws(&[&GRID[..], &["--json"]].concat());
+        let report = desk.draws(&GRID);
         let names: Vec<String> = (1..=6).map(|cell| format!("out-{cell}.png")).collect();
         let files: Vec<&str> = names.iter().map(String::as_str).chain(["out.png"]).collect();
         assert_eq!(desk.files(), files);
@@ -2793,18 +2793,8 @@ mod grid {
     #[test]
     fn cells_may_have_other_sizes_within_a_budget() {
         let desk = Desk::new();
-        let args = [
-            "a cat",
-            "--seed",
-            "3",
-            "--steps",
-            "1",
-            "--memory",
-            "110MiB",
-            "--grid",
-            "size=64x64,128x96",
-            "--json",
-        ];
+        let args =
+            ["a cat", "--seed", "3", "--steps", "1", "--memory", "110MiB", "--grid", "size=64x64,128x96"];
         let report = desk.draws(&args);
         let peak = report["memory"]["peak_bytes"].as_u64().unwrap();
         assert!(peak <= 110 << 20, "{peak}");

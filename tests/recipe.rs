@@ -10,8 +10,7 @@ use std::process::{Command, Output, Stdio};
 
 use calotype::control::Steering;
 use calotype::recipe::{
-    ControlImage, Hires, HiresUpscaler, Image, NamedControlModel, NamedFile, NamedLora, Provenance, Ran,
-    Receipt, Recipe,
+    ControlImage, Image, NamedControlModel, NamedFile, NamedLora, Provenance, Ran, Receipt, Recipe,
 };
 use calotype::{ErrorKind, image_file};
 use serde_json::{Value, json};
@@ -164,14 +163,6 @@ impl Random {
             rng: self.maybe(|r| r.one(&["torch", "philox", "numpy"]).parse().unwrap()),
             variation_seed: self.maybe(Self::next),
             variation_strength: self.maybe(Self::unit),
-            hires: self.maybe(|r| {
-                Hires::new(
-                    1.0 + 7.0 * r.unit().max(1e-9),
-                    r.unit(),
-                    r.one(&[HiresUpscaler::Latent, HiresUpscaler::Pixel]),
-                )
-                .unwrap()
-            }),
             ..Recipe::default()
         }
     }
