@@ -569,6 +569,9 @@ mod compute {
 
     use super::*;
 
+    /// Latents and pixels.
+    type Drawn = (Vec<f32>, Vec<u8>);
+
     const PROMPTS: [&str; 2] = ["a red apple on a blue background", "a yellow star"];
     const UNET_GRAPH: &str = "graphs/unet.onnx.gz";
     const UNET_WEIGHTS: &str = "weights/unet.safetensors";
@@ -579,7 +582,7 @@ mod compute {
     }
 
     /// The latents after 20 steps, and the pixels, of each prompt.
-    fn drawn(model: &Model) -> Vec<(Vec<f32>, Vec<u8>)> {
+    fn drawn(model: &Model) -> Vec<Drawn> {
         let session = SessionOptions::new(NonZeroUsize::MIN);
         let mut pipeline = Pipeline::open(model, &pipeline::Options { session, plan: None }).unwrap();
         let each = PROMPTS.iter().zip(1..).map(|(prompt, seed)| {
@@ -597,9 +600,9 @@ mod compute {
     }
 
     /// Of each prompt, the error of the latents, relative to the exact ones, and how far the pixels are, in dB.
-    fn losses(got: &[(Vec<f32>, Vec<u8>)], exact: &[(Vec<f32>, Vec<u8>)]) -> Vec<(f64, f64)> {
+    fn losses(got: &[Drawn], exact: &[Drawn]) -> Vec<(f64, f64)> {
         let square = |x: f64| x * x;
-        let of = |(got, exact): (&(Vec<f32>, Vec<u8>), &(Vec<f32>, Vec<u8>))| {
+        let of = |(got, exact): (&Drawn, &Drawn)| {
             let pairs = got.0.iter().zip(&exact.0);
             let error = pairs.map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum::<f64>();
             let length = exact.0.iter().map(|x| square((*x).into())).sum::<f64>();
