@@ -272,8 +272,8 @@ fn files_hold_the_same_networks_as_folders() {
 
     let part = |path: &Path| {
         let model = model(&folder, &[("canny", path.to_owned())]);
-        let part = model.parts().find(|part| part.name() == "controlnet").unwrap().clone();
-        part
+        let parts: Vec<_> = model.parts().cloned().collect();
+        parts.into_iter().find(|part| part.name() == "controlnet").unwrap()
     };
     let expected = part(&control.write_folder("controlnet", desk.path()));
     for file in &files {
