@@ -26,7 +26,7 @@ use crate::model::Model;
 use crate::noise::Rng;
 use crate::prediction::Thresholding;
 use crate::prompt::{Part, Prompt, Text};
-use crate::recipe::{ControlImage, Hires, HiresUpscaler, Image, NamedFile, Recipe};
+use crate::recipe::{Hires, HiresUpscaler, Image, NamedFile, Recipe};
 use crate::sampler::Method;
 use crate::schedule::{Schedule, ScheduleKind};
 use crate::tensor::{LatentShape, PixelSize};
@@ -204,11 +204,7 @@ impl Request {
             start_images(init, mask, &recipe, manifest, (size, shape), strength, level)?;
         let source = match recipe.hires {
             Some(Hires { upscaler, .. }) => {
-                let control = recipe.control.iter().cloned().zip(&controls);
-                let control =
-                    control.map(|(control, image)| ControlImage { image: image.clone().into(), ..control });
-                let control = control.collect();
-                let earlier = Recipe { hires: None, size: Some(first_size), control, ..recipe.clone() };
+                let earlier = Recipe { hires: None, size: Some(first_size), ..recipe.clone() };
                 Source::Hires { earlier: Arc::new(Self::of(earlier, manifest)?), upscaler }
             }
             None => source,
@@ -915,11 +911,6 @@ fn extended_source(
         let images = Arc::new(Inpaint::extended(init, &extend, feather_px));
         return Ok(Source::Masked { images, starts_from_noise, keeps_outside, is_soft: false });
     };
-    if !recipe.control.is_empty() {
-        let message =
-            "extend: expected at most half of the image's side at each end with a control image, got more";
-        return Err(Error::new(ErrorKind::Usage, message).help("extend it in several runs"));
-    }
     let earlier = Recipe { init: Some(init.into()), extend: Some(first), size: None, ..recipe.clone() };
     let earlier = Arc::new(Request::of(earlier, manifest)?);
     Ok(Source::Extended { earlier, extend: last, keeps_outside, starts_from_noise })
