@@ -2706,6 +2706,15 @@ mod batch {
             Said::of(command(&desk).args(flags).output().unwrap())
                 .is_refusal(2, &["expected one line in FILE"]);
         }
+        // What is no file of recipes is refused at its first line.
+        fs::write(desk.path("lines.jsonl"), "\na prompt\nanother\n").unwrap();
+        let said = Said::of(command(&desk).output().unwrap());
+        said.is_refusal(3, &["recipe: expected a JSON object"]);
+        assert!(
+            said.stdout.is_empty() && said.stderr.contains("0 done, 0 skipped, 0 failed"),
+            "{}",
+            said.stderr
+        );
         // Another program's file is not written to.
         fs::write(desk.path("images/results.jsonl"), "a note\n").unwrap();
         Said::of(command(&desk).output().unwrap())

@@ -155,16 +155,21 @@ impl Batch<'_> {
             if line.trim_ascii().is_empty() {
                 continue;
             }
+            let is_first = self.counts.is_empty();
             let started = Instant::now();
             let (status, mut result) = match self.take(number, &line) {
                 Ok(ended) => ended,
                 Err(error) => {
-                    let is_last = matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::Output);
-                    say(format_args!("line {number}: {}", shortened(&error.message_with(flag))));
-                    let result = json!({ "error": error_json(&error) });
-                    if is_last {
+                    let kind = error.kind();
+                    // A file whose first line is no object is none of recipes.
+                    if kind == ErrorKind::Output || is_first && object(&line).is_err() {
+                        return Err(Error::new(kind, format!("line {number}")).source(error));
+                    }
+                    if kind == ErrorKind::Cancelled {
                         return Err(error);
                     }
+                    say(format_args!("line {number}: {}", shortened(&error.message_with(flag))));
+                    let result = json!({ "error": error_json(&error) });
                     self.first_failure.get_or_insert((number, error));
                     (FAILED, result)
                 }
@@ -229,8 +234,7 @@ impl Batch<'_> {
     /// What a line asks for, with the flags over it.
     fn read(&mut self, number: usize, line: &[u8]) -> Result<Job, Error> {
         let refuse = |problem: String| Error::new(ErrorKind::Input, problem);
-        let mut object: Map<String, Value> = serde_json::from_slice(line)
-            .map_err(|error| refuse("recipe: expected a JSON object".into()).source(error))?;
+        let mut object = object(line)?;
         let file = match object.remove(OUTPUT) {
             None => PathBuf::from(format!("{number:0DIGITS$}.png")),
             Some(Value::String(name)) => PathBuf::from(name),
@@ -380,6 +384,12 @@ impl Log {
             Error::new(ErrorKind::Output, format!("{LOG}: cannot be written to")).source(error)
         })
     }
+}
+
+/// The object of a line.
+fn object(line: &[u8]) -> Result<Map<String, Value>, Error> {
+    let refuse = || Error::new(ErrorKind::Input, "recipe: expected a JSON object");
+    serde_json::from_slice(line).map_err(|error| refuse().source(error))
 }
 
 fn open_input(path: &Path) -> Result<Box<dyn BufRead>, Error> {
