@@ -58,8 +58,10 @@ fn image(typed: &str) -> Result<ControlImage, Error> {
     let (mut steering, mut annotate) = (Steering::default(), None);
     let mut seen = Vec::new();
     // From the end: a path may have colons of its own.
-    while let Some((rest, (name, value))) =
-        path.rsplit_once(':').and_then(|(rest, setting)| Some((rest, setting.split_once('=')?)))
+    let is_word = |name: &str| name.bytes().all(|byte| byte.is_ascii_alphabetic());
+    while let Some((rest, (name, value))) = path
+        .rsplit_once(':')
+        .and_then(|(rest, setting)| Some((rest, setting.split_once('=').filter(|(name, _)| is_word(name))?)))
     {
         if !SETTINGS.contains(&name) {
             if PathBuf::from(path).exists() {
