@@ -13,9 +13,10 @@ use calotype::model::Model;
 use super::golden::{Precision, desk};
 use super::wide;
 
-/// The part of the weights that may be private memory while a model is open: graphs and sessions, which in a model of this
-/// width are a larger part than in a published one. A component that is copied is far more.
-const PRIVATE_PART: u64 = 16;
+/// The part of the weights that may be private memory while a model is open: graphs, sessions and the heaps of their threads,
+/// which in a model of this width are a larger part than in a published one (SD 1.5: 1.1 % in f16). A component that is copied is
+/// far more.
+const PRIVATE_PART: u64 = 14;
 /// This test, and the variable that makes it the process which opens a model.
 const NAME: &str = "mapped::weights_stay_where_they_lie";
 const OPENED: &str = "CALOTYPE_TEST_OPENED";
