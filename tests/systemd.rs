@@ -98,7 +98,7 @@ fn sockets_that_cannot_be_served_are_refused() {
     let two = with_sockets(listen("127.0.0.1:0"), 2, &[]).output().unwrap();
     refused(&two, "LISTEN_FDS: expected one socket, got 2");
     let open = with_sockets(listen("0.0.0.0:0"), 1, &[]).output().unwrap();
-    refused(&open, "address: expected a token with an address that other machines reach, got 0.0.0.0:");
+    refused(&open, "address: expected a token, because other machines can reach the address, got 0.0.0.0:");
     let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
     let datagrams = with_sockets(datagrams.into(), 1, &[]).output().unwrap();
     refused(&datagrams, "LISTEN_FDS: expected a listening TCP socket");
