@@ -12,6 +12,7 @@ use calotype::model::Model;
 use calotype::noise::Rng;
 use calotype::pipeline::{Options, Pipeline};
 use calotype::recipe::Recipe;
+use calotype::request::Request;
 use calotype::sampler::SamplerKind;
 use image::{GrayImage, Luma, RgbImage};
 
@@ -36,6 +37,17 @@ fn latents(pipeline: &mut Pipeline, draft: &Recipe) -> Vec<f32> {
 fn drawn(pipeline: &mut Pipeline, draft: &Recipe) -> RgbImage {
     let request = pipeline.request(draft.clone()).unwrap();
     pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image
+}
+
+/// The image of a run that goes on from its snapshot after the first step.
+fn resumed(pipeline: &mut Pipeline, request: &Request) -> RgbImage {
+    let mut run = pipeline.begin(request).unwrap();
+    run.step().unwrap();
+    let snapshot = run.snapshot().unwrap();
+    drop(run);
+    let mut run = pipeline.restore(request, &snapshot).unwrap();
+    run.steps(|_| ControlFlow::Continue(())).unwrap();
+    run.finish().unwrap().image
 }
 
 /// A picture that the model knows how to draw.
@@ -466,13 +478,7 @@ fn large_extensions_are_several_rounds() {
     // A seam in the middle of a run goes on from a snapshot, earlier rounds included.
     let request = pipeline.request(recipe(&apple, "right=96")).unwrap();
     let expected = pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image;
-    let mut run = pipeline.begin(&request).unwrap();
-    run.step().unwrap();
-    let snapshot = run.snapshot().unwrap();
-    drop(run);
-    let mut run = pipeline.restore(&request, &snapshot).unwrap();
-    run.steps(|_| ControlFlow::Continue(())).unwrap();
-    assert_eq!(run.finish().unwrap().image, expected);
+    assert_eq!(resumed(&mut pipeline, &request), expected);
 }
 
 #[test]
@@ -537,13 +543,7 @@ fn a_second_pass_starts_from_the_image_of_the_first() {
     for hires in ["2x:0.5:pixel", "2x:0.5:latent"] {
         let request = pipeline.request(in_two_passes(hires)).unwrap();
         let whole = pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image;
-        let mut run = pipeline.begin(&request).unwrap();
-        run.step().unwrap();
-        let snapshot = run.snapshot().unwrap();
-        drop(run);
-        let mut run = pipeline.restore(&request, &snapshot).unwrap();
-        run.steps(|_| ControlFlow::Continue(())).unwrap();
-        assert_eq!(run.finish().unwrap().image, whole, "{hires}");
+        assert_eq!(resumed(&mut pipeline, &request), whole, "{hires}");
     }
 }
 

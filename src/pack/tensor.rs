@@ -308,17 +308,7 @@ mod tests {
             attribute: if is_fused { vec![flag] } else { Vec::new() },
             ..Default::default()
         };
-        let weight = TensorProto {
-            name: Some("w".into()),
-            dims: shape.iter().map(|&size| size as i64).collect(),
-            data_type: Some(1),
-            data_location: Some(proto::EXTERNAL),
-            external_data: vec![StringStringEntryProto {
-                key: Some("location".into()),
-                value: Some("weights".into()),
-            }],
-            ..Default::default()
-        };
+        let weight = open_parameter("w", shape);
         let graph = GraphProto {
             name: Some("test".into()),
             node: vec![node],
