@@ -1478,6 +1478,8 @@ mod tests {
             let frame = bytes.windows(2).position(|marker| marker == [0xff, 0xc0]).unwrap();
             bytes[frame + 5..frame + 9]
                 .copy_from_slice(&[6000u16.to_be_bytes(), 8000u16.to_be_bytes()].concat());
+            // Progressive, so that it is not decoded at a smaller size.
+            bytes[frame + 1] = 0xc2;
             let huge = ImageFile::from_bytes("x", bytes).unwrap();
             assert_eq!(huge.dimensions(), (8000, 6000));
             let decoding = RESIDENT + huge.decode_to_bytes(128, 128);
