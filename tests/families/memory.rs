@@ -29,7 +29,7 @@ const FROM_BYTES: u64 = 150 * MIB;
 /// The exit code of a budget that is refused.
 const REFUSED: i32 = 5;
 /// How many rows of wide models are drawn where nobody says, each in two budgets; and how many of narrow ones, each in one.
-const ROWS: usize = 16;
+const ROWS: usize = 10;
 const SMALL_ROWS: usize = 200;
 const SEED: u64 = 14;
 /// The longest side of small images.
