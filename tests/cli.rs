@@ -2606,7 +2606,12 @@ mod batch {
         let apple = json!({ "prompt": "a red apple", "seed": 7, "steps": 2, "size": "64x64" });
         let cat = json!({ "prompt": "a cat", "steps": 1, "size": "64x64", "output": "cats/cat.webp" });
         write(&desk, &[apple.clone(), cat.clone()]);
+        // What a batch leaves that is killed while its journal begins.
+        let journal = desk.path("images/.calotype-batch");
+        fs::create_dir_all(&journal).unwrap();
+        fs::write(journal.join("job.part"), "half").unwrap();
         let first = run(&desk, 0);
+        assert!(!journal.exists());
         assert_eq!(statuses(&first), ["done", "done"]);
         assert_eq!(
             (&first[0]["line"], &first[0]["file"], &first[0]["seed"]),
@@ -2630,7 +2635,11 @@ mod batch {
         ]);
         assert_eq!(desk.read("images/cats/cat.webp"), desk.read("out.webp"));
 
+        // A journal that is damaged.
+        fs::create_dir_all(&journal).unwrap();
+        fs::write(journal.join("job"), "x").unwrap();
         let again = run(&desk, 0);
+        assert!(!journal.exists());
         assert_eq!(statuses(&again), ["skipped", "skipped"]);
         assert_eq!(again[1]["seed"], first[1]["seed"]);
         // An image that was changed or deleted, and a line that was.

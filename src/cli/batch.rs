@@ -134,6 +134,14 @@ impl Batch<'_> {
             true => Journal::open(&folder).map(|(journal, _)| journal),
             false => Journal::create(&folder, b"batch"),
         };
+        let opened = opened.or_else(|error| {
+            // One that was killed while it began, or that is damaged; no other process works here.
+            if folder.join("job").exists() {
+                say(format_args!("{error}: an interrupted image starts over"));
+            }
+            let _ = fs::remove_dir_all(&folder);
+            Journal::create(&folder, b"batch")
+        });
         let state = opened.and_then(|journal| {
             let state = journal.state();
             self.journal = Some(journal);
