@@ -13,7 +13,8 @@ prompts=("a rocket, 3d style")
 # Files in tests/ that hardly use ONNX Runtime; each takes seconds. The noise is compared on every processor.
 tests=(tokens bundle checkpoint)
 # Parts of tests/cli that draw little.
-commands=(number:: output:: runtime:: report::inspect report::doctor_knows report::doctor_says)
+commands=(number:: output:: runtime:: report::inspect report::doctor_knows report::doctor_says
+    --skip permissions_are --skip no_name_is_there)
 # Unit tests but those that run whole models, dozens of times.
 units=(--skip stage:: --skip plan:: --skip pipeline:: --skip pack:: --skip upscaler::)
 case ${1:-} in
