@@ -18,7 +18,7 @@ mod scale;
 use std::fs::{self, File};
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use image::metadata::Orientation;
 use image::{DynamicImage, GrayImage, ImageBuffer, Pixel, RgbImage, RgbaImage};
@@ -53,6 +53,8 @@ pub struct ImageFile {
     path: Option<Arc<Path>>,
     data: Arc<Mutex<Data>>,
     header: Arc<Header>,
+    /// The hash, once it was asked for.
+    sha256: Arc<OnceLock<String>>,
 }
 
 impl ImageFile {
@@ -112,7 +114,7 @@ impl ImageFile {
             return Err(Error::new(ErrorKind::Input, message));
         }
         let data = Arc::new(Mutex::new(data));
-        Ok(Self { origin: origin.into(), path: None, data, header: Arc::new(header) })
+        Ok(Self { origin: origin.into(), path: None, data, header: Arc::new(header), sha256: Arc::default() })
     }
 
     /// Width and height of the upright image in pixels.
@@ -141,11 +143,14 @@ impl ImageFile {
     /// # Errors
     /// [`ErrorKind::Input`] for a file that can no longer be read.
     pub fn sha256(&self) -> Result<String, Error> {
+        if let Some(known) = self.sha256.get() {
+            return Ok(known.clone());
+        }
         let mut hash = Sha256::new();
         let mut data = self.lock();
         let read = data.seek(SeekFrom::Start(0)).and_then(|_| io::copy(&mut *data, &mut hash));
         read.map_err(|error| self.located(Error::new(ErrorKind::Input, &*self.origin).source(error)))?;
-        Ok(format!("{:x}", hash.finalize()))
+        Ok(self.sha256.get_or_init(|| format!("{:x}", hash.finalize())).clone())
     }
 
     /// The image at its own size, with 8 bits per channel, turned as its orientation (EXIF, TIFF) asks, and composited onto white

@@ -8,11 +8,9 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Instant;
 
 use calotype::error::shortened;
-use calotype::image_file::RecipeText;
 use calotype::journal::{Journal, State};
 use calotype::memory;
-use calotype::pipeline::Output;
-use calotype::recipe::{Recipe, parameters};
+use calotype::recipe::Recipe;
 use calotype::request::Request;
 use calotype::{Error, ErrorKind};
 use serde_json::{Map, Value, json};
@@ -212,7 +210,7 @@ impl Batch<'_> {
         }
         let destination = Destination::open(path.clone())?;
         let interrupted = self.interrupted.take_if(|interrupted| interrupted.id == job.id);
-        let (request, mut recipe) = self.open(job.recipe, interrupted.as_ref().map(|image| image.seed))?;
+        let request = self.open(job.recipe, interrupted.as_ref().map(|image| image.seed))?;
         let opened = self.opened.as_mut().map(|(_, _, opened)| opened);
         let opened =
             opened.ok_or_else(|| Error::new(ErrorKind::Internal, "expected an open model, got none"))?;
@@ -224,7 +222,11 @@ impl Batch<'_> {
             let state = || Ok([&job.id[..], &seed.to_le_bytes(), &run.snapshot()?].concat());
             note(&mut self.journal, |journal| journal.keep(number as u64, state));
         })?;
-        let image_sha256 = write(opened, &mut recipe, &request, &output, &destination)?;
+        opened.write(&request, &output, &destination)?;
+        let image_sha256 = file_hash(&path).ok_or_else(|| {
+            let message = format!("{}: expected the image that was written", path.display());
+            Error::new(ErrorKind::Output, message).in_file(&path)
+        })?;
         if let Some(budget) = self.flags.drawing.session.memory {
             memory::check_budget("output", budget.bytes())?;
         }
@@ -271,8 +273,8 @@ impl Batch<'_> {
         Ok(Job { recipe, id, file })
     }
 
-    /// Opens the model of a recipe, or keeps the one that is open; the request, and the recipe with the hashes of its files.
-    fn open(&mut self, recipe: Recipe, seed: Option<u64>) -> Result<(Request, Recipe), Error> {
+    /// Opens the model of a recipe, or keeps the one that is open; the request.
+    fn open(&mut self, recipe: Recipe, seed: Option<u64>) -> Result<Request, Error> {
         let drawing = &self.flags.drawing;
         let mentioned = drawing.mentioned(&recipe)?;
         let settings =
@@ -296,8 +298,7 @@ impl Batch<'_> {
             }
         };
         self.opened = Some((settings, files, opened));
-        let recipe = request.recipe().with_images_named()?;
-        Ok((request, recipe))
+        Ok(request)
     }
 }
 
@@ -308,25 +309,6 @@ impl Interrupted {
         let (seed, snapshot) = rest.split_first_chunk::<SEED_BYTES>()?;
         Some(Self { id: *id, seed: u64::from_le_bytes(*seed), snapshot: snapshot.to_vec() })
     }
-}
-
-/// Writes an image with its receipt; the hash of its file.
-fn write(
-    opened: &mut Opened,
-    recipe: &mut Recipe,
-    request: &Request,
-    output: &Output,
-    destination: &Destination,
-) -> Result<String, Error> {
-    let receipt = opened.receipt(recipe, request, output);
-    output.warnings().iter().for_each(|line| say(shortened(line)));
-    let parameters = parameters::write(&receipt, &opened.additions);
-    let text = RecipeText { parameters: &parameters, json: &receipt.to_json() };
-    destination.write(&output.image, Some(text))?;
-    file_hash(destination.path()).ok_or_else(|| {
-        let message = format!("{}: expected the image that was written", destination.path().display());
-        Error::new(ErrorKind::Output, message).in_file(destination.path())
-    })
 }
 
 /// What is done in a folder.

@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use calotype::error::shortened;
-use calotype::image_file::RecipeText;
 use calotype::journal::{Journal, State};
 use calotype::memory;
 use calotype::pipeline::Output;
 use calotype::plan::Budget;
-use calotype::recipe::{Receipt, parameters};
+use calotype::recipe::Receipt;
 use calotype::request::Request;
 use calotype::{Error, ErrorKind};
 use serde_json::{Value, json};
@@ -175,6 +174,7 @@ pub(super) fn work(flags: &Flags, resumed: Option<Journal>) -> Result<Report, Er
     let mut batch = Batch {
         opened: Some(opened),
         drawing,
+        is_grid: grid.is_some(),
         origin: &origin,
         journal,
         preview,
@@ -262,6 +262,7 @@ struct Batch<'a> {
     /// None only after an error.
     opened: Option<Opened>,
     drawing: &'a Drawing,
+    is_grid: bool,
     origin: &'a Origin,
     journal: Option<Journal>,
     preview: Option<Preview>,
@@ -281,10 +282,14 @@ impl Batch<'_> {
         let mut snapshot = Some(snapshot).filter(|snapshot| !snapshot.is_empty());
         let places = requests.iter().zip(destinations).enumerate().skip(images as usize);
         for (index, (request, destination)) in places {
-            // Those of a grid may have other sizes.
+            // The first is open. Those of a grid have their own images, and perhaps another size.
             let opened =
                 self.opened.take().ok_or_else(|| Error::new(ErrorKind::Internal, "expected a pipeline"))?;
-            let opened = self.opened.insert(opened.open_for(request, self.drawing)?);
+            let opened = match self.is_grid && index > 0 {
+                true => opened.open_for(request, self.drawing)?,
+                false => opened,
+            };
+            let opened = self.opened.insert(opened);
             let (journal, preview) = (&mut self.journal, &mut self.preview);
             let output = opened.draw(request, snapshot.take(), |run| {
                 note(journal, |journal| journal.keep(index as u64, || run.snapshot()));
@@ -292,28 +297,18 @@ impl Batch<'_> {
                     preview.show(run);
                 }
             })?;
-            let receipt = opened.receipt(&mut request.recipe().with_images_named()?, request, &output);
-            let parameters = parameters::write(&receipt, &opened.additions);
+            let receipt = opened.write(request, &output, destination)?;
             if let Some(made) = receipt.provenance.as_ref().filter(|_| self.images.is_empty()) {
                 self.origin.compare(made, &opened.additions);
             }
-            self.write((&receipt, &parameters), request, &output, destination)?;
+            self.report(&receipt, request, &output, destination);
             note(&mut self.journal, |journal| journal.finish_image(index as u64 + 1));
         }
         Ok(())
     }
 
-    /// Writes an image with its receipt.
-    fn write(
-        &mut self,
-        (receipt, parameters): (&Receipt, &str),
-        request: &Request,
-        output: &Output,
-        destination: &Destination,
-    ) -> Result<(), Error> {
-        output.warnings().iter().for_each(|line| say(shortened(line)));
-        let recipe_text = RecipeText { parameters, json: &receipt.to_json() };
-        destination.write(&output.image, Some(recipe_text))?;
+    /// Notes what is said of an image that is written.
+    fn report(&mut self, receipt: &Receipt, request: &Request, output: &Output, destination: &Destination) {
         self.text += &format!("{} (seed {})\n", destination.path().display(), request.seed());
         self.images.push(json!({
             "file": path_json(destination.path()),
@@ -328,7 +323,6 @@ impl Batch<'_> {
             },
             "receipt": receipt,
         }));
-        Ok(())
     }
 }
 

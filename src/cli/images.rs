@@ -4,11 +4,13 @@ use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
 
 use calotype::engine::{Library, SessionOptions};
+use calotype::error::shortened;
+use calotype::image_file::RecipeText;
 use calotype::model::Model;
 use calotype::pipeline::{Options, Output, Pipeline, Progress, Run};
 use calotype::plan::Plan;
 use calotype::provenance::{provenance, providers, shares};
-use calotype::recipe::parameters::Addition;
+use calotype::recipe::parameters::{self, Addition};
 use calotype::recipe::{Receipt, Recipe};
 use calotype::request::Request;
 use calotype::{Error, ErrorKind};
@@ -16,6 +18,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::drawing::Drawing;
 use super::interrupt::Heeded;
+use super::output::Destination;
 use super::receipt::Hashes;
 use super::{provider, say};
 
@@ -115,14 +118,29 @@ impl Opened {
         }
     }
 
+    /// Writes an image with its receipt, which this gives.
+    pub(super) fn write(
+        &mut self,
+        request: &Request,
+        output: &Output,
+        destination: &Destination,
+    ) -> Result<Receipt, Error> {
+        let receipt = self.receipt(request.recipe().with_images_named()?, request, output);
+        output.warnings().iter().for_each(|line| say(shortened(line)));
+        let parameters = parameters::write(&receipt, &self.additions);
+        let text = RecipeText { parameters: &parameters, json: &receipt.to_json() };
+        destination.write(&output.image, Some(text))?;
+        Ok(receipt)
+    }
+
     /// The receipt of an image: `recipe`, in which files are named, gets their hashes and the image's seed.
-    pub(super) fn receipt(&mut self, recipe: &mut Recipe, request: &Request, output: &Output) -> Receipt {
-        let model_sha256 = self.hashes.note(recipe);
+    fn receipt(&mut self, mut recipe: Recipe, request: &Request, output: &Output) -> Receipt {
+        let model_sha256 = self.hashes.note(&mut recipe);
         let provider = providers(self.pipeline.placements());
         let shares = shares(self.pipeline.placements());
         let made =
             provenance(&output.image, request, &self.model, model_sha256, self.library, provider, shares);
-        let recipe = Recipe { seed: Some(request.seed()), ..recipe.clone() };
+        let recipe = Recipe { seed: Some(request.seed()), ..recipe };
         Receipt { recipe, provenance: Some(made) }
     }
 }
