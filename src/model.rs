@@ -431,10 +431,10 @@ impl Model {
                 let dims = port.dims.iter().enumerate().map(|(axis, dim)| match (dim, binding.role, axis) {
                     (Dim::Fixed(size), _, _) => Some(*size),
                     (_, _, 0) => Some(1),
-                    (_, Role::Latents, 2) => Some(cells(size.height_px())),
-                    (_, Role::Latents, 3) => Some(cells(size.width_px())),
-                    (_, Role::Image | Role::ControlImage, 2) => Some(size.height_px() as usize),
-                    (_, Role::Image | Role::ControlImage, 3) => Some(size.width_px() as usize),
+                    (_, Role::Latents | Role::ControlHint, 2) => Some(cells(size.height_px())),
+                    (_, Role::Latents | Role::ControlHint, 3) => Some(cells(size.width_px())),
+                    (_, Role::Image, 2) => Some(size.height_px() as usize),
+                    (_, Role::Image, 3) => Some(size.width_px() as usize),
                     (dim, Role::DownResidual(_) | Role::MiddleResidual, 2) => {
                         Some(dim.divided(cells(size.height_px())))
                     }
@@ -453,6 +453,11 @@ impl Model {
             part.graph.with_shapes(&shapes.collect::<Result<Vec<_>, Error>>()?)
         };
         let mut graphs = self.parts().map(fixed).collect::<Result<Vec<_>, Error>>()?.into_iter();
+        let image = [1, 3, size.height_px() as usize, size.width_px() as usize];
+        for control in &mut self.controls {
+            let input = control.encoder.inputs()[0].name.clone();
+            control.encoder = Arc::new(control.encoder.with_shapes(&[(input, image.to_vec())])?);
+        }
         for part in self.parts_mut() {
             let graph = graphs.next().expect("a graph for each part");
             part.signature = Signature::of(part.name, &graph)?;

@@ -387,11 +387,14 @@ impl Plan {
         let beside: Vec<&'static str> =
             model.controls().iter().map(|control| control.part().name()).collect();
         let open = names.into_iter().zip(&candidates).flat_map(|(name, candidate)| {
-            let names = std::iter::once(name).chain(beside.iter().copied());
+            // Their encoders are not told of.
+            let names = std::iter::once(name).chain(beside.iter().copied()).map(Some);
+            let names = names.chain(std::iter::repeat(None));
             names.zip(candidate.all()).map(move |(name, one)| (name, one, candidate))
         });
         let mut stages: Vec<Stage> = open
             .enumerate()
+            .filter_map(|(index, (stage, candidate, group))| Some((index, (stage?, candidate, group))))
             .map(|(index, (stage, candidate, group))| {
                 let (residency, pool_bytes, bytes) = match &kept_peaks {
                     Some(peaks) => (Residency::Keep, None, peaks[index]),
@@ -741,18 +744,29 @@ impl Planner {
         let mut found = Vec::new();
         for batch in fixed.map_or(vec![all, 1], |batch| vec![batch]) {
             let calls = reading.calls(batch);
-            let of_call = |call: &Call| {
-                let batch = fixed.unwrap_or(call.batch);
-                inputs(unet.signature().inputs.iter(), size, shape, batch, call.tokens)
+            let fed = |part: &Part| -> Vec<Inputs> {
+                let of_call = |call: &Call| {
+                    let batch = fixed.unwrap_or(call.batch);
+                    inputs(part.signature().inputs.iter(), size, shape, batch, call.tokens)
+                };
+                calls.iter().map(of_call).collect()
             };
-            let inputs: Vec<_> = calls.iter().map(of_call).collect();
             let count = reading.count(batch);
-            let mut ways = self.whole_or_streamed(unet, unet.graph(), &inputs, batch, count)?;
+            let mut ways = self.whole_or_streamed(unet, unet.graph(), &fed(unet), batch, count)?;
             for control in model.controls() {
-                self.put_beside(&mut ways, control.part(), request, &calls, count)?;
+                let part = control.part();
+                put_beside(&mut ways, &self.whole_or_streamed(part, part.graph(), &fed(part), batch, count)?);
+            }
+            for control in model.controls() {
+                let input = control.encoder().inputs()[0].name.clone();
+                let inputs = vec![(input, vec![1, 3, size.height_px() as usize, size.width_px() as usize])];
+                put_beside(
+                    &mut ways,
+                    &self.whole_or_streamed(control.part(), control.encoder(), &[inputs], 1, 1)?,
+                );
             }
             let images = fixed.unwrap_or(calls.iter().map(|call| call.batch).max().unwrap_or(1));
-            let fed_bytes = controls_bytes(model, request, images);
+            let fed_bytes = controls_bytes(model, request, images, reading);
             ways.iter_mut().for_each(|candidate| candidate.own_bytes += fed_bytes);
             found.extend(ways);
         }
@@ -872,36 +886,6 @@ impl Planner {
         Ok(candidates)
     }
 
-    /// Adds a control network to the ways to run a U-Net in these calls: each is opened in the same way.
-    fn put_beside(
-        &self,
-        ways: &mut [Candidate],
-        part: &Part,
-        request: &Request,
-        calls: &[Call],
-        count: usize,
-    ) -> Result<(), Error> {
-        let (size, shape) = (request.size(), request.shape());
-        let fixed = match part.signature().input(Role::Latents).map(|port| &port.dims[0]) {
-            Some(Dim::Fixed(batch)) => Some(*batch),
-            _ => None,
-        };
-        let of_call = |call: &Call| {
-            let batch = fixed.unwrap_or(call.batch);
-            inputs(part.signature().inputs.iter(), size, shape, batch, call.tokens)
-        };
-        let inputs: Vec<_> = calls.iter().map(of_call).collect();
-        let batch = ways.first().map_or(1, |candidate| candidate.batch);
-        let own = self.whole_or_streamed(part, part.graph(), &inputs, batch, count)?;
-        for candidate in ways {
-            let segment = candidate.segment_mib();
-            // One that is too small for such segments stays whole.
-            let same = own.iter().find(|own| own.segment_mib() == segment).unwrap_or(&own[0]);
-            candidate.beside.push(same.clone());
-        }
-        Ok(())
-    }
-
     /// A VAE whole, and in tiles of several sizes.
     fn in_tiles(
         &self,
@@ -955,6 +939,16 @@ impl Planner {
     }
 }
 
+/// Adds another network to the ways to run a U-Net: each is opened in the same way.
+fn put_beside(ways: &mut [Candidate], own: &[Candidate]) {
+    for candidate in ways {
+        let segment = candidate.segment_mib();
+        // One that is too small for such segments stays whole.
+        let same = own.iter().find(|own| own.segment_mib() == segment).unwrap_or(&own[0]);
+        candidate.beside.push(same.clone());
+    }
+}
+
 /// The names and sizes of a graph's inputs.
 type Inputs = Vec<(String, Vec<usize>)>;
 
@@ -963,9 +957,9 @@ fn picture_bytes(size: PixelSize) -> u64 {
     3 * size_of::<f32>() as u64 * u64::from(size.width_px()) * u64::from(size.height_px())
 }
 
-/// What a run has of its control images, for a call of so many predictions: each again for every prediction, what networks give,
-/// and its sum.
-fn controls_bytes(model: &Model, request: &Request, batch: usize) -> u64 {
+/// What a run has of its control images, for calls of so many predictions: each as it is encoded, what the networks are fed
+/// beside it, what they give, and its sum.
+fn controls_bytes(model: &Model, request: &Request, batch: usize, reading: &Reading) -> u64 {
     if model.controls().is_empty() {
         return 0;
     }
@@ -975,11 +969,16 @@ fn controls_bytes(model: &Model, request: &Request, batch: usize) -> u64 {
         _ => None,
     });
     let residuals: usize = residuals.map(|shape| shape.iter().product::<usize>()).sum();
-    let views = request.guidance.views().len();
-    let images = request.controls.len() as u64 * (2 + views as u64) * picture_bytes(request.size());
+    let hints = request.controls.iter().map(|control| {
+        let hint = model.controls()[control.network].part().signature().input(Role::ControlHint);
+        hint.map_or(0, |port| residual_shape(port, 1, shape).iter().product::<usize>())
+    });
+    let hints: usize = hints.sum::<usize>() * size_of::<f32>();
+    let fed = request.controls.len() * reading.feeds_bytes(shape.len());
     // Sums for calls of every number of predictions that a step may need.
     let sums: usize = (1..=batch).map(|images| residuals / batch * images).sum();
-    images + ((residuals + sums) * size_of::<f32>()) as u64
+    // While an image is encoded, its planes and what that gives.
+    2 * picture_bytes(request.size()) + (hints + fed + (residuals + sums) * size_of::<f32>()) as u64
 }
 
 /// The sizes of a graph's inputs.
@@ -994,7 +993,8 @@ fn inputs<'a>(
     let dims = |port: &Port, role: Role| -> Vec<usize> {
         let free: &[usize] = match role {
             Role::Latents | Role::Moments => &[batch, shape.channels, shape.height_cells, shape.width_cells],
-            Role::Image | Role::ControlImage => &[batch, 3, height, width],
+            Role::Image => &[batch, 3, height, width],
+            Role::ControlHint => return residual_shape(port, 1, shape),
             Role::DownResidual(_) | Role::MiddleResidual => return residual_shape(port, batch, shape),
             Role::Timestep => return timestep_shape(port, batch),
             Role::TokenIds | Role::Mask => &[batch, tokens],

@@ -37,8 +37,8 @@ pub enum Role {
     Off,
     /// Pixels, `[batch, 3, height, width]` in -1..=1.
     Image,
-    /// A control image, `[batch, channels, height, width]` in 0..=1.
-    ControlImage,
+    /// What the encoder of a control image gives, `[1 or batch, channels, rows, columns]`.
+    ControlHint,
     /// What control networks add to what the U-Net's way up takes from its way down, in order, `[batch, channels, rows,
     /// columns]`.
     DownResidual(usize),
@@ -64,7 +64,7 @@ impl fmt::Display for Role {
             Self::On => "a bool, true",
             Self::Off => "a bool, false",
             Self::Image => "image",
-            Self::ControlImage => "control image",
+            Self::ControlHint => "encoded control image",
             Self::DownResidual(_) => "residual of control networks, way down",
             Self::MiddleResidual => "residual of control networks, middle",
             Self::Moments => "mean and log variance of latents",
@@ -193,9 +193,9 @@ const UNET_OUTPUTS: &[Part] = &[Part {
     required: true,
 }];
 
-const CONTROL_IMAGE: Part = Part {
-    role: Role::ControlImage,
-    names: &["controlnet_cond"],
+const CONTROL_HINT: Part = Part {
+    role: Role::ControlHint,
+    names: &["controlnet_hint"],
     kind: Kind::Float,
     ranks: &[4],
     last: &[],
@@ -319,9 +319,7 @@ impl Signature {
             "unet" => (UNET_INPUTS.to_vec(), UNET_OUTPUTS.to_vec()),
             "vae_encoder" => (VAE_ENCODER_INPUTS.to_vec(), VAE_ENCODER_OUTPUTS.to_vec()),
             "vae_decoder" | "preview_decoder" => (VAE_DECODER_INPUTS.to_vec(), VAE_DECODER_OUTPUTS.to_vec()),
-            name if CONTROL_NAMES.contains(&name) => {
-                (with(UNET_INPUTS, CONTROL_IMAGE), vec![MIDDLE_RESIDUAL])
-            }
+            name if CONTROL_NAMES.contains(&name) => (with(UNET_INPUTS, CONTROL_HINT), vec![MIDDLE_RESIDUAL]),
             other => {
                 return Err(Error::new(ErrorKind::Internal, format!("{other}: not a component")));
             }

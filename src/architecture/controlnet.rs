@@ -4,13 +4,15 @@
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 
-use super::builder::{Builder, Conv, Value, free, image};
+use super::builder::{Builder, Conv, free, image};
 use super::unet::{self, Middle, Network, time_embedding};
 use super::{MAX_BLOCKS, MAX_CHANNELS, check_kind, check_range, read, unfit};
 use crate::Error;
 use crate::graph::{Dim, Graph};
 use crate::weights::Dtype;
 
+/// What the encoder of the control image gives, and the network takes.
+const HINT: &str = "controlnet_hint";
 const WIDTHS_KEY: &str = "conditioning_embedding_out_channels";
 
 /// What sets one control network apart from another.
@@ -64,10 +66,10 @@ impl Config {
         1 << (self.conditioning_widths.len() - 1)
     }
 
-    /// The graph.
+    /// The graph, but for the encoder of the control image ([`Config::encoder_graph`]).
     ///
-    /// Inputs: those of a [`unet`](unet::Config::graph), and `controlnet_cond [batch, channels, height_px, width_px]`, the
-    /// control image in 0..1. Outputs: what [`unet::Config::controlled_graph`] takes, under the same names.
+    /// Inputs: those of a [`unet`](unet::Config::graph), and `controlnet_hint [images, channels, height, width]`, what the encoder
+    /// gives of one image, or of one per latents. Outputs: what [`unet::Config::controlled_graph`] takes, under the same names.
     ///
     /// # Errors
     /// [`ErrorKind::Model`](crate::ErrorKind::Model) for numbers no network can have.
@@ -83,7 +85,8 @@ impl Config {
         let text = b.input("encoder_hidden_states", Dtype::F32, &text);
         let first = unet.levels[0].channels;
         let x = b.conv(&sample, "conv_in", Conv::same(unet.in_channels, first, 3));
-        let hint = self.hint(b);
+        let [_, channels, height, width] = image(first, "height", "width");
+        let hint = b.input(HINT, Dtype::F32, &[free("images"), channels, height, width]);
         let x = b.add(&x, &hint);
         let mut network = Network { builder, config: unet, time, text };
         let (x, skips) = network.way_down(x);
@@ -108,8 +111,19 @@ impl Config {
         b.finish(NAME)
     }
 
-    /// The control image at the size of the latents.
-    fn hint(&self, b: &mut Builder) -> Value {
+    /// The graph of the encoder of the control image, which reads neither latents nor time: what it gives stays the same in all
+    /// steps.
+    ///
+    /// Input: `controlnet_cond [batch, channels, height_px, width_px]`, the control image in 0..1. Output: `controlnet_hint`, as
+    /// [`Config::graph`] takes it.
+    ///
+    /// # Errors
+    /// As [`Config::graph`].
+    pub fn encoder_graph(&self) -> Result<Graph, Error> {
+        const NAME: &str = "controlnet_cond_embedding";
+        self.check(NAME)?;
+        let mut builder = Builder::new();
+        let b = &mut builder;
         let channels = self.conditioning_channels;
         let mut x = b.input("controlnet_cond", Dtype::F32, &image(channels, "height_px", "width_px"));
         if self.takes_bgr && channels > 1 {
@@ -129,7 +143,10 @@ impl Config {
             x = b.silu(&x);
         }
         let last = widths[widths.len() - 1];
-        b.conv(&x, &name("conv_out"), Conv::same(last, self.unet.levels[0].channels, 3))
+        let first = self.unet.levels[0].channels;
+        let hint = b.conv(&x, &name("conv_out"), Conv::same(last, first, 3));
+        b.output(HINT, &hint, &image(first, "height", "width"));
+        builder.finish(NAME)
     }
 
     fn check(&self, place: &str) -> Result<(), Error> {
@@ -187,9 +204,11 @@ mod tests {
 
     /// How many tensors, numbers and outputs the network has.
     fn size(json: &str) -> (usize, usize, usize) {
-        let graph = parse(json).unwrap().graph().unwrap();
-        let numbers = graph.parameters().iter().map(|parameter| parameter.shape.iter().product::<usize>());
-        (graph.parameters().len(), numbers.sum(), graph.outputs().len())
+        let config = parse(json).unwrap();
+        let (graph, encoder) = (config.graph().unwrap(), config.encoder_graph().unwrap());
+        let parameters = || graph.parameters().iter().chain(encoder.parameters());
+        let numbers = parameters().map(|parameter| parameter.shape.iter().product::<usize>());
+        (parameters().count(), numbers.sum(), graph.outputs().len())
     }
 
     fn sdxl(types: &str, depths: &str, middle: &str) -> String {

@@ -8,7 +8,7 @@ use super::folder::{shown, weight_files};
 use super::{Model, Part, read};
 use crate::architecture::{controlnet, unet};
 use crate::checkpoint::{self, ControlFile};
-use crate::graph::Parameter;
+use crate::graph::{Graph, Parameter};
 use crate::signature::{CONTROL_NAMES, Role, Signature};
 use crate::weights::Weights;
 use crate::{Error, ErrorKind};
@@ -34,6 +34,8 @@ enum Form {
 #[derive(Clone, Debug)]
 pub(crate) struct ControlPart {
     pub(super) part: Part,
+    /// The graph of the encoder of the control image, which has its weights among the part's.
+    pub(super) encoder: Arc<Graph>,
     /// Whether it gives means ("shuffle"), which are for the prompt alone.
     pools: bool,
 }
@@ -115,6 +117,10 @@ impl ControlPart {
         &self.part
     }
 
+    pub(crate) fn encoder(&self) -> &Arc<Graph> {
+        &self.encoder
+    }
+
     pub(crate) fn pools(&self) -> bool {
         self.pools
     }
@@ -194,7 +200,7 @@ impl Model {
         if let Some(width) = own.added_embedding.and_then(|added| added.text_width) {
             config.unet = config.unet.for_text(width);
         }
-        let graph = config.graph()?;
+        let (graph, encoder) = (config.graph()?, config.encoder_graph()?);
         let origin = match network.form {
             Form::Configured(_) => format!("derived from {}/config.json", network.place),
             Form::Tensors(_) => "derived for the model's U-Net".into(),
@@ -203,8 +209,9 @@ impl Model {
         let part = Part::new(name, origin, network.place.clone(), graph, weights)?;
         self.check_ports(network, &part, own)?;
         // A file need not be as its configuration says.
+        part.bind_graph(encoder.clone())?;
         part.bind()?;
-        Ok(ControlPart { part, pools: config.pools })
+        Ok(ControlPart { part, encoder: Arc::new(encoder), pools: config.pools })
     }
 
     /// Whether a network takes nothing that the U-Net does not, and gives what it takes.

@@ -3,17 +3,18 @@
 
 use std::borrow::Cow;
 use std::iter::{repeat, repeat_n};
+use std::sync::Arc;
 
 use image::RgbImage;
 
 use super::component::{Component, Lease};
 use super::conditioning::{Conditioning, of_texts, of_views};
-use super::feed::{Feed, residual_shape, timestep_shape};
+use super::feed::{Feed, compute, residual_shape, timestep_shape};
 use super::trial;
 use crate::Error;
 use crate::control::{Annotator, Steering};
 use crate::engine::{NamedTensor, Placement, SessionOptions, Value};
-use crate::graph::Port;
+use crate::graph::{Graph, Port};
 use crate::guidance::View;
 use crate::image_file::canny;
 use crate::model::Model;
@@ -27,10 +28,25 @@ pub(crate) struct Controls(Vec<Network>);
 
 struct Network {
     component: Component,
+    encoder: Arc<Graph>,
     signature: Signature,
     /// What it gives, in order, the middle's last.
     outputs: Vec<String>,
     pools: bool,
+}
+
+impl Network {
+    /// What the network's encoder gives of a control image, as the network takes it.
+    fn encode(&mut self, image: &RgbImage, shape: LatentShape) -> Result<(String, Value), Error> {
+        let [input] = self.encoder.inputs() else { unreachable!("derived with one input") };
+        let hint = self.signature.input(Role::ControlHint).expect("no signature without it");
+        let dims = [1, 3, image.height() as usize, image.width() as usize];
+        let mut image = Feed::of(input, &dims, unit_planes(image).map(f64::from))?;
+        let mut session = self.component.session_of(&self.encoder)?;
+        let given = compute(&mut session, [&mut image], &[&hint.name])?.remove(0);
+        let numbers = given.data.into_iter().map(f64::from);
+        Feed::of(hint, &residual_shape(hint, 1, shape), numbers)?.into_value()
+    }
 }
 
 impl Controls {
@@ -46,7 +62,8 @@ impl Controls {
             let named = signature.outputs.iter().map(|binding| (binding.role, binding.port.name.clone()));
             let outputs = residuals(named);
             let component = Component::open(part, options, trial)?;
-            Ok(Network { component, signature, outputs, pools: control.pools() })
+            let encoder = Arc::clone(control.encoder());
+            Ok(Network { component, encoder, signature, outputs, pools: control.pools() })
         });
         networks.collect::<Result<_, _>>().map(Self)
     }
@@ -79,7 +96,8 @@ impl Controls {
         let mut uses = Vec::new();
         for control in &request.controls {
             let steering = control.steering;
-            let pools = self.0[control.network].pools;
+            let network = &mut self.0[control.network];
+            let pools = network.pools;
             let active: Vec<bool> = (0..steps).map(|step| steering.is_active(step, steps)).collect();
             if active.contains(&true) {
                 let image = control.image.get()?;
@@ -87,9 +105,9 @@ impl Controls {
                     Some(Annotator::Canny { low, high }) => Cow::Owned(canny(image, low, high)),
                     None => Cow::Borrowed(image),
                 };
-                let image = unit_planes(&image);
+                let hint = network.encode(&image, shape)?;
                 let factors = steering.factors(lens.len(), pools);
-                uses.push(Use { network: control.network, steering, pools, active, image, factors });
+                uses.push(Use { network: control.network, steering, pools, active, hint, factors });
             }
         }
         let networks = self.0.iter_mut();
@@ -141,8 +159,8 @@ struct Use {
     pools: bool,
     /// Per step.
     active: Vec<bool>,
-    /// `[3, height, width]` in 0..=1.
-    image: Vec<f32>,
+    /// The control image as its network takes it, encoded once for all calls.
+    hint: (String, Value),
     factors: Vec<f64>,
 }
 
@@ -167,7 +185,6 @@ impl Steered<'_> {
         views: &[View],
         texts: &[usize],
     ) -> Result<ControlCall, Error> {
-        let size = request.size;
         let fed = self.uses.iter().map(|one| {
             let signature = self.networks[one.network].signature;
             let is_steered = |&at: &usize| one.steering.steers(views[at], one.pools);
@@ -184,9 +201,7 @@ impl Steered<'_> {
                 for feed in of_views(signature, request, &views)? {
                     constants.push(feed.into_value()?);
                 }
-                let dims = [batch, 3, size.height_px() as usize, size.width_px() as usize];
-                let pixels = repeat_n(&one.image, batch).flatten().map(|&x| f64::from(x));
-                constants.push(Feed::of(port(Role::ControlImage), &dims, pixels)?.into_value()?);
+                constants.push(one.hint.clone());
             }
             let dims = [batch, channels, height_cells, width_cells];
             Ok(Fed {
@@ -299,15 +314,8 @@ impl Steered<'_> {
 }
 
 /// An image as `[3, height, width]` in 0..=1.
-fn unit_planes(image: &RgbImage) -> Vec<f32> {
-    let count = (image.width() * image.height()) as usize;
-    let mut planes = vec![0.0; 3 * count];
-    for (at, pixel) in image.pixels().enumerate() {
-        for (channel, byte) in pixel.0.into_iter().enumerate() {
-            planes[channel * count + at] = f32::from(byte) / 255.0;
-        }
-    }
-    planes
+fn unit_planes(image: &RgbImage) -> impl Iterator<Item = f32> {
+    (0..3).flat_map(|channel| image.pixels().map(move |pixel| f32::from(pixel.0[channel]) / 255.0))
 }
 
 /// What is known of residuals, in their order, the middle's last.

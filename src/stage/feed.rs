@@ -172,7 +172,8 @@ pub(crate) fn runs(port: &Port, count: usize, most: usize) -> Vec<Vec<usize>> {
     starts.map(|start| (start..start + batch).map(|index| index.min(count - 1)).collect()).collect()
 }
 
-/// The shape of what control networks add to a batch of latents of this shape.
+/// The shape of what control networks take and give beside latents of this shape: residuals of a batch, encoded control images of
+/// so many.
 pub(crate) fn residual_shape(port: &Port, batch: usize, shape: LatentShape) -> Vec<usize> {
     let wholes = [batch, 1, shape.height_cells, shape.width_cells];
     port.dims.iter().zip(wholes).map(|(dim, whole)| dim.divided(whole)).collect()

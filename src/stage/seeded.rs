@@ -116,12 +116,10 @@ fn unet_feeds(part: &Part, manifest: &Manifest, text: &TextStates, seed: u64) ->
                 let count = dims.iter().product();
                 (dims, noise(count, seed))
             }
-            // An image of noise, and a steering of it.
-            Role::ControlImage => {
-                let dims =
-                    [batch, fixed(1).unwrap_or(3), size.height_px() as usize, size.width_px() as usize];
-                let noise = noise(dims.iter().product(), seed).into_iter();
-                (dims.to_vec(), noise.map(|x| (x / 4.0 + 0.5).clamp(0.0, 1.0)).collect())
+            Role::ControlHint => {
+                let dims = residual_shape(port, 1, shape);
+                let count = dims.iter().product();
+                (dims, noise(count, seed))
             }
             Role::DownResidual(_) | Role::MiddleResidual => {
                 let dims = residual_shape(port, batch, shape);
