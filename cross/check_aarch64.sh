@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# What is worth running under emulation: all that is bit for bit the same on every processor, the ways of files and
-# flags, and pictures beside those of this machine. ONNX Runtime is some hundred times slower there, so no more of it.
+# What is worth running under emulation: all that is bit for bit the same on every processor, the ways of files, and images
+# beside those of this machine. ONNX Runtime is some hundred times slower there, so no more of it.
 # Usage: cross/check_aarch64.sh [all]
-# `all` adds what takes as long again: every schedule and way of guidance, more pictures, commands that draw.
+# `all` adds what takes as long again: every schedule and way of guidance, more images, the command line.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$here/.."
@@ -12,18 +12,15 @@ processors=(cortex-a53 cortex-a72 cortex-a76)
 prompts=("a rocket, 3d style")
 # Files in tests/ that hardly use ONNX Runtime; each takes seconds. The noise is compared on every processor.
 tests=(tokens bundle checkpoint)
-# Parts of tests/cli that draw little.
-commands=(number:: output:: runtime:: report::inspect report::doctor_knows report::doctor_says
-    --skip permissions_are --skip no_name_is_there)
 # Unit tests but those that run whole models, dozens of times.
 units=(--skip stage:: --skip plan:: --skip pipeline:: --skip pack:: --skip upscaler::)
+last=(pictures)
 case ${1:-} in
     "") ;;
     all)
         prompts+=("a red apple on a blue background")
         tests+=(sampling schedule guidance)
-        # The tests of `images` draw many, and take as long as all others together.
-        commands=(--skip images::)
+        last+=(command_line)
         units=(--skip upscaler::)
         ;;
     *)
@@ -54,7 +51,8 @@ noise() {
 }
 
 command_line() {
-    cross/aarch64.sh test --locked --test cli -- "${commands[@]}"
+    # The tests of `images` draw many, and take as long as all others together.
+    cross/aarch64.sh test --locked --test cli -- --skip images::
 }
 
 generate() {
@@ -80,12 +78,13 @@ home=$(cross/toolchain.sh)
 # With the server, as the tests have built it.
 timed cargo build --locked --features server
 timed cross/aarch64.sh build --locked
-# The tests of the command line put a script in its place.
+# Where the command line is tested, a script is put in its place.
 cp "$target/calotype" "$target/libonnxruntime.so" "$work"
-timed cross/aarch64.sh test --locked --no-run --lib --test=noise --test=cli "${tests[@]/#/--test=}"
+timed cross/aarch64.sh test --locked --no-run --lib --test=noise "${tests[@]/#/--test=}"
 timed cross/glibc_floor.sh "$(cat "$home/glibc_floor")" "$work/calotype" "$work/libonnxruntime.so"
 timed noise
 timed cross/aarch64.sh test --locked "${tests[@]/#/--test=}"
 timed cross/aarch64.sh test --locked --lib -- "${units[@]}"
-timed pictures
-timed command_line
+for part in "${last[@]}"; do
+    timed "$part"
+done
