@@ -204,7 +204,10 @@ impl Request {
             start_images(init, mask, &recipe, manifest, (size, shape), strength, level)?;
         let source = match recipe.hires {
             Some(Hires { upscaler, .. }) => {
-                let earlier = Recipe { hires: None, size: Some(first_size), ..recipe.clone() };
+                let mut earlier = Recipe { hires: None, size: Some(first_size), ..recipe.clone() };
+                for (control, image) in earlier.control.iter_mut().zip(&controls) {
+                    control.image = Image::Given(image.clone());
+                }
                 Source::Hires { earlier: Arc::new(Self::of(earlier, manifest)?), upscaler }
             }
             None => source,

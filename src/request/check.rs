@@ -100,11 +100,7 @@ pub(super) fn check_controls(recipe: &Recipe, images: &[Init], manifest: &Manife
         let message = format!("control model: {kind}: expected a control image of this kind, got none");
         return refuse(&message, &format!("give one with {{control}} {kind}=IMAGE"));
     }
-    let others = [
-        (recipe.mask_only.is_some(), "mask only"),
-        (recipe.extend.is_some(), "extend"),
-        (recipe.hires.is_some(), "hires"),
-    ];
+    let others = [(recipe.mask_only.is_some(), "mask only"), (recipe.extend.is_some(), "extend")];
     if let Some((_, what)) = others.into_iter().find(|(is_given, _)| *is_given && !images.is_empty()) {
         let message = format!("{what}: expected none with a control image, got one");
         return refuse(&message, "");

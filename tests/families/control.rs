@@ -450,6 +450,20 @@ fn the_program_takes_control() {
     assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
     assert_eq!(pixels("edges.png"), pixels("again.png"));
     assert_ne!(pixels("edges.png"), pixels("one.png"));
+    // Both passes are steered: the second by the image at its size.
+    let second = ["--size", "128x128", "--strength", "0.5", "--resize", "stretch", "-o", "second.png"];
+    let more = ["--control", "canny=a.png:weight=0.75:end=0.5:mode=prompt", "--init", "one.png"];
+    let second = run(&[&["generate", "a fox"], &common[..6], &network, &more, &second].concat());
+    assert!(second.status.success(), "{}", String::from_utf8_lossy(&second.stderr));
+    for hires in ["2x:0.5:pixel", "2x:0.5:latent"] {
+        let more = [&network[..], &more[..2], &["--hires", hires, "-o", "hires.png"]].concat();
+        let drawn = generate(&more);
+        assert!(drawn.status.success(), "{}", String::from_utf8_lossy(&drawn.stderr));
+        assert_eq!(pixels("hires.png") == pixels("second.png"), hires.ends_with("pixel"));
+        let again = run(&["generate", "--from", "hires.png", "-o", "again.png"]);
+        assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+        assert_eq!(pixels("hires.png"), pixels("again.png"));
+    }
     // Another file in its place is told of.
     fs::copy(desk.path().join("wide.png"), desk.path().join("a.png")).unwrap();
     let other = run(&["generate", "--from", "one.png", "-o", "other.png"]);

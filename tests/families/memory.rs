@@ -229,7 +229,7 @@ fn rows(count: usize, seed: u64, is_small: bool, subjects: &[Subject], folder: &
                 add("--hires", format!("2x:0.5:{upscaler}"));
                 label += &format!(", twice the size by {upscaler}");
             }
-            let is_steered = control_dice.chance(40) && !arguments.contains(&"--hires".to_owned());
+            let is_steered = control_dice.chance(40);
             if let Some(path) = subject.control.as_ref().filter(|_| is_steered) {
                 arguments.extend(["--control-model".to_owned(), format!("a={}", path.display())]);
                 let count = 1 + control_dice.below(2);
