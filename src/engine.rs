@@ -213,6 +213,13 @@ pub struct Share {
     pub operators: BTreeMap<String, usize>,
 }
 
+impl Share {
+    /// Whether the provider is the CPU's.
+    pub fn is_cpu(&self) -> bool {
+        self.provider == "CPUExecutionProvider"
+    }
+}
+
 /// Operators that only prepare sizes and indices, which every provider leaves to the CPU.
 const OF_SHAPES: [&str; 16] = [
     "Cast",
@@ -240,7 +247,7 @@ impl Placement {
         let mut problems = Vec::new();
         for share in self.shares.iter().flatten() {
             let Share { provider, partitions, nodes, operators } = share;
-            if provider == "CPUExecutionProvider" {
+            if share.is_cpu() {
                 let computing = operators.iter().filter(|(name, _)| !OF_SHAPES.contains(&name.as_str()));
                 let computing: Vec<String> =
                     computing.map(|(name, count)| format!("{name} ({count})")).collect();

@@ -390,3 +390,68 @@ fn openvino_runs_whole_components() {
         assert!(error > 0.0 && error < 1e-5, "{placement}");
     }
 }
+
+fn inspect(arguments: &[&str]) -> Output {
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_calotype")).arg("inspect").args(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    output
+}
+
+#[test]
+fn inspect_says_where_components_run() {
+    let missing = missing();
+    let list = format!("unet={missing},unet=cpu");
+    let output = inspect(&["--provider", &list]);
+    let (text, said) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert_eq!(text.matches("\n  on cpu: all nodes\n").count(), 4, "{text}");
+    assert_eq!(text.matches(&format!("\n  not on {missing}: not in this ")).count(), 1, "{text}");
+    assert!(!said.contains("slow"), "{said}");
+    let told: serde_json::Value =
+        serde_json::from_slice(&inspect(&["--json", "--provider", &list]).stdout).unwrap();
+    let placement = |component: &str| told["components"][component]["placement"].clone();
+    assert_eq!(placement("unet")["passed_over"][0]["provider"], missing);
+    assert_eq!(placement("unet")["providers"], serde_json::json!(["cpu"]));
+    assert_eq!(placement("vae_decoder")["passed_over"], serde_json::json!([]));
+    // Without the flag nothing is opened.
+    let told: serde_json::Value = serde_json::from_slice(&inspect(&["--json"]).stdout).unwrap();
+    assert!(told["components"]["unet"]["placement"].is_null());
+}
+
+/// The U-Net of a bundle that computes in integers by ONNX Runtime's own operators falls into many parts, which is
+/// said; all other components are one part.
+#[test]
+fn inspect_says_what_openvino_takes() {
+    let Some(library) = openvino() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let packed = folder.path().join("packed");
+    let pack = Command::new(env!("CARGO_BIN_EXE_calotype"))
+        .args(["pack", "--compute", "int8"])
+        .arg(&packed)
+        .output();
+    assert!(pack.as_ref().unwrap().status.success(), "{pack:?}");
+    let packed = packed.to_str().unwrap();
+    let flags = ["--provider", "openvino,cpu", "--ort", library.to_str().unwrap()];
+    let output = inspect(&[&[packed][..], &flags].concat());
+    let (text, said) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert_eq!(text.matches(" in 1 part on OpenVINOExecutionProvider\n").count(), 3, "{text}");
+    let left = text.lines().find(|line| line.starts_with("  left on the CPU: ")).unwrap();
+    assert!(left.contains("MatMulIntegerToFloat (") && left.contains("Cast ("), "{left}");
+    let warning = said.lines().find(|line| line.contains("slow")).unwrap_or_else(|| panic!("{said}"));
+    assert!(
+        warning.starts_with("calotype: unet: slow: expected one part on one provider, got "),
+        "{warning}"
+    );
+    assert!(warning.contains("MatMulIntegerToFloat (") && !warning.contains("Cast ("), "{warning}");
+    assert_eq!(said.matches("slow").count(), 1, "{said}");
+
+    let told = inspect(&[&["--json"][..], &flags].concat());
+    let told: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+    for (name, component) in told["components"].as_object().unwrap() {
+        let placement = &component["placement"];
+        assert_eq!(placement["providers"], serde_json::json!(["openvino", "cpu"]), "{name}");
+        assert_eq!(placement["shares"].as_array().unwrap().len(), 1, "{name}");
+        assert_eq!(placement["shares"][0]["partitions"], 1, "{name}");
+        assert!(placement["divided"].is_null(), "{name}");
+    }
+}

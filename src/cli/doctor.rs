@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use calotype::certify::{self, Certificate};
-use calotype::engine::{Device, Library, Provider, ProviderKind, Providers, SessionOptions, Share};
+use calotype::engine::{Device, Library, Provider, ProviderKind, Providers, SessionOptions};
 use calotype::memory::Memory;
 use calotype::plan::Budget;
 use calotype::{Error, ErrorKind};
@@ -128,11 +128,9 @@ fn line(certificate: &Certificate) -> String {
     };
     let reference = if *has_golden { "PyTorch and the CPU" } else { "the CPU" };
     let seconds = [open, first_run, run].map(|time| time.as_secs_f64());
-    let parts = placement.shares.iter().flatten().map(|Share { provider, partitions, nodes, .. }| {
-        format!("; {nodes} nodes in {partitions} parts on {provider}")
-    });
+    let parts = placement.shares.as_deref().map(|shares| format!("; {}", provider::shares_text(shares)));
     let divided = placement.divided().map(|problem| format!("; slow: {problem}"));
-    let parts = parts.chain(divided).collect::<String>();
+    let parts = parts.into_iter().chain(divided).collect::<String>();
     format!(
         "{component} on {}: expected a relative error of at most {limit:.0e} from {reference}, got {found}; \
          opened in {:.3} s, first run {:.3} s, later {:.3} s{parts}",

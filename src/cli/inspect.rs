@@ -4,13 +4,14 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use calotype::Error;
-use calotype::engine::providers_needed;
+use calotype::engine::{Placement, Provider, Residency, Session, SessionOptions, providers_needed};
+use calotype::model::Part;
 use calotype::signature::Binding;
 use serde_json::json;
 
 use super::open::{Additions, Components, open_model};
 use super::pack::losses;
-use super::{Common, Report};
+use super::{Common, Report, provider};
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
@@ -20,12 +21,23 @@ pub(super) struct Flags {
     components: Components,
     #[command(flatten)]
     additions: Additions,
+    /// With --provider every component is opened there, one at a time, and what each provider takes of its graph is reported;
+    /// no weights or images are compared.
+    #[command(flatten)]
+    provider: provider::Choice,
     #[command(flatten)]
     pub(super) common: Common,
 }
 
 pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let model = open_model(flags.model.as_ref(), &flags.components, &flags.additions)?;
+    let session = match flags.provider.providers()? {
+        Some(_) => {
+            flags.common.library()?;
+            Some(SessionOptions { residency: Residency::PerStage, ..flags.provider.options()? })
+        }
+        None => None,
+    };
     let manifest = model.manifest();
     let defaults = &manifest.defaults;
     let (schedule, _) = manifest.schedule(None, None, defaults.steps)?;
@@ -84,6 +96,8 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
             };
             writeln!(text, "  op  {operator} ({note})").expect("a String takes all text");
         }
+        let placement = session.as_ref().map(|options| placement(part, options)).transpose()?;
+        text += &placement.as_ref().map_or(String::new(), placement_text);
         components.insert(
             part.name().into(),
             json!({
@@ -97,6 +111,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
                 "inputs": inputs,
                 "outputs": outputs,
                 "operators": operators.iter().map(|name| (name.clone(), json!(providers_needed(name)))).collect::<serde_json::Map<_, _>>(),
+                "placement": placement.as_ref().map(provider::json),
             }),
         );
     }
@@ -117,4 +132,31 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         "files": model.contents().map(|contents| &contents.files),
     });
     Ok(Report::new(text, json))
+}
+
+/// Where a component runs, which is seen when it is opened.
+fn placement(part: &Part, options: &SessionOptions) -> Result<Placement, Error> {
+    let placement = Session::open(part.bind()?, options)?.placement().clone();
+    provider::warn_divided(&placement);
+    Ok(placement)
+}
+
+/// The same, for people.
+fn placement_text(placement: &Placement) -> String {
+    let passed_over = placement.passed_over.iter();
+    let mut text: String =
+        passed_over.map(|(provider, reason)| format!("  not on {provider}: {reason}\n")).collect();
+    let shares = match &placement.shares {
+        Some(shares) => provider::shares_text(shares),
+        None if placement.is_cpu() => "all nodes".into(),
+        None => "nodes not known (ONNX Runtime before 1.24)".into(),
+    };
+    writeln!(text, "  on {}: {shares}", Provider::join(&placement.providers))
+        .expect("a String takes all text");
+    for share in placement.shares.iter().flatten().filter(|share| share.is_cpu()) {
+        let operators: Vec<String> =
+            share.operators.iter().map(|(name, count)| format!("{name} ({count})")).collect();
+        writeln!(text, "  left on the CPU: {}", operators.join(", ")).expect("a String takes all text");
+    }
+    text
 }

@@ -111,6 +111,7 @@ pub(super) fn json(placement: &Placement) -> Value {
             .map(|(provider, reason)| json!({ "provider": provider.to_string(), "reason": reason }))
             .collect::<Vec<_>>(),
         "shares": placement.shares.as_deref().map(shares_json),
+        "divided": placement.divided(),
         "trial_error": placement.error,
     })
 }
@@ -121,6 +122,16 @@ pub(super) fn shares_json(shares: &[Share]) -> Value {
         json!({ "provider": provider, "partitions": partitions, "nodes": nodes, "operators": operators })
     });
     shares.collect()
+}
+
+/// The same, for people.
+pub(super) fn shares_text(shares: &[Share]) -> String {
+    let shares = shares.iter().map(|Share { provider, partitions, nodes, .. }| {
+        let (one_node, one_part) =
+            (if *nodes == 1 { "" } else { "s" }, if *partitions == 1 { "" } else { "s" });
+        format!("{nodes} node{one_node} in {partitions} part{one_part} on {provider}")
+    });
+    shares.collect::<Vec<_>>().join("; ")
 }
 
 /// Says on standard error where a component runs, unless it is the CPU, as nothing else was asked for.
@@ -138,7 +149,12 @@ pub(super) fn report(placement: &Placement) {
         None => ", not compared with the CPU, which cannot run it".into(),
     };
     say(format_args!("{component}: on {}{tried}", Provider::join(providers)));
+    warn_divided(placement);
+}
+
+/// Says on standard error that a graph is divided between providers, which makes it slow.
+pub(super) fn warn_divided(placement: &Placement) {
     if let Some(problem) = placement.divided() {
-        say(format_args!("{component}: slow: {problem}"));
+        say(format_args!("{}: slow: {problem}", placement.component));
     }
 }
