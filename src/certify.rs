@@ -1,18 +1,23 @@
 //! Certification: every component on every provider that is asked for, compared with a reference and timed.
 //! What the trial at loading does once, it does on several inputs; see [`crate::manual::providers`].
 
+mod auto;
+
 use std::time::{Duration, Instant};
 
+pub use self::auto::{Choice, Chosen, choose};
 use crate::engine::{Placement, Provider, Providers, Session, SessionOptions};
-use crate::model::Model;
+use crate::model::{Model, Part};
+use crate::stage::feed::Feed;
 use crate::stage::seeded;
 use crate::stage::trial::{self, Sampled};
 use crate::{Error, ErrorKind, memory};
 
 /// How many inputs a component is tried on.
 const SEEDS: u64 = 3;
-/// How many more runs are timed.
+/// How many more runs are timed at most, and how long no more is begun after.
 const TIMED_RUNS: usize = 3;
+const TIMED: Duration = Duration::from_secs(1);
 
 /// How one component did on one provider.
 #[derive(Clone, Debug)]
@@ -68,37 +73,13 @@ pub fn certify(
         for provider in chosen {
             let behind = behind.filter(|_| !provider.is_cpu());
             let providers: Vec<Provider> = [provider].into_iter().chain(behind).cloned().collect();
-            let options =
-                SessionOptions { providers: Providers::everywhere(providers.clone()), ..options.clone() };
-            let started = Instant::now();
-            let mut session = Session::open(part.bind()?, &options)?;
-            if let [(provider, reason), ..] = &session.placement().passed_over[..] {
-                return Err(Error::new(
-                    ErrorKind::Runtime,
-                    format!("{}: {provider}: expected a trial run, got {reason}", part.name()),
-                ));
-            }
-            let open = started.elapsed();
-            let started = Instant::now();
-            let mut outputs = vec![trial::run(&mut session, part, &feeds[0])?];
-            let first_run = started.elapsed();
-            session.settle(None);
-            for feeds in &feeds[1..] {
-                outputs.push(trial::run(&mut session, part, feeds)?);
-            }
-            let mut run = Duration::MAX;
-            for _ in 0..TIMED_RUNS {
-                let started = Instant::now();
-                trial::run(&mut session, part, &feeds[0])?;
-                run = run.min(started.elapsed());
-            }
-            let placement = session.placement().clone();
+            let Tried { placement, outputs, open, first_run, run } =
+                Tried::on(part, &providers, &feeds, options)?;
             let limit = trial::limit(placement.precision);
-            drop(session);
             let references = match &references {
                 Some(references) => references,
                 None => {
-                    let found = trial::on_cpu(part, feeds.iter().map(Vec::as_slice), &options)?;
+                    let found = trial::on_cpu(part, feeds.iter().map(Vec::as_slice), options)?;
                     references.insert(found)
                 }
             };
@@ -127,4 +108,55 @@ pub fn certify(
         }
     }
     Ok(certificates)
+}
+
+/// What a session of a component did, which is closed again.
+struct Tried {
+    placement: Placement,
+    /// Of each run.
+    outputs: Vec<Vec<Vec<f32>>>,
+    open: Duration,
+    first_run: Duration,
+    /// The fastest of the later runs.
+    run: Duration,
+}
+
+impl Tried {
+    /// On these providers; [`ErrorKind::Runtime`] where one of them cannot be had.
+    fn on(
+        part: &Part,
+        providers: &[Provider],
+        feeds: &[Vec<Feed>],
+        options: &SessionOptions,
+    ) -> Result<Self, Error> {
+        let options =
+            SessionOptions { providers: Providers::everywhere(providers.to_vec()), ..options.clone() };
+        let started = Instant::now();
+        let mut session = Session::open(part.bind()?, &options)?;
+        if let [(provider, reason), ..] = &session.placement().passed_over[..] {
+            return Err(Error::new(
+                ErrorKind::Runtime,
+                format!("{}: {provider}: expected a trial run, got {reason}", part.name()),
+            ));
+        }
+        let open = started.elapsed();
+        let started = Instant::now();
+        let mut outputs = vec![trial::run(&mut session, part, &feeds[0])?];
+        let first_run = started.elapsed();
+        session.settle(None);
+        for feeds in &feeds[1..] {
+            outputs.push(trial::run(&mut session, part, feeds)?);
+        }
+        let mut run = Duration::MAX;
+        let all = Instant::now();
+        for _ in 0..TIMED_RUNS {
+            let started = Instant::now();
+            trial::run(&mut session, part, &feeds[0])?;
+            run = run.min(started.elapsed());
+            if all.elapsed() > TIMED {
+                break;
+            }
+        }
+        Ok(Self { placement: session.placement().clone(), outputs, open, first_run, run })
+    }
 }

@@ -26,7 +26,7 @@ pub use self::compile::{Compiling, Watch};
 pub use self::data::{Data, Elements, NamedTensor, Output, TensorRef};
 pub(crate) use self::exhaustion::SPARE_BYTES;
 pub use self::exhaustion::{Refusal, exit_when_exhausted};
-pub use self::library::Library;
+pub use self::library::{Library, cpu_model};
 pub use self::provider::{About, Intent, Precision, Provider, ProviderKind, Providers};
 use self::stream::Streamed;
 use self::sys::{Found, Input, Opening};

@@ -93,9 +93,13 @@ impl Pipeline {
     /// # Errors
     /// `ErrorKind::Model` when a component is damaged or unfit; `ErrorKind::Runtime` without ONNX Runtime or the
     /// providers that were asked for; `ErrorKind::Numeric` for a provider with wrong results; `ErrorKind::Usage` for
-    /// a plan and a component that may run elsewhere than on the CPU.
+    /// a plan and a component that may run elsewhere than on the CPU, and for providers that are yet to be chosen.
     pub fn open(model: &Model, options: &Options) -> Result<Self, Error> {
         let Options { session: session_options, plan } = options;
+        if session_options.providers.is_automatic() {
+            let problem = "provider: expected providers by name, got auto, of which none is chosen yet";
+            return Err(Error::new(ErrorKind::Usage, problem).help("choose with certify::choose"));
+        }
         if let Some(plan) = plan {
             plan::expect_cpu(model, &session_options.providers)?;
             plan.check_model(model)?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use image::RgbImage;
 use sha2::{Digest, Sha256};
 
-use crate::engine::{Library, Placement, Provider, Share};
+use crate::engine::{Library, Placement, Provider, Providers, Share};
 use crate::model::Model;
 use crate::recipe::{Provenance, Ran};
 use crate::request::Request;
@@ -55,10 +55,14 @@ pub fn shares<'a>(
 
 /// Where each component runs: `cpu`, or `text_encoder=cpu,unet=cuda,unet=cpu`.
 pub fn providers<'a>(placements: impl Iterator<Item = &'a Placement>) -> String {
-    // Text encoders are chosen for together.
-    let placements = placements.filter(|placement| placement.component != "text_encoder_2");
-    let lists = placements.map(|placement| (placement.component.as_str(), &placement.providers));
-    let lists: Vec<(&str, &Vec<Provider>)> = lists.collect();
+    let mut lists: Vec<(&str, &Vec<Provider>)> = Vec::new();
+    for placement in placements {
+        // Several components are chosen for together.
+        let group = Providers::group_of(&placement.component);
+        if lists.iter().all(|(known, _)| *known != group) {
+            lists.push((group, &placement.providers));
+        }
+    }
     let (prefixes, lists) = match lists.windows(2).all(|pair| pair[0].1 == pair[1].1) {
         true => (false, &lists[..1]),
         false => (true, &lists[..]),

@@ -2372,6 +2372,18 @@ mod report {
         for part in ["CPU: ", "memory: ", "device: cpu from ", "provider cpu: in this library"] {
             assert!(said.stdout.contains(part), "expected {part:?} in {:?}", said.stdout);
         }
+        // The library of this build has the CPU alone.
+        if cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+            let said = Said::of(calotype(&["doctor"]).env("XDG_CACHE_HOME", "/cache dir").output().unwrap());
+            for line in [
+                "    pip install --target \"/cache dir/calotype/libraries/openvino\" onnxruntime-openvino\n",
+                "    calotype doctor --certify --provider openvino --ort \
+                 \"/cache dir/calotype/libraries/openvino/onnxruntime/capi\"/libonnxruntime.so.1.*\n",
+            ] {
+                assert!(said.stdout.contains(line), "expected {line:?} in {}", said.stdout);
+            }
+            assert!(!said.stdout.contains("onnxruntime-directml\n"), "for Windows: {}", said.stdout);
+        }
     }
 
     #[test]

@@ -391,6 +391,114 @@ fn openvino_runs_whole_components() {
     }
 }
 
+/// `generate --provider auto` with its cache in a folder: what it says, and its report.
+fn automatic(folder: &Path, more: &[&str]) -> (String, serde_json::Value) {
+    let output = Command::new(env!("CARGO_BIN_EXE_calotype"))
+        .args(["generate", "a red apple", "--steps", "1", "--seed", "1", "--json", "--provider", "auto"])
+        .arg("--provider-cache")
+        .arg(folder.join("cache"))
+        .args(more)
+        .args(["-o", folder.join("image.png").to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{more:?}: {output:?}");
+    (String::from_utf8(output.stderr).unwrap(), serde_json::from_slice(&output.stdout).unwrap())
+}
+
+#[test]
+fn nothing_to_choose_from_is_the_cpu() {
+    let folder = tempfile::tempdir().unwrap();
+    for (more, reason) in [
+        (&[][..], "this ONNX Runtime library has no other provider"),
+        (&["--memory", "2GiB"], "memory is planned for the CPU only"),
+    ] {
+        let (said, told) = automatic(folder.path(), more);
+        assert!(said.contains(&format!("calotype: provider auto: cpu: {reason}\n")), "{said}");
+        assert_eq!(told["provider_choice"]["reason"], reason);
+        assert_eq!(told["images"][0]["receipt"]["provider"], "cpu");
+    }
+    let error = open("auto").err().expect("nobody chose");
+    assert_eq!(error.kind(), ErrorKind::Usage);
+    assert!(!folder.path().join("cache/auto").exists());
+    let planned = Command::new(env!("CARGO_BIN_EXE_calotype")).args(["plan", "--provider", "auto"]).output();
+    let said = String::from_utf8(planned.unwrap().stderr).unwrap();
+    assert!(said.contains("provider auto: planned on the CPU"), "{said}");
+}
+
+/// Which is faster depends on the machine, so that what the trials found is replaced in the cache.
+#[test]
+fn the_fastest_is_chosen_and_remembered() {
+    let Some(library) = openvino() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let library = ["--ort", library.to_str().unwrap()];
+    let (said, told) = automatic(folder.path(), &library);
+    assert!(said.contains("provider auto: text_encoder on "), "{said}");
+    let choice = &told["provider_choice"]["components"];
+    assert_eq!(
+        choice.as_object().unwrap().keys().collect::<Vec<_>>(),
+        ["text_encoder", "unet", "vae_decoder"]
+    );
+    for (component, chosen) in choice.as_object().unwrap() {
+        let seconds = |provider: &str| {
+            chosen["estimates"][provider]["seconds"].as_f64().unwrap_or_else(|| panic!("{choice}"))
+        };
+        let is_faster = seconds("openvino") < 0.95 * seconds("cpu");
+        assert_eq!(chosen["provider"] == "openvino,cpu", is_faster, "{component}: {choice}");
+    }
+    let edit = |cpu: serde_json::Value, other: serde_json::Value| {
+        let mut count = 0;
+        for entry in
+            std::fs::read_dir(folder.path().join("cache/auto").join(env!("CARGO_PKG_VERSION"))).unwrap()
+        {
+            let path = entry.unwrap().path();
+            let mut found: serde_json::Value =
+                serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+            found["trial"] = if found["provider"] == "cpu" { cpu.clone() } else { other.clone() };
+            std::fs::write(path, found.to_string()).unwrap();
+            count += 1;
+        }
+        // Three components on two providers.
+        assert_eq!(count, 6);
+    };
+    let times =
+        |open: f64, run: f64| serde_json::json!({ "Ok": { "open": open, "first_run": 0.0, "run": run } });
+    let receipt = |told: &serde_json::Value| told["images"][0]["receipt"]["provider"].clone();
+
+    edit(times(0.0, 1.0), times(0.0, 0.9));
+    let (said, told) = automatic(folder.path(), &library);
+    assert_eq!(receipt(&told), "openvino,cpu", "{said}");
+    assert!(said.contains("unet: on openvino,cpu, relative error "), "{said}");
+    // As much faster as timings differ by is not faster.
+    edit(times(0.0, 1.0), times(0.0, 0.96));
+    assert_eq!(receipt(&automatic(folder.path(), &library).1), "cpu");
+    // Opening counts for an image, which makes two calls of the U-Net.
+    edit(times(0.0, 1.0), times(9.0, 0.5));
+    let (_, told) = automatic(folder.path(), &library);
+    assert_eq!(receipt(&told), "cpu");
+    let seconds = told["provider_choice"]["components"]["unet"]["estimates"]["openvino"]["seconds"].as_f64();
+    assert_eq!(seconds, Some(10.0));
+    // One that was refused stays so.
+    edit(times(0.0, 1.0), serde_json::json!({ "Err": "a relative error of 1" }));
+    let (said, told) = automatic(folder.path(), &library);
+    assert_eq!(receipt(&told), "cpu");
+    assert!(said.contains("unet on cpu (cpu 2.0 s, not openvino: a relative error of 1)"), "{said}");
+
+    // A receipt's providers are taken again, whatever is the fastest now.
+    edit(times(0.0, 1.0), times(0.0, 0.5));
+    automatic(folder.path(), &library);
+    let from = folder.path().join("from.png");
+    std::fs::rename(folder.path().join("image.png"), &from).unwrap();
+    edit(times(0.0, 0.5), times(0.0, 1.0));
+    let again = [&library[..], &["--from", from.to_str().unwrap()]].concat();
+    let (said, told) = automatic(folder.path(), &again);
+    assert!(said.contains("provider auto: openvino,cpu, as in the receipt\n"), "{said}");
+    assert_eq!(receipt(&told), "openvino,cpu");
+    // Where they are not to be had, this is said.
+    let (said, told) = automatic(folder.path(), &["--from", from.to_str().unwrap()]);
+    assert!(said.contains("expected openvino,cpu as in the receipt, got a library without"), "{said}");
+    assert_eq!(receipt(&told), "cpu");
+}
+
 fn inspect(arguments: &[&str]) -> Output {
     let output =
         Command::new(env!("CARGO_BIN_EXE_calotype")).arg("inspect").args(arguments).output().unwrap();

@@ -122,6 +122,8 @@ struct Job {
     id: [u8; ID_BYTES],
     /// The image, in the folder.
     file: PathBuf,
+    /// The providers of the image whose receipt the line is.
+    provider: Option<String>,
 }
 
 impl Batch<'_> {
@@ -210,7 +212,8 @@ impl Batch<'_> {
         }
         let destination = Destination::open(path.clone())?;
         let interrupted = self.interrupted.take_if(|interrupted| interrupted.id == job.id);
-        let request = self.open(job.recipe, interrupted.as_ref().map(|image| image.seed))?;
+        let seed = interrupted.as_ref().map(|image| image.seed);
+        let request = self.open(job.recipe, seed, job.provider)?;
         let opened = self.opened.as_mut().map(|(_, _, opened)| opened);
         let opened =
             opened.ok_or_else(|| Error::new(ErrorKind::Internal, "expected an open model, got none"))?;
@@ -270,15 +273,23 @@ impl Batch<'_> {
         let origin = Origin::of_receipt("recipe", Value::Object(object).to_string().as_bytes())?;
         let recipe = self.flags.drawing.recipe_over(&origin, None, None)?;
         let id = Sha256::digest(recipe.clone().with_images_named()?.to_json()).into();
-        Ok(Job { recipe, id, file })
+        let provider = origin.provider().map(str::to_owned);
+        Ok(Job { recipe, id, file, provider })
     }
 
     /// Opens the model of a recipe, or keeps the one that is open; the request.
-    fn open(&mut self, recipe: Recipe, seed: Option<u64>) -> Result<Request, Error> {
+    fn open(
+        &mut self,
+        recipe: Recipe,
+        seed: Option<u64>,
+        provider: Option<String>,
+    ) -> Result<Request, Error> {
         let drawing = &self.flags.drawing;
         let mentioned = drawing.mentioned(&recipe)?;
-        let settings =
-            format!("{} {:?} {:?}", recipe.of_model().to_json(), mentioned.loras, mentioned.embeddings);
+        // A receipt's providers are of use where none are named.
+        let provider = provider.filter(|_| drawing.session.is_automatic());
+        let (loras, embeddings) = (&mentioned.loras, &mentioned.embeddings);
+        let settings = format!("{} {loras:?} {embeddings:?} {provider:?}", recipe.of_model().to_json());
         let seed = seed.or(recipe.seed);
         let before = self.opened.take();
         let (files, request, opened) = match before {
@@ -294,7 +305,11 @@ impl Batch<'_> {
                 let files = recipe.clone();
                 let request = Request::new(Recipe { seed, ..recipe }, &model)?;
                 let library = self.flags.common.library()?;
-                (files, request.clone(), Opened::open(model, additions, &request, drawing, library)?)
+                (
+                    files,
+                    request.clone(),
+                    Opened::open(model, additions, &request, drawing, provider.as_deref(), library)?,
+                )
             }
         };
         self.opened = Some((settings, files, opened));

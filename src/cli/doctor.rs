@@ -1,11 +1,10 @@
 //! `calotype doctor`: what this device and this build can do, what is missing, and how to get it.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::path::PathBuf;
 
 use calotype::certify::{self, Certificate};
-use calotype::engine::{Device, Library, Provider, ProviderKind, Providers, SessionOptions};
+use calotype::engine::{About, Device, Provider, ProviderKind, Providers, SessionOptions, cpu_model};
 use calotype::memory::Memory;
 use calotype::plan::Budget;
 use calotype::{Error, ErrorKind};
@@ -63,6 +62,9 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
             false => writeln!(text, "provider {kind}: missing; to get it: {}", about.source),
         }
         .expect("a String takes all");
+        for command in commands(&names, &about) {
+            writeln!(text, "    {command}").expect("a String takes all");
+        }
     }
     let mut json = json!({
         "calotype": env!("CARGO_PKG_VERSION"),
@@ -77,6 +79,7 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
             "name": kind.to_string(),
             "present": names.iter().any(|name| name == about.canonical),
             "source": about.source,
+            "commands": commands(&names, &about),
         })).collect::<Vec<_>>(),
         "devices": devices.iter().map(|device| json!({
             "provider": device.provider,
@@ -85,7 +88,9 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         })).collect::<Vec<_>>(),
     });
     if flags.certify {
-        let providers = chosen.unwrap_or_else(|| all_of(library));
+        // Those from which `auto` chooses are all.
+        let all = || Providers::everywhere([library.accelerators(), vec![Provider::CPU]].concat());
+        let providers = chosen.filter(|chosen| !chosen.is_automatic()).unwrap_or_else(all);
         let options = SessionOptions { providers, ..flags.provider.options()? };
         let options = match flags.memory {
             Some(budget) => options.within(budget.bytes()),
@@ -100,12 +105,26 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     Ok(Report::new(text, json))
 }
 
-/// The CPU, and what else the library has of what is known here.
-fn all_of(library: &Library) -> Providers {
-    let known = ProviderKind::built_in().map(|(kind, _)| Provider { kind, options: Vec::new() });
-    let (cpu, others): (Vec<_>, Vec<_>) =
-        known.filter(|provider| library.find(provider).is_ok()).partition(Provider::is_cpu);
-    Providers::everywhere([others, cpu].concat())
+/// The commands that get a library with a provider that this one lacks, into calotype's folder in the user's cache, and try
+/// it; none where PyPI has no such library for this machine.
+fn commands(names: &[String], about: &About) -> Vec<String> {
+    let (Some(packages), Some(cache)) = (about.packages, provider::cache_folder()) else { return Vec::new() };
+    if names.iter().any(|name| name == about.canonical) {
+        return Vec::new();
+    }
+    let name = about.name;
+    let folder = cache.join("libraries").join(name);
+    let file = match (cfg!(windows), cfg!(target_os = "macos")) {
+        (true, _) => "onnxruntime.dll",
+        (_, true) => "libonnxruntime.*.dylib",
+        _ => "libonnxruntime.so.1.*",
+    };
+    let library = folder.join("onnxruntime").join("capi");
+    vec![
+        format!("pip install --target \"{}\" {packages}", folder.display()),
+        // The shell finds the name of the file, which has the version.
+        format!("calotype doctor --certify --provider {name} --ort \"{}\"/{file}", library.display()),
+    ]
 }
 
 /// All certificates, told as they come; [`ErrorKind::Numeric`] when one is not passed.
@@ -175,19 +194,6 @@ fn memory_json(memory: Memory) -> Value {
         "limit_bytes": memory.limit_bytes,
         "swap_bytes": memory.swap_bytes,
     })
-}
-
-/// The CPU's name, or on a board that has none, the board's; Linux only.
-fn cpu_model() -> Option<String> {
-    let table = fs::read_to_string("/proc/cpuinfo").ok()?;
-    let name = table.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    match name {
-        Some((_, name)) => Some(name.trim().to_owned()),
-        None => {
-            let board = fs::read_to_string("/proc/device-tree/model").ok()?;
-            Some(board.trim_end_matches('\0').trim().to_owned())
-        }
-    }
 }
 
 /// The vector instructions that decide how fast ONNX Runtime is.

@@ -109,6 +109,11 @@ impl Origin {
         Ok(self)
     }
 
+    /// The providers on which an image was generated.
+    pub(super) fn provider(&self) -> Option<&str> {
+        self.provenance.as_ref().map(|made| made.provider.as_str())
+    }
+
     pub(super) fn recipe(&self) -> &Recipe {
         &self.imported.recipe
     }

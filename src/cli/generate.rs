@@ -166,8 +166,9 @@ pub(super) fn work(flags: &Flags, resumed: Option<Journal>) -> Result<Report, Er
     };
     let first = &requests[0];
     let library = flags.common.library()?;
-    let opened = Opened::open(model, additions, first, drawing, library)?;
+    let opened = Opened::open(model, additions, first, drawing, origin.provider(), library)?;
     let open_time = started.elapsed();
+    let choice = opened.choice.clone();
 
     let warnings = first.warnings(&opened.model)?;
     let (journal, state) = begin_journal(flags, resumed, first.seed())?;
@@ -212,6 +213,7 @@ pub(super) fn work(flags: &Flags, resumed: Option<Journal>) -> Result<Report, Er
         "untrained_words": words_json(&warnings.untrained_words),
         "grid": grid.as_ref().zip(sheet.as_ref()).map(|(grid, sheet)| grid.json(sheet.path())),
         "placements": placements,
+        "provider_choice": choice,
         "seconds": { "open": seconds(open_time), "all": seconds(started.elapsed()) },
         "memory": {
             "budget_bytes": drawing.session.memory.map(Budget::bytes),

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
 
-use calotype::engine::{Library, SessionOptions};
+use calotype::engine::{Library, Providers, SessionOptions};
 use calotype::error::shortened;
 use calotype::image_file::RecipeText;
 use calotype::model::Model;
@@ -15,6 +15,7 @@ use calotype::recipe::{Receipt, Recipe};
 use calotype::request::Request;
 use calotype::{Error, ErrorKind};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::Value;
 
 use super::drawing::Drawing;
 use super::interrupt::Heeded;
@@ -32,20 +33,31 @@ pub(super) struct Opened {
     placed: usize,
     hashes: Hashes,
     library: &'static Library,
+    /// As they were chosen for the first request.
+    providers: Providers,
+    /// How that was, where it was left open.
+    pub(super) choice: Option<Value>,
 }
 
 impl Opened {
-    /// Plans the images of a request within the budget of the flags, loads what they start from, and opens the pipeline.
+    /// Plans the images of a request within the budget of the flags, loads what they start from, and opens the pipeline. With
+    /// `--provider auto` on the providers of an earlier image, `before`, or on those that are chosen.
     pub(super) fn open(
         model: Model,
         additions: Vec<Addition>,
         request: &Request,
         drawing: &Drawing,
+        before: Option<&str>,
         library: &'static Library,
     ) -> Result<Self, Error> {
-        let pipeline = pipeline(&model, request, drawing)?;
+        let session = drawing.session.options()?;
+        let images = drawing.count.into();
+        let (providers, choice) =
+            provider::choose(&model, request, images, &session, drawing.session.memory, before, library)?;
+        let pipeline = pipeline(&model, request, drawing, &providers)?;
         let hashes = Hashes::begin(&model, &request.recipe());
-        Ok(Self { placed: pipeline.placements().count(), model, additions, pipeline, hashes, library })
+        let placed = pipeline.placements().count();
+        Ok(Self { model, additions, pipeline, placed, hashes, library, providers, choice })
     }
 
     /// The same for another request of this model: the pipeline stays open where its plan covers the request.
@@ -55,10 +67,11 @@ impl Opened {
             request.load(u64::MAX)?.into_iter().for_each(say);
             return Ok(self);
         }
-        let Self { model, additions, pipeline: before, hashes, library, .. } = self;
+        let Self { model, additions, pipeline: before, hashes, library, providers, choice, .. } = self;
         drop(before);
-        let pipeline = pipeline(&model, request, drawing)?;
-        Ok(Self { placed: pipeline.placements().count(), model, additions, pipeline, hashes, library })
+        let pipeline = pipeline(&model, request, drawing, &providers)?;
+        let placed = pipeline.placements().count();
+        Ok(Self { model, additions, pipeline, placed, hashes, library, providers, choice })
     }
 
     /// Generates an image, from a snapshot if there is one, or stops when a signal comes; `after_step` sees the run after each
@@ -145,8 +158,14 @@ impl Opened {
     }
 }
 
-fn pipeline(model: &Model, request: &Request, drawing: &Drawing) -> Result<Pipeline, Error> {
-    let session = SessionOptions { cancel: Heeded::cancel(), ..drawing.session.options()? };
+fn pipeline(
+    model: &Model,
+    request: &Request,
+    drawing: &Drawing,
+    providers: &Providers,
+) -> Result<Pipeline, Error> {
+    let options = drawing.session.options()?;
+    let session = SessionOptions { cancel: Heeded::cancel(), providers: providers.clone(), ..options };
     let options = Options { plan: Plan::for_run(drawing.session.memory, model, request, &session)?, session };
     // A plan has counted them.
     let room_bytes = if options.plan.is_some() { u64::MAX } else { drawing.budget().bytes() };

@@ -3,10 +3,10 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use calotype::Error;
 use calotype::engine::{Placement, Provider, Residency, Session, SessionOptions, providers_needed};
 use calotype::model::Part;
 use calotype::signature::Binding;
+use calotype::{Error, ErrorKind};
 use serde_json::json;
 
 use super::open::{Additions, Components, open_model};
@@ -32,6 +32,11 @@ pub(super) struct Flags {
 pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let model = open_model(flags.model.as_ref(), &flags.components, &flags.additions)?;
     let session = match flags.provider.providers()? {
+        Some(providers) if providers.is_automatic() => {
+            let problem =
+                "provider: expected providers by name, got auto, which chooses for the images of a prompt";
+            return Err(Error::new(ErrorKind::Usage, problem));
+        }
         Some(_) => {
             flags.common.library()?;
             Some(SessionOptions { residency: Residency::PerStage, ..flags.provider.options()? })

@@ -10,7 +10,7 @@ use calotype::{Error, ErrorKind};
 use serde_json::json;
 
 use super::drawing::Drawing;
-use super::{Common, Report};
+use super::{Common, Report, say};
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
@@ -40,6 +40,9 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let request = Request::new(recipe, &model)?;
     flags.common.library()?;
     let options = drawing.session.options()?;
+    if options.providers.is_automatic() {
+        say("provider auto: planned on the CPU, whose memory alone can be");
+    }
     let plan = Plan::new(&model, &request, &options, drawing.budget())?;
     Ok(Report::new(table(&plan), json!(&plan)))
 }

@@ -7,18 +7,26 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use calotype::Error;
-use calotype::engine::{Compiling, Intent, Placement, Provider, Providers, SessionOptions, Share, Watch};
+use calotype::certify::{self, Chosen};
+use calotype::engine::{
+    Compiling, Intent, Library, Placement, Provider, Providers, SessionOptions, Share, Watch,
+};
+use calotype::model::Model;
 use calotype::pipeline::Options;
+use calotype::plan::Budget;
+use calotype::request::Request;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::interrupt::Heeded;
 use super::say;
 
 #[derive(clap::Args)]
 pub(super) struct Choice {
     /// Execution providers, comma-separated, in fallback order: cpu, cuda, tensorrt, coreml, openvino, directml, qnn,
     /// xnnpack, webgpu or plugin:FILE[:NAME], with options as in `cuda:device_id=1`. `cuda,cpu` runs operators that
-    /// CUDA lacks on the CPU; `unet=cuda,vae=cpu` chooses per component. CPU when absent.
+    /// CUDA lacks on the CPU; `unet=cuda,vae=cpu` chooses per component. `auto`: for each component the one that is fastest for
+    /// these images and computes what the CPU does, by trials that are cached. CPU when absent.
     #[arg(long, value_name = "LIST")]
     provider: Option<String>,
     /// How exactly providers compute: exact (32-bit floats), balanced (TF32 or 16-bit floats where that is faster) or fast
@@ -40,6 +48,13 @@ impl Choice {
         })
     }
 
+    /// Whether providers are yet to be chosen.
+    pub(super) fn is_automatic(&self) -> bool {
+        self.provider
+            .as_deref()
+            .is_some_and(|typed| typed.parse().is_ok_and(|list: Providers| list.is_automatic()))
+    }
+
     /// The defaults but for what was typed.
     pub(super) fn options(&self) -> Result<SessionOptions, Error> {
         Ok(SessionOptions {
@@ -51,8 +66,55 @@ impl Choice {
     }
 }
 
+/// The providers for this many images of a request, and for programs how they were chosen. Where that was left open: those
+/// of an earlier image, `before`, if the library has them all, else the fastest.
+pub(super) fn choose(
+    model: &Model,
+    request: &Request,
+    images: u64,
+    options: &SessionOptions,
+    memory: Option<Budget>,
+    before: Option<&str>,
+    library: &Library,
+) -> Result<(Providers, Option<Value>), Error> {
+    if !options.providers.is_automatic() {
+        return Ok((options.providers.clone(), None));
+    }
+    if let Some(before) = before.filter(|_| memory.is_none()) {
+        let known = before.parse::<Providers>().ok();
+        let missing = known.iter().flat_map(Providers::all).find(|provider| library.find(provider).is_err());
+        match (known.as_ref(), missing) {
+            (Some(known), None) => {
+                say(format_args!("provider auto: {known}, as in the receipt"));
+                return Ok((known.clone(), Some(json!({ "reason": "as in the receipt", "components": {} }))));
+            }
+            _ => {
+                say(format_args!("provider auto: expected {before} as in the receipt, got a library without"))
+            }
+        }
+    }
+    let options = SessionOptions { cancel: Heeded::cancel(), ..options.clone() };
+    let choice = certify::choose(model, request, images, &options, memory.is_some())?;
+    let choice = choice.expect("providers that are yet to be chosen");
+    say(format_args!("provider auto: {choice}"));
+    let components = choice.chosen.iter().map(|Chosen { component, providers, estimates }| {
+        let estimates = estimates.iter().map(|(provider, estimate)| {
+            let estimate = match estimate {
+                Ok(seconds) => json!({ "seconds": seconds }),
+                Err(reason) => json!({ "refused": reason }),
+            };
+            (provider.clone(), estimate)
+        });
+        let estimates: serde_json::Map<_, _> = estimates.collect();
+        (component.clone(), json!({ "provider": Provider::join(providers), "estimates": estimates }))
+    });
+    let components: serde_json::Map<_, _> = components.collect();
+    let reason = choice.only_cpu.as_deref().unwrap_or("timed trials");
+    Ok((choice.providers.clone(), Some(json!({ "reason": reason, "components": components }))))
+}
+
 /// Calotype's folder among the user's caches, where the system has a place for these.
-fn cache_folder() -> Option<PathBuf> {
+pub(super) fn cache_folder() -> Option<PathBuf> {
     let folder = |variable: &str| {
         env::var_os(variable)
             .filter(|path| !path.is_empty())

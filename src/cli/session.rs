@@ -25,6 +25,11 @@ pub(super) struct Session {
 }
 
 impl Session {
+    /// Whether providers are yet to be chosen.
+    pub(super) fn is_automatic(&self) -> bool {
+        self.provider.is_automatic()
+    }
+
     /// What was typed of how sessions are opened.
     pub(super) fn options(&self) -> Result<SessionOptions, Error> {
         let mut options = self.provider.options()?;

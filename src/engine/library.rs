@@ -2,13 +2,13 @@
 //! It knows nothing of sessions.
 
 use std::env;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::Device;
-use super::provider::Provider;
+use super::provider::{Provider, ProviderKind};
 use super::sys::{self, Runtime};
 use crate::{Error, ErrorKind, memory};
 
@@ -110,6 +110,12 @@ impl Library {
         self.runtime.devices()
     }
 
+    /// Those of the known providers that it has, the CPU's left out, with their default options.
+    pub fn accelerators(&self) -> Vec<Provider> {
+        let known = ProviderKind::built_in().map(|(kind, _)| Provider { kind, options: Vec::new() });
+        known.filter(|provider| !provider.is_cpu() && self.find(provider).is_ok()).collect()
+    }
+
     /// The name in ONNX Runtime of a provider that this library has; the file of a plugin is loaded to see.
     ///
     /// # Errors
@@ -120,6 +126,19 @@ impl Library {
 
     pub(super) fn runtime(&self) -> &Runtime {
         &self.runtime
+    }
+}
+
+/// The CPU's name, or on a board that has none, the board's; Linux only.
+pub fn cpu_model() -> Option<String> {
+    let table = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let name = table.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    match name {
+        Some((_, name)) => Some(name.trim().to_owned()),
+        None => {
+            let board = fs::read_to_string("/proc/device-tree/model").ok()?;
+            Some(board.trim_end_matches('\0').trim().to_owned())
+        }
     }
 }
 

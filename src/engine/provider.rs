@@ -99,7 +99,12 @@ pub struct About {
     pub canonical: &'static str,
     /// Where a library that has it comes from.
     pub source: &'static str,
+    /// The packages of PyPI with such a library for this kind of machine; nothing where there are none.
+    pub packages: Option<&'static str>,
 }
+
+/// Whether this is a machine for which PyPI has libraries with CUDA, TensorRT and OpenVINO.
+const IS_PC: bool = cfg!(all(target_arch = "x86_64", any(target_os = "linux", windows)));
 
 /// All but plugins, in the order of the help.
 const BUILT_IN: [(ProviderKind, About); 9] = [
@@ -110,7 +115,8 @@ const BUILT_IN: [(ProviderKind, About); 9] = [
             "cuda",
             "CUDAExecutionProvider",
             "pip install onnxruntime-gpu, which needs CUDA and cuDNN; on a Jetson, NVIDIA's build",
-        ),
+        )
+        .with("onnxruntime-gpu", IS_PC),
     ),
     (
         ProviderKind::TensorRt,
@@ -118,22 +124,33 @@ const BUILT_IN: [(ProviderKind, About); 9] = [
             "tensorrt",
             "TensorrtExecutionProvider",
             "pip install onnxruntime-gpu tensorrt; on a Jetson, NVIDIA's build",
-        ),
+        )
+        .with("onnxruntime-gpu tensorrt", IS_PC),
     ),
-    (ProviderKind::CoreMl, about("coreml", "CoreMLExecutionProvider", "pip install onnxruntime, on a Mac")),
+    (
+        ProviderKind::CoreMl,
+        about("coreml", "CoreMLExecutionProvider", "pip install onnxruntime, on a Mac")
+            .with("onnxruntime", cfg!(target_os = "macos")),
+    ),
     (
         ProviderKind::OpenVino,
         about(
             "openvino",
             "OpenVINOExecutionProvider",
             "pip install onnxruntime-openvino; or onnxruntime-ep-openvino, a plugin",
-        ),
+        )
+        .with("onnxruntime-openvino", IS_PC),
     ),
     (
         ProviderKind::DirectMl,
-        about("directml", "DmlExecutionProvider", "pip install onnxruntime-directml, on Windows"),
+        about("directml", "DmlExecutionProvider", "pip install onnxruntime-directml, on Windows")
+            .with("onnxruntime-directml", cfg!(windows)),
     ),
-    (ProviderKind::Qnn, about("qnn", "QNNExecutionProvider", "pip install onnxruntime-qnn, on a Snapdragon")),
+    (
+        ProviderKind::Qnn,
+        about("qnn", "QNNExecutionProvider", "pip install onnxruntime-qnn, on a Snapdragon")
+            .with("onnxruntime-qnn", cfg!(all(windows, target_arch = "aarch64"))),
+    ),
     (
         ProviderKind::Xnnpack,
         about("xnnpack", "XnnpackExecutionProvider", "build ONNX Runtime with its option use_xnnpack"),
@@ -144,11 +161,20 @@ const BUILT_IN: [(ProviderKind, About); 9] = [
     ),
 ];
 
+/// What stands for those that are yet to be chosen.
+const AUTOMATIC: &str = "auto";
 /// What a provider is called that is a library of its own.
 const PLUGIN: &str = "plugin";
 
 const fn about(name: &'static str, canonical: &'static str, source: &'static str) -> About {
-    About { name, canonical, source }
+    About { name, canonical, source, packages: None }
+}
+
+impl About {
+    /// The same, with packages where this is a machine for them.
+    const fn with(self, packages: &'static str, is_here: bool) -> Self {
+        Self { packages: if is_here { Some(packages) } else { None }, ..self }
+    }
 }
 
 impl ProviderKind {
@@ -307,9 +333,35 @@ pub struct Providers {
     others: Vec<Provider>,
     /// By the names of [`GROUPS`].
     named: Vec<(&'static str, Vec<Provider>)>,
+    /// Whether they are yet to be chosen, and how exactly they are to compute then.
+    automatic: Option<Option<Intent>>,
 }
 
 impl Providers {
+    /// `auto`: the fastest that compute right, which [`crate::certify::choose`] finds. Until then all is the CPU's.
+    pub fn is_automatic(&self) -> bool {
+        self.automatic.is_some()
+    }
+
+    /// How exactly those are to compute that are yet to be chosen, where anyone said so.
+    pub(crate) fn intent(&self) -> Option<Intent> {
+        self.automatic.flatten()
+    }
+
+    /// The name under which a component is chosen for: text encoders are chosen for together, and so are control networks.
+    pub(crate) fn group_of(component: &str) -> &str {
+        let group = GROUPS.iter().find(|(name, members)| *name != "vae" && members.contains(&component));
+        group.map_or(component, |(name, _)| name)
+    }
+
+    /// The same, with this list for the components of a name.
+    pub(crate) fn with(mut self, group: &str, list: Vec<Provider>) -> Self {
+        if let Some((name, _)) = GROUPS.iter().find(|(name, _)| *name == group) {
+            self.named.push((name, list));
+        }
+        self
+    }
+
     /// Of a component, `unet`: never none, for where nothing is chosen it is the CPU.
     pub fn of(&self, component: &str) -> &[Provider] {
         static CPU: [Provider; 1] = [Provider::CPU];
@@ -338,6 +390,9 @@ impl Providers {
     /// # Errors
     /// [`ErrorKind::Usage`] for [`Intent::Exact`] and a provider that cannot be told to compute so.
     pub fn with_precision(mut self, intent: Intent) -> Result<Self, Error> {
+        if self.is_automatic() {
+            self.automatic = Some(Some(intent));
+        }
         let named = self.named.iter_mut().flat_map(|(_, list)| list);
         for provider in self.others.iter_mut().chain(named) {
             for (key, value) in intent.options(provider) {
@@ -357,7 +412,7 @@ impl Providers {
 
     /// The same list for every component.
     pub fn everywhere(providers: Vec<Provider>) -> Self {
-        Self { others: providers, named: Vec::new() }
+        Self { others: providers, ..Self::default() }
     }
 }
 
@@ -365,10 +420,14 @@ impl FromStr for Providers {
     type Err = Error;
 
     /// Entries with commas between: `PROVIDER` for all components that none names, `COMPONENT=PROVIDER` for one. Those of
-    /// one component are its order. A comma between brackets is part of an option's value.
+    /// one component are its order. A comma between brackets is part of an option's value. `auto` stands alone.
     fn from_str(text: &str) -> Result<Self, Error> {
         let mut providers = Self::default();
-        for entry in entries(text)? {
+        let entries = entries(text)?;
+        if bare(entries[0]) == AUTOMATIC && entries.len() == 1 {
+            return Ok(Self { automatic: Some(None), ..providers });
+        }
+        for entry in entries {
             let (group, typed) = match entry.split_once('=') {
                 Some((component, provider)) if !component.contains(':') => {
                     let component = component.trim();
@@ -379,6 +438,9 @@ impl FromStr for Providers {
                 }
                 _ => (None, entry),
             };
+            if bare(typed) == AUTOMATIC {
+                return Err(refused(format!("auto: expected alone, got {text:?}")));
+            }
             let provider: Provider = typed.parse()?;
             providers.list(group)?.push(provider);
         }
@@ -419,6 +481,9 @@ impl Providers {
 impl fmt::Display for Providers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = String::new();
+        if self.is_automatic() {
+            return f.write_str(AUTOMATIC);
+        }
         for provider in &self.others {
             write!(text, ",{provider}")?;
         }
@@ -537,6 +602,33 @@ fn is_f32(config: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn auto_stands_alone_and_is_the_cpu_until_it_is_chosen() {
+        for typed in ["auto", " Auto "] {
+            let providers: Providers = typed.parse().unwrap();
+            assert!(providers.is_automatic() && providers.is_cpu("unet") && providers.intent().is_none());
+            let told = providers.with_precision(Intent::Exact).unwrap();
+            assert_eq!((told.to_string().as_str(), told.intent()), ("auto", Some(Intent::Exact)));
+        }
+        for typed in ["auto,cpu", "cuda,auto", "unet=auto", "auto,auto"] {
+            let error = typed.parse::<Providers>().unwrap_err();
+            let expected = format!("provider: auto: expected alone, got {typed:?}");
+            assert_eq!((error.kind(), error.to_string()), (ErrorKind::Usage, expected));
+        }
+        assert!(!"cpu".parse::<Providers>().unwrap().is_automatic());
+        for (component, group) in [
+            ("text_encoder_2", "text_encoder"),
+            ("controlnet_3", "controlnet"),
+            ("vae_encoder", "vae_encoder"),
+            ("unet", "unet"),
+        ] {
+            assert_eq!(Providers::group_of(component), group);
+            let chosen = Providers::default().with(group, vec!["cuda".parse().unwrap()]);
+            assert!(!chosen.is_cpu(component) && chosen.is_cpu("vae_decoder"));
+            assert_eq!(chosen.to_string().parse::<Providers>().unwrap(), chosen);
+        }
+    }
 
     #[test]
     fn openvino_compiles_for_devices_only() {

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
 
 use super::queue::{Finished, Job, Queue, setting};
+use crate::certify;
 use crate::engine::{Library, SessionOptions};
 use crate::model::Model;
 use crate::pipeline::{Options, Pipeline};
@@ -18,6 +19,9 @@ use crate::recipe::{Receipt, Recipe};
 use crate::request::Request;
 use crate::stage::blend::finished;
 use crate::{Error, ErrorKind};
+
+/// As many as make opening a provider's session worth it, however long it takes.
+const MANY_IMAGES: u64 = 1 << 20;
 
 /// A model that a server offers.
 pub struct Served {
@@ -83,13 +87,20 @@ impl Worker {
         }
         self.opened = None;
         crate::engine::trim();
-        let plan = Plan::for_run(self.budget, &served.model, request, &self.session)?;
-        let room_bytes = match (&plan, self.budget) {
+        let (model_of, budget) = (&served.model, self.budget);
+        let mut session = self.session.clone();
+        let choice = certify::choose(model_of, request, MANY_IMAGES, &session, budget.is_some())?;
+        if let Some(choice) = &choice {
+            session.providers = choice.providers.clone();
+        }
+        let plan = Plan::for_run(budget, model_of, request, &session)?;
+        let room_bytes = match (&plan, budget) {
             (None, Some(budget)) => budget.bytes(),
             _ => u64::MAX,
         };
-        let notes = request.load(room_bytes)?;
-        let options = Options { session: self.session.clone(), plan };
+        let mut notes = request.load(room_bytes)?;
+        notes.extend(choice.map(|choice| format!("provider auto: {choice}")));
+        let options = Options { session, plan };
         self.opened = Some((model, Pipeline::open(&served.model, &options)?));
         Ok(notes)
     }

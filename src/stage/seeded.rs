@@ -185,6 +185,13 @@ fn sizes(port: &Port, manifest: &Manifest) -> Result<(LatentShape, PixelSize), E
     Ok((manifest.latents.shape(size)?, size))
 }
 
+/// How many latent cells the inputs of a component have or become; nothing where it sees no image.
+pub(crate) fn cells(part: &Part, manifest: &Manifest) -> Result<Option<usize>, Error> {
+    let port = part.signature().input(Role::Latents).or(part.signature().input(Role::Image));
+    let cells = |shape: LatentShape| shape.height_cells * shape.width_cells;
+    port.map(|port| Ok(cells(sizes(port, manifest)?.0))).transpose()
+}
+
 /// How many images a graph takes at once, at least.
 fn batch(port: &Port) -> usize {
     runs(port, 1, 1)[0].len()

@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -44,7 +45,7 @@ pub(crate) struct Sampled {
 }
 
 impl Sampled {
-    fn of(output: &[f32]) -> Self {
+    pub(crate) fn of(output: &[f32]) -> Self {
         let norm = output.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
         let samples =
             (0..SAMPLES).map(|index| output.get(place(index, output.len())).copied().unwrap_or(0.0));
@@ -128,7 +129,11 @@ pub(crate) fn run(session: &mut Session, part: &Part, feeds: &[Feed]) -> Result<
 
 /// What the outputs on the inputs of [`SEED`] must be: golden values where there are some, else what the CPU finds,
 /// once if there is a folder to keep it in.
-fn reference(part: &Part, feeds: &[Feed], options: &SessionOptions) -> Result<Vec<Sampled>, Error> {
+pub(crate) fn reference(
+    part: &Part,
+    feeds: &[Feed],
+    options: &SessionOptions,
+) -> Result<Vec<Sampled>, Error> {
     let weights = part.weights().sha256();
     if let Some(golden) = golden_of(part, weights) {
         return Ok(golden);
@@ -142,7 +147,7 @@ fn reference(part: &Part, feeds: &[Feed], options: &SessionOptions) -> Result<Ve
         ))),
         None => None,
     };
-    if let Some(known) = file.as_ref().and_then(recall) {
+    if let Some(known) = file.as_deref().and_then(recall) {
         return Ok(known);
     }
     let sampled = on_cpu(part, [feeds], options)?.remove(0);
@@ -160,7 +165,7 @@ pub(crate) fn golden(part: &Part) -> Option<Vec<Sampled>> {
 }
 
 /// A name for inputs, and no others.
-fn key(feeds: &[Feed]) -> String {
+pub(crate) fn key(feeds: &[Feed]) -> String {
     let mut hash = Sha256::new();
     feeds.iter().for_each(|feed| feed.hash(&mut hash));
     hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
@@ -190,16 +195,16 @@ pub(crate) fn on_cpu<'a>(
 }
 
 /// What was found before; nothing when that is not to be had or not understood.
-fn recall(file: &PathBuf) -> Option<Vec<Sampled>> {
+pub(crate) fn recall<T: DeserializeOwned>(file: &Path) -> Option<T> {
     let is_small = fs::metadata(file).ok()?.len() <= MAX_FILE_BYTES;
     is_small.then(|| fs::read(file).ok()).flatten().and_then(|bytes| serde_json::from_slice(&bytes).ok())
 }
 
-fn remember(file: &PathBuf, sampled: &[Sampled]) -> std::io::Result<()> {
+pub(crate) fn remember(file: &Path, found: &impl Serialize) -> std::io::Result<()> {
     let folder = file.parent().unwrap_or(file);
     fs::create_dir_all(folder)?;
     let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
-    temporary.write_all(&serde_json::to_vec(sampled)?)?;
+    temporary.write_all(&serde_json::to_vec(found)?)?;
     temporary.persist(file)?;
     Ok(())
 }
@@ -372,13 +377,13 @@ mod tests {
     fn what_is_remembered_is_recalled_and_nonsense_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("a/b.json");
-        assert_eq!(recall(&file), None);
+        assert_eq!(recall::<Vec<Sampled>>(&file), None);
         let sampled = vec![Sampled::of(&wave(100))];
         remember(&file, &sampled).unwrap();
         assert_eq!(recall(&file), Some(sampled));
         for nonsense in ["", "[{}]", "[1]", "\u{0}"] {
             fs::write(&file, nonsense).unwrap();
-            assert_eq!(recall(&file), None, "{nonsense:?}");
+            assert_eq!(recall::<Vec<Sampled>>(&file), None, "{nonsense:?}");
         }
     }
 }
