@@ -102,7 +102,9 @@ impl ErrorKind {
 }
 
 /// The settings that help may speak of, which faces have their own names for.
-const SETTINGS: [&str; 21] = [
+const SETTINGS: [&str; 23] = [
+    "control",
+    "control_model",
     "embedding",
     "guidance",
     "init",
@@ -253,6 +255,12 @@ impl Error {
             String::new()
         });
         settings
+    }
+
+    /// The way out, with a face's own names for settings.
+    pub fn way_out_with(&self, name: impl Fn(&str) -> String) -> Option<String> {
+        let own = self.0.help.as_deref().map(|help| shortened(&named(help, &name)).into_owned());
+        own.or_else(|| self.own_cause()?.way_out_with(&name as &dyn Fn(&str) -> String))
     }
 
     /// Its text with a face's own names for settings.

@@ -137,6 +137,8 @@
 pub mod adapter;
 #[cfg(feature = "engine")]
 pub mod architecture;
+#[cfg(feature = "capi")]
+pub mod capi;
 #[cfg(feature = "engine")]
 pub mod certify;
 #[cfg(feature = "engine")]
@@ -178,6 +180,8 @@ pub mod provenance;
 #[cfg(feature = "engine")]
 pub mod recipe;
 #[cfg(feature = "engine")]
+pub mod recipe_file;
+#[cfg(feature = "engine")]
 pub mod request;
 #[cfg(feature = "engine")]
 pub mod run;
@@ -200,6 +204,8 @@ pub mod tokenizer;
 pub mod upscaler;
 #[cfg(feature = "engine")]
 pub mod weights;
+#[cfg(feature = "engine")]
+pub mod whole_file;
 
 pub use error::{Error, ErrorKind};
 pub use noise::Rng;

@@ -6,6 +6,9 @@ pub mod architecture {}
 #[doc = include_str!("manual/boards.md")]
 pub mod boards {}
 
+#[doc = include_str!("manual/c_library.md")]
+pub mod c_library {}
+
 #[doc = include_str!("manual/control.md")]
 pub mod control {}
 

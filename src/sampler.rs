@@ -55,7 +55,7 @@ pub trait Denoise {
 }
 
 /// One run of a sampling method.
-pub trait Sampler {
+pub trait Sampler: Send {
     /// Takes `x` from noise level `step.from` to `step.to`. Allocates nothing.
     ///
     /// Steps come in the order of the schedule that the sampler was built for. The errors are the denoiser's; `x` is

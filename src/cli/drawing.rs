@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use calotype::image_file::{ImageFile, Mask};
+use calotype::image_file::Mask;
 use calotype::model::Model;
 use calotype::noise::Rng;
 use calotype::plan::Budget;
 use calotype::recipe::parameters::Addition;
 use calotype::recipe::{Image, NamedFile, Recipe};
+use calotype::recipe_file::open_images;
 use calotype::sampler::{Method, Sampling};
 use calotype::schedule::ScheduleKind;
 use calotype::tensor::PixelSize;
@@ -17,10 +18,10 @@ use clap::{ValueEnum, value_parser};
 use super::control::Control;
 use super::from::{Origin, STDIN};
 use super::mention::{Folders, Mentioned};
-use super::open::{Additions, Components, note_hash, open, path_of};
+use super::open::{Additions, Components, open};
 use super::preview::PreviewDecoder;
 use super::session::Session;
-use super::without_bom;
+use super::{flag, say, without_bom};
 
 /// The most images that one command draws.
 const MAX_COUNT: i64 = 10_000;
@@ -248,11 +249,7 @@ impl Drawing {
         self.additions.apply(&mut recipe)?;
         self.control.apply(&mut recipe)?;
         from.check(&recipe)?;
-        open_image("--init", &mut recipe.init)?;
-        open_image("--mask", &mut recipe.mask)?;
-        for control in &mut recipe.control {
-            open_file("--control", &mut control.image)?;
-        }
+        open_images(&mut recipe, &flag, &mut |line| say(line))?;
         Ok(recipe)
     }
 
@@ -321,26 +318,4 @@ impl Drawing {
             _ => Ok((method, typed.or(of_name))),
         }
     }
-}
-
-/// Opens the file of an image. One that a receipt names by its hash has it, or this is told.
-fn open_image<T>(flag: &str, image: &mut Option<Image<T>>) -> Result<(), Error>
-where
-    Image<T>: std::convert::From<ImageFile>,
-{
-    image.as_mut().map_or(Ok(()), |image| open_file(flag, image))
-}
-
-fn open_file<T>(flag: &str, image: &mut Image<T>) -> Result<(), Error>
-where
-    Image<T>: std::convert::From<ImageFile>,
-{
-    if let Image::Named(file) = image {
-        let opened = ImageFile::open(path_of(flag, file)?)?;
-        if file.sha256.is_some() {
-            note_hash(flag, file, opened.sha256()?);
-        }
-        *image = opened.into();
-    }
-    Ok(())
 }

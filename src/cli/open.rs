@@ -1,23 +1,18 @@
 //! Opens the model of a recipe with what is put in and added, and notes in the recipe what the files were.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use calotype::adapter::embedding::Embedding;
-use calotype::adapter::lora::Lora;
-use calotype::model::{Adapted, ControlNet, Model, Overrides};
+use calotype::model::Model;
 use calotype::prediction::Prediction;
 use calotype::recipe::parameters::Addition;
-use calotype::recipe::{NamedControlModel, NamedFile, NamedLora, Recipe};
+use calotype::recipe::{NamedFile, NamedLora, Recipe};
+use calotype::recipe_file::{self, Opened};
 use calotype::{Error, ErrorKind};
 use clap::Args;
-use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use super::mention::Mentioned;
-use super::say;
+use super::{flag, say};
 
 /// Files with components that replace those of the model.
 #[derive(Args, Default)]
@@ -99,114 +94,17 @@ pub(super) fn open(
     mut recipe: Recipe,
     mentioned: &Mentioned,
 ) -> Result<(Model, Recipe, Vec<Addition>), Error> {
-    let path = |flag: &str, file: &Option<NamedFile>| {
-        file.as_ref().map(|file| path_of(flag, file).map(Path::to_owned)).transpose()
-    };
-    let text_encoders = recipe.text_encoder.iter();
-    let overrides = Overrides {
-        unet: path("--unet", &recipe.unet)?,
-        vae: path("--vae", &recipe.vae)?,
-        text_encoders: text_encoders
-            .map(|file| path_of("--text-encoder", file).map(Path::to_owned))
-            .collect::<Result<_, _>>()?,
-        variant: recipe.variant.clone(),
-    };
-    let mut model = Model::open_with(path("--model", &recipe.model)?.as_deref(), &overrides)?;
-    if let Some(prediction) = recipe.prediction {
-        model.predict(prediction)?;
-    }
-    if let Some(clip_skip) = recipe.clip_skip {
-        model.skip_clip_layers(clip_skip)?;
-    }
-    model.notes().iter().for_each(|note| say(format_args!("{note}")));
-
-    let (mut opened_loras, mut opened_embeddings, mut additions) = (Vec::new(), Vec::new(), Vec::new());
     recipe.lora.extend_from_slice(&mentioned.loras);
-    // What has no strength changes nothing, and is no part of the image.
-    recipe.lora.retain(|lora| {
-        let is_nothing = lora.strength == 0.0 && lora.text_encoder_strength.unwrap_or(0.0) == 0.0;
-        !(is_nothing && lora.file.path.as_ref().is_some_and(|file| file.is_file()))
-    });
-    for NamedLora { file, strength, text_encoder_strength } in &mut recipe.lora {
-        let path = path_of("--lora", file)?.to_owned();
-        let lora = Lora::open(&path)?;
-        lora.unused().iter().for_each(|line| say(format_args!("lora {}: not used: {line}", path.display())));
-        opened_embeddings.extend_from_slice(lora.embeddings());
-        opened_loras.push(match text_encoder_strength {
-            Some(text_encoder) if text_encoder != strength => {
-                (lora.with_shares(*text_encoder, *strength), 1.0)
-            }
-            _ => (lora, *strength),
-        });
-        additions.push(added(file, &path, true)?);
-    }
     recipe.embedding.extend(mentioned.embeddings.iter().cloned().map(NamedFile::from));
-    for file in &mut recipe.embedding {
-        let path = path_of("--embedding", file)?.to_owned();
-        let words = Embedding::open(&path)?;
-        words.iter().for_each(|word| mentioned.tell_unused(word.trigger()));
-        opened_embeddings.extend(words);
-        additions.push(added(file, &path, false)?);
-    }
-    if !opened_loras.is_empty() {
-        for Adapted { component, tensors, unused, .. } in model.add_loras(opened_loras)? {
-            if tensors == 0 {
-                say(format_args!(
-                    "lora: not used: its weights for {component}, which this model does not have"
-                ));
-            }
-            for line in unused {
-                say(format_args!("lora: not used: {line}, which this model's {component} does not have"));
-            }
-        }
-    }
-    let mut networks = Vec::new();
-    for NamedControlModel { kind, file } in &recipe.control_model {
-        networks.push(ControlNet::open(kind, path_of("--control-model", file)?)?);
-    }
-    model.add_controls(&networks)?;
-    if !opened_embeddings.is_empty() {
-        model.add_embeddings(&opened_embeddings)?;
-    }
+    let opened = recipe_file::open(recipe, &flag, &mut |note| say(note))?;
+    opened.words.iter().for_each(|word| mentioned.tell_unused(word));
+    let Opened { model, recipe, additions, .. } = opened;
     Ok((model, recipe, additions))
 }
 
-/// The path of a file; [`ErrorKind::Usage`] for one of which a recipe does not know it.
-pub(super) fn path_of<'a>(flag: &str, file: &'a NamedFile) -> Result<&'a Path, Error> {
-    file.path.as_deref().ok_or_else(|| {
-        let name = flag.trim_start_matches('-').replace('-', " ");
-        let message = format!("{name}: expected a file, got a recipe that does not say where it is");
-        Error::new(ErrorKind::Usage, message).help(format!("give it with {flag}"))
-    })
-}
-
 /// Notes the hash of a file, and tells where it is not the one that was noted before.
-pub(super) fn note_hash(flag: &str, file: &mut NamedFile, found: String) {
-    if let Some(noted) = &file.sha256
-        && *noted != found
-    {
-        let path = file.path.as_deref().unwrap_or(Path::new(""));
-        say(format_args!(
-            "{flag}: {}: expected the file of the recipe with SHA-256 {noted}, got {found}: the image will differ",
-            path.display()
-        ));
-    }
-    file.sha256 = Some(found);
-}
-
-/// Notes the hash of a file that was read.
-fn added(file: &mut NamedFile, path: &Path, is_lora: bool) -> Result<Addition, Error> {
-    let refuse = |error: io::Error| {
-        Error::new(ErrorKind::Model, path.display().to_string()).source(error).in_file(path)
-    };
-    let mut hash = Sha256::new();
-    File::open(path).and_then(|mut file| io::copy(&mut file, &mut hash)).map_err(refuse)?;
-    note_hash(if is_lora { "--lora" } else { "--embedding" }, file, format!("{:x}", hash.finalize()));
-    Ok(Addition {
-        name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
-        is_lora,
-        hash: addition_hash(path, is_lora).map_err(refuse)?,
-    })
+pub(super) fn note_hash(setting: &str, file: &mut NamedFile, found: String) {
+    recipe_file::note_hash(&flag(setting), file, found).into_iter().for_each(say);
 }
 
 /// `FILE@W`; a name with an `@` of its own is a name, if there is such a file.
@@ -240,49 +138,4 @@ fn split_at_sign(typed: &OsStr) -> Option<(PathBuf, Option<&str>)> {
 #[cfg(not(unix))]
 fn split_at_sign(typed: &OsStr) -> Option<(PathBuf, Option<&str>)> {
     typed.to_str()?.rsplit_once('@').map(|(file, number)| (file.into(), Some(number)))
-}
-
-/// The hash by which A1111 names a small file that is added to a model: of a LoRA in safetensors what its trainer wrote
-/// into it, or that of the tensors alone; of all else that of the file.
-fn addition_hash(path: &Path, is_lora: bool) -> io::Result<String> {
-    let bytes = fs::read(path)?;
-    let header_bytes = bytes.first_chunk().map(|head| u64::from_le_bytes(*head));
-    let data = header_bytes
-        .and_then(|len| usize::try_from(len).ok()?.checked_add(8))
-        .and_then(|start| Some((bytes.get(8..start)?, bytes.get(start..)?)));
-    let Some((header, data)) = data.filter(|_| is_lora) else {
-        return Ok(format!("{:x}", Sha256::digest(&bytes)));
-    };
-    let written = serde_json::from_slice::<Value>(header)
-        .ok()
-        .and_then(|header| header["__metadata__"]["sshs_model_hash"].as_str().map(str::to_owned));
-    Ok(written
-        .filter(|hash| hash.len() >= 12 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()))
-        .unwrap_or_else(|| format!("{:x}", Sha256::digest(data))))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Lengths and hashes as A1111's `addnet_hash_safetensors` and `sha256` give them.
-    #[test]
-    fn small_files_have_the_hashes_that_a1111_gives_them() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("lora.safetensors");
-        let file =
-            |header: &str| [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), b"data"].concat();
-        let of = |bytes: &[u8], is_lora| {
-            fs::write(&path, bytes).expect("written");
-            addition_hash(&path, is_lora).expect("a hash")
-        };
-        let sha256 = |bytes: &[u8]| format!("{:x}", Sha256::digest(bytes));
-        assert_eq!(of(&file("{}"), true), sha256(b"data"));
-        assert_eq!(of(&file("{}"), false), sha256(&file("{}")));
-        let named = file(r#"{"__metadata__": {"sshs_model_hash": "0123456789abcdef"}}"#);
-        assert_eq!(of(&named, true), "0123456789abcdef");
-        for odd in [&b""[..], b"short", &[0xff; 20]] {
-            assert_eq!(of(odd, true), sha256(odd));
-        }
-    }
 }

@@ -51,22 +51,22 @@ impl Hashes {
             self.model = self.model.take().or(model);
             self.components = components;
         }
-        for ((flag, file), hash) in components(recipe).into_iter().zip(&self.components) {
+        for ((setting, file), hash) in components(recipe).into_iter().zip(&self.components) {
             if let Some(hash) = hash {
-                note_hash(flag, file, hash.clone());
+                note_hash(setting, file, hash.clone());
             }
         }
         self.model.clone()
     }
 }
 
-/// The components that replace the model's, and their flags.
+/// The components that replace the model's, and the settings that name them.
 fn components(recipe: &mut Recipe) -> Vec<(&'static str, &mut NamedFile)> {
     let Recipe { unet, vae, text_encoder, control_model, .. } = recipe;
-    let one = [("--unet", unet), ("--vae", vae)];
-    let one = one.into_iter().filter_map(|(flag, file)| Some((flag, file.as_mut()?)));
-    let controls = control_model.iter_mut().map(|model| ("--control-model", &mut model.file));
-    one.chain(text_encoder.iter_mut().map(|file| ("--text-encoder", file))).chain(controls).collect()
+    let one = [("unet", unet), ("vae", vae)];
+    let one = one.into_iter().filter_map(|(setting, file)| Some((setting, file.as_mut()?)));
+    let controls = control_model.iter_mut().map(|model| ("control_model", &mut model.file));
+    one.chain(text_encoder.iter_mut().map(|file| ("text_encoder", file))).chain(controls).collect()
 }
 
 fn weight_files(path: &Path) -> Vec<PathBuf> {

@@ -1,0 +1,697 @@
+//! Pipelines of the C library: opened, planned, run as a whole or step by step, cancelled from any thread.
+
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::slice;
+use std::sync::{Mutex, MutexGuard, TryLockError};
+
+use image::RgbImage;
+
+use super::handle::{
+    Handle, borrow, check_out, expect, expect_mut, free, give, path, read, text, usage, write,
+};
+use super::held::Held;
+use super::image::{Finished, calotype_image};
+use super::option::{
+    calotype_callbacks, calotype_latents, calotype_options, calotype_pixels, calotype_plan, calotype_progress,
+};
+use super::status::{calotype_error, guard, setting};
+use crate::engine::{self, Cancel, Library, SessionOptions};
+use crate::error::{Error, ErrorKind};
+use crate::model::Model;
+use crate::pipeline::{Options, Output, Pipeline, Progress, Run};
+use crate::plan::{Budget, Plan};
+use crate::provenance::{provenance, providers, shares};
+use crate::recipe::parameters::{self, Addition};
+use crate::recipe::{Receipt, Recipe};
+use crate::recipe_file::{self, open_images};
+use crate::request::Request;
+use crate::tensor::LatentShape;
+
+/// An opened model, and one run at a time. Any thread may use it, one at a time: a second call, from another thread or a callback, is
+/// answered with CALOTYPE_USAGE. calotype_pipeline_cancel alone may be called while another call runs.
+pub struct calotype_pipeline(());
+
+/// What is behind it.
+struct Shared {
+    cancel: Cancel,
+    state: Mutex<State>,
+}
+
+impl Handle for Shared {
+    type Opaque = calotype_pipeline;
+    const MARK: u64 = u64::from_le_bytes(*b"calopip1");
+    const NAME: &'static str = "pipeline";
+}
+
+struct State {
+    model: Model,
+    /// Which model it is, and what was added to it.
+    recipe: Recipe,
+    additions: Vec<Addition>,
+    library: &'static Library,
+    session: SessionOptions,
+    budget: Option<Budget>,
+    /// The last plan that was asked for.
+    plan: Option<Plan>,
+    held: Option<Held>,
+    notes: Notes,
+    lent: Lent,
+}
+
+/// What callers have pointers to.
+#[derive(Default)]
+struct Lent {
+    snapshot: Vec<u8>,
+    preview: Option<RgbImage>,
+    recipe: CString,
+}
+
+/// Who is told what is not used.
+#[derive(Clone, Copy)]
+struct Notes {
+    on_note: Option<unsafe extern "C" fn(user: *mut c_void, text: *const c_char)>,
+    user: *mut c_void,
+}
+
+// SAFETY: the pointer is not read here, only passed back on the thread of a call, as the header says.
+unsafe impl Send for Notes {}
+
+impl Notes {
+    fn say(self, line: &str) {
+        let Some(on_note) = self.on_note else { return };
+        let line = CString::new(line.replace('\0', "\\0")).unwrap_or_default();
+        // SAFETY: the caller's function, with the pointer that was given for it.
+        unsafe { on_note(self.user, line.as_ptr()) };
+    }
+}
+
+/// Opens a model. Its files are checked and mapped; what computes is opened by the first run, or rather by the first that the
+/// pipeline as it is then does not cover.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn calotype_pipeline_open(
+    options: *const calotype_options,
+    pipeline: *mut *mut calotype_pipeline,
+    error: *mut calotype_error,
+) -> c_int {
+    guard(error, || {
+        let out = expect_mut("pipeline", pipeline)?;
+        // SAFETY: the caller's structure, which begins with its size.
+        let options = unsafe { read("options", options, calotype_options::default()) }?;
+        // SAFETY: the texts in it are the caller's.
+        let state = unsafe { State::open(&options) }?;
+        let cancel = state.session.cancel.clone();
+        // SAFETY: not NULL, and aligned.
+        unsafe { *out = give(Shared { cancel, state: Mutex::new(state) }) };
+        Ok(())
+    })
+}
+
+/// Plans a run: how much memory it will take, before anything is loaded. CALOTYPE_MEMORY where it does not fit into memory_bytes. Ends
+/// the run there is. Later runs that are no larger are run by this plan: plan the largest once, and they do not change what is in memory.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn calotype_pipeline_plan(
+    pipeline: *mut calotype_pipeline,
+    recipe: *const c_char,
+    plan: *mut calotype_plan,
+    error: *mut calotype_error,
+) -> c_int {
+    guard(error, || {
+        // SAFETY: the caller's pointers, which are checked as far as can be.
+        unsafe {
+            let mut state = lock(pipeline)?;
+            let (out, recipe) = (check_out("plan", plan)?, text("recipe", recipe)?);
+            let plan = state.plan(recipe)?;
+            let size = size_of::<calotype_plan>();
+            let (peak_bytes, least_bytes) = (plan.peak_bytes(), plan.least_bytes());
+            write(out, &calotype_plan { size, peak_bytes, least_bytes, budget_bytes: plan.budget_bytes() });
+        }
+        Ok(())
+    })
+}
+
+/// Generates an image from a recipe: JSON, as in {"version": 1, "prompt": "a red apple", "seed": 7}, or the receipt of an image. What it
+/// leaves out gets the model's default; the seed is random then. `callbacks` may be NULL. The image is the caller's to free.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn calotype_pipeline_generate(
+    pipeline: *mut calotype_pipeline,
+    recipe: *const c_char,
+    callbacks: *const calotype_callbacks,
+    image: *mut *mut calotype_image,
+    error: *mut calotype_error,
+) -> c_int {
+    guard(error, || {
+        // SAFETY: the caller's pointers, which are checked as far as can be.
+        unsafe {
+            let mut state = lock(pipeline)?;
+            let (out, recipe) = (expect_mut("image", image)?, text("recipe", recipe)?);
+            let callbacks = callbacks_of(callbacks)?;
+            state.begin(recipe, None)?;
+            let finished = state.steps(&callbacks).and_then(|()| state.finish());
+            state.end();
+            *out = give(finished?);
+        }
+        Ok(())
+    })
+}
+
+/// Takes all steps that are left of a run that was begun or restored, and ends it with its image, which is the caller's to free.
+/// `callbacks` may be NULL. Where a callback stops it, the run stays as it is: it can be saved to a snapshot, or taken on.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn calotype_pipeline_run(
+    pipeline: *mut calotype_pipeline,
+    callbacks: *const calotype_callbacks,
+    image: *mut *mut calotype_image,
+    error: *mut calotype_error,
+) -> c_int {
+    guard(error, || {
+        // SAFETY: the caller's pointers, which are checked as far as can be.
+        unsafe {
+            let mut state = lock(pipeline)?;
+            let out = expect_mut("image", image)?;
+            let callbacks = callbacks_of(callbacks)?;
+            state.steps(&callbacks)?;
+            *out = give(state.finish()?);
+        }
+        Ok(())
+    })
+}
+
+/// Begins a run, which calotype_pipeline_step takes on; encodes its texts and images. A run that was begun before ends.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn calotype_pipeline_begin(
+    pipeline: *mut calotype_pipeline,
+    recipe: *const c_char,
+    error: *mut calotype_error,
+) -> c_int {
+    guard(error, || {
+        // SAFETY: the caller's pointers, which are checked as far as can be.
+        unsafe { lock(pipeline)?.begin(text("recipe", recipe)?, None) }
+    })
+}
+
+/// Begins a run where another one was when it gave this snapshot; both go on to the same bytes. The recipe must be the same, its seed
+/// included (calotype_pipeline_recipe), and the model's files too: CALOTYPE_INPUT otherwise, and for a snapshot that is damaged.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn calotype_pipeline_restore(
+    pipeline: *mut calotype_pipeline,
+    recipe: *const c_char,
+    snapshot: *const u8,
+    snapshot_bytes: usize,
+    error: *mut calotype_error,
+) -> c_int {
+    guard(error, || {
+        // SAFETY: the caller's pointers, which are checked as far as can be.
+        unsafe {
+            let mut state = lock(pipeline)?;
+            let (recipe, snapshot) = (text("recipe", recipe)?, expect("snapshot", snapshot)?);
+            if snapshot_bytes > isize::MAX as usize {
+                return Err(usage(format!("snapshot_bytes: expected a length, got {snapshot_bytes}")));
+            }
+            state.begin(recipe, Some(slice::from_raw_parts(snapshot, snapshot_bytes)))
+        }
+    })
+}
+
+/// Takes the next step. A run whose step failed can only be begun again. `progress` may be NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn calotype_pipeline_step(
+    pipeline: *mut calotype_pipeline,
+    progress: *mut calotype_progress,
+    error: *mut calotype_error,
+) -> c_int {
+    guard(error, || {
+        // SAFETY: the caller's pointers, which are checked as far as can be.
+        unsafe {
+            let mut state = lock(pipeline)?;
+            let out = match progress.is_null() {
+                true => None,
+                false => Some(check_out("progress", progress)?),
+            };
+            let progress = state.run(|run| Run::step(run))??;
+            out.into_iter().for_each(|out| write(out, &progress_of(progress)));
+        }
+        Ok(())
+    })
+}
+
+/// How far the run has come.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn calotype_pipeline_progress(
+    pipeline: *mut calotype_pipeline,
+    progress: *mut calotype_progress,
+    error: *mut calotype_error,
+) -> c_int {
+    guard(error, || {
+        // SAFETY: the caller's pointers, which are checked as far as can be.
+        unsafe {
+            let mut state = lock(pipeline)?;
+            let out = check_out("progress", progress)?;
+            write(out, &progress_of(state.run(|run| run.progress())?));
+        }
+        Ok(())
+    })
+}
+
+/// The recipe of the run, as JSON with nothing left to defaults and its seed. It is the pipeline's, until the next call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn calotype_pipeline_recipe(
+    pipeline: *mut calotype_pipeline,
+    json: *mut *const c_char,
+    error: *mut calotype_error,
+) -> c_int {
+    guard(error, || {
+        // SAFETY: the caller's pointers, which are checked as far as can be.
+        unsafe {
+            let mut state = lock(pipeline)?;
+            let out = expect_mut("json", json)?;
+            let recipe = state.run(|run| run.request().recipe())?;
+            state.lent.recipe = json_text(recipe.with_images_named()?.to_json())?;
+            *out = state.lent.recipe.as_ptr();
+        }
+        Ok(())
+    })
+}
+
+/// The latents after the last step, with noise of the next step's level. They are the pipeline's, until the next call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn calotype_pipeline_latents(
+    pipeline: *mut calotype_pipeline,
+    latents: *mut calotype_latents,
+    error: *mut calotype_error,
+) -> c_int {
+    guard(error, || {
+        // SAFETY: the caller's pointers, which are checked as far as can be.
+        unsafe {
+            let mut state = lock(pipeline)?;
+            let out = check_out("latents", latents)?;
+            write(out, &state.run(|run| latents_of(run.request().shape, run.latents()))?);
+        }
+        Ok(())
+    })
+}
+
+/// The last estimate of the clean latents; zeros before the first step. They are the pipeline's, until the next call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn calotype_pipeline_denoised(
+    pipeline: *mut calotype_pipeline,
+    latents: *mut calotype_latents,
+    error: *mut calotype_error,
+) -> c_int {
+    guard(error, || {
+        // SAFETY: the caller's pointers, which are checked as far as can be.
+        unsafe {
+            let mut state = lock(pipeline)?;
+            let out = check_out("latents", latents)?;
+            write(out, &state.run(|run| latents_of(run.request().shape, run.denoised()))?);
+        }
+        Ok(())
+    })
+}
+
+/// What the image looks like after the last step: small, one pixel for each latent cell, or of the image's size where the model has a
+/// decoder of previews; `rgb` is NULL where it has neither. The pixels are the pipeline's, until the next call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn calotype_pipeline_preview(
+    pipeline: *mut calotype_pipeline,
+    pixels: *mut calotype_pixels,
+    error: *mut calotype_error,
+) -> c_int {
+    guard(error, || {
+        // SAFETY: the caller's pointers, which are checked as far as can be.
+        unsafe {
+            let mut state = lock(pipeline)?;
+            let out = check_out("pixels", pixels)?;
+            state.lent.preview = state.run(|run| run.preview())??;
+            let none = RgbImage::default();
+            let mut preview = calotype_pixels::of(state.lent.preview.as_ref().unwrap_or(&none));
+            if state.lent.preview.is_none() {
+                preview.rgb = std::ptr::null();
+            }
+            write(out, &preview);
+        }
+        Ok(())
+    })
+}
+
+/// The run as bytes, from which calotype_pipeline_restore continues it, in this process or after a power failure. They are the
+/// pipeline's, until the next call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn calotype_pipeline_snapshot(
+    pipeline: *mut calotype_pipeline,
+    snapshot: *mut *const u8,
+    snapshot_bytes: *mut usize,
+    error: *mut calotype_error,
+) -> c_int {
+    guard(error, || {
+        // SAFETY: the caller's pointers, which are checked as far as can be.
+        unsafe {
+            let mut state = lock(pipeline)?;
+            let out = expect_mut("snapshot", snapshot)?;
+            let out_bytes = expect_mut("snapshot_bytes", snapshot_bytes)?;
+            state.lent.snapshot = state.run(|run| run.snapshot())??;
+            (*out, *out_bytes) = (state.lent.snapshot.as_ptr(), state.lent.snapshot.len());
+        }
+        Ok(())
+    })
+}
+
+/// Ends a run whose steps are all done with its image, which is the caller's to free. Where steps are left, the run stays as it is.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn calotype_pipeline_finish(
+    pipeline: *mut calotype_pipeline,
+    image: *mut *mut calotype_image,
+    error: *mut calotype_error,
+) -> c_int {
+    guard(error, || {
+        // SAFETY: the caller's pointers, which are checked as far as can be.
+        unsafe {
+            let mut state = lock(pipeline)?;
+            let out = expect_mut("image", image)?;
+            *out = give(state.finish()?);
+        }
+        Ok(())
+    })
+}
+
+/// Ends the run there is without an image.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn calotype_pipeline_end(
+    pipeline: *mut calotype_pipeline,
+    error: *mut calotype_error,
+) -> c_int {
+    guard(error, || {
+        // SAFETY: the caller's pointer, which is checked as far as can be.
+        unsafe { lock(pipeline) }?.end();
+        Ok(())
+    })
+}
+
+/// Cancels the call that runs, also in the middle of a step, and those that come later, until calotype_pipeline_reset_cancel: each ends with
+/// CALOTYPE_CANCELLED. From any thread, and from on_step; not from a signal handler. The pipeline must not be freed meanwhile.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn calotype_pipeline_cancel(
+    pipeline: *const calotype_pipeline,
+    error: *mut calotype_error,
+) -> c_int {
+    guard(error, || {
+        // SAFETY: the caller's pointer, which is checked as far as can be.
+        unsafe { borrow::<Shared>(pipeline) }?.cancel.cancel();
+        Ok(())
+    })
+}
+
+/// Lets what is begun from now on run; what was cancelled before stays cancelled. From any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn calotype_pipeline_reset_cancel(
+    pipeline: *const calotype_pipeline,
+    error: *mut calotype_error,
+) -> c_int {
+    guard(error, || {
+        // SAFETY: the caller's pointer, which is checked as far as can be.
+        unsafe { borrow::<Shared>(pipeline) }?.cancel.reset();
+        Ok(())
+    })
+}
+
+/// Frees it with its run and its memory, and makes the variable NULL; nothing where it is NULL. Returns CALOTYPE_USAGE, and frees
+/// nothing, for what is no pipeline, and while a call uses it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn calotype_pipeline_free(pipeline: *mut *mut calotype_pipeline) -> c_int {
+    let is_unused = |shared: &Shared| match shared.state.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(in_use()),
+        // One that had an internal error is freed, too.
+        _ => Ok(()),
+    };
+    // SAFETY: the caller's pointer, which is checked as far as can be.
+    guard(std::ptr::null_mut(), || unsafe { free::<Shared>(pipeline, is_unused) })
+}
+
+/// The state of a pipeline, for one call.
+///
+/// # Safety
+/// As [`borrow`].
+unsafe fn lock<'a>(pipeline: *mut calotype_pipeline) -> Result<MutexGuard<'a, State>, Error> {
+    // SAFETY: as the caller promises.
+    match unsafe { borrow::<Shared>(pipeline) }?.state.try_lock() {
+        Ok(state) => Ok(state),
+        Err(TryLockError::WouldBlock) => Err(in_use()),
+        Err(TryLockError::Poisoned(_)) => {
+            let problem = "pipeline: expected one without internal errors, got one that had one";
+            Err(Error::new(ErrorKind::Internal, problem).help("free it, and open another"))
+        }
+    }
+}
+
+/// The functions that a run calls, if there are any.
+///
+/// # Safety
+/// As [`read`].
+unsafe fn callbacks_of(callbacks: *const calotype_callbacks) -> Result<calotype_callbacks, Error> {
+    match callbacks.is_null() {
+        true => Ok(calotype_callbacks::default()),
+        // SAFETY: as the caller promises.
+        false => unsafe { read("callbacks", callbacks, calotype_callbacks::default()) },
+    }
+}
+
+fn in_use() -> Error {
+    usage("pipeline: expected one call at a time, got a second one, from another thread or from a callback")
+}
+
+impl State {
+    /// # Safety
+    /// The texts of the options are NULL, or end with a zero byte.
+    unsafe fn open(options: &calotype_options) -> Result<Self, Error> {
+        // SAFETY: as the caller promises.
+        let optional = |name, given: *const c_char| match given.is_null() {
+            true => Ok(None),
+            false => unsafe { path(name, given) }.map(Some),
+        };
+        let notes = Notes { on_note: options.on_note, user: options.user };
+        let mut session = Options::default().session;
+        session.cache = optional("cache", options.cache)?;
+        if !options.provider.is_null() {
+            // SAFETY: as the caller promises.
+            session.providers = unsafe { text("provider", options.provider) }?.parse()?;
+        }
+        if let Some(threads) = NonZeroUsize::new(options.threads as usize) {
+            session.threads = threads;
+        }
+        let mut recipe = Recipe::default();
+        if !options.recipe.is_null() {
+            // SAFETY: as the caller promises.
+            let json = unsafe { text("options: recipe", options.recipe) }?;
+            recipe = Recipe::parse("options: recipe", json.as_bytes())?;
+            if recipe.of_model().to_json() != recipe.to_json() {
+                let problem = "options: recipe: expected fields of a model, got one of an image";
+                return Err(usage(problem).help("prompt, size and the like are in the recipe of each call"));
+            }
+        }
+        match optional("model", options.model)? {
+            Some(_) if recipe.model.is_some() => {
+                return Err(usage("model: expected one, got one in the options and one in their recipe"));
+            }
+            Some(model) => recipe.model = Some(model.into()),
+            None => {}
+        }
+        let library = Library::load(optional("onnxruntime", options.onnxruntime)?.as_deref())?;
+        let opened = recipe_file::open(recipe, &setting, &mut |line| notes.say(&line))?;
+        Ok(Self {
+            model: opened.model,
+            recipe: opened.recipe,
+            additions: opened.additions,
+            library,
+            session,
+            budget: (options.memory_bytes > 0).then(|| Budget::of_bytes(options.memory_bytes)),
+            plan: None,
+            held: None,
+            notes,
+            lent: Lent::default(),
+        })
+    }
+
+    /// What a recipe asks of this model.
+    fn request(&self, json: &str) -> Result<Request, Error> {
+        let asked = Receipt::parse("recipe", json.as_bytes())?.recipe;
+        let files = asked.of_model();
+        if files.to_json() != Recipe::default().to_json() && !is_same_model(&files, &self.recipe) {
+            let problem = "recipe: expected the model's files that the pipeline was opened with, got others";
+            return Err(usage(problem).help("leave these fields out, or open another pipeline"));
+        }
+        let Recipe { model, unet, vae, text_encoder, variant, prediction, clip_skip, .. } =
+            self.recipe.clone();
+        let Recipe { lora, embedding, control_model, .. } = self.recipe.clone();
+        let mut recipe = Recipe {
+            model,
+            unet,
+            vae,
+            text_encoder,
+            variant,
+            prediction,
+            clip_skip,
+            lora,
+            embedding,
+            control_model,
+            ..asked
+        };
+        open_images(&mut recipe, &setting, &mut |line| self.notes.say(&line))?;
+        Request::new(recipe, &self.model)
+    }
+
+    fn plan(&mut self, recipe: &str) -> Result<Plan, Error> {
+        let request = self.request(recipe)?;
+        // It is counted from what the process has without.
+        self.held = None;
+        engine::trim();
+        let budget = self.budget.unwrap_or_else(Budget::of_this_machine);
+        let plan = Plan::new(&self.model, &request, &self.session, budget)?;
+        self.plan = Some(plan.clone());
+        Ok(plan)
+    }
+
+    fn begin(&mut self, recipe: &str, snapshot: Option<&[u8]>) -> Result<(), Error> {
+        let request = self.request(recipe)?;
+        request.warnings(&self.model)?.lines(setting).iter().for_each(|line| self.notes.say(line));
+        let held = self.held_for(&request)?;
+        held.begin(&request, snapshot).inspect_err(|_| held.end())?;
+        Ok(())
+    }
+
+    /// The pipeline for a request: the one there is, if it was planned for requests like it.
+    fn held_for(&mut self, request: &Request) -> Result<&mut Held, Error> {
+        if let Some(held) = &mut self.held {
+            held.end();
+        }
+        let covers = self.held.as_mut().and_then(|held| held.look(|pipeline| pipeline.covers(request)));
+        if covers == Some(true) {
+            // A plan that covers the request has counted its images.
+            request.load(u64::MAX)?.iter().for_each(|line| self.notes.say(line));
+        } else {
+            self.held = None;
+            engine::trim();
+            let plan = match self.plan.as_ref().filter(|plan| plan.check(request).is_ok()) {
+                Some(plan) => Some(plan.clone()),
+                None => Plan::for_run(self.budget, &self.model, request, &self.session)?,
+            };
+            let room_bytes = if plan.is_some() { u64::MAX } else { Budget::of_this_machine().bytes() };
+            request.load(room_bytes)?.iter().for_each(|line| self.notes.say(line));
+            let options = Options { session: self.session.clone(), plan };
+            self.held = Some(Held::new(Pipeline::open(&self.model, &options)?));
+        }
+        self.held
+            .as_mut()
+            .ok_or_else(|| Error::new(ErrorKind::Internal, "expected an open pipeline, got none"))
+    }
+
+    /// What the run gives.
+    fn run<T>(&mut self, call: impl for<'a> FnOnce(&mut Run<'a>) -> T) -> Result<T, Error> {
+        self.held.as_mut().and_then(|held| held.with_run(call)).ok_or_else(no_run)
+    }
+
+    fn steps(&mut self, callbacks: &calotype_callbacks) -> Result<(), Error> {
+        let calotype_callbacks { on_step, user, preview_every, snapshot_every, .. } = *callbacks;
+        let is_stopped = |run: &mut Run| {
+            let Some(on_step) = on_step else { return false };
+            let progress = run.progress();
+            let is_due =
+                |every: u32| progress.done > 0 && every > 0 && progress.done.is_multiple_of(every as usize);
+            // An image is not lost for a preview or a snapshot of it.
+            let preview = if is_due(preview_every) { run.preview().ok().flatten() } else { None };
+            let snapshot = if is_due(snapshot_every) { run.snapshot().ok() } else { None };
+            let pixels = preview.as_ref().map(calotype_pixels::of);
+            let mut told = progress_of(progress);
+            if let Some(pixels) = &pixels {
+                told.preview = pixels;
+            }
+            if let Some(snapshot) = &snapshot {
+                (told.snapshot, told.snapshot_bytes) = (snapshot.as_ptr(), snapshot.len());
+            }
+            // SAFETY: the caller's function, with the pointer that was given for it; what it is told is there until it returns.
+            unsafe { on_step(user, &raw const told) != 0 }
+        };
+        self.run(|run| {
+            if is_stopped(run) {
+                let done = run.progress().done;
+                return Err(Error::new(
+                    ErrorKind::Cancelled,
+                    format!("stopped after step {done} of {}", run.request().steps()),
+                ));
+            }
+            run.steps(|run| if is_stopped(run) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?
+    }
+
+    fn finish(&mut self) -> Result<Finished, Error> {
+        let (request, is_done) = self.run(|run| (run.request().clone(), run.is_done()))?;
+        let held = self.held.as_mut().ok_or_else(no_run)?;
+        if !is_done {
+            // Says so, and leaves the run alone.
+            held.with_run(|run| run.final_latents().map(drop)).ok_or_else(no_run)??;
+        }
+        let output: Output = held.finish().ok_or_else(no_run)??;
+        output.warnings().iter().for_each(|line| self.notes.say(line));
+        let contents = self.model.contents();
+        let unet = contents.and_then(|contents| contents.files.get(&contents.components.unet.weights[0]));
+        let model_sha256 = unet.map(|record| record.sha256.clone());
+        let (provider, shares) = held
+            .look(|opened| (providers(opened.placements()), shares(opened.placements())))
+            .ok_or_else(no_run)?;
+        let made =
+            provenance(&output.image, &request, &self.model, model_sha256, self.library, provider, shares);
+        let receipt = Receipt { recipe: request.recipe().with_images_named()?, provenance: Some(made) };
+        let parameters = parameters::write(&receipt, &self.additions);
+        Ok(Finished { image: output.image, parameters, receipt: json_text(receipt.to_json())? })
+    }
+
+    fn end(&mut self) {
+        self.held.iter_mut().for_each(Held::end);
+    }
+}
+
+fn no_run() -> Error {
+    usage("run: expected one that was begun, got none")
+        .help("call calotype_pipeline_begin or calotype_pipeline_restore first")
+}
+
+/// Whether recipes name the same files, whether or not they know what was in them.
+fn is_same_model(one: &Recipe, other: &Recipe) -> bool {
+    let names = |recipe: &Recipe| {
+        let mut recipe = recipe.of_model();
+        let Recipe { model, unet, vae, text_encoder, lora, embedding, control_model, .. } = &mut recipe;
+        let single = model.iter_mut().chain(unet).chain(vae).chain(text_encoder).chain(embedding);
+        let single = single.chain(lora.iter_mut().map(|lora| &mut lora.file));
+        single
+            .chain(control_model.iter_mut().map(|model| &mut model.file))
+            .for_each(|file| file.sha256 = None);
+        recipe.to_json()
+    };
+    names(one) == names(other)
+}
+
+fn json_text(json: String) -> Result<CString, Error> {
+    CString::new(json)
+        .map_err(|error| Error::new(ErrorKind::Internal, "internal error (a bug in calotype)").source(error))
+}
+
+fn progress_of(Progress { done, steps }: Progress) -> calotype_progress {
+    calotype_progress {
+        size: size_of::<calotype_progress>(),
+        done: done as u32,
+        steps: steps as u32,
+        preview: std::ptr::null(),
+        snapshot: std::ptr::null(),
+        snapshot_bytes: 0,
+    }
+}
+
+fn latents_of(shape: LatentShape, values: &[f32]) -> calotype_latents {
+    calotype_latents {
+        size: size_of::<calotype_latents>(),
+        values: values.as_ptr(),
+        channels: shape.channels as u32,
+        height_cells: shape.height_cells as u32,
+        width_cells: shape.width_cells as u32,
+    }
+}
