@@ -412,6 +412,8 @@ impl Session {
                 }
             }
         };
+        // A number that is off by a rounding error may become the next integer.
+        let rounds = bound.rounds();
         let BoundGraph { name, inputs, outputs, model, weights, .. } = bound;
         drop(model);
         // Reading a graph leaves as many holes as it has names, and converting weights holes as large as they are.
@@ -422,7 +424,7 @@ impl Session {
         let mut precisions =
             providers.iter().map(|(provider, found)| Precision::of(&found.canonical, provider));
         let is_half = inputs.iter().chain(&outputs).any(|port| port.dtype == Dtype::F16);
-        if is_half || precisions.any(|precision| precision == Precision::Reduced) {
+        if is_half || rounds || precisions.any(|precision| precision == Precision::Reduced) {
             placement.precision = Precision::Reduced;
         }
         placement.providers = providers.into_iter().map(|(provider, _)| provider).collect();

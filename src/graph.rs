@@ -18,6 +18,7 @@ mod order;
 mod parameter;
 mod port;
 pub mod proto;
+pub mod qdq;
 pub mod quantize;
 mod ready_made;
 mod segment;

@@ -1,6 +1,7 @@
 //! Packing: any opened model becomes a bundle on disk, its weights in a form of the caller's choice, and a bundle is
 //! checked. It knows a model only as its parts, never where they came from.
 
+mod calibration;
 mod comparison;
 mod folder;
 mod quantizer;
@@ -27,6 +28,8 @@ pub use self::verification::{Verified, verify, verify_within};
 use crate::engine::{Residency, SessionOptions};
 use crate::graph::Graph;
 use crate::graph::int8::{Int8, NARROW, WeightBits};
+use crate::graph::qdq::Ranges;
+use crate::graph::quantize::Quantized;
 use crate::manifest::{
     self, Component, Components, Compute, ComputeRecord, Contents, FileRecord, Manifest, TokenizerFiles,
 };
@@ -115,8 +118,10 @@ impl ComputeOptions {
         self.weight_bits.unwrap_or_else(WeightBits::of_this_cpu)
     }
 
-    fn how(self) -> Int8 {
-        self.form.of(self.weight_bits())
+    /// With the ranges that were measured, where the form has such.
+    fn how(self, ranges: Option<&Ranges>) -> How<'_> {
+        let bits = self.weight_bits();
+        self.form.dynamic(bits).map_or(How::Static { ranges, bits }, How::Dynamic)
     }
 
     fn check(self) -> Result<(), Error> {
@@ -126,6 +131,27 @@ impl ComputeOptions {
                 format!("max error: expected a number above 0, as 0.01 is for 1 %, got {error}"),
             )),
             _ => Ok(()),
+        }
+    }
+}
+
+/// How layers compute in integers.
+#[derive(Clone, Copy)]
+enum How<'a> {
+    Dynamic(Int8),
+    Static { ranges: Option<&'a Ranges>, bits: WeightBits },
+}
+
+impl How<'_> {
+    /// The graph with layers that compute so, but for those whose weights are in `left`, and what its new parameters hold.
+    fn apply(
+        self,
+        graph: &Graph,
+        left: &BTreeSet<String>,
+    ) -> Result<(Graph, BTreeMap<String, Quantized>), Error> {
+        match self {
+            Self::Dynamic(how) => graph.compute_in_int8(how, left),
+            Self::Static { ranges, bits } => graph.compute_in_qdq(ranges, bits, left),
         }
     }
 }
@@ -271,7 +297,7 @@ impl<'a> Plan<'a> {
             .help(format!("pack the model that it was made of, or leave {{{setting}}} out")));
         }
         let nothing = BTreeSet::new();
-        let how = compute.map(|compute| (compute.how(), &nothing));
+        let how = compute.map(|compute| (compute.how(None), &nothing));
         let (graph, tensors) = tensor::plan(part.graph(), weights, options.weights, how)?;
         if compute.is_some() && tensors.iter().all(|tensor| tensor.form.is_none()) {
             let message =
@@ -309,7 +335,7 @@ fn measure(
     let plan = plans.iter_mut().find(|plan| plan.part.name() == UNET);
     let (Some(compute), Some(plan)) = (options.compute, plan) else { return Ok(()) };
     let upright = plan.part.graph().upright()?;
-    let (_, made) = upright.compute_in_int8(compute.how(), &BTreeSet::new())?;
+    let (_, made) = compute.how(None).apply(&upright, &BTreeSet::new())?;
     let sources: BTreeSet<String> = made.into_values().map(|quantized| quantized.source).collect();
     // All integers beside the source, of which blocks are then taken.
     plan.tensors.retain(|tensor| tensor.form.is_some());
@@ -318,10 +344,15 @@ fn measure(
     // Each is opened for two calls: no weights are copied for these.
     let session = SessionOptions { residency: Residency::PerStage, ..SessionOptions::new(options.threads) };
     let session = within(session, options.memory);
+    let ranges = match compute.form {
+        Compute::Qdq => Some(calibration::ranges(model, plan.weights, &session)?),
+        Compute::Int8 | Compute::Int8Fine => None,
+    };
+    let how = compute.how(ranges.as_ref());
     let Found { record, left } =
-        sensitivity::measure(model, compute, plan.weights, &sources, &path, &session)?;
+        sensitivity::measure(model, compute, how, plan.weights, &sources, &path, &session)?;
     (plan.graph, plan.tensors) =
-        tensor::plan(plan.part.graph(), plan.weights, options.weights, Some((compute.how(), &left)))?;
+        tensor::plan(plan.part.graph(), plan.weights, options.weights, Some((how, &left)))?;
     plan.compute = Some(record);
     Ok(())
 }

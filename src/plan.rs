@@ -1317,6 +1317,7 @@ mod tests {
                 let (repacked, copied) = match form {
                     Compute::Int8 => (0, floats + columns),
                     Compute::Int8Fine => (columns + blocks, floats),
+                    Compute::Qdq => unreachable!("not among the forms"),
                 };
                 assert_eq!(
                     (whole.repacked_bytes, whole.copies_bytes),

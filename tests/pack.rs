@@ -682,6 +682,37 @@ mod compute {
         assert!(!is_near(&losses_of(&shifted)), "scales of other channels");
     }
 
+    /// With ranges that were measured: the same limits but for one, and they are exceeded where ranges are of another place.
+    #[test]
+    fn static_ranges_keep_the_picture() {
+        let desk = TempDir::new().unwrap();
+        let bundle = desk.path().join("bundle");
+        let report = pack_with(&bundle, &options(Compute::Qdq, Some(0.012))).unwrap();
+        let record = report.components.iter().find_map(|component| component.compute.clone()).unwrap();
+        assert_eq!((record.form, record.weight_bits), (Compute::Qdq, WeightBits::of_this_cpu()));
+        // Measured: 0.9 %, with the worst block in floats.
+        assert!((0.002..0.012).contains(&record.error), "{record:?}");
+        let floats: Vec<&str> = record.floats.iter().map(String::as_str).collect();
+        assert!(floats[..2] == ["ff.net.2", "time"] && (3..6).contains(&floats.len()), "{record:?}");
+        assert!(record.losses.len() > 10 && record.losses.values().all(|loss| *loss > 0.0), "{record:?}");
+        assert_eq!(pack::verify(&bundle).unwrap().contents.components.unet.compute, Some(record));
+
+        let exact = drawn(&Model::built_in().unwrap());
+        let losses_of = |bundle: &Path| losses(&drawn(&Model::open(bundle).unwrap()), &exact);
+        let is_near =
+            |losses: &[(f64, f64)]| losses.iter().all(|(error, decibels)| *error < 0.04 && *decibels > 40.0);
+        let found = losses_of(&bundle);
+        println!("qdq: {found:?}");
+        assert!(is_near(&found), "{found:?}");
+        assert!(found.iter().all(|(error, _)| *error > 0.001), "it does compute in integers: {found:?}");
+        // All values of one layer below zero are out of range.
+        edit_unet(&bundle, |graph| {
+            let zero = graph.initializer.iter_mut().filter(|tensor| tensor.name().ends_with("/zero"));
+            zero.take(1).for_each(|zero| zero.int32_data = vec![0]);
+        });
+        assert!(!is_near(&losses_of(&bundle)), "a wrong zero point");
+    }
+
     /// Linear layers in blocks are nearer, and the worst blocks stay in floats where the error asks for it.
     #[test]
     fn errors_are_kept_to_by_leaving_blocks_in_floats() {
@@ -826,7 +857,7 @@ mod command {
         refuses(&["pack"], 2, "DEST");
         let message = "weights: expected one of f32, f16, int8, int4, got \"int2\"";
         refuses(&["pack", &path("x"), "--weights", "int2"], 2, message);
-        let message = "compute: expected one of int8, int8-fine, got \"int4\"";
+        let message = "compute: expected one of int8, int8-fine, qdq, got \"int4\"";
         refuses(&["pack", &path("x"), "--compute", "int4"], 2, message);
         let x = path("x");
         refuses(

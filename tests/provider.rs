@@ -563,3 +563,41 @@ fn inspect_says_what_openvino_takes() {
         assert!(placement["divided"].is_null(), "{name}");
     }
 }
+
+/// A U-Net with measured ranges is one part, too, and its images are those of the same numbers in floats.
+#[test]
+fn openvino_computes_in_integers() {
+    let Some(library) = openvino() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let packed = folder.path().join("packed");
+    let pack =
+        Command::new(env!("CARGO_BIN_EXE_calotype")).args(["pack", "--compute", "qdq"]).arg(&packed).output();
+    assert!(pack.as_ref().unwrap().status.success(), "{pack:?}");
+    let draw = |model: Option<&Path>, provider: &str| {
+        let image = folder.path().join("image.png");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_calotype"));
+        command.args(["generate", "a red apple", "--seed", "0", "--json", "--provider", provider]);
+        model.iter().for_each(|model| _ = command.arg("-m").arg(model));
+        let output = command.arg("--ort").arg(&library).arg("-o").arg(&image).output().unwrap();
+        assert!(output.status.success(), "{provider}: {output:?}");
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        (image::open(image).unwrap().to_rgb8(), told["placements"].clone())
+    };
+    let decibels = |a: &image::RgbImage, b: &image::RgbImage| {
+        let squares: f64 = a.iter().zip(b.iter()).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2)).sum();
+        10.0 * (255.0 * 255.0 * a.len() as f64 / squares).log10()
+    };
+    let floats = draw(None, "cpu").0;
+    let on_cpu = draw(Some(&packed), "cpu").0;
+    let (image, placements) = draw(Some(&packed), OPENVINO);
+    let unet =
+        placements.as_array().unwrap().iter().find(|placement| placement["component"] == "unet").unwrap();
+    assert_eq!(unet["shares"][0]["partitions"], 1, "{unet}");
+    assert_eq!(unet["shares"].as_array().unwrap().len(), 1, "{unet}");
+    let error = unet["trial_error"].as_f64().unwrap();
+    assert!(error > 0.0 && error < 2e-2, "{unet}");
+    let found = [decibels(&floats, &on_cpu), decibels(&floats, &image), decibels(&on_cpu, &image)];
+    println!("{found:?}");
+    // Measured: 46, 46 and 44. None is exact, for numbers that differ by a rounding error may be rounded to other integers.
+    assert!(found.iter().all(|decibels| (40.0..70.0).contains(decibels)), "{found:?}");
+}

@@ -28,8 +28,8 @@ pub(super) struct Flags {
     /// Weight format: f32, f16, int8 or int4; unchanged when absent.
     #[arg(long, value_name = "FORM")]
     weights: Option<String>,
-    /// Computes the U-Net in integers: int8 (fastest) or int8-fine (nearer to floats); in floats when absent. It needs no
-    /// calibration.
+    /// Computes the U-Net in integers: on CPUs int8 (fastest) or int8-fine (nearer to floats), which need no calibration; for
+    /// OpenVINO qdq, with ranges that are measured on seeded images. In floats when absent.
     #[arg(long, value_name = "FORM")]
     compute: Option<String>,
     /// With --compute: bits of the weights' integers, 8, or 7 for x86-64 CPUs without VNNI; as this CPU needs them when

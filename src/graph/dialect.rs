@@ -201,7 +201,8 @@ impl<'a> Facts<'a> {
                 facts.declare(output, tensor, &mut lists);
                 continue;
             }
-            if let ("Cast", [input], [output]) = (node.op_type(), &node.input[..], &node.output[..])
+            if let ("Cast" | "DequantizeLinear", [input, ..], [output]) =
+                (node.op_type(), &node.input[..], &node.output[..])
                 && let Some(dims) = facts.weights.get(input.as_str()).copied()
             {
                 facts.weights.insert(output, dims);
@@ -294,6 +295,8 @@ impl<'a> Facts<'a> {
             "Cast"
             | "CastLike"
             | "Identity"
+            | "QuantizeLinear"
+            | "DequantizeLinear"
             | "Dropout"
             | "Sigmoid"
             | "Tanh"

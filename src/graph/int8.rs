@@ -135,7 +135,7 @@ struct Layer<'a> {
 }
 
 #[derive(Clone, Copy)]
-enum Kind {
+pub(super) enum Kind {
     /// A linear layer in blocks.
     Blocks,
     /// A linear layer with a scale per channel.
@@ -145,7 +145,7 @@ enum Kind {
 }
 
 /// What becomes of a weight, if it is one of layers that can compute in integers.
-fn kind(graph: &GraphProto, parameter: &Parameter, how: Int8) -> Option<Kind> {
+pub(super) fn kind(graph: &GraphProto, parameter: &Parameter, how: Int8) -> Option<Kind> {
     let weight = &parameter.name;
     let users = users(graph, weight);
     let is_output = graph.output.iter().any(|output| output.name() == weight);

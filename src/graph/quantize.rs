@@ -100,10 +100,10 @@ pub enum Form {
     BlockCodes(Blocks),
     /// `[out, blocks]`: their scales.
     BlockScales(Blocks),
-    /// As the weight: 8-bit integers with a sign.
-    ChannelCodes,
+    /// As the weight: integers with a sign.
+    ChannelCodes(WeightBits),
     /// `[out]`: their scales.
-    ChannelScales,
+    ChannelScales(WeightBits),
     /// `[in, out]`: integers with a sign, a column for each output channel; see [`super::int8`].
     ColumnCodes(Columns),
     /// `[out]`: their scales.
@@ -237,8 +237,8 @@ impl Graph {
                     if !is_new("q8") || !is_new("scales") {
                         continue;
                     }
-                    let codes = put("q8", Dtype::I8, &parameter.shape, Form::ChannelCodes);
-                    let scales = put("scales", Dtype::F32, &[out], Form::ChannelScales);
+                    let codes = put("q8", Dtype::I8, &parameter.shape, Form::ChannelCodes(WeightBits::Eight));
+                    let scales = put("scales", Dtype::F32, &[out], Form::ChannelScales(WeightBits::Eight));
                     dequantizers.push(dequantize(codes, scales, source));
                 }
                 _ => continue,
@@ -312,8 +312,8 @@ pub(super) fn multiply(node: &mut NodeProto, weight: &Parameter, blocks: Blocks,
     node.attribute = attributes.map(|(name, value)| integer(name, value)).into();
 }
 
-/// A node that makes floats of the integers of a convolution.
-fn dequantize(codes: String, scales: String, weight: &str) -> NodeProto {
+/// A node that makes floats of the integers of a weight with a scale for each output channel.
+pub(super) fn dequantize(codes: String, scales: String, weight: &str) -> NodeProto {
     NodeProto {
         name: Some(format!("{weight}/dequantize")),
         op_type: Some("DequantizeLinear".into()),
@@ -457,7 +457,7 @@ mod tests {
         let blocks = Blocks { bits: Bits::Four, len: 32 };
         let codes = Quantized { source: "linear.weight".into(), form: Form::BlockCodes(blocks) };
         assert_eq!(made["linear.weight.q4"], codes);
-        assert_eq!(made["conv.weight.scales"].form, Form::ChannelScales);
+        assert_eq!(made["conv.weight.scales"].form, Form::ChannelScales(WeightBits::Eight));
         assert_eq!(made.len(), 6);
     }
 

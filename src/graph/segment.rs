@@ -131,6 +131,12 @@ impl BoundGraph {
         self.has_integers && (has("MatMulNBits") || !has("MatMulIntegerToFloat"))
     }
 
+    /// Whether it rounds what layers read to integers.
+    pub(crate) fn rounds(&self) -> bool {
+        let mut nodes = self.model.graph.iter().flat_map(|graph| &graph.node);
+        nodes.any(|node| matches!(node.op_type(), "QuantizeLinear" | "DynamicQuantizeLinear"))
+    }
+
     /// How many bytes of integers are repacked where the session may keep copies.
     pub(crate) fn repacked_bytes(&self) -> usize {
         self.model.graph.as_ref().map_or(0, repacked)

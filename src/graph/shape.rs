@@ -273,6 +273,12 @@ pub(super) mod tests {
                     assert_eq!(&described(shapes.get(name).unwrap()), expected, "{}: {name}", graph.name);
                 }
             }
+            let (rounded, made) = graph.compute_in_qdq(None, WeightBits::Eight, &BTreeSet::new()).unwrap();
+            assert!(!made.is_empty(), "{}", graph.name);
+            let shapes = rounded.shapes(inputs).unwrap();
+            for (name, expected) in expected {
+                assert_eq!(&described(shapes.get(name).unwrap()), expected, "{}: {name}", graph.name);
+            }
             // Products of convolutions have other names, and biases are part of products.
             for has_blocks in [false, true] {
                 let how = Int8 { has_blocks, bits: WeightBits::Eight };

@@ -17,14 +17,22 @@ pub enum Compute {
     Int8,
     /// The same in convolutions, and one scale for every 32 numbers in linear layers.
     Int8Fine,
+    /// 8-bit integers with one scale for each output channel and one for what a layer reads, measured when the bundle was made;
+    /// in standard operators, for providers that have kernels for them; see [`crate::graph::qdq`].
+    Qdq,
 }
 
 impl Compute {
-    const ALL: [Self; 2] = [Self::Int8, Self::Int8Fine];
+    const ALL: [Self; 3] = [Self::Int8, Self::Int8Fine, Self::Qdq];
 
-    /// What a graph is made to do.
-    pub(crate) fn of(self, bits: WeightBits) -> Int8 {
-        Int8 { has_blocks: self == Self::Int8Fine, bits }
+    /// What a graph is made to do with the ranges of each run; nothing where ranges are measured before.
+    pub(crate) fn dynamic(self, bits: WeightBits) -> Option<Int8> {
+        let has_blocks = match self {
+            Self::Int8 => false,
+            Self::Int8Fine => true,
+            Self::Qdq => return None,
+        };
+        Some(Int8 { has_blocks, bits })
     }
 }
 
@@ -33,6 +41,7 @@ impl fmt::Display for Compute {
         f.write_str(match self {
             Self::Int8 => "int8",
             Self::Int8Fine => "int8-fine",
+            Self::Qdq => "qdq",
         })
     }
 }
@@ -65,7 +74,7 @@ pub struct ComputeRecord {
     pub max_error: Option<f64>,
     /// By block, the error when no other one computes in integers.
     pub losses: BTreeMap<String, f64>,
-    /// The blocks that stay in floats for the sake of `max_error`.
+    /// The blocks that stay in floats: for the sake of `max_error`, or because they always do in this form.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub floats: Vec<String>,
 }

@@ -68,10 +68,20 @@ pub(super) fn outputs_of(
     options: &SessionOptions,
 ) -> Result<Vec<Vec<Vec<f32>>>, Error> {
     let names: Vec<&str> = part.signature().outputs.iter().map(|binding| &binding.port.name[..]).collect();
+    outputs_of_names(bound, runs, &names, options)
+}
+
+/// The same, of the outputs of these names.
+pub(super) fn outputs_of_names(
+    bound: BoundGraph,
+    runs: &[impl AsRef<[Feed]>],
+    names: &[&str],
+    options: &SessionOptions,
+) -> Result<Vec<Vec<Vec<f32>>>, Error> {
     let mut session = Session::open(bound, options)?;
     let mut run = |feeds: &[Feed]| {
         let inputs: Vec<_> = feeds.iter().map(Feed::input).collect();
-        let outputs = session.compute(&inputs, &names)?;
+        let outputs = session.compute(&inputs, names)?;
         Ok(outputs.into_iter().map(|output| output.data).collect())
     };
     runs.iter().map(|feeds| run(feeds.as_ref())).collect()

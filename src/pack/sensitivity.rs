@@ -5,12 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::ComputeOptions;
 use super::comparison::{outputs_of, relative_error};
+use super::{ComputeOptions, How};
 use crate::engine::SessionOptions;
 use crate::graph::Graph;
-use crate::graph::int8::Int8;
-use crate::manifest::ComputeRecord;
+use crate::manifest::{Compute, ComputeRecord};
 use crate::model::{Model, Part};
 use crate::prompt::Text;
 use crate::stage::feed::Feed;
@@ -37,6 +36,7 @@ pub(super) struct Found {
 pub(super) fn measure(
     model: &Model,
     goal: ComputeOptions,
+    how: How<'_>,
     weights: &Arc<Weights>,
     sources: &BTreeSet<String>,
     integers: &Path,
@@ -56,7 +56,7 @@ pub(super) fn measure(
         part,
         upright: part.graph().upright()?,
         weights: Arc::new(weights.with_file(integers)?),
-        how: goal.how(),
+        how,
         expected: run(part, part.graph().clone(), weights, &feeds, options)?,
         feeds,
         options,
@@ -64,17 +64,21 @@ pub(super) fn measure(
 
     let mut blocks: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
     for source in sources {
-        blocks.entry(block(source)).or_default().insert(source.clone());
+        let group = if goal.form == Compute::Qdq { always_left(source) } else { None };
+        blocks.entry(group.unwrap_or(block(source))).or_default().insert(source.clone());
     }
     let mut losses = BTreeMap::new();
     for (name, own) in &blocks {
         losses.insert((*name).to_owned(), trial.error(&sources.difference(own).cloned().collect())?);
     }
     let mut worst: Vec<&str> = blocks.keys().copied().collect();
-    worst.sort_by(|a, b| losses[*b].total_cmp(&losses[*a]));
+    // Those that are left in any case come first.
+    let is_left = |name: &str| goal.form == Compute::Qdq && ALWAYS_LEFT.iter().any(|(left, _)| *left == name);
+    worst.sort_by(|a, b| is_left(b).cmp(&is_left(a)).then(losses[*b].total_cmp(&losses[*a])));
+    let least = worst.iter().filter(|name| is_left(name)).count();
     let left = |count: usize| worst[..count].iter().flat_map(|name| &blocks[name]).cloned().collect();
-    let mut count = 0;
-    let mut error = trial.error(&left(0))?;
+    let mut count = least;
+    let mut error = trial.error(&left(count))?;
     if let Some(max_error) = goal.max_error {
         let each: Vec<f64> = worst.iter().map(|name| losses[*name]).collect();
         while error > max_error {
@@ -102,6 +106,18 @@ pub(super) fn measure(
         floats: worst[..count].iter().map(|name| (*name).to_owned()).collect(),
     };
     Ok(Found { record, left: left(count) })
+}
+
+/// Layers that static ranges suit badly, and what their weights' names have, as one block each: the second linear layer of
+/// feed-forward networks, which reads a product with long tails and carries the whole loss of linear layers, and the
+/// timestep's layers, which are little work.
+const ALWAYS_LEFT: [(&str, &[&str]); 2] =
+    [("ff.net.2", &["ff.net.2."]), ("time", &["time_embedding.", "time_emb_proj.", "add_embedding."])];
+
+/// The block of a weight that is left in floats in any case.
+fn always_left(weight: &str) -> Option<&'static str> {
+    let found = ALWAYS_LEFT.iter().find(|(_, parts)| parts.iter().any(|part| weight.contains(part)));
+    found.map(|(name, _)| *name)
 }
 
 /// The block of a network that a weight belongs to: its name up to the last number among its first four parts, as in
@@ -138,7 +154,7 @@ struct Trial<'a> {
     upright: Graph,
     /// Those of the source, and their integers.
     weights: Arc<Weights>,
-    how: Int8,
+    how: How<'a>,
     feeds: Vec<Vec<Feed>>,
     /// What the source gives.
     expected: Vec<f32>,
@@ -148,7 +164,7 @@ struct Trial<'a> {
 impl Trial<'_> {
     /// The error when these layers stay in floats.
     fn error(&self, left: &BTreeSet<String>) -> Result<f64, Error> {
-        let (graph, _) = self.upright.compute_in_int8(self.how, left)?;
+        let (graph, _) = self.how.apply(&self.upright, left)?;
         let got = run(self.part, graph, &self.weights, &self.feeds, self.options)?;
         relative_error(&self.expected, &got)
             .map_err(|problem| Error::new(ErrorKind::Numeric, format!("{}: {problem}", self.part.name())))

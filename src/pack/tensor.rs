@@ -9,9 +9,8 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::folder::Failure;
-use super::{Precision, quantizer};
+use super::{How, Precision, quantizer};
 use crate::graph::Graph;
-use crate::graph::int8::{Int8, WeightBits};
 use crate::graph::quantize::{Bits, Columns, Form, Quantized};
 use crate::model::hex;
 use crate::weights::{Dtype, TensorView, Weights};
@@ -39,14 +38,14 @@ pub(super) fn plan<'a>(
     graph: &Graph,
     weights: &'a Weights,
     precision: Option<Precision>,
-    compute: Option<(Int8, &BTreeSet<String>)>,
+    compute: Option<(How, &BTreeSet<String>)>,
 ) -> Result<(Graph, Vec<Packed<'a>>), Error> {
     let upright = graph.upright()?;
     let parameters = upright.parameters().iter();
     let takes_turned: HashMap<&str, bool> =
         parameters.map(|parameter| (parameter.name.as_str(), parameter.is_transposed())).collect();
     let (graph, quantized) = match (compute, precision) {
-        (Some((how, left)), _) => upright.compute_in_int8(how, left)?,
+        (Some((how, left)), _) => how.apply(&upright, left)?,
         (None, Some(Precision::Int8)) => upright.quantize(Bits::Eight)?,
         (None, Some(Precision::Int4)) => upright.quantize(Bits::Four)?,
         (None, _) => (upright.clone(), BTreeMap::new()),
@@ -137,7 +136,7 @@ impl Packed<'_> {
         let recipe =
             format!("{name} {dtype} {shape:?} {} {:?} {is_turned} {form:?}\n", view.dtype(), view.shape());
         hash.update(recipe);
-        if !matches!(form, Some(Form::BlockScales(_) | Form::ChannelScales | Form::ColumnScales(_))) {
+        if !matches!(form, Some(Form::BlockScales(_) | Form::ChannelScales(_) | Form::ColumnScales(_))) {
             hash.update(source);
         }
     }
@@ -174,11 +173,8 @@ impl Packed<'_> {
                         let scales = each.map(|block| quantizer::block_scale(block, blocks.bits));
                         bytes.extend(scales.flat_map(f32::to_le_bytes));
                     }
-                    Form::ChannelCodes => bytes.extend(quantizer::channel_codes(&row, WeightBits::Eight)),
-                    Form::ChannelScales => {
-                        bytes.extend(quantizer::channel_scale(&row, WeightBits::Eight).to_le_bytes());
-                    }
-                    Form::ColumnScales(bits) => {
+                    Form::ChannelCodes(bits) => bytes.extend(quantizer::channel_codes(&row, bits)),
+                    Form::ChannelScales(bits) | Form::ColumnScales(bits) => {
                         bytes.extend(quantizer::channel_scale(&row, bits).to_le_bytes());
                     }
                     Form::ColumnCodes(_) => unreachable!("written above"),
@@ -273,11 +269,13 @@ mod tests {
 
     use super::*;
     use crate::engine::{Session, SessionOptions, TensorRef};
+    use crate::graph::int8::{Int8, WeightBits};
     use crate::graph::proto::{
         self, AttributeProto, Dimension, DimensionValue, GraphProto, ModelProto, NodeProto,
         OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TensorType, TypeProto,
         TypeValue, ValueInfoProto,
     };
+    use crate::graph::qdq::Ranges;
     use crate::noise::{NoiseSource, TorchCpu};
     use crate::weights::Stored;
 
@@ -684,6 +682,24 @@ mod tests {
         (integers.collect(), scales)
     }
 
+    /// A product with the transpose of a layer's weight.
+    fn product(x: &str, name: &str, output: &str) -> NodeProto {
+        let transposed = AttributeProto {
+            name: Some("transB".into()),
+            r#type: Some(proto::INT),
+            i: Some(1),
+            ..Default::default()
+        };
+        NodeProto {
+            op_type: Some("FusedMatMul".into()),
+            domain: Some("com.microsoft".into()),
+            input: vec![x.into(), format!("{name}.weight")],
+            output: vec![output.into()],
+            attribute: vec![transposed],
+            ..Default::default()
+        }
+    }
+
     fn open_parameter(name: &str, shape: &[usize]) -> TensorProto {
         TensorProto {
             name: Some(name.into()),
@@ -717,7 +733,11 @@ mod tests {
         }
 
         /// Computes it with and without integers; the operators that the former has.
-        fn check(self, x: &[f32], dims: &[usize], how: Int8, place: &str) -> Vec<String> {
+        fn check(self, x: &[f32], dims: &[usize], how: How, place: &str) -> Vec<String> {
+            self.check_without(x, dims, how, &BTreeSet::new(), place)
+        }
+
+        fn graph(&self, dims: &[usize]) -> Graph {
             let model = |bits: Vec<NodeProto>| ModelProto {
                 ir_version: Some(9),
                 graph: Some(GraphProto {
@@ -736,9 +756,20 @@ mod tests {
                     .into(),
                 ..Default::default()
             };
-            let graph = Graph::decode("test", &model(self.nodes.clone()).encode_to_vec()).unwrap();
-            let left = BTreeSet::new();
-            let (graph, tensors) = plan(&graph, &self.weights, None, Some((how, &left))).unwrap();
+            Graph::decode("test", &model(self.nodes.clone()).encode_to_vec()).unwrap()
+        }
+
+        /// The same, where layers whose weights are in `left` stay in floats.
+        fn check_without(
+            self,
+            x: &[f32],
+            dims: &[usize],
+            how: How,
+            left: &BTreeSet<String>,
+            place: &str,
+        ) -> Vec<String> {
+            let graph = self.graph(dims);
+            let (graph, tensors) = plan(&graph, &self.weights, None, Some((how, left))).unwrap();
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("w.safetensors");
             let mut file = Vec::new();
@@ -817,7 +848,7 @@ mod tests {
                 network.outputs.push((name.into(), shape.to_vec(), expected));
             }
             let how = Int8 { has_blocks: round % 3 == 0, bits };
-            let operators = network.check(&x, &dims, how, &format!("round {round}, {dims:?}"));
+            let operators = network.check(&x, &dims, How::Dynamic(how), &format!("round {round}, {dims:?}"));
             let count = |op: &str| operators.iter().filter(|name| *name == op).count();
             assert_eq!(count("DynamicQuantizeLinear"), 1, "integers are shared");
             assert_eq!((count("MatMulIntegerToFloat"), count("Conv")), (expected_products, 3));
@@ -837,7 +868,7 @@ mod tests {
             for (index, name) in ["plain", "bias", "read twice", "narrow"].into_iter().enumerate() {
                 let out = if name == "narrow" { 16 } else { 17 + dice.below(20) };
                 let weight = network.add(&format!("{name}.weight"), &[out, dims[2]], 5 * round + index);
-                let product = |x: &[f64], weight: &[f64]| -> Vec<f64> {
+                let products = |x: &[f64], weight: &[f64]| -> Vec<f64> {
                     let row = |x: &[f64]| {
                         let each = weight.chunks(dims[2]);
                         each.map(|w| x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>()).collect::<Vec<_>>()
@@ -845,27 +876,15 @@ mod tests {
                     x.chunks(dims[2]).flat_map(row).collect()
                 };
                 let wide = |values: &[f32]| values.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
-                let floats: Vec<f32> = product(&wide(&x), &wide(&weight)).iter().map(|x| *x as f32).collect();
+                let floats: Vec<f32> =
+                    products(&wide(&x), &wide(&weight)).iter().map(|x| *x as f32).collect();
                 let (codes, scales) = columns(&weight, out, bits.most() as f32);
-                let sums = product(&integers, &codes);
+                let sums = products(&integers, &codes);
                 let scaled =
                     sums.iter().enumerate().map(|(at, x)| (x * f64::from(scales[at % out] * scale)) as f32);
                 let expected: Vec<f32> = if name == "narrow" { floats.clone() } else { scaled.collect() };
                 assert!(name == "narrow" || distance(&floats, &expected) > 1e-3);
-                let transposed = AttributeProto {
-                    name: Some("transB".into()),
-                    r#type: Some(proto::INT),
-                    i: Some(1),
-                    ..Default::default()
-                };
-                network.nodes.push(NodeProto {
-                    op_type: Some("FusedMatMul".into()),
-                    domain: Some("com.microsoft".into()),
-                    input: vec!["x".into(), format!("{name}.weight")],
-                    output: vec![format!("{name}/product")],
-                    attribute: vec![transposed],
-                    ..Default::default()
-                });
+                network.nodes.push(product("x", name, &format!("{name}/product")));
                 let shape = vec![dims[0], dims[1], out];
                 if name != "bias" {
                     network.outputs.push((format!("{name}/product"), shape.clone(), expected.clone()));
@@ -885,10 +904,94 @@ mod tests {
                 }
             }
             let how = Int8 { has_blocks: false, bits };
-            let operators = network.check(&x, &dims, how, &format!("round {round}, {dims:?}"));
+            let operators = network.check(&x, &dims, How::Dynamic(how), &format!("round {round}, {dims:?}"));
             let count = |op: &str| operators.iter().filter(|name| *name == op).count();
             assert_eq!((count("DynamicQuantizeLinear"), count("MatMulIntegerToFloat")), (1, 3));
             assert_eq!((count("Add"), count("FusedMatMul")), (1, 1), "one bias is merged");
         }
+    }
+
+    /// Layers of both kinds that read one value, with a range that cuts some of its numbers off, and one with another range.
+    #[test]
+    fn static_ranges_are_those_of_a_naive_twin() {
+        let mut dice = Dice(21);
+        for round in 0..12 {
+            let bits = [WeightBits::Eight, WeightBits::Seven][round % 2];
+            let dims = [1 + dice.below(2), 17 + dice.below(20), 3 + dice.below(4), 17 + dice.below(20)];
+            let x: Vec<f32> = normal(dims.iter().product(), round as u64).iter().map(|x| x + 0.3).collect();
+            let ranges: Ranges =
+                [("x".to_owned(), [(-1.5, 2.0), (0.5, 2.5), (-2.0, -0.5)][round % 3])].into();
+            let (least, most) = (ranges["x"].0.min(0.0), ranges["x"].1.max(0.0));
+            let scale = (most - least) / 255.0;
+            let zero = (-least / scale).round_ties_even();
+            let rounded = |x: &f32| {
+                f64::from(((x / scale).round_ties_even() + zero).clamp(0.0, 255.0) - zero) * f64::from(scale)
+            };
+            let integers: Vec<f64> = x.iter().map(rounded).collect();
+            let wide = |values: &[f32]| values.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
+            let mut network = Network::default();
+            for (index, name) in ["conv", "linear", "left", "narrow"].into_iter().enumerate() {
+                let out = if name == "narrow" { 16 } else { 17 + dice.below(9) };
+                let conv = Conv { out, ..Conv::random(&mut dice) };
+                let shape = match name {
+                    "conv" => vec![out, dims[1], conv.kernel[0], conv.kernel[1]],
+                    _ => vec![out, dims[3]],
+                };
+                let weight = network.add(&format!("{name}.weight"), &shape, 3 * round + index);
+                let (codes, scales) = columns(&weight, out, bits.most() as f32);
+                let own = weight.len() / out;
+                let codes: Vec<f64> =
+                    codes.iter().enumerate().map(|(at, x)| x * f64::from(scales[at / own])).collect();
+                let is_rounded = ["conv", "linear"].contains(&name);
+                let (x, weight) =
+                    if is_rounded { (integers.clone(), codes) } else { (wide(&x), wide(&weight)) };
+                let (expected, shape) = match name {
+                    "conv" => {
+                        network.nodes.push(conv.node(name, false));
+                        let (sums, shape) = conv.sums(&x, dims, &weight);
+                        (sums, shape.to_vec())
+                    }
+                    _ => {
+                        network.nodes.push(product("x", name, name));
+                        let dot = |row: &[f64], w: &[f64]| row.iter().zip(w).map(|(x, w)| x * w).sum::<f64>();
+                        let rows = x.chunks(dims[3]);
+                        let sums = rows.flat_map(|row| weight.chunks(dims[3]).map(move |w| dot(row, w)));
+                        (sums.collect(), [&dims[..3], &[out]].concat())
+                    }
+                };
+                let expected = expected.into_iter().map(|x| x as f32).collect();
+                network.outputs.push((name.into(), shape, expected));
+            }
+            let how = How::Static { ranges: Some(&ranges), bits };
+            let left = BTreeSet::from(["left.weight".to_owned()]);
+            let operators = network.check_without(&x, &dims, how, &left, &format!("round {round}, {dims:?}"));
+            let count = |op: &str| operators.iter().filter(|name| *name == op).count();
+            // What both layers read is rounded once.
+            assert_eq!((count("QuantizeLinear"), count("DequantizeLinear")), (1, 3));
+        }
+    }
+
+    /// The ranges of what layers read are those of the numbers themselves.
+    #[test]
+    fn ranges_are_outputs() {
+        let (dims, x) = ([2, 3, 20], normal(120, 5));
+        let mut network = Network::default();
+        network.add("a.weight", &[18, 20], 1);
+        network.add("narrow.weight", &[16, 18], 2);
+        for (x, name) in [("x", "a"), ("a", "narrow")] {
+            network.nodes.push(product(x, name, name));
+        }
+        network.outputs.push(("narrow".into(), vec![2, 3, 16], Vec::new()));
+        let graph = network.graph(&dims);
+        let values = graph.values_to_range();
+        assert_eq!(values, BTreeSet::from(["x".to_owned()]), "narrow layers stay in floats");
+        let (observed, names) = graph.with_ranges_as_outputs(&values).unwrap();
+        let bound = observed.bind(Arc::new(network.weights)).unwrap();
+        let mut session = Session::open(bound, &SessionOptions::new(NonZeroUsize::MIN)).unwrap();
+        let names = names["x"].each_ref().map(String::as_str);
+        let found = session.compute(&[("x", TensorRef::new(&dims, &x[..]))], &names).unwrap();
+        let expected = [f32::INFINITY, f32::NEG_INFINITY];
+        let expected = x.iter().fold(expected, |[least, most], x| [least.min(*x), most.max(*x)]);
+        assert_eq!([found[0].data[0], found[1].data[0]], expected);
     }
 }

@@ -24,6 +24,8 @@ pub(crate) const PROMPTS: [&str; 3] = [
 /// The longest side of latents where a graph takes any: enough for thousands of numbers, and a VAE's gigabytes at larger
 /// ones would ask for more memory than all of packing.
 const MOST_CELLS: usize = 32;
+/// The seed of what else a U-Net sees than the latents that it is given.
+const SEED_BESIDE: u64 = 7;
 /// How many tokens a U-Net is told of that takes any number, where no text is given.
 const TOKENS: usize = 24;
 
@@ -95,6 +97,41 @@ fn text_feeds(encoder: &TextEncoderPart, seed: u64) -> Result<Vec<Feed>, Error> 
 /// Noise in the middle of the curve, and the prompt. What else a U-Net takes is of its size and kind, if not what a
 /// image would need.
 fn unet_feeds(part: &Part, manifest: &Manifest, text: &TextStates, seed: u64) -> Result<Vec<Feed>, Error> {
+    let timestep = manifest.noise.middle_timestep();
+    feeds_of_unet(part, manifest, text, seed, |count| noise(count, seed), timestep)
+}
+
+/// The same with latents of [`size`] as the U-Net takes them, one image, at a timestep.
+pub(crate) fn unet_feeds_at(
+    part: &Part,
+    manifest: &Manifest,
+    text: &TextStates,
+    latents: &[f64],
+    timestep: f64,
+) -> Result<Vec<Feed>, Error> {
+    // Channels beside the latents, which some U-Nets take, are noise.
+    let given = |count: usize| {
+        let beside = noise(count.saturating_sub(latents.len()), SEED_BESIDE);
+        let image: Vec<f64> = latents.iter().copied().chain(beside).collect();
+        image.into_iter().cycle().take(count).collect()
+    };
+    feeds_of_unet(part, manifest, text, SEED_BESIDE, given, timestep)
+}
+
+/// The size of images whose latents [`unet_feeds_at`] takes.
+pub(crate) fn size(part: &Part, manifest: &Manifest) -> Result<PixelSize, Error> {
+    let latents = part.signature().input(Role::Latents).expect("no signature without latents");
+    Ok(sizes(latents, manifest)?.1)
+}
+
+fn feeds_of_unet(
+    part: &Part,
+    manifest: &Manifest,
+    text: &TextStates,
+    seed: u64,
+    noisy: impl Fn(usize) -> Vec<f64>,
+    timestep: f64,
+) -> Result<Vec<Feed>, Error> {
     let signature = part.signature();
     let latents = signature.input(Role::Latents).expect("no signature without latents");
     let (shape, size) = sizes(latents, manifest)?;
@@ -114,7 +151,7 @@ fn unet_feeds(part: &Part, manifest: &Manifest, text: &TextStates, seed: u64) ->
                 let channels = fixed(1).unwrap_or(shape.channels);
                 let dims = vec![batch, channels, shape.height_cells, shape.width_cells];
                 let count = dims.iter().product();
-                (dims, noise(count, seed))
+                (dims, noisy(count))
             }
             Role::ControlHint => {
                 let dims = residual_shape(port, 1, shape);
@@ -126,7 +163,7 @@ fn unet_feeds(part: &Part, manifest: &Manifest, text: &TextStates, seed: u64) ->
                 let count = dims.iter().product();
                 (dims, noise(count, seed))
             }
-            Role::Timestep => (timestep_shape(port, batch), vec![manifest.noise.middle_timestep(); batch]),
+            Role::Timestep => (timestep_shape(port, batch), vec![timestep; batch]),
             Role::States => (vec![batch, tokens, width], tiled(&text.states)),
             Role::Pooled => {
                 let pooled = text.pooled.as_deref().unwrap_or_default();

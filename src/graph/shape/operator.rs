@@ -107,6 +107,10 @@ pub(super) fn apply(node: &NodeProto, operands: &[Option<&Tensor>]) -> Rule {
         "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" | "ReduceProd" | "ReduceL2"
         | "ReduceSumSquare" => op.reduce(),
         "ArgMax" | "ArgMin" => op.arg_max(),
+        "QuantizeLinear" => {
+            let dtype = op.get(2).map_or(Dtype::U8, |zero| zero.dtype);
+            one(dtype, op.get(0)?.shape.clone())
+        }
         "DequantizeLinear" => {
             op.get(0)?;
             one(op.get(1)?.dtype, op.get(0)?.shape.clone())
