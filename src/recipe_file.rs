@@ -78,14 +78,14 @@ pub fn open(
             }
             _ => (lora, *strength),
         });
-        additions.push(added((file, name, note), &path, true)?);
+        additions.push(added(file, name, note, &path, true)?);
     }
     for file in &mut recipe.embedding {
         let path = path_of("embedding", file)?.to_owned();
         let words = Embedding::open(&path)?;
         words_of_embeddings.extend(words.iter().map(|word| word.trigger().to_owned()));
         opened_embeddings.extend(words);
-        additions.push(added((file, name, note), &path, false)?);
+        additions.push(added(file, name, note, &path, false)?);
     }
     if !opened_loras.is_empty() {
         for Adapted { component, tensors, unused, .. } in model.add_loras(opened_loras)? {
@@ -119,20 +119,22 @@ pub fn open_images(
     note: &mut dyn FnMut(String),
 ) -> Result<(), Error> {
     if let Some(init) = &mut recipe.init {
-        open_image(("init", name, note), init)?;
+        open_image("init", name, note, init)?;
     }
     if let Some(mask) = &mut recipe.mask {
-        open_image(("mask", name, note), mask)?;
+        open_image("mask", name, note, mask)?;
     }
     for control in &mut recipe.control {
-        open_image(("control", name, note), &mut control.image)?;
+        open_image("control", name, note, &mut control.image)?;
     }
     Ok(())
 }
 
 /// Opens the file of an image. One that a receipt names by its hash has it, or this is noted.
 fn open_image<T>(
-    (setting, name, note): (&str, &dyn Fn(&str) -> String, &mut dyn FnMut(String)),
+    setting: &str,
+    name: &dyn Fn(&str) -> String,
+    note: &mut dyn FnMut(String),
     image: &mut Image<T>,
 ) -> Result<(), Error>
 where
@@ -171,7 +173,9 @@ fn path_of<'a>(setting: &str, file: &'a NamedFile) -> Result<&'a Path, Error> {
 
 /// Notes the hash of a file that was read.
 fn added(
-    (file, name, note): (&mut NamedFile, &dyn Fn(&str) -> String, &mut dyn FnMut(String)),
+    file: &mut NamedFile,
+    name: &dyn Fn(&str) -> String,
+    note: &mut dyn FnMut(String),
     path: &Path,
     is_lora: bool,
 ) -> Result<Addition, Error> {

@@ -38,8 +38,8 @@ pub(super) fn give<T: Handle>(value: T) -> *mut T::Opaque {
 /// `'a`: the caller frees it after the call.
 pub(super) unsafe fn borrow<'a, T: Handle>(handle: *const T::Opaque) -> Result<&'a T, Error> {
     let marked: *const Marked<T> = handle.cast();
-    // SAFETY: as the caller promises; the mark is the first field of every handle.
     let is_one = marked.is_aligned() && !marked.is_null() && {
+        // SAFETY: as the caller promises; the mark is the first field of every handle.
         let mark = unsafe { &*marked.cast::<AtomicU64>() };
         mark.load(Ordering::Relaxed) == T::MARK
     };

@@ -229,8 +229,8 @@ pub unsafe extern "C" fn calotype_pipeline_step(
                 true => None,
                 false => Some(check_out("progress", progress)?),
             };
-            let progress = state.run(|run| Run::step(run))??;
-            out.into_iter().for_each(|out| write(out, &progress_of(progress)));
+            let progress = state.run(|run| Run::step(run).map(progress_of))??;
+            out.into_iter().for_each(|out| write(out, &progress));
         }
         Ok(())
     })
@@ -464,9 +464,9 @@ impl State {
     /// # Safety
     /// The texts of the options are NULL, or end with a zero byte.
     unsafe fn open(options: &calotype_options) -> Result<Self, Error> {
-        // SAFETY: as the caller promises.
         let optional = |name, given: *const c_char| match given.is_null() {
             true => Ok(None),
+            // SAFETY: as the caller promises.
             false => unsafe { path(name, given) }.map(Some),
         };
         let notes = Notes { on_note: options.on_note, user: options.user };
