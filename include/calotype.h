@@ -352,7 +352,8 @@ int calotype_image_receipt(const struct calotype_image *image,
 
 /**
  * Writes it with its receipt: PNG, JPEG (.jpg) or WebP (.webp) by the extension, PNG without one. The file is there whole or not at all,
- * whatever happens meanwhile; what was there before stays until then.
+ * whatever happens meanwhile; what was there before stays until then. A folder or a device is refused, and a receipt that is too long
+ * for the format.
  */
 int calotype_image_write(const struct calotype_image *image,
                          const char *file,

@@ -1,7 +1,8 @@
 //! Finished images of the C library, with their receipts.
 
 use std::ffi::{CStr, CString, c_char, c_int};
-use std::io::{BufWriter, Write};
+use std::fs;
+use std::io::{self, BufWriter, Write};
 
 use image::RgbImage;
 
@@ -68,7 +69,8 @@ pub unsafe extern "C" fn calotype_image_receipt(
 }
 
 /// Writes it with its receipt: PNG, JPEG (.jpg) or WebP (.webp) by the extension, PNG without one. The file is there whole or not at all,
-/// whatever happens meanwhile; what was there before stays until then.
+/// whatever happens meanwhile; what was there before stays until then. A folder or a device is refused, and a receipt that is too long
+/// for the format.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn calotype_image_write(
     image: *const calotype_image,
@@ -79,18 +81,25 @@ pub unsafe extern "C" fn calotype_image_write(
         // SAFETY: the caller's pointers, which are checked as far as can be.
         let (finished, file) = unsafe { (borrow::<Finished>(image)?, path("file", file)?) };
         let format = OutputFormat::of_path(&file)?;
+        let refuse = |problem: &str| {
+            Error::new(ErrorKind::Output, format!("{}: {problem}", file.display())).in_file(&file)
+        };
+        // A device would be replaced by a file.
+        if fs::metadata(&file).is_ok_and(|found| !found.is_file()) {
+            return Err(refuse("expected a file, got a folder or a device"));
+        }
         let Finished { image, parameters, receipt } = finished;
         let json = text_of(receipt)?;
         let written = replace(&follow(&file), |out| {
             let mut out = BufWriter::new(out);
-            encode(image, format, Some(RecipeText { parameters, json }), &mut out)?;
-            out.flush()
+            match encode(image, format, Some(RecipeText { parameters, json }), &mut out)? {
+                Some(left_out) => {
+                    Err(io::Error::other(format!("{left_out} is too long for this format; use PNG")))
+                }
+                None => out.flush(),
+            }
         });
-        written.map_err(|error| {
-            Error::new(ErrorKind::Output, format!("{}: the image could not be written", file.display()))
-                .source(error)
-                .in_file(&file)
-        })
+        written.map_err(|error| refuse("the image could not be written").source(error))
     })
 }
 

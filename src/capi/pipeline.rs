@@ -18,7 +18,7 @@ use super::option::{
 };
 use super::status::{calotype_error, guard, setting};
 use crate::engine::{self, Cancel, Library, SessionOptions};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, shortened};
 use crate::model::Model;
 use crate::pipeline::{Options, Output, Pipeline, Progress, Run};
 use crate::plan::{Budget, Plan};
@@ -28,6 +28,9 @@ use crate::recipe::{Receipt, Recipe};
 use crate::recipe_file::{self, open_images};
 use crate::request::Request;
 use crate::tensor::LatentShape;
+
+/// More threads than any one device has cores.
+const MAX_THREADS: u32 = 1024;
 
 /// An opened model, and one run at a time. Any thread may use it, one at a time: a second call, from another thread or a callback, is
 /// answered with CALOTYPE_USAGE. calotype_pipeline_cancel alone may be called while another call runs.
@@ -81,7 +84,7 @@ unsafe impl Send for Notes {}
 impl Notes {
     fn say(self, line: &str) {
         let Some(on_note) = self.on_note else { return };
-        let line = CString::new(line.replace('\0', "\\0")).unwrap_or_default();
+        let line = CString::new(shortened(line).replace('\0', "\\0")).unwrap_or_default();
         // SAFETY: the caller's function, with the pointer that was given for it.
         unsafe { on_note(self.user, line.as_ptr()) };
     }
@@ -475,6 +478,9 @@ impl State {
         if !options.provider.is_null() {
             // SAFETY: as the caller promises.
             session.providers = unsafe { text("provider", options.provider) }?.parse()?;
+        }
+        if options.threads > MAX_THREADS {
+            return Err(usage(format!("threads: expected 0 to {MAX_THREADS}, got {}", options.threads)));
         }
         if let Some(threads) = NonZeroUsize::new(options.threads as usize) {
             session.threads = threads;

@@ -2,11 +2,13 @@
  * What the header promises, tried from C: `run.sh` compiles it under the address and undefined-behaviour sanitizers.
  * The argument is a folder to write to.
  */
+#define _POSIX_C_SOURCE 200809L
 #include <calotype.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #define CHECK(condition)                                                                                               \
     do {                                                                                                               \
@@ -95,6 +97,8 @@ static void opening(void)
     CHECK(failed_with(calotype_pipeline_open(&options, &pipeline, &error), CALOTYPE_USAGE, "expected fields of a model"));
     options = (calotype_options){ .size = sizeof options, .recipe = "{\"version\": 1, \"lora\": [\"/no/lora\"]}" };
     CHECK(failed_with(calotype_pipeline_open(&options, &pipeline, &error), CALOTYPE_MODEL, "/no/lora"));
+    options = (calotype_options){ .size = sizeof options, .threads = 1025 };
+    CHECK(failed_with(calotype_pipeline_open(&options, &pipeline, &error), CALOTYPE_USAGE, "threads: expected 0 to 1024, got 1025"));
     options = (calotype_options){ .size = sizeof options, .provider = "abacus" };
     CHECK(failed_with(calotype_pipeline_open(&options, &pipeline, &error), CALOTYPE_USAGE, "abacus"));
     CHECK(pipeline == NULL);
@@ -429,6 +433,13 @@ static void images(calotype_pipeline *pipeline, const calotype_image *apple, con
     CHECK(failed_with(calotype_image_write(apple, path, &error), CALOTYPE_OUTPUT, "the image could not be written"));
     snprintf(path, sizeof path, "%s/apple.gif", folder);
     CHECK(failed_with(calotype_image_write(apple, path, &error), CALOTYPE_USAGE, "gif"));
+
+    CHECK(failed_with(calotype_image_write(apple, folder, &error), CALOTYPE_OUTPUT, "expected a file, got a folder"));
+    struct stat status;
+    snprintf(path, sizeof path, "%s/device.png", folder);
+    CHECK(mkfifo(path, 0600) == 0);
+    CHECK(failed_with(calotype_image_write(apple, path, &error), CALOTYPE_OUTPUT, "expected a file, got a folder or a device"));
+    CHECK(stat(path, &status) == 0 && S_ISFIFO(status.st_mode));
 
     calotype_pipeline *other = opened((calotype_options){ 0 });
     calotype_image *image = generated(other, APPLE);

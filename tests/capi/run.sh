@@ -9,23 +9,24 @@ library=$1
 work=$(mktemp -d "$2/capi-XXXXXX")
 trap 'rm -rf "$work"' EXIT
 flags=(-std=c11 -Wall -Wextra -Werror -pedantic -g -Iinclude)
-sanitizers=(-fsanitize=address,undefined -fno-sanitize-recover=all)
+address=(-fsanitize=address)
+undefined=(-fsanitize=undefined -fno-sanitize-recover=all)
 # What ONNX Runtime keeps until the process ends.
 echo "leak:libonnxruntime" > "$work/leaks.txt"
 export LSAN_OPTIONS="suppressions=$work/leaks.txt:print_suppressions=0"
 
 echo 'int main(void) { return 0; }' > "$work/empty.c"
-if ! "${CC:-cc}" "${sanitizers[@]}" "$work/empty.c" -o "$work/empty"; then
-    echo "without sanitizers: this compiler has none"
-    sanitizers=()
+if ! "${CC:-cc}" "${address[@]}" "${undefined[@]}" "$work/empty.c" -o "$work/empty"; then
+    echo "left out: the sanitizers, which this compiler does not have"
+    address=() undefined=()
 fi
 compile() {
     "${CC:-cc}" "${flags[@]}" "$@" -L"$library" -lcalotype_c -Wl,-rpath,"$library" -pthread
 }
-compile tests/capi/behaviour.c "${sanitizers[@]}" -o "$work/behaviour"
-compile examples/c/generate.c "${sanitizers[@]}" -o "$work/generate"
+compile tests/capi/behaviour.c "${address[@]}" "${undefined[@]}" -o "$work/behaviour"
+compile examples/c/generate.c "${address[@]}" "${undefined[@]}" -o "$work/generate"
 # The address sanitizer takes more memory than the budget of an appliance.
-compile examples/firmware/appliance.c "${sanitizers[@]/address,/}" -o "$work/appliance"
+compile examples/firmware/appliance.c "${undefined[@]}" -o "$work/appliance"
 # The header is C++ as well.
 echo '#include "calotype.h"' | "${CC:-cc}" -x c++ -Wall -Wextra -Werror -Iinclude -fsyntax-only -
 
@@ -48,10 +49,15 @@ pipe() {
     exec 5<> "$1"
     head -c $((65536 - $2)) /dev/zero >&5
 }
-# Waits until a folder has a snapshot of an image.
+# Waits until a folder has a snapshot of an image, for a minute.
 snapshot_of() {
+    local end=$((SECONDS + 60))
     until [ "$(od -An -tu8 -N8 "$1/run" 2> /dev/null | tr -d ' ')" = "$2" ] && [ "$(stat -c %s "$1/run")" -gt 16 ]; do
-        kill -0 "$3"
+        if [ "$SECONDS" -gt "$end" ] || ! kill -0 "$3"; then
+            echo "no snapshot of image $2"
+            kill -9 "$3"
+            return 1
+        fi
         sleep 0.05
     done
 }
