@@ -171,7 +171,9 @@ fn the_manual_has_the_layers() {
     }
 }
 
-/// The header of the C library is that of the source; every function of it catches panics and says how it ends.
+/// The header of the C library is that of the source.
+// What writes it is not built for the tests under emulation.
+#[cfg(not(all(target_arch = "aarch64", target_os = "linux")))]
 #[test]
 fn the_header_is_that_of_the_source() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -194,6 +196,13 @@ fn the_header_is_that_of_the_source() {
         "include/calotype.h: expected that of src/capi; WRITE_HEADER=1 cargo test --test architecture header"
     );
 
+    let functions = written.matches("(").count();
+    assert!(functions > 20 && !written.contains("Safety"), "{written}");
+}
+
+/// Every function of the C library catches panics, and has a name of its form.
+#[test]
+fn no_panic_reaches_c() {
     none_breaks(unguarded);
     breaks(unguarded, "capi/image.rs", "pub extern \"C\" fn calotype_image_x(\n) -> c_int {\n    0\n}");
     breaks(
@@ -201,8 +210,6 @@ fn the_header_is_that_of_the_source() {
         "capi/image.rs",
         "pub unsafe extern \"C\" fn image_free() {\n    guard(error, || {})\n}",
     );
-    let functions = written.matches("(").count();
-    assert!(functions > 20 && !written.contains("Safety"), "{written}");
 }
 
 /// An entry point of the C library with a name of another form, or that a panic could leave.

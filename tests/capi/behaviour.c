@@ -24,6 +24,17 @@
 #define LONG "{\"version\": 1, \"prompt\": \"a red apple\", \"seed\": 7, \"size\": \"64x64\", \"steps\": 1000}"
 #define LARGE "{\"version\": 1, \"prompt\": \"a red apple\", \"seed\": 7, \"size\": \"128x128\", \"steps\": 1}"
 
+#if UINTPTR_MAX == UINT64_MAX
+/* What programs were compiled with. A structure may grow at its end: then its first size stays here, as what is still accepted. */
+_Static_assert(sizeof(calotype_error) == 2320 && offsetof(calotype_error, help) == 1804, "calotype_error has changed");
+_Static_assert(sizeof(calotype_options) == 80 && offsetof(calotype_options, user) == 72, "calotype_options has changed");
+_Static_assert(sizeof(calotype_callbacks) == 32 && offsetof(calotype_callbacks, snapshot_every) == 28,
+               "calotype_callbacks has changed");
+_Static_assert(sizeof(calotype_progress) == 40 && sizeof(calotype_pixels) == 32 && sizeof(calotype_latents) == 32 &&
+                   sizeof(calotype_plan) == 32,
+               "a structure has changed");
+#endif
+
 static calotype_error error = { .size = sizeof error };
 
 static int failed_with(int status, int expected, const char *text)
