@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The C library, from C: `tests/capi/run.sh FOLDER_OF_THE_LIBRARY WORK_FOLDER`. The library is target/debug/examples after
+# The C library, from C: `tests/capi/run.sh FOLDER_OF_THE_LIBRARY`. The library is target/debug/examples after
 # `cargo build --features server,capi --example calotype_c`. Everything is compiled under the address and undefined-behaviour
 # sanitizers, where the compiler has them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-library=$1
-work=$(mktemp -d "$2/capi-XXXXXX")
+library=$(realpath "$1")
+work=$(mktemp -d -t capi-XXXXXX)
 trap 'rm -rf "$work"' EXIT
 flags=(-std=c11 -Wall -Wextra -Werror -pedantic -g -Iinclude)
 address=(-fsanitize=address)
