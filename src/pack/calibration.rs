@@ -1,6 +1,7 @@
 //! Calibration: the ranges of what a U-Net's layers read, over all steps of seeded images. It has one session open at a time.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::comparison::outputs_of_names;
@@ -8,7 +9,7 @@ use crate::Error;
 use crate::engine::SessionOptions;
 use crate::graph::qdq::Ranges;
 use crate::model::Model;
-use crate::pipeline::{Options, Pipeline, TextStates};
+use crate::pipeline::{Options, Pipeline, Run, TextStates};
 use crate::prompt::Text;
 use crate::recipe::Recipe;
 use crate::schedule::Step;
@@ -70,16 +71,25 @@ fn feeds(model: &Model, options: &SessionOptions) -> Result<Vec<Vec<Feed>>, Erro
         let request = pipeline.request(recipe)?;
         let texts = [*prompt, ""].map(|text| pipeline.encode(&Text::literal(text)?));
         let texts: Vec<TextStates> = texts.into_iter().collect::<Result<_, Error>>()?;
-        let mut run = pipeline.begin(&request)?;
-        while !run.is_done() {
-            let Step { from: sigma, timestep, .. } = request.schedule.steps()[run.progress().done];
-            let scale = manifest.prediction.input_scale(sigma);
+        let mut note = |run: &Run| -> Result<(), Error> {
+            let Some(Step { from, timestep, .. }) = request.schedule.steps().get(run.progress().done) else {
+                return Ok(());
+            };
+            let scale = manifest.prediction.input_scale(*from);
             let latents = run.latents().iter().map(|&x| f64::from(x) * scale).collect::<Vec<_>>();
             for text in &texts {
-                feeds.push(seeded::unet_feeds_at(part, manifest, text, &latents, timestep)?);
+                feeds.push(seeded::unet_feeds_at(part, manifest, text, &latents, *timestep)?);
             }
-            run.step()?;
-        }
+            Ok(())
+        };
+        let mut run = pipeline.begin(&request)?;
+        let mut noted = note(&run);
+        let ended = run.steps(|run| {
+            noted = note(run);
+            if noted.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        noted?;
+        ended?;
     }
     Ok(feeds)
 }
