@@ -424,7 +424,9 @@ impl Session {
         let mut precisions =
             providers.iter().map(|(provider, found)| Precision::of(&found.canonical, provider));
         let is_half = inputs.iter().chain(&outputs).any(|port| port.dtype == Dtype::F16);
-        if is_half || rounds || precisions.any(|precision| precision == Precision::Reduced) {
+        if rounds {
+            placement.precision = Precision::Integers;
+        } else if is_half || precisions.any(|precision| precision == Precision::Reduced) {
             placement.precision = Precision::Reduced;
         }
         placement.providers = providers.into_iter().map(|(provider, _)| provider).collect();

@@ -575,6 +575,8 @@ pub enum Precision {
     Full,
     /// 11, of 16-bit floats or of tensor cores that round 32-bit ones, or 8, of bfloat16.
     Reduced,
+    /// 8, of integers to which a graph rounds what layers read.
+    Integers,
 }
 
 impl Precision {

@@ -101,6 +101,8 @@ pub(crate) fn limit(precision: Precision) -> f64 {
     match precision {
         Precision::Full => 1e-3,
         Precision::Reduced => 2e-2,
+        // In bfloat16 the built-in model's U-Net with measured ranges is 2.4e-2 off: other sums are rounded to other integers.
+        Precision::Integers => 5e-2,
     }
 }
 
