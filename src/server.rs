@@ -18,6 +18,7 @@ mod queue;
 mod reply;
 mod room;
 mod supervisor;
+mod units;
 mod watch;
 mod worker;
 
@@ -275,7 +276,7 @@ impl App {
 
     /// Checks a job and puts it into the queue.
     async fn submit(self: &Arc<Self>, submission: Submission) -> Result<Arc<Job>, Problem> {
-        let Submission { model, recipe, count, channel, mut warnings } = submission;
+        let Submission { model, mut recipe, count, channel, mut warnings } = submission;
         if let Some(fixed) = &self.config.fixed_prompts
             && !fixed.contains(&recipe.prompt)
         {
@@ -285,6 +286,8 @@ impl App {
         if !(1..=limit::IMAGES).contains(&count) {
             return Err(Problem::field("n", format!("expected 1 to {} images, got {count}", limit::IMAGES)));
         }
+        let Recipe { control, control_model, .. } = &mut recipe;
+        control_model.retain(|model| control.iter().any(|image| image.kind == model.kind));
         let served = &self.models[model];
         for mention in mentions(&recipe.prompt) {
             if let Mention::Lora { name, .. } = mention

@@ -19,19 +19,34 @@ pub(super) struct Control {
     /// `annotate=canny,100,200` makes the edges of an ordinary image (the thresholds of OpenCV).
     #[arg(long, value_name = "KIND=IMAGE[:..]")]
     control: Vec<String>,
+    #[command(flatten)]
+    models: ControlModels,
+}
+
+/// Control networks.
+#[derive(Args, Default)]
+pub(super) struct ControlModels {
     /// A ControlNet, as in `canny=control_v11p_sd15_canny.safetensors`: a diffusers folder or a file; repeatable. Use one of the
     /// model's family.
     #[arg(long, value_name = "KIND=FILE")]
     control_model: Vec<String>,
 }
 
-impl Control {
+impl ControlModels {
     /// Sets in a recipe what was typed.
     pub(super) fn apply(&self, recipe: &mut Recipe) -> Result<(), Error> {
         if !self.control_model.is_empty() {
             recipe.control_model =
                 self.control_model.iter().map(|typed| model(typed)).collect::<Result<_, _>>()?;
         }
+        Ok(())
+    }
+}
+
+impl Control {
+    /// Sets in a recipe what was typed.
+    pub(super) fn apply(&self, recipe: &mut Recipe) -> Result<(), Error> {
+        self.models.apply(recipe)?;
         if !self.control.is_empty() {
             recipe.control = self.control.iter().map(|typed| image(typed)).collect::<Result<_, _>>()?;
         }

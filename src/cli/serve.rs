@@ -14,6 +14,7 @@ use calotype::{Error, ErrorKind};
 use clap::value_parser;
 use serde_json::json;
 
+use super::control::ControlModels;
 use super::interrupt::Heeded;
 use super::mention::Mentioned;
 use super::open::{Additions, Components, open};
@@ -76,6 +77,8 @@ pub(super) struct Flags {
     #[command(flatten)]
     additions: Additions,
     #[command(flatten)]
+    control_models: ControlModels,
+    #[command(flatten)]
     pub(super) common: Common,
 }
 
@@ -134,6 +137,7 @@ impl Flags {
             let mut recipe = Recipe { model: path.map(NamedFile::from), ..Recipe::default() };
             self.components.apply(&mut recipe);
             self.additions.apply(&mut recipe)?;
+            self.control_models.apply(&mut recipe)?;
             let (mut model, mut recipe, additions) = open(recipe, &Mentioned::default())?;
             self.preview_decoder.give_to(&mut model)?;
             let name = name.flatten().unwrap_or_else(|| model.manifest().name.clone());

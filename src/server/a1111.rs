@@ -18,7 +18,7 @@ use super::fields::Fields;
 use super::jobs::seconds_left;
 use super::queue::{Job, State as JobState};
 use super::reply::{Problem, Waiting, Whole, base64, file, json_body, plain_base64, when_done};
-use super::{App, Served, Submission, blocking};
+use super::{App, Served, Submission, blocking, units};
 use crate::image_file::{Init, Mask, OutputFormat, Resize, Texts};
 use crate::memory;
 use crate::recipe::{Hires, HiresUpscaler, Image, Recipe, parameters};
@@ -65,8 +65,8 @@ pub(super) fn routes() -> Router<Arc<App>> {
         .route("/sdapi/v1/refresh-checkpoints", post(async || json_body(&Value::Null)))
         .route("/sdapi/v1/refresh-loras", post(async || json_body(&Value::Null)))
         .route("/sdapi/v1/refresh-vae", post(async || json_body(&Value::Null)))
-        .route("/controlnet/model_list", list(|| json!({ "model_list": [] })))
-        .route("/controlnet/module_list", list(|| json!({ "module_list": ["none"] })))
+        .route("/controlnet/model_list", get(control_models))
+        .route("/controlnet/module_list", list(|| json!({ "module_list": units::MODULES })))
         .route("/controlnet/version", list(|| json!({ "version": 3 })))
 }
 
@@ -145,7 +145,8 @@ impl Asked {
             false => second_pass(&mut fields, &mut recipe, &mut warnings)?,
         }
         if let Some((_, Value::Object(scripts))) = fields.take(&["alwayson_scripts"]) {
-            scripts_warnings(&scripts, &mut warnings);
+            let kinds = &app.models[model].model.manifest().controls;
+            read_scripts(&scripts, kinds, &mut recipe, &mut warnings)?;
         }
         without_effect(&mut fields);
         warnings.extend(fields.rest());
@@ -230,10 +231,20 @@ fn second_pass(fields: &mut Fields, recipe: &mut Recipe, warnings: &mut Vec<Stri
     Ok(())
 }
 
-/// What extensions were asked for and are not there. One that is disabled, as ADetailer's `[false]`, asks for nothing.
-fn scripts_warnings(scripts: &Map<String, Value>, warnings: &mut Vec<String>) {
+/// ControlNet units, and what other extensions were asked for, which are not there. One that is disabled, as ADetailer's `[false]`,
+/// asks for nothing.
+fn read_scripts(
+    scripts: &Map<String, Value>,
+    kinds: &[String],
+    recipe: &mut Recipe,
+    warnings: &mut Vec<String>,
+) -> Result<(), Problem> {
     for (name, script) in scripts {
         let units = script.get("args").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        if name.eq_ignore_ascii_case(units::NAME) {
+            units::read(units, kinds, recipe, warnings)?;
+            continue;
+        }
         let asks = |unit: &Value| match unit {
             Value::Bool(is_on) => *is_on,
             Value::Object(unit) => unit.get("enabled") != Some(&Value::Bool(false)),
@@ -243,6 +254,13 @@ fn scripts_warnings(scripts: &Map<String, Value>, warnings: &mut Vec<String>) {
             warnings.push(format!("alwayson_scripts: {name}: not supported; not used"));
         }
     }
+    Ok(())
+}
+
+/// The kinds of the control networks of the model that requests get.
+async fn control_models(State(app): State<Arc<App>>) -> Response {
+    let controls = app.model(None).map(|model| app.models[model].model.manifest().controls.clone());
+    json_body(&json!({ "model_list": controls.unwrap_or_default() })).into_response()
 }
 
 /// What clients always send and what changes nothing here, or is the default anyway.

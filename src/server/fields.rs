@@ -30,10 +30,15 @@ impl Fields {
         let value =
             read.and_then(|json| serde_json::from_slice::<Value>(&json).map_err(|error| error.to_string()));
         match value {
-            Ok(Value::Object(values)) => Ok(Self { values, files: Vec::new(), warnings: Vec::new() }),
+            Ok(Value::Object(values)) => Ok(Self::of(values)),
             Ok(_) => Err(Problem::field("body", "expected a JSON object, got another value")),
             Err(error) => Err(Problem::field("body", format!("expected JSON: {error}"))),
         }
+    }
+
+    /// Those of an object.
+    pub(super) fn of(values: Map<String, Value>) -> Self {
+        Self { values, files: Vec::new(), warnings: Vec::new() }
     }
 
     /// Those of a form.
@@ -53,6 +58,17 @@ impl Fields {
             }
         }
         found
+    }
+
+    /// The same of a value that is like this; another stays.
+    pub(super) fn take_if(&mut self, names: &[&str], is_so: fn(&Value) -> bool) -> Option<(String, Value)> {
+        let name = names.iter().find(|name| self.values.get(**name).is_some_and(is_so))?;
+        self.values.remove_entry(*name)
+    }
+
+    /// Another value for a field.
+    pub(super) fn put(&mut self, name: &str, value: Option<Value>) {
+        self.values.insert(name.to_owned(), value.unwrap_or_default());
     }
 
     pub(super) fn text(&mut self, names: &[&str]) -> Result<Option<String>, Problem> {

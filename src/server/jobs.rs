@@ -8,7 +8,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::fields::{Fields, checked_prompt};
 use super::openai::seconds;
@@ -18,7 +18,7 @@ use super::reply::{Events, Problem, Whole, file, json_body, plain_base64};
 use super::{App, Submission, blocking, limit};
 use crate::image_file::OutputFormat;
 use crate::provenance::pixels_sha256;
-use crate::recipe::{Image, Recipe};
+use crate::recipe::{ControlImage, Image, Recipe};
 
 pub(super) fn routes() -> Router<Arc<App>> {
     Router::new()
@@ -77,6 +77,7 @@ fn read(app: &App, mut fields: Fields) -> Result<Submission, Problem> {
     if let Some(mask) = fields.image(&["mask"])? {
         recipe.mask = Some(Image::from(mask));
     }
+    recipe.control = controls(&mut fields)?;
     let channel = fields.text(&["channel"])?;
     if let Some(name) = &channel
         && !is_channel(name)
@@ -86,6 +87,32 @@ fn read(app: &App, mut fields: Fields) -> Result<Submission, Problem> {
     }
     let count = fields.number(&["count"])?.unwrap_or(1);
     Ok(Submission { model, recipe, count, channel, warnings: fields.rest() })
+}
+
+/// Control images in base64, each with its kind and settings as in a recipe.
+fn controls(fields: &mut Fields) -> Result<Vec<ControlImage>, Problem> {
+    let Some((name, list)) = fields.take(&["control"]) else { return Ok(Vec::new()) };
+    let Value::Array(list) = list else {
+        return Err(Problem::field(&name, "expected a list of control images, got another value"));
+    };
+    let controls = list.into_iter().enumerate().map(|(index, control)| {
+        let place = format!("{name}[{index}]");
+        let Value::Object(mut control) = control else {
+            return Err(Problem::field(&place, "expected an object, got another value"));
+        };
+        let mut own = Fields::of(Map::from_iter(control.remove_entry("image")));
+        let image = own.image(&["image"]).map_err(|problem| problem.within(&place))?;
+        let image =
+            image.ok_or_else(|| Problem::field(&format!("{place}: image"), "expected an image, got none"))?;
+        if let Some(file) = ["path", "sha256"].iter().find(|file| control.contains_key(**file)) {
+            return Err(Problem::field(&format!("{place}: {file}"), "expected no value: the image is sent"));
+        }
+        // A kind and settings, without a file.
+        let control: ControlImage =
+            serde_json::from_value(Value::Object(control)).map_err(|error| Problem::field(&place, error))?;
+        Ok(ControlImage { image: Image::from(image), ..control })
+    });
+    controls.collect()
 }
 
 /// A recipe of this server's model: what it names in files is refused, because no path of a request is ever opened.
@@ -115,6 +142,7 @@ fn without_files(recipe: Recipe, own: &Recipe) -> Result<Recipe, Problem> {
         vae: own.vae.clone(),
         text_encoder: own.text_encoder.clone(),
         lora: own.lora.clone(),
+        control_model: own.control_model.clone(),
         embedding: own.embedding.clone(),
         variant: own.variant.clone(),
         prediction: own.prediction,

@@ -41,6 +41,11 @@ impl Problem {
         Self { param, ..Self::new(StatusCode::BAD_REQUEST, format!("{name}: {problem}")) }
     }
 
+    /// The same of a part that stands at this place.
+    pub(super) fn within(self, place: &str) -> Self {
+        Self { message: format!("{place}: {}", self.message), param: Some(place.to_owned()), ..self }
+    }
+
     /// What may work later.
     pub(super) fn busy(message: &str, after: Duration) -> Self {
         Self { retry_after: Some(after), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }

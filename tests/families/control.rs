@@ -4,9 +4,22 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
+#[cfg(feature = "server")]
+use std::io::{BufRead as _, BufReader, Write as _};
+#[cfg(feature = "server")]
+use std::net::TcpStream;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+#[cfg(feature = "server")]
+use std::process::Stdio;
+#[cfg(feature = "server")]
+use std::time::Duration;
+
+#[cfg(feature = "server")]
+use base64::Engine as _;
+#[cfg(feature = "server")]
+use base64::engine::general_purpose::STANDARD;
 
 use calotype::ErrorKind;
 use calotype::control::{Mode, Steering};
@@ -580,4 +593,124 @@ fn snapshots_are_of_one_control_image_and_network() {
     drop(pipeline);
     let mut pipeline = Pipeline::open(&model(&folder, &[("controlnet", other)]), &options()).unwrap();
     refused(&mut pipeline, picture.images(), "other weights");
+}
+
+/// The server: A1111's units and jobs give the images of the command line, and receipts that make them again.
+#[cfg(feature = "server")]
+#[test]
+fn the_server_takes_control() {
+    let (control, desk) = (Control::open(), desk());
+    let folder = desk.path().join("sd15");
+    Golden::open("sd15").write_folder(&folder, Precision::F32, false, 1);
+    control.write_folder("controlnet", desk.path());
+    let edges = RgbImage::from_fn(64, 64, |x, y| image::Rgb([x as u8 * 4, y as u8 * 4, 9]));
+    edges.save(desk.path().join("a.png")).unwrap();
+    let program = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_calotype"));
+        command.current_dir(desk.path());
+        command
+    };
+    let common = ["-m", "sd15", "--control-model", "canny=controlnet"];
+    let drawn = |name: &str, more: &[&str]| {
+        let settings = ["--steps", "2", "--seed", "3", "--size", "64x64", "-o", name];
+        let output = program().args(["generate", "a fox"]).args(settings).args(more).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        image::open(desk.path().join(name)).unwrap().into_rgb8()
+    };
+    let plain = drawn("plain.png", &common[..2]);
+    let expected =
+        drawn("one.png", &[&common[..], &["--control", "canny=a.png:weight=0.75:mode=prompt"]].concat());
+    assert_ne!(plain, expected);
+
+    let mut server = program();
+    let server =
+        server.args(["serve", "--address", "127.0.0.1:0"]).args(common).stderr(Stdio::piped()).spawn();
+    let mut server = Running(server.unwrap());
+    let mut line = String::new();
+    BufReader::new(server.0.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim().rsplit('/').next().unwrap().to_owned();
+    let ask = |method: &str, path: &str, body: &Value| -> (u16, Vec<u8>) {
+        let body = body.to_string();
+        let mut stream = TcpStream::connect(&address).unwrap();
+        let head = format!(
+            "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(&[head.as_bytes(), body.as_bytes()].concat()).unwrap();
+        let mut reply = Vec::new();
+        stream.read_to_end(&mut reply).unwrap();
+        let at = reply.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap();
+        let status = std::str::from_utf8(&reply[9..12]).unwrap().parse().unwrap();
+        (status, reply.split_off(at + 4))
+    };
+    let json = |(status, body): (u16, Vec<u8>)| -> Value {
+        assert!((200..300).contains(&status), "{status}: {}", String::from_utf8_lossy(&body));
+        serde_json::from_slice(&body).unwrap()
+    };
+    let list = json(ask("GET", "/controlnet/model_list", &Value::Null));
+    assert_eq!(list, json!({ "model_list": ["canny"] }));
+    let png = STANDARD.encode(fs::read(desk.path().join("a.png")).unwrap());
+    let text = |units: Value| {
+        json!({
+            "prompt": "a fox", "steps": 2, "seed": 3, "width": 64, "height": 64,
+            "alwayson_scripts": { "ControlNet": { "args": units } },
+        })
+    };
+    let unit = json!({
+        "image": png, "model": "canny [0123abcd]", "module": "none", "weight": 0.75, "control_mode": 1, "pixel_perfect": true,
+        "resize_mode": "Crop and Resize",
+    });
+    for (units, expected) in [(json!([unit]), &expected), (json!([]), &plain)] {
+        let reply = json(ask("POST", "/sdapi/v1/txt2img", &text(units)));
+        let image = STANDARD.decode(reply["images"][0].as_str().unwrap()).unwrap();
+        assert!(image::load_from_memory(&image).unwrap().into_rgb8() == *expected);
+        let info: Value = serde_json::from_str(reply["info"].as_str().unwrap()).unwrap();
+        assert!(!info["warnings"].to_string().contains("alwayson_scripts"), "{info}");
+    }
+    let (status, body) = ask("POST", "/sdapi/v1/txt2img", &text(json!([{ "image": png, "model": "pose" }])));
+    let told = String::from_utf8_lossy(&body).into_owned();
+    assert!(status == 400 && told.contains("args[0]: model: expected one of canny, got pose"), "{told}");
+
+    // A job, whose receipt tells of the network and the image.
+    let recipe = json!({ "version": 1, "prompt": "a fox", "steps": 2, "seed": 3, "size": "64x64" });
+    let controls = json!([{ "kind": "canny", "image": png, "weight": 0.75, "mode": "prompt" }]);
+    let job = json(ask("POST", "/api/jobs", &json!({ "recipe": recipe, "control": controls })));
+    let path = format!("/api/jobs/{}", job["id"].as_str().unwrap());
+    let ended = loop {
+        let job = json(ask("GET", &path, &Value::Null));
+        if !["queued", "running"].contains(&job["status"].as_str().unwrap()) {
+            break job;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert_eq!(ended["status"], "done", "{ended}");
+    let (_, image) = ask("GET", &format!("{path}/image.png"), &Value::Null);
+    assert!(image::load_from_memory(&image).unwrap().into_rgb8() == expected);
+    let receipt = json(ask("GET", &format!("{path}/receipt.json"), &Value::Null));
+    assert_eq!(receipt["control"][0]["weight"], 0.75);
+    assert_eq!(receipt["control"][0]["sha256"].as_str().map(str::len), Some(64), "{receipt}");
+    assert_eq!(receipt["control_model"][0]["kind"], "canny");
+    for (controls, expected) in [
+        (json!([{ "kind": "canny", "path": "a.png" }]), "control[0]: image: expected an image, got none"),
+        (json!([{ "kind": "canny", "image": png, "path": "a.png" }]), "control[0]: path: expected no value"),
+        (json!([{ "kind": "canny", "image": png, "weight": 99 }]), "control[0]: "),
+        (json!({ "kind": "canny" }), "control: expected a list"),
+        (json!([{ "kind": "pose", "image": png }]), "control: pose: expected a control model of this kind"),
+    ] {
+        let (status, body) = ask("POST", "/api/jobs", &json!({ "recipe": recipe, "control": controls }));
+        let told = String::from_utf8_lossy(&body);
+        assert!(status == 400 && told.contains(expected), "{status}: {told}");
+    }
+}
+
+/// A program that ends with the test.
+#[cfg(feature = "server")]
+struct Running(std::process::Child);
+
+#[cfg(feature = "server")]
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
