@@ -198,6 +198,30 @@ pub fn peak_bytes() -> Option<u64> {
     own("VmHWM")
 }
 
+/// How much of the code that this process has mapped is not in memory yet. Of which pages come in with one that runs the page
+/// cache decides: of a program that has just been read, nearly all. Nothing where the system does not say.
+pub(crate) fn absent_code_bytes() -> u64 {
+    absent_code_in(&fs::read_to_string("/proc/self/smaps").unwrap_or_default())
+}
+
+/// The same by the text of `/proc/self/smaps`.
+fn absent_code_in(table: &str) -> u64 {
+    let (mut is_code, mut absent_kib) = (false, 0u64);
+    for line in table.lines() {
+        let mut words = line.split_whitespace();
+        let (Some(first), Some(second)) = (words.next(), words.next()) else { continue };
+        let kib = || second.parse::<u64>().unwrap_or(0);
+        match first {
+            "Size:" if is_code => absent_kib += kib(),
+            "Rss:" if is_code => absent_kib = absent_kib.saturating_sub(kib()),
+            _ if first.ends_with(':') => {}
+            // A mapping: its addresses, permissions, offset, device and inode.
+            _ => is_code = second.contains('x') && words.nth(2).is_some_and(|inode| inode != "0"),
+        }
+    }
+    absent_kib.saturating_mul(1024)
+}
+
 /// How much more this process may map: what its limits of address space and of data (`ulimit -v`, `ulimit -d`) leave.
 /// Nothing where there are no such limits, or where the kernel does not say.
 pub fn mappable_bytes() -> Option<u64> {
@@ -329,6 +353,32 @@ mod tests {
             swap_bytes: 2_097_148 << 10,
         };
         assert_eq!(read(&files), Some(expected));
+    }
+
+    #[test]
+    fn code_of_files_that_is_not_in_memory_is_counted() {
+        let table = "\
+5600000-5a00000 r--p 00000000 fe:01 4213 /usr/bin/calotype
+Size: 4096 kB
+Rss: 4 kB
+5a00000-5b00000 r-xp 00400000 fe:01 4213 /usr/bin/calotype
+Size: 1024 kB
+KernelPageSize: 4 kB
+Rss: 1000 kB
+6a00000-6b00000 r-xp 00000000 fe:01 17 /usr/lib/libonnxruntime.so
+Size: 512 kB
+Rss: 500 kB
+7000000-7001000 r-xp 00000000 00:00 0 [vdso]
+Size: 4 kB
+Rss: 0 kB
+";
+        assert_eq!(absent_code_in(table), (24 + 12) << 10);
+        assert_eq!(absent_code_in(""), 0);
+        #[cfg(target_os = "linux")]
+        {
+            let text_bytes = own("VmExe").unwrap() + own("VmLib").unwrap();
+            assert!(absent_code_bytes() < text_bytes);
+        }
     }
 
     #[test]

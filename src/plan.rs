@@ -31,13 +31,13 @@ use crate::tensor::{LatentShape, PixelSize};
 use crate::tile::Tile;
 use crate::{Error, ErrorKind};
 
-/// What more the process takes than it has when it plans. Measured on x86-64 (`smaps` at the peak): 9 MiB of ONNX Runtime's
-/// code that kernels touch, whatever the model, 1 MiB of the program and the C library, and up to 3 MiB that came and went
-/// between runs of one command; with the rest 62 budgets of random rows were kept, the nearest by 3.7 MiB.
-pub(crate) const OVERHEAD_BYTES: u64 = 17 << 20;
-/// What opening ONNX Runtime's library takes, where it is opened after the plan (18.6 MiB measured on x86-64, with its
-/// environment).
-pub(crate) const LIBRARY_BYTES: u64 = 22 << 20;
+/// What more the process takes than it has when it plans and all of its code. Measured on x86-64 (`smaps` at the peak): 1 MiB of
+/// the program's and the C library's data, and up to 3 MiB that came and went between runs of one command; with the rest 600
+/// budgets of random rows were kept but one, whose code came in after the plan.
+pub(crate) const OVERHEAD_BYTES: u64 = 6 << 20;
+/// What ONNX Runtime's library takes, where it is opened after the plan: 25.1 MiB of x86-64's when all of its code is in memory, as
+/// after the file was copied, and 3.6 MiB of its environment.
+const LIBRARY_BYTES: u64 = 31 << 20;
 /// What a process is taken to have where the system does not say.
 const UNKNOWN_RESIDENT_BYTES: u64 = 64 << 20;
 /// What each thread takes for its stack and its arena of the heap.
@@ -320,8 +320,7 @@ impl Plan {
     ) -> Result<Self, Error> {
         Self::beside(model, request, options, budget, || {
             engine::trim();
-            memory::resident_bytes().unwrap_or(UNKNOWN_RESIDENT_BYTES)
-                + if Library::is_loaded() { 0 } else { LIBRARY_BYTES }
+            process_bytes()
         })
     }
 
@@ -577,6 +576,13 @@ impl Plan {
         let side = self.stages.iter().find(|stage| stage.stage == component)?.tile_cells?;
         Some(Tile::new(side).expect("tiles that were planned"))
     }
+}
+
+/// What the process has before components are opened: with ONNX Runtime's library, and with all of its code.
+pub(crate) fn process_bytes() -> u64 {
+    memory::resident_bytes().unwrap_or(UNKNOWN_RESIDENT_BYTES)
+        + memory::absent_code_bytes()
+        + if Library::is_loaded() { 0 } else { LIBRARY_BYTES }
 }
 
 /// How much private memory all that was added to a model takes.

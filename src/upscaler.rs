@@ -14,10 +14,10 @@ use half::f16;
 use image::{GrayImage, Rgb, RgbImage, Rgba, RgbaImage};
 
 use self::tiles::{Axis, MARGIN_PX, SIDES_PX};
-use crate::engine::{self, Elements, Library, NamedTensor, Residency, Session, SessionOptions, TensorRef};
+use crate::engine::{self, Elements, NamedTensor, Residency, Session, SessionOptions, TensorRef};
 use crate::graph::{Dim, Graph, Port};
 use crate::image_file::{ImageFile, MAX_PIXELS, MAX_SIDE_PX, fit};
-use crate::memory::{self, Held, Readings};
+use crate::memory::{Held, Readings};
 use crate::plan::{self, Budget};
 use crate::weights::{Dtype, Weights};
 use crate::{Error, ErrorKind};
@@ -191,9 +191,7 @@ impl Upscaler {
             };
             // The enlarged image, once more as its alpha channel is added and as it is written.
             let enlarged_bytes = 8 * u64::from(wide) * u64::from(high);
-            let resident_bytes = memory::resident_bytes().unwrap_or(64 << 20)
-                + if Library::is_loaded() { 0 } else { plan::LIBRARY_BYTES };
-            let peak_bytes = resident_bytes
+            let peak_bytes = plan::process_bytes()
                 + plan::OVERHEAD_BYTES
                 + plan::THREAD_BYTES * threads as u64
                 + image_bytes
