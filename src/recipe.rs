@@ -341,6 +341,15 @@ impl Recipe {
         form::names::<Self>()
     }
 
+    /// The same without control networks that no control image is for: whoever draws many images with one model opens it with all of
+    /// them.
+    #[cfg(any(feature = "server", feature = "capi"))]
+    pub(crate) fn without_idle_controls(mut self) -> Self {
+        let images = &self.control;
+        self.control_model.retain(|model| images.iter().any(|image| image.kind == model.kind));
+        self
+    }
+
     /// What a model is opened from, without the settings of an image: recipes that are alike in this share a model.
     pub fn of_model(&self) -> Self {
         // In full, so that a new field is decided upon here.

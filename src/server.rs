@@ -276,7 +276,7 @@ impl App {
 
     /// Checks a job and puts it into the queue.
     async fn submit(self: &Arc<Self>, submission: Submission) -> Result<Arc<Job>, Problem> {
-        let Submission { model, mut recipe, count, channel, mut warnings } = submission;
+        let Submission { model, recipe, count, channel, mut warnings } = submission;
         if let Some(fixed) = &self.config.fixed_prompts
             && !fixed.contains(&recipe.prompt)
         {
@@ -286,8 +286,6 @@ impl App {
         if !(1..=limit::IMAGES).contains(&count) {
             return Err(Problem::field("n", format!("expected 1 to {} images, got {count}", limit::IMAGES)));
         }
-        let Recipe { control, control_model, .. } = &mut recipe;
-        control_model.retain(|model| control.iter().any(|image| image.kind == model.kind));
         let served = &self.models[model];
         for mention in mentions(&recipe.prompt) {
             if let Mention::Lora { name, .. } = mention
@@ -298,7 +296,7 @@ impl App {
         }
         let app = self.clone();
         let request = blocking(move || {
-            let request = Request::new(recipe, &app.models[model].model)?;
+            let request = Request::new(recipe.without_idle_controls(), &app.models[model].model)?;
             request.check_seeds(count)?;
             Ok(request)
         })

@@ -543,7 +543,7 @@ impl State {
             ..asked
         };
         open_images(&mut recipe, &setting, &mut |line| self.notes.say(&line))?;
-        Request::new(recipe, &self.model)
+        Request::new(recipe.without_idle_controls(), &self.model)
     }
 
     fn plan(&mut self, recipe: &str) -> Result<Plan, Error> {
