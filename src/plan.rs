@@ -1431,9 +1431,9 @@ mod tests {
             let described = stages.iter().map(|(_, stage)| stage[0].description_bytes).max().unwrap();
             assert!(described > 1000, "{described}");
             let base = |threads: u64| {
-                // What the library's code and the heap take, threads with those of the sessions, tokenizers, copies of graphs.
+                // What the data of the program and the heap take, threads with those of the sessions, tokenizers, copies of graphs.
                 RESIDENT
-                    + (17 << 20)
+                    + (6 << 20)
                     + (threads + stages.len() as u64) * (128 << 10)
                     + 7 * model.text_encoders()[0].vocabulary_bytes() as u64
                     + described / 2
