@@ -34,7 +34,7 @@ use crate::{Error, ErrorKind};
 /// What more the process takes than it has when it plans and all of its code. Measured on x86-64 (`smaps` at the peak): 1 MiB of
 /// the program's and the C library's data, and up to 3 MiB that came and went between runs of one command; with the rest 600
 /// budgets of random rows were kept but one, whose code came in after the plan.
-pub(crate) const OVERHEAD_BYTES: u64 = 5 << 20;
+pub(crate) const OVERHEAD_BYTES: u64 = 3 << 20;
 /// What ONNX Runtime's library takes, where it is opened after the plan: 33.1 MiB on x86-64 with all of its code in memory, as after
 /// the file was copied, with the libraries that it needs and its environment.
 const LIBRARY_BYTES: u64 = 34 << 20;
@@ -846,7 +846,7 @@ impl Planner {
             part.added_cost().map_or((0, 0), |cost| (cost.bytes as u64, cost.temporary_bytes as u64));
         // Converted or repacked once, with padding; what opening leaves beside that is given back.
         let copied_bytes = engine::copied_bytes(&bound) as u64;
-        let copies_bytes = copied_bytes + copied_bytes / 4;
+        let copies_bytes = copied_bytes + copied_bytes / 6;
         let mut candidates = vec![Candidate {
             residency: Residency::PerStage,
             batch,
@@ -1330,7 +1330,7 @@ mod tests {
                 };
                 assert_eq!(
                     (whole.repacked_bytes, whole.copies_bytes),
-                    (repacked, copied + copied / 4),
+                    (repacked, copied + copied / 6),
                     "{form}"
                 );
                 let unet = report.components.iter().find(|component| component.name == "unet").unwrap();
@@ -1436,7 +1436,7 @@ mod tests {
             let base = |threads: u64| {
                 // What the data of the program and the heap take, threads with those of the sessions, tokenizers, copies of graphs.
                 RESIDENT
-                    + (5 << 20)
+                    + (3 << 20)
                     + (threads + stages.len() as u64) * (128 << 10)
                     + 7 * model.text_encoders()[0].vocabulary_bytes() as u64
                     + described / 2

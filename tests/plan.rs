@@ -22,7 +22,7 @@ const FROM_MIB: f64 = 150.0;
 const MOST_OVER_MIB: f64 = 25.0;
 /// Where weights are kept, they are planned once more while they are converted (37 MiB of the built-in model's U-Net), which is
 /// less where a library converts one after another.
-const MOST_KEPT_OVER_MIB: f64 = 50.0;
+const MOST_KEPT_OVER_MIB: f64 = 35.0;
 const MIB: f64 = 1048576.0;
 
 fn calotype(arguments: &[&str]) -> Output {
