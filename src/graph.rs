@@ -24,6 +24,7 @@ mod ready_made;
 mod segment;
 mod shape;
 mod turn;
+mod wide;
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;

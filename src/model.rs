@@ -58,7 +58,7 @@ const MAX_TEXT_BYTES: u64 = 64 << 20;
 const MAX_NAMED: usize = 6;
 
 /// An opened model: every file that it needs is there, and every graph has the inputs and outputs that it must.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Model {
     manifest: Manifest,
     text_encoders: Vec<TextEncoderPart>,
@@ -622,6 +622,13 @@ impl Model {
         self.text_encoders.iter().find(|encoder| encoder.name == part.name)
     }
 
+    /// The same model with another form of one of its components.
+    pub(crate) fn with_part(&self, part: &Part) -> Self {
+        let mut model = self.clone();
+        model.parts_mut().filter(|own| own.name == part.name).for_each(|own| own.clone_from(part));
+        model
+    }
+
     fn parts_mut(&mut self) -> impl Iterator<Item = &mut Part> {
         let encoders = self.text_encoders.iter_mut().map(|encoder| &mut encoder.part);
         let controls = self.controls.iter_mut().map(|control| &mut control.part);
@@ -724,6 +731,15 @@ impl Part {
     /// What its inputs and outputs are for.
     pub fn signature(&self) -> &Signature {
         &self.signature
+    }
+
+    /// The same component, computed in 32-bit floats; none where it is so already.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Model`] for a graph that cannot be made so.
+    pub(crate) fn in_f32(&self) -> Result<Option<Self>, Error> {
+        let wide = self.graph.in_f32()?;
+        Ok(wide.map(|graph| Self { graph: Arc::new(graph), ..self.clone() }))
     }
 
     /// The graph with its weights, ready to be opened.

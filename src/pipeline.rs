@@ -3,11 +3,12 @@
 
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Instant;
 
 use image::RgbImage;
 
-use crate::engine::{Cancel, Placement, SessionOptions};
+use crate::engine::{Cancel, Placement, Providers, SessionOptions};
 use crate::manifest::Manifest;
 use crate::memory::{Held, Memory, Readings};
 use crate::model::{Additions, Model, ModelFiles, PREVIEW_DECODER};
@@ -17,6 +18,7 @@ use crate::recipe::Recipe;
 use crate::request::{Request, Texts};
 pub use crate::run::{Output, Progress, Run, Times};
 use crate::run::{Preview, Stages, stopped};
+use crate::stage::component::Precise;
 use crate::stage::conditioning::Conditioning;
 use crate::stage::control::Controls;
 use crate::stage::enlarge::enlarged;
@@ -56,6 +58,9 @@ pub struct Pipeline {
     preview_decoder: Option<VaeDecoder>,
     tiles: Tiles,
     plan: Option<Plan>,
+    /// What is planned again when a component is to compute in 32-bit floats.
+    model: Option<Arc<Model>>,
+    session: SessionOptions,
     /// Whether there is memory pressure.
     is_short: fn() -> bool,
     /// Where the process's own memory is read.
@@ -122,6 +127,8 @@ impl Pipeline {
                 preview: tile(PREVIEW_DECODER),
             },
             plan: plan.clone(),
+            model: plan.as_ref().map(|_| Arc::new(model.clone())),
+            session: session_options.clone(),
             manifest: model.manifest().clone(),
             files: model.files(),
             additions: model.additions().clone(),
@@ -210,21 +217,25 @@ impl Pipeline {
     }
 
     fn begin_run(&mut self, request: &Request) -> Result<Run<'_>, Error> {
+        let mut retries = Vec::new();
         let request = &match request.earlier() {
             Some(earlier) if request.takes_latents() => {
                 self.cancel.check()?;
-                let latents = self.denoise(&earlier, |_| ControlFlow::Continue(()))?;
-                request.with_latents(enlarged(&latents, earlier.shape, request.shape))
+                let mut run = self.begin(&earlier)?;
+                run.steps(|_| ControlFlow::Continue(()))?;
+                retries = run.retries();
+                request.with_latents(enlarged(&run.final_latents()?, earlier.shape, request.shape))
             }
             Some(earlier) => {
                 self.cancel.check()?;
-                let image = self.generate(&earlier, |_| ControlFlow::Continue(()))?.image;
-                request.with_earlier(image)
+                let output = self.generate(&earlier, |_| ControlFlow::Continue(()))?;
+                retries = output.retries;
+                request.with_earlier(output.image)
             }
             None => request.clone(),
         };
         self.cancel.check()?;
-        let held = self.hold();
+        let held = self.hold(Some(request));
         request.check_model(&self.manifest)?;
         if let Some(plan) = &self.plan {
             plan.check(request)?;
@@ -250,6 +261,8 @@ impl Pipeline {
             Start::new(request, &self.manifest, self.vae_encoder.as_mut(), self.tiles.encoder, &mut noise)?;
         held.check("vae_encoder")?;
         times.vae_encoder = started.elapsed();
+        retries.extend(self.text_encoder.retries());
+        retries.extend(self.vae_encoder.as_ref().and_then(VaeEncoder::retry));
         let stages = Stages {
             text_encoder: &mut self.text_encoder,
             unet: &mut self.unet,
@@ -263,6 +276,7 @@ impl Pipeline {
             },
             files: &self.files,
             additions: &self.additions,
+            retries,
             held,
             is_short: self.is_short,
         };
@@ -347,18 +361,36 @@ impl Pipeline {
         if let Some(plan) = &self.plan {
             plan.check_image(size, shape, is_encoded)?;
         }
-        Ok((shape, self.hold()))
+        Ok((shape, self.hold(None)))
+    }
+
+    /// How components are run in 32-bit floats: with a plan as another one says, which is made for the request when it comes to
+    /// that, and not at all where there is none.
+    fn precise(&self, request: Option<&Request>) -> Option<Precise> {
+        let session = self.session.clone();
+        let Some((model, plan)) = self.model.clone().zip(self.plan.clone()) else {
+            let options = SessionOptions { providers: Providers::default(), ..session };
+            return Some(Arc::new(move |_| Ok((options.clone(), None))));
+        };
+        let request = request?.clone();
+        Some(Arc::new(move |part| {
+            let plan = plan.again(&model.with_part(part), &request, &session)?;
+            Ok((plan.session(part.name(), &session), plan.tile(part.name())))
+        }))
     }
 
     /// From now on the process is held to the budget, if one was stated. What an earlier run took less for want of memory is
-    /// taken again: if there is too little of it still, that is found again.
-    fn hold(&mut self) -> Held {
-        self.text_encoder.use_planned_memory();
-        self.unet.use_planned_memory();
-        self.controls.use_planned_memory();
-        self.vae_encoder.iter_mut().for_each(VaeEncoder::use_planned_memory);
-        self.vae_decoder.use_planned_memory();
-        self.preview_decoder.iter_mut().for_each(VaeDecoder::use_planned_memory);
+    /// taken again: if there is too little of it still, that is found again; and so is what was computed in higher precision.
+    /// Images are the same then whichever were drawn before.
+    fn hold(&mut self, request: Option<&Request>) -> Held {
+        let precise = self.precise(request);
+        let precise = precise.as_ref();
+        self.text_encoder.use_plan(precise);
+        self.unet.use_plan(precise);
+        self.controls.use_plan(precise);
+        self.vae_encoder.iter_mut().for_each(|encoder| encoder.use_plan(precise));
+        self.vae_decoder.use_plan(precise);
+        self.preview_decoder.iter_mut().for_each(|decoder| decoder.use_plan(None));
         Held::to(self.plan.as_ref().and_then(Plan::promised_bytes), self.readings)
     }
 

@@ -190,6 +190,9 @@ pub struct Plan {
     /// How many tokens all its texts have.
     #[serde(skip)]
     tokens: usize,
+    /// What the process had when it was made.
+    #[serde(skip)]
+    resident_bytes: u64,
 }
 
 /// A stage of a plan.
@@ -450,7 +453,27 @@ impl Plan {
             model: (model.manifest().identity(), model.manifest().name.clone()),
             adapters_bytes: adapters_bytes(model),
             tokens: reading.all_tokens,
+            resident_bytes,
         })
+    }
+
+    /// The plan of the same model with another form of a component, which is opened while what this plan keeps stays open.
+    /// [`ErrorKind::Memory`] where that does not fit; otherwise as [`Plan::new`].
+    pub(crate) fn again(
+        &self,
+        model: &Model,
+        request: &Request,
+        options: &SessionOptions,
+    ) -> Result<Self, Error> {
+        let budget = Budget { bytes: self.budget_bytes, is_stated: self.is_promise };
+        let again = Self::beside(model, request, options, budget, || self.resident_bytes)?;
+        let keeps = |plan: &Self| plan.stages.iter().any(|stage| stage.how.residency == Residency::Keep);
+        if keeps(self) && !keeps(&again) {
+            let got = Size(self.budget_bytes);
+            let problem = format!("memory: expected room for it beside what is open, got {got} in all");
+            return Err(Error::new(ErrorKind::Memory, problem));
+        }
+        Ok(again)
     }
 
     /// [`ErrorKind::Usage`] for another model than the one that was planned, and [`ErrorKind::Memory`] for one to which more

@@ -2,17 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use image::RgbImage;
 use sha2::{Digest, Sha256};
 
 use crate::engine::{Library, Placement, Provider, Providers, Share};
 use crate::model::Model;
+use crate::pipeline::Output;
 use crate::recipe::{Provenance, Ran};
 use crate::request::Request;
 
-/// What made an image; `provider` as [`providers`] tells it, `shares` as [`shares`] does.
+/// What made the image of a run; `provider` as [`providers`] tells it, `shares` as [`shares`] does.
 pub fn provenance(
-    image: &RgbImage,
+    output: &Output,
     request: &Request,
     model: &Model,
     model_sha256: Option<String>,
@@ -20,6 +20,7 @@ pub fn provenance(
     provider: String,
     shares: BTreeMap<String, BTreeMap<String, Ran>>,
 ) -> Provenance {
+    let image = &output.image;
     let files = model.contents().map(|contents| contents.files.iter());
     Provenance {
         calotype: env!("CARGO_PKG_VERSION").into(),
@@ -32,6 +33,7 @@ pub fn provenance(
         provider,
         shares,
         onnxruntime: library.version().to_owned(),
+        retries: output.retries.clone(),
     }
 }
 

@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 
 use self::form::{ControlFields, ControlModelFields, FileFields, LoraFields, PathOr, as_scales, as_text};
 pub use self::hires::{Hires, HiresUpscaler};
-pub use self::receipt::{Provenance, Ran, Receipt};
+pub use self::receipt::{Provenance, Ran, Receipt, Retry};
 use crate::Error;
 use crate::control::{Annotator, Steering};
 use crate::guidance::{self, Scales, Within};

@@ -13,6 +13,7 @@ use crate::memory::{Held, Watch};
 use crate::model::{Additions, ModelFiles};
 use crate::noise::{BrownianTree, NoiseSource, StepNoise};
 use crate::prediction::Prediction;
+use crate::recipe::Retry;
 use crate::request::Request;
 use crate::sampler::{STEP_NOISE, Sampler, StepNoiseKind};
 use crate::stage::blend::finished;
@@ -31,7 +32,7 @@ use crate::{Error, ErrorKind};
 /// The largest number in latents that are believed; they have a deviation of about 1.
 const MAX_LATENT: f32 = 1e4;
 /// What a snapshot begins with. The number changes with what follows it.
-const SNAPSHOT: [u8; 16] = *b"calotype run  03";
+const SNAPSHOT: [u8; 16] = *b"calotype run  04";
 
 /// One run, begun by [`Pipeline::begin`](crate::pipeline::Pipeline::begin). Dropped before its end, it gives back what it holds.
 ///
@@ -74,6 +75,8 @@ pub struct Run<'a> {
     preview: Preview<'a>,
     files: &'a ModelFiles,
     additions: &'a Additions,
+    /// Of what came before the steps.
+    retries: Vec<Retry>,
     times: Times,
 }
 
@@ -103,19 +106,27 @@ pub struct Output {
     pub cut_prompt: Option<Cut>,
     /// The part of the negative prompt that was truncated.
     pub cut_negative: Option<Cut>,
+    /// The components that were computed in higher precision than planned, because they had given numbers that are not finite.
+    pub retries: Vec<Retry>,
     /// The time that its stages took.
     pub times: Times,
 }
 
 impl Output {
-    /// What of the prompts was not read, a line each.
+    /// An image of which nothing else is known.
+    #[cfg(feature = "server")]
+    pub(crate) fn of(image: RgbImage) -> Self {
+        Self { image, cut_prompt: None, cut_negative: None, retries: Vec::new(), times: Times::default() }
+    }
+
+    /// What of the prompts was not read, and what had to be computed again, a line each.
     pub fn warnings(&self) -> Vec<String> {
         let cuts = [("prompt", &self.cut_prompt), ("negative prompt", &self.cut_negative)];
         let cuts = cuts.into_iter().filter_map(|(which, cut)| Some((which, cut.as_ref()?)));
-        cuts.map(|(which, Cut { place_bytes, text })| {
+        let cuts = cuts.map(|(which, Cut { place_bytes, text })| {
             format!("{which}: truncated at byte {place_bytes}; ignored: {text:?}")
-        })
-        .collect()
+        });
+        cuts.chain(self.retries.iter().map(Retry::to_string)).collect()
     }
 }
 
@@ -146,6 +157,8 @@ pub(crate) struct Stages<'a> {
     pub(crate) preview: Preview<'a>,
     pub(crate) files: &'a ModelFiles,
     pub(crate) additions: &'a Additions,
+    /// Of what came before the steps.
+    pub(crate) retries: Vec<Retry>,
     pub(crate) held: Held,
     pub(crate) is_short: fn() -> bool,
 }
@@ -170,6 +183,7 @@ impl<'a> Run<'a> {
             preview,
             files,
             additions,
+            retries,
             held,
             is_short,
         } = stages;
@@ -205,6 +219,7 @@ impl<'a> Run<'a> {
             preview,
             files,
             additions,
+            retries,
             times,
             request,
         })
@@ -229,6 +244,11 @@ impl<'a> Run<'a> {
     /// the step is outside of its window.
     pub fn control_calls(&self) -> usize {
         self.denoiser.control_calls()
+    }
+
+    /// The components that are computed in higher precision than planned so far, because they gave numbers that are not finite.
+    pub fn retries(&self) -> Vec<Retry> {
+        self.retries.iter().cloned().chain(self.denoiser.retries()).collect()
     }
 
     /// The latents after the last step, `[channels, height_cells, width_cells]` in row-major order; noise of the next step's
@@ -348,6 +368,7 @@ impl<'a> Run<'a> {
     pub fn finish(self) -> Result<Output, Error> {
         let latents = self.final_latents()?;
         let [cut_prompt, cut_negative] = self.cuts();
+        let mut retries = self.retries();
         let Self { request, denoiser, vae_decoder, tile, held, is_short, watch, mut times, .. } = self;
         // The U-Net's memory is given back before the VAE takes its own.
         drop((denoiser, watch));
@@ -362,7 +383,8 @@ impl<'a> Run<'a> {
         let image = finished(image, &request)?;
         held.check("vae_decoder")?;
         times.vae_decoder = started.elapsed();
-        Ok(Output { image, cut_prompt, cut_negative, times })
+        retries.extend(vae_decoder.retry());
+        Ok(Output { image, cut_prompt, cut_negative, retries, times })
     }
 
     /// The latents at the end, as the VAE takes them.

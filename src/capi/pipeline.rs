@@ -644,8 +644,7 @@ impl State {
         let (provider, shares) = held
             .look(|opened| (providers(opened.placements()), shares(opened.placements())))
             .ok_or_else(no_run)?;
-        let made =
-            provenance(&output.image, &request, &self.model, model_sha256, self.library, provider, shares);
+        let made = provenance(&output, &request, &self.model, model_sha256, self.library, provider, shares);
         let receipt = Receipt { recipe: request.recipe().with_images_named()?, provenance: Some(made) };
         let parameters = parameters::write(&receipt, &self.additions);
         Ok(Finished { image: output.image, parameters, receipt: json_text(receipt.to_json())? })

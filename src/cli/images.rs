@@ -151,8 +151,7 @@ impl Opened {
         let model_sha256 = self.hashes.note(&mut recipe);
         let provider = providers(self.pipeline.placements());
         let shares = shares(self.pipeline.placements());
-        let made =
-            provenance(&output.image, request, &self.model, model_sha256, self.library, provider, shares);
+        let made = provenance(output, request, &self.model, model_sha256, self.library, provider, shares);
         let recipe = Recipe { seed: Some(request.seed()), ..recipe };
         Receipt { recipe, provenance: Some(made) }
     }

@@ -1,6 +1,7 @@
 //! A receipt: the recipe of an image, and what made it. It is JSON within the image's file.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -46,6 +47,35 @@ pub struct Provenance {
     pub shares: BTreeMap<String, BTreeMap<String, Ran>>,
     /// The version of ONNX Runtime.
     pub onnxruntime: String,
+    /// The components that gave numbers that are not finite and were run again in higher precision. The same files do so
+    /// again, so that the recipe makes the same image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retries: Vec<Retry>,
+}
+
+/// A component that was computed in higher precision than planned, because it had given numbers that are not finite.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Retry {
+    /// The component: `vae_decoder`.
+    pub component: String,
+    /// From which step on, the first being 1, for one that is called in each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<usize>,
+    /// What it was computed in instead: `f32`.
+    pub precision: String,
+}
+
+impl fmt::Display for Retry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { component, step, precision } = self;
+        match step {
+            Some(step) => {
+                write!(f, "{component}: not finite in step {step}; computed in {precision} from there on")
+            }
+            None => write!(f, "{component}: not finite; computed again in {precision}"),
+        }
+    }
 }
 
 /// How much of a graph a provider ran.

@@ -11,7 +11,7 @@ use super::queue::{Finished, Job, Queue, setting};
 use crate::certify;
 use crate::engine::{Library, SessionOptions};
 use crate::model::Model;
-use crate::pipeline::{Options, Pipeline};
+use crate::pipeline::{Options, Output, Pipeline};
 use crate::plan::{Budget, Plan};
 use crate::provenance::{provenance, providers, shares};
 use crate::recipe::parameters::{self, Addition};
@@ -134,23 +134,23 @@ impl Worker {
             steps => steps?,
         }
         let is_whole = run.is_done();
-        let (image, warnings) = if is_whole {
+        let (output, warnings) = if is_whole {
             let output = run.finish()?;
             let warnings = output.warnings();
-            (output.image, warnings)
+            (output, warnings)
         } else {
             let denoised = run.denoised().to_vec();
             let taken = run.request().clone();
             drop(run);
             let warning = "interrupted: the image shows the last completed step";
             let image = pipeline.decode_latents(&denoised, request.size())?;
-            (finished(image, &taken)?, vec![warning.to_owned()])
+            (Output::of(finished(image, &taken)?), vec![warning.to_owned()])
         };
         let mut recipe = request.recipe().with_images_named()?;
         recipe.model.clone_from(&served.recipe.model);
         let (provider, shares) = (providers(pipeline.placements()), shares(pipeline.placements()));
         let made = provenance(
-            &image,
+            &output,
             request,
             &served.model,
             served.sha256.get().cloned(),
@@ -164,7 +164,7 @@ impl Worker {
             receipt: is_whole.then_some(receipt),
             seed: request.seed(),
             time: SystemTime::now(),
-            image,
+            image: output.image,
         };
         self.queue.counts.images.fetch_add(1, Ordering::Relaxed);
         job.update(|state| {

@@ -1,36 +1,64 @@
 //! A component of a model: its sessions, open for as long as its residency says, the first of which passes the trial that it is
-//! given. It knows nothing of what it computes, nor of what trials are.
+//! given, and its form in 32-bit floats. It knows nothing of what it computes, nor of what trials are.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
-use crate::engine::{self, Placement, Residency, Session, SessionOptions};
+use crate::engine::{self, Placement, Precision, Residency, Session, SessionOptions};
 use crate::graph::Graph;
 use crate::memory;
 use crate::model::Part;
+use crate::recipe::Retry;
+use crate::state::Record;
+use crate::tile::Tile;
 use crate::{Error, ErrorKind};
 
 /// What the first session of a component must pass before it is used: an error says why it did not.
 pub(crate) type Trial = Box<dyn Fn(&mut Session, &Part, &SessionOptions) -> Result<(), Error> + Send>;
+
+/// How a component is run that computes in 32-bit floats instead, on the CPU: how its sessions are opened, and its tiles.
+/// An error says why it cannot be.
+pub(crate) type Precise = Arc<dyn Fn(&Part) -> Result<(SessionOptions, Option<Tile>), Error> + Send + Sync>;
 
 /// A part of a model with its session.
 pub(crate) struct Component {
     part: Part,
     /// As planned.
     options: SessionOptions,
-    /// Whether it takes less memory than planned, until [`Component::use_planned_memory`].
+    /// Whether it takes less memory than planned, until [`Component::use_plan`].
     is_reduced: bool,
     session: Option<Session>,
     /// Where the first of its sessions ran: the others do, too.
     placement: Option<Placement>,
     /// The trial that it is yet to pass.
     trial: Option<Trial>,
+    /// How it may be run in 32-bit floats; not at all where it is absent.
+    precise: Option<Precise>,
+    raised: Option<Raised>,
+}
+
+/// What a component was planned as that is computed in 32-bit floats instead.
+struct Raised {
+    part: Part,
+    options: SessionOptions,
+    /// From which step on, for one that is called in each.
+    step: Option<usize>,
 }
 
 impl Component {
     /// The component of this part, which is opened when it is first needed.
     pub(crate) fn new(part: &Part, options: SessionOptions, trial: Option<Trial>) -> Self {
         let options = options.for_component(part.name());
-        Self { part: part.clone(), options, is_reduced: false, session: None, placement: None, trial }
+        Self {
+            part: part.clone(),
+            options,
+            is_reduced: false,
+            session: None,
+            placement: None,
+            trial,
+            precise: None,
+            raised: None,
+        }
     }
 
     /// The same, open already if it is to be kept.
@@ -89,7 +117,7 @@ impl Component {
         self.is_reduced || matches!(self.options.residency, Residency::Streamed { .. })
     }
 
-    /// Takes as little CPU memory as possible until [`Component::use_planned_memory`]; tells whether that is a change. Devices keep
+    /// Takes as little CPU memory as possible until [`Component::use_plan`]; tells whether that is a change. Devices keep
     /// what they have.
     pub(crate) fn reduce_memory(&mut self) -> bool {
         if self.is_reduced
@@ -103,11 +131,93 @@ impl Component {
         true
     }
 
-    /// Ends reduced memory: the next session is opened as planned.
-    pub(crate) fn use_planned_memory(&mut self) {
-        if std::mem::take(&mut self.is_reduced) {
+    /// Ends reduced memory and higher precision: the next session is opened as planned. `precise` says how the component may be
+    /// run in 32-bit floats from now on.
+    pub(crate) fn use_plan(&mut self, precise: Option<&Precise>) {
+        self.precise = precise.cloned();
+        let raised = self.raised.take();
+        if std::mem::take(&mut self.is_reduced) || raised.is_some() {
             self.close();
         }
+        if let Some(Raised { part, options, .. }) = raised {
+            (self.part, self.options) = (part, options);
+        }
+    }
+
+    /// After a call whose numbers are not finite, which `error` says: has the component compute in 32-bit floats on the CPU until
+    /// [`Component::use_plan`], and gives the size of its tiles. Where it does already, or cannot, the same error, with what can
+    /// be done.
+    pub(crate) fn raise_precision(
+        &mut self,
+        error: Error,
+        step: Option<usize>,
+    ) -> Result<Option<Tile>, Error> {
+        let Some(precise) = &self.precise else { return Err(error) };
+        if self.raised.is_some() {
+            return Err(error.help(IN_VAIN));
+        }
+        let wide = match self.part.in_f32() {
+            Ok(wide) => wide,
+            Err(problem) => return Err(error.help(format!("{UNTRIED}: {problem}"))),
+        };
+        let is_coarse = |placement: &Placement| !placement.is_cpu() && placement.precision != Precision::Full;
+        let wide = match wide {
+            Some(wide) => wide,
+            None if self.placement.as_ref().is_some_and(is_coarse) => self.part.clone(),
+            None => return Err(error.help(ALREADY_WIDE)),
+        };
+        let (options, tile) = match precise(&wide) {
+            Ok(how) => how,
+            Err(problem) => return Err(error.help(format!("{UNTRIED}: {problem}"))),
+        };
+        tracing::warn!(%error, "computed again in 32-bit floats");
+        self.close();
+        let options = options.for_component(wide.name());
+        let part = std::mem::replace(&mut self.part, wide);
+        let options = std::mem::replace(&mut self.options, options);
+        self.raised = Some(Raised { part, options, step });
+        Ok(tile)
+    }
+
+    /// Calls its session in a step, the first being 0, and in higher precision where it gives a number that is not finite, which the
+    /// call tells.
+    pub(crate) fn run_finite(
+        &mut self,
+        step: usize,
+        mut call: impl FnMut(&mut Session) -> Result<Option<f32>, Error>,
+    ) -> Result<(), Error> {
+        let name = self.part.name();
+        let number = step + 1;
+        let not_finite = |value: f32| {
+            Error::new(
+                ErrorKind::Numeric,
+                format!("{name}: expected finite numbers in step {number}, got {value}"),
+            )
+        };
+        while let Some(value) = self.run(&mut call)? {
+            // The second time it is an error.
+            self.raise_precision(not_finite(value), Some(number))?;
+        }
+        Ok(())
+    }
+
+    /// What is said of it if it is computed in higher precision than planned.
+    pub(crate) fn retry(&self) -> Option<Retry> {
+        let raised = self.raised.as_ref()?;
+        Some(Retry { component: self.part.name().into(), step: raised.step, precision: "f32".into() })
+    }
+
+    /// Lists what is carried from step to step: since which step, of so many, it has been computed in higher precision.
+    pub(crate) fn state(&mut self, record: &mut Record, steps: usize) -> Result<(), Error> {
+        let mut step = self.raised.as_ref().and_then(|raised| raised.step).unwrap_or(0);
+        record.count(&mut step, steps)?;
+        if step > 0 && self.raised.is_none() {
+            let name = self.part.name();
+            let problem =
+                format!("{name}: expected finite numbers in step {step} before it was saved, got others");
+            self.raise_precision(Error::new(ErrorKind::Numeric, problem), Some(step))?;
+        }
+        Ok(())
     }
 
     /// Calls its session, a second time with reduced memory where there was not enough.
@@ -152,6 +262,14 @@ impl Component {
         engine::trim();
     }
 }
+
+/// What to do about numbers that are not finite.
+const ALREADY_WIDE: &str = "it computes in 32-bit floats or integers already: guidance, weights of words and LoRA strengths may be too \
+                            large, or the model's file damaged";
+const IN_VAIN: &str =
+    "32-bit floats were tried after less precise ones, too: the model's file may be damaged";
+/// Why nothing was done.
+const UNTRIED: &str = "32-bit floats were not tried";
 
 /// How sessions are opened: as planned, or with as little memory as can be.
 fn effective(options: &SessionOptions, is_reduced: bool) -> SessionOptions {
@@ -237,7 +355,7 @@ mod tests {
         assert!(decoder.session.is_none());
         assert!(decoder.reduce_memory() && !decoder.reduce_memory() && decoder.is_streamed());
         assert!(decoder.session.is_none() && decoder.placement().unwrap().is_cpu());
-        decoder.use_planned_memory();
+        decoder.use_plan(None);
         assert!(!decoder.is_streamed() && decoder.options.residency == Residency::PerStage);
     }
 
@@ -250,7 +368,7 @@ mod tests {
         let mut calls = Vec::new();
         let mut fail = |kind: ErrorKind, times: usize| {
             let mut left = times;
-            decoder.use_planned_memory();
+            decoder.use_plan(None);
             let result = decoder.run(|_| {
                 calls.push(kind);
                 if left == 0 {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use image::RgbImage;
 
-use super::component::{Component, Lease};
+use super::component::{Component, Lease, Precise};
 use super::conditioning::{Conditioning, of_texts, of_views};
 use super::feed::{Feed, compute, residual_shape, timestep_shape};
 use super::trial;
@@ -18,8 +18,10 @@ use crate::graph::{Graph, Port};
 use crate::guidance::View;
 use crate::image_file::canny;
 use crate::model::Model;
+use crate::recipe::Retry;
 use crate::request::Request;
 use crate::signature::{Role, Signature};
+use crate::state::Record;
 use crate::tensor::LatentShape;
 
 /// The control networks of a model.
@@ -68,9 +70,9 @@ impl Controls {
         networks.collect::<Result<_, _>>().map(Self)
     }
 
-    /// Ends reduced memory.
-    pub(crate) fn use_planned_memory(&mut self) {
-        self.0.iter_mut().for_each(|network| network.component.use_planned_memory());
+    /// Ends reduced memory and higher precision.
+    pub(crate) fn use_plan(&mut self, precise: Option<&Precise>) {
+        self.0.iter_mut().for_each(|network| network.component.use_plan(precise));
     }
 
     /// Where they run, once they were needed.
@@ -246,11 +248,12 @@ impl Steered<'_> {
             let mut inputs = [fed.latents.tensor_mut(), fed.timestep.tensor_mut()];
             let names = network.outputs;
             let given = &mut self.given;
-            network.component.run(|session| {
+            network.component.run_finite(step, |session| {
                 let outputs = names.iter().zip(given.iter_mut());
                 let mut outputs: Vec<(&str, &mut [f32])> =
                     outputs.map(|(name, given)| (name.as_str(), &mut given[..])).collect();
-                session.run_owned(&fed.constants, &mut inputs, &mut outputs)
+                session.run_owned(&fed.constants, &mut inputs, &mut outputs)?;
+                Ok(given.iter().flatten().find(|value| !value.is_finite()).copied())
             })?;
             self.calls += 1;
             *is_set = true;
@@ -297,6 +300,16 @@ impl Steered<'_> {
         self.networks
             .iter_mut()
             .fold(false, |is_changed, network| network.component.reduce_memory() | is_changed)
+    }
+
+    /// What is computed in higher precision than planned.
+    pub(super) fn retries(&self) -> impl Iterator<Item = Retry> {
+        self.networks.iter().filter_map(|network| network.component.retry())
+    }
+
+    /// Lists what is carried from step to step.
+    pub(super) fn state(&mut self, record: &mut Record, steps: usize) -> Result<(), Error> {
+        self.networks.iter_mut().try_for_each(|network| network.component.state(record, steps))
     }
 
     pub(super) fn release_pages(&self) {

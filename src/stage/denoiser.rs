@@ -8,6 +8,7 @@ use super::predictor::Predictor;
 use crate::Error;
 use crate::guidance::{Guide, Moment};
 use crate::prediction::{Prediction, Thresholder};
+use crate::recipe::Retry;
 use crate::request::Request;
 use crate::sampler::Denoise;
 use crate::schedule::{Clock, Step};
@@ -45,7 +46,7 @@ impl<'a> GuidedDenoiser<'a> {
         self.predictor.spent()
     }
 
-    /// Reduces memory until `Unet::use_planned_memory`; whether that is a change.
+    /// Reduces memory until `Unet::use_plan`; whether that is a change.
     pub(crate) fn reduce_memory(&mut self) -> bool {
         self.predictor.reduce_memory()
     }
@@ -53,6 +54,11 @@ impl<'a> GuidedDenoiser<'a> {
     /// Gives back what costs little to have again.
     pub(crate) fn release_pages(&self) {
         self.predictor.release_pages();
+    }
+
+    /// What is computed in higher precision than planned.
+    pub(crate) fn retries(&self) -> impl Iterator<Item = Retry> {
+        self.predictor.retries()
     }
 
     /// How often control networks were run so far.
@@ -83,7 +89,8 @@ impl<'a> GuidedDenoiser<'a> {
     /// Lists what is carried from step to step.
     pub(crate) fn state(&mut self, record: &mut Record) -> Result<(), Error> {
         record.f32s(&mut self.clean)?;
-        self.guide.state(record)
+        self.guide.state(record)?;
+        self.predictor.state(record)
     }
 
     fn predict(

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::component::{Component, Lease};
+use super::component::{Component, Lease, Precise};
 use super::conditioning::{Conditioning, is_negative, of_texts, of_views, unfit};
 use super::control::{ControlCall, Controls, Steered};
 use super::feed::{Feed, constants, runs, timestep_shape};
@@ -12,8 +12,10 @@ use crate::Error;
 use crate::engine::{Placement, SessionOptions, Value};
 use crate::guidance::View;
 use crate::model::Model;
+use crate::recipe::Retry;
 use crate::request::Request;
 use crate::signature::{Role, Signature};
+use crate::state::Record;
 
 /// The most inputs of any U-Net that a [`Signature`] describes.
 const MAX_INPUTS: usize = 128;
@@ -50,9 +52,9 @@ impl Unet {
         self.component.is_open()
     }
 
-    /// Ends reduced memory.
-    pub(crate) fn use_planned_memory(&mut self) {
-        self.component.use_planned_memory();
+    /// Ends reduced memory and higher precision.
+    pub(crate) fn use_plan(&mut self, precise: Option<&Precise>) {
+        self.component.use_plan(precise);
     }
 
     /// Where it runs, once it was needed.
@@ -142,7 +144,7 @@ impl Predictor<'_> {
         self.spent
     }
 
-    /// Reduces memory until `Unet::use_planned_memory`; whether that is a change.
+    /// Reduces memory until `Unet::use_plan`; whether that is a change.
     pub(crate) fn reduce_memory(&mut self) -> bool {
         let of_controls = self.steered.as_mut().is_some_and(Steered::reduce_memory);
         self.component.reduce_memory() || of_controls
@@ -152,6 +154,19 @@ impl Predictor<'_> {
     pub(crate) fn release_pages(&self) {
         self.component.release_pages();
         self.steered.iter().for_each(Steered::release_pages);
+    }
+
+    /// What is computed in higher precision than planned.
+    pub(crate) fn retries(&self) -> impl Iterator<Item = Retry> {
+        let of_controls = self.steered.iter().flat_map(Steered::retries);
+        self.component.retry().into_iter().chain(of_controls)
+    }
+
+    /// Lists what is carried from step to step.
+    pub(crate) fn state(&mut self, record: &mut Record) -> Result<(), Error> {
+        let steps = self.conditioning.of_step.len();
+        self.component.state(record, steps)?;
+        self.steered.iter_mut().try_for_each(|steered| steered.state(record, steps))
     }
 
     /// How often control networks were run.
@@ -204,8 +219,10 @@ impl Predictor<'_> {
                     &mut steered
                 }
             };
-            self.component
-                .run(|session| session.run_owned(constants, inputs, &mut [(self.output, output)]))?;
+            self.component.run_finite(step, |session| {
+                session.run_owned(constants, inputs, &mut [(self.output, output)])?;
+                Ok(output.iter().find(|value| !value.is_finite()).copied())
+            })?;
             self.spent += started.elapsed();
             for (prediction, &member) in call.output.chunks_exact(x.len()).zip(&call.members) {
                 self.predictions[member * x.len()..][..x.len()].copy_from_slice(prediction);

@@ -1,6 +1,6 @@
 //! The text encoders: texts become the states that the U-Net attends to.
 
-use super::component::Component;
+use super::component::{Component, Precise};
 use super::feed::{Feed, compute, constants, runs};
 use super::text_states::TextStates;
 use super::trial;
@@ -8,6 +8,7 @@ use crate::engine::{Output, Placement, SessionOptions};
 use crate::graph::{Dim, Port};
 use crate::model::{Model, TextEncoderPart};
 use crate::prompt::Text;
+use crate::recipe::Retry;
 use crate::signature::{Role, Signature};
 use crate::tokenizer::{Chunk, MAX_CHUNKS, Tokenizer};
 use crate::{Error, ErrorKind};
@@ -60,7 +61,7 @@ impl TextEncoder {
         Ok(Self { encoders, max_chunks })
     }
 
-    /// Reduces memory until [`TextEncoder::use_planned_memory`]; whether that is a change.
+    /// Reduces memory until [`TextEncoder::use_plan`]; whether that is a change.
     pub(crate) fn reduce_memory(&mut self) -> bool {
         let mut is_changed = false;
         for encoder in &mut self.encoders {
@@ -75,9 +76,14 @@ impl TextEncoder {
         self.encoders.iter().all(|encoder| encoder.component.is_streamed())
     }
 
-    /// Ends reduced memory.
-    pub(crate) fn use_planned_memory(&mut self) {
-        self.encoders.iter_mut().for_each(|encoder| encoder.component.use_planned_memory());
+    /// Ends reduced memory and higher precision.
+    pub(crate) fn use_plan(&mut self, precise: Option<&Precise>) {
+        self.encoders.iter_mut().for_each(|encoder| encoder.component.use_plan(precise));
+    }
+
+    /// What is computed in higher precision than planned.
+    pub(crate) fn retries(&self) -> impl Iterator<Item = Retry> {
+        self.encoders.iter().filter_map(|encoder| encoder.component.retry())
     }
 
     /// Where those run that were needed.
@@ -161,7 +167,7 @@ impl Encoder {
         let encoded = texts.iter().map(|text| self.tokenizer.encode(text.unwrap_or(&nothing), max_chunks));
         let encoded = encoded.collect::<Result<Vec<_>, Error>>()?;
         let chunks: Vec<&Chunk> = encoded.iter().flat_map(|text| &text.chunks).collect();
-        let mut outputs = self.run(&chunks)?.into_iter();
+        let mut outputs = self.run_finite(&chunks)?.into_iter();
         let texts = encoded.iter().map(|text| {
             let (mut states, mut pooled) = (Vec::new(), None);
             for (chunk, (mut of_chunk, vector)) in text.chunks.iter().zip(outputs.by_ref()) {
@@ -169,17 +175,34 @@ impl Encoder {
                 states.extend(of_chunk);
                 pooled = pooled.or(vector);
             }
-            if let Some(value) = states.iter().chain(pooled.iter().flatten()).find(|value| !value.is_finite())
-            {
-                return Err(Error::new(
-                    ErrorKind::Numeric,
-                    format!("{}: expected finite states, got {value}", self.name),
-                ));
-            }
+            // Weights may make them so.
+            self.expect_finite(states.iter())?;
             let tokens = text.chunks.len() * self.context;
             Ok(TextStates { states, tokens, pooled, cut: text.cut.clone() })
         });
         texts.collect()
+    }
+
+    /// What becomes of each chunk, in higher precision where it is not finite otherwise.
+    fn run_finite(&mut self, chunks: &[&Chunk]) -> Result<Vec<OfChunk>, Error> {
+        loop {
+            let results = self.run(chunks)?;
+            let all =
+                results.iter().flat_map(|(states, pooled)| states.iter().chain(pooled.iter().flatten()));
+            let Err(error) = self.expect_finite(all) else { return Ok(results) };
+            // The second time it is an error.
+            self.component.raise_precision(error, None)?;
+        }
+    }
+
+    fn expect_finite<'s>(&self, mut states: impl Iterator<Item = &'s f32>) -> Result<(), Error> {
+        match states.find(|value| !value.is_finite()) {
+            None => Ok(()),
+            Some(value) => {
+                let message = format!("{}: expected finite states, got {value}", self.name);
+                Err(Error::new(ErrorKind::Numeric, message))
+            }
+        }
     }
 
     /// What becomes of each chunk.

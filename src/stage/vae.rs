@@ -2,7 +2,7 @@
 
 use image::RgbImage;
 
-use super::component::Component;
+use super::component::{Component, Precise};
 use super::feed::{Feed, compute, constants};
 use super::tile::{Halves, Planes};
 use super::trial;
@@ -10,6 +10,7 @@ use crate::engine::{Output, Placement, Providers, Session, SessionOptions};
 use crate::manifest::LatentSpace;
 use crate::model::{Model, PreviewDecoder};
 use crate::noise::NoiseSource;
+use crate::recipe::Retry;
 use crate::signature::{Role, Signature};
 use crate::tensor::{LatentShape, PixelSize};
 use crate::tile::Tile;
@@ -36,7 +37,7 @@ impl VaeDecoder {
         Some(Self { component: Component::new(part, options, None), space: latents.clone() })
     }
 
-    /// Reduces memory until [`VaeDecoder::use_planned_memory`], for latents of this shape in tiles of the size that it gives,
+    /// Reduces memory until [`VaeDecoder::use_plan`], for latents of this shape in tiles of the size that it gives,
     /// if it can run in tiles.
     pub(crate) fn reduce_memory(&mut self, shape: LatentShape) -> Option<Tile> {
         self.component.reduce_memory();
@@ -54,9 +55,14 @@ impl VaeDecoder {
         self.component.is_streamed()
     }
 
-    /// Ends reduced memory.
-    pub(crate) fn use_planned_memory(&mut self) {
-        self.component.use_planned_memory();
+    /// Ends reduced memory and higher precision.
+    pub(crate) fn use_plan(&mut self, precise: Option<&Precise>) {
+        self.component.use_plan(precise);
+    }
+
+    /// What is said of it if it is computed in higher precision than planned.
+    pub(crate) fn retry(&self) -> Option<Retry> {
+        self.component.retry()
     }
 
     /// Where it runs, once it was needed.
@@ -65,34 +71,61 @@ impl VaeDecoder {
     }
 
     /// Decodes the latents of one image, in tiles where a size is given and the image is larger; in smaller ones where
-    /// there is too little memory. [`ErrorKind::Numeric`] for a pixel that is not a number; [`ErrorKind::Model`] also for a
-    /// graph that cannot run in tiles.
+    /// there is too little memory, and in higher precision where a pixel is not a number otherwise: [`ErrorKind::Numeric`] for
+    /// one that is not even so. [`ErrorKind::Model`] also for a graph that cannot run in tiles.
     pub(crate) fn decode(
         &mut self,
         latents: &[f32],
         shape: LatentShape,
         size: PixelSize,
-        tile: Option<Tile>,
+        mut tile: Option<Tile>,
     ) -> Result<RgbImage, Error> {
-        let decoded = self.decode_in(latents, shape, size, tile);
-        let side = tile.map_or(usize::MAX, Tile::side_cells);
-        match decoded {
-            Err(error) if error.kind() == ErrorKind::Memory && side > REDUCED_CELLS => {
-                let Some(smaller) = self.reduce_memory(shape) else { return Err(error) };
-                tracing::warn!(%error, "low memory: the image is decoded in small tiles");
-                self.decode_in(latents, shape, size, Some(smaller))
-            }
-            decoded => decoded,
+        let (width, height) = (size.width_px() as usize, size.height_px() as usize);
+        loop {
+            let planes = self.planes(latents, shape, size, tile)?;
+            let Some(at) = planes.iter().position(|value| !value.is_finite()) else {
+                return Ok(RgbImage::from_fn(size.width_px(), size.height_px(), |x, y| {
+                    let at = y as usize * width + x as usize;
+                    image::Rgb([0, 1, 2].map(|channel| byte(planes[channel * width * height + at])))
+                }));
+            };
+            let (name, y, x) = (self.component.part().name(), at / width % height, at % width);
+            let error = Error::new(
+                ErrorKind::Numeric,
+                format!("{name}: expected finite pixels, got {} at ({x}, {y})", planes[at]),
+            );
+            // The second time it is an error.
+            tile = self.component.raise_precision(error, None)?.or(tile);
         }
     }
 
-    fn decode_in(
+    /// The planes of one image.
+    fn planes(
         &mut self,
         latents: &[f32],
         shape: LatentShape,
         size: PixelSize,
         tile: Option<Tile>,
-    ) -> Result<RgbImage, Error> {
+    ) -> Result<Vec<f32>, Error> {
+        let decoded = self.planes_in(latents, shape, size, tile);
+        let side = tile.map_or(usize::MAX, Tile::side_cells);
+        match decoded {
+            Err(error) if error.kind() == ErrorKind::Memory && side > REDUCED_CELLS => {
+                let Some(smaller) = self.reduce_memory(shape) else { return Err(error) };
+                tracing::warn!(%error, "low memory: the image is decoded in small tiles");
+                self.planes_in(latents, shape, size, Some(smaller))
+            }
+            decoded => decoded,
+        }
+    }
+
+    fn planes_in(
+        &mut self,
+        latents: &[f32],
+        shape: LatentShape,
+        size: PixelSize,
+        tile: Option<Tile>,
+    ) -> Result<Vec<f32>, Error> {
         let factor_px = self.space.factor_px;
         let unscaled = self.space.unscaled(latents);
         let (width, height) = (size.width_px() as usize, size.height_px() as usize);
@@ -127,18 +160,7 @@ impl VaeDecoder {
                 format!("{name}: expected an image of [3, {height}, {width}], got {got:?}"),
             ));
         }
-        let planes = planes.data;
-        if let Some(at) = planes.iter().position(|value| !value.is_finite()) {
-            let (y, x) = (at / width % height, at % width);
-            return Err(Error::new(
-                ErrorKind::Numeric,
-                format!("{name}: expected finite pixels, got {} at ({x}, {y})", planes[at]),
-            ));
-        }
-        Ok(RgbImage::from_fn(size.width_px(), size.height_px(), |x, y| {
-            let at = y as usize * width + x as usize;
-            image::Rgb([0, 1, 2].map(|channel| byte(planes[channel * width * height + at])))
-        }))
+        Ok(planes.data)
     }
 }
 
@@ -185,14 +207,19 @@ impl VaeEncoder {
         Some(Self { component: Component::new(part, options, trial) })
     }
 
-    /// Reduces memory until [`VaeEncoder::use_planned_memory`].
+    /// Reduces memory until [`VaeEncoder::use_plan`].
     pub(crate) fn reduce_memory(&mut self) {
         self.component.reduce_memory();
     }
 
-    /// Ends reduced memory.
-    pub(crate) fn use_planned_memory(&mut self) {
-        self.component.use_planned_memory();
+    /// Ends reduced memory and higher precision.
+    pub(crate) fn use_plan(&mut self, precise: Option<&Precise>) {
+        self.component.use_plan(precise);
+    }
+
+    /// What is said of it if it is computed in higher precision than planned.
+    pub(crate) fn retry(&self) -> Option<Retry> {
+        self.component.retry()
     }
 
     /// Where it runs, once it was needed.
@@ -206,15 +233,35 @@ impl VaeEncoder {
     }
 
     /// Encodes an image, `[3, height, width]` in -1..=1, in tiles where a size is given and the
-    /// image is larger. [`ErrorKind::Model`] for an encoder that is damaged or unfit, also for tiles;
-    /// [`ErrorKind::Numeric`] for a latent that is not a number.
+    /// image is larger, and in higher precision where a latent is not a number otherwise. [`ErrorKind::Model`] for an encoder
+    /// that is damaged or unfit, also for tiles; [`ErrorKind::Numeric`] for a latent that is not a number even so.
     pub(crate) fn encode(
         &mut self,
         planes: &[f32],
         size: PixelSize,
         shape: LatentShape,
-        tile: Option<Tile>,
+        mut tile: Option<Tile>,
     ) -> Result<Posterior, Error> {
+        loop {
+            let mut found = self.encode_in(planes, size, shape, tile)?;
+            let Some(value) = found.iter().find(|value| !value.is_finite()) else {
+                let log_variance = self.is_random().then(|| found.split_off(shape.len()));
+                return Ok(Posterior { mean: found, log_variance });
+            };
+            let message = format!("vae_encoder: expected finite latents, got {value}");
+            // The second time it is an error.
+            let error = Error::new(ErrorKind::Numeric, message);
+            tile = self.component.raise_precision(error, None)?.or(tile);
+        }
+    }
+
+    fn encode_in(
+        &mut self,
+        planes: &[f32],
+        size: PixelSize,
+        shape: LatentShape,
+        tile: Option<Tile>,
+    ) -> Result<Vec<f32>, Error> {
         let is_random = self.is_random();
         let mut component = self.component.lease();
         let component = &mut *component;
@@ -232,7 +279,7 @@ impl VaeEncoder {
             Some(tile) => Halves::of_encoder(component.part(), shape, width / width_cells, tile)?,
             None => None,
         };
-        let mut found = match halves {
+        let found = match halves {
             Some(halves) => {
                 // Its weights are not kept twice.
                 component.close();
@@ -259,14 +306,7 @@ impl VaeEncoder {
                 ),
             ));
         }
-        if let Some(value) = found.data.iter().find(|value| !value.is_finite()) {
-            return Err(Error::new(
-                ErrorKind::Numeric,
-                format!("vae_encoder: expected finite latents, got {value}"),
-            ));
-        }
-        let log_variance = is_random.then(|| found.data.split_off(shape.len()));
-        Ok(Posterior { mean: found.data, log_variance })
+        Ok(found.data)
     }
 }
 
