@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
 
-use crate::engine::{Library, Placement, Provider, Providers, Share};
+use crate::engine::{Library, Placement, Provider, Providers, Share, cpu_kind};
 use crate::model::Model;
 use crate::pipeline::Output;
 use crate::recipe::{Provenance, Ran};
@@ -33,6 +33,7 @@ pub fn provenance(
         provider,
         shares,
         onnxruntime: library.version().to_owned(),
+        cpu: Some(cpu_kind()),
         retries: output.retries.clone(),
     }
 }

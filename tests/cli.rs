@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use calotype::tokenizer::MAX_CHUNKS;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -198,6 +198,27 @@ fn manifest() -> Value {
 
 fn receipts(report: &Value) -> Vec<&Value> {
     report["images"].as_array().unwrap().iter().map(|picture| &picture["receipt"]).collect()
+}
+
+/// Writes a LoRA file for one layer of the built-in model, all of whose numbers are this one.
+fn write_lora(path: &Path, number: f32) {
+    let bytes = fs::read(Path::new(BUILT_IN).join(UNET)).unwrap();
+    let end = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..end]).unwrap();
+    let mut tensors = header.as_object().unwrap().iter();
+    let is_layer = |tensor: &Value| tensor["shape"].as_array().is_some_and(|shape| shape.len() == 2);
+    let (name, tensor) =
+        tensors.find(|(name, tensor)| name.ends_with("attn1.to_q.weight") && is_layer(tensor)).unwrap();
+    let name = name.trim_end_matches(".weight").replace('.', "_");
+    let [out, inner] = [0, 1].map(|axis| tensor["shape"][axis].as_u64().unwrap() as usize);
+    let header = json!({
+        format!("lora_unet_{name}.lora_down.weight"): { "dtype": "F32", "shape": [1, inner], "data_offsets": [0, 4 * inner] },
+        format!("lora_unet_{name}.lora_up.weight"):
+            { "dtype": "F32", "shape": [out, 1], "data_offsets": [4 * inner, 4 * (inner + out)] },
+    });
+    let (header, numbers) = (header.to_string(), number.to_le_bytes().repeat(inner + out));
+    fs::write(path, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &numbers].concat())
+        .unwrap();
 }
 
 mod addition {
@@ -2224,7 +2245,8 @@ mod images {
         };
         let said = verify(&drawn);
         assert_eq!(said.code, Some(0), "{}", said.stderr);
-        assert!(said.stdout.ends_with("the pixels match the receipt\n"), "{}", said.stdout);
+        let end = "the pixels match the receipt\ngenerated again: equal pixels\n";
+        assert!(said.stdout.ends_with(end), "{}", said.stdout);
 
         let (width, height, rgb) = pixels(&drawn);
         let receipt = texts(&drawn).receipt();
@@ -2255,10 +2277,93 @@ mod images {
         let said = verify(&encode(width, height, &rgb, &odd));
         assert_eq!(said.code, Some(0), "{}", said.stderr);
         assert!(
-            said.stdout.contains("the pixels were not checked: the receipt has no hash"),
+            said.stdout.contains("the pixels were not compared with the receipt, which has no hash"),
             "{}",
             said.stdout
         );
+    }
+
+    #[test]
+    fn verify_generates_again_and_says_what_differs() {
+        let desk = Desk::new();
+        let lora = desk.path("ink.safetensors");
+        write_lora(&lora, 0.2);
+        let typed = format!("{}@0.5", lora.display());
+        let first = desk.draws(&["an apple", "--size", "64x64", "--steps", "3", "--lora", &typed]);
+        let made = receipts(&first)[0].clone();
+        let drawn = desk.read("out.png");
+        let (width, height, rgb) = pixels(&drawn);
+        let verify = |receipt: &Value, more: &[&str]| {
+            let path = desk.path("changed.png");
+            fs::write(&path, encode(width, height, &rgb, receipt)).unwrap();
+            let mut command = calotype(&["verify", path.to_str().unwrap(), "--json"]);
+            let said = Said::of(command.args(more).output().unwrap());
+            let json = said.json();
+            (said, json)
+        };
+        let difference =
+            |what: &str, expected: &str, got: &str| json!({ "what": what, "expected": expected, "got": got });
+
+        let (said, json) = verify(&made, &[]);
+        assert_eq!((said.code, &json["equal"], &json["psnr_db"]), (Some(0), &json!(true), &Value::Null));
+        assert_eq!(json["differences"], json!([]), "{}", said.stderr);
+
+        // The image is the same; what made it is said to have been something else.
+        let mut other = made.clone();
+        for (name, value) in
+            [("calotype", "0.0.1"), ("onnxruntime", "1.2.3"), ("provider", "cuda"), ("cpu", "x y")]
+        {
+            other[name] = value.into();
+        }
+        let (said, json) = verify(&other, &[]);
+        assert_eq!((said.code, &json["equal"]), (Some(0), &json!(true)), "{}", said.stderr);
+        let made_by = |name: &str| made[name].as_str().unwrap();
+        let expected = [
+            difference("calotype", "0.0.1", made_by("calotype")),
+            difference("ONNX Runtime", "1.2.3", made_by("onnxruntime")),
+            difference("provider", "cuda", "cpu"),
+            difference("CPU", "x y", made_by("cpu")),
+        ];
+        assert_eq!(json["differences"], json!(expected));
+
+        // Another recipe makes another image.
+        let mut other = made.clone();
+        other["steps"] = 2.into();
+        let (said, json) = verify(&other, &[]);
+        assert_eq!((said.code, &json["equal"]), (Some(3), &json!(false)));
+        let seed = made["seed"].to_string();
+        desk.draws(&["an apple", "--size", "64x64", "--steps", "2", "--seed", &seed, "--lora", &typed]);
+        let (_, _, again) = pixels(&desk.read("out.png"));
+        let squares: f64 = rgb.iter().zip(&again).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2)).sum();
+        let expected = 20.0 * (255.0 / (squares / rgb.len() as f64).sqrt()).log10();
+        assert!((json["psnr_db"].as_f64().unwrap() - expected).abs() < 1e-6, "{expected}: {json}");
+        assert!(said.stderr.contains("expected the image that its receipt makes, got other pixels, PSNR "));
+        let mut other = made.clone();
+        other["size"] = "128x128".into();
+        let (said, json) = verify(&other, &[]);
+        assert_eq!((said.code, &json["psnr_db"]), (Some(3), &Value::Null));
+        assert!(said.stderr.contains("got another size, 128x128"), "{}", said.stderr);
+
+        // Other files, and what was typed in place of the receipt's settings.
+        let (said, json) = verify(&made, &["--lora", lora.to_str().unwrap()]);
+        assert_eq!(
+            (said.code, &json["differences"][0]["what"]),
+            (Some(3), &json!("lora")),
+            "{}",
+            said.stderr
+        );
+        write_lora(&lora, 0.4);
+        let (said, json) = verify(&made, &[]);
+        let got = format!("{:x}", Sha256::digest(fs::read(&lora).unwrap()));
+        let noted = made["lora"][0]["sha256"].as_str().unwrap();
+        assert_eq!(json["differences"], json!([difference("--lora", noted, &got)]), "{}", said.stderr);
+        assert_eq!(said.code, Some(3));
+        let bundle = Bundle::new();
+        bundle.edit_manifest(|manifest| manifest["name"] = "other".into());
+        bundle.edit(UNET, |bytes| *bytes.last_mut().unwrap() ^= 1);
+        let (said, _) = verify(&made, &["-m", bundle.path()]);
+        let message = format!("expected an image of other, got one of calotype-emoji-1 with another {UNET}");
+        assert!(said.code == Some(3) && said.stderr.contains(&message), "{}", said.stderr);
     }
 
     fn encode(width: u32, height: u32, rgb: &[u8], receipt: &Value) -> Vec<u8> {

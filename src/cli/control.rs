@@ -11,7 +11,7 @@ use clap::Args;
 const SETTINGS: [&str; 5] = ["weight", "start", "end", "mode", "annotate"];
 
 /// Control images and the networks that they are for.
-#[derive(Args, Default)]
+#[derive(Args, Clone, Default)]
 pub(super) struct Control {
     /// A control image (ControlNet), as in `canny=edges.png:weight=0.8:start=0:end=0.5:mode=balanced`; repeatable. KIND is that of
     /// a --control-model. `start` and `end` are parts of the steps. Modes: balanced (the default), prompt ("My prompt is more
@@ -24,7 +24,7 @@ pub(super) struct Control {
 }
 
 /// Control networks.
-#[derive(Args, Default)]
+#[derive(Args, Clone, Default)]
 pub(super) struct ControlModels {
     /// A ControlNet, as in `canny=control_v11p_sd15_canny.safetensors`: a diffusers folder or a file; repeatable. Use one of the
     /// model's family.

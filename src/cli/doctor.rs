@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use calotype::certify::{self, Certificate};
-use calotype::engine::{About, Device, Provider, ProviderKind, Providers, SessionOptions, cpu_model};
+use calotype::engine::{
+    About, Device, Provider, ProviderKind, Providers, SessionOptions, cpu_features, cpu_model,
+};
 use calotype::memory::Memory;
 use calotype::plan::Budget;
 use calotype::{Error, ErrorKind};
@@ -194,18 +196,4 @@ fn memory_json(memory: Memory) -> Value {
         "limit_bytes": memory.limit_bytes,
         "swap_bytes": memory.swap_bytes,
     })
-}
-
-/// The vector instructions that decide how fast ONNX Runtime is.
-fn cpu_features() -> Vec<&'static str> {
-    macro_rules! detected {
-        ($is:ident: $($name:tt)*) => { [$(($name, std::arch::$is!($name))),*] };
-    }
-    #[cfg(target_arch = "x86_64")]
-    let all = detected!(is_x86_feature_detected: "avx2" "fma" "f16c" "avx512f" "avx512vnni" "avx512bf16");
-    #[cfg(target_arch = "aarch64")]
-    let all = detected!(is_aarch64_feature_detected: "neon" "fp16" "dotprod" "i8mm" "bf16" "sve");
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let all: [(&str, bool); 0] = [];
-    all.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
 }

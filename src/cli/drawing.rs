@@ -28,12 +28,12 @@ const MAX_COUNT: i64 = 10_000;
 /// What `--mask` takes in place of a file.
 const ALPHA: &str = "alpha";
 
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub(super) struct Drawing {
     /// Take all settings that no flag gives from the receipt of an image (PNG, JPEG, WebP) or a JSON file; `-` reads standard input.
     /// Also reads the `parameters` text of A1111's web UI and of programs that write the same, and reports what it cannot use.
     #[arg(long, value_name = "IMAGE|JSON")]
-    from: Option<PathBuf>,
+    pub(super) from: Option<PathBuf>,
     /// A bundle, a diffusers folder, an ONNX folder, or a single-file checkpoint; the built-in model when absent.
     #[arg(short, long, value_name = "PATH")]
     pub(super) model: Option<PathBuf>,
@@ -53,7 +53,7 @@ pub(super) struct Drawing {
     hires: Option<String>,
     /// An init image: PNG, JPEG, WebP, GIF, BMP or TIFF.
     #[arg(long, value_name = "IMG")]
-    init: Option<PathBuf>,
+    pub(super) init: Option<PathBuf>,
     /// How an init image of other proportions than the size is resized, and its mask with it: crop, pad (repeats the edges) or
     /// stretch (the default).
     #[arg(long, value_name = "HOW")]
@@ -61,7 +61,7 @@ pub(super) struct Drawing {
     /// Inpainting mask, of the init image's size: white areas are repainted. Where it has transparent areas, these are
     /// repainted instead. `alpha` takes the init image's own transparent areas.
     #[arg(long, value_name = "IMG|alpha")]
-    mask: Option<PathBuf>,
+    pub(super) mask: Option<PathBuf>,
     /// Extend the init image (outpainting), as in `left=64,top=32` (also right, bottom): what is added is painted, and blended with
     /// the image over a seam of `feather` pixels within it (two latent cells when absent).
     #[arg(long, value_name = "SIDES")]
@@ -147,11 +147,11 @@ pub(super) struct Drawing {
     #[command(flatten)]
     pub(super) preview_decoder: PreviewDecoder,
     #[command(flatten)]
-    components: Components,
+    pub(super) components: Components,
     #[command(flatten)]
-    additions: Additions,
+    pub(super) additions: Additions,
     #[command(flatten)]
-    control: Control,
+    pub(super) control: Control,
     #[command(flatten)]
     folders: Folders,
 }

@@ -145,14 +145,8 @@ impl Origin {
             ));
         };
         if let Some(before) = &self.provenance {
-            for (what, expected, got) in [
-                ("calotype", &before.calotype, &made.calotype),
-                ("ONNX Runtime", &before.onnxruntime, &made.onnxruntime),
-                ("provider", &before.provider, &made.provider),
-            ] {
-                if expected != got {
-                    tell(what, expected, got);
-                }
+            for (what, expected, got) in differences(before, made) {
+                tell(what, expected, got);
             }
             match (&before.model_sha256, &made.model_sha256) {
                 (Some(expected), Some(got)) if expected != got => {
@@ -184,8 +178,24 @@ impl Origin {
     }
 }
 
+/// What of that which makes an image is not the same, but for files: what it is, what it was before, and what it is now.
+pub(super) fn differences<'a>(
+    before: &'a Provenance,
+    made: &'a Provenance,
+) -> Vec<(&'static str, &'a str, &'a str)> {
+    // What an older version did not note is not known to differ.
+    let cpu = before.cpu.as_deref().zip(made.cpu.as_deref());
+    let all = [
+        ("calotype", &before.calotype[..], &made.calotype[..]),
+        ("ONNX Runtime", &before.onnxruntime, &made.onnxruntime),
+        ("provider", &before.provider, &made.provider),
+    ];
+    let all = all.into_iter().chain(cpu.map(|(before, made)| ("CPU", before, made)));
+    all.filter(|(_, before, made)| before != made).collect()
+}
+
 /// The files that a recipe names, and their flags.
-fn files(recipe: &Recipe) -> Vec<(&'static str, &NamedFile)> {
+pub(super) fn files(recipe: &Recipe) -> Vec<(&'static str, &NamedFile)> {
     let Recipe {
         model, unet, vae, text_encoder, lora, embedding, init, mask, control_model, control, ..
     } = recipe;

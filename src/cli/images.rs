@@ -147,7 +147,7 @@ impl Opened {
     }
 
     /// The receipt of an image: `recipe`, in which files are named, gets their hashes and the image's seed.
-    fn receipt(&mut self, mut recipe: Recipe, request: &Request, output: &Output) -> Receipt {
+    pub(super) fn receipt(&mut self, mut recipe: Recipe, request: &Request, output: &Output) -> Receipt {
         let model_sha256 = self.hashes.note(&mut recipe);
         let provider = providers(self.pipeline.placements());
         let shares = shares(self.pipeline.placements());

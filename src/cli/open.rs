@@ -15,7 +15,7 @@ use super::mention::Mentioned;
 use super::{flag, say};
 
 /// Files with components that replace those of the model.
-#[derive(Args, Default)]
+#[derive(Args, Clone, Default)]
 pub(super) struct Components {
     /// A file with a U-Net that replaces the model's (safetensors or GGUF).
     #[arg(long, value_name = "FILE")]
@@ -52,7 +52,7 @@ impl Components {
 }
 
 /// What is added to a model.
-#[derive(Args, Default)]
+#[derive(Args, Clone, Default)]
 pub(super) struct Additions {
     /// A LoRA file, with optional strength (default 1); repeatable.
     #[arg(long, value_name = "FILE[@W]")]

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use super::interrupt::Heeded;
 use super::say;
 
-#[derive(clap::Args)]
+#[derive(clap::Args, Clone, Default)]
 pub(super) struct Choice {
     /// Execution providers, comma-separated, in fallback order: cpu, cuda, tensorrt, coreml, openvino, directml, qnn,
     /// xnnpack, webgpu or plugin:FILE[:NAME], with options as in `cuda:device_id=1`. `cuda,cpu` runs operators that

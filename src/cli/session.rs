@@ -12,7 +12,7 @@ use super::provider;
 /// More threads than any one device has cores.
 const MAX_THREADS: i64 = 1024;
 
-#[derive(clap::Args)]
+#[derive(clap::Args, Clone, Default)]
 pub(super) struct Session {
     /// Memory limit of the process, as in `300MiB`; the available memory, less a reserve, when absent. CPU only.
     #[arg(long, value_name = "SIZE")]

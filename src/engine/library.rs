@@ -142,6 +142,25 @@ pub fn cpu_model() -> Option<String> {
     }
 }
 
+/// The vector instructions of this CPU by which ONNX Runtime and noise choose how they compute: how fast, and how sums are rounded.
+pub fn cpu_features() -> Vec<&'static str> {
+    macro_rules! detected {
+        ($is:ident: $($name:tt)*) => { [$(($name, std::arch::$is!($name))),*] };
+    }
+    #[cfg(target_arch = "x86_64")]
+    let all = detected!(is_x86_feature_detected: "avx2" "fma" "f16c" "avx512f" "avx512vnni" "avx512bf16");
+    #[cfg(target_arch = "aarch64")]
+    let all = detected!(is_aarch64_feature_detected: "neon" "fp16" "dotprod" "i8mm" "bf16" "sve");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let all: [(&str, bool); 0] = [];
+    all.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
+}
+
+/// The CPU's architecture, and its [features](cpu_features).
+pub(crate) fn cpu_kind() -> String {
+    [&[std::env::consts::ARCH], &cpu_features()[..]].concat().join(" ")
+}
+
 /// The error for a provider that is not there, with the way to it.
 pub(super) fn missing(provider: &Provider, reason: String) -> Error {
     let kind = &provider.kind;

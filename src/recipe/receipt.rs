@@ -47,6 +47,10 @@ pub struct Provenance {
     pub shares: BTreeMap<String, BTreeMap<String, Ran>>,
     /// The version of ONNX Runtime.
     pub onnxruntime: String,
+    /// The kind of CPU: its architecture and the vector instructions that change how sums are rounded, `x86_64 avx2 fma`. Absent in
+    /// images of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<String>,
     /// The components that gave numbers that are not finite and were run again in higher precision. The same files do so
     /// again, so that the recipe makes the same image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
