@@ -350,6 +350,37 @@ impl Recipe {
         self
     }
 
+    /// The same settings for the model that `own` names: what `of_model` keeps is that of `own`.
+    #[cfg(any(feature = "server", feature = "capi"))]
+    pub(crate) fn with_model_of(self, own: &Self) -> Self {
+        let Self {
+            model,
+            unet,
+            vae,
+            text_encoder,
+            variant,
+            prediction,
+            clip_skip,
+            lora,
+            embedding,
+            control_model,
+            ..
+        } = own.of_model();
+        Self {
+            model,
+            unet,
+            vae,
+            text_encoder,
+            variant,
+            prediction,
+            clip_skip,
+            lora,
+            embedding,
+            control_model,
+            ..self
+        }
+    }
+
     /// What a model is opened from, without the settings of an image: recipes that are alike in this share a model.
     pub fn of_model(&self) -> Self {
         // In full, so that a new field is decided upon here.

@@ -20,8 +20,8 @@ const MOST_OVER: f64 = 1.25;
 const FROM_MIB: f64 = 150.0;
 /// How much more may be planned there: what may differ between runs and machines, and a quarter of the activations.
 const MOST_OVER_MIB: f64 = 25.0;
-/// Where weights are kept, they are planned once more while they are converted (37 MiB of the built-in model's U-Net), which is
-/// less where a library converts one after another.
+/// Where weights are kept, half of what is converted while a session opens is planned twice (some 19 MiB of the built-in model's
+/// U-Net), which is less where a library converts one tensor after another.
 const MOST_KEPT_OVER_MIB: f64 = 35.0;
 const MIB: f64 = 1048576.0;
 

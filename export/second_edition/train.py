@@ -52,6 +52,7 @@ NULL_CAPTION_SHARE = 0.1
 GUIDANCE = 3.0
 """What the few-step LoRA has built in."""
 PART_BYTES = 15 << 20
+REPORT_SECONDS = 20
 MORE_AVERAGES = (0.99, 0.998)
 
 CUDA = torch.cuda.is_available()
@@ -116,7 +117,8 @@ class Steps:
     ):
         self.parameters, self.clock, self.ema = list(parameters), Clock(seconds, rate), Ema(parameters, ema)
         self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.99), weight_decay=decay, fused=True)
-        self.count, self.total, self.since = 0, torch.zeros((), device=DEVICE), time.time()
+        self.count, self.reported, self.since = 0, 0, time.time()
+        self.total = torch.zeros((), device=DEVICE)
 
     def running(self) -> bool:
         return self.clock.share() < 1
@@ -132,16 +134,19 @@ class Steps:
         self.count += 1
         self.total += loss.detach()
 
-    def report(self, name: str, every: int, samples: int) -> float | None:
-        """Now and then the mean of the loss."""
-        if self.count % every:
-            return None
-        mean = float(self.total) / every
-        speed = every * samples / (time.time() - self.since)
-        say(f"{name} {self.count} share {self.clock.share():.2f} loss {mean:.4f}, {speed:.0f} samples/s")
+    def report(self, name: str, samples: int) -> bool:
+        """Prints the mean loss since the last report, if that was REPORT_SECONDS ago."""
+        now = time.time()
+        if now - self.since < REPORT_SECONDS:
+            return False
+        steps = self.count - self.reported
+        say(
+            f"{name} {self.count} share {self.clock.share():.2f} loss {float(self.total) / steps:.4f}, "
+            f"{steps * samples / (now - self.since):.0f} samples/s"
+        )
         self.total.zero_()
-        self.since = time.time()
-        return mean
+        self.since, self.reported = now, self.count
+        return True
 
 
 def save(state: dict[str, Tensor], work: Path, name: str) -> None:
@@ -228,7 +233,8 @@ def read_vae(work: Path) -> Any:
 
 
 def compiled(module: Any) -> Any:
-    return torch.compile(module, dynamic=False) if CUDA and os.environ.get("COMPILE", "1") == "1" else module
+    wanted = os.environ.get("COMPILE", "1" if CUDA else "0") == "1"
+    return torch.compile(module, dynamic=False) if wanted else module
 
 
 def train_vae(work: Path, seconds: float, decoder_only: bool) -> None:
@@ -262,7 +268,7 @@ def train_vae(work: Path, seconds: float, decoder_only: bool) -> None:
                     half = vae.decode(F.avg_pool2d(z[: batch // 2], 2)).sample.float()
                 loss = loss + 0.25 * (half - F.avg_pool2d(x[: batch // 2], 2)).abs().mean()
         steps.take(loss)
-        if steps.report("vae", 100 if CUDA else 2, batch) is not None:
+        if steps.report("vae", batch):
             say(f"vae psnr of the last batch {-10 * math.log10(float(squared.detach()) / 4):.2f}")
     steps.ema.swap()
     with torch.no_grad():
@@ -335,14 +341,15 @@ def captions(pool: dict[str, Tensor], chosen: Tensor) -> Tensor:
 
 def train_unet(pack: Path, work: Path, seconds: float) -> None:
     # The clock runs while things load and compile: what is asked for is when to end.
-    clock = Clock(seconds, 1.0e-3, 200)
+    start = time.time()
     pool = torch.load(work / "latents.pt", map_location=DEVICE)
     z, curve, both = pool["z"], Curve(), read_pair(pack, work)
+    rate = 1.0e-3
     if (before := load(work, "model")) is not None:
-        pool["scale"] = before["scale"]
+        pool["scale"], rate = before["scale"], 4.0e-4
     parameters = [p for p in both.parameters() if p.requires_grad]
-    steps = Steps(parameters, seconds, 1.0e-3)
-    steps.clock = clock
+    steps = Steps(parameters, seconds, rate)
+    steps.clock.start = start
     # Many small steps: 4,475 of 512 taught it less than their number of samples promised.
     batch = batch_of(128)
     denoise = compiled(lambda x, t, c: both["unet"](x, t, c).sample)
@@ -354,11 +361,7 @@ def train_unet(pack: Path, work: Path, seconds: float) -> None:
 
     last_save = time.time()
     while steps.running():
-        chosen = (
-            torch.randint(HELD_OUT_SCENES, len(z), (batch,), device=DEVICE)
-            if CUDA
-            else torch.randint(0, len(z), (batch,))
-        )
+        chosen = torch.randint(HELD_OUT_SCENES, len(z), (batch,), device=DEVICE)
         ids = captions(pool, chosen)
         x0 = (z[chosen].float() * pool["scale"]).contiguous(memory_format=torch.channels_last)
         t = curve.draw(batch)
@@ -367,7 +370,7 @@ def train_unet(pack: Path, work: Path, seconds: float) -> None:
         with mixed():
             v = denoise(signal * x0 + sigma * noise, t, both["text"](ids).last_hidden_state)
         steps.take(F.mse_loss(v.float(), signal * noise - sigma * x0))
-        steps.report("unet", 100 if CUDA else 2, batch)
+        steps.report("unet", batch)
         if time.time() - last_save > 60:
             keep()
             last_save = time.time()
@@ -503,7 +506,7 @@ def train_lcm(pack: Path, work: Path, seconds: float) -> None:
             target = torch.where(end, clean, student(signal_ * clean + sigma_ * eps, before.clamp_min(0), context))
         error = student(x, t, context) - target
         steps.take((error.square().mean((1, 2, 3)) + 1e-3).sqrt().mean())
-        steps.report("lcm", 50 if CUDA else 1, batch)
+        steps.report("lcm", batch)
     steps.ema.swap()
     save(lora.state_dict(), work, "lcm")
     say(f"lcm: {steps.count} steps of {batch}, {sum(p.numel() for p in lora.parameters())} parameters")
@@ -540,7 +543,7 @@ def train_control(pack: Path, work: Path, seconds: float, kind: str) -> None:
         with mixed():
             v = denoise(signal * x0 + sigma * noise, t, context, hint)
         steps.take(F.mse_loss(v.float(), signal * noise - sigma * x0))
-        steps.report(kind, 50 if CUDA else 1, batch)
+        steps.report(kind, batch)
     steps.ema.swap()
     save(control.state_dict(), work, kind)
     say(f"{kind}: {steps.count} steps of {batch}, {sum(p.numel() for p in control.parameters())} parameters")
@@ -573,7 +576,7 @@ def train_judge(work: Path, seconds: float) -> None:
             objects, styles = judge(x.contiguous(memory_format=torch.channels_last))
         each = F.binary_cross_entropy_with_logits(objects.float(), wanted, reduction="none").sum(1).mean()
         steps.take(each + F.cross_entropy(styles.float(), style))
-        steps.report("judge", 50 if CUDA else 1, batch)
+        steps.report("judge", batch)
     steps.ema.swap()
     judge.eval()
     with torch.no_grad():
@@ -613,6 +616,9 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     torch._dynamo.config.suppress_errors = True
     torch.manual_seed(int(time.time()))
+    if not CUDA:
+        # A processor takes four times as long for the gradient of fused attention as for that of its parts.
+        torch.backends.cuda.enable_flash_sdp(False)
     for argument in sys.argv[3:]:
         phase, _, amount = argument.partition("=")
         seconds = float(amount[1:]) - (time.time() - START) if amount.startswith("@") else float(amount)

@@ -526,22 +526,7 @@ impl State {
             let problem = "recipe: expected the model's files that the pipeline was opened with, got others";
             return Err(usage(problem).help("leave these fields out, or open another pipeline"));
         }
-        let Recipe { model, unet, vae, text_encoder, variant, prediction, clip_skip, .. } =
-            self.recipe.clone();
-        let Recipe { lora, embedding, control_model, .. } = self.recipe.clone();
-        let mut recipe = Recipe {
-            model,
-            unet,
-            vae,
-            text_encoder,
-            variant,
-            prediction,
-            clip_skip,
-            lora,
-            embedding,
-            control_model,
-            ..asked
-        };
+        let mut recipe = asked.with_model_of(&self.recipe);
         open_images(&mut recipe, &setting, &mut |line| self.notes.say(&line))?;
         Request::new(recipe.without_idle_controls(), &self.model)
     }

@@ -136,19 +136,7 @@ fn without_files(recipe: Recipe, own: &Recipe) -> Result<Recipe, Problem> {
         let expected = "expected no value: the server chooses models and files";
         return Err(Problem::field(&format!("recipe: {field}"), expected));
     }
-    Ok(Recipe {
-        model: own.model.clone(),
-        unet: own.unet.clone(),
-        vae: own.vae.clone(),
-        text_encoder: own.text_encoder.clone(),
-        lora: own.lora.clone(),
-        control_model: own.control_model.clone(),
-        embedding: own.embedding.clone(),
-        variant: own.variant.clone(),
-        prediction: own.prediction,
-        clip_skip: own.clip_skip,
-        ..recipe
-    })
+    Ok(recipe.with_model_of(own))
 }
 
 fn is_named<T>(image: &Option<Image<T>>) -> bool {
