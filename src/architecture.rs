@@ -6,6 +6,7 @@ pub mod autoencoder_tiny;
 mod builder;
 pub mod clip;
 pub mod controlnet;
+pub(crate) mod product;
 pub mod unet;
 
 use std::fmt::Display;

@@ -2,10 +2,12 @@
 //! What the trial at loading does once, it does on several inputs; see [`crate::manual::providers`].
 
 mod auto;
+mod peak;
 
 use std::time::{Duration, Instant};
 
 pub use self::auto::{Choice, Chosen, choose};
+pub use self::peak::peak;
 use crate::engine::{Placement, Provider, Providers, Session, SessionOptions};
 use crate::model::{Model, Part};
 use crate::stage::feed::Feed;

@@ -1466,9 +1466,10 @@ mod hard_use {
         words.push("9".repeat(5000).into());
         words.extend(files.iter().map(|file| file.clone().into_os_string()));
         words.push(folder.path().as_os_str().into());
-        let commands =
-            ["generate", "batch", "resume", "inspect", "plan", "pack", "verify", "doctor", "upscale"]
-                .map(|command| (command, flags_of(command)));
+        let commands = [
+            "generate", "batch", "resume", "inspect", "plan", "pack", "verify", "doctor", "upscale", "bench",
+        ]
+        .map(|command| (command, flags_of(command)));
         let mut state = 14_u64;
         let mut draw = |below: usize| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -1486,6 +1487,7 @@ mod hard_use {
                 "generate" => drop(odd.args(["-o", "/dev/full", "--size", "64x64"])),
                 "upscale" => drop(odd.args(["-o", "/dev/full"])),
                 "batch" => drop(odd.args(["-o", "images"])),
+                "bench" => drop(odd.args(["--compare", "/dev/null"])),
                 _ => {}
             }
             for _ in 0..1 + draw(2) {
@@ -2380,6 +2382,67 @@ mod images {
         let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
         let frame = reader.next_frame(&mut pixels).unwrap();
         (frame.width, frame.height, pixels)
+    }
+}
+
+mod bench {
+    use super::*;
+
+    /// A part of a measurement, by its name.
+    fn part(measured: &Value, name: &str) -> Value {
+        let parts = measured["parts"].as_array().unwrap();
+        parts.iter().find(|part| part["name"] == name).cloned().unwrap_or_default()
+    }
+
+    #[test]
+    fn parts_of_images_are_measured() {
+        let desk = Desk::new();
+        let flags = ["bench", "--size", "64x64", "--runs", "2", "--threads", "1", "--json"];
+        let bench = |more: &[&str]| desk.run(&[&flags, more].concat());
+        let said = bench(&["--steps", "3"]);
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        let first = said.json();
+        for (name, samples) in [("text_encoder", 2), ("step", 6), ("vae_decoder", 2), ("image", 2)] {
+            let part = part(&first, name);
+            let [least, median, most] =
+                ["least_s", "median_s", "most_s"].map(|key| part[key].as_f64().expect(name));
+            assert!(0.0 < least && least <= median && median <= most, "{part}");
+            assert_eq!(part["samples"], json!(samples), "{part}");
+            assert_eq!(
+                part["gmac_per_s"].as_f64().is_some_and(|speed| speed > 0.0),
+                name != "image",
+                "{part}"
+            );
+        }
+        assert_eq!(part(&first, "vae_encoder"), Value::Null);
+        assert!(first["peak_gmac_per_s"].as_f64().unwrap() > 0.1, "{first}");
+        assert!(first["peak_bytes"].as_u64().unwrap() <= first["planned_bytes"].as_u64().unwrap(), "{first}");
+        let steps = part(&first, "step")["median_s"].as_f64().unwrap() * 3.0;
+        let image = part(&first, "image")["most_s"].as_f64().unwrap();
+        assert!(steps < image * 3.0 && image < first["first_image_s"].as_f64().unwrap() * 10.0, "{first}");
+
+        // Compared with itself, in its number of steps, and with an init image, whose encoder is a part.
+        fs::write(desk.path("first.json"), said.stdout).unwrap();
+        desk.draws(&["x", "--size", "64x64", "--steps", "1"]);
+        let said = bench(&["--steps", "2", "--compare", "first.json", "--init", "out.png"]);
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        let second = said.json();
+        assert!(part(&second, "vae_encoder")["gmac_per_s"].as_f64().unwrap() > 0.0, "{second}");
+        let medians = [&second, &first].map(|json| part(json, "step")["median_s"].as_f64().unwrap());
+        assert_eq!(second["compared"]["step"].as_f64().unwrap(), medians[0] / medians[1]);
+        assert_eq!(second["compared"]["vae_encoder"], Value::Null);
+    }
+
+    #[test]
+    fn what_cannot_be_measured_is_refused() {
+        let desk = Desk::new();
+        let other = "other.json: expected what `calotype bench --json` printed";
+        fs::write(desk.path("other.json"), "{\"steps\": 3}").unwrap();
+        desk.refuses(&["bench", "--compare", "other.json"], 3, &[other]);
+        desk.refuses(&["bench", "--compare", "none.json"], 3, &["none.json"]);
+        desk.refuses(&["bench", "--count", "2"], 2, &["--count: expected --runs"]);
+        desk.refuses(&["bench", "--runs", "0"], 2, &["--runs"]);
+        desk.refuses(&["bench", "none"], 3, &["none"]);
     }
 }
 

@@ -265,6 +265,17 @@ impl Drawing {
         Err(Error::new(ErrorKind::Usage, message))
     }
 
+    /// Refuses what measurements have a flag of their own for.
+    pub(super) fn check_bench(&self) -> Result<(), Error> {
+        if self.count > 1 {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                "--count: expected --runs for several images, got --count",
+            ));
+        }
+        Ok(())
+    }
+
     /// Takes this seed, whatever was typed.
     pub(super) fn fix_seed(&mut self, seed: u64) {
         self.seed = Some(Seed(Some(seed)));
