@@ -2388,6 +2388,10 @@ mod images {
 mod bench {
     use super::*;
 
+    fn bench(desk: &Desk, args: &[&str]) -> Said {
+        Said::of(calotype(&[&["bench"], args].concat()).current_dir(desk.0.path()).output().unwrap())
+    }
+
     /// A part of a measurement, by its name.
     fn part(measured: &Value, name: &str) -> Value {
         let parts = measured["parts"].as_array().unwrap();
@@ -2397,9 +2401,8 @@ mod bench {
     #[test]
     fn parts_of_images_are_measured() {
         let desk = Desk::new();
-        let flags = ["bench", "--size", "64x64", "--runs", "2", "--threads", "1", "--json"];
-        let bench = |more: &[&str]| desk.run(&[&flags, more].concat());
-        let said = bench(&["--steps", "3"]);
+        let flags = ["--size", "64x64", "--runs", "2", "--threads", "1", "--json"];
+        let said = bench(&desk, &[&flags[..], &["--steps", "3"]].concat());
         assert_eq!(said.code, Some(0), "{}", said.stderr);
         let first = said.json();
         for (name, samples) in [("text_encoder", 2), ("step", 6), ("vae_decoder", 2), ("image", 2)] {
@@ -2407,7 +2410,7 @@ mod bench {
             let [least, median, most] =
                 ["least_s", "median_s", "most_s"].map(|key| part[key].as_f64().expect(name));
             assert!(0.0 < least && least <= median && median <= most, "{part}");
-            assert_eq!(part["samples"], json!(samples), "{part}");
+            assert_eq!(part["samples"], samples, "{part}");
             assert_eq!(
                 part["gmac_per_s"].as_f64().is_some_and(|speed| speed > 0.0),
                 name != "image",
@@ -2417,14 +2420,12 @@ mod bench {
         assert_eq!(part(&first, "vae_encoder"), Value::Null);
         assert!(first["peak_gmac_per_s"].as_f64().unwrap() > 0.1, "{first}");
         assert!(first["peak_bytes"].as_u64().unwrap() <= first["planned_bytes"].as_u64().unwrap(), "{first}");
-        let steps = part(&first, "step")["median_s"].as_f64().unwrap() * 3.0;
-        let image = part(&first, "image")["most_s"].as_f64().unwrap();
-        assert!(steps < image * 3.0 && image < first["first_image_s"].as_f64().unwrap() * 10.0, "{first}");
 
-        // Compared with itself, in its number of steps, and with an init image, whose encoder is a part.
+        // Of other steps, and with an init image, whose encoder is a part.
         fs::write(desk.path("first.json"), said.stdout).unwrap();
         desk.draws(&["x", "--size", "64x64", "--steps", "1"]);
-        let said = bench(&["--steps", "2", "--compare", "first.json", "--init", "out.png"]);
+        let more = ["--steps", "2", "--compare", "first.json", "--init", "out.png"];
+        let said = bench(&desk, &[&flags[..], &more].concat());
         assert_eq!(said.code, Some(0), "{}", said.stderr);
         let second = said.json();
         assert!(part(&second, "vae_encoder")["gmac_per_s"].as_f64().unwrap() > 0.0, "{second}");
@@ -2438,11 +2439,15 @@ mod bench {
         let desk = Desk::new();
         let other = "other.json: expected what `calotype bench --json` printed";
         fs::write(desk.path("other.json"), "{\"steps\": 3}").unwrap();
-        desk.refuses(&["bench", "--compare", "other.json"], 3, &[other]);
-        desk.refuses(&["bench", "--compare", "none.json"], 3, &["none.json"]);
-        desk.refuses(&["bench", "--count", "2"], 2, &["--count: expected --runs"]);
-        desk.refuses(&["bench", "--runs", "0"], 2, &["--runs"]);
-        desk.refuses(&["bench", "none"], 3, &["none"]);
+        for (args, code, message) in [
+            (&["--compare", "other.json"][..], 3, other),
+            (&["--compare", "none.json"], 3, "none.json"),
+            (&["--count", "2"], 2, "--count: expected --runs"),
+            (&["--runs", "0"], 2, "--runs"),
+            (&["none"], 4, "model none: "),
+        ] {
+            bench(&desk, args).is_refusal(code, &[message]);
+        }
     }
 }
 
