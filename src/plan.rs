@@ -22,6 +22,7 @@ use crate::graph::{
 };
 use crate::memory::{self, Memory};
 use crate::model::{Model, PREVIEW_DECODER, Part, PreviewDecoder};
+use crate::noise::BrownianTree;
 use crate::request::Request;
 use crate::signature::{Binding, Role};
 use crate::stage::feed::{residual_shape, timestep_shape};
@@ -51,8 +52,8 @@ const RESERVED_PART: u64 = 8;
 /// By how much what the process has when it plans may differ between two runs of one command: 2.4 MiB at most in twelve runs
 /// of one plan, mostly one large page of a mapped file, which is there or not. What is named as enough includes it.
 const VARIATION_BYTES: u64 = 3 << 20;
-/// How many latents a run keeps beside those that the U-Net is fed: samplers' and solvers' past steps, noise, the image
-/// that is drawn from.
+/// How many latents a run keeps beside those that the U-Net is fed, and a Brownian tree: samplers' and solvers' past steps, of
+/// guidance, noise, the image that is drawn from.
 const LATENTS: usize = 12;
 /// The weights of a segment, the largest first. Smaller segments than the least are most of the time being opened.
 const SEGMENTS_MIB: [usize; 6] = [256, 128, 64, 32, 16, 8];
@@ -766,12 +767,17 @@ impl Planner {
             stages.push((part.name(), candidates));
         }
         let unet = model.unet();
-        let fixed = match unet.signature().input(Role::Latents).map(|port| &port.dims[0]) {
-            Some(Dim::Fixed(batch)) => Some(*batch),
+        let sized = |axis: usize| match unet.signature().input(Role::Latents).map(|port| &port.dims[axis]) {
+            Some(Dim::Fixed(size)) => Some(*size),
             _ => None,
         };
+        let fixed = sized(0);
+        let fed_len = sized(1).unwrap_or(shape.channels) * shape.height_cells * shape.width_cells;
+        let tree = request.tree_levels().map_or(0, |(low, high)| BrownianTree::tensors(low, high));
+        let latents = LATENTS + tree + reading.predictions();
         let own_bytes = states_bytes
-            + (reading.feeds_bytes(shape.len()) + LATENTS * shape.len() * size_of::<f32>()) as u64;
+            + reading.calls_bytes(fed_len + shape.len()) as u64
+            + (latents * shape.len() * size_of::<f32>()) as u64;
         let all = reading.calls(usize::MAX).iter().map(|call| call.batch).max().unwrap_or(1);
         let mut found = Vec::new();
         for batch in fixed.map_or(vec![all, 1], |batch| vec![batch]) {
@@ -1006,7 +1012,7 @@ fn controls_bytes(model: &Model, request: &Request, batch: usize, reading: &Read
         hint.map_or(0, |port| residual_shape(port, 1, shape).iter().product::<usize>())
     });
     let hints: usize = hints.sum::<usize>() * size_of::<f32>();
-    let fed = request.controls.len() * reading.feeds_bytes(shape.len());
+    let fed = request.controls.len() * reading.calls_bytes(shape.len());
     // Sums for calls of every number of predictions that a step may need.
     let sums: usize = (1..=batch).map(|images| residuals / batch * images).sum();
     // While an image is encoded, its planes and what that gives.
@@ -1278,8 +1284,9 @@ mod tests {
                 let recipe = Recipe { prompt: prompt.into(), guidance: Some(guidance.into()), ..recipe() };
                 let candidates = stage(&model, recipe, "unet");
                 let texts = views * CONTEXT * STATE;
-                // Of every layout the states once more, the latents as they are fed and as they come back.
-                let feeds = layouts * (CONTEXT * STATE + 2 * LATENTS_LEN * FLOAT);
+                // Of every layout the states once more, the latents as they are fed and as they come back; and all predictions.
+                let feeds =
+                    layouts * (CONTEXT * STATE + 2 * LATENTS_LEN * FLOAT) + views * LATENTS_LEN * FLOAT;
                 // The run's latents, those that samplers keep, noise, masks.
                 let latents = 12 * LATENTS_LEN * FLOAT;
                 let batches: Vec<usize> = candidates.iter().map(|candidate| candidate.batch).collect();
@@ -1303,6 +1310,10 @@ mod tests {
             assert_eq!(of("a red apple", 1.0, 1, 1)[0].batch, 1);
             // Three prompts and the negative one, or the prompts alone.
             of("a red apple AND a pear AND a fish", 3.5, 4, 4 + 3);
+            // A tree of noise over levels from 0.0292 to 14.61 has 24 halvings, and the whole.
+            let sampler = Some("dpm++2m-sde".parse().unwrap());
+            let with_tree = stage(&model, Recipe { sampler, guidance: Some(3.5.into()), ..recipe() }, "unet");
+            assert_eq!(with_tree[0].own_bytes, guided[0].own_bytes + 25 * LATENTS_LEN * FLOAT);
             // 19 MB of weights, in f16.
             assert!((19 << 20..20 << 20).contains(&(guided[0].weights_bytes + (1 << 20))));
         }

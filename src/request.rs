@@ -27,7 +27,7 @@ use crate::noise::Rng;
 use crate::prediction::Thresholding;
 use crate::prompt::{Part, Prompt, Text};
 use crate::recipe::{Hires, HiresUpscaler, Image, NamedFile, Recipe};
-use crate::sampler::Method;
+use crate::sampler::{Method, STEP_NOISE, StepNoiseKind};
 use crate::schedule::{Schedule, ScheduleKind};
 use crate::tensor::{LatentShape, PixelSize};
 use crate::{Error, ErrorKind};
@@ -390,6 +390,15 @@ impl Request {
     pub fn sigmas(&self) -> Vec<f64> {
         let steps = self.schedule.steps();
         steps.iter().map(|step| step.from).chain(steps.last().map(|step| step.to)).collect()
+    }
+
+    /// The lowest and the highest noise level of its Brownian tree, where its sampler's noise comes from one.
+    pub(crate) fn tree_levels(&self) -> Option<(f64, f64)> {
+        let steps = self.schedule.steps();
+        match self.sampler.get(&STEP_NOISE) {
+            StepNoiseKind::Stream => None,
+            StepNoiseKind::Tree => Some((steps.last()?.from, steps.first()?.from)),
+        }
     }
 
     /// Denoising strength, if the run starts from an init image.

@@ -15,7 +15,7 @@ use crate::noise::{BrownianTree, NoiseSource, StepNoise};
 use crate::prediction::Prediction;
 use crate::recipe::Retry;
 use crate::request::Request;
-use crate::sampler::{STEP_NOISE, Sampler, StepNoiseKind};
+use crate::sampler::Sampler;
 use crate::stage::blend::finished;
 use crate::stage::conditioning::Conditioning;
 use crate::stage::control::Controls;
@@ -188,14 +188,9 @@ impl<'a> Run<'a> {
             is_short,
         } = stages;
         let Start { latents, concat_latents, blend, clean } = start;
-        let steps = request.schedule.steps();
-        let tree = match request.sampler.get(&STEP_NOISE) {
-            StepNoiseKind::Stream => None,
-            StepNoiseKind::Tree => {
-                let (highest, lowest) = (steps[0].from, steps[steps.len() - 1].from);
-                Some(BrownianTree::new(request.rng, latents.len(), lowest, highest, request.seed)?)
-            }
-        };
+        let tree =
+            |(lowest, highest)| BrownianTree::new(request.rng, latents.len(), lowest, highest, request.seed);
+        let tree = request.tree_levels().map(tree).transpose()?;
         let predictor = unet.predictor(conditioning, &request, concat_latents, controls)?;
         let mut denoiser = GuidedDenoiser::new(predictor, prediction, &request);
         if let Some(clean) = &clean {

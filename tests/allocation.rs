@@ -1,4 +1,5 @@
-//! What a denoising step allocates: nothing of ours. Allocations are counted by the thread that makes them.
+//! What a denoising step allocates, which is nothing of ours, and what samplers hold. Allocations are counted by the thread that
+//! makes them.
 
 #![cfg(feature = "builtin")]
 
@@ -18,7 +19,7 @@ use calotype::pipeline::{Options, Pipeline};
 use calotype::prediction::{Prediction, Thresholder, Thresholding};
 use calotype::recipe::Recipe;
 use calotype::request::Request;
-use calotype::sampler::{Denoise, Method as Sampling, STEP_NOISE, SamplerKind, StepNoiseKind};
+use calotype::sampler::{Denoise, Method as Sampling, ORDER, STEP_NOISE, SamplerKind, StepNoiseKind};
 use calotype::schedule::{Betas, NoiseCurve, Schedule, ScheduleKind};
 use calotype::tensor::LatentShape;
 use image::{GrayImage, RgbImage};
@@ -28,6 +29,8 @@ struct Counting;
 
 thread_local! {
     static CALLS: Cell<usize> = const { Cell::new(0) };
+    /// What is held now, and may be below zero for a thread that frees what another allocated.
+    static HELD_BYTES: Cell<isize> = const { Cell::new(0) };
 }
 
 #[global_allocator]
@@ -38,31 +41,33 @@ static ALLOCATOR: Counting = Counting;
 #[allow(unsafe_code)]
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(layout.size() as isize);
         // SAFETY: the caller's promises are those that the system's allocator asks for.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(layout.size() as isize);
         // SAFETY: as above.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        count();
+        count(new_size as isize - layout.size() as isize);
         // SAFETY: as above.
         unsafe { System.realloc(memory, layout, new_size) }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        HELD_BYTES.set(HELD_BYTES.get() - layout.size() as isize);
         // SAFETY: as above.
         unsafe { System.dealloc(memory, layout) }
     }
 }
 
-fn count() {
+fn count(bytes: isize) {
     CALLS.set(CALLS.get() + 1);
+    HELD_BYTES.set(HELD_BYTES.get() + bytes);
 }
 
 /// How often `work` asks for memory.
@@ -126,14 +131,52 @@ fn a_step_of_any_sampler_allocates_nothing() {
     }
 }
 
+/// Beside a Brownian tree plans count twelve latents for a run, of which it has four itself: what is denoised, the last clean
+/// estimate, the image that it starts from, and noise.
+#[test]
+fn samplers_and_guidance_hold_no_more_than_plans_count() {
+    // Long enough that what does not grow with it is a small part.
+    let shape = LatentShape { channels: 4, height_cells: 128, width_cells: 128 };
+    let len = shape.len();
+    let held = |before: isize| (HELD_BYTES.get() - before) as f64 / (len * size_of::<f32>()) as f64;
+    let betas = Betas::ScaledLinear { start: 0.00085, end: 0.012 };
+    let curve = NoiseCurve::new(betas, 1000).unwrap();
+    let mut of_samplers = 0.0_f64;
+    for kind in SamplerKind::ALL {
+        let schedule = Schedule::of(&ScheduleKind::KARRAS, &curve, kind.grid(), 30).unwrap();
+        let method = Sampling::from(kind);
+        let orders = (1..=9).filter_map(|order| method.clone().with(&ORDER, order).ok());
+        for method in orders.chain([method.clone()]) {
+            let before = HELD_BYTES.get();
+            let sampler = method.build(&schedule, len);
+            of_samplers = of_samplers.max(held(before));
+            drop(sampler);
+        }
+        let (steps, before) = (schedule.steps(), HELD_BYTES.get());
+        let (low, high) = (steps[steps.len() - 1].from, steps[0].from);
+        let tree = BrownianTree::new(Rng::Torch, len, low, high, 1).unwrap();
+        let tensors = BrownianTree::tensors(low, high) as f64;
+        assert!((tensors..tensors + 0.1).contains(&held(before)), "{kind}: {} latents", held(before));
+        drop(tree);
+    }
+    let mut of_guidance = 0.0_f64;
+    for method in guidance_methods() {
+        let before = HELD_BYTES.get();
+        let guide = Guide::new(Guidance::by(method, 5.0).unwrap(), Prediction::V, shape);
+        of_guidance = of_guidance.max(held(before));
+        drop(guide);
+    }
+    assert!(of_samplers > 1.0 && of_guidance > 0.5, "{of_samplers} and {of_guidance} latents");
+    assert!(4.0 + of_samplers + of_guidance <= 12.01, "{of_samplers} and {of_guidance} latents");
+}
+
 fn tree(schedule: &Schedule) -> BrownianTree {
     let steps = schedule.steps();
     BrownianTree::new(Rng::Torch, LEN, steps[steps.len() - 1].from, steps[0].from, 1).unwrap()
 }
 
-#[test]
-fn guidance_of_any_kind_allocates_nothing() {
-    let methods = [
+fn guidance_methods() -> [Method; 7] {
+    [
         Method::Cfg { rescale: 0.7 },
         Method::Edit { image_scale: 1.5 },
         Method::Perpendicular { negative_scale: 1.0, rescale: 0.7 },
@@ -141,12 +184,16 @@ fn guidance_of_any_kind_allocates_nothing() {
         Method::ZeroStar { zero_steps: 1, rescale: 0.7 },
         Method::DynamicThreshold(Mimic { percentile: 0.9, ..Mimic::default() }),
         Method::Residual { residue: Residue::FirstNegative, delta: 0.9 },
-    ];
+    ]
+}
+
+#[test]
+fn guidance_of_any_kind_allocates_nothing() {
     let x: Vec<f32> = (0..LEN).map(|i| (i % 17) as f32).collect();
     let predictions: Vec<f32> = (0..3 * LEN).map(|i| (i % 23) as f32).collect();
     let (mut denoised, mut base) = (vec![0.0; LEN], vec![0.0; LEN]);
     let mut thresholder = Thresholder::new(Thresholding::dynamic(0.9, 2.0).unwrap(), LEN);
-    for method in methods {
+    for method in guidance_methods() {
         let mut guide = Guide::new(Guidance::by(method, 5.0).unwrap(), Prediction::V, SHAPE);
         for step in 0..3 {
             let at = Moment { step, sigma: 3.0 - step as f64 };

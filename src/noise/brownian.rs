@@ -50,14 +50,20 @@ impl BrownianTree {
                 ),
             ));
         }
+        let mut path = vec![vec![0.0; len]; Self::tensors(sigma_min, sigma_max)];
         let [sigma_min, sigma_max] = [sigma_min, sigma_max].map(|sigma| f64::from(sigma as f32));
         let [start, end] = [sigma_min, sigma_max].map(rounded);
-        let halvings = ((end - start) * PER_LEVEL).round().max(1.0).log2().ceil() as usize;
-        let mut path = vec![vec![0.0; len]; 1 + halvings];
         fill_normal(rng, seed_sequence::first_word(seed, &[]), &mut path[0]);
         let scale = (sigma_max - sigma_min).sqrt() as f32;
         path[0].iter_mut().for_each(|value| *value *= scale);
         Ok(Self { rng, seed, start, end, path })
+    }
+
+    /// How many tensors a tree over these noise levels holds.
+    pub fn tensors(sigma_min: f64, sigma_max: f64) -> usize {
+        let [start, end] = [sigma_min, sigma_max].map(|sigma| rounded(f64::from(sigma as f32)));
+        let halvings = ((end - start) * PER_LEVEL).round().max(1.0).log2().ceil() as usize;
+        1 + halvings
     }
 
     /// Adds to `out` the increments of the intervals that `from..to` falls into, from left to right.

@@ -88,14 +88,19 @@ impl Reading {
         self.all_tokens * self.width * size_of::<f32>()
     }
 
-    /// What is fed to the U-Net: the states again for every layout of a step's calls, and latents of this size.
-    pub(super) fn feeds_bytes(&self, latents: usize) -> usize {
+    /// How many predictions a step needs at most.
+    pub(super) fn predictions(&self) -> usize {
+        self.tokens.iter().map(Vec::len).max().unwrap_or(0)
+    }
+
+    /// For every layout of a step's calls, and every prediction of it, the states again and so many numbers more.
+    pub(super) fn calls_bytes(&self, numbers: usize) -> usize {
         let mut layouts: BTreeSet<&[usize]> = BTreeSet::new();
         for tokens in &self.tokens {
             layouts.extend((self.prompts..=tokens.len()).map(|count| &tokens[tokens.len() - count..]));
         }
         let each =
-            |tokens: &&[usize]| tokens.iter().map(|tokens| tokens * self.width + 2 * latents).sum::<usize>();
+            |tokens: &&[usize]| tokens.iter().map(|tokens| tokens * self.width + numbers).sum::<usize>();
         layouts.iter().map(each).sum::<usize>() * size_of::<f32>()
     }
 }
