@@ -566,6 +566,21 @@ fn providers_take_the_derived_graphs() {
     assert_eq!(found, BTreeMap::from([("Einsum", vec!["planted"])]));
 }
 
+/// How many kernels of the U-Net of SD 1 multiply, and how many nodes it has: more is slower to open and to run.
+#[test]
+fn nodes_of_the_unet() {
+    let graph = &derived()[2].1;
+    let nodes = |dialect: Dialect| {
+        let model = ModelProto::decode(&graph.clone().in_dialect(dialect).encode()[..]).unwrap();
+        let nodes = model.graph.unwrap().node;
+        let count = |name: &str| nodes.iter().filter(|node| node.op_type() == name).count();
+        (nodes.len(), ["Conv", "MatMul", "FusedMatMul", "Gemm", "MultiHeadAttention"].map(count))
+    };
+    assert_eq!(nodes(Dialect::Cpu), (1151, [66, 0, 216, 0, 32]));
+    // Attention is two products there.
+    assert_eq!(nodes(Dialect::Standard), (2198, [66, 64, 0, 216, 0]));
+}
+
 /// Fused operators are what the CPU, CUDA and DirectML are fast at, and none of the others has them.
 #[test]
 fn dialects_of_providers() {

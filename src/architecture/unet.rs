@@ -317,6 +317,21 @@ mod tests {
         assert_eq!(size(&upscaler()), (687, 473_398_020));
     }
 
+    /// What a call multiplies for one image, in billions: more is slower. Of Stable Diffusion 1.5
+    /// 0.8 TFLOP, two for each, are published.
+    #[test]
+    fn work_of_a_call() {
+        let work = |json: &str, side: usize, width: usize, more: &[(&str, &[usize])]| {
+            let (latents, states) = ([1, 4, side, side], [1, 77, width]);
+            let inputs: [(&str, &[usize]); 3] =
+                [("sample", &latents), ("timestep", &[]), ("encoder_hidden_states", &states)];
+            let graph = parse(json).graph().unwrap();
+            graph.activations(&[&inputs, more].concat(), 1, None).unwrap().operations() / 1_000_000_000
+        };
+        assert_eq!(work(SD15, 64, 768, &[]), 401);
+        assert_eq!(work(&sdxl(), 128, 2048, &[("text_embeds", &[1, 1280]), ("time_ids", &[1, 6])]), 3380);
+    }
+
     #[test]
     fn parameters_of_three_levels_without_a_middle() {
         let tiny_sd = r#"{"block_out_channels": [320, 640, 1280], "layers_per_block": 1, "cross_attention_dim": 768,

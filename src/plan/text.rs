@@ -151,6 +151,7 @@ mod tests {
     fn feeds_are_of_every_layout_once() {
         // In both steps all four views, or the prompts' three alone.
         let one = reading(&[&[7, 7, 7, 7], &[7, 7, 7, 7]], 3);
-        assert_eq!(one.feeds_bytes(5), (4 + 3) * (7 * 10 + 2 * 5) * 4);
+        assert_eq!(one.calls_bytes(10), (4 + 3) * (7 * 10 + 10) * 4);
+        assert_eq!(one.predictions(), 4);
     }
 }
