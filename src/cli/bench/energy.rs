@@ -32,62 +32,57 @@ pub(super) struct Power {
 }
 
 /// A measurement that is under way.
-pub(super) struct Meter {
-    source: Source,
-    started: Instant,
-    before: Vec<u64>,
-    /// Where power has to be read again and again, who does it.
-    reader: Option<(Sender<()>, JoinHandle<(f64, u32)>)>,
+pub(super) enum Meter {
+    /// With what the counters had before.
+    Counters { counters: Vec<(PathBuf, u64)>, before: Vec<u64>, started: Instant },
+    /// Somebody reads power again and again until the sender is gone, and gives the sum in watts and how often that was.
+    Readings { stop: Sender<()>, reader: JoinHandle<(f64, u32)> },
 }
 
 impl Meter {
     /// Begins, where the machine has a sensor that this user may read; `classes` is [`CLASSES`] but in tests.
     pub(super) fn start(classes: &Path) -> Option<Self> {
-        let source = source(classes)?;
-        let before = match &source {
+        let source = match source(classes)? {
             Source::Counters(counters) => {
-                counters.iter().map(|(path, _)| number(path)).collect::<Option<_>>()?
+                let before = counters.iter().map(|(path, _)| number(path)).collect::<Option<_>>()?;
+                return Some(Self::Counters { counters, before, started: Instant::now() });
             }
-            Source::Power(_) | Source::Rail(..) => Vec::new(),
+            source => source,
         };
-        let reader = match &source {
-            Source::Counters(_) => None,
-            Source::Power(_) | Source::Rail(..) => {
-                let (stop, stopped) = mpsc::channel();
-                let source = source.clone();
-                let read = move || {
-                    let (mut sum, mut count) = (0.0, 0);
-                    loop {
-                        if let Some(watts) = watts(&source) {
-                            (sum, count) = (sum + watts, count + 1);
-                        }
-                        if stopped.recv_timeout(INTERVAL) != Err(RecvTimeoutError::Timeout) {
-                            return (sum, count);
-                        }
-                    }
-                };
-                Some((stop, thread::Builder::new().name("power".into()).spawn(read).ok()?))
+        let (stop, stopped) = mpsc::channel();
+        let read = move || {
+            let (mut sum, mut count) = (0.0, 0);
+            loop {
+                if let Some(watts) = watts(&source) {
+                    (sum, count) = (sum + watts, count + 1);
+                }
+                if stopped.recv_timeout(INTERVAL) != Err(RecvTimeoutError::Timeout) {
+                    return (sum, count);
+                }
             }
         };
-        Some(Self { source, started: Instant::now(), before, reader })
+        let reader = thread::Builder::new().name("power".into()).spawn(read).ok()?;
+        Some(Self::Readings { stop, reader })
     }
 
     /// The average since it began; nothing where the sensor can no longer be read.
     pub(super) fn stop(self) -> Option<Power> {
-        let Self { source, started, before, reader } = self;
-        if let Some((stop, reader)) = reader {
-            drop(stop);
-            let (sum, count) = reader.join().ok()?;
-            return (count > 0).then(|| Power { watts: sum / f64::from(count), of: "board" });
+        match self {
+            Self::Counters { counters, before, started } => {
+                let mut joules = 0.0;
+                for ((path, limit), before) in counters.iter().zip(before) {
+                    let now = number(path)?;
+                    let used = now.checked_sub(before).unwrap_or_else(|| now + limit.saturating_sub(before));
+                    joules += used as f64 / 1e6;
+                }
+                Some(Power { watts: joules / started.elapsed().as_secs_f64(), of: "processor packages" })
+            }
+            Self::Readings { stop, reader } => {
+                drop(stop);
+                let (sum, count) = reader.join().ok()?;
+                (count > 0).then(|| Power { watts: sum / f64::from(count), of: "board" })
+            }
         }
-        let Source::Counters(counters) = source else { return None };
-        let mut joules = 0.0;
-        for ((path, limit), before) in counters.iter().zip(before) {
-            let now = number(path)?;
-            let used = now.checked_sub(before).unwrap_or_else(|| now + (limit - before.min(*limit)));
-            joules += used as f64 / 1e6;
-        }
-        Some(Power { watts: joules / started.elapsed().as_secs_f64(), of: "processor packages" })
     }
 }
 
@@ -178,7 +173,8 @@ mod tests {
         machine.write("powercap/intel-rapl:0/energy_uj", "2000000\n");
         machine.write("powercap/intel-rapl:1/energy_uj", "3000000\n");
         machine.write("powercap/intel-rapl:0:0/energy_uj", "9000000\n");
-        meter.started = Instant::now().checked_sub(Duration::from_secs(10)).unwrap();
+        let Meter::Counters { started, .. } = &mut meter else { panic!("expected counters") };
+        *started = Instant::now().checked_sub(Duration::from_secs(10)).unwrap();
         let power = meter.stop().expect("power");
         assert_eq!(power.of, "processor packages");
         assert!((power.watts - 0.5).abs() < 0.01, "5 J in 10 s, got {power:?}");
