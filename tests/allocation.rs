@@ -145,8 +145,8 @@ fn samplers_and_guidance_hold_no_more_than_plans_count() {
     for kind in SamplerKind::ALL {
         let schedule = Schedule::of(&ScheduleKind::KARRAS, &curve, kind.grid(), 30).unwrap();
         let method = Sampling::from(kind);
-        let orders = (1..=9).filter_map(|order| method.clone().with(&ORDER, order).ok());
-        for method in orders.chain([method.clone()]) {
+        let orders = (1..=9).filter_map(|order| method.with(&ORDER, order).ok());
+        for method in orders.chain([method]) {
             let before = HELD_BYTES.get();
             let sampler = method.build(&schedule, len);
             of_samplers = of_samplers.max(held(before));
