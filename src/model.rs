@@ -12,6 +12,7 @@ mod network;
 mod onnx;
 mod preview;
 mod replacement;
+mod signed;
 mod single_file;
 mod traits;
 
@@ -33,6 +34,7 @@ pub(crate) use self::files::ModelFiles;
 pub(crate) use self::preview::{NAME as PREVIEW_DECODER, PreviewDecoder};
 pub use self::replacement::Overrides;
 use self::replacement::Replacements;
+pub use self::signed::Signer;
 use crate::adapter::Component;
 use crate::adapter::embedding::Embedding;
 use crate::adapter::lora::{self, Lora};

@@ -847,6 +847,64 @@ mod command {
         refuses(&["verify", &one], 4, "one/weights/unet.safetensors: expected SHA-256 ");
     }
 
+    /// Only a bundle whose manifest the key has signed is opened, and only with the files of that manifest.
+    #[test]
+    fn signed_bundles_alone_are_opened() {
+        let desk = TempDir::new().unwrap();
+        let path = |name: &str| desk.path().join(name).to_str().unwrap().to_owned();
+        let (bundle, key) = (path("bundle"), path("key.pub"));
+        pack_into(Path::new(&bundle), None);
+        let [pair, other] = [(); 2].map(|()| minisign::KeyPair::generate_unencrypted_keypair().unwrap());
+        fs::write(&key, pair.pk.to_box().unwrap().to_string()).unwrap();
+        let manifest = Path::new(&bundle).join("calotype.json");
+        let signature = Path::new(&bundle).join("calotype.json.minisig");
+        let sign = |pair: &minisign::KeyPair| {
+            let json = fs::read(&manifest).unwrap();
+            let signed = minisign::sign(None, &pair.sk, &json[..], None, None).unwrap();
+            fs::write(&signature, signed.to_string()).unwrap();
+        };
+        let plan = ["plan", "-m", &bundle, "--require-signed"];
+        let plans = |key: &str| calotype(&[&plan[..], &[key]].concat()).output().unwrap();
+        let refused = |message: &str| refuses(&[&plan[..], &[&key]].concat(), 4, message);
+
+        refused("calotype.json: expected a signature: ");
+        sign(&other);
+        refused("calotype.json: expected one that the key has signed, got another");
+        sign(&pair);
+        for key in [&key, &pair.pk.to_base64()] {
+            let said = plans(key);
+            assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+        }
+        let verify = ["verify", &bundle, "--require-signed", &key];
+        assert!(calotype(&verify).status().unwrap().success());
+        // Files beside it are not signed.
+        let weights = format!("{bundle}/weights/unet.safetensors");
+        let beside = [&plan[..], &[&key, "--unet", &weights]].concat();
+        refuses(&beside, 2, "expected a signed bundle alone, got 1 files beside it");
+        // A manifest that was changed with its file, and a file that was changed alone.
+        edit(Path::new(&bundle), "weights/unet.safetensors", |bytes| *bytes.last_mut().unwrap() ^= 1);
+        refused("calotype.json: expected one that the key has signed, got another");
+        sign(&pair);
+        flip(Path::new(&weights), 9999);
+        refused("weights/unet.safetensors: expected SHA-256 ");
+        fs::write(&signature, "no signature").unwrap();
+        refused("calotype.json: expected a signature in minisign's format");
+
+        let unsigned = concat!(env!("CARGO_MANIFEST_DIR"), "/tests");
+        refuses(
+            &["plan", "-m", unsigned, "--require-signed", &key],
+            4,
+            "expected a signed bundle, got another model",
+        );
+        refuses(
+            &["plan", "--require-signed", "x"],
+            2,
+            "expected a public key of minisign or a file with one, got \"x\"",
+        );
+        // The built-in model is a part of the program.
+        assert!(calotype(&["plan", "--require-signed", &key]).status().unwrap().success());
+    }
+
     #[test]
     fn refuses_what_it_cannot_do() {
         let desk = TempDir::new().unwrap();

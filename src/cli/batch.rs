@@ -301,7 +301,7 @@ impl Batch<'_> {
             }
             other => {
                 drop(other);
-                let (model, recipe, additions) = super::open::open(recipe, &mentioned)?;
+                let (model, recipe, additions) = super::open::open(recipe, &mentioned, &drawing.session)?;
                 let files = recipe.clone();
                 let request = Request::new(Recipe { seed, ..recipe }, &model)?;
                 let library = self.flags.common.library()?;

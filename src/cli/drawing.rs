@@ -294,7 +294,7 @@ impl Drawing {
     /// The model of a recipe; the recipe with what its prompts mention; and the small files that were added.
     pub(super) fn open_model(&self, recipe: Recipe) -> Result<(Model, Recipe, Vec<Addition>), Error> {
         let mentioned = self.mentioned(&recipe)?;
-        let (mut model, recipe, additions) = open(recipe, &mentioned)?;
+        let (mut model, recipe, additions) = open(recipe, &mentioned, &self.session)?;
         self.preview_decoder.give_to(&mut model)?;
         Ok((model, recipe, additions))
     }

@@ -12,6 +12,7 @@ use calotype::{Error, ErrorKind};
 use clap::Args;
 
 use super::mention::Mentioned;
+use super::session::Session;
 use super::{flag, say};
 
 /// Files with components that replace those of the model.
@@ -85,7 +86,7 @@ pub(super) fn open_model(
     let mut recipe = Recipe { model: path.cloned().map(NamedFile::from), ..Recipe::default() };
     components.apply(&mut recipe);
     additions.apply(&mut recipe)?;
-    Ok(open(recipe, &Mentioned::default())?.0)
+    Ok(open(recipe, &Mentioned::default(), &Session::default())?.0)
 }
 
 /// The model of a recipe; the recipe with what its prompts mention, and the hashes of what was added; and what A1111 calls
@@ -93,9 +94,11 @@ pub(super) fn open_model(
 pub(super) fn open(
     mut recipe: Recipe,
     mentioned: &Mentioned,
+    session: &Session,
 ) -> Result<(Model, Recipe, Vec<Addition>), Error> {
     recipe.lora.extend_from_slice(&mentioned.loras);
     recipe.embedding.extend(mentioned.embeddings.iter().cloned().map(NamedFile::from));
+    session.check_signed(&recipe)?;
     let opened = recipe_file::open(recipe, &flag, &mut |note| say(note))?;
     opened.words.iter().for_each(|word| mentioned.tell_unused(word));
     let Opened { model, recipe, additions, .. } = opened;

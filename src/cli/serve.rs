@@ -138,7 +138,7 @@ impl Flags {
             self.components.apply(&mut recipe);
             self.additions.apply(&mut recipe)?;
             self.control_models.apply(&mut recipe)?;
-            let (mut model, mut recipe, additions) = open(recipe, &Mentioned::default())?;
+            let (mut model, mut recipe, additions) = open(recipe, &Mentioned::default(), &self.session)?;
             self.preview_decoder.give_to(&mut model)?;
             let name = name.flatten().unwrap_or_else(|| model.manifest().name.clone());
             if models.iter().any(|other| other.name == name) {

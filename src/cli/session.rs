@@ -2,9 +2,11 @@
 
 use std::num::NonZeroUsize;
 
-use calotype::Error;
 use calotype::engine::SessionOptions;
+use calotype::model::Signer;
 use calotype::plan::Budget;
+use calotype::recipe::Recipe;
+use calotype::{Error, ErrorKind};
 use clap::value_parser;
 
 use super::provider;
@@ -20,6 +22,10 @@ pub(super) struct Session {
     /// Number of threads per operator.
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=MAX_THREADS))]
     threads: Option<u16>,
+    /// Open signed bundles alone, with nothing in place of their parts or added to them: KEY is minisign's public key, or its file, and
+    /// the bundle has calotype.json.minisig, which `minisign -Sm calotype.json` makes. Every file is compared with its hash.
+    #[arg(long, value_name = "KEY")]
+    require_signed: Option<String>,
     #[command(flatten)]
     provider: provider::Choice,
 }
@@ -28,6 +34,25 @@ impl Session {
     /// Whether providers are yet to be chosen.
     pub(super) fn is_automatic(&self) -> bool {
         self.provider.is_automatic()
+    }
+
+    /// Refuses the model of a recipe that is not signed, if that was asked for.
+    pub(super) fn check_signed(&self, recipe: &Recipe) -> Result<(), Error> {
+        let Some(key) = &self.require_signed else { return Ok(()) };
+        let signer = Signer::open(key)?;
+        let Recipe { unet, vae, text_encoder, lora, embedding, control_model, .. } = recipe;
+        let others = unet.is_some() as usize + vae.is_some() as usize + text_encoder.len() + lora.len();
+        let others = others + embedding.len() + control_model.len();
+        if others > 0 {
+            let problem = format!("signature: expected a signed bundle alone, got {others} files beside it");
+            return Err(Error::new(ErrorKind::Usage, problem)
+                .help("merge them with `calotype pack`, and sign the bundle"));
+        }
+        match recipe.model.as_ref().and_then(|file| file.path.as_deref()) {
+            Some(path) => signer.check(path),
+            // The built-in model is a part of this program.
+            None => Ok(()),
+        }
     }
 
     /// What was typed of how sessions are opened.

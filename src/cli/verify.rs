@@ -69,6 +69,8 @@ impl Flags {
 pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     if flags.path.is_dir() {
         flags.common.library()?;
+        let bundle_alone = Recipe { model: Some(flags.path.clone().into()), ..Recipe::default() };
+        flags.session.check_signed(&bundle_alone)?;
         bundle(&flags.path, flags.session.memory)
     } else {
         image(flags)
