@@ -350,39 +350,13 @@ impl Recipe {
         self
     }
 
-    /// The same settings for the model that `own` names: what `of_model` keeps is that of `own`.
-    #[cfg(any(feature = "server", feature = "capi"))]
-    pub(crate) fn with_model_of(self, own: &Self) -> Self {
-        let Self {
-            model,
-            unet,
-            vae,
-            text_encoder,
-            variant,
-            prediction,
-            clip_skip,
-            lora,
-            embedding,
-            control_model,
-            ..
-        } = own.of_model();
-        Self {
-            model,
-            unet,
-            vae,
-            text_encoder,
-            variant,
-            prediction,
-            clip_skip,
-            lora,
-            embedding,
-            control_model,
-            ..self
-        }
-    }
-
     /// What a model is opened from, without the settings of an image: recipes that are alike in this share a model.
     pub fn of_model(&self) -> Self {
+        Self::default().with_model_of(self)
+    }
+
+    /// The same settings for the model that `own` names: what [`Self::of_model`] keeps is that of `own`.
+    pub(crate) fn with_model_of(self, own: &Self) -> Self {
         // In full, so that a new field is decided upon here.
         let Self {
             model,
@@ -427,7 +401,7 @@ impl Recipe {
             rng: _,
             variation_seed: _,
             variation_strength: _,
-        } = self.clone();
+        } = own.clone();
         Self {
             model,
             unet,
@@ -439,7 +413,7 @@ impl Recipe {
             lora,
             embedding,
             control_model,
-            ..Self::default()
+            ..self
         }
     }
 
