@@ -1,8 +1,6 @@
 //! Signed bundles: a key vouches for the manifest, and the manifest's hashes for every file. It knows minisign's format, and no
 //! secret keys.
 
-use std::fs::File;
-use std::io::Read as _;
 use std::path::Path;
 
 use minisign_verify::{PublicKey, Signature};
@@ -14,8 +12,6 @@ use crate::{Error, ErrorKind};
 
 /// What is added to the manifest's name for the file of its signature, as `minisign -S` does.
 const SIGNATURE_SUFFIX: &str = ".minisig";
-/// The longest file of a key or a signature; real ones have a few hundred bytes.
-const MAX_TEXT_BYTES: u64 = 64 << 10;
 
 /// A public key, as `minisign -G` makes it.
 #[derive(Clone, Debug)]
@@ -71,14 +67,7 @@ impl Signer {
 
 /// The text of a small file.
 fn text(path: &Path) -> Result<String, Error> {
-    let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{}: {problem}", path.display()));
-    let file = File::open(path).map_err(|error| refuse("expected a file".into()).source(error))?;
-    // Opening a named pipe would wait for ever, but such a thing is not in a bundle by accident.
-    let mut text = String::new();
-    let read = file.take(MAX_TEXT_BYTES + 1).read_to_string(&mut text);
-    read.map_err(|error| refuse("expected text".into()).source(error))?;
-    match text.len() as u64 > MAX_TEXT_BYTES {
-        true => Err(refuse(format!("expected at most {MAX_TEXT_BYTES} bytes, got more"))),
-        false => Ok(text),
-    }
+    let refuse =
+        |error| Error::new(ErrorKind::Model, format!("{}: expected text", path.display())).source(error);
+    String::from_utf8(read(path)?).map_err(refuse)
 }
