@@ -971,19 +971,24 @@ fn fixed_size(latents: &Port, factor_px: u32) -> Result<Option<PixelSize>, Error
     }
 }
 
-/// The bytes of a file that is read whole.
+/// The bytes of a text that is read whole.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    read_at_most(path, MAX_TEXT_BYTES)
+}
+
+/// The same of a file that has no more than so many.
+fn read_at_most(path: &Path, most_bytes: u64) -> Result<Vec<u8>, Error> {
     let refuse = |error: io::Error| {
         Error::new(ErrorKind::Model, path.display().to_string()).source(error).in_file(path)
     };
     let mut bytes = Vec::new();
     let read = File::open(path)
-        .and_then(|file| file.take(MAX_TEXT_BYTES + 1).read_to_end(&mut bytes))
+        .and_then(|file| file.take(most_bytes + 1).read_to_end(&mut bytes))
         .map_err(refuse)?;
-    if read as u64 > MAX_TEXT_BYTES {
+    if read as u64 > most_bytes {
         return Err(Error::new(
             ErrorKind::Model,
-            format!("{}: expected at most {MAX_TEXT_BYTES} bytes, got more", path.display()),
+            format!("{}: expected at most {most_bytes} bytes, got more", path.display()),
         )
         .in_file(path));
     }

@@ -889,6 +889,8 @@ mod command {
         refused("weights/unet.safetensors: expected SHA-256 ");
         fs::write(&signature, "no signature").unwrap();
         refused("calotype.json: expected a signature in minisign's format");
+        fs::write(&signature, [b' '; (64 << 10) + 1]).unwrap();
+        refused("calotype.json.minisig: expected at most 65536 bytes, got more");
 
         let unsigned = concat!(env!("CARGO_MANIFEST_DIR"), "/tests");
         refuses(

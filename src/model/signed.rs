@@ -6,12 +6,14 @@ use std::path::Path;
 use minisign_verify::{PublicKey, Signature};
 
 use super::bundle::check_files;
-use super::read;
+use super::{read, read_at_most};
 use crate::manifest::{self, Manifest};
 use crate::{Error, ErrorKind};
 
 /// What is added to the manifest's name for the file of its signature, as `minisign -S` does.
 const SIGNATURE_SUFFIX: &str = ".minisig";
+/// The longest file of a key or a signature; real ones have a few hundred bytes.
+const MAX_KEY_BYTES: u64 = 64 << 10;
 
 /// A public key, as `minisign -G` makes it.
 #[derive(Clone, Debug)]
@@ -69,5 +71,5 @@ impl Signer {
 fn text(path: &Path) -> Result<String, Error> {
     let refuse =
         |error| Error::new(ErrorKind::Model, format!("{}: expected text", path.display())).source(error);
-    String::from_utf8(read(path)?).map_err(refuse)
+    String::from_utf8(read_at_most(path, MAX_KEY_BYTES)?).map_err(refuse)
 }
