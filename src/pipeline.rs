@@ -235,7 +235,7 @@ impl Pipeline {
             None => request.clone(),
         };
         self.cancel.check()?;
-        let held = self.hold(Some(request));
+        let (held, precise) = self.hold(Some(request));
         request.check_model(&self.manifest)?;
         if let Some(plan) = &self.plan {
             plan.check(request)?;
@@ -278,6 +278,7 @@ impl Pipeline {
             additions: &self.additions,
             retries,
             held,
+            precise,
             is_short: self.is_short,
         };
         Run::new(request.clone(), stages, conditioning, start, noise, times)
@@ -301,7 +302,10 @@ impl Pipeline {
     /// # Errors
     /// `ErrorKind::Numeric` for a state that is not a number; otherwise those of running a text encoder.
     pub fn encode(&mut self, text: &Text) -> Result<TextStates, Error> {
-        Ok(self.text_encoder.encode(&[Some(text)])?.remove(0))
+        let (held, _precise) = self.hold(None);
+        let states = self.text_encoder.encode(&[Some(text)])?.remove(0);
+        held.check("text_encoder")?;
+        Ok(states)
     }
 
     /// The latents of an image, `[channels, height_cells, width_cells]` in row-major order, as samplers take them: the mean
@@ -322,7 +326,7 @@ impl Pipeline {
     /// `ErrorKind::Memory` for an image that the pipeline's plan does not cover; otherwise those of the VAE encoder.
     pub fn encode_image(&mut self, image: &RgbImage) -> Result<Vec<f32>, Error> {
         let size = PixelSize::new(image.width(), image.height())?;
-        let (shape, held) = self.hold_for_image(size, true)?;
+        let (shape, held, _precise) = self.hold_for_image(size, true)?;
         let Some(encoder) = &mut self.vae_encoder else {
             return Err(Error::new(
                 ErrorKind::Usage,
@@ -341,7 +345,7 @@ impl Pipeline {
     /// `ErrorKind::Usage` for a size that latents cannot have, and for latents of another; `ErrorKind::Memory` as in
     /// [`Pipeline::encode_image`]; `ErrorKind::Numeric` for a pixel that is not a number; otherwise those of the VAE decoder.
     pub fn decode_latents(&mut self, latents: &[f32], size: PixelSize) -> Result<RgbImage, Error> {
-        let (shape, held) = self.hold_for_image(size, false)?;
+        let (shape, held, _precise) = self.hold_for_image(size, false)?;
         if latents.len() != shape.len() {
             return Err(Error::new(
                 ErrorKind::Usage,
@@ -355,18 +359,23 @@ impl Pipeline {
 
     /// The latents of an image that is coded alone, if the model and the plan have room for it, and what holds the process
     /// to the budget meanwhile.
-    fn hold_for_image(&mut self, size: PixelSize, is_encoded: bool) -> Result<(LatentShape, Held), Error> {
+    fn hold_for_image(
+        &mut self,
+        size: PixelSize,
+        is_encoded: bool,
+    ) -> Result<(LatentShape, Held, Option<Arc<Precise>>), Error> {
         self.cancel.check()?;
         let shape = self.manifest.shape(size)?;
         if let Some(plan) = &self.plan {
             plan.check_image(size, shape, is_encoded)?;
         }
-        Ok((shape, self.hold(None)))
+        let (held, precise) = self.hold(None);
+        Ok((shape, held, precise))
     }
 
     /// How components are run in 32-bit floats: with a plan as another one says, which is made for the request when it comes to
     /// that, and not at all where there is none.
-    fn precise(&self, request: Option<&Request>) -> Option<Precise> {
+    fn precise(&self, request: Option<&Request>) -> Option<Arc<Precise>> {
         let session = self.session.clone();
         let Some((model, plan)) = self.model.clone().zip(self.plan.clone()) else {
             let options = SessionOptions { providers: Providers::default(), ..session };
@@ -381,17 +390,18 @@ impl Pipeline {
 
     /// From now on the process is held to the budget, if one was stated. What an earlier run took less for want of memory is
     /// taken again: if there is too little of it still, that is found again; and so is what was computed in higher precision.
-    /// Images are the same then whichever were drawn before.
-    fn hold(&mut self, request: Option<&Request>) -> Held {
-        let precise = self.precise(request);
-        let precise = precise.as_ref();
+    /// Images are the same then whichever were drawn before. Components are run in 32-bit floats only while what is given with
+    /// it is kept.
+    fn hold(&mut self, request: Option<&Request>) -> (Held, Option<Arc<Precise>>) {
+        let owned = self.precise(request);
+        let precise = owned.as_ref();
         self.text_encoder.use_plan(precise);
         self.unet.use_plan(precise);
         self.controls.use_plan(precise);
         self.vae_encoder.iter_mut().for_each(|encoder| encoder.use_plan(precise));
         self.vae_decoder.use_plan(precise);
         self.preview_decoder.iter_mut().for_each(|decoder| decoder.use_plan(None));
-        Held::to(self.plan.as_ref().and_then(Plan::promised_bytes), self.readings)
+        (Held::to(self.plan.as_ref().and_then(Plan::promised_bytes), self.readings), owned)
     }
 
     /// Encodes every text that some step reads, each once.
@@ -411,6 +421,7 @@ mod tests {
     use super::*;
     use crate::engine::Residency;
     use crate::plan::Budget;
+    use crate::request::Source;
 
     #[test]
     fn requests_for_another_model_are_refused() {
@@ -600,6 +611,21 @@ mod tests {
         for not_larger in [draft(128), draft(64), Recipe { guidance: Some(1.0.into()), ..draft(128) }] {
             generate(&mut pipeline, not_larger).unwrap();
         }
+    }
+
+    /// A run that has ended keeps none of its images: those of the next one are loaded beside what is open.
+    #[test]
+    fn images_of_a_run_are_given_back() {
+        let draft = Recipe { init: Some(image::RgbImage::new(64, 64).into()), ..draft(64) };
+        let mut pipeline = planned(draft.clone()).unwrap();
+        let request = pipeline.request(draft).unwrap();
+        let Source::Init(image) = &request.source else { panic!("{:?}", request.source) };
+        let image = Arc::downgrade(image);
+        let run = pipeline.begin(&request).unwrap();
+        drop(request);
+        assert!(image.strong_count() > 0);
+        drop(run);
+        assert_eq!(image.strong_count(), 0);
     }
 
     /// However a run ends, what its stages took is given back.

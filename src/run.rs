@@ -2,6 +2,7 @@
 //! It knows the order of the stages, and nothing of ONNX Runtime or of where images go.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use image::RgbImage;
@@ -17,6 +18,7 @@ use crate::recipe::Retry;
 use crate::request::Request;
 use crate::sampler::Sampler;
 use crate::stage::blend::finished;
+use crate::stage::component::Precise;
 use crate::stage::conditioning::Conditioning;
 use crate::stage::control::Controls;
 use crate::stage::denoiser::GuidedDenoiser;
@@ -60,6 +62,8 @@ pub struct Run<'a> {
     /// Of what is decoded.
     tile: Option<Tile>,
     held: Held,
+    /// Components have it as long as the run does.
+    _precise: Option<Arc<Precise>>,
     is_short: fn() -> bool,
     watch: Watch,
     sampler: Box<dyn Sampler>,
@@ -160,6 +164,8 @@ pub(crate) struct Stages<'a> {
     /// Of what came before the steps.
     pub(crate) retries: Vec<Retry>,
     pub(crate) held: Held,
+    /// How components are run in 32-bit floats, until the run ends.
+    pub(crate) precise: Option<Arc<Precise>>,
     pub(crate) is_short: fn() -> bool,
 }
 
@@ -185,6 +191,7 @@ impl<'a> Run<'a> {
             additions,
             retries,
             held,
+            precise,
             is_short,
         } = stages;
         let Start { latents, concat_latents, blend, clean } = start;
@@ -203,6 +210,7 @@ impl<'a> Run<'a> {
             vae_decoder,
             tile,
             held,
+            _precise: precise,
             is_short,
             watch: Watch::start(is_short),
             noise,

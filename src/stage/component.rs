@@ -2,7 +2,7 @@
 //! given, and its form in 32-bit floats. It knows nothing of what it computes, nor of what trials are.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crate::engine::{self, Placement, Precision, Residency, Session, SessionOptions};
 use crate::graph::Graph;
@@ -18,7 +18,7 @@ pub(crate) type Trial = Box<dyn Fn(&mut Session, &Part, &SessionOptions) -> Resu
 
 /// How a component is run that computes in 32-bit floats instead, on the CPU: how its sessions are opened, and its tiles.
 /// An error says why it cannot be.
-pub(crate) type Precise = Arc<dyn Fn(&Part) -> Result<(SessionOptions, Option<Tile>), Error> + Send + Sync>;
+pub(crate) type Precise = dyn Fn(&Part) -> Result<(SessionOptions, Option<Tile>), Error> + Send + Sync;
 
 /// A part of a model with its session.
 pub(crate) struct Component {
@@ -32,8 +32,8 @@ pub(crate) struct Component {
     placement: Option<Placement>,
     /// The trial that it is yet to pass.
     trial: Option<Trial>,
-    /// How it may be run in 32-bit floats; not at all where it is absent.
-    precise: Option<Precise>,
+    /// How it may be run in 32-bit floats; not at all where it is absent. It has the request with its images, so the run owns it.
+    precise: Option<Weak<Precise>>,
     raised: Option<Raised>,
 }
 
@@ -132,9 +132,9 @@ impl Component {
     }
 
     /// Ends reduced memory and higher precision: the next session is opened as planned. `precise` says how the component may be
-    /// run in 32-bit floats from now on.
-    pub(crate) fn use_plan(&mut self, precise: Option<&Precise>) {
-        self.precise = precise.cloned();
+    /// run in 32-bit floats for as long as somebody keeps it.
+    pub(crate) fn use_plan(&mut self, precise: Option<&Arc<Precise>>) {
+        self.precise = precise.map(Arc::downgrade);
         let raised = self.raised.take();
         if std::mem::take(&mut self.is_reduced) || raised.is_some() {
             self.close();
@@ -152,7 +152,7 @@ impl Component {
         error: Error,
         step: Option<usize>,
     ) -> Result<Option<Tile>, Error> {
-        let Some(precise) = &self.precise else { return Err(error) };
+        let Some(precise) = self.precise.as_ref().and_then(Weak::upgrade) else { return Err(error) };
         if self.raised.is_some() {
             return Err(error.help(IN_VAIN));
         }

@@ -71,7 +71,7 @@ impl Controls {
     }
 
     /// Ends reduced memory and higher precision.
-    pub(crate) fn use_plan(&mut self, precise: Option<&Precise>) {
+    pub(crate) fn use_plan(&mut self, precise: Option<&Arc<Precise>>) {
         self.0.iter_mut().for_each(|network| network.component.use_plan(precise));
     }
 

@@ -1,6 +1,7 @@
 //! The predictor: the calls of the U-Net in which the predictions of a step are made, with all that they are fed. It knows nothing
 //! of what becomes of the predictions.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::component::{Component, Lease, Precise};
@@ -53,7 +54,7 @@ impl Unet {
     }
 
     /// Ends reduced memory and higher precision.
-    pub(crate) fn use_plan(&mut self, precise: Option<&Precise>) {
+    pub(crate) fn use_plan(&mut self, precise: Option<&Arc<Precise>>) {
         self.component.use_plan(precise);
     }
 

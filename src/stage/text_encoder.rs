@@ -1,5 +1,7 @@
 //! The text encoders: texts become the states that the U-Net attends to.
 
+use std::sync::Arc;
+
 use super::component::{Component, Precise};
 use super::feed::{Feed, compute, constants, runs};
 use super::text_states::TextStates;
@@ -77,7 +79,7 @@ impl TextEncoder {
     }
 
     /// Ends reduced memory and higher precision.
-    pub(crate) fn use_plan(&mut self, precise: Option<&Precise>) {
+    pub(crate) fn use_plan(&mut self, precise: Option<&Arc<Precise>>) {
         self.encoders.iter_mut().for_each(|encoder| encoder.component.use_plan(precise));
     }
 

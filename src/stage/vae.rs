@@ -1,5 +1,7 @@
 //! The VAE: latents become images, and images latents.
 
+use std::sync::Arc;
+
 use image::RgbImage;
 
 use super::component::{Component, Precise};
@@ -56,7 +58,7 @@ impl VaeDecoder {
     }
 
     /// Ends reduced memory and higher precision.
-    pub(crate) fn use_plan(&mut self, precise: Option<&Precise>) {
+    pub(crate) fn use_plan(&mut self, precise: Option<&Arc<Precise>>) {
         self.component.use_plan(precise);
     }
 
@@ -213,7 +215,7 @@ impl VaeEncoder {
     }
 
     /// Ends reduced memory and higher precision.
-    pub(crate) fn use_plan(&mut self, precise: Option<&Precise>) {
+    pub(crate) fn use_plan(&mut self, precise: Option<&Arc<Precise>>) {
         self.component.use_plan(precise);
     }
 
