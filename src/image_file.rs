@@ -138,6 +138,11 @@ impl ImageFile {
         self.header.is_animated
     }
 
+    /// Whether its format is one that does not keep pixels as they were: JPEG.
+    pub fn is_lossy(&self) -> bool {
+        matches!(self.header.format, header::Format::Jpeg)
+    }
+
     /// The SHA-256 of the file, as hexadecimal digits.
     ///
     /// # Errors

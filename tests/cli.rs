@@ -2310,6 +2310,26 @@ mod images {
         assert_eq!((said.code, &json["equal"], &json["psnr_db"]), (Some(0), &json!(true), &Value::Null));
         assert_eq!(json["differences"], json!([]), "{}", said.stderr);
 
+        // WebP keeps the pixels; of JPEG it is known what it keeps of them, and what they were.
+        for name in ["out.webp", "out.jpg"] {
+            let flags = ["an apple", "--size", "64x64", "--steps", "3", "--seed"];
+            let seed = made["seed"].to_string();
+            let path = desk.path(name);
+            desk.draws(&[&flags[..], &[&seed, "--lora", &typed, "-o", path.to_str().unwrap()]].concat());
+            let verify = || Said::of(calotype(&["verify", path.to_str().unwrap()]).output().unwrap());
+            let said = verify();
+            assert_eq!(said.code, Some(0), "{name}: {}", said.stderr);
+            let mut other = image::open(&path).unwrap().into_rgb8();
+            other.put_pixel(9, 9, image::Rgb([255, 0, 0]));
+            let text = made.to_string();
+            let text = Some(calotype::image_file::RecipeText { parameters: "", json: &text });
+            let mut file = fs::File::create(&path).unwrap();
+            let format = calotype::image_file::OutputFormat::of_path(&path).unwrap();
+            calotype::image_file::encode(&other, format, text, &mut file).unwrap();
+            let said = verify();
+            assert_eq!(said.code, Some(3), "{name}: {}", said.stdout);
+        }
+
         // The image is the same; what made it is said to have been something else.
         let mut other = made.clone();
         for (name, value) in

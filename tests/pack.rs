@@ -926,7 +926,11 @@ mod command {
         refuses(&["pack", &path("none"), &path("x")], 4, "none: No such file");
         refuses(&["verify", &path("none")], 3, "none: expected a bundle or an image: No such file");
         fs::write(path("text"), "no picture").unwrap();
-        refuses(&["verify", &path("text")], 3, "text: expected a bundle or a PNG file: ");
+        refuses(
+            &["verify", &path("text")],
+            3,
+            "text: expected a bundle or an image in PNG, JPEG or WebP, got another file",
+        );
         let card = concat!(env!("CARGO_MANIFEST_DIR"), "/models/builtin/contact_sheet.png");
         refuses(&["verify", card], 3, "contact_sheet.png: expected an image with a receipt, got one without");
         assert_eq!(names(desk.path()), ["text"]);
