@@ -145,6 +145,8 @@ pub mod certify;
 pub mod checkpoint;
 pub mod control;
 #[cfg(feature = "engine")]
+pub mod deadline;
+#[cfg(feature = "engine")]
 pub mod engine;
 pub mod error;
 #[cfg(feature = "engine")]
@@ -219,6 +221,7 @@ pub use tensor::PixelSize;
 pub use upscaler::Upscaler;
 #[cfg(feature = "engine")]
 pub use {
+    deadline::Deadline,
     engine::{Cancel, SessionOptions},
     image_file::ImageFile,
     manifest::Manifest,

@@ -99,6 +99,10 @@ pub struct Recipe {
     /// How many denoising steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<usize>,
+    /// End after so many of the steps that are taken: the image is then what the model expects of the finished one at that point. Not
+    /// for images that are made in several passes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_after: Option<usize>,
     /// The guidance scale, or one per step.
     #[serde(with = "as_scales", skip_serializing_if = "Option::is_none")]
     pub guidance: Option<Scales>,
@@ -377,6 +381,7 @@ impl Recipe {
             size: _,
             hires: _,
             steps: _,
+            stop_after: _,
             guidance: _,
             guidance_method: _,
             guidance_interval: _,

@@ -193,6 +193,7 @@ impl Request {
             Some(strength) => schedule = schedule.last(steps_left(steps, strength)?)?,
             None => check_start(&schedule, &schedule_kind, manifest.noise.even_level())?,
         }
+        check_stop(&recipe, schedule.steps().len())?;
         let (prompt, negative) = words(&recipe, schedule.steps().len())?;
         let scales = recipe.guidance.clone().unwrap_or_else(|| defaults.guidance.into());
         let guidance = guidance(&recipe, manifest, sampler, &scales, &prompt, &schedule)?;
@@ -568,9 +569,36 @@ impl Request {
         self.recipe.steps.unwrap_or(self.steps())
     }
 
-    /// How many steps a run takes.
+    /// How many steps a run has.
     pub fn steps(&self) -> usize {
         self.schedule.steps().len()
+    }
+
+    /// How many of them it takes: all, unless the recipe ends it before.
+    pub fn steps_taken(&self) -> usize {
+        self.recipe.stop_after.unwrap_or(self.steps())
+    }
+
+    /// Ends a run after so many steps, at least one.
+    pub(crate) fn stop_after(&mut self, steps: usize) {
+        self.recipe.stop_after = Some(steps).filter(|steps| *steps < self.steps());
+    }
+
+    /// The same request with other steps: `steps` of them in all, before the first are left out for latents that are less noisy.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] where something of it was made for its own steps, as listed levels are.
+    pub(crate) fn with_steps(&self, steps: usize, manifest: &Manifest) -> Result<Self, Error> {
+        let recipe = Recipe { steps: Some(steps), stop_after: None, ..self.recipe.clone() };
+        let steps = steps_asked(&recipe, steps)?;
+        let (_, mut schedule) = manifest.schedule(recipe.sampler, recipe.schedule.clone(), steps)?;
+        if let Some(strength) = recipe.strength {
+            schedule = schedule.last(steps_left(steps, strength)?)?;
+        }
+        let (prompt, negative) = words(&recipe, schedule.steps().len())?;
+        let scales = recipe.guidance.clone().unwrap_or_else(|| manifest.defaults.guidance.into());
+        let guidance = guidance(&recipe, manifest, self.sampler, &scales, &prompt, &schedule)?;
+        Ok(Self { recipe, prompt, negative, schedule, guidance, ..self.clone() })
     }
 }
 
@@ -694,6 +722,20 @@ fn steps_asked(recipe: &Recipe, default: usize) -> Result<usize, Error> {
         (Some(own), _) => Ok(own),
         (None, asked) => Ok(asked.unwrap_or(default)),
     }
+}
+
+/// Refuses to end a run after more steps than these, or after none.
+fn check_stop(recipe: &Recipe, steps: usize) -> Result<(), Error> {
+    let Some(stop_after) = recipe.stop_after else { return Ok(()) };
+    if recipe.hires.is_some() || recipe.extend.is_some() {
+        let problem = "stop after: expected an image that is made in one pass, got one with several";
+        return Err(Error::new(ErrorKind::Usage, problem));
+    }
+    if !(1..=steps).contains(&stop_after) {
+        let problem = format!("stop after: expected 1 to {steps} steps, got {stop_after}");
+        return Err(Error::new(ErrorKind::Usage, problem));
+    }
+    Ok(())
 }
 
 /// The prompts of a recipe, for so many steps.

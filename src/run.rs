@@ -235,12 +235,12 @@ impl<'a> Run<'a> {
 
     /// How far it has come.
     pub fn progress(&self) -> Progress {
-        Progress { done: self.done, steps: self.request.steps() }
+        Progress { done: self.done, steps: self.request.steps_taken() }
     }
 
     /// Whether all its steps are done.
     pub fn is_done(&self) -> bool {
-        self.done == self.request.steps()
+        self.done == self.request.steps_taken()
     }
 
     /// How often control networks were run so far: once for each call of the U-Net and each control image, unless its weight is 0 or
@@ -295,7 +295,7 @@ impl<'a> Run<'a> {
     /// be had, and where the process has had more than a budget that was stated; [`ErrorKind::Usage`] when no step is left,
     /// or one has failed.
     pub fn step(&mut self) -> Result<Progress, Error> {
-        let steps = self.request.steps();
+        let steps = self.request.steps_taken();
         self.expect_whole()?;
         if self.is_done() {
             return Err(Error::new(
@@ -343,6 +343,20 @@ impl<'a> Run<'a> {
         if let Some(blend) = &self.blend {
             blend.apply(&mut self.latents, number, step.to);
         }
+        Ok(())
+    }
+
+    /// Ends the run after the steps that it has taken: [`Run::finish`] gives the image of [`Run::denoised`], as a recipe with
+    /// `stop_after` does, which [`Run::request`] then has.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] before the first step, and when a step has failed.
+    pub fn stop(&mut self) -> Result<(), Error> {
+        self.expect_whole()?;
+        if self.done == 0 {
+            return Err(Error::new(ErrorKind::Usage, "run: expected at least one step done, got none"));
+        }
+        self.request.stop_after(self.done);
         Ok(())
     }
 
@@ -400,17 +414,26 @@ impl<'a> Run<'a> {
                 format!("run: expected all {steps} steps done, got {done}"),
             ));
         }
+        let is_stopped = steps < self.request.steps();
+        let latents = if is_stopped { self.denoiser.clean() } else { &self.latents };
         // Of numbers beyond any that a VAE was trained on an image would be rubbish.
-        if let Some(value) = self.latents.iter().find(|value| value.abs() > MAX_LATENT) {
+        if let Some(value) = latents.iter().find(|value| value.abs() > MAX_LATENT) {
             return Err(Error::new(
                 ErrorKind::Numeric,
                 format!("unet: expected latents up to {MAX_LATENT} at the end, got {value}"),
             )
             .help("guidance, weights of words and LoRA strengths may be too large"));
         }
+        if is_stopped {
+            let mut latents = latents.to_vec();
+            if let Some(blend) = &self.blend {
+                blend.apply(&mut latents, done, 0.0);
+            }
+            return Ok(latents);
+        }
         let scale = self.request.schedule.final_scale();
         let scaled = |value: &f32| if scale == 1.0 { *value } else { (f64::from(*value) * scale) as f32 };
-        Ok(self.latents.iter().map(scaled).collect())
+        Ok(latents.iter().map(scaled).collect())
     }
 
     /// The state of the run as bytes, from which [`Pipeline::restore`](crate::pipeline::Pipeline::restore) continues with the same

@@ -14,6 +14,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
             "pack",
             "provenance",
             "upscaler",
+            "deadline",
             "pipeline",
             "run",
             "plan",

@@ -2664,6 +2664,39 @@ fn texts(png: &[u8]) -> Texts {
     Texts { parameters: of("parameters"), calotype: of("calotype") }
 }
 
+/// Images within a time.
+mod deadline {
+    use super::*;
+
+    #[test]
+    fn an_image_with_time_to_spare_is_the_same_and_one_without_is_refused() {
+        let desk = Desk::new();
+        let flags = ["a red apple", "--size", "64x64", "--seed", "3", "--steps", "6"];
+        let plain = desk.draws(&flags);
+        let drawn = desk.read("out.png");
+        let within = desk.draws(&[&flags[..], &["--deadline", "10min"]].concat());
+        assert_eq!(
+            (&within["images"][0]["receipt"], desk.read("out.png")),
+            (&plain["images"][0]["receipt"], drawn)
+        );
+        let stopped = desk.draws(&[&flags[..], &["--stop-after", "3"]].concat());
+        assert_eq!(stopped["images"][0]["receipt"]["stop_after"], 3);
+        let path = desk.path("out.png");
+        assert_eq!(calotype(&["verify", path.to_str().unwrap()]).status().unwrap().code(), Some(0));
+        fs::remove_file(path).unwrap();
+        for (typed, code, message) in [
+            (&["--deadline", "1ms"][..], 2, "deadline: expected at least "),
+            (&["--deadline", "0s"], 2, "expected a time of at most a day, as in 8s, 500ms or 2m"),
+            (&["--deadline", "8h"], 2, "expected a time of at most a day"),
+            (&["--deadline", "8s", "--hires", "2x"], 2, "expected an image that is made in one pass"),
+            (&["--deadline", "8s", "--journal", "j"], 2, "--journal"),
+            (&["--stop-after", "7"], 2, "stop after: expected 1 to 6 steps, got 7"),
+        ] {
+            desk.refuses(&[&flags[..], typed].concat(), code, &[message]);
+        }
+    }
+}
+
 /// Runs that are killed go on from their journals.
 #[cfg(unix)]
 mod journal {

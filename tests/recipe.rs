@@ -124,6 +124,7 @@ impl Random {
             literal: self.below(2) == 0,
             size: self.maybe(|r| format!("{}x{}", 8 + r.below(999), 8 + r.below(999)).parse().unwrap()),
             steps: self.maybe(|r| r.below(1000)),
+            stop_after: self.maybe(|r| r.below(1000)),
             guidance: self.maybe(|r| match r.below(2) {
                 0 => (r.unit() * 20.0).into(),
                 _ => format!("{}x{},{}", r.unit() * 9.0, r.below(9), r.unit()).parse().unwrap(),

@@ -6,11 +6,12 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use calotype::ErrorKind;
 use calotype::adapter::embedding::Embedding;
 use calotype::adapter::lora::Lora;
+use calotype::deadline::Deadline;
 use calotype::engine::{Residency, SessionOptions};
 use calotype::model::Model;
 use calotype::noise::Rng;
@@ -419,4 +420,115 @@ fn a_run_is_finished_after_its_last_step() {
     assert_eq!(run.latents(), run.denoised());
     let image = run.finish().unwrap().image;
     assert_eq!(image, pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image);
+}
+
+#[test]
+fn a_run_that_is_stopped_gives_its_estimate() {
+    let mut pipeline = pipeline(|_| {});
+    let size = PixelSize::new(64, 64).unwrap();
+    let plain = request(&pipeline, draft());
+    let mut run = pipeline.begin(&plain).unwrap();
+    assert_eq!(run.stop().unwrap_err().to_string(), "run: expected at least one step done, got none");
+    run.step().unwrap();
+    run.step().unwrap();
+    let estimate = run.denoised().to_vec();
+    run.stop().unwrap();
+    assert!(run.is_done() && run.progress() == Progress { done: 2, steps: 2 });
+    let made = run.request().recipe();
+    let image = run.finish().unwrap().image;
+    assert_eq!(made.stop_after, Some(2));
+    assert_eq!(image, pipeline.decode_latents(&estimate, size).unwrap());
+    // Its recipe makes it again, also from a snapshot.
+    let again = request(&pipeline, made);
+    let mut run = pipeline.begin(&again).unwrap();
+    run.step().unwrap();
+    let snapshot = run.snapshot().unwrap();
+    drop(run);
+    let mut run = pipeline.restore(&again, &snapshot).unwrap();
+    run.steps(|_| ControlFlow::Continue(())).unwrap();
+    assert_eq!(run.progress().done, 2);
+    assert_eq!(run.finish().unwrap().image, image);
+    // After the last step there is nothing to stop.
+    let mut run = pipeline.begin(&plain).unwrap();
+    run.steps(|_| ControlFlow::Continue(())).unwrap();
+    run.stop().unwrap();
+    assert_eq!(run.request().recipe().stop_after, None);
+    drop(run);
+
+    // Outside of a mask it is the init image.
+    let init = RgbImage::from_fn(64, 64, |x, y| Rgb([3 * x as u8, 3 * y as u8, 99]));
+    let mask = image::GrayImage::from_fn(64, 64, |x, _| image::Luma([if x < 32 { 255 } else { 0 }]));
+    let [two, three] = [2, 3].map(|stop_after| {
+        let masked = Recipe {
+            init: Some(init.clone().into()),
+            mask: Some(mask.clone().into()),
+            strength: Some(1.0),
+            stop_after: Some(stop_after),
+            ..draft()
+        };
+        let masked = request(&pipeline, masked);
+        pipeline.denoise(&masked, |_| ControlFlow::Continue(())).unwrap()
+    });
+    let columns = pipeline.manifest().latents.shape(size).unwrap().width_cells;
+    let kept = |at: usize| at % columns >= columns / 2;
+    assert!((0..two.len()).filter(|at| kept(*at)).all(|at| two[at] == three[at]));
+    assert!((0..two.len()).filter(|at| !kept(*at)).all(|at| two[at] != three[at]));
+}
+
+#[test]
+fn odd_ends_are_refused() {
+    let pipeline = pipeline(|_| {});
+    for (recipe, problem) in [
+        (Recipe { stop_after: Some(0), ..draft() }, "stop after: expected 1 to 4 steps, got 0"),
+        (Recipe { stop_after: Some(5), ..draft() }, "stop after: expected 1 to 4 steps, got 5"),
+        (
+            Recipe { stop_after: Some(2), hires: "2x".parse().ok(), ..draft() },
+            "stop after: expected an image that is made in one pass, got one with several",
+        ),
+    ] {
+        assert_eq!(pipeline.request(recipe).unwrap_err().to_string(), problem);
+    }
+    pipeline.request(Recipe { stop_after: Some(4), ..draft() }).unwrap();
+}
+
+/// What steps take is made up here: watching one takes longer than anything that is computed.
+#[test]
+fn as_many_steps_are_taken_as_there_is_time_for() {
+    let mut pipeline = pipeline(|_| {});
+    let asked = request(&pipeline, Recipe { steps: Some(30), ..draft() });
+    let whole = pipeline.generate(&asked, |_| ControlFlow::Continue(())).unwrap().image;
+    let mut within = |deadline: &mut Deadline, pause: fn(usize) -> u64| {
+        let drawn = deadline.generate(&mut pipeline, &asked, Instant::now(), |run| {
+            thread::sleep(Duration::from_millis(pause(run.progress().done)));
+            ControlFlow::Continue(())
+        });
+        let (made, output) = drawn?;
+        // It is the image that its recipe makes.
+        let again = pipeline.request(made.recipe())?;
+        assert_eq!(pipeline.generate(&again, |_| ControlFlow::Continue(()))?.image, output.image);
+        Ok::<_, calotype::Error>((made.steps(), made.steps_taken(), output.image))
+    };
+    let plenty = within(&mut Deadline::new(Duration::from_secs(600)), |_| 0).unwrap();
+    assert_eq!(plenty, (30, 30, whole));
+    // Every step is too slow: it begins again with fewer, and the next image with fewer at once.
+    let mut deadline = Deadline::new(Duration::from_secs(2));
+    for image in 0..2 {
+        let (steps, taken, _) = within(&mut deadline, |_| 150).unwrap();
+        assert!(
+            (2..15).contains(&steps) && 1 <= taken && taken <= steps,
+            "image {image}: {taken} of {steps}"
+        );
+    }
+    // Later ones are: the last are left out.
+    let mut deadline = Deadline::new(Duration::from_secs(2));
+    let (steps, taken, _) = within(&mut deadline, |done| if done < 4 { 0 } else { 250 }).unwrap();
+    assert!(steps == 30 && (4..15).contains(&taken), "{taken} of {steps}");
+    let error = within(&mut Deadline::new(Duration::from_millis(1)), |_| 0).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Usage);
+    let text = error.to_string();
+    assert!(
+        text.starts_with("deadline: expected at least ")
+            && text.ends_with(" got 0.001 s; a smaller image takes less time"),
+        "{text}"
+    );
 }

@@ -607,7 +607,7 @@ impl State {
                 let done = run.progress().done;
                 return Err(Error::new(
                     ErrorKind::Cancelled,
-                    format!("stopped after step {done} of {}", run.request().steps()),
+                    format!("stopped after step {done} of {}", run.request().steps_taken()),
                 ));
             }
             run.steps(|run| if is_stopped(run) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })

@@ -140,10 +140,10 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         provider,
         model: model.manifest().name.clone(),
         size: request.size().to_string(),
-        steps: request.steps(),
+        steps: request.steps_taken(),
         guidance: request.guidance_scale(),
         runs: flags.runs.get(),
-        parts: timed.parts(&work, request.steps()),
+        parts: timed.parts(&work, request.steps_taken()),
         first_image_s: first_image.as_secs_f64(),
         host_share: timed.host_share(),
         peak_gmac_per_s: peak,
@@ -211,7 +211,7 @@ struct Timed {
 impl Timed {
     fn draw(&mut self, opened: &mut Opened, request: &Request) -> Result<(), Error> {
         let started = Instant::now();
-        let mut ends = Vec::with_capacity(request.steps());
+        let mut ends = Vec::with_capacity(request.steps_taken());
         let times = opened.draw(request, None, |_| ends.push(Instant::now()))?.times;
         self.images.push(started.elapsed());
         // What comes before the first step is other parts'.

@@ -101,6 +101,9 @@ pub(super) struct Drawing {
     /// Number of denoising steps.
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
+    /// End after so many of the steps: the image is what the model then expects of the finished one.
+    #[arg(long, value_name = "N")]
+    stop_after: Option<usize>,
     /// Guidance scale (CFG); 1 is no guidance. `7x5,1` is 7 for five steps, then 1.
     #[arg(long, value_name = "X")]
     guidance: Option<String>,
@@ -217,6 +220,7 @@ impl Drawing {
         set(&mut recipe.size, parse::<PixelSize>(&self.size)?);
         set(&mut recipe.hires, parse(&self.hires)?);
         set(&mut recipe.steps, self.steps);
+        set(&mut recipe.stop_after, self.stop_after);
         set(&mut recipe.guidance, parse(&self.guidance)?);
         set(&mut recipe.guidance_method, parse(&self.guidance_method)?);
         set(&mut recipe.guidance_interval, parse(&self.guidance_interval)?);

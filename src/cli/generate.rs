@@ -4,10 +4,11 @@ use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use calotype::deadline::Deadline;
 use calotype::error::shortened;
 use calotype::journal::{Journal, State};
 use calotype::memory;
-use calotype::pipeline::Output;
+use calotype::pipeline::{Output, Run};
 use calotype::plan::Budget;
 use calotype::recipe::Receipt;
 use calotype::request::Request;
@@ -42,6 +43,10 @@ pub(super) struct Flags {
     /// same images. The folder is deleted when all images are written.
     #[arg(long, value_name = "DIR")]
     journal: Option<PathBuf>,
+    /// Finish each image in this time, as in 8s, 1.5s or 2m, counted from the start of the program or the image before: a step is
+    /// measured, and only as many are taken as there is time for.
+    #[arg(long, value_name = "TIME", value_parser = deadline, conflicts_with_all = ["journal", "grid"])]
+    deadline: Option<Deadline>,
     #[command(flatten)]
     drawing: Drawing,
     /// Fix the shapes of all graphs to this image's size, one image and one prompt of usual length at a time: QNN and CoreML
@@ -178,6 +183,8 @@ pub(super) fn work(flags: &Flags, resumed: Option<Journal>) -> Result<Report, Er
         is_grid: grid.is_some(),
         origin: &origin,
         journal,
+        deadline: flags.deadline.clone(),
+        started,
         preview,
         text: String::new(),
         images: Vec::new(),
@@ -267,6 +274,9 @@ struct Batch<'a> {
     is_grid: bool,
     origin: &'a Origin,
     journal: Option<Journal>,
+    deadline: Option<Deadline>,
+    /// When the first image was begun.
+    started: Instant,
     preview: Option<Preview>,
     text: String,
     images: Vec<Value>,
@@ -293,17 +303,24 @@ impl Batch<'_> {
             };
             let opened = self.opened.insert(opened);
             let (journal, preview) = (&mut self.journal, &mut self.preview);
-            let output = opened.draw(request, snapshot.take(), |run| {
+            let mut after_step = |run: &mut Run| {
                 note(journal, |journal| journal.keep(index as u64, || run.snapshot()));
                 if let Some(preview) = preview {
                     preview.show(run);
                 }
-            })?;
-            let receipt = opened.write(request, &output, destination)?;
+            };
+            let (request, output) = match &mut self.deadline {
+                Some(deadline) => {
+                    let started = if index == 0 { self.started } else { Instant::now() };
+                    opened.draw_within(deadline, started, request, after_step)?
+                }
+                None => (request.clone(), opened.draw(request, snapshot.take(), &mut after_step)?),
+            };
+            let receipt = opened.write(&request, &output, destination)?;
             if let Some(made) = receipt.provenance.as_ref().filter(|_| self.images.is_empty()) {
                 self.origin.compare(made, &opened.additions);
             }
-            self.report(&receipt, request, &output, destination);
+            self.report(&receipt, &request, &output, destination);
             note(&mut self.journal, |journal| journal.finish_image(index as u64 + 1));
         }
         Ok(())
@@ -347,6 +364,21 @@ fn destinations(output: &Path, count: u16) -> Result<Vec<Destination>, Error> {
             Destination::open(output.with_file_name(name))
         })
         .collect()
+}
+
+/// A deadline as it is typed: a number of seconds, or with a unit.
+fn deadline(typed: &str) -> Result<Deadline, String> {
+    const UNITS: [(&str, f64); 4] = [("ms", 0.001), ("min", 60.0), ("m", 60.0), ("s", 1.0)];
+    const MOST_S: f64 = 86_400.0;
+    let unit = UNITS.iter().find_map(|(unit, seconds)| Some((typed.strip_suffix(unit)?, *seconds)));
+    let (number, unit_s) = unit.unwrap_or((typed, 1.0));
+    let seconds = number.trim_end().parse::<f64>().map(|number| number * unit_s);
+    match seconds {
+        Ok(seconds) if seconds > 0.0 && seconds <= MOST_S => {
+            Ok(Deadline::new(Duration::from_secs_f64(seconds)))
+        }
+        _ => Err("expected a time of at most a day, as in 8s, 500ms or 2m".into()),
+    }
 }
 
 fn prompt_reads_stdin() -> Result<String, Error> {

@@ -2,7 +2,9 @@
 
 use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
+use std::time::Instant;
 
+use calotype::deadline::Deadline;
 use calotype::engine::{Library, Providers, SessionOptions};
 use calotype::error::shortened;
 use calotype::image_file::RecipeText;
@@ -83,7 +85,7 @@ impl Opened {
         mut after_step: impl FnMut(&mut Run),
     ) -> Result<Output, Error> {
         let heeded = Heeded::new();
-        let bar = progress_bar(request.steps());
+        let bar = progress_bar(request.steps_taken());
         let mut take_steps = |mut run: Run| {
             run.steps(|run| {
                 bar.set_position(run.progress().done as u64);
@@ -112,13 +114,47 @@ impl Opened {
             }
         };
         bar.finish_and_clear();
-        let output = output?;
+        self.drawn(&heeded, output)
+    }
+
+    /// Generates an image within a deadline, counted from `started`; the request that is given makes it again.
+    pub(super) fn draw_within(
+        &mut self,
+        deadline: &mut Deadline,
+        started: Instant,
+        request: &Request,
+        mut after_step: impl FnMut(&mut Run),
+    ) -> Result<(Request, Output), Error> {
+        let heeded = Heeded::new();
+        let bar = progress_bar(request.steps_taken());
+        let drawn = deadline.generate(&mut self.pipeline, request, started, |run| {
+            let Progress { done, steps } = run.progress();
+            bar.set_length(steps as u64);
+            bar.set_position(done as u64);
+            after_step(run);
+            if heeded.is_stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        bar.finish_and_clear();
+        let (made, output) = self.drawn(&heeded, drawn)?;
+        if (made.steps(), made.steps_taken()) != (request.steps(), request.steps_taken()) {
+            let taken = match (made.steps_taken(), made.steps()) {
+                (taken, all) if taken < all => format!("the first {taken} of {all}"),
+                (_, all) => all.to_string(),
+            };
+            say(format_args!("deadline: expected time for {} steps, took {taken}", request.steps_taken()));
+        }
+        Ok((made, output))
+    }
+
+    /// What was drawn, if no signal came.
+    fn drawn<T>(&mut self, heeded: &Heeded, drawn: Result<T, Error>) -> Result<T, Error> {
+        let drawn = drawn?;
         // An image whose last step was done when the signal came is not wanted either.
         if heeded.is_stopped() {
             return Err(Error::new(ErrorKind::Cancelled, "stopped before the image was written"));
         }
         self.report_encoder();
-        Ok(output)
+        Ok(drawn)
     }
 
     /// Reports where the VAE encoder runs, which the first init image opens.

@@ -267,7 +267,7 @@ impl Queue {
             count,
             channel,
             wants_previews: AtomicBool::new(false),
-            state: watch::Sender::new(State { steps: request.steps(), warnings, ..State::default() }),
+            state: watch::Sender::new(State { steps: request.steps_taken(), warnings, ..State::default() }),
             request: Mutex::new(Some(request)),
             is_interrupted: AtomicBool::new(false),
             is_late: AtomicBool::new(false),
