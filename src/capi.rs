@@ -12,7 +12,6 @@
 #![allow(clippy::missing_safety_doc)]
 
 mod handle;
-mod held;
 mod image;
 mod option;
 mod pipeline;

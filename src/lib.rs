@@ -137,6 +137,8 @@
 pub mod adapter;
 #[cfg(feature = "engine")]
 pub mod architecture;
+#[cfg(any(feature = "capi", feature = "python"))]
+mod binding;
 #[cfg(feature = "capi")]
 pub mod capi;
 #[cfg(feature = "engine")]

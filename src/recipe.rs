@@ -347,7 +347,7 @@ impl Recipe {
 
     /// The same without control networks that no control image is for: whoever draws many images with one model opens it with all of
     /// them.
-    #[cfg(any(feature = "server", feature = "capi"))]
+    #[cfg(any(feature = "server", feature = "capi", feature = "python"))]
     pub(crate) fn without_idle_controls(mut self) -> Self {
         let images = &self.control;
         self.control_model.retain(|model| images.iter().any(|image| image.kind == model.kind));

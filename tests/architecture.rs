@@ -11,6 +11,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
     (
         "diffusion",
         &[
+            "binding",
             "pack",
             "provenance",
             "upscaler",
@@ -72,7 +73,7 @@ const OUTSIDE_THE_LAYERS: [&str; 2] = ["lib", "manual"];
 const ROOT_ITEMS: [(&str, &str); 2] = [("Error", "error"), ("ErrorKind", "error")];
 
 /// The only files with unsafe code, and the folder of the C library, whose callers pass pointers.
-const UNSAFE_HOMES: [&str; 4] = ["weights/map.rs", "engine/sys.rs", "capi.rs", "capi/"];
+const UNSAFE_HOMES: [&str; 5] = ["weights/map.rs", "engine/sys.rs", "binding/held.rs", "capi.rs", "capi/"];
 /// The only file that knows the `ort` crate.
 const ORT_HOME: &str = "engine/sys.rs";
 /// Crates that few may know, and the files or folders that do.

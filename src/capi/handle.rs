@@ -4,6 +4,7 @@ use std::ffi::{CStr, c_char};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::binding::usage;
 use crate::error::{Error, ErrorKind};
 
 /// What of ours a caller holds, behind a type of which C knows nothing but the name.
@@ -211,9 +212,4 @@ pub(super) unsafe fn path(name: &str, path: *const c_char) -> Result<PathBuf, Er
         true => Err(usage(format!("{name}: expected a path, got an empty one"))),
         false => Ok(path),
     }
-}
-
-/// A wrong use of the library.
-pub(super) fn usage(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::Usage, message)
 }

@@ -1,17 +1,11 @@
 //! Finished images of the C library, with their receipts.
 
-use std::ffi::{CStr, CString, c_char, c_int};
-use std::fs;
-use std::io::{self, BufWriter, Write};
-
-use image::RgbImage;
+use std::ffi::{CString, c_char, c_int};
 
 use super::handle::{Handle, borrow, check_out, expect_mut, free, path, write};
 use super::option::calotype_pixels;
 use super::status::{calotype_error, guard};
-use crate::error::{Error, ErrorKind};
-use crate::image_file::{OutputFormat, RecipeText, encode};
-use crate::whole_file::{follow, replace};
+use crate::binding;
 
 /// A finished image, and its receipt. It belongs to the caller, does not change, may be used by several threads at once, and outlives its
 /// pipeline.
@@ -19,10 +13,8 @@ pub struct calotype_image(());
 
 /// What is behind it.
 pub(super) struct Finished {
-    pub(super) image: RgbImage,
-    /// How A1111 would have written its settings.
-    pub(super) parameters: String,
-    /// JSON.
+    pub(super) finished: binding::Finished,
+    /// That of the image, as C reads texts.
     pub(super) receipt: CString,
 }
 
@@ -44,7 +36,7 @@ pub unsafe extern "C" fn calotype_image_pixels(
         unsafe {
             let image = borrow::<Finished>(image)?;
             let pixels = check_out("pixels", pixels)?;
-            write(pixels, &calotype_pixels::of(&image.image));
+            write(pixels, &calotype_pixels::of(&image.finished.image));
         }
         Ok(())
     })
@@ -80,26 +72,7 @@ pub unsafe extern "C" fn calotype_image_write(
     guard(error, || {
         // SAFETY: the caller's pointers, which are checked as far as can be.
         let (finished, file) = unsafe { (borrow::<Finished>(image)?, path("file", file)?) };
-        let format = OutputFormat::of_path(&file)?;
-        let refuse = |problem: &str| {
-            Error::new(ErrorKind::Output, format!("{}: {problem}", file.display())).in_file(&file)
-        };
-        // A device would be replaced by a file.
-        if fs::metadata(&file).is_ok_and(|found| !found.is_file()) {
-            return Err(refuse("expected a file, got a folder or a device"));
-        }
-        let Finished { image, parameters, receipt } = finished;
-        let json = text_of(receipt)?;
-        let written = replace(&follow(&file), |out| {
-            let mut out = BufWriter::new(out);
-            match encode(image, format, Some(RecipeText { parameters, json }), &mut out)? {
-                Some(left_out) => {
-                    Err(io::Error::other(format!("{left_out} is too long for this format; use PNG")))
-                }
-                None => out.flush(),
-            }
-        });
-        written.map_err(|error| refuse("the image could not be written").source(error))
+        finished.finished.write(&file)
     })
 }
 
@@ -108,9 +81,4 @@ pub unsafe extern "C" fn calotype_image_write(
 pub unsafe extern "C" fn calotype_image_free(image: *mut *mut calotype_image) -> c_int {
     // SAFETY: the caller's pointer, which is checked as far as can be.
     guard(std::ptr::null_mut(), || unsafe { free::<Finished>(image, |_| Ok(())) })
-}
-
-fn text_of(json: &CStr) -> Result<&str, Error> {
-    json.to_str()
-        .map_err(|error| Error::new(ErrorKind::Internal, "internal error (a bug in calotype)").source(error))
 }

@@ -1,7 +1,6 @@
 //! Pipelines of the C library: opened, planned, run as a whole or step by step, cancelled from any thread.
 
 use std::ffi::{CString, c_char, c_int, c_void};
-use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::slice;
 use std::sync::{Mutex, MutexGuard, TryLockError};
@@ -9,28 +8,21 @@ use std::sync::{Mutex, MutexGuard, TryLockError};
 use image::RgbImage;
 
 use super::handle::{
-    Handle, borrow, check_out, expect, expect_mut, free, give, path, read, text, usage, write,
+    Handle, borrow, check_out, expect, expect_mut, free, give, path, read, text, write,
 };
-use super::held::Held;
 use super::image::{Finished, calotype_image};
 use super::option::{
     calotype_callbacks, calotype_latents, calotype_options, calotype_pixels, calotype_plan, calotype_progress,
 };
 use super::status::{calotype_error, guard, setting};
-use crate::engine::{self, Cancel, Library, SessionOptions};
+use crate::binding::{Binding, Name, Settings, usage};
+use crate::engine::Cancel;
 use crate::error::{Error, ErrorKind, shortened};
-use crate::model::Model;
-use crate::pipeline::{Options, Output, Pipeline, Progress, Run};
+use crate::pipeline::{Progress, Run};
 use crate::plan::{Budget, Plan};
-use crate::provenance::{provenance, providers, shares};
-use crate::recipe::parameters::{self, Addition};
 use crate::recipe::{Receipt, Recipe};
-use crate::recipe_file::{self, open_images};
 use crate::request::Request;
 use crate::tensor::LatentShape;
-
-/// More threads than any one device has cores.
-const MAX_THREADS: u32 = 1024;
 
 /// An opened model, and one run at a time. Any thread may use it, one at a time: a second call, from another thread or a callback, is
 /// answered with CALOTYPE_USAGE. calotype_pipeline_cancel alone may be called while another call runs.
@@ -49,16 +41,7 @@ impl Handle for Shared {
 }
 
 struct State {
-    model: Model,
-    /// Which model it is, and what was added to it.
-    recipe: Recipe,
-    additions: Vec<Addition>,
-    library: &'static Library,
-    session: SessionOptions,
-    budget: Option<Budget>,
-    /// The last plan that was asked for.
-    plan: Option<Plan>,
-    held: Option<Held>,
+    binding: Binding,
     notes: Notes,
     lent: Lent,
 }
@@ -104,7 +87,7 @@ pub unsafe extern "C" fn calotype_pipeline_open(
         let options = unsafe { read("options", options, calotype_options::default()) }?;
         // SAFETY: the texts in it are the caller's.
         let state = unsafe { State::open(&options) }?;
-        let cancel = state.session.cancel.clone();
+        let cancel = state.binding.cancel();
         // SAFETY: not NULL, and aligned.
         unsafe { *out = give(Shared { cancel, state: Mutex::new(state) }) };
         Ok(())
@@ -473,18 +456,12 @@ impl State {
             false => unsafe { path(name, given) }.map(Some),
         };
         let notes = Notes { on_note: options.on_note, user: options.user };
-        let mut session = Options::default().session;
-        session.cache = optional("cache", options.cache)?;
-        if !options.provider.is_null() {
+        let cache = optional("cache", options.cache)?;
+        let provider = match options.provider.is_null() {
+            true => None,
             // SAFETY: as the caller promises.
-            session.providers = unsafe { text("provider", options.provider) }?.parse()?;
-        }
-        if options.threads > MAX_THREADS {
-            return Err(usage(format!("threads: expected 0 to {MAX_THREADS}, got {}", options.threads)));
-        }
-        if let Some(threads) = NonZeroUsize::new(options.threads as usize) {
-            session.threads = threads;
-        }
+            false => Some(unsafe { text("provider", options.provider) }?.to_owned()),
+        };
         let mut recipe = Recipe::default();
         if !options.recipe.is_null() {
             // SAFETY: as the caller promises.
@@ -502,83 +479,38 @@ impl State {
             Some(model) => recipe.model = Some(model.into()),
             None => {}
         }
-        let library = Library::load(optional("onnxruntime", options.onnxruntime)?.as_deref())?;
-        let opened = recipe_file::open(recipe, &setting, &mut |line| notes.say(&line))?;
-        Ok(Self {
-            model: opened.model,
-            recipe: opened.recipe,
-            additions: opened.additions,
-            library,
-            session,
+        let settings = Settings {
+            recipe,
+            library: optional("onnxruntime", options.onnxruntime)?,
+            provider,
+            cache,
             budget: (options.memory_bytes > 0).then(|| Budget::of_bytes(options.memory_bytes)),
-            plan: None,
-            held: None,
-            notes,
-            lent: Lent::default(),
-        })
+            threads: options.threads,
+            name: Name(setting),
+        };
+        let binding = Binding::open(settings, &mut |line| notes.say(line))?;
+        Ok(Self { binding, notes, lent: Lent::default() })
     }
 
     /// What a recipe asks of this model.
     fn request(&self, json: &str) -> Result<Request, Error> {
         let asked = Receipt::parse("recipe", json.as_bytes())?.recipe;
-        let files = asked.of_model();
-        if files.to_json() != Recipe::default().to_json() && !is_same_model(&files, &self.recipe) {
-            let problem = "recipe: expected the model's files that the pipeline was opened with, got others";
-            return Err(usage(problem).help("leave these fields out, or open another pipeline"));
-        }
-        let mut recipe = asked.with_model_of(&self.recipe);
-        open_images(&mut recipe, &setting, &mut |line| self.notes.say(&line))?;
-        Request::new(recipe.without_idle_controls(), &self.model)
+        self.binding.request(asked, &mut |line| self.notes.say(line))
     }
 
-    fn plan(&mut self, recipe: &str) -> Result<Plan, Error> {
+    fn plan(&mut self, recipe: &str) -> Result<&Plan, Error> {
         let request = self.request(recipe)?;
-        // It is counted from what the process has without.
-        self.held = None;
-        engine::trim();
-        let budget = self.budget.unwrap_or_else(Budget::of_this_machine);
-        let plan = Plan::new(&self.model, &request, &self.session, budget)?;
-        self.plan = Some(plan.clone());
-        Ok(plan)
+        self.binding.plan(&request)
     }
 
     fn begin(&mut self, recipe: &str, snapshot: Option<&[u8]>) -> Result<(), Error> {
-        let request = self.request(recipe)?;
-        request.warnings(&self.model)?.lines(setting).iter().for_each(|line| self.notes.say(line));
-        let held = self.held_for(&request)?;
-        held.begin(&request, snapshot).inspect_err(|_| held.end())?;
-        Ok(())
-    }
-
-    /// The pipeline for a request: the one there is, if it was planned for requests like it.
-    fn held_for(&mut self, request: &Request) -> Result<&mut Held, Error> {
-        if let Some(held) = &mut self.held {
-            held.end();
-        }
-        let covers = self.held.as_mut().and_then(|held| held.look(|pipeline| pipeline.covers(request)));
-        if covers == Some(true) {
-            // A plan that covers the request has counted its images.
-            request.load(u64::MAX)?.iter().for_each(|line| self.notes.say(line));
-        } else {
-            self.held = None;
-            engine::trim();
-            let plan = match self.plan.as_ref().filter(|plan| plan.check(request).is_ok()) {
-                Some(plan) => Some(plan.clone()),
-                None => Plan::for_run(self.budget, &self.model, request, &self.session)?,
-            };
-            let room_bytes = if plan.is_some() { u64::MAX } else { Budget::of_this_machine().bytes() };
-            request.load(room_bytes)?.iter().for_each(|line| self.notes.say(line));
-            let options = Options { session: self.session.clone(), plan };
-            self.held = Some(Held::new(Pipeline::open(&self.model, &options)?));
-        }
-        self.held
-            .as_mut()
-            .ok_or_else(|| Error::new(ErrorKind::Internal, "expected an open pipeline, got none"))
+        let (request, notes) = (self.request(recipe)?, self.notes);
+        self.binding.begin(&request, snapshot, &mut |line| notes.say(line))
     }
 
     /// What the run gives.
     fn run<T>(&mut self, call: impl for<'a> FnOnce(&mut Run<'a>) -> T) -> Result<T, Error> {
-        self.held.as_mut().and_then(|held| held.with_run(call)).ok_or_else(no_run)
+        self.binding.run(call)
     }
 
     fn steps(&mut self, callbacks: &calotype_callbacks) -> Result<(), Error> {
@@ -615,49 +547,15 @@ impl State {
     }
 
     fn finish(&mut self) -> Result<Finished, Error> {
-        let (request, is_done) = self.run(|run| (run.request().clone(), run.is_done()))?;
-        let held = self.held.as_mut().ok_or_else(no_run)?;
-        if !is_done {
-            // Says so, and leaves the run alone.
-            held.with_run(|run| run.final_latents().map(drop)).ok_or_else(no_run)??;
-        }
-        let output: Output = held.finish().ok_or_else(no_run)??;
-        output.warnings().iter().for_each(|line| self.notes.say(line));
-        let contents = self.model.contents();
-        let unet = contents.and_then(|contents| contents.files.get(&contents.components.unet.weights[0]));
-        let model_sha256 = unet.map(|record| record.sha256.clone());
-        let (provider, shares) = held
-            .look(|opened| (providers(opened.placements()), shares(opened.placements())))
-            .ok_or_else(no_run)?;
-        let made = provenance(&output, &request, &self.model, model_sha256, self.library, provider, shares);
-        let receipt = Receipt { recipe: request.recipe().with_images_named()?, provenance: Some(made) };
-        let parameters = parameters::write(&receipt, &self.additions);
-        Ok(Finished { image: output.image, parameters, receipt: json_text(receipt.to_json())? })
+        let notes = self.notes;
+        let finished = self.binding.finish(&mut |line| notes.say(line))?;
+        let receipt = json_text(finished.receipt.clone())?;
+        Ok(Finished { finished, receipt })
     }
 
     fn end(&mut self) {
-        self.held.iter_mut().for_each(Held::end);
+        self.binding.end();
     }
-}
-
-fn no_run() -> Error {
-    usage("run: expected one that was begun, got none")
-        .help("call calotype_pipeline_begin or calotype_pipeline_restore first")
-}
-
-/// Whether recipes name the same files, whether or not they know what was in them.
-fn is_same_model(one: &Recipe, other: &Recipe) -> bool {
-    let names = |recipe: &Recipe| {
-        let mut recipe = recipe.of_model();
-        let Recipe { model, unet, vae, text_encoder, lora, embedding, control_model, .. } = &mut recipe;
-        let single = model.iter_mut().chain(unet).chain(vae).chain(text_encoder).chain(embedding);
-        let single = single.chain(lora.iter_mut().map(|lora| &mut lora.file));
-        single
-            .chain(control_model.iter_mut().map(|model| &mut model.file))
-            .for_each(|file| file.sha256 = None);
-        recipe.to_json()
-    };
-    names(one) == names(other)
 }
 
 fn json_text(json: String) -> Result<CString, Error> {

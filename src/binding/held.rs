@@ -1,4 +1,7 @@
-//! A pipeline and the run that borrows it, in one value that C can hold.
+//! A pipeline and the run that borrows it, in one value that a caller who has no lifetimes can hold.
+
+// Rust has no safe way to say that the run borrows what lies beside it.
+#![allow(unsafe_code)]
 
 use std::ptr::NonNull;
 
@@ -28,13 +31,12 @@ impl Held {
         Self { run: None, pipeline }
     }
 
-    /// The pipeline, to be looked at.
-    pub(super) fn look<T>(&mut self, look: impl FnOnce(&Pipeline) -> T) -> Option<T> {
+    /// What the pipeline gives, if no run has it.
+    pub(super) fn with_pipeline<T>(&mut self, call: impl FnOnce(&mut Pipeline) -> T) -> Option<T> {
         match self.run {
-            // A run has all of it.
             Some(_) => None,
             // SAFETY: it was not freed, and nothing borrows it.
-            None => Some(look(unsafe { self.pipeline.as_ref() })),
+            None => Some(call(unsafe { self.pipeline.as_mut() })),
         }
     }
 
