@@ -22,18 +22,21 @@ use crate::recipe::parameters::{self, Addition};
 use crate::recipe::{Receipt, Recipe};
 use crate::recipe_file::{self, open_images};
 use crate::request::Request;
+#[cfg(feature = "python")]
+use crate::tensor::{LatentShape, PixelSize};
 use crate::whole_file::{follow, replace};
 
 /// More threads than any one device has cores.
 const MAX_THREADS: u32 = 1024;
 
 /// How a model is opened.
-#[derive(Default)]
 pub(crate) struct Settings {
     /// Its files, and what is added to it.
     pub(crate) recipe: Recipe,
     /// The ONNX Runtime library, if one is named.
     pub(crate) library: Option<PathBuf>,
+    /// One that the language's packages brought, used where nobody named another.
+    pub(crate) installed: Option<PathBuf>,
     /// Execution providers; the CPU where none are named.
     pub(crate) provider: Option<String>,
     /// The folder in which providers keep what they compile.
@@ -47,14 +50,7 @@ pub(crate) struct Settings {
 }
 
 /// What a language calls a setting.
-#[derive(Clone, Copy)]
-pub(crate) struct Name(pub(crate) fn(&str) -> String);
-
-impl Default for Name {
-    fn default() -> Self {
-        Self(|name| format!("`{name}`"))
-    }
-}
+pub(crate) type Name = fn(&str) -> String;
 
 /// Who is told what is not used, a line each.
 pub(crate) type Note<'a> = &'a mut dyn FnMut(&str);
@@ -77,7 +73,11 @@ pub(crate) struct Binding {
 impl Binding {
     /// Opens a model. Its files are checked and mapped; what computes is opened by the first run.
     pub(crate) fn open(settings: Settings, note: Note) -> Result<Self, Error> {
-        let Settings { recipe, library, provider, cache, budget, threads, name } = settings;
+        let Settings { recipe, library, installed, provider, cache, budget, threads, name } = settings;
+        if recipe.of_model().to_json() != recipe.to_json() {
+            let problem = "recipe: expected fields of a model, got one of an image";
+            return Err(usage(problem).help("prompt, size and the like are in the recipe of each call"));
+        }
         let mut session = Options::default().session;
         session.cache = cache;
         if let Some(provider) = provider {
@@ -89,8 +89,8 @@ impl Binding {
         if let Some(threads) = NonZeroUsize::new(threads as usize) {
             session.threads = threads;
         }
-        let library = Library::load(library.as_deref())?;
-        let opened = recipe_file::open(recipe, &name.0, &mut |line| note(&line))?;
+        let library = Library::load_or(library.as_deref(), installed.as_deref())?;
+        let opened = recipe_file::open(recipe, &name, &mut |line| note(&line))?;
         let (model, recipe, additions) = (opened.model, opened.recipe, opened.additions);
         Ok(Self { model, recipe, additions, library, session, budget, plan: None, held: None, name })
     }
@@ -108,7 +108,7 @@ impl Binding {
             return Err(usage(problem).help("leave these fields out, or open another pipeline"));
         }
         let mut recipe = asked.with_model_of(&self.recipe);
-        open_images(&mut recipe, &self.name.0, &mut |line| note(&line))?;
+        open_images(&mut recipe, &self.name, &mut |line| note(&line))?;
         Request::new(recipe.without_idle_controls(), &self.model)
     }
 
@@ -129,7 +129,7 @@ impl Binding {
         snapshot: Option<&[u8]>,
         note: Note,
     ) -> Result<(), Error> {
-        request.warnings(&self.model)?.lines(self.name.0).iter().for_each(|line| note(line));
+        request.warnings(&self.model)?.lines(self.name).iter().for_each(|line| note(line));
         let held = self.held_for(request, note)?;
         held.begin(request, snapshot).inspect_err(|_| held.end())
     }
@@ -163,6 +163,64 @@ impl Binding {
     /// Ends the run without.
     pub(crate) fn end(&mut self) {
         self.held.iter_mut().for_each(Held::end);
+    }
+
+    /// The latents of an image, and their shape, as [`Pipeline::encode_image`] gives them. Ends the run there is.
+    #[cfg(feature = "python")]
+    pub(crate) fn encode_image(
+        &mut self,
+        image: &RgbImage,
+        note: Note,
+    ) -> Result<(LatentShape, Vec<f32>), Error> {
+        let size = PixelSize::new(image.width(), image.height())?;
+        let asked = Recipe { init: Some(image.clone().into()), size: Some(size), ..Recipe::default() };
+        let shape = self.model.manifest().latents.shape(size)?;
+        let latents = self.with_pipeline_for(asked, note, |pipeline| pipeline.encode_image(image))?;
+        Ok((shape, latents))
+    }
+
+    /// The image of latents, as [`Pipeline::decode_latents`] gives it. Ends the run there is.
+    #[cfg(feature = "python")]
+    pub(crate) fn decode_latents(
+        &mut self,
+        shape: LatentShape,
+        latents: &[f32],
+        note: Note,
+    ) -> Result<RgbImage, Error> {
+        let space = &self.model.manifest().latents;
+        let refuse = || {
+            let LatentShape { channels, height_cells, width_cells } = shape;
+            usage(format!(
+                "latents: expected {} channels, rows and columns, got {channels}x{height_cells}x{width_cells}",
+                space.channels
+            ))
+        };
+        let px = |cells: usize| u32::try_from(cells).ok()?.checked_mul(space.factor_px);
+        let (Some(width_px), Some(height_px)) = (px(shape.width_cells), px(shape.height_cells)) else {
+            return Err(refuse());
+        };
+        if shape.channels != space.channels {
+            return Err(refuse());
+        }
+        if let Some(value) = latents.iter().find(|value| !value.is_finite()) {
+            let problem = format!("latents: expected finite numbers, got {value}");
+            return Err(Error::new(ErrorKind::Numeric, problem));
+        }
+        let size = PixelSize::new(width_px, height_px)?;
+        let asked = Recipe { size: Some(size), ..Recipe::default() };
+        self.with_pipeline_for(asked, note, |pipeline| pipeline.decode_latents(latents, size))
+    }
+
+    /// What the pipeline gives that is planned for such a request.
+    #[cfg(feature = "python")]
+    fn with_pipeline_for<T>(
+        &mut self,
+        asked: Recipe,
+        note: Note,
+        call: impl FnOnce(&mut Pipeline) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let request = self.request(asked, note)?;
+        self.held_for(&request, note)?.with_pipeline(call).ok_or_else(no_run)?
     }
 
     /// The pipeline for a request: the one there is, if it was planned for requests like it. Ends the run there is.

@@ -181,6 +181,8 @@ pub mod prediction;
 pub mod prompt;
 #[cfg(feature = "engine")]
 pub mod provenance;
+#[cfg(feature = "python")]
+pub mod python;
 #[cfg(feature = "engine")]
 pub mod recipe;
 #[cfg(feature = "engine")]

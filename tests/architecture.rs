@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// The layers from the top down, and in them the modules: each may name those after it, and none before it.
 const LAYERS: [(&str, &[&str]); 5] = [
-    ("faces", &["main", "cli", "server", "capi"]),
+    ("faces", &["main", "cli", "server", "capi", "python"]),
     (
         "diffusion",
         &[
@@ -77,7 +77,7 @@ const UNSAFE_HOMES: [&str; 5] = ["weights/map.rs", "engine/sys.rs", "binding/hel
 /// The only file that knows the `ort` crate.
 const ORT_HOME: &str = "engine/sys.rs";
 /// Crates that few may know, and the files or folders that do.
-const CRATE_HOMES: [(&str, &[&str]); 16] = [
+const CRATE_HOMES: [(&str, &[&str]); 17] = [
     ("clap", &["cli.rs", "cli/"]),
     ("ctrlc", &["cli/"]),
     ("embedded_graphics", &["cli/"]),
@@ -88,6 +88,7 @@ const CRATE_HOMES: [(&str, &[&str]); 16] = [
     // Messages are declared in `graph/`; who writes them needs the trait that encodes them.
     ("prost", &["graph.rs", "graph/", "architecture/builder.rs", "pack/tensor.rs", "stage/tile.rs"]),
     ("pulp", &["noise/"]),
+    ("pyo3", &["python.rs", "python/"]),
     ("rustix", &["cli/", "main.rs", "weights/map.rs", "engine/", "whole_file.rs"]),
     ("serde_path_to_error", &["architecture.rs", "manifest.rs", "model/", "recipe/", "scheduler.rs"]),
     ("signal_hook", &["cli/", "main.rs"]),

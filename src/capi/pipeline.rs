@@ -7,15 +7,13 @@ use std::sync::{Mutex, MutexGuard, TryLockError};
 
 use image::RgbImage;
 
-use super::handle::{
-    Handle, borrow, check_out, expect, expect_mut, free, give, path, read, text, write,
-};
+use super::handle::{Handle, borrow, check_out, expect, expect_mut, free, give, path, read, text, write};
 use super::image::{Finished, calotype_image};
 use super::option::{
     calotype_callbacks, calotype_latents, calotype_options, calotype_pixels, calotype_plan, calotype_progress,
 };
 use super::status::{calotype_error, guard, setting};
-use crate::binding::{Binding, Name, Settings, usage};
+use crate::binding::{Binding, Settings, usage};
 use crate::engine::Cancel;
 use crate::error::{Error, ErrorKind, shortened};
 use crate::pipeline::{Progress, Run};
@@ -467,10 +465,6 @@ impl State {
             // SAFETY: as the caller promises.
             let json = unsafe { text("options: recipe", options.recipe) }?;
             recipe = Recipe::parse("options: recipe", json.as_bytes())?;
-            if recipe.of_model().to_json() != recipe.to_json() {
-                let problem = "options: recipe: expected fields of a model, got one of an image";
-                return Err(usage(problem).help("prompt, size and the like are in the recipe of each call"));
-            }
         }
         match optional("model", options.model)? {
             Some(_) if recipe.model.is_some() => {
@@ -482,11 +476,12 @@ impl State {
         let settings = Settings {
             recipe,
             library: optional("onnxruntime", options.onnxruntime)?,
+            installed: None,
             provider,
             cache,
             budget: (options.memory_bytes > 0).then(|| Budget::of_bytes(options.memory_bytes)),
             threads: options.threads,
-            name: Name(setting),
+            name: setting,
         };
         let binding = Binding::open(settings, &mut |line| notes.say(line))?;
         Ok(Self { binding, notes, lent: Lent::default() })

@@ -34,6 +34,14 @@ impl Library {
     /// [`ErrorKind::Runtime`] when no candidate can be loaded, naming each with the reason; when `explicit` names
     /// another library than the loaded one.
     pub fn load(explicit: Option<&Path>) -> Result<&'static Self, Error> {
+        Self::load_or(explicit, None)
+    }
+
+    /// The same; `installed` is one that other packages brought, and comes before those that nobody named.
+    ///
+    /// # Errors
+    /// As [`Library::load`].
+    pub(crate) fn load_or(explicit: Option<&Path>, installed: Option<&Path>) -> Result<&'static Self, Error> {
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(library) = *loaded {
             return match explicit {
@@ -49,7 +57,7 @@ impl Library {
                 _ => Ok(library),
             };
         }
-        let candidates = candidates(explicit);
+        let candidates = candidates(explicit, installed);
         // Of several the error is about none in particular.
         let only = (candidates.len() == 1).then(|| candidates[0].path.clone());
         let mut refusals = Vec::new();
@@ -179,7 +187,7 @@ struct Candidate {
     path: PathBuf,
 }
 
-fn candidates(explicit: Option<&Path>) -> Vec<Candidate> {
+fn candidates(explicit: Option<&Path>, installed: Option<&Path>) -> Vec<Candidate> {
     if let Some(path) = explicit {
         return vec![Candidate { place: "the one named", path: absolute(path) }];
     }
@@ -188,6 +196,9 @@ fn candidates(explicit: Option<&Path>) -> Vec<Candidate> {
     }
     let name = format!("{}onnxruntime{}", env::consts::DLL_PREFIX, env::consts::DLL_SUFFIX);
     let mut found = Vec::new();
+    if let Some(path) = installed {
+        found.push(Candidate { place: "the installed package's", path: absolute(path) });
+    }
     if let Some(folder) = env::current_exe().ok().as_deref().and_then(Path::parent) {
         found.push(Candidate { place: "beside the executable", path: folder.join(&name) });
     }
