@@ -1,19 +1,37 @@
 """Generates images from prompts with latent diffusion on the local device."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from os import PathLike
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias, final
 
 import numpy
 import numpy.typing
 from PIL import Image
 
+__all__ = [
+    "CancelledError",
+    "Error",
+    "Images",
+    "InputError",
+    "InternalError",
+    "MemoryError",
+    "ModelError",
+    "NumericError",
+    "OutputError",
+    "Pipeline",
+    "Plan",
+    "Run",
+    "RuntimeError",
+    "UsageError",
+    "__version__",
+]
+
 __version__: str
 
-Path: TypeAlias = str | PathLike[str]
-Latents: TypeAlias = numpy.typing.NDArray[numpy.float32]
+_Path: TypeAlias = str | PathLike[str]
+_Latents: TypeAlias = numpy.typing.NDArray[numpy.float32]
 """`[channels, height_cells, width_cells]`."""
-Picture: TypeAlias = Image.Image | Path
+_Picture: TypeAlias = Image.Image | _Path
 
 class Error(Exception):
     """Whatever calotype refuses or fails at."""
@@ -53,42 +71,62 @@ class OutputError(Error):
 class InternalError(Error):
     """An internal error: a bug in calotype."""
 
+@final
 class Plan:
     """How much memory a run will take, in bytes."""
 
-    peak_bytes: int
-    """The most that the process will have."""
-    least_bytes: int
-    """The least budget with which the run could be planned; slower."""
-    budget_bytes: int
-    """The most that it may have: the pipeline's budget, or what was free."""
+    @property
+    def peak_bytes(self) -> int:
+        """The most that the process will have."""
 
+    @property
+    def least_bytes(self) -> int:
+        """The least budget with which the run could be planned; slower."""
+
+    @property
+    def budget_bytes(self) -> int:
+        """The most that it may have: the pipeline's budget, or what was free."""
+
+@final
 class Images:
     """Finished images, with their receipts."""
 
-    images: list[Image.Image]
-    """Their `info` has the texts `parameters` and `calotype`, as that of a file does."""
-    receipts: list[dict[str, Any]]
-    """For each image the recipe with nothing left to defaults, and what made the image."""
-    warnings: list[str]
-    """A line for each thing that was not used or not done as asked."""
+    @property
+    def images(self) -> list[Image.Image]:
+        """Their `info` has the texts `parameters` and `calotype`, as that of a file does."""
 
-    def save(self, path: Path, index: int | None = None) -> None:
+    @property
+    def receipts(self) -> list[dict[str, Any]]:
+        """For each image the recipe with nothing left to defaults, and what made the image."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """A line for each thing that was not used or not done as asked."""
+
+    def save(self, path: _Path, index: int | None = None) -> None:
         """Writes an image with its receipt: PNG, JPEG or WebP by the extension. The file is there whole or not at all.
 
         `index` may be left out where there is one image.
         """
 
-class Run(Iterator[int]):
+@final
+class Run:
     """A run that was begun or restored. It ends where its pipeline is used otherwise."""
 
-    done: int
-    """Steps that are done."""
-    steps: int
-    """Steps in all."""
-    recipe: dict[str, Any]
-    """Its recipe, with nothing left to defaults, and its seed."""
-    warnings: list[str]
+    @property
+    def done(self) -> int:
+        """Steps that are done."""
+
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Its recipe, with nothing left to defaults, and its seed."""
+
+    @property
+    def warnings(self) -> list[str]: ...
 
     def step(self) -> int:
         """Takes the next step; how many are done then. A run whose step failed can only be begun again."""
@@ -97,10 +135,10 @@ class Run(Iterator[int]):
     def __next__(self) -> int:
         """Takes the next step, until all are done."""
 
-    def latents(self) -> Latents:
+    def latents(self) -> _Latents:
         """The latents after the last step, a copy; noise of the next step's level is in them."""
 
-    def denoised(self) -> Latents:
+    def denoised(self) -> _Latents:
         """The last estimate of the clean latents, a copy; zeros before the first step."""
 
     def preview(self) -> Image.Image | None:
@@ -112,32 +150,34 @@ class Run(Iterator[int]):
     def finish(self) -> Images:
         """Decodes the image, and ends the run. Refused while steps are left."""
 
+@final
 class Pipeline:
     """An opened model. It takes one call at a time: a second one, from another thread, is refused."""
 
-    warnings: list[str]
-    """A line for each thing in the model's files that is not used."""
+    @property
+    def warnings(self) -> list[str]:
+        """A line for each thing in the model's files that is not used."""
 
-    def __init__(
-        self,
-        model: Path | None = None,
+    def __new__(
+        cls,
+        model: _Path | None = None,
         *,
         memory: int | str | None = None,
         threads: int = 0,
         provider: str | None = None,
-        cache: Path | None = None,
-        onnxruntime: Path | None = None,
+        cache: _Path | None = None,
+        onnxruntime: _Path | None = None,
         recipe: dict[str, Any] | None = None,
-        unet: Path | None = None,
-        vae: Path | None = None,
-        text_encoder: list[Path] | None = None,
+        unet: _Path | None = None,
+        vae: _Path | None = None,
+        text_encoder: list[_Path] | None = None,
         variant: str | None = None,
         prediction: str | None = None,
         clip_skip: int | None = None,
         lora: list[Any] | None = None,
-        embedding: list[Path] | None = None,
+        embedding: list[_Path] | None = None,
         control_model: list[dict[str, Any]] | None = None,
-    ) -> None:
+    ) -> Self:
         """Opens a model, the built-in one without a path. What computes is opened by the first run.
 
         `memory` is the most that the process may have, in bytes or as in "300MiB"; without it, what is free.
@@ -154,8 +194,8 @@ class Pipeline:
         width: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        image: Picture | None = None,
-        mask_image: Picture | None = None,
+        image: _Picture | None = None,
+        mask_image: _Picture | None = None,
         strength: float | None = None,
         seed: int | None = None,
         sampler: str | None = None,
@@ -184,10 +224,10 @@ class Pipeline:
         `recipe=run.recipe` gives the recipe that it was made with, its seed included.
         """
 
-    def encode_image(self, image: Image.Image) -> Latents:
+    def encode_image(self, image: Image.Image) -> _Latents:
         """The latents of an image of the mode RGB, whose sides are multiples of the latents' cells. Ends the run there is."""
 
-    def decode_latents(self, array: Latents) -> Image.Image:
+    def decode_latents(self, array: _Latents) -> Image.Image:
         """The image of latents as `encode_image` gives them. Ends the run there is."""
 
     def cancel(self) -> None:

@@ -179,34 +179,38 @@ impl Binding {
         Ok((shape, latents))
     }
 
-    /// The image of latents, as [`Pipeline::decode_latents`] gives it. Ends the run there is.
+    /// The size of the image of latents; [`ErrorKind::Usage`] for a shape that this model's do not have.
+    #[cfg(feature = "python")]
+    pub(crate) fn size_of(&self, shape: LatentShape) -> Result<PixelSize, Error> {
+        let space = &self.model.manifest().latents;
+        let LatentShape { channels, height_cells, width_cells } = shape;
+        let px = |cells: usize| u32::try_from(cells).ok()?.checked_mul(space.factor_px);
+        match (px(width_cells), px(height_cells)) {
+            (Some(width_px), Some(height_px)) if channels == space.channels => {
+                PixelSize::new(width_px, height_px)
+            }
+            _ => {
+                let got = format!("{channels}, {height_cells}, {width_cells}");
+                Err(usage(format!(
+                    "latents: expected {} channels, then rows and columns of an image, got {got}",
+                    space.channels
+                )))
+            }
+        }
+    }
+
+    /// The image of latents of this size, as [`Pipeline::decode_latents`] gives it. Ends the run there is.
     #[cfg(feature = "python")]
     pub(crate) fn decode_latents(
         &mut self,
-        shape: LatentShape,
         latents: &[f32],
+        size: PixelSize,
         note: Note,
     ) -> Result<RgbImage, Error> {
-        let space = &self.model.manifest().latents;
-        let refuse = || {
-            let LatentShape { channels, height_cells, width_cells } = shape;
-            usage(format!(
-                "latents: expected {} channels, rows and columns, got {channels}x{height_cells}x{width_cells}",
-                space.channels
-            ))
-        };
-        let px = |cells: usize| u32::try_from(cells).ok()?.checked_mul(space.factor_px);
-        let (Some(width_px), Some(height_px)) = (px(shape.width_cells), px(shape.height_cells)) else {
-            return Err(refuse());
-        };
-        if shape.channels != space.channels {
-            return Err(refuse());
-        }
         if let Some(value) = latents.iter().find(|value| !value.is_finite()) {
             let problem = format!("latents: expected finite numbers, got {value}");
             return Err(Error::new(ErrorKind::Numeric, problem));
         }
-        let size = PixelSize::new(width_px, height_px)?;
         let asked = Recipe { size: Some(size), ..Recipe::default() };
         self.with_pipeline_for(asked, note, |pipeline| pipeline.decode_latents(latents, size))
     }

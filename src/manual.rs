@@ -36,6 +36,9 @@ pub mod prompts {}
 #[doc = include_str!("manual/providers.md")]
 pub mod providers {}
 
+#[doc = include_str!("manual/python.md")]
+pub mod python {}
+
 #[doc = include_str!("manual/recipes.md")]
 pub mod recipes {}
 

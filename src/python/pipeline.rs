@@ -7,7 +7,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::array::{array, latents};
+use super::array::{Latents, array};
 use super::call::Shared;
 use super::error::setting;
 use super::keyword;
@@ -185,11 +185,13 @@ impl Pipeline {
 
     /// The image of latents.
     fn decode_latents<'py>(&self, array: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-        let (py, (shape, latents)) = (array.py(), latents(array)?);
+        let (py, latents) = (array.py(), Latents::of(array)?);
         self.shared.expect_idle()?;
+        let size = self.shared.call(py, |state| state.binding.size_of(latents.shape))?;
+        let values = latents.read(py)?;
         let image = self
             .shared
-            .call(py, |state| state.binding.decode_latents(shape, &latents, &mut |line| self.note(line)))?;
+            .call(py, |state| state.binding.decode_latents(&values, size, &mut |line| self.note(line)))?;
         picture::image(py, &image)
     }
 
