@@ -127,7 +127,6 @@ class Run:
 
     @property
     def warnings(self) -> list[str]: ...
-
     def step(self) -> int:
         """Takes the next step; how many are done then. A run whose step failed can only be begun again."""
 
@@ -205,8 +204,9 @@ class Pipeline:
     ) -> Images:
         """Generates images; those after the first have the seeds after its seed.
 
-        Any other field of a recipe is given by its name. What is left out gets the model's default; the seed is random then.
-        `callback_on_step_end` is called with the run after each step; it cancels by returning False, and its exceptions are raised here.
+        Any other field of a recipe is given by its name. What is left out gets the model's default; the seed is
+        random then. `callback_on_step_end` is called with the run after each step; it cancels by returning False,
+        and its exceptions are raised here.
         """
 
     def plan(self, prompt: str | None = None, **settings: Any) -> Plan:
@@ -225,7 +225,10 @@ class Pipeline:
         """
 
     def encode_image(self, image: Image.Image) -> _Latents:
-        """The latents of an image of the mode RGB, whose sides are multiples of the latents' cells. Ends the run there is."""
+        """The latents of an image of the mode RGB, whose sides are multiples of the latents' cells.
+
+        Ends the run there is.
+        """
 
     def decode_latents(self, array: _Latents) -> Image.Image:
         """The image of latents as `encode_image` gives them. Ends the run there is."""

@@ -53,9 +53,9 @@ class Tests(unittest.TestCase):
         cls.addClassCleanup(folder.cleanup)
         cls.folder = pathlib.Path(folder.name)
 
-    def refused(self, kind: str, call: Callable[[], object]) -> calotype.Error:
+    def refused(self, kind: str, call: Callable[..., object], *arguments: Any, **settings: Any) -> calotype.Error:
         with self.assertRaises(calotype.Error) as caught:
-            call()
+            call(*arguments, **settings)
         error = caught.exception
         self.assertEqual(error.kind, kind, str(error))
         self.assertEqual(type(error).__name__.lower(), f"{kind}error")
@@ -66,7 +66,13 @@ class Tests(unittest.TestCase):
 
     def test_images_and_receipts_are_those_of_the_command_line(self) -> None:
         made = self.pipeline(
-            "a red apple", negative_prompt="a pear", num_inference_steps=3, guidance_scale=3.5, width=64, height=128, seed=7
+            "a red apple",
+            negative_prompt="a pear",
+            num_inference_steps=3,
+            guidance_scale=3.5,
+            width=64,
+            height=128,
+            seed=7,
         )
         arguments = ["a red apple", "--negative", "a pear", "--steps", "3", "--guidance", "3.5", "--size", "64x128"]
         expected = command_line(self.folder / "cli.png", *arguments, "--seed", "7")
@@ -110,21 +116,21 @@ class Tests(unittest.TestCase):
         self.assertEqual([receipt["seed"] for receipt in made.receipts], [7, 8])
         alone = self.pipeline(**{**SMALL, "seed": 8})
         self.assertEqual(made.images[1].tobytes(), alone.images[0].tobytes())
-        self.refused("usage", lambda: made.save(self.folder / "first.png"))
-        self.refused("usage", lambda: made.save(self.folder / "first.png", 2))
+        self.refused("usage", made.save, self.folder / "first.png")
+        self.refused("usage", made.save, self.folder / "first.png", 2)
         made.save(self.folder / "second.png", 1)
         with Image.open(self.folder / "second.png") as second:
             self.assertEqual(second.tobytes(), alone.images[0].tobytes())
         for count in (0, 65536):
-            self.refused("usage", lambda: self.pipeline(**SMALL, num_images_per_prompt=count))
-        self.refused("usage", lambda: self.pipeline(**{**SMALL, "seed": 2**64 - 1}, num_images_per_prompt=2))
+            self.refused("usage", self.pipeline, **SMALL, num_images_per_prompt=count)
+        self.refused("usage", self.pipeline, **{**SMALL, "seed": 2**64 - 1}, num_images_per_prompt=2)
 
     def test_files_are_written_whole_or_not_at_all(self) -> None:
         made = self.pipeline(**SMALL)
-        self.refused("output", lambda: made.save(self.folder))
-        self.refused("output", lambda: made.save(self.folder / "missing" / "a.png"))
-        self.refused("usage", lambda: made.save(self.folder / "a.gif"))
-        self.refused("output", lambda: made.save("/dev/null"))
+        self.refused("output", made.save, self.folder)
+        self.refused("output", made.save, self.folder / "missing" / "a.png")
+        self.refused("usage", made.save, self.folder / "a.gif")
+        self.refused("output", made.save, "/dev/null")
         self.assertFalse((self.folder / "a.gif").exists())
 
     def test_what_is_not_done_as_asked_is_told(self) -> None:
@@ -148,7 +154,7 @@ class Tests(unittest.TestCase):
             seen.append((run.done, run.steps))
             return run.done < 2
 
-        error = self.refused("cancelled", lambda: self.pipeline(**SMALL, callback_on_step_end=stop))
+        error = self.refused("cancelled", self.pipeline, **SMALL, callback_on_step_end=stop)
         self.assertEqual((seen, str(error)), ([(1, 3), (2, 3)], "stopped after step 2 of 3"))
         raised = KeyError("mine")
 
@@ -172,8 +178,18 @@ class Tests(unittest.TestCase):
             self.pipeline(**SMALL, callback_on_step_end=1)  # type: ignore[arg-type]
 
     def test_a_callback_cannot_use_the_pipeline(self) -> None:
-        for use in (self.draw, lambda: self.pipeline.plan("a"), lambda: self.pipeline.begin("a")):
-            error = self.refused("usage", lambda: self.pipeline(**SMALL, callback_on_step_end=lambda _: use()))
+        uses: list[Callable[[], object]] = [
+            self.draw,
+            lambda: self.pipeline.plan("a"),
+            lambda: self.pipeline.begin("a"),
+            lambda: self.pipeline.encode_image(photo()),
+        ]
+        for use in uses:
+
+            def call_back(_: calotype.Run, use: Callable[[], object] = use) -> None:
+                use()
+
+            error = self.refused("usage", self.pipeline, **SMALL, callback_on_step_end=call_back)
             self.assertIn("one call at a time", str(error))
         self.draw()
 
@@ -264,8 +280,8 @@ class Tests(unittest.TestCase):
         list(restored)
         self.assertEqual(restored.finish().images[0].tobytes(), expected)
         for damaged in (snapshot[:-1], b"", bytes([snapshot[0] ^ 1]) + snapshot[1:]):
-            self.refused("input", lambda: self.pipeline.restore(damaged, recipe=recipe))
-        self.refused("input", lambda: self.pipeline.restore(snapshot, recipe=recipe, seed=recipe["seed"] + 1))
+            self.refused("input", self.pipeline.restore, damaged, recipe=recipe)
+        self.refused("input", self.pipeline.restore, snapshot, recipe=recipe, seed=recipe["seed"] + 1)
         with self.assertRaises(TypeError):
             self.pipeline.restore("text", recipe=recipe)  # type: ignore[arg-type]
 
@@ -287,7 +303,7 @@ class Tests(unittest.TestCase):
         for value in (numpy.nan, numpy.inf, -numpy.inf):
             bad = latents.copy()
             bad[3, 2, 1] = value
-            self.assertIn("latents: expected finite", str(self.refused("numeric", lambda: self.pipeline.decode_latents(bad))))
+            self.assertIn("latents: expected finite", str(self.refused("numeric", self.pipeline.decode_latents, bad)))
         huge = numpy.broadcast_to(numpy.float32(0), (16, 2**20, 2**20))
         for wrong in (
             latents[0],
@@ -304,17 +320,25 @@ class Tests(unittest.TestCase):
             b"",
             "",
         ):
-            self.refused("usage", lambda: self.pipeline.decode_latents(wrong))  # type: ignore[arg-type]
-        for image in (photo("RGBA"), photo("L"), Image.new("RGB", (60, 64)), Image.new("RGB", (0, 0)), latents, None, "a"):
-            self.refused("usage", lambda: self.pipeline.encode_image(image))  # type: ignore[arg-type]
+            self.refused("usage", self.pipeline.decode_latents, wrong)
+        for image in (
+            photo("RGBA"),
+            photo("L"),
+            Image.new("RGB", (60, 64)),
+            Image.new("RGB", (0, 0)),
+            latents,
+            None,
+            "a",
+        ):
+            self.refused("usage", self.pipeline.encode_image, image)
 
     def test_a_budget_refuses_before_anything_is_loaded(self) -> None:
         small = calotype.Pipeline(memory="64MiB")
         for call in (small.plan, small, small.begin):
-            error = self.refused("memory", lambda: call("a red apple"))
+            error = self.refused("memory", call, "a red apple")
             self.assertEqual((error.place, error.got), ("memory", "64 MiB"))
             self.assertIn("at least", error.expected or "")
-        self.refused("memory", lambda: small.encode_image(photo()))
+        self.refused("memory", small.encode_image, photo())
         plan = self.pipeline.plan(**SMALL)
         self.assertLess(plan.least_bytes, plan.peak_bytes + 1)
         self.assertLessEqual(plan.peak_bytes, plan.budget_bytes)
@@ -385,14 +409,14 @@ class Tests(unittest.TestCase):
         self.draw()
 
     def test_models_that_cannot_be_opened_are_refused(self) -> None:
-        self.refused("model", lambda: calotype.Pipeline("/missing"))
-        self.refused("model", lambda: calotype.Pipeline(pathlib.Path("/missing")))
-        self.refused("model", lambda: calotype.Pipeline(lora=["/missing.safetensors"]))
-        self.refused("usage", lambda: calotype.Pipeline(prompt="a"))  # type: ignore[call-arg]
-        self.refused("usage", lambda: calotype.Pipeline(threads=5000))
-        self.refused("usage", lambda: calotype.Pipeline(memory="64M"))
-        self.refused("runtime", lambda: calotype.Pipeline(onnxruntime="/missing.so"))
-        self.refused("usage", lambda: calotype.Pipeline(provider="abacus"))
+        self.refused("model", calotype.Pipeline, "/missing")
+        self.refused("model", calotype.Pipeline, pathlib.Path("/missing"))
+        self.refused("model", calotype.Pipeline, lora=["/missing.safetensors"])
+        self.refused("usage", calotype.Pipeline, prompt="a")
+        self.refused("usage", calotype.Pipeline, threads=5000)
+        self.refused("usage", calotype.Pipeline, memory="64M")
+        self.refused("runtime", calotype.Pipeline, onnxruntime="/missing.so")
+        self.refused("usage", calotype.Pipeline, provider="abacus")
         of_python: list[tuple[type[Exception], dict[str, Any]]] = [
             (OverflowError, {"threads": -1}),
             (TypeError, {"memory": 1.5}),
