@@ -24,7 +24,7 @@ const OTHERS: [&str; 5] = ["callback_on_step_end", "height", "num_images_per_pro
 /// Names of diffusers for what is given otherwise here.
 const ABSENT: [(&str, &str); 4] = [
     ("callback", "callback_on_step_end"),
-    ("generator", "seed, whose noise is that of torch.Generator(\"cpu\").manual_seed(seed)"),
+    ("generator", "seed: its noise is that of torch.Generator(\"cpu\").manual_seed(seed)"),
     ("latents", "seed"),
     ("scheduler", "sampler and schedule"),
 ];

@@ -1,4 +1,4 @@
-//! `calotype.Pipeline`: opened, planned, called. It knows nothing of how a call computes.
+//! The class `calotype.Pipeline`: opened, planned, called. It knows nothing of how a call computes.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,4 +1,4 @@
-//! `calotype.Run`: the run of a pipeline, step by step. It knows nothing of how a step computes.
+//! The class `calotype.Run`: the run of a pipeline, step by step. It knows nothing of how a step computes.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -57,7 +57,7 @@ impl Run {
 
     /// Takes the next step; how many are done then.
     fn step(&self, py: Python<'_>) -> PyResult<usize> {
-        Ok(self.with_run(py, |run| run.step())?.done)
+        Ok(self.with_run(py, |run| pipeline::Run::step(run))?.done)
     }
 
     fn __iter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
@@ -65,10 +65,11 @@ impl Run {
     }
 
     fn __next__(&self, py: Python<'_>) -> PyResult<Option<usize>> {
-        match self.with_run(py, |run| if run.is_done() { Ok(None) } else { run.step().map(Some) })? {
-            Some(progress) => Ok(Some(progress.done)),
-            None => Ok(None),
-        }
+        let next = |run: &mut pipeline::Run<'_>| match run.is_done() {
+            true => Ok(None),
+            false => pipeline::Run::step(run).map(|progress| Some(progress.done)),
+        };
+        self.with_run(py, next)
     }
 
     /// The latents after the last step.
@@ -124,9 +125,8 @@ impl Run {
         callback: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<(Finished, Vec<String>)> {
         let (py, this) = (run.py(), run.get());
-        let Progress { mut done, steps } = this.progress(py)?;
-        while done < steps {
-            done = this.step(py)?;
+        let steps = this.steps(py)?;
+        while let Some(done) = this.__next__(py)? {
             let answer = callback.map(|callback| callback.call1((run,))).transpose()?;
             // Whatever else it returns, None or what diffusers' callbacks do, goes on.
             if answer.is_some_and(|answer| answer.extract::<bool>().is_ok_and(|goes_on| !goes_on)) {
