@@ -57,7 +57,7 @@ impl Run {
 
     /// Takes the next step; how many are done then.
     fn step(&self, py: Python<'_>) -> PyResult<usize> {
-        Ok(self.with_run(py, |run| pipeline::Run::step(run))?.done)
+        self.with_run(py, |run| pipeline::Run::step(run).map(|progress| progress.done))
     }
 
     fn __iter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
