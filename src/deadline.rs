@@ -16,8 +16,8 @@ const SPARE: f64 = 1.1;
 const SLOWER_DECODER: f64 = 3.0;
 /// How many steps decoding takes where it is not known how the two compare.
 const DECODER_STEPS: f64 = 4.0;
-/// What writing an image to a file takes besides.
-const WRITING: Duration = Duration::from_millis(50);
+/// What writing an image to a file and ending take besides.
+const WRITING: Duration = Duration::from_millis(100);
 /// Of its steps, what an image may lack at the end before it is begun again with fewer.
 const LACKING: f64 = 0.1;
 
