@@ -3,9 +3,9 @@
     python benches/deadline.py [--calotype PROGRAM] [--runs N] [--seed N] [--steps N] [--most SECONDS]
 
 Each run asks the built-in model for more steps than there is time for, with a random deadline up to `--most`. Meanwhile
-up to twice as many processes as there are cores compute for nothing, and are suspended and continued at random moments. A run
-is late when the program ends after its deadline; a step's time is that of the run's denoising by its steps. Refusals, which
-name a longer time than the deadline, are counted apart.
+up to twice as many processes as there are cores compute for nothing, and are suspended and continued at random moments.
+A run is late when the program ends after its deadline; a step's time is that of the run's denoising by its steps.
+Refusals, which name a longer time than the deadline, are counted apart.
 
 Prints a Markdown table; exits with 1 where more than one run in a hundred was late, or one by more than a step.
 """
@@ -64,11 +64,10 @@ class Stress:
 
 
 def draw(program: Path, out: Path, steps: int, limit: float, seed: int, result: Result) -> None:
-    command = [program, "generate", "a red apple on a blue background", "--seed", str(seed), "--steps", str(steps)]
+    command: list[str | Path] = [program, "generate", "a red apple on a blue background"]
+    command += ["--seed", str(seed), "--steps", str(steps), "--deadline", f"{limit:.3f}s", "-o", out, "--json"]
     started = time.monotonic()
-    ended = subprocess.run(
-        [*command, "--deadline", f"{limit:.3f}s", "-o", out, "--json"], capture_output=True, text=True, check=False
-    )
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
     took = time.monotonic() - started
     if ended.returncode == 2 and "deadline: expected at least " in ended.stderr:
         result.refused += 1
