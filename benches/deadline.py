@@ -1,4 +1,4 @@
-"""Images by a deadline, while other programs take the processor's time.
+"""Images by a deadline, while other programs take the CPU's time.
 
     python benches/deadline.py [--calotype PROGRAM] [--runs N] [--seed N] [--steps N] [--most SECONDS]
 

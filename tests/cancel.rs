@@ -94,6 +94,8 @@ fn the_vae_and_opening_end_when_they_are_cancelled() {
 
 /// Rows and columns of matrices whose product takes about a second.
 const SIDE: usize = 3072;
+/// How often it is cancelled, where it has always ended before.
+const TRIES: usize = 5;
 
 /// A session of a single operator, `y = x w`.
 struct Product {
@@ -144,21 +146,30 @@ impl Product {
         Ok(self.session.compute(&[("x", tensor()), ("w", tensor())], &["y"])?.remove(0).data)
     }
 
-    /// Cancels it after an eighth of the time that it takes; how long after that its error came.
-    fn cancel_after(&mut self, took: Duration) -> Duration {
-        let cancel = self.cancel.clone();
-        let canceller = thread::spawn(move || {
-            thread::sleep(took / 8);
-            let now = Instant::now();
-            cancel.cancel();
-            now
-        });
-        let error = self.run().unwrap_err();
-        let returned = Instant::now();
-        assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
-        assert!(abandoned_for().is_some(), "the operator has ended already");
-        self.cancel.reset();
-        returned - canceller.join().unwrap()
+    /// Cancels it in the middle of the operator, and gets the error while that still computes: after an eighth of the time that it
+    /// took, which is measured again where other programs made it longer or shorter.
+    fn cancel_within(&mut self, mut took: Duration) {
+        for _ in 0..TRIES {
+            let cancel = self.cancel.clone();
+            let canceller = thread::spawn(move || {
+                thread::sleep(took / 8);
+                cancel.cancel();
+            });
+            let result = self.run();
+            let is_abandoned = abandoned_for().is_some();
+            canceller.join().unwrap();
+            self.cancel.reset();
+            if let Err(error) = &result {
+                assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+            }
+            if result.is_err() && is_abandoned {
+                return;
+            }
+            let started = Instant::now();
+            self.run().unwrap();
+            took = started.elapsed();
+        }
+        panic!("expected an error while the operator computes, got it {TRIES} times when it had ended");
     }
 }
 
@@ -173,20 +184,17 @@ fn an_operator_that_takes_long_is_abandoned() {
     let expected = product.run().unwrap();
     let took = started.elapsed();
     if let Some(way) = std::env::var_os(CHILD) {
-        product.cancel_after(took);
+        product.cancel_within(took);
         println!("took {} ms", took.as_millis());
         if way == "at once" { exit(7) } else { std::process::exit(8) }
     }
-    let until_error = product.cancel_after(took);
-    assert!(until_error < took / 4, "{until_error:?} of {took:?}");
+    product.cancel_within(took);
     assert_eq!(product.run().unwrap(), expected);
     assert_eq!(abandoned_for(), None);
 
-    product.cancel_after(took);
-    let dropped = Instant::now();
+    product.cancel_within(took);
     drop(product);
-    assert!(dropped.elapsed() < took / 4, "{:?} of {took:?}", dropped.elapsed());
-    assert!(abandoned_for().is_some());
+    assert!(abandoned_for().is_some(), "whoever drops it does not wait");
     let model = Model::built_in().unwrap();
     let session = Options::default().session;
     let small = Recipe { size: Some(PixelSize::new(64, 64).unwrap()), ..Recipe::default() };
