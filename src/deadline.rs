@@ -74,10 +74,10 @@ impl Deadline {
         let mut request = request.clone();
         let mut may_restart = true;
         if let Some(Known { before_steps, step, decoding }) = self.known {
-            let rest = after_steps(Some(decoding), step, None);
+            let rest = after_steps(Some(decoding), step, None, SLOWER_DECODER);
             let left = self.limit.saturating_sub(started.elapsed()).saturating_sub(before_steps + rest);
             let fitting = fitting(left, step).max(1);
-            if fitting < request.steps() {
+            if fitting < request.steps_taken() {
                 may_restart = false;
                 request = fewer(&request, fitting, pipeline).unwrap_or(request);
             }
@@ -99,13 +99,16 @@ impl Deadline {
                 if done == steps {
                     return ControlFlow::Continue(());
                 }
-                let rest = after_steps(self.known.map(|known| known.decoding), step, decoder_steps);
+                let decoding = self.known.map(|known| known.decoding);
                 let spent = started.elapsed();
-                let left = self.limit.saturating_sub(spent).saturating_sub(rest);
-                if done == 1 && spent + rest > self.limit {
-                    broken = Broken::Least(spent + rest);
+                // It is refused only where even a decoder as fast as the U-Net would be late.
+                let least = spent + after_steps(decoding, step, decoder_steps, 1.0);
+                if done == 1 && least > self.limit {
+                    broken = Broken::Least(least);
                     return ControlFlow::Break(());
                 }
+                let rest = after_steps(decoding, step, decoder_steps, SLOWER_DECODER);
+                let left = self.limit.saturating_sub(spent).saturating_sub(rest);
                 let more = fitting(left, step);
                 let again = fitting(left.saturating_sub(before_steps), step);
                 let lacks = (done + more) as f64 <= steps as f64 * (1.0 - LACKING);
@@ -144,9 +147,15 @@ impl Deadline {
     }
 }
 
-/// What comes after the steps: decoding and writing.
-fn after_steps(decoding: Option<Duration>, step: Duration, decoder_steps: Option<f64>) -> Duration {
-    let estimated = decoder_steps.map_or(DECODER_STEPS, |steps| steps * SLOWER_DECODER);
+/// What comes after the steps: decoding, by a decoder that takes `slower` times as long for a multiplication where it was not measured,
+/// and writing.
+fn after_steps(
+    decoding: Option<Duration>,
+    step: Duration,
+    decoder_steps: Option<f64>,
+    slower: f64,
+) -> Duration {
+    let estimated = decoder_steps.map_or(DECODER_STEPS, |steps| steps * slower);
     WRITING + decoding.map_or(step.mul_f64(estimated), |decoding| decoding.mul_f64(SPARE))
 }
 
@@ -179,8 +188,8 @@ mod tests {
 
     #[test]
     fn decoding_is_estimated_until_it_was_measured() {
-        assert_eq!(after_steps(None, MS(100), Some(2.0)), MS(600) + WRITING);
-        assert_eq!(after_steps(None, MS(100), None), MS(400) + WRITING);
-        assert_eq!(after_steps(Some(MS(100)), MS(7), Some(2.0)), MS(110) + WRITING);
+        assert_eq!(after_steps(None, MS(100), Some(2.0), 3.0), MS(600) + WRITING);
+        assert_eq!(after_steps(None, MS(100), None, 3.0), MS(400) + WRITING);
+        assert_eq!(after_steps(Some(MS(100)), MS(7), Some(2.0), 3.0), MS(110) + WRITING);
     }
 }
