@@ -777,6 +777,27 @@ mod tests {
     }
 
     #[test]
+    fn a_jpeg_has_one_frame() {
+        let whole = file(&picture().into(), ImageFormat::Jpeg);
+        let at = whole.windows(2).position(|two| two == [0xff, 0xc0]).unwrap();
+        let end = at + 2 + usize::from(u16::from_be_bytes([whole[at + 2], whole[at + 3]]));
+        let message = |bytes: &[u8]| decode(bytes).unwrap_err().to_string();
+        for marker in (0xc0..=0xcf).filter(|marker| ![0xc4, 0xc8, 0xcc].contains(marker)) {
+            let mut other = whole[at..end].to_vec();
+            other[1] = marker;
+            let expected = if marker > 0xc2 { format!("marker {marker:#04x}") } else { "got two".into() };
+            for place in [at, end] {
+                let two = [&whole[..place], &other, &whole[place..]].concat();
+                assert!(message(&two).contains(&expected), "{}", message(&two));
+            }
+            if marker > 0xc2 {
+                let alone = [&whole[..at], &other, &whole[end..]].concat();
+                assert!(message(&alone).contains(&expected), "{}", message(&alone));
+            }
+        }
+    }
+
+    #[test]
     fn damaged_anywhere() {
         let image = DynamicImage::from(picture());
         for format in [

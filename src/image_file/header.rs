@@ -267,7 +267,7 @@ struct JpegSegments {
     spans: Spans,
     /// By the first EXIF.
     turned: Option<Orientation>,
-    /// Whether the first frame is progressive, and its data.
+    /// Whether the frame is progressive, and its data.
     frame: Option<(bool, Vec<u8>)>,
     /// How many components the first scan has.
     first_scan: u8,
@@ -299,7 +299,14 @@ fn jpeg_segments(file: &mut (impl BufRead + Seek), length: u64) -> Result<JpegSe
         let is_kept = match marker {
             // Frames: all but tables and arithmetic conditioning.
             0xc0..=0xcf if !matches!(marker, 0xc4 | 0xc8 | 0xcc) => {
-                frame.get_or_insert((matches!(marker & 3, 2), some_bytes(file, size - 2)?));
+                if marker > 0xc2 {
+                    let problem = "expected a baseline, extended or progressive JPEG, got another kind";
+                    return Err(Problem::Refused(format!("{problem} (marker {marker:#04x})")));
+                }
+                // Decoders differ in which of two is the image's.
+                if frame.replace((marker == 0xc2, some_bytes(file, size - 2)?)).is_some() {
+                    return Err(Problem::Refused("expected one frame in a JPEG file, got two".into()));
+                }
                 true
             }
             0xda => {
