@@ -70,7 +70,11 @@ impl Deadline {
             let problem = "deadline: expected an image that is made in one pass, got one with several";
             return Err(Error::new(ErrorKind::Usage, problem));
         }
-        let decoder_steps = pipeline.plan().and_then(|plan| plan.decoder_steps(request.steps()));
+        let decoder_steps = pipeline.plan().and_then(|plan| {
+            let [decoder, denoising] =
+                [&["vae_decoder"][..], &["unet", "control"]].map(|of| plan.multiplications(of));
+            Some(decoder? as f64 * request.steps() as f64 / denoising? as f64)
+        });
         let mut request = request.clone();
         let mut may_restart = true;
         if let Some(Known { before_steps, step, decoding }) = self.known {

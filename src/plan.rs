@@ -572,14 +572,12 @@ impl Plan {
         &self.stages
     }
 
-    /// How many steps of the U-Net, of `steps` in all, have as many multiplications as decoding; nothing for a U-Net without any.
-    pub(crate) fn decoder_steps(&self, steps: usize) -> Option<f64> {
-        let of = |is_meant: fn(&str) -> bool| {
-            let stages = self.stages.iter().filter(|stage| is_meant(stage.stage));
-            stages.map(|stage| stage.multiplications).sum::<u64>() as f64
-        };
-        let denoising = of(|stage| stage == "unet" || stage.starts_with("control"));
-        Some(of(|stage| stage == "vae_decoder") * steps as f64 / denoising).filter(|steps| steps.is_finite())
+    /// Multiplications with an addition in all calls of the components whose names start with one of these, for one image; nothing
+    /// where there are none, or where they are not known.
+    pub fn multiplications(&self, components: &[&str]) -> Option<u64> {
+        let is_meant = |stage: &&Stage| components.iter().any(|name| stage.stage.starts_with(name));
+        Some(self.stages.iter().filter(is_meant).map(|stage| stage.multiplications).sum())
+            .filter(|sum| *sum > 0)
     }
 
     /// The same plan with another budget, which it was not made for.

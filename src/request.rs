@@ -186,17 +186,8 @@ impl Request {
         })?;
         let sampler = recipe.sampler.unwrap_or(defaults.sampler);
         let steps = steps_asked(&recipe, defaults.steps)?;
-        let (schedule_kind, mut schedule) =
-            manifest.schedule(recipe.sampler, recipe.schedule.clone(), steps)?;
-        let strength = strength(&recipe, manifest.conditions)?;
-        match strength {
-            Some(strength) => schedule = schedule.last(steps_left(steps, strength)?)?,
-            None => check_start(&schedule, &schedule_kind, manifest.noise.even_level())?,
-        }
-        check_stop(&recipe, schedule.steps().len())?;
-        let (prompt, negative) = words(&recipe, schedule.steps().len())?;
-        let scales = recipe.guidance.clone().unwrap_or_else(|| defaults.guidance.into());
-        let guidance = guidance(&recipe, manifest, sampler, &scales, &prompt, &schedule)?;
+        let Course { schedule_kind, schedule, strength, prompt, negative, scales, guidance } =
+            Course::of(&recipe, manifest, sampler, steps)?;
         let embedded_scale = manifest.embedded_guidance.then(|| scales.for_steps(1)).transpose()?;
         let variation = variation(&recipe)?;
         let level = noise_level(&recipe, manifest)?;
@@ -591,14 +582,37 @@ impl Request {
     pub(crate) fn with_steps(&self, steps: usize, manifest: &Manifest) -> Result<Self, Error> {
         let recipe = Recipe { steps: Some(steps), stop_after: None, ..self.recipe.clone() };
         let steps = steps_asked(&recipe, steps)?;
-        let (_, mut schedule) = manifest.schedule(recipe.sampler, recipe.schedule.clone(), steps)?;
-        if let Some(strength) = recipe.strength {
-            schedule = schedule.last(steps_left(steps, strength)?)?;
-        }
-        let (prompt, negative) = words(&recipe, schedule.steps().len())?;
-        let scales = recipe.guidance.clone().unwrap_or_else(|| manifest.defaults.guidance.into());
-        let guidance = guidance(&recipe, manifest, self.sampler, &scales, &prompt, &schedule)?;
+        let Course { schedule, prompt, negative, guidance, .. } =
+            Course::of(&recipe, manifest, self.sampler, steps)?;
         Ok(Self { recipe, prompt, negative, schedule, guidance, ..self.clone() })
+    }
+}
+
+/// What a recipe becomes for its number of steps.
+struct Course {
+    schedule_kind: ScheduleKind,
+    schedule: Schedule,
+    strength: Option<f64>,
+    prompt: Words,
+    negative: Option<Words>,
+    scales: Scales,
+    guidance: Guidance,
+}
+
+impl Course {
+    fn of(recipe: &Recipe, manifest: &Manifest, sampler: Method, steps: usize) -> Result<Self, Error> {
+        let (schedule_kind, mut schedule) =
+            manifest.schedule(recipe.sampler, recipe.schedule.clone(), steps)?;
+        let strength = strength(recipe, manifest.conditions)?;
+        match strength {
+            Some(strength) => schedule = schedule.last(steps_left(steps, strength)?)?,
+            None => check_start(&schedule, &schedule_kind, manifest.noise.even_level())?,
+        }
+        check_stop(recipe, schedule.steps().len())?;
+        let (prompt, negative) = words(recipe, schedule.steps().len())?;
+        let scales = recipe.guidance.clone().unwrap_or_else(|| manifest.defaults.guidance.into());
+        let guidance = guidance(recipe, manifest, sampler, &scales, &prompt, &schedule)?;
+        Ok(Self { schedule_kind, schedule, strength, prompt, negative, scales, guidance })
     }
 }
 

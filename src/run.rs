@@ -414,8 +414,17 @@ impl<'a> Run<'a> {
                 format!("run: expected all {steps} steps done, got {done}"),
             ));
         }
-        let is_stopped = steps < self.request.steps();
-        let latents = if is_stopped { self.denoiser.clean() } else { &self.latents };
+        let latents = if steps < self.request.steps() {
+            let mut clean = self.denoiser.clean().to_vec();
+            if let Some(blend) = &self.blend {
+                blend.apply(&mut clean, done, 0.0);
+            }
+            clean
+        } else {
+            let scale = self.request.schedule.final_scale();
+            let scaled = |value: &f32| if scale == 1.0 { *value } else { (f64::from(*value) * scale) as f32 };
+            self.latents.iter().map(scaled).collect::<Vec<_>>()
+        };
         // Of numbers beyond any that a VAE was trained on an image would be rubbish.
         if let Some(value) = latents.iter().find(|value| value.abs() > MAX_LATENT) {
             return Err(Error::new(
@@ -424,16 +433,7 @@ impl<'a> Run<'a> {
             )
             .help("guidance, weights of words and LoRA strengths may be too large"));
         }
-        if is_stopped {
-            let mut latents = latents.to_vec();
-            if let Some(blend) = &self.blend {
-                blend.apply(&mut latents, done, 0.0);
-            }
-            return Ok(latents);
-        }
-        let scale = self.request.schedule.final_scale();
-        let scaled = |value: &f32| if scale == 1.0 { *value } else { (f64::from(*value) * scale) as f32 };
-        Ok(latents.iter().map(scaled).collect())
+        Ok(latents)
     }
 
     /// The state of the run as bytes, from which [`Pipeline::restore`](crate::pipeline::Pipeline::restore) continues with the same

@@ -186,11 +186,7 @@ impl Work {
             Plan::new(&opened.model, request, &options, Budget::of_bytes(u64::MAX / 2)).ok()
         };
         let Some(plan) = opened.pipeline.plan().cloned().or_else(elsewhere) else { return Self::default() };
-        let all = |names: &[&str]| {
-            let is_named = |stage: &str| names.iter().any(|name| stage.starts_with(name));
-            let stages = plan.stages().iter().filter(|stage| is_named(stage.stage));
-            Some(stages.map(|stage| stage.multiplications).sum()).filter(|sum| *sum > 0)
-        };
+        let all = |components: &[&str]| plan.multiplications(components);
         Self {
             text_encoder: all(&["text_encoder"]),
             vae_encoder: all(&["vae_encoder"]),

@@ -121,7 +121,7 @@ impl Pipeline {
             let request = request.with_seed(request.seed() + image);
             let run = Bound::new(py, Run::begin(py, &self.shared, request, None, Vec::new())?)?;
             let drawn = Run::draw(&run, callback_on_step_end);
-            let (image, lines) = drawn.inspect_err(|_| run.get().end(py))?;
+            let (image, lines) = drawn.inspect_err(|_| run.get().end())?;
             finished.push(image);
             lines.into_iter().for_each(|line| {
                 if !warnings.contains(&line) {

@@ -138,7 +138,7 @@ impl Run {
     }
 
     /// Ends it without an image.
-    pub(super) fn end(&self, _py: Python<'_>) {
+    pub(super) fn end(&self) {
         self.shared.forget(self.number);
     }
 
