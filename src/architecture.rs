@@ -7,6 +7,7 @@ mod builder;
 pub mod clip;
 pub mod controlnet;
 pub(crate) mod product;
+pub mod t2i_adapter;
 pub mod unet;
 
 use std::fmt::Display;

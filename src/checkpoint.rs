@@ -9,6 +9,7 @@ mod foreign;
 mod nearest;
 mod original;
 mod source;
+mod t2i_adapter;
 mod text_encoder;
 mod unet;
 
@@ -19,6 +20,8 @@ pub use self::folder::{autoencoder_names, text_encoder_names};
 pub(crate) use self::foreign::refuse_other_controls;
 pub use self::original::with_original_names;
 use self::source::Source;
+pub(crate) use self::t2i_adapter::is_t2i_adapter;
+pub use self::t2i_adapter::{AdapterFile, recognise_t2i_adapter};
 use crate::Error;
 use crate::architecture::{self, autoencoder_kl, clip};
 pub use crate::family::{Family, Purpose};

@@ -12,6 +12,8 @@ pub const MAX_WEIGHT: f64 = 10.0;
 const SOFT: f64 = 0.825;
 /// The last of its thirteen residuals, which counts whole.
 const SOFT_LAST: i32 = 12;
+/// How much each feature of a T2I-Adapter counts there.
+const SOFT_FEATURES: [f64; 4] = [0.25, 0.62, 0.825, 1.0];
 
 /// Which predictions a control image steers, and how much its early residuals count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -163,6 +165,15 @@ impl Steering {
         is_for_all || matches!(view, View::Positive(_))
     }
 
+    /// By what each feature of a T2I-Adapter is multiplied.
+    pub fn adapter_factors(&self, features: usize) -> Vec<f64> {
+        let factor = |index: usize| match self.mode {
+            Mode::Balanced | Mode::Guess => 1.0,
+            Mode::Prompt | Mode::Control => SOFT_FEATURES.get(index).copied().unwrap_or(1.0),
+        };
+        (0..features).map(|index| self.weight * factor(index)).collect()
+    }
+
     /// By what each of a network's residuals is multiplied, the middle's last.
     pub fn factors(&self, residuals: usize, pools: bool) -> Vec<f64> {
         let last = residuals.saturating_sub(1).max(1) as f64;
@@ -228,7 +239,9 @@ mod tests {
             assert!((soft[0] - 0.099_414_0).abs() < 1e-6 && (soft[11] - 0.825).abs() < 1e-12);
             assert_eq!(soft[12], 1.0);
             assert!((with(mode, 1.0).factors(10, false)[9] - 0.561_515_6).abs() < 1e-6);
+            assert_eq!(with(mode, 2.0).adapter_factors(4), [0.5, 1.24, 1.65, 2.0]);
         }
+        assert_eq!(with(Mode::Balanced, 0.5).adapter_factors(4), [0.5; 4]);
     }
 
     #[test]

@@ -61,12 +61,21 @@ pub struct Manifest {
     pub conditions: Conditions,
     /// Whether the model can turn images into latents: whether it has a VAE encoder.
     pub encodes: bool,
-    /// The kinds of the control networks that were put beside the U-Net.
-    pub controls: Vec<String>,
+    /// The control networks that were put beside the U-Net.
+    pub controls: Vec<ControlKind>,
     /// How noise gets onto the small image, if the model enlarges images.
     pub low_res: Option<LowRes>,
     /// What a request gets where it does not say.
     pub defaults: Defaults,
+}
+
+/// A control network that was put beside a U-Net.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlKind {
+    /// What requests call it.
+    pub name: String,
+    /// Of a T2I-Adapter, what the sides of images must be multiples of; nothing for a ControlNet.
+    pub adapter_px: Option<u32>,
 }
 
 /// What a U-Net draws from beside the prompt.

@@ -435,12 +435,12 @@ impl Model {
                     (_, _, 0) => Some(1),
                     (_, Role::Latents | Role::ControlHint, 2) => Some(cells(size.height_px())),
                     (_, Role::Latents | Role::ControlHint, 3) => Some(cells(size.width_px())),
-                    (_, Role::Image, 2) => Some(size.height_px() as usize),
-                    (_, Role::Image, 3) => Some(size.width_px() as usize),
-                    (dim, Role::DownResidual(_) | Role::MiddleResidual, 2) => {
+                    (_, Role::Image | Role::ControlImage, 2) => Some(size.height_px() as usize),
+                    (_, Role::Image | Role::ControlImage, 3) => Some(size.width_px() as usize),
+                    (dim, Role::DownResidual(_) | Role::BlockResidual(_) | Role::MiddleResidual, 2) => {
                         Some(dim.divided(cells(size.height_px())))
                     }
-                    (dim, Role::DownResidual(_) | Role::MiddleResidual, 3) => {
+                    (dim, Role::DownResidual(_) | Role::BlockResidual(_) | Role::MiddleResidual, 3) => {
                         Some(dim.divided(cells(size.width_px())))
                     }
                     (_, Role::States | Role::TokenIds | Role::Mask, 1) => Some(tokens),
@@ -456,9 +456,9 @@ impl Model {
         };
         let mut graphs = self.parts().map(fixed).collect::<Result<Vec<_>, Error>>()?.into_iter();
         let image = [1, 3, size.height_px() as usize, size.width_px() as usize];
-        for control in &mut self.controls {
-            let input = control.encoder.inputs()[0].name.clone();
-            control.encoder = Arc::new(control.encoder.with_shapes(&[(input, image.to_vec())])?);
+        for encoder in self.controls.iter_mut().filter_map(|control| control.encoder.as_mut()) {
+            let input = encoder.inputs()[0].name.clone();
+            *encoder = Arc::new(encoder.with_shapes(&[(input, image.to_vec())])?);
         }
         for part in self.parts_mut() {
             let graph = graphs.next().expect("a graph for each part");
@@ -680,7 +680,10 @@ impl Part {
                 None => "U-Net".to_owned(),
             },
             "vae_encoder" | "vae_decoder" => "VAE".to_owned(),
-            name if CONTROL_NAMES.contains(&name) => "ControlNet".to_owned(),
+            name if CONTROL_NAMES.contains(&name) => match self.signature.input(Role::ControlImage) {
+                Some(_) => "T2I-Adapter".to_owned(),
+                None => "ControlNet".to_owned(),
+            },
             _ => {
                 let states = self.signature.output(Role::States);
                 let states = states.or(self.signature.output(Role::PenultimateStates));

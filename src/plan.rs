@@ -349,7 +349,10 @@ impl Plan {
         let resident_bytes = resident_bytes();
         let described =
             candidates.iter().map(|(_, candidates)| candidates[0].description_bytes).max().unwrap_or(0);
-        let sessions = candidates.len() + model.controls().len() + previews.len().min(1);
+        // A T2I-Adapter is a stage of its own.
+        let beside = model.controls().iter().filter(|control| control.encoder().is_some());
+        let beside: Vec<&'static str> = beside.map(|control| control.part().name()).collect();
+        let sessions = candidates.len() + beside.len() + previews.len().min(1);
         let limit_bytes = budget.within_limits(options.threads.get(), sessions);
         // The image matters more than its last bits.
         if resident_bytes + request.image_bytes(None).0 > limit_bytes {
@@ -389,9 +392,7 @@ impl Plan {
         };
         let base_bytes = base_bytes + preview.as_ref().map_or(0, preview_bytes);
         let is_kept = kept_peaks.is_some();
-        // Control networks are stages of their own, whose memory is counted with the U-Net's.
-        let beside: Vec<&'static str> =
-            model.controls().iter().map(|control| control.part().name()).collect();
+        // ControlNets are stages of their own, whose memory is counted with the U-Net's.
         let open = names.into_iter().zip(&candidates).flat_map(|(name, candidate)| {
             // Their encoders are not told of.
             let names = std::iter::once(name).chain(beside.iter().copied()).map(Some);
@@ -774,6 +775,7 @@ impl Planner {
             }
             stages.push((part.name(), candidates));
         }
+        stages.extend(self.adapters(model, request, states_bytes)?);
         let unet = model.unet();
         let sized = |axis: usize| match unet.signature().input(Role::Latents).map(|port| &port.dims[axis]) {
             Some(Dim::Fixed(size)) => Some(*size),
@@ -799,17 +801,15 @@ impl Planner {
             };
             let count = reading.count(batch);
             let mut ways = self.whole_or_streamed(unet, unet.graph(), &fed(unet), batch, count)?;
-            for control in model.controls() {
-                let part = control.part();
+            let encoders = model.controls().iter();
+            let encoders = encoders.filter_map(|control| Some((control.part(), control.encoder()?)));
+            for (part, _) in encoders.clone() {
                 put_beside(&mut ways, &self.whole_or_streamed(part, part.graph(), &fed(part), batch, count)?);
             }
-            for control in model.controls() {
-                let input = control.encoder().inputs()[0].name.clone();
+            for (part, encoder) in encoders {
+                let input = encoder.inputs()[0].name.clone();
                 let inputs = vec![(input, vec![1, 3, size.height_px() as usize, size.width_px() as usize])];
-                put_beside(
-                    &mut ways,
-                    &self.whole_or_streamed(control.part(), control.encoder(), &[inputs], 1, 1)?,
-                );
+                put_beside(&mut ways, &self.whole_or_streamed(part, encoder, &[inputs], 1, 1)?);
             }
             let images = fixed.unwrap_or(calls.iter().map(|call| call.batch).max().unwrap_or(1));
             let fed_bytes = controls_bytes(model, request, images, reading);
@@ -835,6 +835,28 @@ impl Planner {
         whole.for_each(|candidate| candidate.own_bytes += picture_bytes(size));
         stages.push((decoder.name(), candidates));
         Ok(stages)
+    }
+
+    /// The ways to run T2I-Adapters, which are stages of their own: once for each of their images, before the U-Net is opened.
+    fn adapters(
+        &self,
+        model: &Model,
+        request: &Request,
+        states_bytes: u64,
+    ) -> Result<Vec<(&'static str, Vec<Candidate>)>, Error> {
+        let (size, shape) = (request.size(), request.shape());
+        let adapters = model.controls().iter().enumerate().filter(|(_, control)| control.encoder().is_none());
+        let stages = adapters.map(|(index, control)| {
+            let part = control.part();
+            let images = request.controls.iter().filter(|control| control.network == index).count();
+            let inputs = inputs(part.signature().inputs.iter(), size, shape, 1, 0);
+            let mut candidates = self.whole_or_streamed(part, part.graph(), &[inputs], 1, images)?;
+            // The image's planes, and what all of them give, which stays.
+            let own_bytes = states_bytes + 2 * picture_bytes(size) + features_bytes(model, request);
+            candidates.iter_mut().for_each(|candidate| candidate.own_bytes += own_bytes);
+            Ok((part.name(), candidates))
+        });
+        stages.collect()
     }
 
     /// The ways to decode previews, the fastest first: whole and in tiles, with all weights, which are few.
@@ -1011,7 +1033,9 @@ fn controls_bytes(model: &Model, request: &Request, batch: usize, reading: &Read
     }
     let shape = request.shape();
     let residuals = model.unet().signature().inputs.iter().filter_map(|binding| match binding.role {
-        Role::DownResidual(_) | Role::MiddleResidual => Some(residual_shape(&binding.port, batch, shape)),
+        Role::DownResidual(_) | Role::BlockResidual(_) | Role::MiddleResidual => {
+            Some(residual_shape(&binding.port, batch, shape))
+        }
         _ => None,
     });
     let residuals: usize = residuals.map(|shape| shape.iter().product::<usize>()).sum();
@@ -1024,7 +1048,19 @@ fn controls_bytes(model: &Model, request: &Request, batch: usize, reading: &Read
     // Sums for calls of every number of predictions that a step may need.
     let sums: usize = (1..=batch).map(|images| residuals / batch * images).sum();
     // While an image is encoded, its planes and what that gives.
-    2 * picture_bytes(request.size()) + (hints + fed + (residuals + sums) * size_of::<f32>()) as u64
+    2 * picture_bytes(request.size())
+        + (hints + fed + (residuals + sums) * size_of::<f32>()) as u64
+        + features_bytes(model, request)
+}
+
+/// What T2I-Adapters give of all control images, for as long as a run lasts.
+fn features_bytes(model: &Model, request: &Request) -> u64 {
+    let adapters = request.controls.iter().map(|control| &model.controls()[control.network]);
+    let features = adapters.filter(|control| control.encoder().is_none()).flat_map(|control| {
+        let outputs = control.part().signature().outputs.iter();
+        outputs.map(|binding| residual_shape(&binding.port, 1, request.shape()).iter().product::<usize>())
+    });
+    (features.sum::<usize>() * size_of::<f32>()) as u64
 }
 
 /// The sizes of a graph's inputs.
@@ -1039,9 +1075,11 @@ fn inputs<'a>(
     let dims = |port: &Port, role: Role| -> Vec<usize> {
         let free: &[usize] = match role {
             Role::Latents | Role::Moments => &[batch, shape.channels, shape.height_cells, shape.width_cells],
-            Role::Image => &[batch, 3, height, width],
+            Role::Image | Role::ControlImage => &[batch, 3, height, width],
             Role::ControlHint => return residual_shape(port, 1, shape),
-            Role::DownResidual(_) | Role::MiddleResidual => return residual_shape(port, batch, shape),
+            Role::DownResidual(_) | Role::BlockResidual(_) | Role::MiddleResidual => {
+                return residual_shape(port, batch, shape);
+            }
             Role::Timestep => return timestep_shape(port, batch),
             Role::TokenIds | Role::Mask => &[batch, tokens],
             Role::States | Role::PenultimateStates => &[batch, tokens, 1],

@@ -76,7 +76,7 @@ pub struct Recipe {
     /// Textual inversions.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub embedding: Vec<NamedFile>,
-    /// Control networks (ControlNet), by the kinds by which `control` names them.
+    /// Control networks (ControlNet, T2I-Adapter), by the kinds by which `control` names them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub control_model: Vec<NamedControlModel>,
     /// Control images, which steer the image that is drawn: each by the control network of its kind.
@@ -246,7 +246,7 @@ pub struct NamedLora {
 pub struct NamedControlModel {
     /// What control images are for it: `canny`, `depth`, whatever.
     pub kind: String,
-    /// A diffusers folder of a ControlNet, or a file with one.
+    /// A diffusers folder of a ControlNet or a T2I-Adapter, or a file with one.
     #[serde(flatten)]
     pub file: NamedFile,
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use image::{Rgb, RgbImage};
 use sha2::{Digest, Sha256};
 
-use self::check::{check_controls, check_images};
+use self::check::{check_adapters, check_controls, check_images};
 use self::inpaint::Cutting;
 pub(crate) use self::inpaint::{Inpaint, WHITE};
 pub use self::warnings::Warnings;
@@ -184,6 +184,7 @@ impl Request {
             }
             _ => error,
         })?;
+        check_adapters(&recipe, size, manifest)?;
         let sampler = recipe.sampler.unwrap_or(defaults.sampler);
         let steps = steps_asked(&recipe, defaults.steps)?;
         let Course { schedule_kind, schedule, strength, prompt, negative, scales, guidance } =
@@ -883,7 +884,7 @@ fn controls_of(
                 control.kind, from.0, from.1
             )
         });
-        let network = manifest.controls.iter().position(|kind| *kind == control.kind);
+        let network = manifest.controls.iter().position(|kind| kind.name == control.kind);
         let network = network.expect("kinds that were checked");
         let image = Arc::new(Fitted::init(image, place));
         (Control { network, image, annotate: control.annotate, steering: control.steering, stretched }, from != (width, height))

@@ -244,7 +244,7 @@ impl<'a> Run<'a> {
     }
 
     /// How often control networks were run so far: once for each call of the U-Net and each control image, unless its weight is 0 or
-    /// the step is outside of its window.
+    /// the step is outside of its window. T2I-Adapters are run once for each control image, unless it counts in no step.
     pub fn control_calls(&self) -> usize {
         self.denoiser.control_calls()
     }

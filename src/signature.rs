@@ -37,12 +37,16 @@ pub enum Role {
     Off,
     /// Pixels, `[batch, 3, height, width]` in -1..=1.
     Image,
+    /// A control image, `[1, channels, height, width]` in 0..=1.
+    ControlImage,
     /// What the encoder of a control image gives, `[1 or batch, channels, rows, columns]`.
     ControlHint,
     /// What control networks add to what the U-Net's way up takes from its way down, in order, `[batch, channels, rows,
     /// columns]`.
     DownResidual(usize),
-    /// What control networks add to the U-Net's middle, alike.
+    /// What T2I-Adapters add to a level of the U-Net's way down, alike.
+    BlockResidual(usize),
+    /// What both add to the U-Net's middle, alike.
     MiddleResidual,
     /// Mean and log variance of latents, `[batch, 2 * channels, rows, columns]`.
     Moments,
@@ -64,8 +68,10 @@ impl fmt::Display for Role {
             Self::On => "a bool, true",
             Self::Off => "a bool, false",
             Self::Image => "image",
+            Self::ControlImage => "control image",
             Self::ControlHint => "encoded control image",
             Self::DownResidual(_) => "residual of control networks, way down",
+            Self::BlockResidual(_) => "feature of T2I-Adapters, way down",
             Self::MiddleResidual => "residual of control networks, middle",
             Self::Moments => "mean and log variance of latents",
         })
@@ -202,14 +208,7 @@ const CONTROL_HINT: Part = Part {
     required: true,
 };
 
-const MIDDLE_RESIDUAL: Part = Part {
-    role: Role::MiddleResidual,
-    names: &["mid_block_additional_residual"],
-    kind: Kind::Float,
-    ranks: &[4],
-    last: &[],
-    required: true,
-};
+const CONTROL_IMAGE: Part = Part { role: Role::ControlImage, names: &["control_image"], ..CONTROL_HINT };
 
 const TEXT_INPUTS: &[Part] = &[
     Part {
@@ -309,17 +308,16 @@ impl Signature {
     /// # Errors
     /// [`ErrorKind::Model`] for an input that nothing is known to feed, and for a part that nothing plays.
     pub fn of(component: &str, graph: &Graph) -> Result<Self, Error> {
-        let is_residual = |port: &&Port| down_residual(port).is_some();
-        let with = |parts: &[Part], part: Part| parts.iter().copied().chain([part]).collect::<Vec<_>>();
+        let has = |name: &str| graph.inputs().iter().any(|port| port.name == name);
         let (inputs, outputs) = match component {
             "text_encoder" | "text_encoder_2" => (TEXT_INPUTS.to_vec(), TEXT_OUTPUTS.to_vec()),
-            "unet" if graph.inputs().iter().any(|port| is_residual(&port)) => {
-                (with(UNET_INPUTS, MIDDLE_RESIDUAL), UNET_OUTPUTS.to_vec())
-            }
             "unet" => (UNET_INPUTS.to_vec(), UNET_OUTPUTS.to_vec()),
             "vae_encoder" => (VAE_ENCODER_INPUTS.to_vec(), VAE_ENCODER_OUTPUTS.to_vec()),
             "vae_decoder" | "preview_decoder" => (VAE_DECODER_INPUTS.to_vec(), VAE_DECODER_OUTPUTS.to_vec()),
-            name if CONTROL_NAMES.contains(&name) => (with(UNET_INPUTS, CONTROL_HINT), vec![MIDDLE_RESIDUAL]),
+            name if CONTROL_NAMES.contains(&name) && has(CONTROL_IMAGE.names[0]) => {
+                (vec![CONTROL_IMAGE], Vec::new())
+            }
+            name if CONTROL_NAMES.contains(&name) => ([UNET_INPUTS, &[CONTROL_HINT]].concat(), Vec::new()),
             other => {
                 return Err(Error::new(ErrorKind::Internal, format!("{other}: not a component")));
             }
@@ -327,11 +325,13 @@ impl Signature {
         let refuse = |problem: String| Error::new(ErrorKind::Model, format!("{component}: {problem}"));
         let bound = |parts: &[Part], ports: &[Port]| {
             let (residuals, others): (Vec<Port>, Vec<Port>) =
-                ports.iter().cloned().partition(|port| is_residual(&port));
+                ports.iter().cloned().partition(|port| residual(port).is_some());
             let (mut bindings, rest) = bind(parts, &others)?;
-            bindings.extend(residuals.into_iter().filter_map(|port| {
-                Some(Binding { role: Role::DownResidual(down_residual(&port)?), port, why: BY_NAME })
-            }));
+            bindings.extend(
+                residuals
+                    .into_iter()
+                    .filter_map(|port| Some(Binding { role: residual(&port)?, port, why: BY_NAME })),
+            );
             Ok::<_, String>((bindings, rest))
         };
         let (inputs, unbound) = bound(&inputs, graph.inputs()).map_err(|p| refuse(format!("inputs: {p}")))?;
@@ -411,10 +411,15 @@ fn bind(parts: &[Part], ports: &[Port]) -> Result<(Vec<Binding>, Vec<Port>), Str
     Ok((bindings, rest))
 }
 
-/// Which of the residuals of control networks a port is, if it is one.
-fn down_residual(port: &Port) -> Option<usize> {
-    let number = port.name.strip_prefix("down_block_")?.strip_suffix("_additional_residual")?;
-    (port.dims.len() == 4).then(|| number.parse().ok()).flatten()
+/// Which of the residuals of networks that steer a U-Net a port is, if it is one.
+fn residual(port: &Port) -> Option<Role> {
+    let place = port.name.strip_suffix("_additional_residual").filter(|_| port.dims.len() == 4)?;
+    if place == "mid_block" {
+        return Some(Role::MiddleResidual);
+    }
+    let number = |start: &str| place.strip_prefix(start)?.parse().ok();
+    let down = number("down_block_").map(Role::DownResidual);
+    down.or_else(|| number("down_intrablock_").map(Role::BlockResidual))
 }
 
 /// Of `hidden_states.0` to `hidden_states.N`, the one before the last: what the last layer is fed.

@@ -376,6 +376,19 @@ impl Builder {
         self.resize(&[x, &absent, &scales])
     }
 
+    /// Halves height and width of `[batch, channels, height, width]` by means of four pixels, or of those that are there where a
+    /// side is odd: PyTorch's `AvgPool2d(2, ceil_mode=True)`.
+    pub(super) fn halve(&mut self, x: &Value) -> Value {
+        let sizes = [("kernel_shape", Attribute::Ints(&[2; 2])), ("strides", Attribute::Ints(&[2; 2]))];
+        let ceil = [("ceil_mode", Attribute::Int(1))];
+        self.op("AveragePool", &[x], &sizes.into_iter().chain(ceil).collect::<Vec<_>>())
+    }
+
+    /// Makes channels of blocks of pixels.
+    pub(super) fn space_to_depth(&mut self, x: &Value, side: usize) -> Value {
+        self.op("SpaceToDepth", &[x], &[("blocksize", Attribute::Int(side as i64))])
+    }
+
     /// A resize that repeats pixels.
     fn resize(&mut self, inputs: &[&Value]) -> Value {
         self.op(

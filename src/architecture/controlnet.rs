@@ -89,7 +89,7 @@ impl Config {
         let hint = b.input(HINT, Dtype::F32, &[free("images"), channels, height, width]);
         let x = b.add(&x, &hint);
         let mut network = Network { builder, config: unet, time, text };
-        let (x, skips) = network.way_down(x);
+        let (x, skips) = network.way_down(x, &[]);
         let middle = network.middle(x);
 
         let mut b = network.builder;

@@ -111,10 +111,30 @@ pub struct AddedEmbedding {
     pub text_width: Option<usize>,
 }
 
+/// What a U-Net takes of networks that steer it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Takes {
+    /// What control networks add to what the way up takes from the way down.
+    pub residuals: bool,
+    /// What T2I-Adapters add within the way down.
+    pub features: bool,
+}
+
+/// What a T2I-Adapter gives for one place of a U-Net.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Feature {
+    /// Its channels.
+    pub channels: usize,
+    /// How many pixels in a row make one of its places.
+    pub factor_px: usize,
+}
+
 /// What a control network adds at one place.
 pub(super) struct Residual {
     pub(super) name: String,
     pub(super) channels: usize,
+    /// How often its sides were halved.
+    level: usize,
     pub(super) dims: [Dim; 4],
 }
 
@@ -139,45 +159,20 @@ impl Config {
     /// # Errors
     /// [`ErrorKind::Model`](crate::ErrorKind::Model) for numbers no network can have.
     pub fn graph(&self) -> Result<Graph, Error> {
-        self.graph_with(false)
+        self.controlled_graph(Takes::default())
     }
 
-    /// The graph of a U-Net that control networks steer (Zhang et al. 2023, "ControlNet"), which has these inputs more:
-    /// `down_block_N_additional_residual [batch, channels, height/2^k, width/2^k]` for each of what the way up takes from the
-    /// way down, and `mid_block_additional_residual`. They are added there, after the way down, which does not see them.
+    /// The graph of a U-Net that other networks steer, which has more inputs.
+    ///
+    /// For control networks (Zhang et al. 2023, "ControlNet"): `down_block_N_additional_residual [batch, channels, height/2^k,
+    /// width/2^k]` for each of what the way up takes from the way down, where they are added after the way down, which does not
+    /// see them. For T2I-Adapters (Mou et al. 2023): `down_intrablock_N_additional_residual` for each level, which is added to
+    /// the level's last transformer, or, where a level has none, to all that it gives. For both
+    /// `mid_block_additional_residual`, which is added to the middle.
     ///
     /// # Errors
     /// As [`Config::graph`].
-    pub fn controlled_graph(&self) -> Result<Graph, Error> {
-        self.graph_with(true)
-    }
-
-    /// What a control network gives, in order: for the way up, and for the middle, which is one.
-    pub(super) fn residuals(&self) -> [Vec<Residual>; 2] {
-        let side = |name: &str, level: usize| match level {
-            0 => free(name),
-            // Rounded up where it does not divide.
-            _ => free(&format!("{name}/{}", 1usize << level)),
-        };
-        let residual = |name: String, channels: usize, level: usize| Residual {
-            name,
-            channels,
-            dims: [free("batch"), Dim::Fixed(channels), side("height", level), side("width", level)],
-        };
-        let last = self.levels.len() - 1;
-        let mut places = vec![(self.levels[0].channels, 0)];
-        for (index, level) in self.levels.iter().enumerate() {
-            places.extend(std::iter::repeat_n((level.channels, index), level.layers));
-            places.extend((index < last).then_some((level.channels, index + 1)));
-        }
-        let down = places.into_iter().enumerate().map(|(number, (channels, level))| {
-            residual(format!("down_block_{number}_additional_residual"), channels, level)
-        });
-        let middle = residual("mid_block_additional_residual".into(), self.levels[last].channels, last);
-        [down.collect(), vec![middle]]
-    }
-
-    fn graph_with(&self, is_controlled: bool) -> Result<Graph, Error> {
+    pub fn controlled_graph(&self, takes: Takes) -> Result<Graph, Error> {
         const NAME: &str = "unet";
         self.check(NAME)?;
         let mut builder = Builder::new();
@@ -196,7 +191,7 @@ impl Config {
         let first = self.levels[0].channels;
         let x = b.conv(&x, "conv_in", Conv::same(self.in_channels, first, self.conv_in_kernel));
         let mut network = Network { builder, config: self, time, text };
-        let x = network.levels(x, is_controlled);
+        let x = network.levels(x, takes);
 
         let mut b = network.builder;
         let x = b.group_norm(&x, "conv_norm_out", first, self.norm_num_groups, self.norm_eps);
@@ -204,6 +199,61 @@ impl Config {
         let x = b.conv(&x, "conv_out", Conv::same(first, self.out_channels, self.conv_out_kernel));
         b.output("out_sample", &x, &image(self.out_channels));
         b.finish(NAME)
+    }
+
+    /// What it takes of a T2I-Adapter, where `factor_px` pixels in a row make a latent cell: one for each level, and one for the
+    /// middle, if there is one.
+    pub fn features(&self, factor_px: usize) -> Vec<Feature> {
+        let residuals = self.block_residuals().into_iter();
+        let feature = |residual: Residual| Feature {
+            channels: residual.channels,
+            factor_px: factor_px << residual.level,
+        };
+        residuals.map(feature).collect()
+    }
+
+    /// What a control network gives, in order: for the way up, and for the middle, which is one.
+    pub(super) fn residuals(&self) -> [Vec<Residual>; 2] {
+        let last = self.levels.len() - 1;
+        let mut places = vec![(self.levels[0].channels, 0)];
+        for (index, level) in self.levels.iter().enumerate() {
+            places.extend(std::iter::repeat_n((level.channels, index), level.layers));
+            places.extend((index < last).then_some((level.channels, index + 1)));
+        }
+        let down = places.into_iter().enumerate().map(|(number, (channels, level))| {
+            Residual::new(format!("down_block_{number}_additional_residual"), channels, level)
+        });
+        [down.collect(), vec![self.middle_residual()]]
+    }
+
+    /// What a T2I-Adapter gives, in order: for each level of the way down, and for the middle.
+    pub(super) fn block_residuals(&self) -> Vec<Residual> {
+        let last = self.levels.len() - 1;
+        let blocks = self.levels.iter().enumerate().map(|(index, level)| {
+            // Behind what halves the image, but where a transformer takes it before.
+            let halvings = if level.down.is_some() { index } else { (index + 1).min(last) };
+            let name = format!("down_intrablock_{index}_additional_residual");
+            Residual::new(name, level.channels, halvings)
+        });
+        let middle = (self.middle != Middle::Absent).then(|| self.middle_residual());
+        blocks.chain(middle).collect()
+    }
+
+    fn middle_residual(&self) -> Residual {
+        let last = self.levels.len() - 1;
+        Residual::new("mid_block_additional_residual".into(), self.levels[last].channels, last)
+    }
+}
+
+impl Residual {
+    fn new(name: String, channels: usize, level: usize) -> Self {
+        let side = |name: &str| match level {
+            0 => free(name),
+            // Rounded up where it does not divide.
+            _ => free(&format!("{name}/{}", 1usize << level)),
+        };
+        let dims = [free("batch"), Dim::Fixed(channels), side("height"), side("width")];
+        Self { name, channels, level, dims }
     }
 }
 

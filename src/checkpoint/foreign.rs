@@ -109,14 +109,10 @@ const OTHERS: [Look; 23] = [
 const OTHER_CONTROLS: [Look; 8] = [
     look(&["lllite_unet_"], "a ControlLLLite, which is not supported", CONTROLNET),
     look(&["lora_controlnet"], "a Control-LoRA, which is not supported", CONTROLNET),
+    look(&["style_embedding"], "a style adapter of T2I-Adapter, which is not supported", CONTROLNET),
     look(&["task_embedding", "transformer_layes."], "a ControlNet-Union, which is not supported", CONTROLNET),
     look(&["motion_modules.", ".temporal_transformer."], "a SparseCtrl, which is not supported", CONTROLNET),
     look(&["ip_adapter.", "image_proj."], "an IP-Adapter, which is not supported", CONTROLNET),
-    look(
-        &["body.0.block1.", "body.0.resnets.0.block1.", "adapter.body."],
-        "a T2I-Adapter, which is not supported",
-        CONTROLNET,
-    ),
     look(
         &["controlnet_x_embedder", "controlnet_blocks.", "single_transformer_blocks.", "double_blocks."],
         "a control network of Flux or Stable Diffusion 3",
@@ -135,7 +131,7 @@ const NO_CONTROLS: [Look; 5] = [
 ];
 
 const CONTROLNET: Option<&str> =
-    Some("give a ControlNet for this model's family, such as diffusers' ControlNetModel");
+    Some("give a ControlNet or a T2I-Adapter for this model's family, such as diffusers' ControlNetModel");
 
 /// Refuses files that steer a U-Net in another way.
 pub(crate) fn refuse_other_controls(weights: &Weights, place: &str) -> Result<(), Error> {
@@ -165,8 +161,11 @@ pub(super) fn not_a_control_network(weights: &Weights, place: &str) -> Error {
 fn not_a_control(weights: &Weights, place: &str, name: &str, look: Option<&Look>) -> Error {
     let looks = look.map_or(String::new(), |look| format!(": looks like {}", look.kind));
     let seen = described(weights, &listed([name].into_iter()));
-    Error::new(ErrorKind::Model, format!("{place}: expected a ControlNet, got {seen}{looks}"))
-        .help(look.and_then(|look| look.way_out).or(CONTROLNET).unwrap_or_default())
+    Error::new(
+        ErrorKind::Model,
+        format!("{place}: expected a ControlNet or a T2I-Adapter, got {seen}{looks}"),
+    )
+    .help(look.and_then(|look| look.way_out).or(CONTROLNET).unwrap_or_default())
 }
 
 /// Where a GGUF file says what its network is.

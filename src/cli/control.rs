@@ -13,7 +13,7 @@ const SETTINGS: [&str; 5] = ["weight", "start", "end", "mode", "annotate"];
 /// Control images and the networks that they are for.
 #[derive(Args, Clone, Default)]
 pub(super) struct Control {
-    /// A control image (ControlNet), as in `canny=edges.png:weight=0.8:start=0:end=0.5:mode=balanced`; repeatable. KIND is that of
+    /// A control image (ControlNet, T2I-Adapter), as in `canny=edges.png:weight=0.8:start=0:end=0.5:mode=balanced`; repeatable. KIND is that of
     /// a --control-model. `start` and `end` are parts of the steps. Modes: balanced (the default), prompt ("My prompt is more
     /// important"), control ("ControlNet is more important"), guess (diffusers' guess mode). `annotate=canny` or
     /// `annotate=canny,100,200` makes the edges of an ordinary image (the thresholds of OpenCV).
@@ -26,8 +26,8 @@ pub(super) struct Control {
 /// Control networks.
 #[derive(Args, Clone, Default)]
 pub(super) struct ControlModels {
-    /// A ControlNet, as in `canny=control_v11p_sd15_canny.safetensors`: a diffusers folder or a file; repeatable. Use one of the
-    /// model's family.
+    /// A ControlNet or T2I-Adapter, as in `canny=control_v11p_sd15_canny.safetensors`: a diffusers folder or a file; repeatable.
+    /// Use one of the model's family.
     #[arg(long, value_name = "KIND=FILE")]
     control_model: Vec<String>,
 }

@@ -391,6 +391,23 @@ pub(super) mod tests {
             blocks("DepthToSpace", 0, &[1, 4, 2, 2]).is_err()
                 && blocks("SpaceToDepth", -1, &[1, 4, 2, 2]).is_err()
         );
+        let pooled = |ceil: i64, kernel: &[i64], shape: &[usize]| {
+            let ints = |name: &str, values: &[i64]| {
+                let mut list = integer(name, 0);
+                list.ints = values.to_vec();
+                list
+            };
+            let attributes =
+                vec![ints("kernel_shape", kernel), ints("strides", &[2, 2]), integer("ceil_mode", ceil)];
+            given(vec![node("AveragePool", &["x"], "y", attributes)], vec![], shape)
+        };
+        assert_eq!(pooled(0, &[2, 2], &[1, 3, 5, 8]).unwrap(), [1, 3, 2, 4]);
+        assert_eq!(pooled(1, &[2, 2], &[1, 3, 5, 8]).unwrap(), [1, 3, 3, 4]);
+        // A second window would begin behind the image.
+        assert_eq!(pooled(1, &[1, 1], &[1, 3, 2, 1]).unwrap(), [1, 3, 1, 1]);
+        assert!(pooled(0, &[2], &[1, 3, 5, 8]).is_err() && pooled(0, &[-1, 2], &[1, 3, 5, 8]).is_err());
+        assert_eq!(pooled(1, &[2, 2], &[1, 3, 1, 8]).unwrap(), [1, 3, 1, 4]);
+        assert!(pooled(0, &[2, 2], &[1, 3, 1, 8]).is_err());
         let slice = node("Slice", &["x", "from", "to", "axes", "steps"], "y", vec![]);
         let lists =
             || vec![list("from", &[-1]), list("to", &[i64::MIN]), list("axes", &[1]), list("steps", &[-2])];

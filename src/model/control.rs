@@ -6,14 +6,16 @@ use std::sync::Arc;
 
 use super::folder::{shown, weight_files};
 use super::{Model, Part, read};
-use crate::architecture::{controlnet, unet};
+use crate::architecture::unet::{Feature, Takes};
+use crate::architecture::{controlnet, t2i_adapter, unet};
 use crate::checkpoint::{self, ControlFile};
 use crate::graph::{Graph, Parameter};
+use crate::manifest::ControlKind;
 use crate::signature::{CONTROL_NAMES, Role, Signature};
 use crate::weights::Weights;
 use crate::{Error, ErrorKind};
 
-/// A control network (ControlNet) from a file or folder of its own, for [`Model::add_controls`].
+/// A control network (ControlNet or T2I-Adapter) from a file or folder of its own, for [`Model::add_controls`].
 #[derive(Clone, Debug)]
 pub struct ControlNet {
     kind: String,
@@ -28,14 +30,16 @@ enum Form {
     Configured(Box<controlnet::Config>),
     /// What its file does not tell is that of the U-Net.
     Tensors(Box<ControlFile>),
+    /// A T2I-Adapter, of which its file tells all.
+    Adapter(t2i_adapter::Config),
 }
 
 /// A control network of a model.
 #[derive(Clone, Debug)]
 pub(crate) struct ControlPart {
     pub(super) part: Part,
-    /// The graph of the encoder of the control image, which has its weights among the part's.
-    pub(super) encoder: Arc<Graph>,
+    /// The graph of the encoder of the control image, which has its weights among the part's; T2I-Adapters are one themselves.
+    pub(super) encoder: Option<Arc<Graph>>,
     /// Whether it gives means ("shuffle"), which are for the prompt alone.
     pools: bool,
 }
@@ -50,6 +54,11 @@ impl ControlNet {
         let place = shown(path);
         if !path.is_dir() {
             let weights = checkpoint::with_original_names(Weights::open(&[path])?, &place)?;
+            if let Some(found) = checkpoint::recognise_t2i_adapter(&weights, &place) {
+                let found = found.map_err(|error| error.in_file(path))?;
+                let (weights, form) = (weights.select(found.names)?, Form::Adapter(found.config));
+                return Ok(Self { kind: kind.to_owned(), place, weights, form });
+            }
             let found =
                 checkpoint::recognise_control(&weights, &place).map_err(|error| error.in_file(path))?;
             let weights = weights.select(found.names.clone())?;
@@ -58,8 +67,13 @@ impl ControlNet {
         let weights = Weights::open(&weight_files(path, None)?)?;
         checkpoint::refuse_other_controls(&weights, &place).map_err(|error| error.in_file(path))?;
         let config = path.join("config.json");
-        let config = controlnet::Config::parse(&shown(&config), &read(&config)?)?;
-        Ok(Self { kind: kind.to_owned(), place, weights, form: Form::Configured(Box::new(config)) })
+        let (named, json) = (shown(&config), read(&config)?);
+        let form = if checkpoint::is_t2i_adapter(&weights) {
+            Form::Adapter(t2i_adapter::Config::parse(&named, &json)?)
+        } else {
+            Form::Configured(Box::new(controlnet::Config::parse(&named, &json)?))
+        };
+        Ok(Self { kind: kind.to_owned(), place, weights, form })
     }
 
     /// What requests call it.
@@ -67,12 +81,8 @@ impl ControlNet {
         &self.kind
     }
 
-    /// The configuration of the network, for this U-Net.
-    fn config(&self, unet: &unet::Config) -> Result<controlnet::Config, Error> {
-        let file = match &self.form {
-            Form::Configured(config) => return Ok(controlnet::Config::clone(config)),
-            Form::Tensors(file) => file,
-        };
+    /// The configuration of a network that its file does not tell whole, for this U-Net.
+    fn config(&self, file: &ControlFile, unet: &unet::Config) -> Result<controlnet::Config, Error> {
         if file.levels.len() != unet.levels.len() {
             let (wanted, got) = (unet.levels.len(), file.levels.len());
             return Err(
@@ -117,8 +127,8 @@ impl ControlPart {
         &self.part
     }
 
-    pub(crate) fn encoder(&self) -> &Arc<Graph> {
-        &self.encoder
+    pub(crate) fn encoder(&self) -> Option<&Arc<Graph>> {
+        self.encoder.as_ref()
     }
 
     pub(crate) fn pools(&self) -> bool {
@@ -165,10 +175,21 @@ impl Model {
         let controls =
             networks.iter().zip(CONTROL_NAMES).map(|(network, name)| self.control(network, name, &own));
         let controls = controls.collect::<Result<Vec<_>, Error>>()?;
-        let graph = own.controlled_graph()?;
+        let is_adapter = |network: &ControlNet| matches!(network.form, Form::Adapter(_));
+        let takes =
+            Takes { residuals: !networks.iter().all(is_adapter), features: networks.iter().any(is_adapter) };
+        let graph = own.controlled_graph(takes)?;
         self.unet.signature = Signature::of(self.unet.name, &graph)?;
         self.unet.graph = Arc::new(graph);
-        self.manifest.controls = networks.iter().map(|network| network.kind.clone()).collect();
+        let latents = &self.manifest.latents;
+        let kinds = networks.iter().map(|network| ControlKind {
+            name: network.kind.clone(),
+            adapter_px: match &network.form {
+                Form::Adapter(config) => Some(latents.factor_px.max(config.downscale_factor as u32)),
+                Form::Configured(_) | Form::Tensors(_) => None,
+            },
+        });
+        self.manifest.controls = kinds.collect();
         self.controls = controls;
         Ok(())
     }
@@ -179,8 +200,18 @@ impl Model {
         name: &'static str,
         own: &unet::Config,
     ) -> Result<ControlPart, Error> {
-        check_tensors(network, self.unet.graph().parameters())?;
-        let mut config = network.config(own)?;
+        let check = || check_tensors(network, self.unet.graph().parameters());
+        let (mut config, origin) = match &network.form {
+            Form::Adapter(config) => return self.adapter(network, config, name, own),
+            Form::Configured(config) => {
+                check()?;
+                (controlnet::Config::clone(config), format!("derived from {}/config.json", network.place))
+            }
+            Form::Tensors(file) => {
+                check()?;
+                (network.config(file, own)?, "derived for the model's U-Net".into())
+            }
+        };
         if config.conditioning_channels != 3 {
             let got = config.conditioning_channels;
             return Err(
@@ -201,17 +232,40 @@ impl Model {
             config.unet = config.unet.for_text(width);
         }
         let (graph, encoder) = (config.graph()?, config.encoder_graph()?);
-        let origin = match network.form {
-            Form::Configured(_) => format!("derived from {}/config.json", network.place),
-            Form::Tensors(_) => "derived for the model's U-Net".into(),
-        };
         let weights = Arc::new(network.weights.clone());
         let part = Part::new(name, origin, network.place.clone(), graph, weights)?;
         self.check_ports(network, &part, own)?;
         // A file need not be as its configuration says.
         part.bind_graph(encoder.clone())?;
         part.bind()?;
-        Ok(ControlPart { part, encoder: Arc::new(encoder), pools: config.pools })
+        Ok(ControlPart { part, encoder: Some(Arc::new(encoder)), pools: config.pools })
+    }
+
+    fn adapter(
+        &self,
+        network: &ControlNet,
+        config: &t2i_adapter::Config,
+        name: &'static str,
+        own: &unet::Config,
+    ) -> Result<ControlPart, Error> {
+        if ![1, 3].contains(&config.in_channels) {
+            let got = config.in_channels;
+            return Err(
+                network.refuse(format!("expected a network that takes images of 1 or 3 channels, got {got}"))
+            );
+        }
+        let (given, taken) = (config.features(), own.features(self.manifest.latents.factor_px as usize));
+        if given.len() < own.levels.len() || !taken.starts_with(&given) {
+            let (taken, given) = (listed(&taken), listed(&given));
+            return Err(
+                network.refuse(format!("expected features of {taken}, as in the model's U-Net, got {given}"))
+            );
+        }
+        let origin = format!("derived from {}", network.place);
+        let weights = Arc::new(network.weights.clone());
+        let part = Part::new(name, origin, network.place.clone(), config.graph(own)?, weights)?;
+        part.bind()?;
+        Ok(ControlPart { part, encoder: None, pools: false })
     }
 
     /// Whether a network takes nothing that the U-Net does not, and gives what it takes.
@@ -223,7 +277,10 @@ impl Model {
                 return Err(network.refuse(problem));
             }
         }
-        let wanted = Signature::of(self.unet.name, &own.controlled_graph()?)?;
+        let wanted = Signature::of(
+            self.unet.name,
+            &own.controlled_graph(Takes { residuals: true, features: false })?,
+        )?;
         let is_residual = |role: Role| matches!(role, Role::DownResidual(_) | Role::MiddleResidual);
         let taken = wanted.inputs.iter().filter(|binding| is_residual(binding.role));
         let given = &part.signature.outputs;
@@ -243,6 +300,12 @@ impl Model {
         }
         Ok(())
     }
+}
+
+/// Features, for messages.
+fn listed(features: &[Feature]) -> String {
+    let one = |feature: &Feature| format!("{} channels at 1/{}", feature.channels, feature.factor_px);
+    features.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 /// The first tensor that a control network and the U-Net have both, in other shapes.

@@ -1,8 +1,10 @@
 //! Whether the images of a recipe, and the settings that go with them, are what a model draws from. It knows no pixels.
 
+use crate::control::Mode;
 use crate::image_file::{Init, Mask, Resize};
 use crate::manifest::{Conditions, Manifest};
 use crate::recipe::{HiresUpscaler, Recipe};
+use crate::tensor::PixelSize;
 use crate::{Error, ErrorKind};
 
 fn refuse(message: &str, help: &str) -> Result<(), Error> {
@@ -84,13 +86,19 @@ pub(super) fn check_controls(recipe: &Recipe, images: &[Init], manifest: &Manife
         if [image.dimensions().0, image.dimensions().1].contains(&0) {
             return refuse(&format!("control: {kind}: expected an image with pixels, got none"), "");
         }
-        if !manifest.controls.contains(kind) {
+        let Some(network) = manifest.controls.iter().find(|network| network.name == *kind) else {
             let had = match &manifest.controls[..] {
                 [] => "none".to_owned(),
-                kinds => kinds.join(", "),
+                kinds => kinds.iter().map(|kind| &kind.name[..]).collect::<Vec<_>>().join(", "),
             };
             let message = format!("control: {kind}: expected a control model of this kind, got {had}");
             return refuse(&message, &format!("give one with {{control_model}} {kind}=FILE"));
+        };
+        if network.adapter_px.is_some() && control.steering.mode == Mode::Guess {
+            return refuse(
+                &format!("control: {kind}: mode: expected balanced, prompt or control, got guess"),
+                "it is a T2I-Adapter, for which no guess mode is defined",
+            );
         }
     }
     if let Some(idle) =
@@ -104,6 +112,23 @@ pub(super) fn check_controls(recipe: &Recipe, images: &[Init], manifest: &Manife
     if let Some((_, what)) = others.into_iter().find(|(is_given, _)| *is_given && !images.is_empty()) {
         let message = format!("{what}: expected none with a control image, got one");
         return refuse(&message, "");
+    }
+    Ok(())
+}
+
+/// [`ErrorKind::Usage`] for a size of which a T2I-Adapter's steps are no whole part.
+pub(super) fn check_adapters(recipe: &Recipe, size: PixelSize, manifest: &Manifest) -> Result<(), Error> {
+    for network in &manifest.controls {
+        let is_used = recipe.control.iter().any(|control| control.kind == network.name);
+        let Some(px) = network.adapter_px.filter(|_| is_used) else { continue };
+        let (width, height) = (size.width_px(), size.height_px());
+        if !width.is_multiple_of(px) || !height.is_multiple_of(px) {
+            let near = |side_px: u32| side_px.next_multiple_of(px);
+            let kind = &network.name;
+            let message =
+                format!("size: expected multiples of {px} pixels for the T2I-Adapter {kind}, got {size}");
+            return refuse(&message, &format!("try {}x{}", near(width), near(height)));
+        }
     }
     Ok(())
 }

@@ -145,8 +145,8 @@ impl Asked {
             false => second_pass(&mut fields, &mut recipe, &mut warnings)?,
         }
         if let Some((_, Value::Object(scripts))) = fields.take(&["alwayson_scripts"]) {
-            let kinds = &app.models[model].model.manifest().controls;
-            read_scripts(&scripts, kinds, &mut recipe, &mut warnings)?;
+            let kinds = kinds(app, model);
+            read_scripts(&scripts, &kinds, &mut recipe, &mut warnings)?;
         }
         without_effect(&mut fields);
         warnings.extend(fields.rest());
@@ -257,9 +257,14 @@ fn read_scripts(
     Ok(())
 }
 
+/// The kinds of a model's control networks.
+fn kinds(app: &App, model: usize) -> Vec<String> {
+    app.models[model].model.manifest().controls.iter().map(|network| network.name.clone()).collect()
+}
+
 /// The kinds of the control networks of the model that requests get.
 async fn control_models(State(app): State<Arc<App>>) -> Response {
-    let controls = app.model(None).map(|model| app.models[model].model.manifest().controls.clone());
+    let controls = app.model(None).map(|model| kinds(&app, model));
     json_body(&json!({ "model_list": controls.unwrap_or_default() })).into_response()
 }
 

@@ -14,7 +14,7 @@ use super::trial;
 use crate::Error;
 use crate::control::{Annotator, Steering};
 use crate::engine::{NamedTensor, Placement, SessionOptions, Value};
-use crate::graph::{Graph, Port};
+use crate::graph::{Dim, Graph, Port};
 use crate::guidance::View;
 use crate::image_file::canny;
 use crate::model::Model;
@@ -30,24 +30,53 @@ pub(crate) struct Controls(Vec<Network>);
 
 struct Network {
     component: Component,
-    encoder: Arc<Graph>,
+    /// Of the control image, for a network that is run in every step; a T2I-Adapter is run once an image.
+    encoder: Option<Arc<Graph>>,
     signature: Signature,
-    /// What it gives, in order, the middle's last.
-    outputs: Vec<String>,
+    /// What it gives, and where, in order, the middle's last.
+    outputs: Vec<(Role, String)>,
     pools: bool,
+}
+
+/// What is known of a control image before the first step.
+enum Encoded {
+    /// As its network takes it.
+    Hint((String, Value)),
+    /// What a T2I-Adapter gives of it.
+    Features(Arc<Vec<Vec<f32>>>),
 }
 
 impl Network {
     /// What the network's encoder gives of a control image, as the network takes it.
-    fn encode(&mut self, image: &RgbImage, shape: LatentShape) -> Result<(String, Value), Error> {
-        let [input] = self.encoder.inputs() else { unreachable!("derived with one input") };
+    fn encode(&mut self, image: &RgbImage, shape: LatentShape) -> Result<Encoded, Error> {
+        let Some(encoder) = &self.encoder else { return self.features(image) };
+        let [input] = encoder.inputs() else { unreachable!("derived with one input") };
         let hint = self.signature.input(Role::ControlHint).expect("no signature without it");
         let dims = [1, 3, image.height() as usize, image.width() as usize];
         let mut image = Feed::of(input, &dims, unit_planes(image).map(f64::from))?;
-        let mut session = self.component.session_of(&self.encoder)?;
+        let mut session = self.component.session_of(encoder)?;
         let given = compute(&mut session, [&mut image], &[&hint.name])?.remove(0);
         let numbers = given.data.into_iter().map(f64::from);
-        Feed::of(hint, &residual_shape(hint, 1, shape), numbers)?.into_value()
+        Feed::of(hint, &residual_shape(hint, 1, shape), numbers)?.into_value().map(Encoded::Hint)
+    }
+
+    /// What a T2I-Adapter gives of a control image; its memory is given back then, unless it is to be kept.
+    fn features(&mut self, image: &RgbImage) -> Result<Encoded, Error> {
+        let input = self.signature.input(Role::ControlImage).expect("no signature without it");
+        let channels = if input.dims[1] == Dim::Fixed(1) { 1 } else { 3 };
+        let dims = [1, channels, image.height() as usize, image.width() as usize];
+        let mut image = match channels {
+            1 => Feed::of(input, &dims, grey_plane(image).map(f64::from))?,
+            _ => Feed::of(input, &dims, unit_planes(image).map(f64::from))?,
+        };
+        let names: Vec<&str> = self.outputs.iter().map(|(_, name)| name.as_str()).collect();
+        let mut features = Vec::new();
+        self.component.lease().run_finite(0, |session| {
+            features =
+                compute(session, [&mut image], &names)?.into_iter().map(|output| output.data).collect();
+            Ok(features.iter().flatten().find(|value| !value.is_finite()).copied())
+        })?;
+        Ok(Encoded::Features(Arc::new(features)))
     }
 }
 
@@ -61,10 +90,11 @@ impl Controls {
             let options = options(part.name());
             let trial = trial::of(model, part, &options);
             let signature = part.signature().clone();
-            let named = signature.outputs.iter().map(|binding| (binding.role, binding.port.name.clone()));
+            let named = signature.outputs.iter();
+            let named = named.map(|binding| (binding.role, (binding.role, binding.port.name.clone())));
             let outputs = residuals(named);
             let component = Component::open(part, options, trial)?;
-            let encoder = Arc::clone(control.encoder());
+            let encoder = control.encoder().cloned();
             Ok(Network { component, encoder, signature, outputs, pools: control.pools() })
         });
         networks.collect::<Result<_, _>>().map(Self)
@@ -89,13 +119,13 @@ impl Controls {
         if self.0.is_empty() {
             return Ok(None);
         }
-        let named = unet.inputs.iter().map(|binding| (binding.role, binding.port.clone()));
-        let ports = residuals(named);
+        let named = unet.inputs.iter().map(|binding| (binding.role, (binding.role, binding.port.clone())));
+        let (roles, ports): (Vec<Role>, Vec<Port>) = residuals(named).into_iter().unzip();
         let shape = request.shape;
         let lens =
             ports.iter().map(|port| residual_shape(port, 1, shape).iter().product()).collect::<Vec<usize>>();
         let steps = request.steps();
-        let mut uses = Vec::new();
+        let (mut uses, mut calls) = (Vec::new(), 0);
         for control in &request.controls {
             let steering = control.steering;
             let network = &mut self.0[control.network];
@@ -107,9 +137,25 @@ impl Controls {
                     Some(Annotator::Canny { low, high }) => Cow::Owned(canny(image, low, high)),
                     None => Cow::Borrowed(image),
                 };
-                let hint = network.encode(&image, shape)?;
-                let factors = steering.factors(lens.len(), pools);
-                uses.push(Use { network: control.network, steering, pools, active, hint, factors });
+                let encoded = network.encode(&image, shape)?;
+                let place = |(role, _): &(Role, String)| roles.iter().position(|taken| taken == role);
+                let places = network.outputs.iter().map(place).collect::<Option<Vec<usize>>>();
+                let factors = match &encoded {
+                    Encoded::Hint(_) => steering.factors(network.outputs.len(), pools),
+                    Encoded::Features(features) => {
+                        calls += 1;
+                        steering.adapter_factors(features.len())
+                    }
+                };
+                uses.push(Use {
+                    network: control.network,
+                    steering,
+                    pools,
+                    active,
+                    encoded,
+                    places: places.expect("a U-Net that takes what its networks give"),
+                    factors,
+                });
             }
         }
         let networks = self.0.iter_mut();
@@ -126,7 +172,7 @@ impl Controls {
             shape,
             sums: Vec::new(),
             given: Vec::new(),
-            calls: 0,
+            calls,
         }))
     }
 }
@@ -152,7 +198,7 @@ pub(crate) struct Steered<'a> {
 struct Leased<'a> {
     component: Lease<'a>,
     signature: &'a Signature,
-    outputs: &'a [String],
+    outputs: &'a [(Role, String)],
 }
 
 struct Use {
@@ -161,8 +207,10 @@ struct Use {
     pools: bool,
     /// Per step.
     active: Vec<bool>,
-    /// The control image as its network takes it, encoded once for all calls.
-    hint: (String, Value),
+    /// The control image, encoded once for all calls.
+    encoded: Encoded,
+    /// Which residuals of the U-Net the network gives, and how much each counts.
+    places: Vec<usize>,
     factors: Vec<f64>,
 }
 
@@ -172,10 +220,38 @@ pub(super) struct ControlCall(Vec<Fed>);
 struct Fed {
     /// Where they are in the batch.
     images: Vec<usize>,
+    source: Source,
+}
+
+/// Where what is added in a step comes from.
+enum Source {
+    /// A run of the network in that step.
+    Run(Inputs),
+    /// A run before the first.
+    Features(Arc<Vec<Vec<f32>>>),
+}
+
+struct Inputs {
     latents: Feed,
     timestep: Feed,
     /// As in a call of the U-Net; the texts first.
     constants: Vec<(String, Value)>,
+}
+
+impl Leased<'_> {
+    /// Runs the network in a step.
+    fn run(&mut self, step: usize, inputs: &mut Inputs, given: &mut [Vec<f32>]) -> Result<(), Error> {
+        let Inputs { latents, timestep, constants } = inputs;
+        let mut inputs = [latents.tensor_mut(), timestep.tensor_mut()];
+        let names = self.outputs;
+        self.component.run_finite(step, |session| {
+            let outputs = names.iter().zip(given.iter_mut());
+            let mut outputs: Vec<(&str, &mut [f32])> =
+                outputs.map(|((_, name), given)| (name.as_str(), &mut given[..])).collect();
+            session.run_owned(constants, &mut inputs, &mut outputs)?;
+            Ok(given.iter().flatten().find(|value| !value.is_finite()).copied())
+        })
+    }
 }
 
 impl Steered<'_> {
@@ -192,6 +268,12 @@ impl Steered<'_> {
             let is_steered = |&at: &usize| one.steering.steers(views[at], one.pools);
             let images: Vec<usize> = (0..views.len()).filter(is_steered).collect();
             let batch = images.len();
+            let hint = match &one.encoded {
+                Encoded::Hint(hint) => hint,
+                Encoded::Features(features) => {
+                    return Ok(Fed { images, source: Source::Features(Arc::clone(features)) });
+                }
+            };
             let port = |role| signature.input(role).expect("no signature without it");
             let LatentShape { channels, height_cells, width_cells } = self.shape;
             let timestep = port(Role::Timestep);
@@ -203,15 +285,15 @@ impl Steered<'_> {
                 for feed in of_views(signature, request, &views)? {
                     constants.push(feed.into_value()?);
                 }
-                constants.push(one.hint.clone());
+                constants.push(hint.clone());
             }
             let dims = [batch, channels, height_cells, width_cells];
-            Ok(Fed {
+            let inputs = Inputs {
                 latents: Feed::zeros(port(Role::Latents), &dims)?,
                 timestep: Feed::zeros(timestep, &timestep_shape(timestep, batch))?,
-                images,
                 constants,
-            })
+            };
+            Ok(Fed { images, source: Source::Run(inputs) })
         });
         fed.collect::<Result<_, _>>().map(ControlCall)
     }
@@ -236,31 +318,28 @@ impl Steered<'_> {
             if !one.active[step] || fed.images.is_empty() {
                 continue;
             }
-            let steered = fed.images.len();
-            let latents = repeat_n(x, steered).flatten().map(|&x| f64::from(x) * scale);
-            fed.latents.fill(latents);
-            fed.timestep.fill(repeat(timestep));
-            self.given.resize(self.lens.len(), Vec::new());
-            for (given, len) in self.given.iter_mut().zip(&self.lens) {
-                given.resize(steered * len, 0.0);
-            }
-            let network = &mut self.networks[one.network];
-            let mut inputs = [fed.latents.tensor_mut(), fed.timestep.tensor_mut()];
-            let names = network.outputs;
-            let given = &mut self.given;
-            network.component.run_finite(step, |session| {
-                let outputs = names.iter().zip(given.iter_mut());
-                let mut outputs: Vec<(&str, &mut [f32])> =
-                    outputs.map(|(name, given)| (name.as_str(), &mut given[..])).collect();
-                session.run_owned(&fed.constants, &mut inputs, &mut outputs)?;
-                Ok(given.iter().flatten().find(|value| !value.is_finite()).copied())
-            })?;
-            self.calls += 1;
+            let given = match &mut fed.source {
+                Source::Features(features) => features,
+                Source::Run(inputs) => {
+                    let steered = fed.images.len();
+                    let latents = repeat_n(x, steered).flatten().map(|&x| f64::from(x) * scale);
+                    inputs.latents.fill(latents);
+                    inputs.timestep.fill(repeat(timestep));
+                    self.given.resize(one.places.len(), Vec::new());
+                    for (given, &place) in self.given.iter_mut().zip(&one.places) {
+                        given.resize(steered * self.lens[place], 0.0);
+                    }
+                    self.networks[one.network].run(step, inputs, &mut self.given)?;
+                    self.calls += 1;
+                    &self.given
+                }
+            };
             *is_set = true;
-            for (index, (sum, given)) in sums.iter_mut().zip(&self.given).enumerate() {
-                let len = self.lens[index];
-                for (from, &to) in given.chunks_exact(len).zip(&fed.images) {
-                    sum.add(to * len, from, one.factors[index]);
+            for ((given, &place), &factor) in given.iter().zip(&one.places).zip(&one.factors) {
+                let len = self.lens[place];
+                // Features are the same for all images.
+                for (from, &to) in given.chunks_exact(len).cycle().zip(&fed.images) {
+                    sums[place].add(to * len, from, factor);
                 }
             }
         }
@@ -281,10 +360,12 @@ impl Steered<'_> {
         texts: &[usize],
     ) -> Result<(), Error> {
         for (one, fed) in self.uses.iter().zip(&mut call.0) {
-            if !fed.images.is_empty() {
+            if let Source::Run(inputs) = &mut fed.source
+                && !fed.images.is_empty()
+            {
                 let texts: Vec<usize> = fed.images.iter().map(|&at| texts[at]).collect();
                 let values = of_texts(self.networks[one.network].signature, conditioning, &texts)?;
-                fed.constants.splice(..values.len(), values);
+                inputs.constants.splice(..values.len(), values);
             }
         }
         Ok(())
@@ -331,12 +412,21 @@ fn unit_planes(image: &RgbImage) -> impl Iterator<Item = f32> {
     (0..3).flat_map(|channel| image.pixels().map(move |pixel| f32::from(pixel.0[channel]) / 255.0))
 }
 
+/// The same in grey as Pillow's `convert("L")` makes it (ITU-R 601), `[1, height, width]`.
+fn grey_plane(image: &RgbImage) -> impl Iterator<Item = f32> {
+    image.pixels().map(|pixel| {
+        let [red, green, blue] = pixel.0.map(u32::from);
+        ((19595 * red + 38470 * green + 7471 * blue + (1 << 15)) >> 16) as f32 / 255.0
+    })
+}
+
 /// What is known of residuals, in their order, the middle's last.
 fn residuals<T: Clone>(bindings: impl Iterator<Item = (Role, T)>) -> Vec<T> {
-    let mut found: Vec<(usize, T)> = bindings
+    let mut found: Vec<((usize, usize), T)> = bindings
         .filter_map(|(role, what)| match role {
-            Role::DownResidual(number) => Some((number, what)),
-            Role::MiddleResidual => Some((usize::MAX, what)),
+            Role::DownResidual(number) => Some(((0, number), what)),
+            Role::BlockResidual(number) => Some(((1, number), what)),
+            Role::MiddleResidual => Some(((2, 0), what)),
             _ => None,
         })
         .collect();

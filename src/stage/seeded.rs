@@ -158,7 +158,7 @@ fn feeds_of_unet(
                 let count = dims.iter().product();
                 (dims, noise(count, seed))
             }
-            Role::DownResidual(_) | Role::MiddleResidual => {
+            Role::DownResidual(_) | Role::BlockResidual(_) | Role::MiddleResidual => {
                 let dims = residual_shape(port, batch, shape);
                 let count = dims.iter().product();
                 (dims, noise(count, seed))
@@ -186,7 +186,7 @@ fn feeds_of_unet(
     Ok(feeds)
 }
 
-/// Latents of the variance that the U-Net is trained to give, or an image of noise.
+/// Latents of the variance that the U-Net is trained to give, or an image of noise: for a VAE, or a T2I-Adapter.
 fn vae_feeds(part: &Part, manifest: &Manifest, seed: u64) -> Result<Vec<Feed>, Error> {
     let signature = part.signature();
     let mut feeds = constants(signature, 1, 0)?;
@@ -202,6 +202,13 @@ fn vae_feeds(part: &Part, manifest: &Manifest, seed: u64) -> Result<Vec<Feed>, E
         let (_, size) = sizes(port, manifest)?;
         let dims = [batch(port), 3, size.height_px() as usize, size.width_px() as usize];
         let image = noise(dims.iter().product(), seed).into_iter().map(|x| (x / 2.0).clamp(-1.0, 1.0));
+        feeds.push(Feed::of(port, &dims, image)?);
+    }
+    if let Some(port) = signature.input(Role::ControlImage) {
+        let (_, size) = sizes(port, manifest)?;
+        let channels = if port.dims[1] == Dim::Fixed(1) { 1 } else { 3 };
+        let dims = [1, channels, size.height_px() as usize, size.width_px() as usize];
+        let image = noise(dims.iter().product(), seed).into_iter().map(|x| (x / 4.0 + 0.5).clamp(0.0, 1.0));
         feeds.push(Feed::of(port, &dims, image)?);
     }
     Ok(feeds)
@@ -224,7 +231,8 @@ fn sizes(port: &Port, manifest: &Manifest) -> Result<(LatentShape, PixelSize), E
 
 /// How many latent cells the inputs of a component have or become; nothing where it sees no image.
 pub(crate) fn cells(part: &Part, manifest: &Manifest) -> Result<Option<usize>, Error> {
-    let port = part.signature().input(Role::Latents).or(part.signature().input(Role::Image));
+    let input = |role| part.signature().input(role);
+    let port = input(Role::Latents).or(input(Role::Image)).or(input(Role::ControlImage));
     let cells = |shape: LatentShape| shape.height_cells * shape.width_cells;
     port.map(|port| Ok(cells(sizes(port, manifest)?.0))).transpose()
 }

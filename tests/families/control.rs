@@ -37,48 +37,50 @@ use super::golden::{
 };
 use super::{close, distance, options};
 
+/// What diffusers draws with networks that steer.
 #[derive(Deserialize)]
-struct Control {
-    networks: BTreeMap<String, Network>,
-    pictures: Vec<Picture>,
+pub struct Control {
+    pub networks: BTreeMap<String, Network>,
+    pub pictures: Vec<Picture>,
     #[serde(skip)]
-    arrays: BTreeMap<String, Vec<f32>>,
+    pub arrays: BTreeMap<String, Vec<f32>>,
 }
 
 #[derive(Deserialize)]
-struct Network {
-    config: Value,
+pub struct Network {
+    pub config: Value,
     tensors: Vec<(String, Vec<usize>)>,
-    original: Option<Vec<(String, String, Vec<usize>)>>,
+    pub original: Option<Vec<(String, String, Vec<usize>)>>,
 }
 
 #[derive(Deserialize)]
-struct Picture {
-    name: String,
-    family: String,
-    scheduler: PictureScheduler,
+pub struct Picture {
+    pub name: String,
+    pub family: String,
+    pub scheduler: PictureScheduler,
     seed: u64,
-    networks: Vec<String>,
+    pub networks: Vec<String>,
     images: Vec<Value>,
     arguments: BTreeMap<String, Value>,
-    latents: String,
+    pub latents: String,
 }
 
 impl Control {
-    fn open() -> Self {
+    /// Of the files of this name.
+    pub fn open(name: &str) -> Self {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
         let mut json = Vec::new();
-        let packed = fs::read(folder.join("control.json.gz")).unwrap();
+        let packed = fs::read(folder.join(format!("{name}.json.gz"))).unwrap();
         GzDecoder::new(&packed[..]).read_to_end(&mut json).unwrap();
         let mut control: Self = serde_json::from_slice(&json).unwrap();
-        for (name, array) in Weights::open(&[folder.join("control.safetensors")]).unwrap().iter() {
+        for (name, array) in Weights::open(&[folder.join(format!("{name}.safetensors"))]).unwrap().iter() {
             control.arrays.insert(name.to_owned(), floats(&array.to_bytes()));
         }
         control
     }
 
     /// A network as `save_pretrained` writes it.
-    fn write_folder(&self, name: &str, folder: &Path) -> PathBuf {
+    pub fn write_folder(&self, name: &str, folder: &Path) -> PathBuf {
         let (network, place) = (&self.networks[name], folder.join(name));
         write_json(&place.join("config.json"), &network.config);
         self.write_file(name, &place.join("diffusion_pytorch_model.safetensors"), |name| Some(name.into()));
@@ -86,7 +88,7 @@ impl Control {
     }
 
     /// A network in a file, its tensors under other names.
-    fn write_file(&self, name: &str, path: &Path, rename: impl Fn(&str) -> Option<String>) {
+    pub fn write_file(&self, name: &str, path: &Path, rename: impl Fn(&str) -> Option<String>) {
         let tensors = self.networks[name].tensors.iter().filter_map(|(tensor, shape)| {
             let bytes = Precision::F32.bytes(&values(name, tensor, shape));
             Some((rename(tensor)?, "F32", shape.clone(), bytes))
@@ -98,7 +100,7 @@ impl Control {
 /// A control network of a family in a folder.
 pub fn write(family: &str, folder: &Path) -> PathBuf {
     let name = if family == "sdxl" { "controlnet_xl" } else { "controlnet" };
-    Control::open().write_folder(name, folder)
+    Control::open("control").write_folder(name, folder)
 }
 
 impl Picture {
@@ -115,18 +117,20 @@ impl Picture {
     }
 
     /// With these control images, whose networks are called as they are.
-    fn recipe(&self, control: Vec<ControlImage>) -> Recipe {
+    pub fn recipe(&self, control: Vec<ControlImage>) -> Recipe {
         let text = |name: &str| self.arguments.get(name).and_then(Value::as_str).map(str::to_owned);
         let sampler = match self.scheduler.class.as_str() {
             "EulerDiscreteScheduler" => Some("euler".parse().unwrap()),
             "DDIMScheduler" => Some("ddim".parse().unwrap()),
             _ => None,
         };
+        let size = self.number("width").zip(self.number("height"));
+        let size = size.map(|(width, height)| format!("{width}x{height}"));
         Recipe {
             control,
             prompt: text("prompt").unwrap(),
             negative: text("negative_prompt"),
-            size: Some("64x64".parse().unwrap()),
+            size: size.map(|size| size.parse().unwrap()),
             init: self.arguments.get("image").map(|image| golden::init(image).into()),
             strength: self.number("strength"),
             steps: self.number("num_inference_steps").map(|steps| steps as usize),
@@ -137,12 +141,17 @@ impl Picture {
         }
     }
 
-    fn images(&self) -> Vec<ControlImage> {
+    pub fn images(&self) -> Vec<ControlImage> {
         let is_guess = self.arguments.get("guess_mode") == Some(&json!(true));
         let mode = if is_guess { Mode::Guess } else { Mode::Balanced };
-        let weights = self.each("controlnet_conditioning_scale", 1.0);
-        let (starts, ends) =
-            (self.each("control_guidance_start", 0.0), self.each("control_guidance_end", 1.0));
+        // As diffusers calls them for ControlNets, or for T2I-Adapters.
+        let is_adapter = self.arguments.contains_key("adapter_conditioning_scale");
+        let (scale, end) = match is_adapter {
+            true => ("adapter_conditioning_scale", "adapter_conditioning_factor"),
+            false => ("controlnet_conditioning_scale", "control_guidance_end"),
+        };
+        let weights = self.each(scale, 1.0);
+        let (starts, ends) = (self.each("control_guidance_start", 0.0), self.each(end, 1.0));
         let images = self.images.iter().zip(&self.networks).enumerate().map(|(at, (image, name))| {
             let steering = Steering { weight: weights[at], start: starts[at], end: ends[at], mode };
             ControlImage { steering, ..ControlImage::new(name.clone(), golden::init(image)) }
@@ -152,7 +161,7 @@ impl Picture {
 }
 
 /// A model with these control networks.
-fn model(folder: &Path, networks: &[(&str, PathBuf)]) -> Model {
+pub fn model(folder: &Path, networks: &[(&str, PathBuf)]) -> Model {
     let mut model = Model::open(folder).unwrap();
     let networks = networks.iter().map(|(kind, path)| ControlNet::open(kind, path).unwrap());
     model.add_controls(&networks.collect::<Vec<_>>()).unwrap();
@@ -160,7 +169,7 @@ fn model(folder: &Path, networks: &[(&str, PathBuf)]) -> Model {
 }
 
 /// The latents of a recipe, and how often control networks were run.
-fn draw(pipeline: &mut Pipeline, recipe: Recipe) -> (Vec<f32>, usize) {
+pub fn draw(pipeline: &mut Pipeline, recipe: Recipe) -> (Vec<f32>, usize) {
     let request = pipeline.request(recipe).unwrap();
     let mut run = pipeline.begin(&request).unwrap();
     run.steps(|_| ControlFlow::Continue(())).unwrap();
@@ -170,7 +179,7 @@ fn draw(pipeline: &mut Pipeline, recipe: Recipe) -> (Vec<f32>, usize) {
 /// All of diffusers' pictures; and that control which counts for nothing changes no bit, and runs no network.
 #[test]
 fn pictures_are_those_of_diffusers() {
-    let (control, desk) = (Control::open(), desk());
+    let (control, desk) = (Control::open("control"), desk());
     for family in ["sd15", "sdxl"] {
         let folder = desk.path().join(family);
         Golden::open(family).write_folder(&folder, Precision::F32, false, 1);
@@ -226,7 +235,7 @@ fn pictures_are_those_of_diffusers() {
 /// steer is.
 #[test]
 fn modes_steer_what_they_say() {
-    let (control, desk) = (Control::open(), desk());
+    let (control, desk) = (Control::open("control"), desk());
     let folder = desk.path().join("sd15");
     Golden::open("sd15").write_folder(&folder, Precision::F32, false, 1);
     let path = control.write_folder("controlnet", desk.path());
@@ -250,7 +259,7 @@ fn modes_steer_what_they_say() {
 /// The same network from a folder, and from files with the original names and with those of diffusers.
 #[test]
 fn files_hold_the_same_networks_as_folders() {
-    let (control, desk) = (Control::open(), desk());
+    let (control, desk) = (Control::open("control"), desk());
     let folder = desk.path().join("sd15");
     Golden::open("sd15").write_folder(&folder, Precision::F32, false, 1);
     let network = &control.networks["controlnet"];
@@ -301,7 +310,7 @@ fn files_hold_the_same_networks_as_folders() {
 
 #[test]
 fn networks_that_do_not_fit_are_refused() {
-    let (control, desk) = (Control::open(), desk());
+    let (control, desk) = (Control::open("control"), desk());
     let folders = ["sd15", "sdxl", "sd21-base"].map(|family| {
         let folder = desk.path().join(family);
         Golden::open(family).write_folder(&folder, Precision::F32, false, 1);
@@ -350,14 +359,16 @@ fn networks_that_do_not_fit_are_refused() {
         ),
         ("lora_controlnet", "looks like a Control-LoRA, which is not supported"),
         ("task_embedding", "looks like a ControlNet-Union, which is not supported"),
-        ("adapter.body.0.in_conv.weight", "looks like a T2I-Adapter, which is not supported"),
         ("ip_adapter.1.to_k_ip.weight", "looks like an IP-Adapter, which is not supported"),
         ("down_blocks.0.motion_modules.0.norm.bias", "looks like a SparseCtrl, which is not supported"),
         ("controlnet_x_embedder.weight", "looks like a control network of Flux or Stable Diffusion 3"),
         ("model.diffusion_model.output_blocks.0.0.weight", "looks like a U-Net or a whole model"),
         ("lora_unet_a.lora_down.weight", "looks like a LoRA"),
         ("first_stage_model.encoder.down.0.weight", "looks like a VAE"),
-        ("a", "expected a ControlNet, got one tensor, a; give a ControlNet for this model's family"),
+        (
+            "a",
+            "expected a ControlNet or a T2I-Adapter, got one tensor, a; give a ControlNet or a T2I-Adapter for this model's family",
+        ),
     ] {
         fs::write(&difference, safetensors(tensor(name))).unwrap();
         refused(sd15, &difference, expected);
@@ -420,7 +431,7 @@ fn networks_that_do_not_fit_are_refused() {
 /// The program: images are drawn with control, receipts carry it, and what is wrong is refused before anything is opened.
 #[test]
 fn the_program_takes_control() {
-    let (control, desk) = (Control::open(), desk());
+    let (control, desk) = (Control::open("control"), desk());
     let folder = desk.path().join("sd15");
     Golden::open("sd15").write_folder(&folder, Precision::F32, false, 1);
     control.write_folder("controlnet", desk.path());
@@ -557,7 +568,7 @@ fn the_program_takes_control() {
 /// A snapshot goes on with the same control images and networks, and no others.
 #[test]
 fn snapshots_are_of_one_control_image_and_network() {
-    let (control, desk) = (Control::open(), desk());
+    let (control, desk) = (Control::open("control"), desk());
     let folder = desk.path().join("sd15");
     Golden::open("sd15").write_folder(&folder, Precision::F32, false, 1);
     let [one, other] = ["controlnet", "controlnet_2"].map(|name| control.write_folder(name, desk.path()));
@@ -599,7 +610,7 @@ fn snapshots_are_of_one_control_image_and_network() {
 #[cfg(feature = "server")]
 #[test]
 fn the_server_takes_control() {
-    let (control, desk) = (Control::open(), desk());
+    let (control, desk) = (Control::open("control"), desk());
     let folder = desk.path().join("sd15");
     Golden::open("sd15").write_folder(&folder, Precision::F32, false, 1);
     control.write_folder("controlnet", desk.path());

@@ -16,6 +16,7 @@ mod pack;
 mod parts;
 mod prompts;
 mod storage;
+mod t2i_adapter;
 mod wide;
 
 use std::collections::BTreeMap;

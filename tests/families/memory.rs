@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 use super::golden::{Golden, Precision, desk};
 use super::group::limited;
-use super::{control, onnx, wide};
+use super::{control, onnx, t2i_adapter, wide};
 
 const MIB: u64 = 1 << 20;
 /// How much more than is measured may be planned, and from which peak on that is asked.
@@ -67,8 +67,9 @@ struct Subject {
     name: String,
     path: Option<PathBuf>,
     lora: Option<PathBuf>,
-    /// A control network.
+    /// A ControlNet, and a T2I-Adapter.
     control: Option<PathBuf>,
+    adapter: Option<PathBuf>,
     /// What sides are multiples of, and how long they are at most.
     step_px: usize,
     most_px: usize,
@@ -97,13 +98,22 @@ fn subject(name: &str, path: PathBuf, lora: Option<&Path>, most_px: usize) -> Su
         path: Some(path),
         lora: lora.map(Path::to_owned),
         control: None,
+        adapter: None,
         step_px: 8,
         most_px,
     }
 }
 
 fn built_in(most_px: usize) -> Subject {
-    Subject { name: "built-in".into(), path: None, lora: None, control: None, step_px: 16, most_px }
+    Subject {
+        name: "built-in".into(),
+        path: None,
+        lora: None,
+        control: None,
+        adapter: None,
+        step_px: 16,
+        most_px,
+    }
 }
 
 /// A model in a folder, in one file and in bundles, with a LoRA.
@@ -155,10 +165,14 @@ fn small_subjects(folder: &Path) -> Vec<Subject> {
     let mut subjects = vec![built_in(SMALL_PX)];
     for family in ["sd15", "sdxl"] {
         let control = control::write(family, folder);
+        // That of Stable Diffusion XL takes other sizes.
+        let adapter = (family == "sd15").then(|| t2i_adapter::write(folder));
         let mut forms = forms(&format!("narrow-{family}"), &Golden::open(family), SMALL_PX, folder);
         // A bundle's U-Net is as it was packed.
         let derived = forms.iter_mut().filter(|form| !form.name.ends_with("bundle"));
-        derived.for_each(|form| form.control = Some(control.clone()));
+        derived.for_each(|form| {
+            (form.control, form.adapter) = (Some(control.clone()), adapter.clone());
+        });
         subjects.extend(forms);
     }
     subjects
@@ -167,7 +181,7 @@ fn small_subjects(folder: &Path) -> Vec<Subject> {
 /// Rows of a seed.
 fn rows(count: usize, seed: u64, is_small: bool, subjects: &[Subject], folder: &Path) -> Vec<Row> {
     // Of its own, so that rows without control stay what they were.
-    let (mut dice, mut control_dice) = (Dice(seed), Dice(!seed));
+    let (mut dice, mut control_dice, mut adapter_dice) = (Dice(seed), Dice(!seed), Dice(!seed << 1));
     let words = "a photograph of an astronaut riding a white horse through a field of red poppies at dawn, ";
     (0..count)
         .map(|_| {
@@ -239,6 +253,13 @@ fn rows(count: usize, seed: u64, is_small: bool, subjects: &[Subject], folder: &
                     arguments.extend(["--control".to_owned(), format!("a={}:mode={mode}", image.display())]);
                 }
                 label += &format!(", {count} control images");
+            }
+            let is_adapted = adapter_dice.chance(30);
+            if let Some(path) = subject.adapter.as_ref().filter(|_| is_adapted) {
+                let (model, image) = (path.display(), folder.join("init.png"));
+                arguments.extend(["--control-model".to_owned(), format!("b={model}")]);
+                arguments.extend(["--control".to_owned(), format!("b={}", image.display())]);
+                label += ", an adapter";
             }
             let [from, to] = SMALL_MIB.map(|mib| mib * MIB);
             let budget = match is_small {

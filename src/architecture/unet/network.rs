@@ -1,7 +1,7 @@
 //! The levels of a U-Net: the way down, the middle and the way up, of residual blocks and transformers.
 //! It knows how they are joined, and not what a transformer is.
 
-use super::{Config, Level, Middle, Residual};
+use super::{Config, Level, Middle, Residual, Takes};
 use crate::architecture::builder::{Builder, Conv, Value};
 use crate::weights::Dtype;
 
@@ -16,29 +16,37 @@ pub(in crate::architecture) struct Network<'a> {
 }
 
 impl Network<'_> {
-    /// All that is between the first convolution and the last norm; as many channels come out as go in. With `is_controlled`
-    /// what a control network gives is added to what the way up takes and to the middle.
-    pub(super) fn levels(&mut self, x: Value, is_controlled: bool) -> Value {
-        let (x, mut skips) = self.way_down(x);
+    /// All that is between the first convolution and the last norm; as many channels come out as go in. What other
+    /// networks give is added to the levels of the way down, to what the way up takes from it, and to the middle.
+    pub(super) fn levels(&mut self, x: Value, takes: Takes) -> Value {
+        let features = if takes.features { self.config.block_residuals() } else { Vec::new() };
+        let (x, mut skips) = self.way_down(x, &features);
         let mut x = self.middle(x);
-        if is_controlled {
-            let [down, middle] = self.config.residuals();
+        let [down, middle] = self.config.residuals();
+        if takes.residuals {
             for ((skip, _), residual) in skips.iter_mut().zip(&down) {
                 *skip = self.plus(skip, residual);
             }
+        }
+        if takes != Takes::default() {
             x = self.plus(&x, &middle[0]);
         }
         self.way_up(x, skips)
     }
 
-    /// The way down: what comes out, and what the way up takes from it, with its channels.
-    pub(in crate::architecture) fn way_down(&mut self, mut x: Value) -> (Value, Vec<(Value, usize)>) {
+    /// The way down: what comes out, and what the way up takes from it, with its channels. `features` are added, one to each level.
+    pub(in crate::architecture) fn way_down(
+        &mut self,
+        mut x: Value,
+        features: &[Residual],
+    ) -> (Value, Vec<(Value, usize)>) {
         let levels = &self.config.levels;
         let last = levels.len() - 1;
         let mut channels = levels[0].channels;
         let mut skips = vec![(x.clone(), channels)];
         for (index, level) in levels.iter().enumerate() {
             let name = format!("down_blocks.{index}");
+            let feature = features.get(index);
             for layer in 0..level.layers {
                 x = self.residual(&x, &format!("{name}.resnets.{layer}"), channels, level.channels);
                 channels = level.channels;
@@ -49,12 +57,21 @@ impl Network<'_> {
                         level,
                         transformers[layer],
                     );
+                    if let Some(feature) = feature.filter(|_| layer + 1 == level.layers) {
+                        x = self.plus(&x, feature);
+                    }
                 }
                 skips.push((x.clone(), channels));
             }
             if index < last {
                 let halve = Conv { stride: 2, ..Conv::same(channels, channels, 3) };
                 x = self.builder.conv(&x, &format!("{name}.downsamplers.0.conv"), halve);
+                skips.push((x.clone(), channels));
+            }
+            if let Some(feature) = feature.filter(|_| level.down.is_none()) {
+                x = self.plus(&x, feature);
+                // The same tensor in diffusers, to which it is added in place.
+                skips.pop();
                 skips.push((x.clone(), channels));
             }
         }

@@ -101,6 +101,7 @@ pub(super) fn apply(node: &NodeProto, operands: &[Option<&Tensor>]) -> Rule {
         "Einsum" => op.einsum(),
         "Conv" => op.conv(),
         "ConvTranspose" => op.conv_transpose(),
+        "AveragePool" => op.average_pool(),
         "LayerNormalization" => op.layer_norm(),
         "com.microsoft.SkipLayerNormalization" => op.skip_layer_norm(),
         "com.microsoft.MultiHeadAttention" => op.attention(),
@@ -841,6 +842,30 @@ impl<'a> Op<'a> {
                 ));
             }
             shape.push((room / stride + 1) as usize);
+        }
+        one(x.dtype, shape)
+    }
+
+    fn average_pool(&self) -> Rule {
+        let x = self.ranked(0, 3)?;
+        let kernel = self.int_list("kernel_shape").unwrap_or_default().iter();
+        let kernel = kernel.map(|&size| usize::try_from(size)).collect::<Result<Vec<_>, _>>();
+        let kernel = kernel.ok().filter(|kernel| kernel.len() == x.shape.len() - 2);
+        let kernel = kernel.ok_or("kernel_shape: expected a size for each side of the image")?;
+        let mut shape = x.shape[..2].to_vec();
+        for (&size, [kernel, stride, dilation, before, after]) in
+            x.shape[2..].iter().zip(self.window(&kernel)?)
+        {
+            let room = size as i128 + before + after - dilation * (kernel - 1) - 1;
+            let whole = room.div_euclid(stride) + 1;
+            // Rounded up, as long as the last window begins within the image.
+            let is_more = self.flag("ceil_mode")
+                && room.rem_euclid(stride) != 0
+                && whole * stride < size as i128 + before;
+            let windows = usize::try_from(whole).ok().map(|whole| whole + usize::from(is_more));
+            shape.push(windows.filter(|&windows| windows > 0).ok_or_else(|| {
+                format!("expected an image of the kernel's size {kernel}, got {:?}", x.shape)
+            })?);
         }
         one(x.dtype, shape)
     }
