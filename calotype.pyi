@@ -31,7 +31,7 @@ __version__: str
 _Path: TypeAlias = str | PathLike[str]
 _Latents: TypeAlias = numpy.typing.NDArray[numpy.float32]
 """`[channels, height_cells, width_cells]`."""
-_Picture: TypeAlias = Image.Image | _Path
+_Image: TypeAlias = Image.Image | _Path
 
 class Error(Exception):
     """Whatever calotype refuses or fails at."""
@@ -193,8 +193,8 @@ class Pipeline:
         width: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        image: _Picture | None = None,
-        mask_image: _Picture | None = None,
+        image: _Image | None = None,
+        mask_image: _Image | None = None,
         strength: float | None = None,
         seed: int | None = None,
         sampler: str | None = None,

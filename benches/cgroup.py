@@ -1,6 +1,6 @@
 """Runs one command under a limit of memory, and measures what it took.
 
-The limit is that of a memory control group (version 1 or 2) made for the run, so that going over it kills the process;
+The limit is that of a memory cgroup (version 1 or 2) made for the run, so that going over it kills the process;
 where none can be made, that of a scope of systemd; else there is no limit, and the run says so. Linux only; needs no
 package.
 """
@@ -49,7 +49,7 @@ class Run:
 
 
 class Group:
-    """A memory control group that lives for one run."""
+    """A memory cgroup that lives for one run."""
 
     FILES = {
         1: ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.max_usage_in_bytes", "memory.oom_control"),
@@ -91,7 +91,7 @@ class Group:
 
 
 def hierarchy() -> tuple[Path, int] | None:
-    """Where memory control groups can be made, and of which version they are."""
+    """Where memory cgroups can be made, and of which version they are."""
     for line in Path("/proc/mounts").read_text().splitlines():
         _, place, kind, options, *_ = line.split()
         root = Path(place)

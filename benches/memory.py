@@ -1,4 +1,4 @@
-"""The memory contract, measured: every run inside a control group whose limit is the budget, so that a broken promise
+"""The memory contract, measured: every run inside a cgroup whose limit is the budget, so that a broken promise
 kills the process.
 
     python benches/memory.py PART MODELS RESULTS [--calotype PROGRAM] [--optimum PYTHON] [--sdcpp PROGRAM]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds and runs calotype for 64-bit ARM on another machine: any cargo command, with the target and its tools set.
 # Usage: cross/aarch64.sh build --release | test --test noise | run -- doctor | setup | check [all]
-# `CALOTYPE_CPU` names the processor that is emulated: cortex-a53, cortex-a72 or cortex-a76.
+# `CALOTYPE_CPU` names the CPU that is emulated: cortex-a53, cortex-a72 or cortex-a76.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 

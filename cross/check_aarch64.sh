@@ -36,7 +36,7 @@ mean_levels=0.01
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# Others may be at work on this machine: the processor's own time says more.
+# Others may be at work on this machine: the CPU's own time says more.
 TIMEFORMAT="== took %0R s, %0U s of a processor"
 timed() {
     echo "== $*"

@@ -11,7 +11,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 # `ort` needs it.
 oldest_rust=1.92
-# Debian 12's own, 7.2, crashes when a library reads /proc/cpuinfo to learn what the processor can do.
+# Debian 12's own, 7.2, crashes when a library reads /proc/cpuinfo to learn what the CPU can do.
 oldest_qemu=8
 # The glibc that programs may expect: that of ONNX Runtime's own library. JetPack 5 and Raspberry Pi OS 11 have 2.31.
 floor=2.28

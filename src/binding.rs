@@ -152,8 +152,8 @@ impl Binding {
         let contents = self.model.contents();
         let unet = contents.and_then(|contents| contents.files.get(&contents.components.unet.weights[0]));
         let model_sha256 = unet.map(|record| record.sha256.clone());
-        let told = |opened: &mut Pipeline| (providers(opened.placements()), shares(opened.placements()));
-        let (provider, shares) = held.with_pipeline(told).ok_or_else(no_run)?;
+        let placed = |opened: &mut Pipeline| (providers(opened.placements()), shares(opened.placements()));
+        let (provider, shares) = held.with_pipeline(placed).ok_or_else(no_run)?;
         let made = provenance(&output, &request, &self.model, model_sha256, self.library, provider, shares);
         let receipt = Receipt { recipe: request.recipe().with_images_named()?, provenance: Some(made) };
         let parameters = parameters::write(&receipt, &self.additions);

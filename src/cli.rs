@@ -141,7 +141,7 @@ pub fn run() -> u8 {
         Ok(Err(_)) => Error::new(ErrorKind::Internal, "internal error (a bug in calotype)"),
         Err(error) => Error::new(ErrorKind::Runtime, "expected to start a thread").source(error),
     };
-    say(told(&error));
+    say(message(&error));
     let code = error.kind().exit_code();
     // What the thread was told is not known where it did not begin.
     if interrupt::take_json() || std::env::args_os().any(|arg| arg == "--json") {
@@ -183,7 +183,7 @@ fn run_here() -> u8 {
         Err(error) => (None, Some(error)),
     };
     if let Some(error) = &error {
-        say(told(error));
+        say(message(error));
     }
     let said = match (said, &error) {
         (Some((_, object)), _) if json => format!("{object:#}\n"),
@@ -227,7 +227,7 @@ fn refuse_arguments(error: &clap::Error) -> u8 {
 }
 
 /// An error's text, in which settings are flags.
-fn told(error: &Error) -> String {
+fn message(error: &Error) -> String {
     error.message_with(flag)
 }
 
@@ -240,7 +240,7 @@ fn flag(setting: &str) -> String {
 fn error_json(error: &Error) -> Value {
     let mut json = json!({
         "kind": format!("{:?}", error.kind()).to_lowercase(),
-        "message": told(error),
+        "message": message(error),
         "exit_code": error.kind().exit_code(),
     });
     for (name, part) in [

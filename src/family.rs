@@ -14,7 +14,7 @@ use std::fmt;
 
 pub(crate) use self::encoder::{CONTEXT, Encoder, special_tokens};
 pub(crate) use self::layout::{Label, Layout, Level};
-pub(crate) use self::sdxl_refiner::TIME_IDS as AESTHETIC_TIME_IDS;
+pub(crate) use self::sdxl_refiner::{STRENGTH as REFINER_STRENGTH, TIME_IDS as AESTHETIC_TIME_IDS};
 use crate::Error;
 use crate::architecture::clip::States;
 use crate::architecture::unet;

@@ -22,7 +22,7 @@ use crate::sampler::{Method, S_CHURN, SamplerKind, Sampling};
 use crate::schedule::{Betas, NoiseCurve, Schedule, ScheduleKind, Spacing};
 use crate::signature::{Role, Signature};
 use crate::tensor::{LatentShape, PixelSize};
-use crate::tokenizer::SpecialTokens;
+use crate::tokenizer::{CONTEXTS, SpecialTokens};
 use crate::weights::Dtype;
 use crate::{Error, ErrorKind, json};
 
@@ -644,9 +644,10 @@ impl Contents {
             named.extend(component.weights.iter().chain([&component.graph]));
             match &component.tokenizer {
                 Some(tokenizer) if name.starts_with("text_encoder") => {
-                    if tokenizer.context < 3 {
+                    if !CONTEXTS.contains(&tokenizer.context) {
+                        let (least, most) = CONTEXTS.into_inner();
                         return Err(format!(
-                            "components.{name}.tokenizer.context: expected room for a word between two special tokens, got {}",
+                            "components.{name}.tokenizer.context: expected {least} to {most} tokens, got {}",
                             tokenizer.context
                         ));
                     }

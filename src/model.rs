@@ -905,7 +905,7 @@ fn not_a_model(folder: &Path) -> Error {
     let has = |name: &str| names.iter().any(|known| known == name);
     let (got, help) = if let Some(class) = class {
         let parent = folder.parent().unwrap_or(folder).display().to_string();
-        (format!("one component, a {class}"), format!("give the folder that it is a part of: {parent}"))
+        (format!("a single component ({class})"), format!("give the folder that it is a part of: {parent}"))
     } else if has("snapshots") && has("blobs") {
         let revisions = fs::read_dir(folder.join("snapshots")).into_iter().flatten().filter_map(Result::ok);
         let first = revisions.map(|entry| entry.path().display().to_string()).next();

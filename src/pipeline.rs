@@ -102,7 +102,7 @@ impl Pipeline {
     pub fn open(model: &Model, options: &Options) -> Result<Self, Error> {
         let Options { session: session_options, plan } = options;
         if session_options.providers.is_automatic() {
-            let problem = "provider: expected providers by name, got auto, of which none is chosen yet";
+            let problem = "provider: expected providers by name, got auto";
             return Err(Error::new(ErrorKind::Usage, problem).help("choose with certify::choose"));
         }
         if let Some(plan) = plan {

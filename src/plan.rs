@@ -392,53 +392,13 @@ impl Plan {
         };
         let base_bytes = base_bytes + preview.as_ref().map_or(0, preview_bytes);
         let is_kept = kept_peaks.is_some();
-        // ControlNets are stages of their own, whose memory is counted with the U-Net's.
-        let open = names.into_iter().zip(&candidates).flat_map(|(name, candidate)| {
-            // Their encoders are not told of.
-            let names = std::iter::once(name).chain(beside.iter().copied()).map(Some);
-            let names = names.chain(std::iter::repeat(None));
-            names.zip(candidate.all()).map(move |(name, one)| (name, one, candidate))
-        });
-        let mut stages: Vec<Stage> = open
-            .enumerate()
-            .filter_map(|(index, (stage, candidate, group))| Some((index, (stage?, candidate, group))))
-            .map(|(index, (stage, candidate, group))| {
-                let (residency, pool_bytes, bytes) = match &kept_peaks {
-                    Some(peaks) => (Residency::Keep, None, peaks[index]),
-                    None => (candidate.residency, Some(group.pool_bytes() as usize), group.bytes()),
-                };
-                Stage {
-                    stage,
-                    residency: match residency {
-                        Residency::Keep => "keep",
-                        Residency::PerStage => "per stage",
-                        Residency::Streamed { .. } => "streamed",
-                    },
-                    batch: candidate.batch,
-                    tile_cells: candidate.tile.map(Tile::side_cells),
-                    weights_bytes: candidate.weights_bytes + candidate.repacked_bytes,
-                    activations_bytes: candidate.computed_bytes(),
-                    peak_bytes: base_bytes + bytes,
-                    multiplications: candidate.operations,
-                    how: How { residency, pool_bytes },
-                }
-            })
-            .collect();
+        let mut stages = stages(&beside, &names, &candidates, kept_peaks.as_deref(), base_bytes);
         let peak_bytes = stages.iter().map(|stage| stage.peak_bytes).max().unwrap_or(base_bytes);
         // It runs between the steps, beside the U-Net.
-        stages.extend(preview.map(|candidate| Stage {
-            stage: PREVIEW_DECODER,
-            residency: "per stage",
-            batch: 1,
-            tile_cells: candidate.tile.map(Tile::side_cells),
-            weights_bytes: candidate.weights_bytes + candidate.repacked_bytes,
-            activations_bytes: candidate.computed_bytes(),
-            peak_bytes,
-            multiplications: candidate.operations,
-            how: How {
-                residency: Residency::PerStage,
-                pool_bytes: (!is_kept).then_some(candidate.pool_bytes() as usize),
-            },
+        stages.extend(preview.map(|candidate| {
+            let pool_bytes = (!is_kept).then_some(candidate.pool_bytes() as usize);
+            let how = How { residency: Residency::PerStage, pool_bytes };
+            Stage::of(PREVIEW_DECODER, &candidate, how, peak_bytes)
         }));
         let peak_bytes = peak_bytes.max(images_peak_bytes);
         let images_peak_bytes = (images_kept_bytes > 0).then_some(images_peak_bytes);
@@ -614,6 +574,57 @@ impl Plan {
     }
 }
 
+/// The stages of components, of which each is the candidate that was chosen; where sessions are kept, with the peaks then.
+fn stages(
+    controls: &[&'static str],
+    names: &[&'static str],
+    candidates: &[Candidate],
+    kept_peaks: Option<&[u64]>,
+    base_bytes: u64,
+) -> Vec<Stage> {
+    // ControlNets are stages of their own, whose memory is counted with the U-Net's.
+    let open = names.iter().zip(candidates).flat_map(|(name, candidate)| {
+        // Their encoders are not told of.
+        let names = std::iter::once(*name).chain(controls.iter().copied()).map(Some);
+        let names = names.chain(std::iter::repeat(None));
+        names.zip(candidate.all()).map(move |(name, one)| (name, one, candidate))
+    });
+    open.enumerate()
+        .filter_map(|(index, (stage, candidate, group))| Some((index, stage?, candidate, group)))
+        .map(|(index, stage, candidate, group)| match kept_peaks {
+            Some(peaks) => {
+                let how = How { residency: Residency::Keep, pool_bytes: None };
+                Stage::of(stage, candidate, how, base_bytes + peaks[index])
+            }
+            None => {
+                let pool_bytes = Some(group.pool_bytes() as usize);
+                let how = How { residency: candidate.residency, pool_bytes };
+                Stage::of(stage, candidate, how, base_bytes + group.bytes())
+            }
+        })
+        .collect()
+}
+
+impl Stage {
+    fn of(stage: &'static str, candidate: &Candidate, how: How, peak_bytes: u64) -> Self {
+        Self {
+            stage,
+            residency: match how.residency {
+                Residency::Keep => "keep",
+                Residency::PerStage => "per stage",
+                Residency::Streamed { .. } => "streamed",
+            },
+            batch: candidate.batch,
+            tile_cells: candidate.tile.map(Tile::side_cells),
+            weights_bytes: candidate.weights_bytes + candidate.repacked_bytes,
+            activations_bytes: candidate.computed_bytes(),
+            peak_bytes,
+            multiplications: candidate.operations,
+            how,
+        }
+    }
+}
+
 /// What the process has before components are opened: with ONNX Runtime's library, and with all of its code.
 pub(crate) fn process_bytes() -> u64 {
     memory::resident_bytes().unwrap_or(UNKNOWN_RESIDENT_BYTES)
@@ -767,7 +778,7 @@ impl Planner {
         if let Some(part) = model.vae_encoder().filter(|_| request.draws_from_image()) {
             let mut candidates = self.in_tiles(part, size, shape, Halves::of_encoder)?;
             // The image's planes, and those that are fed or cut into tiles.
-            let planes = picture_bytes(size);
+            let planes = image_bytes_of(size);
             for candidate in &mut candidates {
                 candidate.is_opened_last = true;
                 candidate.own_bytes +=
@@ -832,7 +843,7 @@ impl Planner {
         let mut candidates = self.in_tiles(decoder, size, shape, Halves::of_decoder)?;
         // What tiles are joined to is the image.
         let whole = candidates.iter_mut().filter(|candidate| candidate.tile.is_none());
-        whole.for_each(|candidate| candidate.own_bytes += picture_bytes(size));
+        whole.for_each(|candidate| candidate.own_bytes += image_bytes_of(size));
         stages.push((decoder.name(), candidates));
         Ok(stages)
     }
@@ -866,8 +877,8 @@ impl Planner {
         candidates.retain(|candidate| candidate.residency == Residency::PerStage);
         // What tiles are joined to is the image; and its pixels.
         for candidate in &mut candidates {
-            let planes = if candidate.tile.is_none() { picture_bytes(request.size()) } else { 0 };
-            candidate.own_bytes += planes + picture_bytes(request.size()) / 4;
+            let planes = if candidate.tile.is_none() { image_bytes_of(request.size()) } else { 0 };
+            candidate.own_bytes += planes + image_bytes_of(request.size()) / 4;
         }
         Ok(candidates)
     }
@@ -1021,7 +1032,7 @@ fn put_beside(ways: &mut [Candidate], own: &[Candidate]) {
 type Inputs = Vec<(String, Vec<usize>)>;
 
 /// The planes of an image, in floats.
-fn picture_bytes(size: PixelSize) -> u64 {
+fn image_bytes_of(size: PixelSize) -> u64 {
     3 * size_of::<f32>() as u64 * u64::from(size.width_px()) * u64::from(size.height_px())
 }
 

@@ -18,6 +18,7 @@ pub(crate) use self::inpaint::{Inpaint, WHITE};
 pub use self::warnings::Warnings;
 use crate::control::{Annotator, Steering};
 use crate::engine;
+use crate::family::REFINER_STRENGTH;
 use crate::guidance::{self, Guidance, Scales, View};
 use crate::image_file::{Extend, Fitted, Init, Mask, MaskEdit, Placement, Resize};
 use crate::manifest::{Conditions, Manifest};
@@ -34,8 +35,6 @@ use crate::{Error, ErrorKind};
 
 /// The denoising strength where a request does not say: diffusers' defaults.
 const STRENGTH: f64 = 0.8;
-/// The same for a refiner.
-const REFINER_STRENGTH: f64 = 0.3;
 /// The same with an inpainting mask.
 const MASKED_STRENGTH: f64 = 1.0;
 /// The blur of a mask whose surroundings alone are worked at, in pixels, where a request does not say: A1111's default.
@@ -176,7 +175,10 @@ impl Request {
             },
         };
         let first_size = size;
-        let size = recipe.hires.map_or(Ok(size), |hires| hires.of(size))?;
+        let size = match recipe.hires {
+            Some(Hires { scale, strength, upscaler }) => Hires::new(scale, strength, upscaler)?.of(size)?,
+            None => size,
+        };
         let shape = manifest.shape(size).map_err(|error| match (recipe.size, manifest.fixed_size) {
             // That of the init image.
             (None, Some(fixed)) if recipe.hires.is_none() => {

@@ -17,8 +17,7 @@ mod table;
 pub use clock::Clock;
 pub use curve::{Betas, MAX_TIMESTEPS, NoiseCurve};
 pub use flow::{FlowShift, TimeShift};
-pub use kind::{AysTable, ScheduleKind};
-pub use spacing::Spacing;
+pub use kind::{AysTable, ScheduleKind, Spacing};
 
 use crate::{Error, ErrorKind};
 use clock::Time;
@@ -87,7 +86,12 @@ impl Schedule {
         }
         let len = curve.len();
         let most = match kind {
-            ScheduleKind::Lcm { trained_steps } => len.min(*trained_steps),
+            ScheduleKind::Lcm { trained_steps } if *trained_steps > len => {
+                let problem =
+                    format!("schedule: lcm: trained-steps: expected at most {len}, got {trained_steps}");
+                return Err(Error::new(ErrorKind::Usage, problem));
+            }
+            ScheduleKind::Lcm { trained_steps } => *trained_steps,
             _ => len,
         };
         check(kind, steps, most)?;

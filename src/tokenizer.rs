@@ -4,7 +4,7 @@
 mod clip;
 
 use std::collections::HashMap;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::panic;
 
 use tokenizers::{AddedToken, ModelWrapper};
@@ -18,6 +18,8 @@ pub const MAX_CONTEXT: usize = 1 << 16;
 pub const MAX_CHUNKS: usize = 32;
 /// The special tokens of a chunk.
 const ENDS: usize = 2;
+/// Tokens of a context: there is room for a word between the special tokens.
+pub(crate) const CONTEXTS: RangeInclusive<usize> = ENDS + 1..=MAX_CONTEXT;
 /// How many tokens may follow a comma at the end of a chunk and still go to the next chunk with what they belong to.
 const COMMA_REACH: usize = 20;
 /// A word that falls into so many single letters, and nothing else, is one that a vocabulary of pieces lacks.
@@ -303,14 +305,10 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(|error| {
             Error::new(ErrorKind::Internal, "tokenizer: truncation cannot be switched off").source(error)
         })?;
-        if !(ENDS + 1..=MAX_CONTEXT).contains(&context) {
-            return Err(Error::new(
-                ErrorKind::Model,
-                format!(
-                    "tokenizer: expected a context of {} to {MAX_CONTEXT} tokens, got {context}",
-                    ENDS + 1
-                ),
-            ));
+        if !CONTEXTS.contains(&context) {
+            let (least, most) = CONTEXTS.into_inner();
+            let problem = format!("tokenizer: expected a context of {least} to {most} tokens, got {context}");
+            return Err(Error::new(ErrorKind::Model, problem));
         }
         for (name, id) in [("bos", special.bos), ("eos", special.eos), ("pad", special.pad)] {
             if inner.id_to_token(id).is_none() {

@@ -118,6 +118,12 @@ impl Upscaler {
             let least = 2 * MARGIN_PX + 1;
             return Err(refuse(format!("input: expected sides of at least {least} pixels, got {side}")));
         }
+        let [width, height] = fixed.map(|side| side.unwrap_or(1));
+        if width.max(height) > MAX_SIDE_PX || width * height > MAX_PIXELS {
+            return Err(refuse(format!(
+                "input: expected sides of at most {MAX_SIDE_PX} pixels and {MAX_PIXELS} pixels in all, got {width} x {height}"
+            )));
+        }
         let mut upscaler =
             Self { name, graph, weights: Arc::new(weights), graph_bytes, factor: 1, step_px: STEP_PX, fixed };
         upscaler.factor = upscaler.find_factor()?;

@@ -269,7 +269,7 @@ impl Weights {
         if !path.metadata().map_err(unreadable)?.is_file() {
             return Err(Error::new(
                 ErrorKind::Model,
-                format!("{place}: expected a file, got something else"),
+                format!("{place}: expected a regular file, got another kind"),
             ));
         }
         let mut file = File::open(path).map_err(unreadable)?;
@@ -398,7 +398,7 @@ impl Weights {
         if !path.metadata().map_err(unreadable)?.is_file() {
             return Err(Error::new(
                 ErrorKind::Model,
-                format!("{place}: expected a file, got something else"),
+                format!("{place}: expected a regular file, got another kind"),
             )
             .in_file(path));
         }
@@ -892,7 +892,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let error = Weights::open(&[folder.path()]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Model);
-        assert!(error.to_string().ends_with("expected a file, got something else"), "{error}");
+        assert!(error.to_string().ends_with("expected a regular file, got another kind"), "{error}");
     }
 
     #[test]

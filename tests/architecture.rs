@@ -77,14 +77,22 @@ const UNSAFE_HOMES: [&str; 5] = ["weights/map.rs", "engine/sys.rs", "binding/hel
 /// The only file that knows the `ort` crate.
 const ORT_HOME: &str = "engine/sys.rs";
 /// Crates that few may know, and the files or folders that do.
-const CRATE_HOMES: [(&str, &[&str]); 17] = [
+const CRATE_HOMES: [(&str, &[&str]); 29] = [
+    ("axum", &["server.rs", "server/"]),
+    ("base64", &["server.rs", "server/"]),
     ("clap", &["cli.rs", "cli/"]),
     ("ctrlc", &["cli/"]),
     ("embedded_graphics", &["cli/"]),
+    ("hyper", &["server/"]),
+    ("hyper_util", &["server/"]),
+    ("image_webp", &["image_file/"]),
     ("indicatif", &["cli/"]),
+    ("jpeg_encoder", &["image_file/"]),
     ("libloading", &["engine/sys.rs"]),
     ("memmap2", &["engine/", "weights/map.rs"]),
+    ("minisign_verify", &["model/signed.rs"]),
     ("ndarray", &["adapter/"]),
+    ("png", &["image_file.rs", "image_file/"]),
     // Messages are declared in `graph/`; who writes them needs the trait that encodes them.
     ("prost", &["graph.rs", "graph/", "architecture/builder.rs", "pack/tensor.rs", "stage/tile.rs"]),
     ("pulp", &["noise/"]),
@@ -93,8 +101,12 @@ const CRATE_HOMES: [(&str, &[&str]); 17] = [
     ("serde_path_to_error", &["architecture.rs", "manifest.rs", "model/", "recipe/", "scheduler.rs"]),
     ("signal_hook", &["cli/", "main.rs"]),
     ("tiff", &["image_file/"]),
+    ("tokio", &["server.rs", "server/"]),
+    ("tokio_stream", &["server/"]),
+    ("tower_http", &["server.rs", "server/"]),
     ("tokenizers", &["tokenizer.rs", "tokenizer/"]),
     ("rusty_jpeg", &["image_file/"]),
+    ("weezl", &["image_file/"]),
     ("zune_jpeg", &["image_file/"]),
 ];
 /// Phrases that users met once, and the field's words for them. None comes back in the help, in messages, or in texts for users.
@@ -357,6 +369,12 @@ fn modules_have_no_circles() {
         ("a/d.rs", "use crate::{Error, a::b::{B, O}};"),
     ];
     assert_eq!(planted(&three), [["a/b", "a/c", "a/d"]]);
+    let by_another_name = [
+        ("a.rs", "mod b;\nmod c;\npub use b::B;\npub(crate) use self::c::{C, O};"),
+        ("a/b.rs", "use super::C;"),
+        ("a/c.rs", "use super::B;"),
+    ];
+    assert_eq!(planted(&by_another_name), [["a/b", "a/c"]]);
     // A parent and its child may name each other, and what is of another module is no part of a circle in this one.
     let none = [
         ("a.rs", "use self::b::B;"),
@@ -386,6 +404,16 @@ fn one_file_reads_the_environment() {
 fn there_is_one_denoising_loop() {
     none_breaks(second_loop);
     breaks(second_loop, "stage/denoiser.rs", "    sampler.step(&mut x, step, denoiser, noise)?;");
+}
+
+#[test]
+fn functions_can_be_read_whole() {
+    none_breaks(long_function);
+    let lines = |count: usize| format!("    pub(super) fn f() {{\n{}    }}", "        g();\n".repeat(count));
+    breaks(long_function, "tensor.rs", &lines(99));
+    assert_eq!(long_function(&Source { path: "tensor.rs".into(), text: lines(98) }), None);
+    let declared = format!("trait T {{\n    fn f();\n{}}}", "    fn g();\n".repeat(100));
+    assert_eq!(long_function(&Source { path: "tensor.rs".into(), text: declared }), None);
 }
 
 #[test]
@@ -498,8 +526,10 @@ fn homeless_crate(source: &Source) -> Option<String> {
 /// The files of one module that import each other, directly or through others, by their paths without `.rs`.
 fn circles(sources: &[Source]) -> Vec<Vec<String>> {
     let modules: BTreeSet<&str> = sources.iter().map(Source::stem).collect();
+    let exported: BTreeMap<String, &str> =
+        sources.iter().flat_map(|source| source.exported(&modules)).collect();
     let imports: BTreeMap<&str, BTreeSet<&str>> =
-        sources.iter().map(|source| (source.stem(), source.siblings(&modules))).collect();
+        sources.iter().map(|source| (source.stem(), source.siblings(&modules, &exported))).collect();
     let reached: BTreeMap<&str, BTreeSet<&str>> = modules
         .iter()
         .map(|module| {
@@ -516,6 +546,26 @@ fn circles(sources: &[Source]) -> Vec<Vec<String>> {
         circles.insert(members.map(ToString::to_string).collect());
     }
     circles.into_iter().collect()
+}
+
+/// The head of a function of more than a hundred lines.
+fn long_function(source: &Source) -> Option<String> {
+    const MOST: usize = 100;
+    let lines: Vec<&str> = source.text.lines().take_while(|line| *line != "#[cfg(test)]").collect();
+    let is_head = |line: &str| {
+        let words = line.trim_start().split("fn ").next().unwrap_or_default();
+        line.contains("fn ")
+            && words.split(' ').all(|word| ["", "const", "unsafe"].contains(&word) || word.starts_with("pub"))
+    };
+    lines.iter().enumerate().filter(|(_, line)| is_head(line)).find_map(|(at, head)| {
+        let indent = &head[..head.len() - head.trim_start().len()];
+        let ends = |line: &&str| {
+            line.strip_prefix(indent)
+                .is_some_and(|rest| rest == "}" || rest.ends_with(';') && !rest.starts_with(' '))
+        };
+        let count = lines[at..].iter().position(ends)? + 1;
+        (count > MOST).then(|| format!("{} ({count} lines)", head.trim()))
+    })
 }
 
 fn printing(source: &Source) -> Option<String> {
@@ -684,7 +734,26 @@ impl Source {
 
     /// Those of the modules that its code names and that lie in the same top-level module, but for its parents and
     /// children.
-    fn siblings<'a>(&self, modules: &BTreeSet<&'a str>) -> BTreeSet<&'a str> {
+    /// What a module has from its children under its own name, as `a/B` of `a/b` where `a.rs` has `pub use b::B`.
+    fn exported<'a>(&self, modules: &BTreeSet<&'a str>) -> Vec<(String, &'a str)> {
+        let uses = self.code().filter(|line| line.trim_start().starts_with("pub") && line.contains(" use "));
+        let mut found = Vec::new();
+        for line in uses {
+            let path = line.split_once(" use ").map_or("", |(_, path)| path).trim_start_matches("self::");
+            for path in expanded("", path).0 {
+                let (child, item) = path.split_once("::").unwrap_or((&path, ""));
+                let child = modules.get(&format!("{}/{child}", self.stem())[..]);
+                found.extend(child.map(|child| (format!("{}/{item}", self.stem()), *child)));
+            }
+        }
+        found
+    }
+
+    fn siblings<'a>(
+        &self,
+        modules: &BTreeSet<&'a str>,
+        exported: &BTreeMap<String, &'a str>,
+    ) -> BTreeSet<&'a str> {
         let here: Vec<&str> = self.stem().split('/').collect();
         let code: Vec<String> = self.code().take_while(|line| line != "#[cfg(test)]").collect();
         let code: Vec<&str> = code.iter().map(|line| line.split(" // ").next().unwrap_or(line)).collect();
@@ -694,7 +763,10 @@ impl Source {
             for path in paths(&code, word) {
                 let full: Vec<&str> = base.iter().copied().chain(path.split("::")).collect();
                 // The longest part of the path that is a module; what follows is an item of it.
-                let names = (1..=full.len()).rev().find_map(|len| modules.get(&full[..len].join("/")[..]));
+                let names = (1..=full.len()).rev().find_map(|len| {
+                    let path = full[..len].join("/");
+                    modules.get(&path[..]).copied().or_else(|| exported.get(&path).copied())
+                });
                 found.extend(names);
             }
         }

@@ -216,11 +216,10 @@ fn port_of_an_unknown_type() {
 }
 
 #[test]
-fn context_without_room() {
-    for context in [0, 1, 2] {
-        let message = format!(
-            "components.text_encoder.tokenizer.context: expected room for a word between two special tokens, got {context}"
-        );
+fn context_that_is_none() {
+    for context in [0, 1, 2, 65_537, 1 << 62, 1 << 63] {
+        let message =
+            format!("components.text_encoder.tokenizer.context: expected 3 to 65536 tokens, got {context}");
         assert_eq!(refusal(&format!("{TOKENIZER}/context"), context.into()), message);
     }
 }

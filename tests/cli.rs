@@ -1144,7 +1144,7 @@ mod model {
         let bundle = Bundle::new();
         fs::remove_file(bundle.file(UNET)).unwrap();
         assert!(Command::new("mkfifo").arg(bundle.file(UNET)).status().unwrap().success());
-        is_refused(&bundle, &["weights/unet.safetensors: expected a file, got something else"]);
+        is_refused(&bundle, &["weights/unet.safetensors: expected a regular file, got another kind"]);
     }
 
     #[test]
@@ -2921,7 +2921,8 @@ mod batch {
             with("init", json!("none.png")),
             with("output", json!("../escaped.png")),
             with("output", json!("/tmp/escaped.png")),
-            with("output", json!("00007.png")),
+            with("output", json!("nul\u{0}.png")),
+            with("output", json!("00008.png")),
             good.clone(),
             with("output", json!(5)),
             with("output", json!("x.doc")),
@@ -2937,10 +2938,11 @@ mod batch {
             "did you mean steps?",
             "steps: expected",
             "init: expected",
-            "got ../escaped.png",
-            "got /tmp/escaped.png",
+            "got \"../escaped.png\"",
+            "got \"/tmp/escaped.png\"",
+            "got \"nul\\0.png\"",
             "done",
-            "00007.png, which line 6 has",
+            "00008.png, which line 7 has",
             "output: expected a file name, got 5",
             "x.doc",
             "none.safetensors",

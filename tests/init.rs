@@ -513,6 +513,25 @@ fn extensions_that_cannot_be_are_refused() {
     }
 }
 
+/// The fields of a second pass are public, and checked once more.
+#[test]
+fn second_passes_out_of_range() {
+    let pipeline = pipeline();
+    for (scale, strength, message) in [
+        (2.0, 7.0, "hires: expected a strength from 0 to 1, got 7"),
+        (2.0, f64::NAN, "hires: expected a strength from 0 to 1, got NaN"),
+        (0.5, 0.5, "hires: expected a scale above 1"),
+        (f64::INFINITY, 0.5, "hires: expected a scale above 1"),
+    ] {
+        let mut recipe = in_two_passes("2x");
+        let hires = recipe.hires.as_mut().unwrap();
+        (hires.scale, hires.strength) = (scale, strength);
+        let error = pipeline.request(recipe).map(drop).expect_err(message);
+        assert_eq!(error.kind(), ErrorKind::Usage);
+        assert!(error.to_string().starts_with(message), "{error}");
+    }
+}
+
 /// A draft with a second pass, from 64x64 pixels.
 fn in_two_passes(hires: &str) -> Recipe {
     let size = Some("64x64".parse().unwrap());

@@ -138,7 +138,10 @@ fn folders_that_are_no_models_say_what_they_are() {
     );
     let component = folder("whole/unet", &["diffusion_pytorch_model.safetensors"]);
     fs::write(component.join("config.json"), r#"{"_class_name": "UNet2DConditionModel"}"#).unwrap();
-    refused(&component, &["one component, a UNet2DConditionModel", "give the folder that it is a part of"]);
+    refused(
+        &component,
+        &["a single component (UNet2DConditionModel)", "give the folder that it is a part of"],
+    );
     // All that is missing is named.
     let cut = folder("cut", &["model_index.json", "unet/config.json", "tokenizer/vocab.json"]);
     refused(&cut, &["missing are scheduler, vae, text_encoder; got tokenizer, unet", "`vae`"]);

@@ -903,6 +903,21 @@ mod command {
             2,
             "expected a public key of minisign or a file with one, got \"x\"",
         );
+        // What is not for a bundle is not used.
+        refuses(
+            &[&verify[..], &["-m", "other"]].concat(),
+            2,
+            "verify: expected a bundle alone, got flags for an image",
+        );
+        refuses(&[&verify[..], &["--provider", "cpu"]].concat(), 2, "verify: expected a bundle alone");
+        refuses(&[&verify[..], &["--lora", "x.safetensors"]].concat(), 2, "verify: expected a bundle alone");
+        // No bundle, and so not signed.
+        let upscaler = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/upscaler/x2_unknown.onnx");
+        refuses(
+            &["upscale", "x.png", "-o", "y.png", "-m", upscaler, "--require-signed", &key],
+            4,
+            "expected a signed bundle, got another model",
+        );
         // The built-in model is a part of the program.
         assert!(calotype(&["plan", "--require-signed", &key]).status().unwrap().success());
     }

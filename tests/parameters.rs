@@ -126,9 +126,18 @@ fn settings_are_read() {
             &[],
         ),
         (
+            "Steps: 20, Sampler: Euler a, Steps: 30, CFG scale: nan",
+            json!({"steps": 30, "guidance": null}),
+            &[
+                "Steps: there several times: the last is used, and not \"20\"",
+                "CFG scale: there several times: the last is used, and not \"7\"",
+                "CFG scale: not understood",
+            ],
+        ),
+        (
             "Steps: 20, Sampler: DPM2 a Karras",
             json!({"sampler": "dpm2-a", "schedule": "karras"}),
-            &["Sampler: DPM2 a: A1111 leaves out the next to last"],
+            &["Sampler: DPM2 a: A1111 discards the next-to-last sigma"],
         ),
         (
             "Steps: 20, Sampler: DPM adaptive",

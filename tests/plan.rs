@@ -161,3 +161,15 @@ fn sizes_that_are_none() {
         assert!(output.status.success(), "{budget:?}: {output:?}");
     }
 }
+
+/// A path that is mistyped is no prompt.
+#[test]
+fn paths_of_models_that_are_not_there() {
+    for path in ["stable-diffusion-v1-5/", "nosuch.safetensors", "models/nosuch", "a.GGUF"] {
+        let output = calotype(&["plan", path]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{path}: {said}");
+        assert!(said.contains("expected a prompt or a model, got"), "{path}: {said}");
+    }
+    assert!(calotype(&["plan", "red/green apples, 50 mm f/1.8"]).status.success());
+}

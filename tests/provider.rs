@@ -139,7 +139,7 @@ fn mistakes_are_refused_with_what_was_expected() {
         ("unet=cuda,unet=cuda", "unet: cuda: expected once, got twice"),
         ("vae=cuda,vae_decoder=cpu", "expected vae or vae_decoder, got both"),
         ("vae_encoder=cpu,vae=cuda", "expected vae_encoder or vae, got both"),
-        ("cpu,cuda", "cpu: expected last, got cuda after it"),
+        ("cpu,cuda", "cpu: expected as the last provider, got cuda after it"),
         ("cpu:threads=2", "cpu: expected no options, got threads"),
         ("cuda:device_id=", "cuda: device_id: expected a value, got none"),
         ("cuda:a=1:a=2", "cuda: a: expected once, got twice"),

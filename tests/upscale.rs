@@ -10,8 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use calotype::engine::SessionOptions;
+use calotype::graph::proto::{DimensionValue, ModelProto, TypeValue};
 use calotype::{ErrorKind, Upscaler};
 use image::{ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
+use prost::Message as _;
 use serde_json::Value;
 
 const MIB: f64 = 1_048_576.0;
@@ -148,6 +150,23 @@ fn networks_that_are_no_upscalers() {
         let error = Upscaler::open(&golden(name)).map(drop).expect_err(message);
         assert_eq!(error.kind(), ErrorKind::Model, "{error}");
         assert!(error.to_string().contains(message), "{error}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fixed.onnx");
+    for [height, width] in
+        [[1 << 16, 64], [64, 1 << 31], [1 << 62, 1 << 62], [65_535, 65_535], [i64::MAX, 128]]
+    {
+        let mut model = ModelProto::decode(&fs::read(golden("x1_5.onnx")).unwrap()[..]).unwrap();
+        let input = &mut model.graph.as_mut().unwrap().input[0];
+        let Some(TypeValue::TensorType(of)) = &mut input.r#type.as_mut().unwrap().value else { panic!() };
+        let dims = &mut of.shape.as_mut().unwrap().dim;
+        for (dim, side) in dims[2..].iter_mut().zip([height, width]) {
+            dim.value = Some(DimensionValue::DimValue(side));
+        }
+        fs::write(&path, model.encode_to_vec()).unwrap();
+        let error = Upscaler::open(&path).map(drop).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Model, "{error}");
+        assert!(error.to_string().contains("input: expected sides of at most 65535 pixels"), "{error}");
     }
     let (image, missing) = (golden("image.png"), golden("nowhere.onnx"));
     refuses(&[image.to_str().unwrap(), "--model", missing.to_str().unwrap()], 4, "nowhere.onnx");

@@ -402,7 +402,7 @@ class Scenes:
         return out + plan.ground
 
     def draw(self, plans: list[Plan]) -> Tensor:
-        """Scenes (B, 3, SIZE_PX, SIZE_PX) in -1..1, on the processor."""
+        """Scenes (B, 3, SIZE_PX, SIZE_PX) in -1..1, on the CPU."""
         return Painter(self.image).paint(torch.tensor([self.row(plan) for plan in plans]))[0]
 
     def noun(self, picture: int, rng: random.Random) -> str:

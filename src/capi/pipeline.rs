@@ -519,15 +519,15 @@ impl State {
             let preview = if is_due(preview_every) { run.preview().ok().flatten() } else { None };
             let snapshot = if is_due(snapshot_every) { run.snapshot().ok() } else { None };
             let pixels = preview.as_ref().map(calotype_pixels::of);
-            let mut told = progress_of(progress);
+            let mut shown = progress_of(progress);
             if let Some(pixels) = &pixels {
-                told.preview = pixels;
+                shown.preview = pixels;
             }
             if let Some(snapshot) = &snapshot {
-                (told.snapshot, told.snapshot_bytes) = (snapshot.as_ptr(), snapshot.len());
+                (shown.snapshot, shown.snapshot_bytes) = (snapshot.as_ptr(), snapshot.len());
             }
             // SAFETY: the caller's function, with the pointer that was given for it; what it is told is there until it returns.
-            unsafe { on_step(user, &raw const told) != 0 }
+            unsafe { on_step(user, &raw const shown) != 0 }
         };
         self.run(|run| {
             if is_stopped(run) {

@@ -253,17 +253,19 @@ impl Batch<'_> {
             Some(Value::String(name)) => PathBuf::from(name),
             Some(other) => return Err(refuse(format!("output: expected a file name, got {other}"))),
         };
-        let is_inside = file.components().all(|part| matches!(part, Component::Normal(_)));
+        // No system has names with these.
+        let is_name = !file.as_os_str().as_encoded_bytes().contains(&0);
+        let is_inside = is_name && file.components().all(|part| matches!(part, Component::Normal(_)));
         if !is_inside || file.file_name().is_none() || file.starts_with(JOURNAL) {
             let got = file.display();
             return Err(refuse(format!(
-                "output: expected the name of a file in the folder of --output, got {got}"
+                "output: expected the name of a file in the folder of --output, got {got:?}"
             )));
         }
         if let Some(other) = self.taken.insert(file.clone(), number) {
             let got = file.display();
             return Err(refuse(format!(
-                "output: expected a name of its own, got {got}, which line {other} has"
+                "output: expected a name that no other line has, got {got}, which line {other} has"
             )));
         }
         // A receipt has the version of calotype instead.
@@ -360,7 +362,7 @@ impl Log {
             }
             let result: Value = serde_json::from_slice(line).map_err(|error| {
                 let problem = format!("line {}: expected a result, a JSON object", index + 1);
-                refuse(ErrorKind::Input, &problem).source(error).help("delete the file to begin anew")
+                refuse(ErrorKind::Input, &problem).source(error).help("delete the file to start over")
             })?;
             let text = |name: &str| result[name].as_str().map(str::to_owned);
             if let (Some(file), Some(id), Some(seed), Some(hash)) =

@@ -38,7 +38,7 @@ pub(super) struct Flags {
     /// How many images are measured, after one that is not, in which sessions are opened.
     #[arg(long, value_name = "N", default_value = "3")]
     runs: NonZeroU16,
-    /// An earlier measurement, as --json prints it: how much of its time each part takes now.
+    /// An earlier measurement, as --json prints it: the time of each part relative to it.
     #[arg(long, value_name = "JSON")]
     compare: Option<PathBuf>,
     #[command(flatten)]

@@ -46,9 +46,9 @@ pub(super) struct Drawing {
     /// The image's size in pixels.
     #[arg(long, value_name = "WxH")]
     size: Option<String>,
-    /// A second pass at a larger size (A1111's Hires fix): the image is enlarged so many times, and generated again from there. As in
-    /// `2x:strength=0.5:upscaler=pixel`: the denoising strength (0.7 when absent), and what is enlarged, latent (the default) or
-    /// pixel, which keeps more of the image at low strengths.
+    /// A second pass at a larger size (A1111's Hires fix): the image is enlarged by this factor, and generated again from there. As in
+    /// `2x:strength=0.5:upscaler=pixel`: the denoising strength (0.7 when absent), and the upscaler: latent (the default), or
+    /// pixel, which preserves more of the image at low strengths.
     #[arg(long, value_name = "SCALE")]
     hires: Option<String>,
     /// An init image: PNG, JPEG, WebP, GIF, BMP or TIFF.
@@ -58,8 +58,8 @@ pub(super) struct Drawing {
     /// stretch (the default).
     #[arg(long, value_name = "HOW")]
     resize: Option<String>,
-    /// Inpainting mask, of the init image's size: white areas are repainted. Where it has transparent areas, these are
-    /// repainted instead. `alpha` takes the init image's own transparent areas.
+    /// Inpainting mask, of the init image's size: white areas are repainted. If it has transparency, transparent areas
+    /// are repainted instead. `alpha` takes the init image's own transparent areas.
     #[arg(long, value_name = "IMG|alpha")]
     pub(super) mask: Option<PathBuf>,
     /// Extend the init image (outpainting), as in `left=64,top=32` (also right, bottom): what is added is painted, and blended with
@@ -72,15 +72,15 @@ pub(super) struct Drawing {
     /// Repaint the black areas of the mask instead of the white ones.
     #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true, default_missing_value = "on", hide_possible_values = true)]
     mask_invert: Option<Switch>,
-    /// Grow the white areas of the mask by so many pixels of the finished image in each direction; a negative number shrinks them.
+    /// Grow the white areas of the mask by N pixels of the finished image in each direction; a negative number shrinks them.
     #[arg(long, value_name = "PX", allow_negative_numbers = true)]
     mask_grow: Option<i32>,
     /// Blur the mask: standard deviation of a Gaussian filter, in pixels of the finished image.
     #[arg(long, value_name = "PX")]
     mask_blur: Option<f64>,
-    /// Repaint the surroundings of the mask alone, so many pixels around it included (32 when absent): the region is scaled to
-    /// the size, repainted, scaled back and pasted. The finished image has the init image's size; the mask is blurred by 4 pixels,
-    /// unless told otherwise.
+    /// Inpaint only the masked region ("only masked") with PADDING pixels around it (32 when absent): the region is scaled to the
+    /// size, repainted, scaled back and pasted. The finished image has the init image's size; the mask is blurred by 4 pixels by
+    /// default.
     #[arg(long, value_name = "PADDING", num_args = 0..=1, require_equals = true, default_missing_value = "32")]
     mask_only: Option<u32>,
     /// Take the mask's grey values as denoising strengths (differential diffusion).
@@ -101,7 +101,7 @@ pub(super) struct Drawing {
     /// Number of denoising steps.
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
-    /// End after so many of the steps: the image is what the model then expects of the finished one.
+    /// End after N of the steps: the image is the model's estimate of the clean image at that step.
     #[arg(long, value_name = "N")]
     stop_after: Option<usize>,
     /// Guidance scale (CFG); 1 is no guidance. `7x5,1` is 7 for five steps, then 1.

@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use calotype::engine::{Placement, Provider, Residency, Session, SessionOptions, providers_needed};
-use calotype::model::Part;
+use calotype::model::{Model, Part};
 use calotype::signature::Binding;
 use calotype::{Error, ErrorKind};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::open::{Additions, Components, open_model};
 use super::pack::losses;
@@ -63,62 +63,9 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     );
     let mut components = serde_json::Map::new();
     for part in model.parts() {
-        let (graph, weights, signature) = (part.graph(), part.weights(), part.signature());
-        let bytes: usize =
-            graph.parameters().iter().filter_map(|p| weights.get(&p.name)).map(|w| w.len_bytes()).sum();
-        let count: usize = graph.parameters().iter().map(|p| p.shape.iter().product::<usize>()).sum();
-        // Binding is what a run would do: a model that does not fit is found here too.
-        part.bind()?;
-        let bindings = |bindings: &[Binding]| bindings.iter().map(Binding::to_string).collect::<Vec<_>>();
-        let (inputs, outputs) = (bindings(&signature.inputs), bindings(&signature.outputs));
-        writeln!(text, "{}: {} + {}", part.name(), part.graph_origin(), part.weights_origin())
-            .expect("a String takes all text");
-        writeln!(text, "  {}", part.family()).expect("a String takes all text");
-        writeln!(text, "  {count} parameters in {bytes} bytes").expect("a String takes all text");
-        let copied_bytes = weights.copied_bytes();
-        if copied_bytes > 0 {
-            writeln!(text, "  {copied_bytes} bytes of them copied or decoded into memory while it is open")
-                .expect("a String takes all text");
-        }
-        let contents = model.contents().map(|contents| &contents.components);
-        let component =
-            contents.and_then(|components| components.iter().find(|(name, _)| *name == part.name()));
-        let compute = component.and_then(|(_, component)| component.compute.as_ref());
-        if let Some(compute) = compute {
-            text += &losses(compute);
-        }
-        for port in &inputs {
-            writeln!(text, "  in  {port}").expect("a String takes all text");
-        }
-        for port in &outputs {
-            writeln!(text, "  out {port}").expect("a String takes all text");
-        }
-        let operators = graph.custom_operators();
-        for operator in &operators {
-            let note = match providers_needed(operator) {
-                Some(providers) => format!("not on a CPU: needs {providers}"),
-                None => "ONNX Runtime's own".into(),
-            };
-            writeln!(text, "  op  {operator} ({note})").expect("a String takes all text");
-        }
-        let placement = session.as_ref().map(|options| placement(part, options)).transpose()?;
-        text += &placement.as_ref().map_or(String::new(), placement_text);
-        components.insert(
-            part.name().into(),
-            json!({
-                "family": part.family(),
-                "graph": part.graph_origin(),
-                "weights": part.weights_origin(),
-                "parameters": count,
-                "weights_bytes": bytes,
-                "copied_bytes": copied_bytes,
-                "compute": compute,
-                "inputs": inputs,
-                "outputs": outputs,
-                "operators": operators.iter().map(|name| (name.clone(), json!(providers_needed(name)))).collect::<serde_json::Map<_, _>>(),
-                "placement": placement.as_ref().map(provider::json),
-            }),
-        );
+        let (told, seen) = component(&model, part, session.as_ref())?;
+        text += &told;
+        components.insert(part.name().into(), seen);
     }
     let json = json!({
         "name": manifest.name,
@@ -137,6 +84,64 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
         "files": model.contents().map(|contents| &contents.files),
     });
     Ok(Report::new(text, json))
+}
+
+/// What is in a component, as text and as JSON.
+fn component(model: &Model, part: &Part, session: Option<&SessionOptions>) -> Result<(String, Value), Error> {
+    let mut text = String::new();
+    let (graph, weights, signature) = (part.graph(), part.weights(), part.signature());
+    let bytes: usize =
+        graph.parameters().iter().filter_map(|p| weights.get(&p.name)).map(|w| w.len_bytes()).sum();
+    let count: usize = graph.parameters().iter().map(|p| p.shape.iter().product::<usize>()).sum();
+    // Binding is what a run would do: a model that does not fit is found here too.
+    part.bind()?;
+    let bindings = |bindings: &[Binding]| bindings.iter().map(Binding::to_string).collect::<Vec<_>>();
+    let (inputs, outputs) = (bindings(&signature.inputs), bindings(&signature.outputs));
+    writeln!(text, "{}: {} + {}", part.name(), part.graph_origin(), part.weights_origin())
+        .expect("a String takes all text");
+    writeln!(text, "  {}", part.family()).expect("a String takes all text");
+    writeln!(text, "  {count} parameters in {bytes} bytes").expect("a String takes all text");
+    let copied_bytes = weights.copied_bytes();
+    if copied_bytes > 0 {
+        writeln!(text, "  {copied_bytes} bytes of them copied or decoded into memory while it is open")
+            .expect("a String takes all text");
+    }
+    let contents = model.contents().map(|contents| &contents.components);
+    let component = contents.and_then(|components| components.iter().find(|(name, _)| *name == part.name()));
+    let compute = component.and_then(|(_, component)| component.compute.as_ref());
+    if let Some(compute) = compute {
+        text += &losses(compute);
+    }
+    for port in &inputs {
+        writeln!(text, "  in  {port}").expect("a String takes all text");
+    }
+    for port in &outputs {
+        writeln!(text, "  out {port}").expect("a String takes all text");
+    }
+    let operators = graph.custom_operators();
+    for operator in &operators {
+        let note = match providers_needed(operator) {
+            Some(providers) => format!("not on a CPU: needs {providers}"),
+            None => "ONNX Runtime's own".into(),
+        };
+        writeln!(text, "  op  {operator} ({note})").expect("a String takes all text");
+    }
+    let placement = session.map(|options| placement(part, options)).transpose()?;
+    text += &placement.as_ref().map_or(String::new(), placement_text);
+    let json = json!({
+        "family": part.family(),
+        "graph": part.graph_origin(),
+        "weights": part.weights_origin(),
+        "parameters": count,
+        "weights_bytes": bytes,
+        "copied_bytes": copied_bytes,
+        "compute": compute,
+        "inputs": inputs,
+        "outputs": outputs,
+        "operators": operators.iter().map(|name| (name.clone(), json!(providers_needed(name)))).collect::<serde_json::Map<_, _>>(),
+        "placement": placement.as_ref().map(provider::json),
+    });
+    Ok((text, json))
 }
 
 /// Where a component runs, which is seen when it is opened.

@@ -81,9 +81,7 @@ impl Mentioned {
                         strength: unet,
                         text_encoder_strength: (text_encoder != unet).then_some(text_encoder),
                     }),
-                    None => {
-                        tell(&not_found("<lora:NAME:1>", &name, "--lora-dir", folders.lora_dir.as_deref()))
-                    }
+                    None => tell(&not_found("<lora:NAME>", &name, "--lora-dir", folders.lora_dir.as_deref())),
                 },
                 Mention::Embedding { name } => words.push(name),
                 Mention::Unknown(typed) => tell(&format!("prompt: {typed}: not understood; ignored")),

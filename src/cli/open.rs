@@ -32,7 +32,7 @@ pub(super) struct Components {
     /// model_fp16.onnx.
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
-    /// Prediction type of the U-Net, if the model's files are wrong or do not say: epsilon, v or sample.
+    /// Prediction type of the U-Net, if the model's files are wrong or omit it: epsilon, v or sample.
     #[arg(long, value_name = "KIND")]
     prediction: Option<Prediction>,
 }

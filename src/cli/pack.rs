@@ -28,7 +28,7 @@ pub(super) struct Flags {
     /// Weight format: f32, f16, int8 or int4; unchanged when absent.
     #[arg(long, value_name = "FORM")]
     weights: Option<String>,
-    /// Computes the U-Net in integers: on CPUs int8 (fastest) or int8-fine (nearer to floats), which need no calibration; for
+    /// Computes the U-Net in integers: on CPUs int8 (fastest) or int8-fine (more accurate), which need no calibration; for
     /// OpenVINO qdq, with ranges that are measured on seeded images. In floats when absent.
     #[arg(long, value_name = "FORM")]
     compute: Option<String>,
@@ -36,7 +36,7 @@ pub(super) struct Flags {
     /// absent.
     #[arg(long, value_name = "7|8", requires = "compute")]
     weight_bits: Option<String>,
-    /// With --compute: largest error of a U-Net call, relative to floats; the worst blocks stay in floats for its sake.
+    /// With --compute: largest error of a U-Net call, relative to floats; the worst blocks stay in floats to meet it.
     #[arg(long, value_name = "E", requires = "compute")]
     max_error: Option<f64>,
     /// Licence as an SPDX expression; the model's when absent.

@@ -1,8 +1,8 @@
 //! `calotype plan`: what memory each stage of an image takes, and how it is kept within a budget.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use calotype::plan::{Plan, Stage};
 use calotype::request::Request;
@@ -14,7 +14,7 @@ use super::{Common, Report, say};
 
 #[derive(clap::Args)]
 pub(super) struct Flags {
-    /// The prompt, as for `generate`. The path of a model is taken as the model, if `--model` is absent.
+    /// The prompt, as for `generate`. An existing path is used as `--model`, if that is absent.
     #[arg(value_name = "PROMPT|MODEL")]
     prompt: Option<OsString>,
     #[command(flatten)]
@@ -27,6 +27,14 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let drawing = &flags.drawing;
     let positional = flags.prompt.as_ref();
     let named = positional.map(PathBuf::from).filter(|path| drawing.model.is_none() && path.exists());
+    if let Some(path) =
+        positional.filter(|typed| named.is_none() && drawing.model.is_none() && is_path(typed))
+    {
+        let problem =
+            format!("PROMPT|MODEL: expected a prompt or a model, got {path:?}, where there is none");
+        return Err(Error::new(ErrorKind::Usage, problem)
+            .help("for a prompt that looks like a path, name the model with {model}"));
+    }
     let prompt = match positional.filter(|_| named.is_none()).map(|typed| typed.to_str()) {
         Some(Some(prompt)) => Some(prompt.to_owned()),
         Some(None) => {
@@ -41,10 +49,20 @@ pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     flags.common.library()?;
     let options = drawing.session.options()?;
     if options.providers.is_automatic() {
-        say("provider auto: planned on the CPU, whose memory alone can be");
+        say("provider auto: only memory of the CPU can be planned");
     }
     let plan = Plan::new(&model, &request, &options, drawing.budget())?;
     Ok(Report::new(table(&plan), json!(&plan)))
+}
+
+/// Whether a text is one word that names a folder or a model's file.
+fn is_path(typed: &OsStr) -> bool {
+    const MODELS: [&str; 5] = ["safetensors", "gguf", "ckpt", "onnx", "json"];
+    let text = typed.to_string_lossy();
+    let is_file = Path::new(typed)
+        .extension()
+        .is_some_and(|found| MODELS.iter().any(|name| found.eq_ignore_ascii_case(name)));
+    !text.contains(char::is_whitespace) && (is_file || text.contains(std::path::is_separator))
 }
 
 fn table(plan: &Plan) -> String {

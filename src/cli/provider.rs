@@ -26,11 +26,11 @@ pub(super) struct Choice {
     /// Execution providers, comma-separated, in fallback order: cpu, cuda, tensorrt, coreml, openvino, directml, qnn,
     /// xnnpack, webgpu or plugin:FILE[:NAME], with options as in `cuda:device_id=1`. `cuda,cpu` runs operators that
     /// CUDA lacks on the CPU; `unet=cuda,vae=cpu` chooses per component. `auto`: for each component the one that is fastest for
-    /// these images and computes what the CPU does, by trials that are cached. CPU when absent.
+    /// these images and whose results match the CPU's, by trials that are cached. CPU when absent.
     #[arg(long, value_name = "LIST")]
     provider: Option<String>,
     /// How exactly providers compute: exact (32-bit floats), balanced (TF32 or 16-bit floats where that is faster) or fast
-    /// (bfloat16, too). The provider's own default when absent; options of a provider that set it have priority.
+    /// (also bfloat16). The provider's own default when absent; options of a provider that set it have priority.
     #[arg(long, value_name = "LEVEL", requires = "provider")]
     precision: Option<Intent>,
     /// Folder for compiled graphs of providers; calotype's folder in the user's cache when absent.
@@ -46,6 +46,11 @@ impl Choice {
             Some(intent) => providers.map(|providers| providers.with_precision(intent)).transpose()?,
             None => providers,
         })
+    }
+
+    /// Whether any of it was typed.
+    pub(super) fn is_typed(&self) -> bool {
+        self.provider.is_some() || self.precision.is_some() || self.provider_cache.is_some()
     }
 
     /// Whether providers are yet to be chosen.

@@ -22,8 +22,9 @@ pub(super) struct Session {
     /// Number of threads per operator.
     #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=MAX_THREADS))]
     threads: Option<u16>,
-    /// Open signed bundles alone, with nothing in place of their parts or added to them: KEY is minisign's public key, or its file, and
-    /// the bundle has calotype.json.minisig, which `minisign -Sm calotype.json` makes. Every file is compared with its hash.
+    /// Accept only bundles signed by KEY, minisign's public key or its file: the bundle has calotype.json.minisig, which
+    /// `minisign -Sm calotype.json` makes, and every file is compared with its hash. LoRA files, embeddings and replaced
+    /// components are refused.
     #[arg(long, value_name = "KEY")]
     require_signed: Option<String>,
     #[command(flatten)]
@@ -34,6 +35,11 @@ impl Session {
     /// Whether providers are yet to be chosen.
     pub(super) fn is_automatic(&self) -> bool {
         self.provider.is_automatic()
+    }
+
+    /// Whether threads or providers were typed.
+    pub(super) fn says_how_to_compute(&self) -> bool {
+        self.threads.is_some() || self.provider.is_typed()
     }
 
     /// Refuses the model of a recipe that is not signed, if that was asked for.

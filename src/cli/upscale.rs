@@ -7,6 +7,7 @@ use calotype::engine::SessionOptions;
 use calotype::image_file::ImageFile;
 use calotype::memory;
 use calotype::plan::Budget;
+use calotype::recipe::Recipe;
 use calotype::{Error, Upscaler};
 use serde_json::json;
 
@@ -33,6 +34,8 @@ pub(super) struct Flags {
 
 pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     let started = Instant::now();
+    let files = Recipe { model: flags.model.clone().map(Into::into), ..Recipe::default() };
+    flags.session.check_signed(&files)?;
     let destination = Destination::open(flags.output.clone())?;
     let file = ImageFile::open(&flags.image)?;
     let upscaler = match &flags.model {

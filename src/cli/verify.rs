@@ -51,6 +51,21 @@ pub(super) struct Flags {
 }
 
 impl Flags {
+    /// Refuses what is there for images that are generated again.
+    fn expect_bundle_alone(&self) -> Result<(), Error> {
+        let mut files = Recipe::default();
+        self.components.apply(&mut files);
+        self.additions.apply(&mut files)?;
+        self.control.apply(&mut files)?;
+        let is_named = self.model.is_some() || self.init.is_some() || self.mask.is_some();
+        if is_named || files.to_json() != Recipe::default().to_json() || self.session.says_how_to_compute() {
+            let problem = "verify: expected a bundle alone, got flags for an image that is generated again";
+            return Err(Error::new(ErrorKind::Usage, problem)
+                .help("of a bundle, only {memory} and {require_signed} are used"));
+        }
+        Ok(())
+    }
+
     /// As if it were generated from its receipt with these files.
     fn drawing(&self) -> Drawing {
         let mut drawing = Drawing::default();
@@ -69,6 +84,7 @@ impl Flags {
 
 pub(super) fn run(flags: &Flags) -> Result<Report, Error> {
     if flags.path.is_dir() {
+        flags.expect_bundle_alone()?;
         flags.common.library()?;
         let bundle_alone = Recipe { model: Some(flags.path.clone().into()), ..Recipe::default() };
         flags.session.check_signed(&bundle_alone)?;

@@ -439,21 +439,23 @@ impl FromStr for Providers {
                 _ => (None, entry),
             };
             if bare(typed) == AUTOMATIC {
-                return Err(refused(format!("auto: expected alone, got {text:?}")));
+                return Err(refused(format!("auto: expected as the only provider, got {text:?}")));
             }
             let provider: Provider = typed.parse()?;
             providers.list(group)?.push(provider);
         }
-        let lists = providers.named.iter().map(|(group, list)| (*group, list));
-        for (place, list) in [("provider", &providers.others)].into_iter().chain(lists) {
+        let lists = providers.named.iter().map(|(group, list)| (format!("{group}: "), list));
+        for (place, list) in [(String::new(), &providers.others)].into_iter().chain(lists) {
             for (index, provider) in list.iter().enumerate() {
                 if list[..index].iter().any(|known| known.kind == provider.kind) {
-                    return Err(refused(format!("{place}: {}: expected once, got twice", provider.kind)));
+                    return Err(refused(format!("{place}{}: expected once, got twice", provider.kind)));
                 }
                 if provider.is_cpu() && index + 1 < list.len() {
                     let after = &list[index + 1];
-                    return Err(refused(format!("{place}: cpu: expected last, got {after} after it"))
-                        .help("providers after cpu would never be used"));
+                    return Err(refused(format!(
+                        "{place}cpu: expected as the last provider, got {after} after it"
+                    ))
+                    .help("providers after cpu would never be used"));
                 }
             }
         }
@@ -615,7 +617,7 @@ mod tests {
         }
         for typed in ["auto,cpu", "cuda,auto", "unet=auto", "auto,auto"] {
             let error = typed.parse::<Providers>().unwrap_err();
-            let expected = format!("provider: auto: expected alone, got {typed:?}");
+            let expected = format!("provider: auto: expected as the only provider, got {typed:?}");
             assert_eq!((error.kind(), error.to_string()), (ErrorKind::Usage, expected));
         }
         assert!(!"cpu".parse::<Providers>().unwrap().is_automatic());

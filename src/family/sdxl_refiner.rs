@@ -7,6 +7,9 @@ use crate::prediction::Prediction;
 /// How many sizes its U-Net takes: an aesthetic score stands in place of the target size.
 pub(crate) const TIME_IDS: usize = 5;
 
+/// The default denoising strength of an init image.
+pub(crate) const STRENGTH: f64 = 0.3;
+
 pub(super) static FACTS: Facts = Facts {
     name: "Stable Diffusion XL refiner",
     aliases: &["sdxl-refiner", "sdxl_refiner_v1-0", "stable-diffusion-xl-v1-refiner"],

@@ -133,7 +133,10 @@ fn bring_in(node: &mut NodeProto, path: &Path) -> Result<(), String> {
         let file = path.with_file_name(location);
         // Opening a named pipe would wait for ever.
         if file.metadata().is_ok_and(|metadata| !metadata.is_file()) {
-            return Err(format!("constant {name}: {}: expected a file, got something else", file.display()));
+            return Err(format!(
+                "constant {name}: {}: expected a regular file, got another kind",
+                file.display()
+            ));
         }
         let mut bytes = vec![0; len_bytes];
         let read = File::open(&file).and_then(|mut file| {

@@ -179,7 +179,7 @@ impl Region {
     }
 }
 
-/// Widens a span by so many pixels, half of them on each side if there is room.
+/// Widens a span by a number of pixels, half of them on each side if there is room.
 fn widen(span: &mut [i64; 2], by: i64, length: i64) {
     span[0] -= by / 2;
     span[1] += by - by / 2;

@@ -128,6 +128,12 @@ impl Texts {
     fn keep(&mut self, keyword: &str, text: String) {
         match keyword {
             "calotype" => self.json = self.json.take().or(Some(text)),
+            // Under the name of A1111's text.
+            "parameters" if is_json(&text) => {
+                let is_swarm = text.contains("\"sui_image_params\"");
+                self.other =
+                    self.other.or(Some(if is_swarm { "metadata of SwarmUI" } else { "metadata of Fooocus" }));
+            }
             "parameters" => self.parameters = self.parameters.take().or(Some(text)),
             "prompt" | "workflow" => self.other = self.other.or(Some("a workflow of ComfyUI")),
             "invokeai_metadata" | "sd-metadata" | "invokeai_graph" | "Dream" => {
@@ -156,6 +162,15 @@ impl Texts {
                         self.keep("calotype", text);
                     }
                 }
+                // What ComfyUI has in a PNG's texts, it has in a WebP's `Make` and `Model`.
+                0x010f | 0x0110 => {
+                    let text = String::from_utf8_lossy(value.bytes);
+                    if let Some((keyword, rest)) =
+                        text.split_once(':').filter(|(_, rest)| rest.starts_with('{'))
+                    {
+                        self.keep(keyword, rest.into());
+                    }
+                }
                 0x8769 => {
                     for (tag, value) in tiff.directory(value.number as usize) {
                         if tag == 0x9286 {
@@ -170,6 +185,11 @@ impl Texts {
             self.keep("parameters", text);
         }
     }
+}
+
+/// Whether a text is JSON, and no prompt that begins with a bracket.
+fn is_json(text: &str) -> bool {
+    text.trim_start().starts_with('{') && serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
 }
 
 /// The keyword and the text of a chunk, if it is one.
@@ -390,11 +410,23 @@ mod tests {
         for (keyword, other) in [
             ("workflow", Some("a workflow of ComfyUI")),
             ("invokeai_metadata", Some("metadata of InvokeAI")),
+            ("parameters", Some("metadata of Fooocus")),
             ("Title", None),
         ] {
             let file = png(&[chunk(b"tEXt", &[keyword.as_bytes(), b"\0{}"].concat())]);
             assert_eq!(read(&file).unwrap().unwrap(), Texts { other, ..Texts::default() });
         }
+        let swarm = png(&[chunk(b"tEXt", b"parameters\0{\"sui_image_params\": {}}")]);
+        assert_eq!(read(&swarm).unwrap().unwrap().other, Some("metadata of SwarmUI"));
+        let prompt = png(&[chunk(b"tEXt", b"parameters\0{red|blue} car\nSteps: 1")]);
+        assert!(read(&prompt).unwrap().unwrap().parameters.is_some());
+        let mut comfy = exif(true, b"workflow:{\"a\": 1}\0", b"");
+        let make = comfy.windows(2).position(|tag| tag == [0x01, 0x0e]).unwrap();
+        comfy[make + 1] = 0x0f;
+        assert_eq!(
+            read(&png(&[chunk(b"eXIf", &comfy)])).unwrap().unwrap().other,
+            Some("a workflow of ComfyUI")
+        );
         for none in [&b""[..], b"{\"version\": 1}", b"GIF89a and more of it", &[0xff; 20]] {
             assert!(read(none).unwrap().is_none() || none.starts_with(b"\xff\xd8"), "{none:?}");
         }

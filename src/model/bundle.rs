@@ -182,7 +182,7 @@ fn check_size(path: &Path, record: &FileRecord) -> Result<(), Error> {
         Error::new(ErrorKind::Model, path.display().to_string()).source(error).in_file(path)
     })?;
     if !metadata.is_file() {
-        return Err(damaged(path, "expected a file, got something else".into()));
+        return Err(damaged(path, "expected a regular file, got another kind".into()));
     }
     let len_bytes = metadata.len();
     if len_bytes != record.len_bytes {

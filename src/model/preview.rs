@@ -47,8 +47,9 @@ impl PreviewDecoder {
                 "{}: expected a decoder of {} latent channels and {} pixels per cell, as the model's VAE, got {} and {}",
                 part.weights_origin, own.channels, own.factor_px, latents.channels, latents.factor_px
             );
-            return Err(Error::new(ErrorKind::Model, message)
-                .help("taesd is for Stable Diffusion 1 and 2, taesdxl for Stable Diffusion XL"));
+            return Err(
+                Error::new(ErrorKind::Model, message).help("each family has a tiny decoder of its own")
+            );
         }
         Ok(Self { part, latents })
     }

@@ -101,6 +101,9 @@ fn unknown(origin: &str, path: &str, known: &[&str]) -> Error {
     let field = path.rsplit('.').next().unwrap_or(path);
     let error =
         Error::new(ErrorKind::Input, format!("{origin}: {path}: expected a known field, got this one"));
+    if path == "sigmas" {
+        return error.help("a list of falling sigmas is the value of schedule");
+    }
     match name::nearest(field, known.iter().copied()) {
         Some(near) => error.help(format!("did you mean {near}?")),
         None => error,

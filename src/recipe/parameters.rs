@@ -286,13 +286,21 @@ impl Reader {
     }
 
     fn peek(&self, name: &str) -> Option<&str> {
-        let value = self.values.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+        // Of several, the last counts in A1111.
+        let value = self.values.iter().rfind(|(known, _)| known.eq_ignore_ascii_case(name));
         value.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
     }
 
     /// A value, which then has been read.
     fn take(&mut self, name: &str) -> Option<String> {
         let value = self.peek(name).map(str::to_owned);
+        let others = self.values.iter().filter(|(known, other)| {
+            known.eq_ignore_ascii_case(name) && value.as_ref().is_some_and(|value| value != other)
+        });
+        if let Some((_, other)) = others.last() {
+            let line = format!("{name}: there several times: the last is used, and not {other:?}");
+            self.warn(line);
+        }
         self.values.retain(|(known, _)| !known.eq_ignore_ascii_case(name));
         value
     }
@@ -303,7 +311,8 @@ impl Reader {
     }
 
     fn parsed<T: std::str::FromStr>(&mut self, name: &str, value: &str) -> Option<T> {
-        let parsed = value.trim().parse().ok();
+        let is_finite = value.trim().parse::<f64>().map_or(true, f64::is_finite);
+        let parsed = value.trim().parse().ok().filter(|_| is_finite);
         if parsed.is_none() {
             self.warn(format!("{name}: not understood, not used: {value:?}"));
         }
@@ -371,7 +380,7 @@ impl Reader {
                 (schedule, ..) => schedule,
             };
         if !is_ours && SHORTENED.contains(&a1111.as_str()) {
-            self.warn(format!("Sampler: {a1111}: A1111 leaves out the next to last noise level: not done"));
+            self.warn(format!("Sampler: {a1111}: A1111 discards the next-to-last sigma; not reproduced"));
         }
         let eta = if a1111 == "DDIM" { "Eta DDIM" } else { "Eta" };
         for (value, setting) in [
@@ -462,7 +471,7 @@ impl Reader {
         }
         let has_steps = self.take("Hires steps").is_some();
         if self.imported.recipe.hires.is_some() && (has_steps || !is_ours) {
-            self.warn("Hires fix: the second pass takes strength * steps here: the image will differ".into());
+            self.warn("Hires fix: the second pass runs strength x steps here, in A1111 all of them: the image will differ".into());
         }
         true
     }

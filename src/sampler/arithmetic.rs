@@ -7,6 +7,11 @@ use crate::state::Record;
 /// Values that are summed together, so that the sums stay in the nearest cache.
 const BLOCK: usize = 128;
 
+/// The order of a step; 1 for one beyond the schedule.
+pub(super) fn order_at(orders: &[usize], index: usize) -> usize {
+    orders.get(index).copied().unwrap_or(1)
+}
+
 /// `x = keep * x + sum of weight * values`, in double precision and one pass over memory.
 ///
 /// What has no weight is not read, `x` included, and may be absent.

@@ -1,7 +1,7 @@
 //! The diffusion exponential integrator sampler, DEIS. It knows nothing of where the levels come from.
 
 use super::about::About;
-use super::arithmetic::{History, blend};
+use super::arithmetic::{History, blend, order_at};
 use super::setting::{self, LOWER_FINAL, Setting, Settings};
 use super::{Denoise, Sampler, dpm};
 use crate::Error;
@@ -63,7 +63,7 @@ impl Sampler for Deis {
         }
         blend(slope, -1.0 / from, &[(1.0 / from, &*x)]);
         slopes.keep(from);
-        let order = slopes.len().min(orders[index]);
+        let order = slopes.len().min(order_at(orders, index));
         let part = |age: usize| match age < order {
             true => (integral(slopes, order, age, from, to), slopes.values(age)),
             false => (0.0, &[][..]),

@@ -2,7 +2,7 @@
 //! It knows nothing of where the levels come from.
 
 use super::about::About;
-use super::arithmetic::{History, blend};
+use super::arithmetic::{History, blend, order_at};
 use super::setting::{
     self, ALL_ETA, Choice, Declared, ETA, LOWER_FINAL, S_NOISE, STEP_NOISE, Setting, Settings, TREE,
 };
@@ -337,7 +337,7 @@ impl Sampler for Multistep {
         }
 
         let weights = equation.weights(from, to, self.eta, self.solver);
-        let order = history.len().min(self.orders[index]);
+        let order = history.len().min(order_at(&self.orders, index));
         let h = (from / to).ln();
         // Divided differences over distances in `h`, from which the derivatives follow.
         let distance = |age: usize| (history.sigma(age + 1) / history.sigma(age)).ln() / h;
@@ -433,7 +433,7 @@ impl Sampler for Singlestep {
             return Ok(());
         }
         // A run that starts within a group has fewer answers than the group's order asks for.
-        let order = self.orders[index].min(history.len());
+        let order = order_at(&self.orders, index).min(history.len());
         if order == 1 {
             self.start.copy_from_slice(x);
         }

@@ -5,9 +5,23 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use super::{MAX_TIMESTEPS, Spacing};
+use super::MAX_TIMESTEPS;
 use crate::name::{self, Setting};
 use crate::{Error, ErrorKind};
+
+/// Which training timesteps a run visits (Lin et al. 2024, table 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Spacing {
+    /// Whole multiples of `timesteps / steps`, plus `offset`; never reaches the end of the curve.
+    Leading {
+        /// Added to each timestep: 1 for Stable Diffusion.
+        offset: u32,
+    },
+    /// Evenly from the last timestep to the first, both included; a single step takes the *first*.
+    Linspace,
+    /// Evenly from the last timestep on, the first left out.
+    Trailing,
+}
 
 /// How the noise levels of a run are chosen.
 ///

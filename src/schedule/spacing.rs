@@ -1,21 +1,7 @@
 //! Spacings: which of a curve's timesteps a run visits, where it visits whole ones or fractions of them.
 //! They know nothing of noise levels.
 
-use super::{Grid, ScheduleKind};
-
-/// Which training timesteps a run visits (Lin et al. 2024, table 2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Spacing {
-    /// Whole multiples of `timesteps / steps`, plus `offset`; never reaches the end of the curve.
-    Leading {
-        /// Added to each timestep: 1 for Stable Diffusion.
-        offset: u32,
-    },
-    /// Evenly from the last timestep to the first, both included; a single step takes the *first*.
-    Linspace,
-    /// Evenly from the last timestep on, the first left out.
-    Trailing,
-}
+use super::{Grid, ScheduleKind, Spacing};
 
 impl Spacing {
     /// `steps` falling timesteps of a curve of `len` timesteps; those of `Linspace` may be fractions.
@@ -79,9 +65,8 @@ pub(super) fn timesteps(kind: &ScheduleKind, grid: Grid, len: usize, steps: usiz
 }
 
 /// The timesteps of `steps` of the `trained_steps` that a consistency model's teacher took, evenly chosen from the last
-/// on; `steps` is at most `trained_steps` and `len`.
-fn distilled(len: usize, trained_steps: usize, steps: usize) -> Vec<f64> {
-    let trained = trained_steps.min(len);
+/// on; `steps` is at most `trained`, and that at most `len`.
+fn distilled(len: usize, trained: usize, steps: usize) -> Vec<f64> {
     let stride = len / trained;
     (0..steps).map(|i| ((trained - i * trained / steps) * stride - 1) as f64).collect()
 }

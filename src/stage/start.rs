@@ -130,21 +130,7 @@ impl Start {
             }
             // StableDiffusionUpscalePipeline
             Source::Enlarged { init, level } => {
-                let mut concat_latents = planes(init.get()?, |_, _| true);
-                let mut noise = vec![0.0; concat_latents.len()];
-                scratch.noise.fill_normal(&mut noise);
-                let LowRes { curve, .. } = manifest.low_res.as_ref().ok_or_else(|| {
-                    Error::new(
-                        ErrorKind::Internal,
-                        "request: expected one for this model, got one for an upscaler",
-                    )
-                })?;
-                let sigma = curve.sigma_of_timestep(*level as f64);
-                // Not added as to latents: the sum keeps its variance (Ho et al. 2020, equation 4).
-                let alpha = 1.0 / sigma.hypot(1.0);
-                for (x, noise) in concat_latents.iter_mut().zip(noise) {
-                    *x = (alpha * (f64::from(*x) + sigma * f64::from(noise))) as f32;
-                }
+                let concat_latents = scratch.enlarged(planes(init.get()?, |_, _| true), *level)?;
                 let noise = scratch.draw_first()?;
                 Ok(Self { latents: scratch.alone(&noise), concat_latents, blend: None, clean: None })
             }
@@ -163,6 +149,22 @@ struct Scratch<'a> {
 }
 
 impl Scratch<'_> {
+    /// A small image with noise of this level, for a U-Net that enlarges it.
+    fn enlarged(&mut self, mut planes: Vec<f32>, level: usize) -> Result<Vec<f32>, Error> {
+        let mut noise = vec![0.0; planes.len()];
+        self.noise.fill_normal(&mut noise);
+        let LowRes { curve, .. } = self.manifest.low_res.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::Internal, "request: expected one for this model, got one for an upscaler")
+        })?;
+        let sigma = curve.sigma_of_timestep(level as f64);
+        // Not added as to latents: the sum keeps its variance (Ho et al. 2020, equation 4).
+        let alpha = 1.0 / sigma.hypot(1.0);
+        for (x, noise) in planes.iter_mut().zip(noise) {
+            *x = (alpha * (f64::from(*x) + sigma * f64::from(noise))) as f32;
+        }
+        Ok(planes)
+    }
+
     /// Fresh noise, of the latents' size.
     fn draw(&mut self) -> Vec<f32> {
         let mut noise = vec![0.0; self.request.shape.len()];

@@ -141,7 +141,7 @@ impl Halves {
         feeds.push(feed(graph, &inputs[0], numbers)?);
         let computed = compute(&mut session, &mut feeds, &[output])?.remove(0);
         drop(session);
-        rest(component.part());
+        release(component.part());
         Ok(computed)
     }
 
@@ -192,7 +192,7 @@ impl Halves {
             Planes::of(scratch.run(row, column, 0.0, &given, from_ref(&output))?.remove(0))
         });
         drop(scratch);
-        rest(component.part());
+        release(component.part());
         joined
     }
 
@@ -407,7 +407,7 @@ fn channels(port: &Port) -> Result<usize, Error> {
 }
 
 /// Gives back the memory of one half, before the other is opened.
-fn rest(part: &Part) {
+fn release(part: &Part) {
     part.weights().release_all();
     engine::trim();
 }

@@ -300,7 +300,7 @@ mod tests {
         assert_eq!(part.bind().unwrap().key(), key);
     }
 
-    /// What the processor found on other inputs is no reference.
+    /// What the CPU found on other inputs is no reference.
     #[test]
     #[cfg(feature = "builtin")]
     fn references_are_of_their_inputs() {

@@ -1,4 +1,4 @@
-//! Programs within a memory limit of the kernel's: a control group (cgroup) of version 1 or 2, where one can be made.
+//! Programs within a memory limit of the kernel's: a cgroup (cgroup) of version 1 or 2, where one can be made.
 //! It knows nothing of what runs in it.
 #![cfg(target_os = "linux")]
 
@@ -20,7 +20,7 @@ pub fn limited(program: &str, limit_bytes: u64) -> (Command, Option<Group>) {
     (command, group)
 }
 
-/// A memory control group of version 1 or 2 for one run; its folder.
+/// A memory cgroup of version 1 or 2 for one run; its folder.
 pub struct Group(PathBuf);
 
 impl Group {

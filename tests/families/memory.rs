@@ -153,7 +153,7 @@ fn subjects(folder: &Path, is_wide: bool) -> (Vec<Subject>, Vec<TempDir>) {
     for layout in ["optimum", "optimum-xl", "olive-io16", "optimum-old"] {
         let (_, desk) = onnx::open(layout);
         let subject = subject(layout, desk.path().to_owned(), None, 256);
-        // Their exporters did not foresee odd sizes.
+        // Their exporters did not predict odd sizes.
         subjects.push(Subject { step_px: 64, ..subject });
         kept.push(desk);
     }

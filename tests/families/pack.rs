@@ -10,7 +10,7 @@ use calotype::pipeline::Pipeline;
 use super::golden::{self, Golden, Picture, desk};
 use super::{distance, onnx, options, request};
 
-/// Relative errors of ready-made graphs whose matrices were turned: the same sums, in another order where the processor
+/// Relative errors of ready-made graphs whose matrices were turned: the same sums, in another order where the CPU
 /// wants it so, in 32 bits and in 16.
 const TURNED: f64 = 1e-5;
 const TURNED_HALVES: f64 = 5e-3;

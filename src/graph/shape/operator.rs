@@ -9,40 +9,45 @@ use crate::weights::Dtype;
 
 type Rule = Result<Vec<Tensor>, String>;
 
+/// What gives the type and shape of its first operand.
+const ELEMENTWISE: [&str; 30] = [
+    "Relu",
+    "Sigmoid",
+    "Tanh",
+    "Erf",
+    "Exp",
+    "Log",
+    "Sin",
+    "Cos",
+    "Abs",
+    "Reciprocal",
+    "Softplus",
+    "LeakyRelu",
+    "Elu",
+    "HardSigmoid",
+    "HardSwish",
+    "Mish",
+    "Clip",
+    "Softmax",
+    "LogSoftmax",
+    "Gelu",
+    "Round",
+    "Trilu",
+    "CumSum",
+    "InstanceNormalization",
+    "GroupNormalization",
+    "PRelu",
+    "com.microsoft.QuickGelu",
+    "com.microsoft.Gelu",
+    "com.microsoft.FastGelu",
+    "com.microsoft.BiasGelu",
+];
+
 /// What a node gives, of which it may name fewer.
 pub(super) fn apply(node: &NodeProto, operands: &[Option<&Tensor>]) -> Rule {
     let op = Op { node, operands };
     match full_name(node).as_str() {
-        "Relu"
-        | "Sigmoid"
-        | "Tanh"
-        | "Erf"
-        | "Exp"
-        | "Log"
-        | "Sin"
-        | "Cos"
-        | "Abs"
-        | "Reciprocal"
-        | "Softplus"
-        | "LeakyRelu"
-        | "Elu"
-        | "HardSigmoid"
-        | "HardSwish"
-        | "Mish"
-        | "Clip"
-        | "Softmax"
-        | "LogSoftmax"
-        | "Gelu"
-        | "Round"
-        | "Trilu"
-        | "CumSum"
-        | "InstanceNormalization"
-        | "GroupNormalization"
-        | "PRelu"
-        | "com.microsoft.QuickGelu"
-        | "com.microsoft.Gelu"
-        | "com.microsoft.FastGelu"
-        | "com.microsoft.BiasGelu" => one(op.get(0)?.dtype, op.get(0)?.shape.clone()),
+        name if ELEMENTWISE.contains(&name) => one(op.get(0)?.dtype, op.get(0)?.shape.clone()),
         "Identity" | "Dropout" => Ok(vec![op.get(0)?.clone()]),
         "Neg" | "Floor" | "Ceil" | "Sqrt" | "Not" => op.unary(),
         "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Mod" | "Min" | "Max" => op.binary(op.get(0)?.dtype),
