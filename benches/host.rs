@@ -1,4 +1,4 @@
-//! What steps cost besides the U-Net: sampler, guidance, prediction and noise, on latents of a 1024x1024 picture.
+//! What steps cost besides the U-Net: sampler, guidance, prediction and noise, on latents of a 1024x1024 image.
 
 use calotype::Error;
 use calotype::guidance::{Guidance, Guide, Moment};

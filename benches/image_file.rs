@@ -1,4 +1,4 @@
-//! What a picture costs: the whole program, the opening of the model, and the drawing alone; 20 steps with guidance.
+//! What an image costs: the whole program, the opening of the model, and the drawing alone; 20 steps with guidance.
 
 use std::ops::ControlFlow;
 use std::process::{Command, Stdio};
@@ -37,7 +37,7 @@ fn open() -> Pipeline {
     Pipeline::open(&Model::built_in().unwrap(), &Options::default()).unwrap()
 }
 
-/// A picture from an open model.
+/// An image from an open model.
 #[divan::bench(sample_count = 30, sample_size = 1)]
 fn generate(bencher: Bencher) {
     let mut pipeline = open();

@@ -25,7 +25,7 @@
  *
  * Handles     calotype_pipeline and calotype_image. NULL and handles of another kind are answered with CALOTYPE_USAGE.
  *             A function that frees takes the address of the variable and makes it NULL, so that freeing it twice, and
- *             using it after that, is found. A copy of a handle that was freed cannot be told from a valid one: using it
+ *             using it after that, is found. A copy of a handle that was freed cannot be distinguished from a valid one: using it
  *             is undefined behaviour, as with free().
  *
  * Memory      What "is the pipeline's" or "is the image's" is not freed by the caller, and is there for as long as it
@@ -208,7 +208,7 @@ typedef struct calotype_options {
     uint32_t threads;
     /**
      * Called with each line on what of a file, a prompt or a setting is not used, on the thread that made the call. It must not
-     * unwind, jump out, or use the pipeline. NULL: nobody is told.
+     * unwind, jump out, or use the pipeline. NULL: no callback.
      */
     void (*on_note)(void *user,
                     const char *text);
@@ -282,7 +282,7 @@ typedef struct calotype_callbacks {
     /**
      * Called before the first step that is taken, and after each, on the thread that made the call. The call ends with
      * CALOTYPE_CANCELLED where it returns another number than 0. It must not unwind, jump out, or use the pipeline, but for
-     * calotype_pipeline_cancel. NULL: nobody is told.
+     * calotype_pipeline_cancel. NULL: no callback.
      */
     int (*on_step)(void *user,
                    const struct calotype_progress *progress);

@@ -367,8 +367,8 @@ mod tests {
         let cause = || std::io::Error::other("the disk is gone");
         let one = Error::new(ErrorKind::Output, "x.png").source(cause());
         assert_eq!(chain(&one), "x.png: the disk is gone");
-        let nested = Error::new(ErrorKind::Output, "picture").source(one).help("try again");
-        assert_eq!(chain(&nested), "picture: x.png: the disk is gone; try again");
+        let nested = Error::new(ErrorKind::Output, "image").source(one).help("try again");
+        assert_eq!(chain(&nested), "image: x.png: the disk is gone; try again");
         // A cause that leaves its own cause to the chain.
         #[derive(Debug)]
         struct Outer(std::io::Error);

@@ -390,7 +390,7 @@ mod tests {
     use super::*;
 
     /// Every pixel another.
-    fn picture() -> RgbImage {
+    fn sample() -> RgbImage {
         RgbImage::from_fn(5, 3, |x, y| Rgb([(40 * x) as u8, (80 * y) as u8, 200]))
     }
 
@@ -524,15 +524,15 @@ mod tests {
 
     #[test]
     fn pixels_are_what_was_written() {
-        assert_eq!(decode(&png(picture())).unwrap(), picture());
+        assert_eq!(decode(&png(sample())).unwrap(), sample());
         let grey = GrayImage::from_fn(4, 4, |x, y| Luma([(16 * x + y) as u8]));
         assert_eq!(decode_mask(&png(grey.clone())).unwrap(), grey);
         let colour = decode(&png(grey.clone())).unwrap();
         assert!(colour.pixels().zip(grey.pixels()).all(|(colour, grey)| colour.0 == [grey.0[0]; 3]));
         let deep = ImageBuffer::<Rgb<u16>, _>::from_fn(5, 3, |x, y| {
-            Rgb(picture().get_pixel(x, y).0.map(|b| u16::from(b) * 257))
+            Rgb(sample().get_pixel(x, y).0.map(|b| u16::from(b) * 257))
         });
-        assert_eq!(decode(&png(DynamicImage::ImageRgb16(deep))).unwrap(), picture());
+        assert_eq!(decode(&png(DynamicImage::ImageRgb16(deep))).unwrap(), sample());
         let decoded = decode(&jpeg()).unwrap();
         assert_eq!(decoded.dimensions(), (16, 8));
         assert!(decoded.get_pixel(2, 2).0[0] > 240 && decoded.get_pixel(13, 2).0[0] < 15);
@@ -641,7 +641,7 @@ mod tests {
     }
 
     #[test]
-    fn transparent_pictures_lie_on_white() {
+    fn transparent_images_lie_on_white() {
         let image = image::RgbaImage::from_fn(3, 1, |x, _| Rgba([10, 20, 30, [0, 51, 255][x as usize]]));
         let pixels: Vec<_> = decode(&png(image)).unwrap().pixels().map(|pixel| pixel.0).collect();
         assert_eq!(pixels, [[255; 3], [206, 208, 210], [10, 20, 30]]);
@@ -667,8 +667,8 @@ mod tests {
         let mut turned = Vec::new();
         let mut encoder = image::codecs::png::PngEncoder::new(&mut turned);
         encoder.set_exif_metadata(self::exif(3)).unwrap();
-        encoder.write_image(picture().as_raw(), 5, 3, image::ExtendedColorType::Rgb8).unwrap();
-        assert_eq!(decode(&turned).unwrap(), imageops::rotate180(&picture()));
+        encoder.write_image(sample().as_raw(), 5, 3, image::ExtendedColorType::Rgb8).unwrap();
+        assert_eq!(decode(&turned).unwrap(), imageops::rotate180(&sample()));
 
         // Turned after it was scaled.
         for (orientation, turn) in
@@ -702,7 +702,7 @@ mod tests {
     }
 
     #[test]
-    fn no_picture_at_all() {
+    fn no_image_at_all() {
         let expected = "expected an image as PNG, JPEG, WebP, GIF, BMP or TIFF, got";
         for (bytes, what) in [
             (&b""[..], "an empty file"),
@@ -726,7 +726,7 @@ mod tests {
     /// The image's data is missed wherever it ends; what follows it is not.
     #[test]
     fn truncated_anywhere() {
-        let image = DynamicImage::from(picture());
+        let image = DynamicImage::from(sample());
         // A PNG lacks nothing but its empty last chunk from there on, and a GIF but its last byte.
         for (format, end) in [
             (ImageFormat::Png, 12),
@@ -778,7 +778,7 @@ mod tests {
 
     #[test]
     fn a_jpeg_has_one_frame() {
-        let whole = file(&picture().into(), ImageFormat::Jpeg);
+        let whole = file(&sample().into(), ImageFormat::Jpeg);
         let at = whole.windows(2).position(|two| two == [0xff, 0xc0]).unwrap();
         let end = at + 2 + usize::from(u16::from_be_bytes([whole[at + 2], whole[at + 3]]));
         let message = |bytes: &[u8]| decode(bytes).unwrap_err().to_string();
@@ -799,7 +799,7 @@ mod tests {
 
     #[test]
     fn damaged_anywhere() {
-        let image = DynamicImage::from(picture());
+        let image = DynamicImage::from(sample());
         for format in [
             ImageFormat::Png,
             ImageFormat::Jpeg,
@@ -834,12 +834,12 @@ mod tests {
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_animated(2, 0).unwrap();
         let mut writer = encoder.write_header().unwrap();
-        writer.write_image_data(picture().as_raw()).unwrap();
+        writer.write_image_data(sample().as_raw()).unwrap();
         writer.write_image_data(&[0; 45]).unwrap();
         writer.finish().unwrap();
         let mut gif = Vec::new();
         let mut encoder = gif::Encoder::new(&mut gif, 5, 3, &[]).unwrap();
-        for image in [picture().into_raw(), vec![0; 45]] {
+        for image in [sample().into_raw(), vec![0; 45]] {
             encoder.write_frame(&gif::Frame::from_rgb(5, 3, &image)).unwrap();
         }
         drop(encoder);
@@ -848,10 +848,10 @@ mod tests {
             assert!(file.is_animated());
             let fitted = stretched(file, 5, 3);
             assert_eq!(fitted.load().unwrap(), ["x: has several frames: only the first is used"]);
-            assert_eq!(fitted.get().unwrap(), &picture());
+            assert_eq!(fitted.get().unwrap(), &sample());
             assert!(fitted.load().unwrap().is_empty(), "said once");
         }
-        assert!(!ImageFile::from_bytes("x", png(picture())).unwrap().is_animated());
+        assert!(!ImageFile::from_bytes("x", png(sample())).unwrap().is_animated());
     }
 
     #[test]
@@ -926,7 +926,7 @@ mod tests {
     fn errors_have_their_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("init.png");
-        let whole = png(picture());
+        let whole = png(sample());
         let written = |bytes: &[u8]| {
             std::fs::write(&path, bytes).unwrap();
             ImageFile::open(&path)
@@ -951,7 +951,7 @@ mod tests {
     /// Text, profiles and EXIF, however long and however compressed, lie between what is read.
     #[test]
     fn chunks_that_are_skipped() {
-        let whole = png(picture());
+        let whole = png(sample());
         let junk = vec![b'x'; 3 << 20];
         let long = [&b"Comment\0"[..], &junk].concat();
         let body: Vec<u8> = [b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf", b"sPLT", b"teSt"]
@@ -963,7 +963,7 @@ mod tests {
         let file = ImageFile::from_bytes("", bytes).unwrap();
         let read: u64 = file.header.spans.iter().map(|span| span.end - span.start).sum();
         assert!(read <= whole.len() as u64, "{read} bytes are read of {}", whole.len());
-        assert_eq!(file.decode().unwrap(), picture());
+        assert_eq!(file.decode().unwrap(), sample());
 
         let upright = decode(&jpeg()).unwrap();
         for marker in [0xe1, 0xe2, 0xed, 0xfe] {
@@ -977,7 +977,7 @@ mod tests {
 
     #[test]
     fn more_parts_than_any_program_writes() {
-        let whole = png(picture());
+        let whole = png(sample());
         let body: Vec<u8> =
             (0..2000).flat_map(|_| [chunk(b"tRNS", &[0; 6]), chunk(b"teSt", b"x")].concat()).collect();
         refuses(&[&whole[..33], &body, &whole[33..]].concat(), "expected at most 1024 parts, got more");
@@ -995,7 +995,7 @@ mod tests {
 
     #[test]
     fn fit_resizes_only_what_has_another_size() {
-        assert_eq!(fit(picture(), 5, 3), picture());
+        assert_eq!(fit(sample(), 5, 3), sample());
         let flat = RgbImage::from_pixel(40, 30, Rgb([7, 99, 201]));
         assert_eq!(fit(flat, 16, 24), RgbImage::from_pixel(16, 24, Rgb([7, 99, 201])));
         // Shrunk, fine stripes become their mean, where taking single pixels would keep one of the two.

@@ -1440,7 +1440,7 @@ mod tests {
             let expected = computed(model.vae_decoder(), &[("latent_sample", &[1, 16, 8, 8])]);
             let whole = &decoded[0];
             assert_eq!((whole.tile, whole.own_bytes, whole.activations_bytes), (None, PLANES, expected));
-            // Of a larger picture there are tiles, whose planes are joined.
+            // Of a larger image there are tiles, whose planes are joined.
             let large = Recipe { size: Some(PixelSize::new(512, 512).unwrap()), ..recipe() };
             let tiled = stage(&model, large, "vae_decoder");
             assert_eq!(tiled[0].own_bytes, 16 * PLANES);

@@ -6,8 +6,8 @@
 mod array;
 mod call;
 mod error;
+mod images;
 mod keyword;
-mod picture;
 mod pipeline;
 mod run;
 
@@ -22,7 +22,7 @@ mod module {
         RuntimeError, UsageError,
     };
     #[pymodule_export]
-    use super::picture::Images;
+    use super::images::Images;
     #[pymodule_export]
     use super::pipeline::{Pipeline, Plan};
     #[pymodule_export]

@@ -240,7 +240,7 @@ fn a_step_of_the_pipeline_allocates_no_more_than_running_its_unet() {
     }
 }
 
-/// With the inputs of a guided step on a picture of the model's default size.
+/// With the inputs of a guided step on an image of the model's default size.
 fn allocations_of_one_unet_run(model: &Model) -> usize {
     let manifest = model.manifest();
     let threads = NonZeroUsize::new(2).unwrap();

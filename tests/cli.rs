@@ -16,9 +16,9 @@ use tempfile::TempDir;
 const BUILT_IN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/builtin");
 
 /// An empty folder to draw in.
-struct Desk(TempDir);
+struct Scratch(TempDir);
 
-impl Desk {
+impl Scratch {
     fn new() -> Self {
         Self(TempDir::new().unwrap())
     }
@@ -197,7 +197,7 @@ fn manifest() -> Value {
 }
 
 fn receipts(report: &Value) -> Vec<&Value> {
-    report["images"].as_array().unwrap().iter().map(|picture| &picture["receipt"]).collect()
+    report["images"].as_array().unwrap().iter().map(|image| &image["receipt"]).collect()
 }
 
 /// Writes a LoRA file for one layer of the built-in model, all of whose numbers are this one.
@@ -226,7 +226,11 @@ mod addition {
 
     #[test]
     fn lora_missing() {
-        Desk::new().refuses(&["x", "--lora", "no.safetensors"], 4, &["lora", "no.safetensors: No such file"]);
+        Scratch::new().refuses(
+            &["x", "--lora", "no.safetensors"],
+            4,
+            &["lora", "no.safetensors: No such file"],
+        );
     }
 
     #[test]
@@ -235,19 +239,19 @@ mod addition {
             ["ink.safetensors@much", "ink.safetensors@", "ink.safetensors@nan", "ink.safetensors@inf"]
         {
             let message = format!("--lora: expected FILE or FILE@W with a number W, got {typed:?}");
-            Desk::new().refuses(&["x", "--lora", typed], 2, &[&message]);
+            Scratch::new().refuses(&["x", "--lora", typed], 2, &[&message]);
         }
     }
 
     #[test]
     fn lora_that_is_a_model() {
         let unet = concat!(env!("CARGO_MANIFEST_DIR"), "/models/builtin/weights/unet.safetensors");
-        Desk::new().refuses(&["x", "--lora", unet], 4, &["lora ", "expected a name as kohya's trainers"]);
+        Scratch::new().refuses(&["x", "--lora", unet], 4, &["lora ", "expected a name as kohya's trainers"]);
     }
 
     #[test]
     fn embedding_missing() {
-        Desk::new().refuses(&["x", "--embedding", "no.safetensors"], 4, &["no.safetensors: No such file"]);
+        Scratch::new().refuses(&["x", "--embedding", "no.safetensors"], 4, &["no.safetensors: No such file"]);
     }
 }
 
@@ -256,89 +260,91 @@ mod prompt {
 
     #[test]
     fn empty() {
-        let desk = Desk::new();
-        assert_eq!(receipts(&desk.draws(&["", "--steps", "1"]))[0]["prompt"], "");
-        assert_eq!(desk.files(), ["out.png"]);
+        let scratch = Scratch::new();
+        assert_eq!(receipts(&scratch.draws(&["", "--steps", "1"]))[0]["prompt"], "");
+        assert_eq!(scratch.files(), ["out.png"]);
     }
 
     #[test]
     fn with_nul() {
-        let desk = Desk::new();
-        desk.generate_from_stdin(b"an\0apple")
+        let scratch = Scratch::new();
+        scratch
+            .generate_from_stdin(b"an\0apple")
             .is_refusal(2, &["calotype: prompt: expected text, got NUL at byte 2"]);
-        assert_eq!(desk.files(), [""; 0]);
+        assert_eq!(scratch.files(), [""; 0]);
     }
 
     #[test]
     fn in_invalid_utf8_on_standard_input() {
-        let desk = Desk::new();
-        desk.generate_from_stdin(b"ap\xffple").is_refusal(
+        let scratch = Scratch::new();
+        scratch.generate_from_stdin(b"ap\xffple").is_refusal(
             3,
             &["standard input: expected a prompt in UTF-8: invalid utf-8 sequence of 1 bytes from index 2"],
         );
-        assert_eq!(desk.files(), [""; 0]);
+        assert_eq!(scratch.files(), [""; 0]);
     }
 
     #[cfg(unix)]
     #[test]
     fn in_invalid_utf8_as_an_argument() {
         use std::os::unix::ffi::OsStrExt;
-        Desk::new().refuses(&[OsStr::from_bytes(b"ap\xffple")], 2, &["invalid UTF-8"]);
+        Scratch::new().refuses(&[OsStr::from_bytes(b"ap\xffple")], 2, &["invalid UTF-8"]);
     }
 
     #[test]
     fn endless() {
-        let desk = Desk::new();
-        desk.generate_from_stdin(&vec![b'a'; (1 << 20) + 1])
+        let scratch = Scratch::new();
+        scratch
+            .generate_from_stdin(&vec![b'a'; (1 << 20) + 1])
             .is_refusal(3, &["standard input: expected a prompt of at most 1048576 bytes, got more"]);
-        assert_eq!(desk.files(), [""; 0]);
+        assert_eq!(scratch.files(), [""; 0]);
     }
 
     #[test]
     fn missing() {
-        Desk::new().refuses(&["--seed", "1"], 2, &["<PROMPT>"]);
+        Scratch::new().refuses(&["--seed", "1"], 2, &["<PROMPT>"]);
     }
 
     #[test]
     fn on_standard_input_is_the_prompt_without_its_line_end() {
-        let desk = Desk::new();
-        let said = desk.generate_from_stdin(b"an apple\r\n");
+        let scratch = Scratch::new();
+        let said = scratch.generate_from_stdin(b"an apple\r\n");
         assert_eq!(said.code, Some(0), "{}", said.stderr);
-        assert_eq!(texts(&desk.read("out.png")).receipt()["prompt"], "an apple");
+        assert_eq!(texts(&scratch.read("out.png")).receipt()["prompt"], "an apple");
     }
 
     #[test]
     fn byte_order_marks_are_no_part_of_it() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         for (typed, negative) in [("\u{feff}an apple", "\u{feff}a dog"), ("an apple", "a dog")] {
-            let receipt = receipts(&desk.draws(&[typed, "-n", negative, "--steps", "1"]))[0].clone();
+            let receipt = receipts(&scratch.draws(&[typed, "-n", negative, "--steps", "1"]))[0].clone();
             assert_eq!((&receipt["prompt"], &receipt["negative"]), (&"an apple".into(), &"a dog".into()));
         }
-        let said = desk.generate_from_stdin("\u{feff}an apple\n".as_bytes());
+        let said = scratch.generate_from_stdin("\u{feff}an apple\n".as_bytes());
         assert_eq!(said.code, Some(0), "{}", said.stderr);
-        assert_eq!(texts(&desk.read("out.png")).receipt()["prompt"], "an apple");
-        desk.generate_from_stdin(b"\xff\xfea\0").is_refusal(3, &["; it is UTF-16: save it as UTF-8"]);
+        assert_eq!(texts(&scratch.read("out.png")).receipt()["prompt"], "an apple");
+        scratch.generate_from_stdin(b"\xff\xfea\0").is_refusal(3, &["; it is UTF-16: save it as UTF-8"]);
     }
 
     #[test]
     fn values_may_begin_with_a_hyphen() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         for args in [&["-n", "-blue", "a cat"][..], &["--negative=-blue", "a cat"], &["-n=-blue", "a cat"]] {
-            let receipt = receipts(&desk.draws(&[args, &["--steps", "1"]].concat()))[0].clone();
+            let receipt = receipts(&scratch.draws(&[args, &["--steps", "1"]].concat()))[0].clone();
             assert_eq!((&receipt["prompt"], &receipt["negative"]), (&"a cat".into(), &"-blue".into()));
         }
-        let said = desk.generate(&["--steps", "1", "--json", "--", "-blue"]);
+        let said = scratch.generate(&["--steps", "1", "--json", "--", "-blue"]);
         assert_eq!(receipts(&said.json())[0]["prompt"], "-blue");
     }
 
     #[test]
     fn longer_than_the_context_is_reported() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         let context =
             manifest()["components"]["text_encoder"]["tokenizer"]["context"].as_u64().unwrap() as usize;
         // It goes on in further chunks, as many as there are.
         let [prompt, negative] = ["zebra", "yak"].map(|last| "apple ".repeat(MAX_CHUNKS * context) + last);
-        let said = desk.generate(&[&prompt, "-n", &negative, "--json"]);
+        let said = scratch.generate(&[&prompt, "-n", &negative, "--json"]);
         assert_eq!(said.code, Some(0), "{}", said.stderr);
         let report = said.json();
         for (which, key, whole, end) in [
@@ -351,13 +357,13 @@ mod prompt {
             let line = format!("calotype: {which}: truncated at byte {place}; ignored: {cut:?}\n");
             assert!(said.stderr.contains(&line), "{}", said.stderr);
         }
-        assert_eq!(desk.files(), ["out.png"]);
+        assert_eq!(scratch.files(), ["out.png"]);
     }
 
     #[test]
     fn that_fits_is_not_reported() {
-        let desk = Desk::new();
-        let said = desk.generate(&["a red apple", "--json"]);
+        let scratch = Scratch::new();
+        let said = scratch.generate(&["a red apple", "--json"]);
         assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
         assert_eq!(said.json()["images"][0]["cut_prompt"], Value::Null);
     }
@@ -370,41 +376,41 @@ mod number {
     fn size_not_a_multiple_of_the_factor() {
         let factor_px = manifest()["latents"]["factor_px"].as_u64().unwrap();
         let (width, below, above) = (5 * factor_px + 1, 5 * factor_px, 6 * factor_px);
-        Desk::new().refuses(
+        Scratch::new().refuses(
             &["x", "--size", &format!("{width}x{below}")],
             2,
             &[&format!(
                 "size: expected multiples of {factor_px} pixels, got {width}x{below}; try {below}x{below} or {above}x{below}"
             )],
         );
-        Desk::new().refuses(&["x", "--size", "1x1"], 2, &[&format!("; try {factor_px}x{factor_px}\n")]);
+        Scratch::new().refuses(&["x", "--size", "1x1"], 2, &[&format!("; try {factor_px}x{factor_px}\n")]);
     }
 
     #[test]
     fn size_zero() {
         for size in ["0x128", "128x0"] {
             let message = format!("size: expected sides of 1 to 8192 pixels, got {size}");
-            Desk::new().refuses(&["x", "--size", size], 2, &[&message]);
+            Scratch::new().refuses(&["x", "--size", size], 2, &[&message]);
         }
     }
 
     #[test]
     fn size_absurd() {
         let message = "size: expected sides of 1 to 8192 pixels, got 1000000x16";
-        Desk::new().refuses(&["x", "--size", "1000000x16"], 2, &[message]);
+        Scratch::new().refuses(&["x", "--size", "1000000x16"], 2, &[message]);
         let message = "size: expected WIDTHxHEIGHT in pixels, like 512x512, got \"99999999999x16\"";
-        Desk::new().refuses(&["x", "--size", "99999999999x16"], 2, &[message]);
+        Scratch::new().refuses(&["x", "--size", "99999999999x16"], 2, &[message]);
     }
 
     #[test]
     fn size_not_a_size() {
         let message = "size: expected WIDTHxHEIGHT in pixels, like 512x512, got \"big\"";
-        Desk::new().refuses(&["x", "--size", "big"], 2, &[message]);
+        Scratch::new().refuses(&["x", "--size", "big"], 2, &[message]);
     }
 
     #[test]
     fn steps_zero() {
-        Desk::new().refuses(&["x", "--steps", "0"], 2, &["steps: expected 1 to 1000, got 0"]);
+        Scratch::new().refuses(&["x", "--steps", "0"], 2, &["steps: expected 1 to 1000, got 0"]);
     }
 
     #[test]
@@ -412,8 +418,8 @@ mod number {
         let most = manifest()["curve"]["train_timesteps"].as_u64().unwrap();
         let over = (most + 1).to_string();
         let message = format!("steps: expected 1 to {most}, got {over}");
-        Desk::new().refuses(&["x", "--steps", &over], 2, &[&message]);
-        Desk::new().refuses(
+        Scratch::new().refuses(&["x", "--steps", &over], 2, &[&message]);
+        Scratch::new().refuses(
             &["x", "--steps", "51", "--sampler", "lcm"],
             2,
             &["steps: expected 1 to 50, got 51"],
@@ -422,12 +428,12 @@ mod number {
 
     #[test]
     fn steps_not_a_number() {
-        Desk::new().refuses(&["x", "--steps", "many"], 2, &["invalid value 'many' for '--steps <N>'"]);
+        Scratch::new().refuses(&["x", "--steps", "many"], 2, &["invalid value 'many' for '--steps <N>'"]);
     }
 
     #[test]
     fn guidance_not_a_number() {
-        Desk::new().refuses(
+        Scratch::new().refuses(
             &["x", "--guidance", "NaN"],
             2,
             &["guidance: expected a number from 0 up, got NaN"],
@@ -436,12 +442,12 @@ mod number {
 
     #[test]
     fn guidance_infinite() {
-        Desk::new().refuses(&["x", "--guidance", "inf"], 2, &["guidance: expected at most 1000, got inf"]);
+        Scratch::new().refuses(&["x", "--guidance", "inf"], 2, &["guidance: expected at most 1000, got inf"]);
     }
 
     #[test]
     fn guidance_negative() {
-        Desk::new().refuses(
+        Scratch::new().refuses(
             &["x", "--guidance", "-1"],
             2,
             &["guidance: expected a number from 0 up, got -1"],
@@ -450,19 +456,23 @@ mod number {
 
     #[test]
     fn guidance_beyond_all_models_is_refused() {
-        Desk::new().refuses(&["x", "--guidance", "1e300"], 2, &["guidance: expected at most 1000, got 1000"]);
+        Scratch::new().refuses(
+            &["x", "--guidance", "1e300"],
+            2,
+            &["guidance: expected at most 1000, got 1000"],
+        );
     }
 
     #[test]
     fn negative_prompt_without_guidance() {
         let message =
             "negative prompt: expected guidance other than 1, got 1; at guidance 1 only the prompt is used";
-        Desk::new().refuses(&["x", "-n", "a dog", "--guidance", "1"], 2, &[message]);
+        Scratch::new().refuses(&["x", "-n", "a dog", "--guidance", "1"], 2, &[message]);
     }
 
     #[test]
     fn sampler_unknown() {
-        Desk::new().refuses(
+        Scratch::new().refuses(
             &["x", "--sampler", "eluer"],
             2,
             &["sampler: expected one of euler, ", "got \"eluer\"; did you mean euler?"],
@@ -472,18 +482,18 @@ mod number {
     #[test]
     fn seeds_that_do_not_exist() {
         let message = "seed: expected room for 3 consecutive seeds, got 18446744073709551614";
-        Desk::new().refuses(&["x", "--seed", "18446744073709551614", "--count", "3"], 2, &[message]);
-        Desk::new().refuses(&["x", "--seed", "18446744073709551616"], 2, &["for '--seed <N>'"]);
+        Scratch::new().refuses(&["x", "--seed", "18446744073709551614", "--count", "3"], 2, &[message]);
+        Scratch::new().refuses(&["x", "--seed", "18446744073709551616"], 2, &["for '--seed <N>'"]);
     }
 
     #[test]
     fn seed_minus_one_is_random() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         let draw = |args: &[&str]| {
-            receipts(&desk.draws(&[&["x", "--steps", "1"], args].concat()))[0]["seed"].clone()
+            receipts(&scratch.draws(&[&["x", "--steps", "1"], args].concat()))[0]["seed"].clone()
         };
         assert_ne!(draw(&["--seed", "-1"]), draw(&["--seed=-1"]));
-        Desk::new().refuses(&["x", "--seed", "-2"], 2, &["expected 0 to 18446744073709551615, or -1 for"]);
+        Scratch::new().refuses(&["x", "--seed", "-2"], 2, &["expected 0 to 18446744073709551615, or -1 for"]);
     }
 
     #[test]
@@ -492,7 +502,7 @@ mod number {
         for flag in
             ["--seed", "--steps", "--size", "--guidance", "--strength", "--memory", "--sigmas", "--count"]
         {
-            let said = Desk::new().generate(&["x", flag, &digits, "--json"]);
+            let said = Scratch::new().generate(&["x", flag, &digits, "--json"]);
             assert_eq!(said.code, Some(2), "{flag}: {}", said.stderr);
             let message = said.json()["error"]["message"].to_string();
             assert!(said.stderr.len() < 800 && message.len() < 800, "{flag}: {}", said.stderr);
@@ -501,8 +511,8 @@ mod number {
 
     #[test]
     fn the_last_seeds_are_seeds() {
-        let desk = Desk::new();
-        let report = desk.draws(&["x", "--seed", "18446744073709551614", "--count", "2", "--steps", "1"]);
+        let scratch = Scratch::new();
+        let report = scratch.draws(&["x", "--seed", "18446744073709551614", "--count", "2", "--steps", "1"]);
         let seeds: Vec<&Value> = receipts(&report).iter().map(|receipt| &receipt["seed"]).collect();
         assert_eq!(seeds, [u64::MAX - 1, u64::MAX]);
     }
@@ -510,13 +520,13 @@ mod number {
     #[test]
     fn count_out_of_range() {
         for count in ["0", "10001", "18446744073709551616"] {
-            Desk::new().refuses(&["x", "--count", count], 2, &["for '--count <N>'"]);
+            Scratch::new().refuses(&["x", "--count", count], 2, &["for '--count <N>'"]);
         }
     }
 
     #[test]
     fn threads_zero() {
-        Desk::new().refuses(&["x", "--threads", "0"], 2, &["for '--threads <N>'"]);
+        Scratch::new().refuses(&["x", "--threads", "0"], 2, &["for '--threads <N>'"]);
     }
 }
 
@@ -527,34 +537,34 @@ mod init {
 
     const PNG: &str = "init.png";
 
-    /// A desk with a picture of this size on it.
-    fn desk(width: u32, height: u32) -> (Desk, String) {
-        let desk = Desk::new();
-        let path = desk.path(PNG);
+    /// A folder with an image of this size in it.
+    fn scratch(width: u32, height: u32) -> (Scratch, String) {
+        let scratch = Scratch::new();
+        let path = scratch.path(PNG);
         RgbImage::from_pixel(width, height, image::Rgb([200, 30, 30])).save(&path).unwrap();
-        (desk, path.into_os_string().into_string().unwrap())
+        (scratch, path.into_os_string().into_string().unwrap())
     }
 
     #[track_caller]
-    fn refuses(desk: &Desk, args: &[&str], code: i32, message: &str) {
-        let before = desk.files();
-        desk.generate(&[&["x"], args].concat()).is_refusal(code, &[message]);
-        assert_eq!(desk.files(), before, "a failed run left files");
+    fn refuses(scratch: &Scratch, args: &[&str], code: i32, message: &str) {
+        let before = scratch.files();
+        scratch.generate(&[&["x"], args].concat()).is_refusal(code, &[message]);
+        assert_eq!(scratch.files(), before, "a failed run left files");
     }
 
     #[test]
     fn receipts_say_what_was_drawn_from() {
-        let (desk, init) = desk(128, 64);
-        let report = desk.draws(&["x", "--init", &init, "--strength", "0.5", "--steps", "4"]);
+        let (scratch, init) = scratch(128, 64);
+        let report = scratch.draws(&["x", "--init", &init, "--strength", "0.5", "--steps", "4"]);
         let receipt = receipts(&report)[0];
         let named =
-            serde_json::json!({ "path": init, "sha256": format!("{:x}", Sha256::digest(desk.read(PNG))) });
+            serde_json::json!({ "path": init, "sha256": format!("{:x}", Sha256::digest(scratch.read(PNG))) });
         assert_eq!(receipt["init"], named);
         assert_eq!(receipt.get("mask"), None);
         assert_eq!((&receipt["strength"], &receipt["steps"]), (&0.5.into(), &4.into()));
         assert_eq!(receipt["sigmas"].as_array().unwrap().len(), 3);
         assert_eq!(receipt["size"], "128x64");
-        let texts = texts(&desk.read("out.png"));
+        let texts = texts(&scratch.read("out.png"));
         assert_eq!(texts.receipt(), *receipt);
         assert!(texts.parameters.contains("Steps: 4, "), "{}", texts.parameters);
         assert!(texts.parameters.contains(", Denoising strength: 0.5, "), "{}", texts.parameters);
@@ -562,127 +572,131 @@ mod init {
 
     #[test]
     fn masks_are_in_receipts_and_keep_what_is_black() {
-        let (desk, init) = desk(64, 64);
-        let mask = desk.path("mask.png");
+        let (scratch, init) = scratch(64, 64);
+        let mask = scratch.path("mask.png");
         image::GrayImage::from_fn(64, 64, |x, _| Luma([if x < 32 { 0 } else { 255 }])).save(&mask).unwrap();
-        let report = desk.draws(&["x", "--init", &init, "--mask", mask.to_str().unwrap()]);
+        let report = scratch.draws(&["x", "--init", &init, "--mask", mask.to_str().unwrap()]);
         let receipt = receipts(&report)[0];
-        let named = serde_json::json!({ "path": mask, "sha256": format!("{:x}", Sha256::digest(desk.read("mask.png"))) });
+        let named = serde_json::json!({ "path": mask, "sha256": format!("{:x}", Sha256::digest(scratch.read("mask.png"))) });
         assert_eq!(receipt["mask"], named);
         assert_eq!(receipt["strength"], 1.0);
-        assert_eq!(texts(&desk.read("out.png")).receipt(), *receipt);
+        assert_eq!(texts(&scratch.read("out.png")).receipt(), *receipt);
     }
 
     #[test]
-    fn without_a_picture_receipts_say_nothing_of_one() {
-        let report = Desk::new().draws(&["x"]);
+    fn without_a_image_receipts_say_nothing_of_one() {
+        let report = Scratch::new().draws(&["x"]);
         let keys = ["init", "mask", "keep_outside", "strength", "image_guidance", "noise_level"];
         assert!(keys.iter().all(|key| receipts(&report)[0].get(key).is_none()), "{report}");
     }
 
     #[test]
     fn jpeg() {
-        let desk = Desk::new();
-        let path = desk.path("init.jpg");
-        let picture = DynamicImage::from(RgbImage::from_pixel(64, 64, image::Rgb([9, 200, 9])));
-        picture.save_with_format(&path, ImageFormat::Jpeg).unwrap();
-        let report = desk.draws(&["x", "--init", path.to_str().unwrap()]);
+        let scratch = Scratch::new();
+        let path = scratch.path("init.jpg");
+        let image = DynamicImage::from(RgbImage::from_pixel(64, 64, image::Rgb([9, 200, 9])));
+        image.save_with_format(&path, ImageFormat::Jpeg).unwrap();
+        let report = scratch.draws(&["x", "--init", path.to_str().unwrap()]);
         assert_eq!(receipts(&report)[0]["size"], "64x64");
     }
 
     #[test]
     fn missing() {
-        Desk::new().refuses(&["x", "--init", "/nowhere/init.png"], 3, &["/nowhere/init.png: No such file"]);
+        Scratch::new().refuses(
+            &["x", "--init", "/nowhere/init.png"],
+            3,
+            &["/nowhere/init.png: No such file"],
+        );
     }
 
     #[test]
     fn is_a_folder() {
-        let desk = Desk::new();
-        let folder = desk.0.path().to_str().unwrap();
-        refuses(&desk, &["--init", folder], 3, "Is a directory");
+        let scratch = Scratch::new();
+        let folder = scratch.0.path().to_str().unwrap();
+        refuses(&scratch, &["--init", folder], 3, "Is a directory");
     }
 
     #[test]
     fn empty() {
-        let desk = Desk::new();
-        fs::write(desk.path(PNG), b"").unwrap();
-        let path = desk.path(PNG);
+        let scratch = Scratch::new();
+        fs::write(scratch.path(PNG), b"").unwrap();
+        let path = scratch.path(PNG);
         let message = "init.png: expected an image as PNG, JPEG, WebP, GIF, BMP or TIFF, got an empty file";
-        refuses(&desk, &["--init", path.to_str().unwrap()], 3, message);
+        refuses(&scratch, &["--init", path.to_str().unwrap()], 3, message);
     }
 
     #[test]
     fn cut_off() {
-        let (desk, init) = desk(64, 64);
-        let bytes = desk.read(PNG);
+        let (scratch, init) = scratch(64, 64);
+        let bytes = scratch.read(PNG);
         fs::write(&init, &bytes[..bytes.len() / 2]).unwrap();
-        refuses(&desk, &["--init", &init], 3, "init.png: expected a complete image: ");
+        refuses(&scratch, &["--init", &init], 3, "init.png: expected a complete image: ");
     }
 
     #[test]
     fn of_a_size_that_is_not_made_of_cells() {
-        let (desk, init) = desk(65, 64);
+        let (scratch, init) = scratch(65, 64);
         let message = "init: its own size: size: expected multiples of 16 pixels, got 65x64; try 64x64 or 80x64; \
                        give --size: it resizes the image";
-        refuses(&desk, &["--init", &init], 2, message);
-        desk.draws(&["x", "--init", &init, "--size", "64x64"]);
+        refuses(&scratch, &["--init", &init], 2, message);
+        scratch.draws(&["x", "--init", &init, "--size", "64x64"]);
     }
 
     #[test]
     fn mask_of_another_size() {
-        let (desk, init) = desk(64, 64);
-        let mask = desk.path("mask.png");
+        let (scratch, init) = scratch(64, 64);
+        let mask = scratch.path("mask.png");
         image::GrayImage::new(32, 32).save(&mask).unwrap();
         let mask = mask.to_str().unwrap();
         let message =
             "mask: expected the size of the init image, 64x64, got 32x32; --mask-fit stretch or crop fits it";
-        refuses(&desk, &["--init", &init, "--mask", mask], 2, message);
-        let report = desk.draws(&["x", "--init", &init, "--mask", mask, "--mask-fit", "crop"]);
+        refuses(&scratch, &["--init", &init, "--mask", mask], 2, message);
+        let report = scratch.draws(&["x", "--init", &init, "--mask", mask, "--mask-fit", "crop"]);
         assert_eq!(receipts(&report)[0]["mask_fit"], "crop");
         let message = "mask fit: expected stretch or crop, got pad";
-        refuses(&desk, &["--init", &init, "--mask", mask, "--mask-fit", "pad"], 2, message);
+        refuses(&scratch, &["--init", &init, "--mask", mask, "--mask-fit", "pad"], 2, message);
     }
 
     #[test]
     fn all_white_mask() {
-        let (desk, init) = desk(64, 64);
-        let mask = desk.path("mask.png");
+        let (scratch, init) = scratch(64, 64);
+        let mask = scratch.path("mask.png");
         image::GrayImage::from_pixel(64, 64, Luma([255])).save(&mask).unwrap();
         let mask = mask.to_str().unwrap();
         for more in [&[][..], &["--mask-only"], &["--soft-mask"], &["--mask-blur", "3"]] {
-            desk.draws(&[&["x", "--init", &init, "--mask", mask, "--size", "64x64"], more].concat());
-            let drawn = image::open(desk.path("out.png")).unwrap().to_rgb8();
+            scratch.draws(&[&["x", "--init", &init, "--mask", mask, "--size", "64x64"], more].concat());
+            let drawn = image::open(scratch.path("out.png")).unwrap().to_rgb8();
             let init = image::open(&init).unwrap().to_rgb8();
             assert!(drawn.pixels().zip(init.pixels()).filter(|(a, b)| a == b).count() < 400, "{more:?}");
         }
         // All that is black now.
-        let said = desk.generate(&["x", "--init", &init, "--mask", mask, "--mask-invert"]);
+        let said = scratch.generate(&["x", "--init", &init, "--mask", mask, "--mask-invert"]);
         assert!(said.stderr.contains("mask: has no white areas"), "{}", said.stderr);
         let message =
             "mask only: expected a mask with white areas, whose surroundings are worked at, got none";
-        refuses(&desk, &["--init", &init, "--mask", mask, "--mask-invert", "--mask-only"], 2, message);
+        refuses(&scratch, &["--init", &init, "--mask", mask, "--mask-invert", "--mask-only"], 2, message);
     }
 
     #[test]
     fn strength_of_0_and_1() {
-        let (desk, init) = desk(64, 64);
-        let mask = desk.path("mask.png");
+        let (scratch, init) = scratch(64, 64);
+        let mask = scratch.path("mask.png");
         image::GrayImage::from_pixel(64, 64, Luma([200])).save(&mask).unwrap();
         let mask = mask.to_str().unwrap();
         for more in [&[][..], &["--mask", mask], &["--mask", mask, "--soft-mask"]] {
             let init = [&["--init", &init][..], more].concat();
             let message =
                 "strength: expected enough for a step of 20, got 0; use 0.05 or more, or more steps";
-            refuses(&desk, &[&init[..], &["--steps", "20", "--strength", "0"]].concat(), 2, message);
-            let report = desk.draws(&[&["x"], &init[..], &["--steps", "3", "--strength", "1"]].concat());
+            refuses(&scratch, &[&init[..], &["--steps", "20", "--strength", "0"]].concat(), 2, message);
+            let report = scratch.draws(&[&["x"], &init[..], &["--steps", "3", "--strength", "1"]].concat());
             assert_eq!(receipts(&report)[0]["strength"], 1.0);
         }
     }
 
     #[test]
     fn settings_of_masks_out_of_range() {
-        let (desk, init) = desk(64, 64);
-        let mask = desk.path("mask.png");
+        let (scratch, init) = scratch(64, 64);
+        let mask = scratch.path("mask.png");
         image::GrayImage::from_pixel(64, 64, Luma([200])).save(&mask).unwrap();
         let both = ["--init", &init, "--mask", mask.to_str().unwrap()];
         for (more, message) in [
@@ -696,7 +710,7 @@ mod init {
             (&["--resize", "fill"], "resize: expected crop, pad or stretch, got \"fill\""),
             (&["--mask-only", "--resize", "crop"], "resize: expected none with mask only"),
         ] {
-            refuses(&desk, &[&both[..], more].concat(), 2, message);
+            refuses(&scratch, &[&both[..], more].concat(), 2, message);
         }
         for flag in [
             "--mask-fit=crop",
@@ -708,58 +722,58 @@ mod init {
         ] {
             let name = flag.trim_start_matches("--").split('=').next().unwrap().replace('-', " ");
             refuses(
-                &desk,
+                &scratch,
                 &["--init", &init, flag],
                 2,
                 &format!("{name}: expected a mask, got none; give one with --mask"),
             );
         }
-        refuses(&desk, &["--resize", "crop"], 2, "resize: expected an init image, got none");
+        refuses(&scratch, &["--resize", "crop"], 2, "resize: expected an init image, got none");
     }
 
     /// Nobody asked for it, so it is said.
     #[test]
     fn stretched_images_are_reported() {
-        let (desk, init) = desk(64, 32);
-        let said = desk.generate(&["x", "--init", &init, "--size", "64x64"]);
+        let (scratch, init) = scratch(64, 32);
+        let said = scratch.generate(&["x", "--init", &init, "--size", "64x64"]);
         let note = "init: stretched from 64x32 to 64x64; resize crop or pad keeps its proportions";
         assert!(said.stderr.contains(note), "{}", said.stderr);
         for how in ["crop", "pad", "stretch"] {
-            let said = desk.generate(&["x", "--init", &init, "--size", "64x64", "--resize", how]);
+            let said = scratch.generate(&["x", "--init", &init, "--size", "64x64", "--resize", how]);
             assert!(said.code == Some(0) && !said.stderr.contains("init:"), "{}", said.stderr);
-            assert_eq!(texts(&desk.read("out.png")).receipt()["resize"], how);
+            assert_eq!(texts(&scratch.read("out.png")).receipt()["resize"], how);
         }
-        let said = desk.generate(&["x", "--init", &init, "--size", "128x64"]);
+        let said = scratch.generate(&["x", "--init", &init, "--size", "128x64"]);
         assert!(!said.stderr.contains("init:"), "{}", said.stderr);
     }
 
     #[test]
     fn mask_without_white() {
-        let (desk, init) = desk(64, 64);
-        let mask = desk.path("mask.png");
+        let (scratch, init) = scratch(64, 64);
+        let mask = scratch.path("mask.png");
         image::GrayImage::new(64, 64).save(&mask).unwrap();
-        let said = desk.generate(&["x", "--init", &init, "--mask", mask.to_str().unwrap()]);
+        let said = scratch.generate(&["x", "--init", &init, "--mask", mask.to_str().unwrap()]);
         assert_eq!(said.code, Some(0), "{}", said.stderr);
         assert!(
             said.stderr.contains("mask: has no white areas, so that nothing is repainted"),
             "{}",
             said.stderr
         );
-        let drawn = image::open(desk.path("out.png")).unwrap().to_rgb8();
+        let drawn = image::open(scratch.path("out.png")).unwrap().to_rgb8();
         assert_eq!(drawn, image::open(init).unwrap().to_rgb8());
     }
 
     /// The transparent half is repainted, and the other keeps its pixels.
     #[test]
     fn own_transparency_as_the_mask() {
-        let desk = Desk::new();
-        let init = desk.path(PNG);
+        let scratch = Scratch::new();
+        let init = scratch.path(PNG);
         image::RgbaImage::from_fn(64, 64, |x, _| image::Rgba([200, 30, 30, if x < 32 { 255 } else { 0 }]))
             .save(&init)
             .unwrap();
-        let report = desk.draws(&["x", "--init", init.to_str().unwrap(), "--mask", "alpha"]);
+        let report = scratch.draws(&["x", "--init", init.to_str().unwrap(), "--mask", "alpha"]);
         assert_eq!(receipts(&report)[0]["mask"], "alpha");
-        let drawn = image::open(desk.path("out.png")).unwrap().to_rgb8();
+        let drawn = image::open(scratch.path("out.png")).unwrap().to_rgb8();
         let is_kept = |x: u32| (0..64).all(|y| drawn.get_pixel(x, y).0 == [200, 30, 30]);
         assert!((0..32).all(is_kept), "pixels outside of the mask changed");
         assert!(!(32..64).any(is_kept), "nothing was repainted");
@@ -767,16 +781,20 @@ mod init {
 
     #[test]
     fn strength_without_it() {
-        Desk::new().refuses(&["x", "--strength", "0.5"], 2, &["strength: expected an init image, got none"]);
+        Scratch::new().refuses(
+            &["x", "--strength", "0.5"],
+            2,
+            &["strength: expected an init image, got none"],
+        );
     }
 
     #[test]
     fn what_the_built_in_model_does_not_draw_from() {
-        let (desk, init) = desk(64, 64);
+        let (scratch, init) = scratch(64, 64);
         let editing = "image guidance: expected none, because this model does not edit images, got one";
-        refuses(&desk, &["--init", &init, "--image-guidance", "1.5"], 2, editing);
+        refuses(&scratch, &["--init", &init, "--image-guidance", "1.5"], 2, editing);
         let enlarging = "noise level: expected none, because this model does not upscale images, got one";
-        refuses(&desk, &["--init", &init, "--noise-level", "20"], 2, enlarging);
+        refuses(&scratch, &["--init", &init, "--noise-level", "20"], 2, enlarging);
     }
 }
 
@@ -785,10 +803,10 @@ mod output {
 
     #[test]
     fn folder_missing() {
-        let desk = Desk::new();
-        let out = desk.path("none/out.png");
+        let scratch = Scratch::new();
+        let out = scratch.path("none/out.png");
         let message = format!("{}: expected a folder that can be written to: No such file", out.display());
-        desk.refuses(&["x", "-o", out.to_str().unwrap()], 9, &[&message]);
+        scratch.refuses(&["x", "-o", out.to_str().unwrap()], 9, &[&message]);
     }
 
     /// Not even root can make a file in `/proc`.
@@ -796,17 +814,17 @@ mod output {
     #[test]
     fn folder_read_only() {
         let message = "/proc/out.png: expected a folder that can be written to: ";
-        Desk::new().refuses(&["x", "-o", "/proc/out.png"], 9, &[message]);
+        Scratch::new().refuses(&["x", "-o", "/proc/out.png"], 9, &[message]);
     }
 
     #[test]
     fn is_a_folder() {
-        let (desk, folder) = (Desk::new(), TempDir::new().unwrap());
+        let (scratch, folder) = (Scratch::new(), TempDir::new().unwrap());
         for path in [folder.path().to_owned(), folder.path().join("none/"), folder.path().join("..")] {
             let path = path.to_str().unwrap();
             let message = format!("{path}: expected a file, got a folder; add a file name: OUT.png");
-            desk.refuses(&["x", "-o", path], 9, &[&message]);
-            desk.refuses(&["x", "-o", path, "--count", "3"], 9, &[&message]);
+            scratch.refuses(&["x", "-o", path], 9, &[&message]);
+            scratch.refuses(&["x", "-o", path, "--count", "3"], 9, &[&message]);
         }
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
@@ -814,7 +832,7 @@ mod output {
     #[test]
     fn is_inside_a_file() {
         let out = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml/out.png");
-        Desk::new().refuses(&["x", "-o", out], 9, &["Cargo.toml/out.png: expected a path for a file: "]);
+        Scratch::new().refuses(&["x", "-o", out], 9, &["Cargo.toml/out.png: expected a path for a file: "]);
     }
 
     /// By way of a link, so that a program that replaced what it cannot write to would replace the link alone.
@@ -826,7 +844,7 @@ mod output {
         std::os::unix::fs::symlink("/dev/full", &full).unwrap();
         let full = full.to_str().unwrap();
         let message = format!("{full}: the image could not be written: No space left on device");
-        Desk::new().refuses(&["x", "-o", full], 9, &[&message]);
+        Scratch::new().refuses(&["x", "-o", full], 9, &[&message]);
         assert_eq!(fs::read_link(full).unwrap(), Path::new("/dev/full"), "the device was replaced");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
@@ -836,35 +854,35 @@ mod output {
     #[cfg(unix)]
     #[test]
     fn disk_full_halfway() {
-        let desk = Desk::new();
-        fs::write(desk.path("out.png"), "precious").unwrap();
-        let picture = desk.command(&["x"]);
+        let scratch = Scratch::new();
+        fs::write(scratch.path("out.png"), "precious").unwrap();
+        let image = scratch.command(&["x"]);
         let limited = "ulimit -f 20; exec \"$@\"";
         let mut shell = Command::new("sh");
-        shell.args(["-c", limited, "sh"]).arg(picture.get_program()).args(picture.get_args());
+        shell.args(["-c", limited, "sh"]).arg(image.get_program()).args(image.get_args());
         let said = Said::of(shell.output().unwrap());
         said.is_refusal(9, &["out.png: the image could not be written: File too large"]);
-        assert_eq!(desk.read("out.png"), b"precious");
-        assert_eq!(desk.files(), ["out.png"]);
+        assert_eq!(scratch.read("out.png"), b"precious");
+        assert_eq!(scratch.files(), ["out.png"]);
     }
 
     #[cfg(target_os = "linux")]
     #[test]
     fn standard_output_full() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         let full = fs::File::options().write(true).open("/dev/full").unwrap();
-        let said = desk.command(&["x"]).stdout(full).output().unwrap();
+        let said = scratch.command(&["x"]).stdout(full).output().unwrap();
         Said::of(said).is_refusal(9, &["calotype: standard output: No space left on device"]);
-        assert_eq!(desk.files(), ["out.png"]);
+        assert_eq!(scratch.files(), ["out.png"]);
     }
 
     /// As with `| head -c 10`: whoever closes the pipe has read enough.
     #[cfg(unix)]
     #[test]
     fn standard_output_that_is_closed_early() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         for args in [&["-o", "-"][..], &["--json"]] {
-            let mut command = desk.command(&[&["a red apple"], args].concat());
+            let mut command = scratch.command(&[&["a red apple"], args].concat());
             let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
             drop(child.stdout.take());
             let said = Said::of(child.wait_with_output().unwrap());
@@ -875,34 +893,34 @@ mod output {
 
     #[test]
     fn existing_file_survives_a_failing_run() {
-        let (desk, bundle) = (Desk::new(), Bundle::new());
+        let (scratch, bundle) = (Scratch::new(), Bundle::new());
         bundle.poison(UNET, "conv_out.weight");
-        fs::write(desk.path("out.png"), "precious").unwrap();
-        desk.generate(&["x", "-m", bundle.path()]).is_refusal(8, &[]);
-        desk.generate(&["x", "--steps", "0"]).is_refusal(2, &[]);
-        assert_eq!(desk.read("out.png"), b"precious");
-        assert_eq!(desk.files(), ["out.png"]);
+        fs::write(scratch.path("out.png"), "precious").unwrap();
+        scratch.generate(&["x", "-m", bundle.path()]).is_refusal(8, &[]);
+        scratch.generate(&["x", "--steps", "0"]).is_refusal(2, &[]);
+        assert_eq!(scratch.read("out.png"), b"precious");
+        assert_eq!(scratch.files(), ["out.png"]);
     }
 
     #[cfg(unix)]
     #[test]
     fn permissions_are_those_of_the_file_or_of_a_new_one() {
         use std::os::unix::fs::PermissionsExt;
-        let desk = Desk::new();
-        let mode = |name: &str| fs::metadata(desk.path(name)).unwrap().permissions().mode() & 0o7777;
+        let scratch = Scratch::new();
+        let mode = |name: &str| fs::metadata(scratch.path(name)).unwrap().permissions().mode() & 0o7777;
         for bits in [0o600, 0o640, 0o666, 0o777] {
-            fs::write(desk.path("out.png"), "precious").unwrap();
-            fs::set_permissions(desk.path("out.png"), fs::Permissions::from_mode(bits)).unwrap();
-            desk.draws(&["x", "--steps", "1"]);
+            fs::write(scratch.path("out.png"), "precious").unwrap();
+            fs::set_permissions(scratch.path("out.png"), fs::Permissions::from_mode(bits)).unwrap();
+            scratch.draws(&["x", "--steps", "1"]);
             assert_eq!(mode("out.png"), bits);
         }
-        fs::remove_file(desk.path("out.png")).unwrap();
+        fs::remove_file(scratch.path("out.png")).unwrap();
         for (mask, bits) in [("077", 0o600), ("002", 0o664)] {
-            let (picture, mut shell) = (desk.command(&["x", "--steps", "1"]), Command::new("sh"));
+            let (image, mut shell) = (scratch.command(&["x", "--steps", "1"]), Command::new("sh"));
             shell.args(["-c", &format!("umask {mask}; exec \"$@\""), "sh"]);
-            assert!(shell.arg(picture.get_program()).args(picture.get_args()).status().unwrap().success());
+            assert!(shell.arg(image.get_program()).args(image.get_args()).status().unwrap().success());
             assert_eq!(mode("out.png"), bits, "{mask}");
-            fs::remove_file(desk.path("out.png")).unwrap();
+            fs::remove_file(scratch.path("out.png")).unwrap();
         }
     }
 
@@ -910,88 +928,88 @@ mod output {
     #[test]
     fn links_are_followed() {
         use std::os::unix::fs::symlink;
-        let (desk, folder) = (Desk::new(), TempDir::new().unwrap());
+        let (scratch, folder) = (Scratch::new(), TempDir::new().unwrap());
         fs::write(folder.path().join("there.png"), "old").unwrap();
-        symlink(folder.path().join("there.png"), desk.path("b.png")).unwrap();
-        symlink("b.png", desk.path("a.png")).unwrap();
-        symlink("new.png", desk.path("dangling.png")).unwrap();
-        symlink("loop.png", desk.path("loop.png")).unwrap();
+        symlink(folder.path().join("there.png"), scratch.path("b.png")).unwrap();
+        symlink("b.png", scratch.path("a.png")).unwrap();
+        symlink("new.png", scratch.path("dangling.png")).unwrap();
+        symlink("loop.png", scratch.path("loop.png")).unwrap();
         for name in ["a.png", "dangling.png"] {
-            let path = desk.path(name);
-            desk.draws(&["x", "--steps", "1", "-o", path.to_str().unwrap()]);
+            let path = scratch.path(name);
+            scratch.draws(&["x", "--steps", "1", "-o", path.to_str().unwrap()]);
             assert!(fs::read_link(&path).is_ok(), "{name} was replaced");
         }
         assert!(fs::read(folder.path().join("there.png")).unwrap().starts_with(b"\x89PNG"));
-        assert!(desk.read("new.png").starts_with(b"\x89PNG"));
-        let path = desk.path("loop.png");
-        desk.generate(&["x", "-o", path.to_str().unwrap()]).is_refusal(9, &["loop.png: expected a path"]);
-        assert_eq!(desk.files(), ["a.png", "b.png", "dangling.png", "loop.png", "new.png"]);
+        assert!(scratch.read("new.png").starts_with(b"\x89PNG"));
+        let path = scratch.path("loop.png");
+        scratch.generate(&["x", "-o", path.to_str().unwrap()]).is_refusal(9, &["loop.png: expected a path"]);
+        assert_eq!(scratch.files(), ["a.png", "b.png", "dangling.png", "loop.png", "new.png"]);
     }
 
-    /// Whatever kills a run: there is nothing to leave behind until the picture is whole.
+    /// Whatever kills a run: there is nothing to leave behind until the image is whole.
     #[cfg(target_os = "linux")]
     #[test]
-    fn no_name_is_there_before_the_picture_is_whole() {
-        let desk = Desk::new();
-        let mut child = desk.command(&["x", "--steps", "1", "--count", "3"]).spawn().unwrap();
+    fn no_name_is_there_before_the_image_is_whole() {
+        let scratch = Scratch::new();
+        let mut child = scratch.command(&["x", "--steps", "1", "--count", "3"]).spawn().unwrap();
         while child.try_wait().unwrap().is_none() {
-            for name in desk.files() {
+            for name in scratch.files() {
                 assert!(name.starts_with("out-"), "{name}");
                 // The file may only be there whole.
-                assert!(desk.read(&name).ends_with(b"IEND\xaeB`\x82"), "{name}");
+                assert!(scratch.read(&name).ends_with(b"IEND\xaeB`\x82"), "{name}");
             }
         }
-        assert_eq!(desk.files().len(), 3);
+        assert_eq!(scratch.files().len(), 3);
     }
 
     #[test]
     fn leftovers_of_killed_runs_are_swept_out() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         for name in
             ["left0123456789ab", "held0123456789ab"].map(|name| format!(".calotype-{name}.tmp")).iter()
         {
-            fs::write(desk.path(name), "half").unwrap();
+            fs::write(scratch.path(name), "half").unwrap();
         }
-        fs::write(desk.path(".calotype-mine.tmp"), "a name that is not of ours").unwrap();
-        let held = fs::File::open(desk.path(".calotype-held0123456789ab.tmp")).unwrap();
+        fs::write(scratch.path(".calotype-mine.tmp"), "a name that is not of ours").unwrap();
+        let held = fs::File::open(scratch.path(".calotype-held0123456789ab.tmp")).unwrap();
         held.lock().unwrap();
-        desk.draws(&["x", "--steps", "1"]);
-        assert_eq!(desk.files(), [".calotype-held0123456789ab.tmp", ".calotype-mine.tmp", "out.png"]);
+        scratch.draws(&["x", "--steps", "1"]);
+        assert_eq!(scratch.files(), [".calotype-held0123456789ab.tmp", ".calotype-mine.tmp", "out.png"]);
     }
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn devices_take_every_picture() {
+    fn devices_take_every_image() {
         let before = fs::read_dir("/dev").unwrap().count();
-        let desk = Desk::new();
-        desk.refuses(&["x", "-o", "/dev/full", "--count", "3"], 9, &["/dev/full: the image could not be"]);
-        let report = desk.draws(&["x", "-o", "/dev/null", "--count", "2", "--steps", "1"]);
+        let scratch = Scratch::new();
+        scratch.refuses(&["x", "-o", "/dev/full", "--count", "3"], 9, &["/dev/full: the image could not be"]);
+        let report = scratch.draws(&["x", "-o", "/dev/null", "--count", "2", "--steps", "1"]);
         assert_eq!(report["images"][1]["file"], "/dev/null");
         assert_eq!(fs::read_dir("/dev").unwrap().count(), before);
     }
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn what_was_done_is_reported_when_a_later_picture_fails() {
-        let desk = Desk::new();
-        std::os::unix::fs::symlink("/dev/full", desk.path("out-2.png")).unwrap();
-        let said = desk.generate(&["x", "--steps", "1", "--seed", "4", "--count", "3", "--json"]);
+    fn what_was_done_is_reported_when_a_later_image_fails() {
+        let scratch = Scratch::new();
+        std::os::unix::fs::symlink("/dev/full", scratch.path("out-2.png")).unwrap();
+        let said = scratch.generate(&["x", "--steps", "1", "--seed", "4", "--count", "3", "--json"]);
         assert_eq!(said.code, Some(9));
         let report = said.json();
         assert_eq!(receipts(&report).iter().map(|receipt| &receipt["seed"]).collect::<Vec<_>>(), [4]);
         assert_eq!(report["error"]["exit_code"], 9);
         assert!(report["error"]["message"].as_str().unwrap().contains("out-2.png"));
-        let said = desk.generate(&["x", "--steps", "1", "--seed", "4", "--count", "3"]);
-        assert_eq!(said.stdout, format!("{} (seed 4)\n", desk.path("out-1.png").display()));
+        let said = scratch.generate(&["x", "--steps", "1", "--seed", "4", "--count", "3"]);
+        assert_eq!(said.stdout, format!("{} (seed 4)\n", scratch.path("out-1.png").display()));
     }
 
     #[test]
-    fn existing_file_is_replaced_by_the_picture() {
-        let desk = Desk::new();
-        fs::write(desk.path("out.png"), "precious").unwrap();
-        desk.draws(&["x"]);
-        assert!(desk.read("out.png").starts_with(b"\x89PNG"));
-        assert_eq!(desk.files(), ["out.png"]);
+    fn existing_file_is_replaced_by_the_image() {
+        let scratch = Scratch::new();
+        fs::write(scratch.path("out.png"), "precious").unwrap();
+        scratch.draws(&["x"]);
+        assert!(scratch.read("out.png").starts_with(b"\x89PNG"));
+        assert_eq!(scratch.files(), ["out.png"]);
     }
 }
 
@@ -1008,13 +1026,13 @@ mod model {
 
     #[track_caller]
     fn is_refused(bundle: &Bundle, messages: &[&str]) {
-        Desk::new().refuses(&["x", "-m", bundle.path()], 4, messages);
+        Scratch::new().refuses(&["x", "-m", bundle.path()], 4, messages);
     }
 
     #[test]
     fn missing() {
         let message = "calotype: model no/such/model: No such file or directory";
-        Desk::new().refuses(&["x", "-m", "no/such/model"], 4, &[message]);
+        Scratch::new().refuses(&["x", "-m", "no/such/model"], 4, &[message]);
     }
 
     #[test]
@@ -1022,14 +1040,14 @@ mod model {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
         let message =
             "Cargo.toml: expected weights (safetensors or GGUF), got text; download the file itself";
-        Desk::new().refuses(&["x", "-m", file], 4, &[message]);
+        Scratch::new().refuses(&["x", "-m", file], 4, &[message]);
     }
 
     #[test]
     fn errors_name_file_and_tensor() {
         let error = |args: &[&str]| {
-            let desk = Desk::new();
-            let said = desk.generate(&[args, &["x", "--json"]].concat());
+            let scratch = Scratch::new();
+            let said = scratch.generate(&[args, &["x", "--json"]].concat());
             assert_ne!(said.code, Some(0));
             let error = said.json()["error"].clone();
             ["file", "tensor"].map(|part| error[part].as_str().unwrap_or_default().to_owned())
@@ -1119,7 +1137,7 @@ mod model {
             "unet: expected finite numbers in step 1, got NaN",
             "it computes in 32-bit floats or integers already",
         ];
-        Desk::new().refuses(&["x", "-m", bundle.path()], 8, &messages);
+        Scratch::new().refuses(&["x", "-m", bundle.path()], 8, &messages);
     }
 
     #[test]
@@ -1127,7 +1145,7 @@ mod model {
         let bundle = Bundle::new();
         bundle.poison("weights/text_encoder.safetensors", "text_model.encoder.layers.1.mlp.fc2.weight");
         let message = "text_encoder: expected finite states, got NaN";
-        Desk::new().refuses(&["x", "-m", bundle.path()], 8, &[message]);
+        Scratch::new().refuses(&["x", "-m", bundle.path()], 8, &[message]);
     }
 
     #[test]
@@ -1135,7 +1153,7 @@ mod model {
         let bundle = Bundle::new();
         bundle.poison("weights/vae_decoder.safetensors", "decoder.layers.16.bias");
         let message = "vae_decoder: expected finite pixels, got NaN at (0, 0)";
-        Desk::new().refuses(&["x", "-m", bundle.path()], 8, &[message]);
+        Scratch::new().refuses(&["x", "-m", bundle.path()], 8, &[message]);
     }
 
     #[cfg(unix)]
@@ -1222,7 +1240,7 @@ mod model {
             let port = inputs.remove("input_ids").unwrap();
             inputs.insert("words".into(), port);
         });
-        Desk::new().draws(&["x", "-m", bundle.path()]);
+        Scratch::new().draws(&["x", "-m", bundle.path()]);
         let inspected = Said::of(calotype(&["inspect", bundle.path()]).output().unwrap());
         let line = "in  words: I64[batch, tokens] = token ids (the only one of its rank and type)";
         assert!(inspected.stdout.contains(line), "{}", inspected.stdout);
@@ -1237,11 +1255,11 @@ mod model {
 
     #[test]
     fn a_whole_copy_draws_what_the_built_in_model_draws() {
-        let (desk, bundle) = (Desk::new(), Bundle::new());
-        desk.draws(&["a red apple", "--seed", "1", "-m", bundle.path()]);
-        let pixels = || image::open(desk.path("out.png")).unwrap().to_rgb8();
+        let (scratch, bundle) = (Scratch::new(), Bundle::new());
+        scratch.draws(&["a red apple", "--seed", "1", "-m", bundle.path()]);
+        let pixels = || image::open(scratch.path("out.png")).unwrap().to_rgb8();
         let copied = pixels();
-        desk.draws(&["a red apple", "--seed", "1"]);
+        scratch.draws(&["a red apple", "--seed", "1"]);
         assert!(copied == pixels());
     }
 
@@ -1268,7 +1286,7 @@ mod runtime {
 
     #[test]
     fn library_missing() {
-        Desk::new().refuses(
+        Scratch::new().refuses(
             &["x", "--ort", "no/such/library.so"],
             6,
             &[
@@ -1281,12 +1299,12 @@ mod runtime {
 
     #[test]
     fn library_that_is_a_text_file() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
-        let said = desk.command(&["x"]).env("ORT_DYLIB_PATH", file).output().unwrap();
+        let said = scratch.command(&["x"]).env("ORT_DYLIB_PATH", file).output().unwrap();
         let message = format!("no ONNX Runtime library could be loaded: ORT_DYLIB_PATH ({file}): ");
         Said::of(said).is_refusal(6, &[&message, "; name a library of version "]);
-        assert_eq!(desk.files(), [""; 0]);
+        assert_eq!(scratch.files(), [""; 0]);
     }
 }
 
@@ -1334,9 +1352,9 @@ mod hard_use {
 
     #[test]
     fn names_that_are_not_unicode() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         let odd =
-            |name: &[u8]| OsString::from_vec([desk.0.path().as_os_str().as_bytes(), b"/", name].concat());
+            |name: &[u8]| OsString::from_vec([scratch.0.path().as_os_str().as_bytes(), b"/", name].concat());
         let (missing, png) = (odd(b"mis\xffsing"), odd(b"pic\xffture.png"));
         let mut draw = calotype(&["generate", "x", "--steps", "1", "--json", "-o"]);
         draw.arg(&png);
@@ -1384,7 +1402,7 @@ mod hard_use {
 
     #[test]
     fn standard_streams_that_are_closed_or_full() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         for (redirection, expected) in [
             ("2>&-", 0),
             (">&-", 0),
@@ -1396,7 +1414,7 @@ mod hard_use {
             ("--help >/dev/full", 9),
         ] {
             let mut shell = Command::new("sh");
-            let out = desk.path("out.png");
+            let out = scratch.path("out.png");
             let line = format!("exec \"$0\" generate x --size 64x64 -o \"$1\" {redirection}");
             shell.args(["-c", &line, env!("CARGO_BIN_EXE_calotype")]).arg(out);
             assert_eq!(ends(shell), expected, "{redirection}");
@@ -1409,10 +1427,10 @@ mod hard_use {
 
     #[test]
     fn small_stack() {
-        let desk = Desk::new();
-        let (picture, mut shell) = (desk.command(&["x", "--size", "64x64"]), Command::new("sh"));
+        let scratch = Scratch::new();
+        let (image, mut shell) = (scratch.command(&["x", "--size", "64x64"]), Command::new("sh"));
         shell.args(["-c", "ulimit -s 128; exec \"$@\"", "sh"]);
-        shell.arg(picture.get_program()).args(picture.get_args());
+        shell.arg(image.get_program()).args(image.get_args());
         assert_eq!(ends(shell), 0);
     }
 
@@ -1520,8 +1538,8 @@ mod interrupt {
 
     #[test]
     fn stops_within_a_step_and_leaves_no_file() {
-        let desk = Desk::new();
-        let mut child = desk.command(&["x", "--steps", "1000"]).stderr(Stdio::piped()).spawn().unwrap();
+        let scratch = Scratch::new();
+        let mut child = scratch.command(&["x", "--steps", "1000"]).stderr(Stdio::piped()).spawn().unwrap();
         until("the run minds signals", &mut child, |child| catches(child, SIGTERM));
         // Some steps on most machines; the test holds wherever in the run the signal comes.
         sleep(Duration::from_secs(1));
@@ -1531,12 +1549,12 @@ mod interrupt {
         // Before the first step there is none to name.
         said.is_refusal(7, &["calotype: stopped"]);
         assert!(!said.stderr.contains("step 1000 of 1000"), "it drew to the end: {}", said.stderr);
-        assert_eq!(desk.files(), [""; 0]);
+        assert_eq!(scratch.files(), [""; 0]);
     }
 
     /// A pipe that nobody reads or writes.
-    fn fifo(desk: &Desk, name: &str) -> String {
-        let path = desk.path(name).into_os_string().into_string().unwrap();
+    fn fifo(scratch: &Scratch, name: &str) -> String {
+        let path = scratch.path(name).into_os_string().into_string().unwrap();
         assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
         path
     }
@@ -1551,8 +1569,8 @@ mod interrupt {
 
     #[test]
     fn pipes_without_another_end_do_not_hold_it() {
-        let desk = Desk::new();
-        let pipe = fifo(&desk, "pipe");
+        let scratch = Scratch::new();
+        let pipe = fifo(&scratch, "pipe");
         for args in [
             &["generate", "x", "--steps", "1", "-o", &pipe][..],
             &["generate", "x", "--steps", "1", "-o", "/dev/null", "--init", &pipe],
@@ -1580,8 +1598,8 @@ mod interrupt {
     /// Its first signal leads to a message, which a full pipe holds up.
     #[test]
     fn second_signal_ends_it_at_once() {
-        let desk = Desk::new();
-        let (pipe, full) = (fifo(&desk, "pipe"), fifo(&desk, "full"));
+        let scratch = Scratch::new();
+        let (pipe, full) = (fifo(&scratch, "pipe"), fifo(&scratch, "full"));
         let both_ends = || fs::File::options().read(true).write(true).open(&full).unwrap();
         let mut end = both_ends();
         end.write_all(&[b'.'; 65536]).unwrap();
@@ -1599,8 +1617,8 @@ mod interrupt {
     /// The same with `--json`, whose object is there all the same.
     #[test]
     fn second_signal_leaves_the_one_object() {
-        let desk = Desk::new();
-        let (pipe, full) = (fifo(&desk, "pipe"), fifo(&desk, "full"));
+        let scratch = Scratch::new();
+        let (pipe, full) = (fifo(&scratch, "pipe"), fifo(&scratch, "full"));
         let both_ends = || fs::File::options().read(true).write(true).open(&full).unwrap();
         let mut end = both_ends();
         end.write_all(&[b'.'; 65536]).unwrap();
@@ -1621,8 +1639,8 @@ mod interrupt {
     /// Nobody reads what it says, on either stream: the second signal ends it nevertheless.
     #[test]
     fn second_signal_waits_for_no_reader() {
-        let desk = Desk::new();
-        let (pipe, full) = (fifo(&desk, "pipe"), fifo(&desk, "full"));
+        let scratch = Scratch::new();
+        let (pipe, full) = (fifo(&scratch, "pipe"), fifo(&scratch, "full"));
         let both_ends = || fs::File::options().read(true).write(true).open(&full).unwrap();
         let mut end = both_ends();
         end.write_all(&[b'.'; 65536]).unwrap();
@@ -1638,8 +1656,8 @@ mod interrupt {
 
     #[test]
     fn ignored_signals_stay_ignored() {
-        let desk = Desk::new();
-        let pipe = fifo(&desk, "pipe");
+        let scratch = Scratch::new();
+        let pipe = fifo(&scratch, "pipe");
         let mut shell = Command::new("sh");
         shell.args(["-c", "trap '' HUP INT; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_calotype")]);
         let mut child = shell.args(["generate", "x", "-o", &pipe]).stderr(Stdio::null()).spawn().unwrap();
@@ -1690,12 +1708,12 @@ mod preview {
 
     #[test]
     fn is_replaced_at_the_steps_asked_for() {
-        let desk = Desk::new();
-        let preview = desk.path("preview.png").into_os_string().into_string().unwrap();
+        let scratch = Scratch::new();
+        let preview = scratch.path("preview.png").into_os_string().into_string().unwrap();
         let of = |steps: &str, every: &[&str]| {
             let _ = fs::remove_file(&preview);
             let args = ["a red apple", "--seed", "3", "--steps", steps, "--preview", &preview];
-            desk.draws(&[&args, every].concat());
+            scratch.draws(&[&args, every].concat());
             fs::read(&preview).ok()
         };
         let all = of("4", &[]).unwrap();
@@ -1705,9 +1723,9 @@ mod preview {
         let third = of("4", &["--preview-every", "3"]).unwrap();
         assert_ne!(third, all);
         assert_eq!(of("4", &["--preview-every", "5"]), None);
-        assert_eq!(desk.files(), ["out.png"]);
+        assert_eq!(scratch.files(), ["out.png"]);
         // It is like the image, and nothing of it has a recipe, which is the image's.
-        let image = opened(&desk.read("out.png"), ImageFormat::Png).to_rgb8();
+        let image = opened(&scratch.read("out.png"), ImageFormat::Png).to_rgb8();
         let off = |preview: &[u8]| {
             let preview = opened(preview, ImageFormat::Png).to_rgb8();
             let sum: u64 = preview.iter().zip(image.iter()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
@@ -1719,30 +1737,30 @@ mod preview {
 
     #[test]
     fn leaves_the_image_as_it_is() {
-        let desk = Desk::new();
-        desk.draws(&["x", "--seed", "3"]);
-        let without = desk.read("out.png");
+        let scratch = Scratch::new();
+        scratch.draws(&["x", "--seed", "3"]);
+        let without = scratch.read("out.png");
         for (name, format) in [("p.jpg", ImageFormat::Jpeg), ("p.webp", ImageFormat::WebP)] {
-            let preview = desk.path(name);
-            desk.draws(&["x", "--seed", "3", "--preview", preview.to_str().unwrap()]);
-            assert_eq!(desk.read("out.png"), without);
+            let preview = scratch.path(name);
+            scratch.draws(&["x", "--seed", "3", "--preview", preview.to_str().unwrap()]);
+            assert_eq!(scratch.read("out.png"), without);
             let size = "128x128".parse::<calotype::tensor::PixelSize>().unwrap();
-            let shown = opened(&desk.read(name), format).dimensions();
+            let shown = opened(&scratch.read(name), format).dimensions();
             assert_eq!(shown, (size.width_px(), size.height_px()));
         }
         // Large images have small previews.
-        let preview = desk.path("p.png");
+        let preview = scratch.path("p.png");
         let args = ["x", "--seed", "3", "--size", "640x320", "--preview", preview.to_str().unwrap()];
-        desk.draws(&[&args[..], &["--steps", "1"]].concat());
-        assert_eq!(opened(&desk.read("p.png"), ImageFormat::Png).dimensions(), (512, 256));
+        scratch.draws(&[&args[..], &["--steps", "1"]].concat());
+        assert_eq!(opened(&scratch.read("p.png"), ImageFormat::Png).dimensions(), (512, 256));
     }
 
     #[test]
     fn what_cannot_be_one_is_refused() {
-        let desk = Desk::new();
-        let out = desk.path("out.png");
+        let scratch = Scratch::new();
+        let out = scratch.path("out.png");
         let out = out.to_str().unwrap();
-        let dotted = desk.path("./out.png");
+        let dotted = scratch.path("./out.png");
         for (args, code, message) in [
             (&["--preview", "-"][..], 2, "--preview: expected a file, got standard output"),
             (&["--preview", "/dev/null"], 2, "--preview: expected a file, got a device or pipe"),
@@ -1755,25 +1773,29 @@ mod preview {
             (&["--taesd", "/no/such.safetensors"], 4, "/no/such.safetensors: "),
             (&["--taesd", "/no/such.safetensors", "--preview", "p.png"], 4, "/no/such.safetensors: "),
         ] {
-            desk.refuses(&[&["x"], args].concat(), code, &[message]);
+            scratch.refuses(&[&["x"], args].concat(), code, &[message]);
         }
         let bundle = Bundle::new();
         bundle.edit_manifest(|manifest| {
             manifest.as_object_mut().unwrap().remove("preview").unwrap();
         });
-        let preview = desk.path("p.png");
+        let preview = scratch.path("p.png");
         let args = ["x", "-m", bundle.path(), "--preview", preview.to_str().unwrap()];
-        desk.refuses(&args, 2, &["--preview: expected a model with preview factors, got calotype-emoji-1"]);
+        scratch.refuses(
+            &args,
+            2,
+            &["--preview: expected a model with preview factors, got calotype-emoji-1"],
+        );
     }
 
     /// The image is what was asked for. A file may have 10 KiB: the image is smaller, its preview larger.
     #[cfg(target_os = "linux")]
     #[test]
     fn that_cannot_be_written_is_reported_once() {
-        let desk = Desk::new();
-        let (image, preview) = (desk.path("out.jpg"), desk.path("p.png"));
+        let scratch = Scratch::new();
+        let (image, preview) = (scratch.path("out.jpg"), scratch.path("p.png"));
         let args = ["a red apple", "--seed", "3", "--steps", "4", "-o", image.to_str().unwrap()];
-        let command = desk.command(&[&args[..], &["--preview", preview.to_str().unwrap()]].concat());
+        let command = scratch.command(&[&args[..], &["--preview", preview.to_str().unwrap()]].concat());
         let mut shell = Command::new("sh");
         shell
             .args(["-c", "ulimit -f 20; exec \"$@\"", "sh"])
@@ -1784,8 +1806,8 @@ mod preview {
         let problem = "p.png: the image could not be written: File too large";
         assert_eq!(said.stderr.matches(problem).count(), 1, "{}", said.stderr);
         // The first preview, which is small enough, stays whole.
-        assert_eq!(desk.files(), ["out.jpg", "p.png"]);
-        opened(&desk.read("p.png"), ImageFormat::Png);
+        assert_eq!(scratch.files(), ["out.jpg", "p.png"]);
+        opened(&scratch.read("p.png"), ImageFormat::Png);
     }
 }
 
@@ -1796,119 +1818,119 @@ mod images {
 
     #[test]
     fn same_seed_same_bytes() {
-        let desk = Desk::new();
-        desk.draws(&["a red apple", "--seed", "5"]);
-        let first = desk.read("out.png");
-        desk.draws(&["a red apple", "--seed", "5"]);
-        assert!(first == desk.read("out.png"));
-        desk.draws(&["a red apple", "--seed", "6"]);
-        assert!(pixels(&first) != pixels(&desk.read("out.png")), "the seed changes nothing");
-        desk.draws(&["a blue dog", "--seed", "5"]);
-        assert!(pixels(&first) != pixels(&desk.read("out.png")), "the prompt changes nothing");
+        let scratch = Scratch::new();
+        scratch.draws(&["a red apple", "--seed", "5"]);
+        let first = scratch.read("out.png");
+        scratch.draws(&["a red apple", "--seed", "5"]);
+        assert!(first == scratch.read("out.png"));
+        scratch.draws(&["a red apple", "--seed", "6"]);
+        assert!(pixels(&first) != pixels(&scratch.read("out.png")), "the seed changes nothing");
+        scratch.draws(&["a blue dog", "--seed", "5"]);
+        assert!(pixels(&first) != pixels(&scratch.read("out.png")), "the prompt changes nothing");
     }
 
     #[test]
     fn count_draws_consecutive_seeds() {
-        let desk = Desk::new();
-        let report = desk.draws(&["a red apple", "--seed", "5", "--count", "3"]);
-        assert_eq!(desk.files(), ["out-1.png", "out-2.png", "out-3.png"]);
+        let scratch = Scratch::new();
+        let report = scratch.draws(&["a red apple", "--seed", "5", "--count", "3"]);
+        assert_eq!(scratch.files(), ["out-1.png", "out-2.png", "out-3.png"]);
         for (index, receipt) in receipts(&report).iter().enumerate() {
             let (seed, name) = (5 + index, format!("out-{}.png", index + 1));
             assert_eq!(receipt["seed"], seed);
-            assert_eq!(report["images"][index]["file"], desk.path(&name).to_str().unwrap());
-            desk.draws(&["a red apple", "--seed", &seed.to_string()]);
-            assert!(desk.read(&name) == desk.read("out.png"), "{name}");
+            assert_eq!(report["images"][index]["file"], scratch.path(&name).to_str().unwrap());
+            scratch.draws(&["a red apple", "--seed", &seed.to_string()]);
+            assert!(scratch.read(&name) == scratch.read("out.png"), "{name}");
         }
         assert_eq!(receipts(&report).len(), 3);
     }
 
     #[test]
     fn random_seed_is_reported_and_draws_it_again() {
-        let desk = Desk::new();
-        let said = desk.generate(&["a red apple"]);
+        let scratch = Scratch::new();
+        let said = scratch.generate(&["a red apple"]);
         assert_eq!(said.code, Some(0), "{}", said.stderr);
-        let start = format!("{} (seed ", desk.path("out.png").display());
+        let start = format!("{} (seed ", scratch.path("out.png").display());
         let seed = said.stdout.strip_prefix(&start).unwrap().strip_suffix(")\n").unwrap();
-        let first = desk.read("out.png");
-        desk.draws(&["a red apple", "--seed", seed]);
-        assert!(first == desk.read("out.png"));
-        let other = desk.draws(&["a red apple"]);
+        let first = scratch.read("out.png");
+        scratch.draws(&["a red apple", "--seed", seed]);
+        assert!(first == scratch.read("out.png"));
+        let other = scratch.draws(&["a red apple"]);
         assert_ne!(receipts(&other)[0]["seed"].to_string(), seed);
     }
 
     #[test]
     fn size_is_the_one_asked_for() {
-        let desk = Desk::new();
-        desk.draws(&["x", "--size", "160x96"]);
-        let (width, height, _) = pixels(&desk.read("out.png"));
+        let scratch = Scratch::new();
+        scratch.draws(&["x", "--size", "160x96"]);
+        let (width, height, _) = pixels(&scratch.read("out.png"));
         assert_eq!((width, height), (160, 96));
     }
 
     #[test]
     fn guidance_and_negative_prompt_change_it() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         let mut drawn = Vec::new();
         for args in [&["--guidance", "1"][..], &["--guidance", "5"], &["--guidance", "5", "-n", "a dog"]] {
-            desk.draws(&[&["a red apple", "--seed", "5"], args].concat());
-            drawn.push(pixels(&desk.read("out.png")));
+            scratch.draws(&[&["a red apple", "--seed", "5"], args].concat());
+            drawn.push(pixels(&scratch.read("out.png")));
         }
         assert!(drawn[0] != drawn[1] && drawn[1] != drawn[2] && drawn[0] != drawn[2]);
     }
 
     #[test]
     fn guidance_zero_ignores_the_prompt() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         let [apple, dog] = ["a red apple", "a blue dog"].map(|prompt| {
-            desk.draws(&[prompt, "--guidance", "0", "--seed", "5"]);
-            pixels(&desk.read("out.png"))
+            scratch.draws(&[prompt, "--guidance", "0", "--seed", "5"]);
+            pixels(&scratch.read("out.png"))
         });
         assert!(apple == dog);
     }
 
     #[test]
     fn every_sampler_draws() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         let samplers = help("--sampler", "samplers");
         assert!(samplers.len() >= 30, "{samplers:?}");
         for row in samplers {
             let sampler = row["name"].as_str().unwrap();
-            let report = desk.draws(&["a red apple", "--sampler", sampler]);
+            let report = scratch.draws(&["a red apple", "--sampler", sampler]);
             assert_eq!(receipts(&report)[0]["sampler"], sampler);
         }
     }
 
     #[test]
     fn every_schedule_draws() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         let schedules = help("--schedule", "schedules");
         assert!(schedules.len() >= 16, "{schedules:?}");
         for schedule in schedules {
             let schedule = schedule["name"].as_str().unwrap();
             // Levels for video reach further up than this model's.
             if schedule == "ays-svd" {
-                desk.generate(&["x", "--schedule", schedule]).is_refusal(
+                scratch.generate(&["x", "--schedule", schedule]).is_refusal(
                     2,
                     &["schedule: expected levels up to 65.9287, the model's highest, got 700"],
                 );
                 continue;
             }
-            let report = desk.draws(&["a red apple", "--schedule", schedule]);
+            let report = scratch.draws(&["a red apple", "--schedule", schedule]);
             assert_eq!(receipts(&report)[0]["schedule"], schedule);
         }
         let report =
-            desk.draws(&["a red apple", "--sampler", "euler", "--steps", "3", "--sigmas", "20, 5.5, 1,0"]);
+            scratch.draws(&["a red apple", "--sampler", "euler", "--steps", "3", "--sigmas", "20, 5.5, 1,0"]);
         assert_eq!(receipts(&report)[0]["sigmas"], json!([20.0, 5.5, 1.0, 0.0]));
         assert_eq!(receipts(&report)[0]["schedule"], "20,5.5,1");
     }
 
-    /// What a recipe says of sampling draws the same picture again, and every part of it counts.
+    /// What a recipe says of sampling draws the same image again, and every part of it counts.
     #[test]
     fn what_is_asked_of_sampling_is_done_and_in_the_recipe() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         let base = ["a red apple", "--seed", "3", "--steps", "4", "--sampler", "euler-a"];
         let draw = |args: &[&str]| {
-            let report = desk.draws(&[&base, args].concat());
-            (receipts(&report)[0].clone(), pixels(&desk.read("out.png")))
+            let report = scratch.draws(&[&base, args].concat());
+            (receipts(&report)[0].clone(), pixels(&scratch.read("out.png")))
         };
         let (_, plain) = draw(&[]);
         for (args, field, expected) in [
@@ -1947,18 +1969,18 @@ mod images {
             (&["--guidance-interval", "25%..75%"], "guidance_interval", json!("25%..75%")),
             (&["--thresholding", "static:range=0.5"], "thresholding", json!("static:range=0.5")),
         ] {
-            let (receipt, picture) = draw(args);
+            let (receipt, image) = draw(args);
             assert_eq!(receipt[field], expected, "{args:?}");
-            assert!(picture != plain, "{args:?} changes nothing");
+            assert!(image != plain, "{args:?} changes nothing");
             let (_, again) = draw(args);
-            assert!(picture == again, "{args:?} twice");
+            assert!(image == again, "{args:?} twice");
         }
         // Nothing of these is in a recipe that does without.
         let (receipt, _) = draw(&[]);
         for field in ["variation_seed", "guidance_method", "guidance_interval", "thresholding"] {
             assert_eq!(receipt.get(field), None, "{field}");
         }
-        // All of the other seed's noise is that seed's picture.
+        // All of the other seed's noise is that seed's image.
         let (_, other) = draw(&["--variation-seed", "9", "--variation-strength", "0"]);
         assert!(other == plain, "a variation of nothing");
     }
@@ -1966,20 +1988,20 @@ mod images {
     /// Where guidance ends, the step goes by the prompt, which is what a scale next to 1 goes by with both predictions.
     #[test]
     fn steps_without_guidance_go_by_the_prompt() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         let draw = |guidance: &str, args: &[&str]| {
             let sampler = if args.contains(&"--sampler") { &[][..] } else { &["--sampler", "euler"] };
             let base = ["a red apple", "--seed", "3", "--steps", "4", "--guidance", guidance];
-            desk.draws(&[&base, sampler, args].concat());
-            pixels(&desk.read("out.png")).2
+            scratch.draws(&[&base, sampler, args].concat());
+            pixels(&scratch.read("out.png")).2
         };
         let far = |one: &[u8], other: &[u8]| {
             one.iter().zip(other).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>() / one.len() as f64
         };
         let near = draw("5x1,1.000001", &[]);
         for (guidance, args) in [("5x1,1", &[][..]), ("5", &["--guidance-interval", "0%..25%"])] {
-            let picture = draw(guidance, args);
-            assert!(far(&picture, &near) < 0.01, "{guidance} {args:?}: {}", far(&picture, &near));
+            let image = draw(guidance, args);
+            assert!(far(&image, &near) < 0.01, "{guidance} {args:?}: {}", far(&image, &near));
         }
         assert!(far(&draw("5", &[]), &near) > 1.0, "a later step's guidance changes nothing");
         // CFG++ goes back by the unconditional noise, also where the prompt's prediction is all that a step goes by.
@@ -1988,10 +2010,10 @@ mod images {
 
     #[test]
     fn prompts_are_a_language() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         let draw = |prompt: &str, args: &[&str]| {
-            desk.draws(&[&[prompt, "--seed", "3", "--steps", "4"], args].concat());
-            pixels(&desk.read("out.png"))
+            scratch.draws(&[&[prompt, "--seed", "3", "--steps", "4"], args].concat());
+            pixels(&scratch.read("out.png"))
         };
         let plain = draw("a red apple", &[]);
         for prompt in [
@@ -2014,7 +2036,7 @@ mod images {
 
     #[test]
     fn sampling_that_cannot_be_is_refused() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         for (args, message) in [
             (&["--sampler", "eluer"][..], "did you mean euler?"),
             (&["--sampler", "ddim:eta=2"], "sampler: ddim: eta: expected a number from 0 to 1, got \"2\""),
@@ -2043,9 +2065,9 @@ mod images {
             (&["--guidance-interval", "1%..2%"], "expected a range that contains a step"),
             (&["--thresholding", "dynamic:max=0"], "dynamic thresholding"),
         ] {
-            desk.refuses(&[&["a red apple"], args].concat(), 2, &[message]);
+            scratch.refuses(&[&["a red apple"], args].concat(), 2, &[message]);
         }
-        desk.refuses(&["--sampler", "euler"], 2, &["PROMPT: expected a prompt, got none"]);
+        scratch.refuses(&["--sampler", "euler"], 2, &["PROMPT: expected a prompt, got none"]);
     }
 
     /// What there is, from a table.
@@ -2057,8 +2079,8 @@ mod images {
 
     #[test]
     fn recipe_can_be_read_back() {
-        let desk = Desk::new();
-        let report = desk.draws(&[
+        let scratch = Scratch::new();
+        let report = scratch.draws(&[
             "a red apple",
             "-n",
             "a dog",
@@ -2069,9 +2091,9 @@ mod images {
             "--guidance",
             "2.5",
         ]);
-        let texts = texts(&desk.read("out.png"));
+        let texts = texts(&scratch.read("out.png"));
         let (manifest, receipt) = (manifest(), texts.receipt());
-        assert_eq!(&receipt, receipts(&report)[0], "the report and the picture disagree");
+        assert_eq!(&receipt, receipts(&report)[0], "the report and the image disagree");
 
         let hashes = manifest["files"].as_object().unwrap();
         let hashes: serde_json::Map<_, _> =
@@ -2107,10 +2129,10 @@ mod images {
 
     #[test]
     fn prompt_beyond_ascii_comes_back() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         let prompt = "ein süßer Apfel, 赤いりんご 🍎";
-        desk.draws(&[prompt]);
-        let texts = texts(&desk.read("out.png"));
+        scratch.draws(&[prompt]);
+        let texts = texts(&scratch.read("out.png"));
         assert_eq!(texts.receipt()["prompt"], prompt);
         assert!(texts.parameters.starts_with(&format!("{prompt}\nSteps: 2, ")), "{}", texts.parameters);
     }
@@ -2118,7 +2140,7 @@ mod images {
     /// What other programs take from the text.
     #[test]
     fn settings_have_their_names_elsewhere() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         for (args, expected) in [
             (&["--rng", "philox"][..], ", RNG: NV, "),
             (&["--rng", "torch"], ", RNG: CPU, "),
@@ -2134,48 +2156,48 @@ mod images {
                 ", Variation seed: 9, Variation seed strength: 0.4, ",
             ),
         ] {
-            desk.draws(&[&["x", "--size", "64x64"], args].concat());
-            let text = texts(&desk.read("out.png")).parameters;
+            scratch.draws(&[&["x", "--size", "64x64"], args].concat());
+            let text = texts(&scratch.read("out.png")).parameters;
             assert!(text.contains(expected), "{expected:?} in {text:?}");
         }
-        desk.draws(&["a\nNegative prompt: b", "--size", "64x64"]);
-        let texts = texts(&desk.read("out.png"));
+        scratch.draws(&["a\nNegative prompt: b", "--size", "64x64"]);
+        let texts = texts(&scratch.read("out.png"));
         assert_eq!(texts.receipt()["prompt"], "a\nNegative prompt: b");
         assert!(texts.parameters.starts_with("a\nNegative\\ prompt: b\nSteps: 2, "), "{}", texts.parameters);
     }
 
     #[test]
     fn names_and_hashes_of_bundles_are_quoted() {
-        let (desk, bundle) = (Desk::new(), Bundle::new());
+        let (scratch, bundle) = (Scratch::new(), Bundle::new());
         bundle.edit_manifest(|manifest| manifest["name"] = "a, \"b\": c".into());
-        desk.draws(&["x", "--size", "64x64", "-m", bundle.path()]);
-        let text = texts(&desk.read("out.png")).parameters;
+        scratch.draws(&["x", "--size", "64x64", "-m", bundle.path()]);
+        let text = texts(&scratch.read("out.png")).parameters;
         assert!(text.contains(r#", Model: "a, \"b\": c", "#), "{text}");
     }
 
     #[test]
     fn words_that_the_model_does_not_know_are_told() {
-        let desk = Desk::new();
-        let said = desk.generate(&["a 🚀 on a red (🍎:1.2)", "-n", "🚗", "--json", "--size", "64x64"]);
+        let scratch = Scratch::new();
+        let said = scratch.generate(&["a 🚀 on a red (🍎:1.2)", "-n", "🚗", "--json", "--size", "64x64"]);
         assert_eq!(said.code, Some(0), "{}", said.stderr);
         let unknown = &said.json()["unknown_words"];
         let known = |word: &str| !unknown["prompt"].as_array().unwrap().contains(&word.into());
         assert!(known("red") && known("on") && known("a"), "{unknown}");
         // A model may have learnt emoji; what it has not is named.
         let odd = "\u{1f9ff}\u{10ffff}";
-        let said = desk.generate(&[&format!("a {odd}"), "-n", odd, "--json", "--size", "64x64"]);
+        let said = scratch.generate(&[&format!("a {odd}"), "-n", odd, "--json", "--size", "64x64"]);
         assert_eq!(said.json()["unknown_words"], json!({"prompt": [odd], "negative": [odd]}));
         let line = format!("calotype: prompt: words that this model does not know: {odd:?}\n");
         assert!(said.stderr.starts_with(&line), "{}", said.stderr);
-        assert_eq!(desk.draws(&["a red apple"])["unknown_words"], json!({"prompt": [], "negative": []}));
+        assert_eq!(scratch.draws(&["a red apple"])["unknown_words"], json!({"prompt": [], "negative": []}));
     }
 
     #[test]
     fn words_that_the_model_was_not_trained_on_are_told() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         // Both words are in the vocabulary, with which they start near their relatives, and in no caption.
         let flags = ["-n", "Money, blue", "--json", "--size", "64x64"];
-        let said = desk.generate(&[&["a (river:1.2), on a red background."], &flags[..]].concat());
+        let said = scratch.generate(&[&["a (river:1.2), on a red background."], &flags[..]].concat());
         assert_eq!(said.code, Some(0), "{}", said.stderr);
         let json = said.json();
         assert_eq!(json["unknown_words"], json!({"prompt": [], "negative": []}));
@@ -2184,7 +2206,7 @@ mod images {
                      calotype: negative prompt: words that this model was not trained on: \"Money\"\n";
         assert!(said.stderr.starts_with(lines), "{}", said.stderr);
         // Every caption's words are there.
-        let json = desk.draws(&["an airplane on a teal background, 3d style", "--size", "64x64"]);
+        let json = scratch.draws(&["an airplane on a teal background, 3d style", "--size", "64x64"]);
         assert_eq!(json["untrained_words"], json!({"prompt": [], "negative": []}));
     }
 
@@ -2192,10 +2214,10 @@ mod images {
     /// reported. Receipts have the prompt as it was typed.
     #[test]
     fn emoji_are_words_of_the_built_in_model() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         let draw = |prompt: &str| {
-            let json = desk.draws(&[prompt, "--size", "64x64", "--steps", "2", "--seed", "1"]);
-            let drawn = desk.read("out.png");
+            let json = scratch.draws(&[prompt, "--size", "64x64", "--steps", "2", "--seed", "1"]);
+            let drawn = scratch.read("out.png");
             assert_eq!(texts(&drawn).receipt()["prompt"], json!(prompt));
             let told = ["unknown_words", "untrained_words"].map(|kind| json[kind]["prompt"].clone());
             (pixels(&drawn).2, told)
@@ -2237,12 +2259,12 @@ mod images {
 
     #[test]
     fn verify_sees_pixels_that_were_changed() {
-        let desk = Desk::new();
-        desk.draws(&["x", "--size", "64x64"]);
-        let drawn = desk.read("out.png");
+        let scratch = Scratch::new();
+        scratch.draws(&["x", "--size", "64x64"]);
+        let drawn = scratch.read("out.png");
         let verify = |png: &[u8]| {
-            fs::write(desk.path("changed.png"), png).unwrap();
-            let path = desk.path("changed.png");
+            fs::write(scratch.path("changed.png"), png).unwrap();
+            let path = scratch.path("changed.png");
             Said::of(calotype(&["verify", path.to_str().unwrap()]).output().unwrap())
         };
         let said = verify(&drawn);
@@ -2287,16 +2309,16 @@ mod images {
 
     #[test]
     fn verify_generates_again_and_says_what_differs() {
-        let desk = Desk::new();
-        let lora = desk.path("ink.safetensors");
+        let scratch = Scratch::new();
+        let lora = scratch.path("ink.safetensors");
         write_lora(&lora, 0.2);
         let typed = format!("{}@0.5", lora.display());
-        let first = desk.draws(&["an apple", "--size", "64x64", "--steps", "3", "--lora", &typed]);
+        let first = scratch.draws(&["an apple", "--size", "64x64", "--steps", "3", "--lora", &typed]);
         let made = receipts(&first)[0].clone();
-        let drawn = desk.read("out.png");
+        let drawn = scratch.read("out.png");
         let (width, height, rgb) = pixels(&drawn);
         let verify = |receipt: &Value, more: &[&str]| {
-            let path = desk.path("changed.png");
+            let path = scratch.path("changed.png");
             fs::write(&path, encode(width, height, &rgb, receipt)).unwrap();
             let mut command = calotype(&["verify", path.to_str().unwrap(), "--json"]);
             let said = Said::of(command.args(more).output().unwrap());
@@ -2314,8 +2336,8 @@ mod images {
         for name in ["out.webp", "out.jpg"] {
             let flags = ["an apple", "--size", "64x64", "--steps", "3", "--seed"];
             let seed = made["seed"].to_string();
-            let path = desk.path(name);
-            desk.draws(&[&flags[..], &[&seed, "--lora", &typed, "-o", path.to_str().unwrap()]].concat());
+            let path = scratch.path(name);
+            scratch.draws(&[&flags[..], &[&seed, "--lora", &typed, "-o", path.to_str().unwrap()]].concat());
             let verify = || Said::of(calotype(&["verify", path.to_str().unwrap()]).output().unwrap());
             let said = verify();
             assert_eq!(said.code, Some(0), "{name}: {}", said.stderr);
@@ -2354,8 +2376,8 @@ mod images {
         let (said, json) = verify(&other, &[]);
         assert_eq!((said.code, &json["equal"]), (Some(3), &json!(false)));
         let seed = made["seed"].to_string();
-        desk.draws(&["an apple", "--size", "64x64", "--steps", "2", "--seed", &seed, "--lora", &typed]);
-        let (_, _, again) = pixels(&desk.read("out.png"));
+        scratch.draws(&["an apple", "--size", "64x64", "--steps", "2", "--seed", &seed, "--lora", &typed]);
+        let (_, _, again) = pixels(&scratch.read("out.png"));
         let squares: f64 = rgb.iter().zip(&again).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2)).sum();
         let expected = 20.0 * (255.0 / (squares / rgb.len() as f64).sqrt()).log10();
         assert!((json["psnr_db"].as_f64().unwrap() - expected).abs() < 1e-6, "{expected}: {json}");
@@ -2408,8 +2430,8 @@ mod images {
 mod bench {
     use super::*;
 
-    fn bench(desk: &Desk, args: &[&str]) -> Said {
-        Said::of(calotype(&[&["bench"], args].concat()).current_dir(desk.0.path()).output().unwrap())
+    fn bench(scratch: &Scratch, args: &[&str]) -> Said {
+        Said::of(calotype(&[&["bench"], args].concat()).current_dir(scratch.0.path()).output().unwrap())
     }
 
     /// A part of a measurement, by its name.
@@ -2420,9 +2442,9 @@ mod bench {
 
     #[test]
     fn parts_of_images_are_measured() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         let flags = ["--size", "64x64", "--runs", "2", "--threads", "1", "--json"];
-        let said = bench(&desk, &[&flags[..], &["--steps", "3"]].concat());
+        let said = bench(&scratch, &[&flags[..], &["--steps", "3"]].concat());
         assert_eq!(said.code, Some(0), "{}", said.stderr);
         let first = said.json();
         for (name, samples) in [("text_encoder", 2), ("step", 6), ("vae_decoder", 2), ("image", 2)] {
@@ -2442,10 +2464,10 @@ mod bench {
         assert!(first["peak_bytes"].as_u64().unwrap() <= first["planned_bytes"].as_u64().unwrap(), "{first}");
 
         // Of other steps, and with an init image, whose encoder is a part.
-        fs::write(desk.path("first.json"), said.stdout).unwrap();
-        desk.draws(&["x", "--size", "64x64", "--steps", "1"]);
+        fs::write(scratch.path("first.json"), said.stdout).unwrap();
+        scratch.draws(&["x", "--size", "64x64", "--steps", "1"]);
         let more = ["--steps", "2", "--compare", "first.json", "--init", "out.png"];
-        let said = bench(&desk, &[&flags[..], &more].concat());
+        let said = bench(&scratch, &[&flags[..], &more].concat());
         assert_eq!(said.code, Some(0), "{}", said.stderr);
         let second = said.json();
         assert!(part(&second, "vae_encoder")["gmac_per_s"].as_f64().unwrap() > 0.0, "{second}");
@@ -2456,9 +2478,9 @@ mod bench {
 
     #[test]
     fn what_cannot_be_measured_is_refused() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         let other = "other.json: expected what `calotype bench --json` printed";
-        fs::write(desk.path("other.json"), "{\"steps\": 3}").unwrap();
+        fs::write(scratch.path("other.json"), "{\"steps\": 3}").unwrap();
         for (args, code, message) in [
             (&["--compare", "other.json"][..], 3, other),
             (&["--compare", "none.json"], 3, "none.json"),
@@ -2466,7 +2488,7 @@ mod bench {
             (&["--runs", "0"], 2, "--runs"),
             (&["none"], 4, "model none: "),
         ] {
-            bench(&desk, args).is_refusal(code, &[message]);
+            bench(&scratch, args).is_refusal(code, &[message]);
         }
     }
 }
@@ -2476,7 +2498,7 @@ mod report {
 
     #[test]
     fn failure_in_json_is_an_object_too() {
-        let said = Desk::new().generate(&["x", "--steps", "0", "--json"]);
+        let said = Scratch::new().generate(&["x", "--steps", "0", "--json"]);
         assert_eq!(said.code, Some(2));
         let expected = serde_json::json!({"error": {
             "kind": "usage", "message": "steps: expected 1 to 1000, got 0", "exit_code": 2,
@@ -2488,7 +2510,7 @@ mod report {
 
     #[test]
     fn seconds_add_up() {
-        let report = Desk::new().draws(&["x"]);
+        let report = Scratch::new().draws(&["x"]);
         let all = report["seconds"]["all"].as_f64().unwrap();
         let parts = report["images"][0]["seconds"].as_object().unwrap();
         let parts: Vec<f64> = ["text_encoder", "denoising", "vae_decoder"]
@@ -2524,8 +2546,8 @@ mod report {
 
     #[test]
     fn no_run_leaves_a_trace_in_the_home_folder() {
-        let (desk, home) = (Desk::new(), Desk::new());
-        let mut command = desk.command(&["a cat"]);
+        let (scratch, home) = (Scratch::new(), Scratch::new());
+        let mut command = scratch.command(&["a cat"]);
         for variable in ["XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"] {
             command.env_remove(variable);
         }
@@ -2602,27 +2624,31 @@ mod report {
     #[test]
     fn providers_that_are_missing_are_errors_and_fallbacks_are_told() {
         // A library for a processor alone lacks it everywhere.
-        let desk = Desk::new();
-        desk.refuses(
+        let scratch = Scratch::new();
+        scratch.refuses(
             &["a cat", "--provider", "qnn"],
             6,
             &["text_encoder: provider qnn: not in this ONNX Runtime build"],
         );
-        desk.refuses(
+        scratch.refuses(
             &["a cat", "--provider", "unet=qnn"],
             6,
             &["unet: provider qnn", "pip install onnxruntime-qnn"],
         );
-        desk.refuses(&["a cat", "--provider", "qn"], 2, &["expected one of cpu, cuda", "did you mean qnn?"]);
-        desk.refuses(&["a cat", "--provider", "plugin:none.so"], 6, &["none.so"]);
+        scratch.refuses(
+            &["a cat", "--provider", "qn"],
+            2,
+            &["expected one of cpu, cuda", "did you mean qnn?"],
+        );
+        scratch.refuses(&["a cat", "--provider", "plugin:none.so"], 6, &["none.so"]);
 
-        desk.refuses(
+        scratch.refuses(
             &["a cat", "--provider", "vae=qnn,vae=cpu", "--memory", "1B"],
             2,
             &["memory: expected all components on the CPU, got qnn for vae_encoder", "leave out --memory"],
         );
 
-        let said = desk.generate(&["a cat", "--seed", "1", "--provider", "unet=qnn,unet=cpu", "--json"]);
+        let said = scratch.generate(&["a cat", "--seed", "1", "--provider", "unet=qnn,unet=cpu", "--json"]);
         assert_eq!(said.code, Some(0), "{}", said.stderr);
         assert!(
             said.stderr.contains("calotype: unet: not on qnn: not in this ONNX Runtime build"),
@@ -2636,11 +2662,11 @@ mod report {
         assert_eq!(unet["providers"], serde_json::json!(["cpu"]));
         assert_eq!(unet["passed_over"][0]["provider"], "qnn");
         assert!(json["memory"]["planned_bytes"].is_null(), "what devices have is not planned");
-        assert_eq!(texts(&desk.read("out.png")).receipt()["provider"], "cpu");
+        assert_eq!(texts(&scratch.read("out.png")).receipt()["provider"], "cpu");
     }
 }
 
-/// What a picture says of itself.
+/// What an image says of itself.
 struct Texts {
     parameters: String,
     calotype: String,
@@ -2670,18 +2696,18 @@ mod deadline {
 
     #[test]
     fn an_image_with_time_to_spare_is_the_same_and_one_without_is_refused() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         let flags = ["a red apple", "--size", "64x64", "--seed", "3", "--steps", "6"];
-        let plain = desk.draws(&flags);
-        let drawn = desk.read("out.png");
-        let within = desk.draws(&[&flags[..], &["--deadline", "10min"]].concat());
+        let plain = scratch.draws(&flags);
+        let drawn = scratch.read("out.png");
+        let within = scratch.draws(&[&flags[..], &["--deadline", "10min"]].concat());
         assert_eq!(
-            (&within["images"][0]["receipt"], desk.read("out.png")),
+            (&within["images"][0]["receipt"], scratch.read("out.png")),
             (&plain["images"][0]["receipt"], drawn)
         );
-        let stopped = desk.draws(&[&flags[..], &["--stop-after", "3"]].concat());
+        let stopped = scratch.draws(&[&flags[..], &["--stop-after", "3"]].concat());
         assert_eq!(stopped["images"][0]["receipt"]["stop_after"], 3);
-        let path = desk.path("out.png");
+        let path = scratch.path("out.png");
         assert_eq!(calotype(&["verify", path.to_str().unwrap()]).status().unwrap().code(), Some(0));
         fs::remove_file(path).unwrap();
         for (typed, code, message) in [
@@ -2692,7 +2718,7 @@ mod deadline {
             (&["--deadline", "8s", "--journal", "j"], 2, "--journal"),
             (&["--stop-after", "7"], 2, "stop after: expected 1 to 6 steps, got 7"),
         ] {
-            desk.refuses(&[&flags[..], typed].concat(), code, &[message]);
+            scratch.refuses(&[&flags[..], typed].concat(), code, &[message]);
         }
     }
 }
@@ -2728,8 +2754,8 @@ mod journal {
         child.wait().unwrap();
     }
 
-    fn with_journal(desk: &Desk, journal: &Path) -> Command {
-        let mut command = desk.command(&RUN);
+    fn with_journal(scratch: &Scratch, journal: &Path) -> Command {
+        let mut command = scratch.command(&RUN);
         command.arg("--journal").arg(journal);
         command
     }
@@ -2740,15 +2766,15 @@ mod journal {
 
     #[test]
     fn killed_runs_end_with_the_same_bytes() {
-        let desk = Desk::new();
-        assert_eq!(desk.generate(&RUN).code, Some(0));
+        let scratch = Scratch::new();
+        assert_eq!(scratch.generate(&RUN).code, Some(0));
         let images = ["out-1.png", "out-2.png"];
-        let whole = images.map(|name| desk.read(name));
-        let (journal, mut resumed) = (desk.path("new/journal"), 0);
+        let whole = images.map(|name| scratch.read(name));
+        let (journal, mut resumed) = (scratch.path("new/journal"), 0);
         for row in 0..4_u64 {
-            images.iter().for_each(|name| fs::remove_file(desk.path(name)).unwrap());
+            images.iter().for_each(|name| fs::remove_file(scratch.path(name)).unwrap());
             // Other moments in each row; the first is that of the first snapshot on any machine, which the last resume then has.
-            kill(with_journal(&desk, &journal), &journal, Duration::from_millis(row * 170));
+            kill(with_journal(&scratch, &journal), &journal, Duration::from_millis(row * 170));
             if row > 0 {
                 let mut again = calotype(&["resume"]);
                 again.arg(&journal);
@@ -2759,8 +2785,8 @@ mod journal {
                 assert_eq!(said.code, Some(0), "row {row}: {}", said.stderr);
                 resumed += said.stderr.matches("resumed after step ").count();
             }
-            assert_eq!(images.map(|name| desk.read(name)), whole, "row {row}");
-            assert_eq!(desk.files(), ["new", "out-1.png", "out-2.png"], "row {row}");
+            assert_eq!(images.map(|name| scratch.read(name)), whole, "row {row}");
+            assert_eq!(scratch.files(), ["new", "out-1.png", "out-2.png"], "row {row}");
             assert!(!journal.exists(), "row {row}: a finished run left its journal");
         }
         assert!(resumed > 0, "no run went on from a snapshot");
@@ -2768,15 +2794,15 @@ mod journal {
 
     #[test]
     fn snapshots_that_are_damaged_or_of_other_runs_are_not_used() {
-        let desk = Desk::new();
-        let (journal, other) = (desk.path("journal"), desk.path("other"));
-        let mut foreign = with_journal(&desk, &other);
+        let scratch = Scratch::new();
+        let (journal, other) = (scratch.path("journal"), scratch.path("other"));
+        let mut foreign = with_journal(&scratch, &other);
         foreign.args(["-n", "blue"]);
         kill(foreign, &other, Duration::ZERO);
         let foreign = fs::read(other.join("state")).unwrap();
-        kill(with_journal(&desk, &journal), &journal, Duration::ZERO);
-        assert_eq!(desk.generate(&RUN).code, Some(0));
-        let whole = desk.read("out-2.png");
+        kill(with_journal(&scratch, &journal), &journal, Duration::ZERO);
+        assert_eq!(scratch.generate(&RUN).code, Some(0));
+        let whole = scratch.read("out-2.png");
         let files = ["job", "state"].map(|name| (name, fs::read(journal.join(name)).unwrap()));
         let mut damaged = files[1].1.clone();
         let middle = damaged.len() / 2;
@@ -2789,24 +2815,25 @@ mod journal {
             let said = resume(&journal);
             assert_eq!(said.code, Some(0), "{}", said.stderr);
             assert!(said.stderr.contains(reason), "{}", said.stderr);
-            assert_eq!(desk.read("out-2.png"), whole, "{reason:?}");
+            assert_eq!(scratch.read("out-2.png"), whole, "{reason:?}");
         }
     }
 
     #[test]
     fn what_cannot_be_resumed_is_refused() {
-        let desk = Desk::new();
-        resume(&desk.path("none")).is_refusal(3, &["journal: ", "expected a journal"]);
-        let (folder, journal) = (desk.path(""), desk.path("journal"));
+        let scratch = Scratch::new();
+        resume(&scratch.path("none")).is_refusal(3, &["journal: ", "expected a journal"]);
+        let (folder, journal) = (scratch.path(""), scratch.path("journal"));
         resume(&folder).is_refusal(3, &["journal: ", "expected a journal"]);
         fs::create_dir(&journal).unwrap();
         fs::write(journal.join("job"), "x").unwrap();
         resume(&journal).is_refusal(3, &["journal: ", "damaged or truncated"]);
         let journal = journal.to_str().unwrap();
-        desk.generate(&["x", "--size", "64x64", "--journal", journal])
+        scratch
+            .generate(&["x", "--size", "64x64", "--journal", journal])
             .is_refusal(2, &["journal: ", "got one with a journal", "`calotype resume`"]);
         for piped in [&["x", "-o", "-", "--journal", "new"][..], &["-", "--journal", "new"]] {
-            desk.generate(piped).is_refusal(2, &["--journal: expected files"]);
+            scratch.generate(piped).is_refusal(2, &["--journal: expected files"]);
         }
     }
 }
@@ -2821,20 +2848,20 @@ mod batch {
     use super::*;
 
     /// Writes lines, each with the settings of a small image where it has none.
-    fn write(desk: &Desk, lines: &[Value]) {
+    fn write(scratch: &Scratch, lines: &[Value]) {
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-        fs::write(desk.path("lines.jsonl"), text).unwrap();
+        fs::write(scratch.path("lines.jsonl"), text).unwrap();
     }
 
-    fn command(desk: &Desk) -> Command {
+    fn command(scratch: &Scratch) -> Command {
         let mut command = calotype(&["batch", "lines.jsonl", "-o", "images"]);
-        command.current_dir(desk.path("")).stdin(Stdio::null());
+        command.current_dir(scratch.path("")).stdin(Stdio::null());
         command
     }
 
     /// Runs a file of recipes: the results that were printed.
-    fn run(desk: &Desk, code: i32) -> Vec<Value> {
-        let said = Said::of(command(desk).output().unwrap());
+    fn run(scratch: &Scratch, code: i32) -> Vec<Value> {
+        let said = Said::of(command(scratch).output().unwrap());
         assert_eq!(said.code, Some(code), "{}", said.stderr);
         said.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
@@ -2845,27 +2872,27 @@ mod batch {
 
     #[test]
     fn lines_become_the_images_of_generate_and_are_skipped_when_done() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         let apple = json!({ "prompt": "a red apple", "seed": 7, "steps": 2, "size": "64x64" });
         let cat = json!({ "prompt": "a cat", "steps": 1, "size": "64x64", "output": "cats/cat.webp" });
-        write(&desk, &[apple.clone(), cat.clone()]);
+        write(&scratch, &[apple.clone(), cat.clone()]);
         // What a batch leaves that is killed while its journal begins.
-        let journal = desk.path("images/.calotype-batch");
+        let journal = scratch.path("images/.calotype-batch");
         fs::create_dir_all(&journal).unwrap();
         fs::write(journal.join("job.part"), "half").unwrap();
-        let first = run(&desk, 0);
+        let first = run(&scratch, 0);
         assert!(!journal.exists());
         assert_eq!(statuses(&first), ["done", "done"]);
         assert_eq!(
             (&first[0]["line"], &first[0]["file"], &first[0]["seed"]),
             (&json!(1), &json!("00001.png"), &json!(7))
         );
-        desk.draws(&["a red apple", "--seed", "7", "--size", "64x64"]);
-        assert_eq!(desk.read("images/00001.png"), desk.read("out.png"));
+        scratch.draws(&["a red apple", "--seed", "7", "--size", "64x64"]);
+        assert_eq!(scratch.read("images/00001.png"), scratch.read("out.png"));
         // The seed that was chosen is reported, and makes the image again.
         let seed = first[1]["seed"].to_string();
-        let webp = desk.path("out.webp");
-        desk.draws(&[
+        let webp = scratch.path("out.webp");
+        scratch.draws(&[
             "a cat",
             "--seed",
             &seed,
@@ -2876,39 +2903,39 @@ mod batch {
             "-o",
             webp.to_str().unwrap(),
         ]);
-        assert_eq!(desk.read("images/cats/cat.webp"), desk.read("out.webp"));
+        assert_eq!(scratch.read("images/cats/cat.webp"), scratch.read("out.webp"));
 
         // A journal that is damaged.
         fs::create_dir_all(&journal).unwrap();
         fs::write(journal.join("job"), "x").unwrap();
-        let again = run(&desk, 0);
+        let again = run(&scratch, 0);
         assert!(!journal.exists());
         assert_eq!(statuses(&again), ["skipped", "skipped"]);
         assert_eq!(again[1]["seed"], first[1]["seed"]);
         // An image that was changed or deleted, and a line that was.
-        fs::write(desk.path("images/00001.png"), "x").unwrap();
-        fs::remove_file(desk.path("images/cats/cat.webp")).unwrap();
-        assert_eq!(statuses(&run(&desk, 0)), ["done", "done"]);
-        assert_eq!(desk.read("images/00001.png"), desk.read("out.png"));
+        fs::write(scratch.path("images/00001.png"), "x").unwrap();
+        fs::remove_file(scratch.path("images/cats/cat.webp")).unwrap();
+        assert_eq!(statuses(&run(&scratch, 0)), ["done", "done"]);
+        assert_eq!(scratch.read("images/00001.png"), scratch.read("out.png"));
         let mut other = apple.clone();
         other["seed"] = json!(8);
-        write(&desk, &[other, cat.clone()]);
-        assert_eq!(statuses(&run(&desk, 0)), ["done", "skipped"]);
-        assert_ne!(desk.read("images/00001.png"), desk.read("out.png"));
+        write(&scratch, &[other, cat.clone()]);
+        assert_eq!(statuses(&run(&scratch, 0)), ["done", "skipped"]);
+        assert_ne!(scratch.read("images/00001.png"), scratch.read("out.png"));
         // A flag is over all lines; a log that ends within a line is taken as far as it goes.
-        let log = desk.read("images/results.jsonl");
-        fs::write(desk.path("images/results.jsonl"), [&log[..], b"{\"file\": "].concat()).unwrap();
-        write(&desk, &[apple, cat]);
-        let said = Said::of(command(&desk).args(["--seed", "7", "--json"]).output().unwrap());
+        let log = scratch.read("images/results.jsonl");
+        fs::write(scratch.path("images/results.jsonl"), [&log[..], b"{\"file\": "].concat()).unwrap();
+        write(&scratch, &[apple, cat]);
+        let said = Said::of(command(&scratch).args(["--seed", "7", "--json"]).output().unwrap());
         assert_eq!((said.code, said.json()), (Some(0), json!({ "done": 2, "skipped": 0, "failed": 0 })));
-        assert_eq!(desk.read("images/00001.png"), desk.read("out.png"));
-        let log = String::from_utf8(desk.read("images/results.jsonl")).unwrap();
+        assert_eq!(scratch.read("images/00001.png"), scratch.read("out.png"));
+        let log = String::from_utf8(scratch.read("images/results.jsonl")).unwrap();
         assert!(log.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{log}");
     }
 
     #[test]
     fn lines_that_fail_are_told_and_others_go_on() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         let good = json!({ "prompt": "a dog", "steps": 1, "size": "64x64" });
         let with = |name: &str, value: Value| {
             let mut line = good.clone();
@@ -2930,8 +2957,8 @@ mod batch {
             json!([]),
             with("output", json!("last.png")),
         ];
-        write(&desk, &lines);
-        let results = run(&desk, 3);
+        write(&scratch, &lines);
+        let results = run(&scratch, 3);
         let messages: Vec<&str> =
             results.iter().map(|result| result["error"]["message"].as_str().unwrap_or("done")).collect();
         let expected = [
@@ -2953,16 +2980,16 @@ mod batch {
         for (message, expected) in messages.iter().zip(expected) {
             assert!(message.contains(expected), "expected {expected:?}, got {message:?}");
         }
-        assert!(!desk.path("escaped.png").exists());
-        let said = Said::of(command(&desk).output().unwrap());
+        assert!(!scratch.path("escaped.png").exists());
+        let said = Said::of(command(&scratch).output().unwrap());
         assert!(said.stderr.ends_with("10 of 12 lines failed, line 1 first\n"), "{}", said.stderr);
         for flags in [["--count", "2"], ["--from", "x.json"]] {
-            Said::of(command(&desk).args(flags).output().unwrap())
+            Said::of(command(&scratch).args(flags).output().unwrap())
                 .is_refusal(2, &["expected one line in FILE"]);
         }
         // What is no file of recipes is refused at its first line.
-        fs::write(desk.path("lines.jsonl"), "\na prompt\nanother\n").unwrap();
-        let said = Said::of(command(&desk).output().unwrap());
+        fs::write(scratch.path("lines.jsonl"), "\na prompt\nanother\n").unwrap();
+        let said = Said::of(command(&scratch).output().unwrap());
         said.is_refusal(3, &["recipe: expected a JSON object"]);
         assert!(
             said.stdout.is_empty() && said.stderr.contains("0 done, 0 skipped, 0 failed"),
@@ -2970,31 +2997,31 @@ mod batch {
             said.stderr
         );
         // Another program's file is not written to.
-        fs::write(desk.path("images/results.jsonl"), "a note\n").unwrap();
-        Said::of(command(&desk).output().unwrap())
+        fs::write(scratch.path("images/results.jsonl"), "a note\n").unwrap();
+        Said::of(command(&scratch).output().unwrap())
             .is_refusal(3, &["results.jsonl: line 1: expected a result"]);
-        assert_eq!(desk.read("images/results.jsonl"), b"a note\n");
+        assert_eq!(scratch.read("images/results.jsonl"), b"a note\n");
     }
 
     #[test]
     fn killed_batches_end_with_the_same_bytes() {
         let settings = ["--steps", "30", "--sampler", "dpm++2m-sde"];
         for seed in [Some(5), None] {
-            let desk = Desk::new();
+            let scratch = Scratch::new();
             let line =
                 json!({ "prompt": "a red apple", "steps": 30, "sampler": "dpm++2m-sde", "seed": seed });
-            write(&desk, &[line.clone(), line]);
-            let journal = desk.path("images/.calotype-batch");
-            super::journal::kill(command(&desk), &journal, Duration::ZERO);
-            let said = Said::of(command(&desk).output().unwrap());
+            write(&scratch, &[line.clone(), line]);
+            let journal = scratch.path("images/.calotype-batch");
+            super::journal::kill(command(&scratch), &journal, Duration::ZERO);
+            let said = Said::of(command(&scratch).output().unwrap());
             assert_eq!(said.code, Some(0), "{}", said.stderr);
             assert!(said.stderr.contains("resumed after step "), "{}", said.stderr);
             assert!(!journal.exists());
             for result in said.stdout.lines() {
                 let result: Value = serde_json::from_str(result).unwrap();
                 let (file, seed) = (result["file"].as_str().unwrap(), result["seed"].to_string());
-                desk.draws(&[&["a red apple", "--seed", &seed][..], &settings].concat());
-                assert_eq!(desk.read(&format!("images/{file}")), desk.read("out.png"), "{result}");
+                scratch.draws(&[&["a red apple", "--seed", &seed][..], &settings].concat());
+                assert_eq!(scratch.read(&format!("images/{file}")), scratch.read("out.png"), "{result}");
             }
         }
     }
@@ -3019,20 +3046,20 @@ mod grid {
 
     #[test]
     fn cells_are_images_of_their_own_beside_a_labelled_sheet() {
-        let desk = Desk::new();
-        let report = desk.draws(&GRID);
+        let scratch = Scratch::new();
+        let report = scratch.draws(&GRID);
         let names: Vec<String> = (1..=6).map(|cell| format!("out-{cell}.png")).collect();
         let files: Vec<&str> = names.iter().map(String::as_str).chain(["out.png"]).collect();
-        assert_eq!(desk.files(), files);
+        assert_eq!(scratch.files(), files);
         assert_eq!(report["grid"]["axes"][0], json!({ "field": "steps", "values": ["1", "2", "3"] }));
         // Columns first; each is the image of its settings alone.
-        let cell = desk.read("out-5.png");
+        let cell = scratch.read("out-5.png");
         let alone =
             ["a red apple", "--seed", "3", "--size", "64x64", "--steps", "2", "--sampler", "DPM++ 2M Karras"];
-        let place = desk.path("alone.png");
-        desk.draws(&[&alone[..], &["-o", place.to_str().unwrap()]].concat());
-        assert_eq!(cell, desk.read("alone.png"));
-        let open = |name: &str| image::open(desk.path(name)).unwrap().to_rgb8();
+        let place = scratch.path("alone.png");
+        scratch.draws(&[&alone[..], &["-o", place.to_str().unwrap()]].concat());
+        assert_eq!(cell, scratch.read("alone.png"));
+        let open = |name: &str| image::open(scratch.path(name)).unwrap().to_rgb8();
         let sheet = open("out.png");
         // Three columns and two rows, behind labels.
         assert!(sheet.width() > 3 * 64 && sheet.height() > 2 * 64, "{:?}", sheet.dimensions());
@@ -3055,19 +3082,19 @@ mod grid {
 
     #[test]
     fn cells_may_have_other_sizes_within_a_budget() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         let args =
             ["a cat", "--seed", "3", "--steps", "1", "--memory", "110MiB", "--grid", "size=64x64,128x96"];
-        let report = desk.draws(&args);
+        let report = scratch.draws(&args);
         let peak = report["memory"]["peak_bytes"].as_u64().unwrap();
         assert!(peak <= 110 << 20, "{peak}");
-        let size = |name: &str| image::image_dimensions(desk.path(name)).unwrap();
+        let size = |name: &str| image::image_dimensions(scratch.path(name)).unwrap();
         assert_eq!((size("out-1.png"), size("out-2.png")), ((64, 64), (128, 96)));
     }
 
     #[test]
     fn grids_that_cannot_be_are_refused() {
-        let desk = Desk::new();
+        let scratch = Scratch::new();
         for (grid, message) in [
             (&["steps"][..], "--grid: expected a setting and its values like steps=10,20"),
             (&["steps=1,,2"], "--grid: expected a setting and its values"),
@@ -3082,9 +3109,9 @@ mod grid {
         ] {
             let args: Vec<&str> =
                 ["x"].into_iter().chain(grid.iter().flat_map(|axis| ["--grid", axis])).collect();
-            desk.refuses(&args, 2, &[message]);
+            scratch.refuses(&args, 2, &[message]);
         }
-        desk.refuses(&["x", "--grid", "steps=1,2", "--count", "2"], 2, &["got --count"]);
-        desk.refuses(&["x", "--grid", "steps=1,2", "-o", "-"], 2, &["got standard output"]);
+        scratch.refuses(&["x", "--grid", "steps=1,2", "--count", "2"], 2, &["got --count"]);
+        scratch.refuses(&["x", "--grid", "steps=1,2", "-o", "-"], 2, &["got standard output"]);
     }
 }

@@ -389,7 +389,7 @@ fn group_norms() {
         let x = case.data("x", shape);
         case.computes(&[group_norm(&x, 8, 4, &gamma, &beta, active == 1)]);
 
-        // The sum with another picture, with what the timestep adds to each channel, and with a bias.
+        // The sum with another image, with what the timestep adds to each channel, and with a bias.
         for (skip_shape, operands) in [
             (shape, &["x", "gamma", "beta", "s"][..]),
             (shape, &["x", "gamma", "beta", "s", "bias"]),

@@ -1,4 +1,4 @@
-//! Drawing from a picture with the built-in model: what strength and mask do to it, step for step.
+//! Drawing from an image with the built-in model: what strength and mask do to it, step for step.
 
 #![cfg(feature = "builtin")]
 
@@ -50,7 +50,7 @@ fn resumed(pipeline: &mut Pipeline, request: &Request) -> RgbImage {
     run.finish().unwrap().image
 }
 
-/// A picture that the model knows how to draw.
+/// An image that the model knows how to draw.
 fn apple(pipeline: &mut Pipeline) -> RgbImage {
     drawn(pipeline, &draft("a red apple on a blue background"))
 }
@@ -60,13 +60,13 @@ fn mask(from: u32) -> GrayImage {
     GrayImage::from_fn(SIDE_PX, SIDE_PX, |_, y| Luma([if y < from { 0 } else { 255 }]))
 }
 
-/// What the encoder makes of a picture, by its session alone.
-fn encoded(picture: &RgbImage) -> Vec<f32> {
+/// What the encoder makes of an image, by its session alone.
+fn encoded(image: &RgbImage) -> Vec<f32> {
     let model = Model::built_in().unwrap();
     let options = SessionOptions::new(NonZeroUsize::MIN);
     let mut session = Session::open(model.vae_encoder().unwrap().bind().unwrap(), &options).unwrap();
     let planes: Vec<f32> = (0..3)
-        .flat_map(|channel| picture.pixels().map(move |pixel| f32::from(pixel.0[channel]) / 127.5 - 1.0))
+        .flat_map(|channel| image.pixels().map(move |pixel| f32::from(pixel.0[channel]) / 127.5 - 1.0))
         .collect();
     let shape = [1, 3, SIDE_PX as usize, SIDE_PX as usize];
     let input = [("sample", TensorRef::new(&shape, &planes[..]))];
@@ -89,7 +89,7 @@ fn distance(one: &RgbImage, other: &RgbImage) -> f64 {
 }
 
 #[test]
-fn a_black_mask_leaves_the_picture() {
+fn a_black_mask_leaves_the_image() {
     let mut pipeline = pipeline();
     let apple = apple(&mut pipeline);
     let expected = encoded(&apple);
@@ -145,7 +145,7 @@ fn pixels_outside_of_the_mask_stay() {
 
 /// Also that the encoder of a model without a distribution draws no noise.
 #[test]
-fn a_white_mask_leaves_nothing_of_the_picture() {
+fn a_white_mask_leaves_nothing_of_the_image() {
     let mut pipeline = pipeline();
     let apple = apple(&mut pipeline);
     for sampler in SamplerKind::ALL {
@@ -194,7 +194,7 @@ fn the_stronger_the_farther() {
 }
 
 #[test]
-fn a_picture_of_another_size_is_resized() {
+fn an_image_of_another_size_is_resized() {
     let mut pipeline = pipeline();
     let flat = RgbImage::from_pixel(300, 50, image::Rgb([200, 30, 30]));
     let size = Some("64x96".parse().unwrap());
@@ -206,7 +206,7 @@ fn a_picture_of_another_size_is_resized() {
 }
 
 #[test]
-fn a_run_that_starts_from_a_picture_can_be_stopped() {
+fn a_run_that_starts_from_a_image_can_be_stopped() {
     let mut pipeline = pipeline();
     let init = Some(RgbImage::new(SIDE_PX, SIDE_PX).into());
     let request = pipeline.request(Recipe { init, strength: Some(0.5), ..draft("") }).unwrap();
@@ -426,7 +426,7 @@ fn step_at(image: &RgbImage, x: u32) -> f64 {
     steps.sum::<f64>() / f64::from(3 * image.height())
 }
 
-/// What is added has no edge where it meets the image: neighbours differ there as elsewhere in the picture. All but the seam keeps
+/// What is added has no edge where it meets the image: neighbours differ there as elsewhere in the image. All but the seam keeps
 /// its bits.
 #[test]
 fn extended_images_have_no_seam() {

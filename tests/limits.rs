@@ -47,7 +47,7 @@ fn end(limits: &str, arguments: &[&str]) -> i32 {
     code
 }
 
-/// Address spaces from too small for the library to plenty for the picture, at places that a seed chooses.
+/// Address spaces from too small for the library to plenty for the image, at places that a seed chooses.
 #[test]
 fn too_little_address_space_is_exit_code_5() {
     let mut state = 20261127u64;

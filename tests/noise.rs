@@ -135,7 +135,7 @@ struct Variations {
     interpolations: Vec<Interpolation>,
 }
 
-/// A picture of a batch: its noise, mixed with its variation's, and the noise of the step after.
+/// An image of a batch: its noise, mixed with its variation's, and the noise of the step after.
 #[derive(Deserialize)]
 struct Batch {
     rng: String,
@@ -171,7 +171,7 @@ fn distance(a: &[f32], b: &[f32]) -> f32 {
 }
 
 #[test]
-fn a_picture_of_a_batch_is_that_picture_alone() {
+fn an_image_of_a_batch_is_that_image_alone() {
     let batches = variations().batches;
     assert_eq!(batches.len(), 2 * 5 * 2);
     for case in batches {
@@ -194,7 +194,7 @@ fn a_picture_of_a_batch_is_that_picture_alone() {
             assert!(distance(&nearer, &case.first) > 100.0 * SLERP_TOLERANCE, "{place}");
             assert!(case.strength == 0.5 || distance(&exchanged, &case.first) > 0.1, "{place}");
         }
-        // Whatever has been mixed into the first noise, the picture's generator goes on.
+        // Whatever has been mixed into the first noise, the image's generator goes on.
         case.following.check(&normal(&mut noise, BATCH_SHAPE.len()), &place);
     }
 }

@@ -43,8 +43,8 @@ fn refusal(result: Result<Report, Error>, kind: ErrorKind, message: &str) {
     assert!(error.to_string().contains(message), "expected {message:?} in {error}");
 }
 
-/// The pixels of a small picture.
-fn picture(model: &Model) -> Vec<u8> {
+/// The pixels of a small image.
+fn image(model: &Model) -> Vec<u8> {
     let mut pipeline = Pipeline::open(
         model,
         &pipeline::Options { session: SessionOptions::new(NonZeroUsize::MIN), plan: None },
@@ -55,7 +55,7 @@ fn picture(model: &Model) -> Vec<u8> {
     pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image.into_raw()
 }
 
-/// The root of the mean square difference of two pictures, in steps of 1/255.
+/// The root of the mean square difference of two images, in steps of 1/255.
 fn distance(a: &[u8], b: &[u8]) -> f64 {
     let squares = a.iter().zip(b).map(|(a, b)| f64::from(i32::from(*a) - i32::from(*b)).powi(2));
     (squares.sum::<f64>() / a.len() as f64).sqrt()
@@ -81,9 +81,9 @@ fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 fn whole() -> &'static BTreeMap<String, Vec<u8>> {
     static WHOLE: OnceLock<BTreeMap<String, Vec<u8>>> = OnceLock::new();
     WHOLE.get_or_init(|| {
-        let desk = TempDir::new().unwrap();
-        pack_into(&desk.path().join("bundle"), None);
-        files(&desk.path().join("bundle"))
+        let scratch = TempDir::new().unwrap();
+        pack_into(&scratch.path().join("bundle"), None);
+        files(&scratch.path().join("bundle"))
     })
 }
 
@@ -137,19 +137,19 @@ mod form {
     use super::*;
 
     #[test]
-    fn kept_draws_the_same_picture_bit_for_bit() {
-        let desk = TempDir::new().unwrap();
-        let bundle = desk.path().join("bundle");
+    fn kept_draws_the_same_image_bit_for_bit() {
+        let scratch = TempDir::new().unwrap();
+        let bundle = scratch.path().join("bundle");
         let report = pack_into(&bundle, None);
         for component in &report.components {
             assert!(!component.errors.is_empty());
             assert!(component.errors.iter().all(|error| error.relative == 0.0), "{component:?}");
         }
         let (source, packed) = (Model::built_in().unwrap(), Model::open(&bundle).unwrap());
-        assert_eq!(picture(&packed), picture(&source));
-        assert_eq!(names(desk.path()), ["bundle"]);
+        assert_eq!(image(&packed), image(&source));
+        assert_eq!(names(scratch.path()), ["bundle"]);
         // And so does a bundle of the bundle, whose files are the same again.
-        let again = desk.path().join("again");
+        let again = scratch.path().join("again");
         pack::pack(&packed, &again, &options(None), |_| ()).unwrap();
         assert_eq!(files(&again), files(&bundle));
     }
@@ -181,8 +181,8 @@ mod form {
 
     #[track_caller]
     fn is_near(precision: Precision, most: [f64; 4], most_bytes: f64, most_distance: f64) {
-        let desk = TempDir::new().unwrap();
-        let bundle = desk.path().join("bundle");
+        let scratch = TempDir::new().unwrap();
+        let bundle = scratch.path().join("bundle");
         let report = pack_into(&bundle, Some(precision));
         let packed: Vec<&str> = report.components.iter().map(|component| component.name).collect();
         assert_eq!(packed, COMPONENTS);
@@ -197,18 +197,17 @@ mod form {
 
         let verified = pack::verify(&bundle).unwrap();
         assert_eq!(verified.components, COMPONENTS);
-        let distance =
-            distance(&picture(&Model::open(&bundle).unwrap()), &picture(&Model::built_in().unwrap()));
-        assert!((most_distance / 20.0..=most_distance).contains(&distance), "pictures are {distance} apart");
+        let distance = distance(&image(&Model::open(&bundle).unwrap()), &image(&Model::built_in().unwrap()));
+        assert!((most_distance / 20.0..=most_distance).contains(&distance), "images are {distance} apart");
 
         // Integers cannot be made of integers; but they can be packed again as they are.
         if [Precision::Int8, Precision::Int4].contains(&precision) {
             let packed = Model::open(&bundle).unwrap();
-            let again = desk.path().join("again");
+            let again = scratch.path().join("again");
             let quantised = "weights: expected a model in floats to make int8 of, got one whose";
             let twice = pack::pack(&packed, &again, &options(Some(Precision::Int8)), |_| ());
             refusal(twice, ErrorKind::Usage, quantised);
-            assert_eq!(names(desk.path()), ["bundle"]);
+            assert_eq!(names(scratch.path()), ["bundle"]);
             pack::pack(&packed, &again, &options(None), |_| ()).unwrap();
             assert_eq!(files(&again), files(&bundle));
         }
@@ -217,7 +216,7 @@ mod form {
     /// A LoRA file of the U-Net's attention, of rank 1, is in the weights of the bundle.
     #[test]
     fn lora_files_are_merged() {
-        let desk = TempDir::new().unwrap();
+        let scratch = TempDir::new().unwrap();
         let model = Model::built_in().unwrap();
         let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
         for (name, weight) in model.unet().weights().iter() {
@@ -234,32 +233,32 @@ mod form {
             }
         }
         let header = serde_json::to_vec(&header).unwrap();
-        let path = desk.path().join("lora.safetensors");
+        let path = scratch.path().join("lora.safetensors");
         fs::write(&path, [&(header.len() as u64).to_le_bytes(), &header[..], &data].concat()).unwrap();
         let mut adapted = Model::built_in().unwrap();
         adapted.add_loras(vec![(Lora::open(&path).unwrap(), 1.0)]).unwrap();
-        let bundle = desk.path().join("bundle");
+        let bundle = scratch.path().join("bundle");
         let report = pack::pack(&adapted, &bundle, &options(None), |_| ()).unwrap();
         for component in &report.components {
             assert!(component.errors.iter().all(|error| error.relative == 0.0), "{component:?}");
         }
-        let packed = picture(&Model::open(&bundle).unwrap());
-        assert_eq!(packed, picture(&adapted));
-        assert_ne!(packed, picture(&model));
+        let packed = image(&Model::open(&bundle).unwrap());
+        assert_eq!(packed, image(&adapted));
+        assert_ne!(packed, image(&model));
     }
 
     #[test]
     fn the_same_model_gives_the_same_bytes() {
-        let desk = TempDir::new().unwrap();
-        let bundle = desk.path().join("bundle");
+        let scratch = TempDir::new().unwrap();
+        let bundle = scratch.path().join("bundle");
         pack_into(&bundle, None);
         assert_eq!(&files(&bundle), whole());
     }
 
     #[test]
     fn numbers_that_it_cannot_hold_leave_nothing() {
-        let desk = TempDir::new().unwrap();
-        let [source, bundle] = ["source", "bundle"].map(|name| desk.path().join(name));
+        let scratch = TempDir::new().unwrap();
+        let [source, bundle] = ["source", "bundle"].map(|name| scratch.path().join(name));
         pack_into(&source, Some(Precision::F32));
         // The last four bytes of a file are a float.
         let set = |x: f32| {
@@ -273,7 +272,7 @@ mod form {
             let kind = result.as_ref().map_or_else(Error::kind, |_| panic!("{x} was packed"));
             assert!([ErrorKind::Model, ErrorKind::Numeric].contains(&kind));
             refusal(result, kind, message);
-            assert_eq!(names(desk.path()), ["source"]);
+            assert_eq!(names(scratch.path()), ["source"]);
         };
         refuses(1e6, Some(Precision::F16), ": expected numbers up to 65504, the largest of F16, got 1000000");
         refuses(f32::NAN, Some(Precision::F16), ": expected finite numbers, got NaN");
@@ -286,8 +285,8 @@ mod form {
 
     #[test]
     fn name_and_licence_are_those_given() {
-        let desk = TempDir::new().unwrap();
-        let bundle = desk.path().join("bundle");
+        let scratch = TempDir::new().unwrap();
+        let bundle = scratch.path().join("bundle");
         let own = Options {
             name: Some("mine, é".into()),
             licence: Some("CC-BY-4.0 OR (MIT AND LicenseRef-x)".into()),
@@ -297,7 +296,7 @@ mod form {
         let packed = Model::open(&bundle).unwrap();
         assert_eq!(packed.manifest().name, "mine, é");
         assert_eq!(packed.manifest().licence, "CC-BY-4.0 OR (MIT AND LicenseRef-x)");
-        let other = desk.path().join("other");
+        let other = scratch.path().join("other");
         for name in ["", " ", "a\nb"] {
             let bad = Options { name: Some(name.into()), ..options(None) };
             refusal(pack_with(&other, &bad), ErrorKind::Usage, "name: expected a name, got ");
@@ -306,7 +305,7 @@ mod form {
             let bad = Options { licence: Some(licence.into()), ..options(None) };
             refusal(pack_with(&other, &bad), ErrorKind::Usage, "licence: expected an SPDX expression");
         }
-        assert_eq!(names(desk.path()), ["bundle"]);
+        assert_eq!(names(scratch.path()), ["bundle"]);
     }
 }
 
@@ -320,25 +319,25 @@ mod destination {
 
     #[test]
     fn taken() {
-        let desk = TempDir::new().unwrap();
-        let (folder, file) = (desk.path().join("folder"), desk.path().join("file"));
+        let scratch = TempDir::new().unwrap();
+        let (folder, file) = (scratch.path().join("folder"), scratch.path().join("file"));
         fs::create_dir(&folder).unwrap();
         fs::write(&file, "precious").unwrap();
         refuses_as_taken(&folder);
         refuses_as_taken(&file);
-        assert_eq!(names(desk.path()), ["file", "folder"]);
+        assert_eq!(names(scratch.path()), ["file", "folder"]);
         assert_eq!((names(&folder), fs::read(&file).unwrap()), (vec![], b"precious".to_vec()));
     }
 
     #[cfg(unix)]
     #[test]
     fn taken_by_a_link_to_nowhere() {
-        let desk = TempDir::new().unwrap();
-        let link = desk.path().join("link");
+        let scratch = TempDir::new().unwrap();
+        let link = scratch.path().join("link");
         std::os::unix::fs::symlink("nowhere", &link).unwrap();
         refuses_as_taken(&link);
         assert_eq!(fs::read_link(&link).unwrap(), Path::new("nowhere"));
-        assert_eq!(names(desk.path()), ["link"]);
+        assert_eq!(names(scratch.path()), ["link"]);
     }
 
     #[test]
@@ -351,14 +350,14 @@ mod destination {
 
     #[test]
     fn in_a_folder_that_is_none_or_not_there() {
-        let desk = TempDir::new().unwrap();
-        let missing = desk.path().join("none/bundle");
+        let scratch = TempDir::new().unwrap();
+        let missing = scratch.path().join("none/bundle");
         refusal(pack_with(&missing, &options(None)), ErrorKind::Output, "none/bundle.partial: No such file");
-        let file = desk.path().join("file");
+        let file = scratch.path().join("file");
         fs::write(&file, "").unwrap();
         let message = "file/bundle.partial: Not a directory";
         refusal(pack_with(&file.join("bundle"), &options(None)), ErrorKind::Output, message);
-        assert_eq!(names(desk.path()), ["file"]);
+        assert_eq!(names(scratch.path()), ["file"]);
     }
 
     /// Not even root can make a folder in `/proc`.
@@ -371,8 +370,8 @@ mod destination {
 
     #[test]
     fn partial_that_is_somebodys() {
-        let desk = TempDir::new().unwrap();
-        let (bundle, partial) = (desk.path().join("bundle"), desk.path().join("bundle.partial"));
+        let scratch = TempDir::new().unwrap();
+        let (bundle, partial) = (scratch.path().join("bundle"), scratch.path().join("bundle.partial"));
         fs::create_dir(&partial).unwrap();
         fs::write(partial.join("letter"), "precious").unwrap();
         refusal(pack_with(&bundle, &options(None)), ErrorKind::Output, "bundle.partial: File exists");
@@ -385,8 +384,8 @@ mod destination {
 
     #[test]
     fn another_pack_is_at_work_on() {
-        let desk = TempDir::new().unwrap();
-        let (bundle, partial) = (desk.path().join("bundle"), desk.path().join("bundle.partial"));
+        let scratch = TempDir::new().unwrap();
+        let (bundle, partial) = (scratch.path().join("bundle"), scratch.path().join("bundle.partial"));
         fs::create_dir(&partial).unwrap();
         let journal = fs::File::create(partial.join("pack.journal")).unwrap();
         journal.lock().unwrap();
@@ -399,8 +398,8 @@ mod destination {
 
     #[test]
     fn two_packs_at_once() {
-        let desk = TempDir::new().unwrap();
-        let bundle = desk.path().join("bundle");
+        let scratch = TempDir::new().unwrap();
+        let bundle = scratch.path().join("bundle");
         let results = std::thread::scope(|scope| {
             let packs = [(); 3].map(|()| scope.spawn(|| pack_with(&bundle, &options(None))));
             packs.map(|pack| pack.join().unwrap())
@@ -418,15 +417,15 @@ mod stopped {
 
     /// A pack that was cut off by a full disk when the text encoder was written, and the U-Net was half so.
     struct Half {
-        desk: TempDir,
+        scratch: TempDir,
         bundle: PathBuf,
         partial: PathBuf,
     }
 
     impl Half {
         fn new() -> Self {
-            let desk = TempDir::new().unwrap();
-            let (bundle, partial) = (desk.path().join("bundle"), desk.path().join("bundle.partial"));
+            let scratch = TempDir::new().unwrap();
+            let (bundle, partial) = (scratch.path().join("bundle"), scratch.path().join("bundle.partial"));
             // A limit on the size of files ends the writing in the middle, as a disk that fills up does.
             let limited = "trap '' XFSZ; ulimit -f 10000; exec \"$@\"";
             let pack = calotype(&["pack", bundle.to_str().unwrap()]);
@@ -437,11 +436,11 @@ mod stopped {
             assert_eq!(said.status.code(), Some(9), "{stderr}");
             let message = "bundle.partial/weights/unet.safetensors: File too large";
             assert!(stderr.contains(message) && stderr.contains("; run the same command again"), "{stderr}");
-            assert_eq!(names(desk.path()), ["bundle.partial"]);
+            assert_eq!(names(scratch.path()), ["bundle.partial"]);
             let half = files(&partial);
             assert!(half["weights/text_encoder.safetensors"].len() > 3_000_000);
             assert!(half["weights/unet.safetensors"].len() < 6_000_000);
-            Self { desk, bundle, partial }
+            Self { scratch, bundle, partial }
         }
 
         /// Packs again, checks what is left, and says whether the text encoder's weights were kept.
@@ -449,7 +448,7 @@ mod stopped {
             let report = pack::pack(model, &self.bundle, &options(weights), |_| ()).unwrap();
             let kept: Vec<bool> = report.components.iter().map(|component| component.is_kept).collect();
             assert!(!kept[1..].contains(&true), "{kept:?}");
-            assert_eq!(names(self.desk.path()), ["bundle"]);
+            assert_eq!(names(self.scratch.path()), ["bundle"]);
             kept[0]
         }
 
@@ -512,8 +511,8 @@ mod stopped {
     /// Same names, same shapes, one other weight.
     #[test]
     fn files_of_another_model_are_made_again() {
-        let (half, desk) = (Half::new(), TempDir::new().unwrap());
-        let other = desk.path().join("other");
+        let (half, scratch) = (Half::new(), TempDir::new().unwrap());
+        let other = scratch.path().join("other");
         write_whole(&other);
         let name = "weights/text_encoder.safetensors";
         edit(&other, name, |weights| weights[3_000_000] ^= 1);
@@ -526,8 +525,8 @@ mod stopped {
     #[test]
     fn by_a_kill() {
         const HANG: Duration = Duration::from_secs(60);
-        let desk = TempDir::new().unwrap();
-        let (bundle, partial) = (desk.path().join("bundle"), desk.path().join("bundle.partial"));
+        let scratch = TempDir::new().unwrap();
+        let (bundle, partial) = (scratch.path().join("bundle"), scratch.path().join("bundle.partial"));
         let args = ["pack", bundle.to_str().unwrap(), "--weights", "int8", "--json"];
         let mut child = calotype(&args).stdout(Stdio::null()).spawn().unwrap();
         let started = Instant::now();
@@ -546,8 +545,8 @@ mod stopped {
             let kept = components.values().filter(|component| component["kept"] == true).count();
             assert_eq!(kept, noted);
         }
-        assert_eq!(names(desk.path()), ["bundle"]);
-        let whole = desk.path().join("whole");
+        assert_eq!(names(scratch.path()), ["bundle"]);
+        let whole = scratch.path().join("whole");
         pack_into(&whole, Some(Precision::Int8));
         assert_eq!(files(&bundle), files(&whole));
     }
@@ -626,9 +625,9 @@ mod compute {
     /// 20 steps with the U-Net in integers, and that such a bundle is one like others. With zero points or scales of something
     /// else the same limits are exceeded.
     #[test]
-    fn int8_keeps_the_picture() {
-        let desk = TempDir::new().unwrap();
-        let bundle = desk.path().join("bundle");
+    fn int8_keeps_the_image() {
+        let scratch = TempDir::new().unwrap();
+        let bundle = scratch.path().join("bundle");
         let report = pack_with(&bundle, &options(Compute::Int8, None)).unwrap();
         let unet = report.components.iter().find(|component| component.name == "unet").unwrap();
         let record = unet.compute.clone().unwrap();
@@ -650,11 +649,11 @@ mod compute {
         assert!(is_near(&found), "{found:?}");
         assert!(found.iter().all(|(error, _)| *error > 0.001), "it does compute in integers: {found:?}");
 
-        let again = desk.path().join("again");
+        let again = scratch.path().join("again");
         pack::pack(&model, &again, &super::options(None), |_| ()).unwrap();
         assert_eq!(files(&again), files(&bundle));
         let message = "compute: expected a model in floats to make int8 of, got one whose unet is quantised";
-        let twice = pack::pack(&model, &desk.path().join("twice"), &options(Compute::Int8, None), |_| ());
+        let twice = pack::pack(&model, &scratch.path().join("twice"), &options(Compute::Int8, None), |_| ());
         refusal(twice, ErrorKind::Usage, message);
 
         // Borders and products with zero points that are not the tensor's.
@@ -667,7 +666,7 @@ mod compute {
         });
         assert!(!is_near(&losses_of(&again)), "wrong zero points");
         // The scales of one layer's channels, each that of the one before it.
-        let shifted = desk.path().join("shifted");
+        let shifted = scratch.path().join("shifted");
         pack::pack(&model, &shifted, &super::options(None), |_| ()).unwrap();
         let weights = Weights::open(&[shifted.join(UNET_WEIGHTS)]).unwrap();
         let layers = weights.iter().filter(|(name, _)| name.contains("resnets") && name.ends_with(".scales"));
@@ -684,9 +683,9 @@ mod compute {
 
     /// With ranges that were measured: the same limits but for one, and they are exceeded where ranges are of another place.
     #[test]
-    fn static_ranges_keep_the_picture() {
-        let desk = TempDir::new().unwrap();
-        let bundle = desk.path().join("bundle");
+    fn static_ranges_keep_the_image() {
+        let scratch = TempDir::new().unwrap();
+        let bundle = scratch.path().join("bundle");
         let report = pack_with(&bundle, &options(Compute::Qdq, Some(0.012))).unwrap();
         let record = report.components.iter().find_map(|component| component.compute.clone()).unwrap();
         assert_eq!((record.form, record.weight_bits), (Compute::Qdq, WeightBits::of_this_cpu()));
@@ -716,9 +715,9 @@ mod compute {
     /// Linear layers in blocks are nearer, and the worst blocks stay in floats where the error asks for it.
     #[test]
     fn errors_are_kept_to_by_leaving_blocks_in_floats() {
-        let desk = TempDir::new().unwrap();
+        let scratch = TempDir::new().unwrap();
         let record = |form, max_error, name: &str| {
-            let report = pack_with(&desk.path().join(name), &options(form, max_error)).unwrap();
+            let report = pack_with(&scratch.path().join(name), &options(form, max_error)).unwrap();
             report.components.into_iter().find_map(|component| component.compute).unwrap()
         };
         let plain = record(Compute::Int8Fine, None, "fine");
@@ -730,21 +729,21 @@ mod compute {
         let least_left = kept.floats.iter().map(|block| kept.losses[block]).fold(f64::INFINITY, f64::min);
         let others = kept.losses.iter().filter(|(block, _)| !kept.floats.contains(block));
         assert!(others.map(|(_, loss)| *loss).fold(0.0, f64::max) <= least_left, "{kept:?}");
-        let graph = Model::open(&desk.path().join("kept")).unwrap();
+        let graph = Model::open(&scratch.path().join("kept")).unwrap();
         let names = graph.unet().graph().parameters().iter().map(|parameter| parameter.name.clone());
         let (left, integers): (Vec<String>, Vec<String>) =
             names.partition(|name| kept.floats.iter().any(|block| name.starts_with(&format!("{block}."))));
         assert!(!left.iter().any(|name| name.ends_with(".scales")), "{left:?}");
         assert!(integers.iter().any(|name| name.ends_with(".scales")));
 
-        let nothing = pack_with(&desk.path().join("none"), &options(Compute::Int8, Some(1e-9)));
+        let nothing = pack_with(&scratch.path().join("none"), &options(Compute::Int8, Some(1e-9)));
         refusal(
             nothing,
             ErrorKind::Usage,
             "max error: expected one that some blocks of the U-Net keep to in integers",
         );
         for odd in [0.0, -1.0, f64::NAN] {
-            let odd = pack_with(&desk.path().join("odd"), &options(Compute::Int8, Some(odd)));
+            let odd = pack_with(&scratch.path().join("odd"), &options(Compute::Int8, Some(odd)));
             refusal(odd, ErrorKind::Usage, "max error: expected a number above 0");
         }
     }
@@ -755,8 +754,8 @@ mod verify {
 
     #[test]
     fn finds_a_flipped_bit_in_every_file() {
-        let desk = TempDir::new().unwrap();
-        let bundle = desk.path().join("bundle");
+        let scratch = TempDir::new().unwrap();
+        let bundle = scratch.path().join("bundle");
         write_whole(&bundle);
         let whole = whole();
         assert!(whole.len() >= 7, "{:?}", whole.keys());
@@ -784,8 +783,8 @@ mod verify {
 
     #[test]
     fn names_every_damaged_file() {
-        let desk = TempDir::new().unwrap();
-        let bundle = desk.path().join("bundle");
+        let scratch = TempDir::new().unwrap();
+        let bundle = scratch.path().join("bundle");
         write_whole(&bundle);
         flip(&bundle.join("weights/unet.safetensors"), 12_345_678);
         fs::write(bundle.join("graphs/unet.onnx.gz"), "").unwrap();
@@ -804,9 +803,9 @@ mod verify {
 
     #[test]
     fn nothing_that_is_no_bundle() {
-        let desk = TempDir::new().unwrap();
-        assert_eq!(pack::verify(desk.path()).unwrap_err().kind(), ErrorKind::Model);
-        assert_eq!(pack::verify(&desk.path().join("none")).unwrap_err().kind(), ErrorKind::Model);
+        let scratch = TempDir::new().unwrap();
+        assert_eq!(pack::verify(scratch.path()).unwrap_err().kind(), ErrorKind::Model);
+        assert_eq!(pack::verify(&scratch.path().join("none")).unwrap_err().kind(), ErrorKind::Model);
     }
 }
 
@@ -822,8 +821,8 @@ mod command {
 
     #[test]
     fn packs_and_verifies() {
-        let desk = TempDir::new().unwrap();
-        let path = |name: &str| desk.path().join(name).to_str().unwrap().to_owned();
+        let scratch = TempDir::new().unwrap();
+        let path = |name: &str| scratch.path().join(name).to_str().unwrap().to_owned();
         let (one, two, out) = (path("one"), path("two"), path("out.png"));
         let packed =
             json(calotype(&["pack", &one, "--weights", "f32", "--name", "x", "--json"]).output().unwrap());
@@ -850,8 +849,8 @@ mod command {
     /// Only a bundle whose manifest the key has signed is opened, and only with the files of that manifest.
     #[test]
     fn signed_bundles_alone_are_opened() {
-        let desk = TempDir::new().unwrap();
-        let path = |name: &str| desk.path().join(name).to_str().unwrap().to_owned();
+        let scratch = TempDir::new().unwrap();
+        let path = |name: &str| scratch.path().join(name).to_str().unwrap().to_owned();
         let (bundle, key) = (path("bundle"), path("key.pub"));
         pack_into(Path::new(&bundle), None);
         let [pair, other] = [(); 2].map(|()| minisign::KeyPair::generate_unencrypted_keypair().unwrap());
@@ -924,8 +923,8 @@ mod command {
 
     #[test]
     fn refuses_what_it_cannot_do() {
-        let desk = TempDir::new().unwrap();
-        let path = |name: &str| desk.path().join(name).to_str().unwrap().to_owned();
+        let scratch = TempDir::new().unwrap();
+        let path = |name: &str| scratch.path().join(name).to_str().unwrap().to_owned();
         refuses(&["pack"], 2, "DEST");
         let message = "weights: expected one of f32, f16, int8, int4, got \"int2\"";
         refuses(&["pack", &path("x"), "--weights", "int2"], 2, message);
@@ -940,7 +939,7 @@ mod command {
         refuses(&["pack", &path("x"), "--max-error", "0.01"], 2, "--compute <FORM>");
         refuses(&["pack", &path("none"), &path("x")], 4, "none: No such file");
         refuses(&["verify", &path("none")], 3, "none: expected a bundle or an image: No such file");
-        fs::write(path("text"), "no picture").unwrap();
+        fs::write(path("text"), "no image").unwrap();
         refuses(
             &["verify", &path("text")],
             3,
@@ -948,6 +947,6 @@ mod command {
         );
         let card = concat!(env!("CARGO_MANIFEST_DIR"), "/models/builtin/contact_sheet.png");
         refuses(&["verify", card], 3, "contact_sheet.png: expected an image with a receipt, got one without");
-        assert_eq!(names(desk.path()), ["text"]);
+        assert_eq!(names(scratch.path()), ["text"]);
     }
 }

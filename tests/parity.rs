@@ -1,5 +1,5 @@
 //! The built-in model against diffusers' pipeline (`golden/pipeline.*`, made by `export/golden_pipeline.py`): the same
-//! weights, prompt, seed and settings give the same latents and the same pictures.
+//! weights, prompt, seed and settings give the same latents and the same images.
 
 #![cfg(feature = "builtin")]
 
@@ -19,8 +19,8 @@ use serde::Deserialize;
 
 /// Two ways to round in single precision, over ten steps of two libraries, leave a few 1e-6.
 const LATENTS_TOLERANCE: f64 = 1e-4;
-/// In levels of 255, the mean over a picture: rounding to bytes moves a few values by one level.
-const PICTURE_TOLERANCE: f64 = 0.5;
+/// In levels of 255, the mean over an image: rounding to bytes moves a few values by one level.
+const IMAGE_TOLERANCE: f64 = 0.5;
 
 #[derive(Deserialize)]
 struct Golden {
@@ -131,25 +131,25 @@ fn latents_are_those_of_diffusers() {
 }
 
 #[test]
-fn pictures_are_those_of_diffusers() {
+fn images_are_those_of_diffusers() {
     let (golden, mut pipeline) = Golden::open();
-    let expected = pictures(golden.cases.len());
+    let expected = images(golden.cases.len());
     for (index, case) in golden.cases.iter().enumerate() {
         let request = golden.request(case, &pipeline);
         let actual = pipeline.generate(&request, |_| ControlFlow::Continue(())).unwrap().image;
         let error = mean_difference(&actual, &expected[index]);
-        assert!(error <= PICTURE_TOLERANCE, "{}: mean difference {error:.3}", case.name());
+        assert!(error <= IMAGE_TOLERANCE, "{}: mean difference {error:.3}", case.name());
 
         let mut negative = actual.clone();
         image::imageops::invert(&mut negative);
         for (wrong, what) in [
             (&RgbImage::new(actual.width(), actual.height()), "black"),
             (&negative, "the negative"),
-            (&expected[golden.with_another_prompt(index)], "another prompt's picture"),
-            (&expected[golden.with_another_guidance(index)], "a picture of another guidance"),
+            (&expected[golden.with_another_prompt(index)], "another prompt's image"),
+            (&expected[golden.with_another_guidance(index)], "an image of another guidance"),
         ] {
             let error = mean_difference(wrong, &expected[index]);
-            assert!(error > 2.0 * PICTURE_TOLERANCE, "{}: {what} would pass: {error:.3}", case.name());
+            assert!(error > 2.0 * IMAGE_TOLERANCE, "{}: {what} would pass: {error:.3}", case.name());
         }
     }
 }
@@ -163,8 +163,8 @@ fn latents(cases: usize) -> Vec<Vec<f32>> {
     values.chunks_exact(values.len() / cases).map(<[f32]>::to_vec).collect()
 }
 
-/// The picture of every case, cut from the sheet: eight in a row.
-fn pictures(cases: usize) -> Vec<RgbImage> {
+/// The image of every case, cut from the sheet: eight in a row.
+fn images(cases: usize) -> Vec<RgbImage> {
     const COLUMNS: u32 = 8;
     let sheet = image::load_from_memory(include_bytes!("golden/pipeline.png")).unwrap().into_rgb8();
     let (width, height) = (sheet.width() / COLUMNS, sheet.height() / (cases as u32 / COLUMNS));
@@ -181,7 +181,7 @@ fn relative_l2(actual: &[f32], expected: &[f32]) -> f64 {
     squares(&mut { difference }) / squares(&mut expected.iter().map(|e| f64::from(*e)))
 }
 
-/// The mean absolute difference of two pictures, in levels of 255.
+/// The mean absolute difference of two images, in levels of 255.
 fn mean_difference(actual: &RgbImage, expected: &RgbImage) -> f64 {
     assert_eq!(actual.dimensions(), expected.dimensions());
     let sum: u64 = actual.iter().zip(expected.iter()).map(|(a, e)| u64::from(a.abs_diff(*e))).sum();

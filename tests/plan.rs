@@ -39,9 +39,9 @@ fn number(json: &Value, names: &[&str]) -> f64 {
     found.as_f64().unwrap_or_else(|| panic!("expected a number at {names:?}, got {json}"))
 }
 
-/// Draws a picture of the built-in model within a budget; its pixels, what was planned and what was measured, in MiB.
+/// Draws an image of the built-in model within a budget; its pixels, what was planned and what was measured, in MiB.
 fn draw(folder: &Path, size: &str, budget: Option<&str>) -> (image::RgbImage, f64, f64) {
-    let path = folder.join("picture.png");
+    let path = folder.join("image.png");
     let mut arguments = vec!["generate", "a red apple on a blue background", "--seed", "7", "--steps", "2"];
     arguments.extend(["--size", size, "--json", "-o", path.to_str().unwrap()]);
     arguments.extend(budget.iter().flat_map(|budget| ["--memory", budget]));
@@ -78,7 +78,7 @@ fn what_is_planned_is_kept_and_hardly_more() {
                 format!("{}MiB", (number(&plan, &["least_bytes"]) / MIB).ceil() + 1.0)
             };
             let budget = budget.map(|budget| if budget == "less" { least() } else { budget.to_owned() });
-            let (picture, planned, peak) = draw(folder.path(), size, budget.as_deref());
+            let (image, planned, peak) = draw(folder.path(), size, budget.as_deref());
             let place = format!("{size} in {budget:?}: planned {planned:.0} MiB, measured {peak:.0} MiB");
             assert!(peak <= planned, "{place}");
             let most = match budget.as_deref().is_none_or(|budget| is_kept(size, budget)) {
@@ -90,13 +90,13 @@ fn what_is_planned_is_kept_and_hardly_more() {
             if let Some(budget) = &budget {
                 assert!(planned <= budget.trim_end_matches("MiB").parse().unwrap(), "{place}");
             }
-            // Kernels that copy weights round differently; nothing else is to change the picture.
-            let first = whole.get_or_insert_with(|| picture.clone());
-            if first.dimensions() == picture.dimensions() {
-                let worst = first.iter().zip(picture.iter()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+            // Kernels that copy weights round differently; nothing else is to change the image.
+            let first = whole.get_or_insert_with(|| image.clone());
+            if first.dimensions() == image.dimensions() {
+                let worst = first.iter().zip(image.iter()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
                 assert!(worst <= 2, "{place}: {worst} levels off");
             } else {
-                whole = Some(picture);
+                whole = Some(image);
             }
         }
     }
@@ -107,7 +107,7 @@ fn what_is_planned_is_kept_and_hardly_more() {
 #[test]
 fn the_smallest_budget_is_enough_at_every_size() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("picture.png");
+    let path = folder.path().join("image.png");
     for size in ["64x64", "256x192", "576x64", "64x512", "384x448", "576x512"] {
         let draw = |budget: &str, bytes: u64| {
             let (mut command, _group) = limited(env!("CARGO_BIN_EXE_calotype"), bytes);
@@ -133,7 +133,7 @@ fn the_smallest_budget_is_enough_at_every_size() {
 #[test]
 fn a_budget_that_is_too_small_is_refused_with_one_that_is_not() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("picture.png");
+    let path = folder.path().join("image.png");
     let draw = |budget: &str| {
         calotype(&["generate", "a pear", "--steps", "1", "--memory", budget, "-o", path.to_str().unwrap()])
     };

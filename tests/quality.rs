@@ -1,5 +1,5 @@
-//! What the built-in model's pictures must show, in small (`export/evaluate.py` is the whole): the background that was
-//! asked for, the object that was asked for, and other pictures for other seeds and other guidance.
+//! What the built-in model's images must show, in small (`export/evaluate.py` is the whole): the background that was
+//! asked for, the object that was asked for, and other images for other seeds and other guidance.
 
 #![cfg(feature = "builtin")]
 
@@ -16,11 +16,11 @@ use serde::Deserialize;
 const SEED: u64 = 1;
 /// Of the grey drawings in `golden/quality.png`.
 const SIDE_PX: u32 = 16;
-/// Among so many of the eight drawings the right one must be; by chance it is in 3 of 8 pictures.
+/// Among so many of the eight drawings the right one must be; by chance it is in 3 of 8 images.
 const NEAREST: usize = 3;
-/// How many of the eight pictures may show something else. Chance leaves so few in 1 of 200 models.
+/// How many of the eight images may show something else. Chance leaves so few in 1 of 200 models.
 const ALLOWED_MISSES: usize = 1;
-/// Two pictures differ when their mean difference is more than that of a picture saved in poor quality.
+/// Two images differ when their mean difference is more than that of an image saved in poor quality.
 const DIFFERENT: f64 = 2.0;
 
 /// Made by `export/golden_quality.py`.
@@ -43,9 +43,9 @@ impl Golden {
         golden
     }
 
-    /// The background that the border of a picture is nearest to.
-    fn background_of(&self, picture: &RgbImage) -> &str {
-        let border = border_colour(picture);
+    /// The background that the border of an image is nearest to.
+    fn background_of(&self, image: &RgbImage) -> &str {
+        let border = border_colour(image);
         let distance = |colour: &[u8; 3]| -> i32 {
             colour.iter().zip(border).map(|(a, b)| (i32::from(*a) - i32::from(b)).pow(2)).sum()
         };
@@ -73,12 +73,12 @@ fn objects_are_those_of_the_prompt() {
                 imageops::crop_imm(&sheet, x, y, SIDE_PX, SIDE_PX).to_image()
             })
             .collect();
-        let rank = |picture: &GrayImage| rank(picture, &drawings, row);
+        let rank = |image: &GrayImage| rank(image, &drawings, row);
         assert_eq!(rank(&drawings[row]), 1, "{prompt}: its own drawing");
         assert_eq!(rank(&GrayImage::new(SIDE_PX, SIDE_PX)), drawings.len(), "{prompt}: nothing at all");
 
-        let picture = draw(&mut pipeline, prompt, SEED, None);
-        let small = imageops::resize(&imageops::grayscale(&picture), SIDE_PX, SIDE_PX, FilterType::Triangle);
+        let image = draw(&mut pipeline, prompt, SEED, None);
+        let small = imageops::resize(&imageops::grayscale(&image), SIDE_PX, SIDE_PX, FilterType::Triangle);
         if rank(&small) > NEAREST {
             misses.push(format!("{prompt}: rank {}", rank(&small)));
         }
@@ -87,7 +87,7 @@ fn objects_are_those_of_the_prompt() {
 }
 
 #[test]
-fn seeds_and_guidance_change_the_picture() {
+fn seeds_and_guidance_change_the_image() {
     let (golden, mut pipeline) = (Golden::open(), open());
     for Caption { prompt, .. } in &golden.captions[..4] {
         let plain = draw(&mut pipeline, prompt, SEED, Some(1.0));
@@ -114,12 +114,12 @@ fn draw(pipeline: &mut Pipeline, prompt: &str, seed: u64, guidance: Option<f64>)
 }
 
 /// The median of the outermost pixels, per channel.
-fn border_colour(picture: &RgbImage) -> [u8; 3] {
+fn border_colour(image: &RgbImage) -> [u8; 3] {
     const BORDER_PX: u32 = 6;
     let near = |at: u32, side: u32| at < BORDER_PX || at >= side - BORDER_PX;
-    let border = picture
+    let border = image
         .enumerate_pixels()
-        .filter(|(x, y, _)| near(*x, picture.width()) || near(*y, picture.height()))
+        .filter(|(x, y, _)| near(*x, image.width()) || near(*y, image.height()))
         .map(|(_, _, pixel)| pixel.0);
     let border: Vec<[u8; 3]> = border.collect();
     [0, 1, 2].map(|channel| {
@@ -129,9 +129,9 @@ fn border_colour(picture: &RgbImage) -> [u8; 3] {
     })
 }
 
-/// How many drawings a picture resembles at least as much as the right one: 1 is best, and a tie is lost.
-fn rank(picture: &GrayImage, drawings: &[GrayImage], right: usize) -> usize {
-    let likeness: Vec<f64> = drawings.iter().map(|drawing| correlation(picture, drawing)).collect();
+/// How many drawings an image resembles at least as much as the right one: 1 is best, and a tie is lost.
+fn rank(image: &GrayImage, drawings: &[GrayImage], right: usize) -> usize {
+    let likeness: Vec<f64> = drawings.iter().map(|drawing| correlation(image, drawing)).collect();
     likeness.iter().filter(|value| **value >= likeness[right]).count()
 }
 
@@ -147,7 +147,7 @@ fn correlation(one: &GrayImage, other: &GrayImage) -> f64 {
     if lengths == 0.0 { 0.0 } else { dot(&a, &b) / lengths }
 }
 
-/// The mean absolute difference of two pictures, in levels of 255.
+/// The mean absolute difference of two images, in levels of 255.
 fn mean_difference(one: &RgbImage, other: &RgbImage) -> f64 {
     let sum: u64 = one.iter().zip(other.iter()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
     sum as f64 / one.len() as f64

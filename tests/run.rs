@@ -339,7 +339,7 @@ fn requests_and_plans_of_another_model_are_refused() {
 }
 
 /// Cancelled from another thread, while weights are in memory and while they are read from the disk: the step that runs
-/// fails, what was held is given back, and once it is reset the same pipeline draws the same picture.
+/// fails, what was held is given back, and once it is reset the same pipeline draws the same image.
 #[test]
 fn a_call_ends_when_it_is_cancelled() {
     for residency in [Residency::PerStage, Residency::Streamed { segment_bytes: 1 << 20, resident_bytes: 0 }]
@@ -375,9 +375,9 @@ fn a_call_ends_when_it_is_cancelled() {
     }
 }
 
-/// Previews at the end are near the picture's mean colour in each cell, nearer than the picture's own mean colour is.
+/// Previews at the end are near the image's mean colour in each cell, nearer than the image's own mean colour is.
 #[test]
-fn previews_are_like_the_picture() {
+fn previews_are_like_the_image() {
     let mut pipeline = pipeline(|_| {});
     for prompt in ["a red apple on a blue background", "a green frog on a white background", "a yellow star"]
     {

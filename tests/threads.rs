@@ -19,7 +19,7 @@ fn open(threads: usize) -> Pipeline {
     Pipeline::open(&Model::built_in().unwrap(), &Options { session, plan: None }).unwrap()
 }
 
-/// The latents of one picture, and the most threads that the process had meanwhile.
+/// The latents of one image, and the most threads that the process had meanwhile.
 fn draw(pipeline: &mut Pipeline) -> (Vec<f32>, usize) {
     let recipe = Recipe { prompt: "a red apple".into(), seed: Some(1), steps: Some(2), ..Recipe::default() };
     let request = pipeline.request(recipe).unwrap();

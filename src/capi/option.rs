@@ -27,7 +27,7 @@ pub struct calotype_options {
     /// Threads of one operator. 0: one for each core.
     pub threads: u32,
     /// Called with each line on what of a file, a prompt or a setting is not used, on the thread that made the call. It must not
-    /// unwind, jump out, or use the pipeline. NULL: nobody is told.
+    /// unwind, jump out, or use the pipeline. NULL: no callback.
     pub on_note: Option<unsafe extern "C" fn(user: *mut c_void, text: *const c_char)>,
     /// Passed to on_note.
     pub user: *mut c_void,
@@ -40,7 +40,7 @@ pub struct calotype_callbacks {
     pub size: usize,
     /// Called before the first step that is taken, and after each, on the thread that made the call. The call ends with
     /// CALOTYPE_CANCELLED where it returns another number than 0. It must not unwind, jump out, or use the pipeline, but for
-    /// calotype_pipeline_cancel. NULL: nobody is told.
+    /// calotype_pipeline_cancel. NULL: no callback.
     pub on_step: Option<unsafe extern "C" fn(user: *mut c_void, progress: *const calotype_progress) -> c_int>,
     /// Passed to on_step.
     pub user: *mut c_void,

@@ -5,7 +5,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
-use super::picture;
+use super::images;
 use crate::image_file::ImageFile;
 use crate::name::nearest;
 use crate::recipe::{Image, Receipt, Recipe};
@@ -133,9 +133,9 @@ fn size(given: &Bound<'_, PyDict>) -> PyResult<Option<String>> {
 
 /// Takes an image in memory out of the fields; a path stays.
 fn take_image(fields: &Bound<'_, PyDict>, name: &str) -> PyResult<Option<ImageFile>> {
-    let Some(given) = fields.get_item(name)?.filter(picture::is_image) else { return Ok(None) };
+    let Some(given) = fields.get_item(name)?.filter(images::is_image) else { return Ok(None) };
     fields.del_item(name)?;
-    picture::file(name, &given).map(Some)
+    images::file(name, &given).map(Some)
 }
 
 /// Takes the images in memory out of the control images, which are dicts with `image` in place of `path`.

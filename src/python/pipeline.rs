@@ -10,8 +10,8 @@ use pyo3::types::PyDict;
 use super::array::{Latents, array};
 use super::call::Shared;
 use super::error::setting;
+use super::images::{self, Images};
 use super::keyword;
-use super::picture::{self, Images};
 use super::run::Run;
 use crate::binding::{Binding, Settings, usage};
 use crate::plan::Budget;
@@ -176,7 +176,7 @@ impl Pipeline {
 
     /// The latents of an image.
     fn encode_image<'py>(&self, image: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-        let (py, image) = (image.py(), picture::pixels(image)?);
+        let (py, image) = (image.py(), images::pixels(image)?);
         self.shared.expect_idle()?;
         let (shape, latents) =
             self.shared.call(py, |state| state.binding.encode_image(&image, &mut |line| self.note(line)))?;
@@ -192,7 +192,7 @@ impl Pipeline {
         let image = self
             .shared
             .call(py, |state| state.binding.decode_latents(&values, size, &mut |line| self.note(line)))?;
-        picture::image(py, &image)
+        images::image(py, &image)
     }
 
     /// Cancels the call that computes, within its step, from any thread.

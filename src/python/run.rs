@@ -7,7 +7,7 @@ use pyo3::types::PyBytes;
 
 use super::array::array;
 use super::call::{Shared, State};
-use super::picture::{self, Images, loads};
+use super::images::{self, Images, loads};
 use crate::binding::{Finished, usage};
 use crate::error::{Error as Problem, ErrorKind};
 use crate::pipeline::{self, Progress};
@@ -87,7 +87,7 @@ impl Run {
     /// What the image looks like so far, if the model can say.
     fn preview<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
         let preview = self.with_run(py, |run| run.preview())?;
-        preview.map(|pixels| picture::image(py, &pixels)).transpose()
+        preview.map(|pixels| images::image(py, &pixels)).transpose()
     }
 
     /// The run as bytes, for `Pipeline.restore`.

@@ -13,7 +13,7 @@ use calotype::pipeline::Pipeline;
 use calotype::prompt::Text;
 use calotype::recipe::Recipe;
 
-use super::golden::{Golden, Precision, desk, safetensors, values};
+use super::golden::{Golden, Precision, safetensors, scratch, values};
 use super::{distance, onnx, options};
 
 const RANK: usize = 2;
@@ -22,11 +22,11 @@ const TOLERANCE: f64 = 1e-4;
 
 #[test]
 fn folder_and_single_file_take_the_same_lora() {
-    let (golden, desk) = (Golden::open("sd15"), desk());
-    let (folder, file) = (desk.path().join("folder"), desk.path().join("model.safetensors"));
+    let (golden, scratch) = (Golden::open("sd15"), scratch());
+    let (folder, file) = (scratch.path().join("folder"), scratch.path().join("model.safetensors"));
     golden.write_folder(&folder, Precision::F32, true, 1);
     golden.write_single_file(&file, Precision::F32);
-    let lora = desk.path().join("lora.safetensors");
+    let lora = scratch.path().join("lora.safetensors");
     write_lora(&lora, &golden.shapes());
 
     let plain = draw(Model::open(&folder).unwrap(), "a red apple");
@@ -48,8 +48,8 @@ fn folder_and_single_file_take_the_same_lora() {
 #[test]
 fn optimum_folders_take_the_same_lora() {
     let (layout, onnx_folder) = onnx::open("optimum");
-    let desk = desk();
-    let (folder, lora) = (desk.path().join("folder"), desk.path().join("lora.safetensors"));
+    let scratch = scratch();
+    let (folder, lora) = (scratch.path().join("folder"), scratch.path().join("lora.safetensors"));
     layout.write_diffusers_folder(&folder);
     write_lora(&lora, &layout.tensors);
 
@@ -67,8 +67,8 @@ fn optimum_folders_take_the_same_lora() {
 fn the_built_in_model_takes_a_lora() {
     use calotype::model::Adapted;
 
-    let desk = desk();
-    let lora = desk.path().join("lora.safetensors");
+    let scratch = scratch();
+    let lora = scratch.path().join("lora.safetensors");
     let model = Model::built_in().unwrap();
     let shapes = |name: &str, weights: &calotype::weights::Weights| {
         weights
@@ -90,10 +90,10 @@ fn the_built_in_model_takes_a_lora() {
 
 #[test]
 fn a_lora_for_another_family_is_refused() {
-    let desk = desk();
-    let (sd21, folder) = (Golden::open("sd21"), desk.path().join("folder"));
+    let scratch = scratch();
+    let (sd21, folder) = (Golden::open("sd21"), scratch.path().join("folder"));
     sd21.write_folder(&folder, Precision::F16, false, 1);
-    let lora = desk.path().join("lora.safetensors");
+    let lora = scratch.path().join("lora.safetensors");
     write_lora(&lora, &Golden::open("sd15").shapes());
     let mut model = Model::open(&folder).unwrap();
     let error = model.add_loras(vec![(Lora::open(&lora).unwrap(), 1.0)]).unwrap_err();
@@ -103,8 +103,8 @@ fn a_lora_for_another_family_is_refused() {
 
 #[test]
 fn a_textual_inversion_stands_for_its_word() {
-    let (golden, desk) = (Golden::open("sdxl"), desk());
-    let folder = desk.path().join("folder");
+    let (golden, scratch) = (Golden::open("sdxl"), scratch());
+    let folder = scratch.path().join("folder");
     golden.write_folder(&folder, Precision::F32, false, 1);
     // The vectors of "red" and "apple" under another name.
     let rows = |component: &str| {
@@ -117,7 +117,7 @@ fn a_textual_inversion_stands_for_its_word() {
     let tokenizer = Model::open(&folder).unwrap().text_encoders()[0].tokenizer(77).unwrap();
     let encoded = tokenizer.encode(&Text::literal("red apple").unwrap(), 1).unwrap();
     assert_eq!(encoded.chunks[0].ids[1..3], [736, 3055]);
-    let word = desk.path().join("malus.safetensors");
+    let word = scratch.path().join("malus.safetensors");
     let tensors = [("clip_l", "text_encoder"), ("clip_g", "text_encoder_2")].map(|(name, component)| {
         let (shape, bytes) = rows(component);
         (name.to_owned(), "F32", shape, bytes)
@@ -188,7 +188,7 @@ fn adapters_behind_a_plan_are_refused() {
     use calotype::recipe::Recipe;
     use calotype::request::Request;
 
-    let folder = super::golden::desk();
+    let folder = super::golden::scratch();
     let golden = super::wide::sd15();
     let (place, file) = (folder.path().join("model"), folder.path().join("lora.safetensors"));
     golden.write_folder(&place, super::golden::Precision::F32, false, 1);

@@ -33,7 +33,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::golden::{
-    self, Golden, PictureScheduler, Precision, desk, floats, safetensors, values, write_json,
+    self, Golden, PictureScheduler, Precision, floats, safetensors, scratch, values, write_json,
 };
 use super::{close, distance, options};
 
@@ -179,9 +179,9 @@ pub fn draw(pipeline: &mut Pipeline, recipe: Recipe) -> (Vec<f32>, usize) {
 /// All of diffusers' pictures; and that control which counts for nothing changes no bit, and runs no network.
 #[test]
 fn pictures_are_those_of_diffusers() {
-    let (control, desk) = (Control::open("control"), desk());
+    let (control, scratch) = (Control::open("control"), scratch());
     for family in ["sd15", "sdxl"] {
-        let folder = desk.path().join(family);
+        let folder = scratch.path().join(family);
         Golden::open(family).write_folder(&folder, Precision::F32, false, 1);
         let of_family = || control.pictures.iter().filter(|picture| picture.family == family);
         assert!(of_family().count() >= 3);
@@ -235,10 +235,10 @@ fn pictures_are_those_of_diffusers() {
 /// steer is.
 #[test]
 fn modes_steer_what_they_say() {
-    let (control, desk) = (Control::open("control"), desk());
-    let folder = desk.path().join("sd15");
+    let (control, scratch) = (Control::open("control"), scratch());
+    let folder = scratch.path().join("sd15");
     Golden::open("sd15").write_folder(&folder, Precision::F32, false, 1);
-    let path = control.write_folder("controlnet", desk.path());
+    let path = control.write_folder("controlnet", scratch.path());
     let picture = control.pictures.iter().find(|picture| picture.name == "normal").unwrap();
     let mut pipeline = Pipeline::open(&model(&folder, &[("controlnet", path)]), &options()).unwrap();
     let mut with = |mode: Mode, guidance: f64| {
@@ -259,8 +259,8 @@ fn modes_steer_what_they_say() {
 /// The same network from a folder, and from files with the original names and with those of diffusers.
 #[test]
 fn files_hold_the_same_networks_as_folders() {
-    let (control, desk) = (Control::open("control"), desk());
-    let folder = desk.path().join("sd15");
+    let (control, scratch) = (Control::open("control"), scratch());
+    let folder = scratch.path().join("sd15");
     Golden::open("sd15").write_folder(&folder, Precision::F32, false, 1);
     let network = &control.networks["controlnet"];
     let rows = network.original.as_ref().unwrap();
@@ -269,7 +269,7 @@ fn files_hold_the_same_networks_as_folders() {
         original.clone()
     };
     let files = ["control_model.", "", "diffusers", "whole"].map(|names| {
-        let path = desk.path().join(format!("{names}.safetensors"));
+        let path = scratch.path().join(format!("{names}.safetensors"));
         control.write_file("controlnet", &path, |name| match names {
             "diffusers" => Some(name.to_owned()),
             "" => Some(original(name).replace("control_model.", "")),
@@ -297,7 +297,7 @@ fn files_hold_the_same_networks_as_folders() {
         let parts: Vec<_> = model.parts().cloned().collect();
         parts.into_iter().find(|part| part.name() == "controlnet").unwrap()
     };
-    let expected = part(&control.write_folder("controlnet", desk.path()));
+    let expected = part(&control.write_folder("controlnet", scratch.path()));
     for file in &files {
         let got = part(file);
         assert!(got.graph().encode() == expected.graph().encode(), "{}: another graph", file.display());
@@ -310,9 +310,9 @@ fn files_hold_the_same_networks_as_folders() {
 
 #[test]
 fn networks_that_do_not_fit_are_refused() {
-    let (control, desk) = (Control::open("control"), desk());
+    let (control, scratch) = (Control::open("control"), scratch());
     let folders = ["sd15", "sdxl", "sd21-base"].map(|family| {
-        let folder = desk.path().join(family);
+        let folder = scratch.path().join(family);
         Golden::open(family).write_folder(&folder, Precision::F32, false, 1);
         folder
     });
@@ -325,7 +325,7 @@ fn networks_that_do_not_fit_are_refused() {
         assert!(error.to_string().contains(expected), "expected {expected:?} in: {error}");
         assert!(model.manifest().controls.is_empty());
     };
-    let [one, xl] = ["controlnet", "controlnet_xl"].map(|name| control.write_folder(name, desk.path()));
+    let [one, xl] = ["controlnet", "controlnet_xl"].map(|name| control.write_folder(name, scratch.path()));
     // The first tensor that both have, in other shapes.
     let cross = "tensor time_embedding.linear_1.weight: expected shape [256, 64], as in the model's U-Net, got [128, 32]";
     refused(sd21, &one, cross);
@@ -334,7 +334,7 @@ fn networks_that_do_not_fit_are_refused() {
     refused(sd15, &xl, "as in the model's U-Net, got");
 
     let [original, difference] =
-        ["original", "difference"].map(|name| desk.path().join(format!("{name}.safetensors")));
+        ["original", "difference"].map(|name| scratch.path().join(format!("{name}.safetensors")));
     let rows = control.networks["controlnet"].original.as_ref().unwrap();
     let rename =
         |name: &str| rows.iter().find(|(_, diffusers, _)| diffusers == name).map(|row| row.0.clone());
@@ -373,7 +373,7 @@ fn networks_that_do_not_fit_are_refused() {
         fs::write(&difference, safetensors(tensor(name))).unwrap();
         refused(sd15, &difference, expected);
         // Also in a folder, whatever its configuration says.
-        let folder = desk.path().join("other");
+        let folder = scratch.path().join("other");
         write_json(&folder.join("config.json"), &control.networks["controlnet"].config);
         fs::copy(&difference, folder.join("diffusion_pytorch_model.safetensors")).unwrap();
         if expected.contains("not supported") {
@@ -385,10 +385,10 @@ fn networks_that_do_not_fit_are_refused() {
         own.iter().map(|(name, tensor)| (name.to_owned(), "F32", tensor.shape().to_vec(), tensor.to_bytes()));
     fs::write(&difference, safetensors(whole.chain(tensor("difference")).collect())).unwrap();
     refused(sd15, &difference, "looks like a difference to a base model's weights, which is not supported");
-    refused(sd15, &desk.path().join("none"), "none");
+    refused(sd15, &scratch.path().join("none"), "none");
 
     // A configuration that its file does not have.
-    let place = desk.path().join("controlnet/config.json");
+    let place = scratch.path().join("controlnet/config.json");
     let config = &control.networks["controlnet"].config;
     for (key, value, expected) in [
         (
@@ -431,19 +431,19 @@ fn networks_that_do_not_fit_are_refused() {
 /// The program: images are drawn with control, receipts carry it, and what is wrong is refused before anything is opened.
 #[test]
 fn the_program_takes_control() {
-    let (control, desk) = (Control::open("control"), desk());
-    let folder = desk.path().join("sd15");
+    let (control, scratch) = (Control::open("control"), scratch());
+    let folder = scratch.path().join("sd15");
     Golden::open("sd15").write_folder(&folder, Precision::F32, false, 1);
-    control.write_folder("controlnet", desk.path());
+    control.write_folder("controlnet", scratch.path());
     RgbImage::from_fn(64, 64, |x, y| image::Rgb([x as u8 * 4, y as u8 * 4, 9]))
-        .save(desk.path().join("a.png"))
+        .save(scratch.path().join("a.png"))
         .unwrap();
-    RgbImage::new(96, 64).save(desk.path().join("wide.png")).unwrap();
-    let whole = fs::read(desk.path().join("a.png")).unwrap();
-    fs::write(desk.path().join("cut.png"), &whole[..whole.len() / 2]).unwrap();
+    RgbImage::new(96, 64).save(scratch.path().join("wide.png")).unwrap();
+    let whole = fs::read(scratch.path().join("a.png")).unwrap();
+    fs::write(scratch.path().join("cut.png"), &whole[..whole.len() / 2]).unwrap();
     let run = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_calotype"));
-        command.current_dir(desk.path()).args(arguments).output().unwrap()
+        command.current_dir(scratch.path()).args(arguments).output().unwrap()
     };
     let common = ["-m", "sd15", "--steps", "2", "--seed", "3", "--size", "64x64"];
     let generate = |more: &[&str]| run(&[&["generate", "a fox"], &common[..], more].concat());
@@ -453,7 +453,7 @@ fn the_program_takes_control() {
     let drawn = with("canny=a.png:weight=0.75:end=0.5:mode=prompt", "one.png");
     assert!(drawn.status.success(), "{}", String::from_utf8_lossy(&drawn.stderr));
     assert!(generate(&["-o", "plain.png"]).status.success());
-    let pixels = |name: &str| image::open(desk.path().join(name)).unwrap().into_rgb8();
+    let pixels = |name: &str| image::open(scratch.path().join(name)).unwrap().into_rgb8();
     assert_ne!(pixels("one.png"), pixels("plain.png"));
     // The receipt makes the same image, and says what of.
     let again = run(&["generate", "--from", "one.png", "-o", "again.png", "--json"]);
@@ -489,12 +489,12 @@ fn the_program_takes_control() {
         assert_eq!(pixels("hires.png"), pixels("again.png"));
     }
     // Another file in its place is told of.
-    fs::copy(desk.path().join("wide.png"), desk.path().join("a.png")).unwrap();
+    fs::copy(scratch.path().join("wide.png"), scratch.path().join("a.png")).unwrap();
     let other = run(&["generate", "--from", "one.png", "-o", "other.png"]);
     assert!(
         String::from_utf8_lossy(&other.stderr).contains("--control: a.png: expected the file of the recipe")
     );
-    fs::write(desk.path().join("a.png"), &whole).unwrap();
+    fs::write(scratch.path().join("a.png"), &whole).unwrap();
 
     // An image of other proportions is stretched, which is told, or cropped.
     let wide = with("canny=wide.png", "wide_out.png");
@@ -561,17 +561,17 @@ fn the_program_takes_control() {
         let message = String::from_utf8_lossy(&refused.stderr);
         assert_eq!(refused.status.code(), Some(code), "{arguments:?}: {message}");
         assert!(message.contains(expected), "{arguments:?}: {message}");
-        assert!(!desk.path().join("no.png").exists());
+        assert!(!scratch.path().join("no.png").exists());
     }
 }
 
 /// A snapshot goes on with the same control images and networks, and no others.
 #[test]
 fn snapshots_are_of_one_control_image_and_network() {
-    let (control, desk) = (Control::open("control"), desk());
-    let folder = desk.path().join("sd15");
+    let (control, scratch) = (Control::open("control"), scratch());
+    let folder = scratch.path().join("sd15");
     Golden::open("sd15").write_folder(&folder, Precision::F32, false, 1);
-    let [one, other] = ["controlnet", "controlnet_2"].map(|name| control.write_folder(name, desk.path()));
+    let [one, other] = ["controlnet", "controlnet_2"].map(|name| control.write_folder(name, scratch.path()));
     let picture = control.pictures.iter().find(|picture| picture.name == "normal").unwrap();
     let mut pipeline = Pipeline::open(&model(&folder, &[("controlnet", one)]), &options()).unwrap();
     let request = pipeline.request(picture.recipe(picture.images())).unwrap();
@@ -610,15 +610,15 @@ fn snapshots_are_of_one_control_image_and_network() {
 #[cfg(feature = "server")]
 #[test]
 fn the_server_takes_control() {
-    let (control, desk) = (Control::open("control"), desk());
-    let folder = desk.path().join("sd15");
+    let (control, scratch) = (Control::open("control"), scratch());
+    let folder = scratch.path().join("sd15");
     Golden::open("sd15").write_folder(&folder, Precision::F32, false, 1);
-    control.write_folder("controlnet", desk.path());
+    control.write_folder("controlnet", scratch.path());
     let edges = RgbImage::from_fn(64, 64, |x, y| image::Rgb([x as u8 * 4, y as u8 * 4, 9]));
-    edges.save(desk.path().join("a.png")).unwrap();
+    edges.save(scratch.path().join("a.png")).unwrap();
     let program = || {
         let mut command = Command::new(env!("CARGO_BIN_EXE_calotype"));
-        command.current_dir(desk.path());
+        command.current_dir(scratch.path());
         command
     };
     let common = ["-m", "sd15", "--control-model", "canny=controlnet"];
@@ -626,7 +626,7 @@ fn the_server_takes_control() {
         let settings = ["--steps", "2", "--seed", "3", "--size", "64x64", "-o", name];
         let output = program().args(["generate", "a fox"]).args(settings).args(more).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        image::open(desk.path().join(name)).unwrap().into_rgb8()
+        image::open(scratch.path().join(name)).unwrap().into_rgb8()
     };
     let plain = drawn("plain.png", &common[..2]);
     let expected =
@@ -660,7 +660,7 @@ fn the_server_takes_control() {
     };
     let list = json(ask("GET", "/controlnet/model_list", &Value::Null));
     assert_eq!(list, json!({ "model_list": ["canny"] }));
-    let png = STANDARD.encode(fs::read(desk.path().join("a.png")).unwrap());
+    let png = STANDARD.encode(fs::read(scratch.path().join("a.png")).unwrap());
     let text = |units: Value| {
         json!({
             "prompt": "a fox", "steps": 2, "seed": 3, "width": 64, "height": 64,

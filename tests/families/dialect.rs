@@ -10,7 +10,7 @@ use calotype::model::{Model, Part};
 use calotype::weights::Dtype;
 
 use super::distance;
-use super::golden::{Call, Golden, Precision, desk};
+use super::golden::{Call, Golden, Precision, scratch};
 
 /// Relative L2 distance: the same sums in another order.
 const TOLERANCE: f64 = 1e-5;
@@ -47,9 +47,9 @@ fn sd15_in_f16() {
 
 #[track_caller]
 fn family(family: &str, precision: Precision) {
-    let (golden, desk) = (Golden::open(family), desk());
-    golden.write_folder(desk.path(), precision, false, 1);
-    let model = Model::open(desk.path()).unwrap();
+    let (golden, scratch) = (Golden::open(family), scratch());
+    golden.write_folder(scratch.path(), precision, false, 1);
+    let model = Model::open(scratch.path()).unwrap();
     for part in model.text_encoders() {
         let ids = &golden.text.cases[0].ids[&part.name().replace("text_encoder", "tokenizer")];
         let shape = [1, ids.len()];
@@ -120,14 +120,14 @@ fn openvino_takes_families_whole() {
     };
     // Their VAEs are one in graph and weights, but not in the scale of latents.
     for family in ["sd15", "sdxl"] {
-        let (golden, desk) = (Golden::open(family), desk());
-        golden.write_folder(desk.path(), Precision::F32, false, 1);
-        let image = desk.path().join("image.png");
+        let (golden, scratch) = (Golden::open(family), scratch());
+        golden.write_folder(scratch.path(), Precision::F32, false, 1);
+        let image = scratch.path().join("image.png");
         // A process of its own, for each loads one library.
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_calotype"))
             .args(["generate", "a red apple", "--steps", "2", "--size", "64x64", "--seed", "1", "--json"])
             .args(["--provider", OPENVINO, "--model"])
-            .arg(desk.path())
+            .arg(scratch.path())
             .arg("--ort")
             .arg(&library)
             .arg("-o")

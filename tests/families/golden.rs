@@ -384,6 +384,6 @@ pub fn floats(bytes: &[u8]) -> Vec<f32> {
 }
 
 /// A folder of a test's own that is gone with it.
-pub fn desk() -> TempDir {
+pub fn scratch() -> TempDir {
     tempfile::tempdir().unwrap()
 }

@@ -33,7 +33,7 @@ use calotype::request::Request;
 use calotype::weights::Dtype;
 use serde_json::{Value, json};
 
-use self::golden::{Call, Golden, Picture, Precision, desk};
+use self::golden::{Call, Golden, Picture, Precision, scratch};
 
 /// Relative L2 distance: two libraries' ways to round in single precision stay below.
 const F32_TOLERANCE: f64 = 1e-4;
@@ -106,21 +106,21 @@ fn folder_in_bf16() {
 /// Also with the names that other versions of diffusers and transformers gave the same tensors.
 #[track_caller]
 fn folder(family: &str, precision: Precision, shards: usize) {
-    let (golden, desk) = (Golden::open(family), desk());
-    golden.write_folder(desk.path(), precision, shards > 1, shards);
-    let model = Model::open(desk.path()).unwrap();
+    let (golden, scratch) = (Golden::open(family), scratch());
+    golden.write_folder(scratch.path(), precision, shards > 1, shards);
+    let model = Model::open(scratch.path()).unwrap();
     check_parts(&golden, &model, precision);
     for picture in &golden.pictures {
-        Golden::write_scheduler(desk.path(), &picture.scheduler);
-        check_picture(&golden, &Model::open(desk.path()).unwrap(), picture, precision);
+        Golden::write_scheduler(scratch.path(), &picture.scheduler);
+        check_picture(&golden, &Model::open(scratch.path()).unwrap(), picture, precision);
     }
 }
 
 /// The parts against diffusers, and the latents against those of the folder, which are bit for bit the same.
 #[track_caller]
 fn single_file(family: &str, precision: Precision) {
-    let (golden, desk) = (Golden::open(family), desk());
-    let (file, folder) = (desk.path().join(format!("{family}.safetensors")), desk.path().join(family));
+    let (golden, scratch) = (Golden::open(family), scratch());
+    let (file, folder) = (scratch.path().join(format!("{family}.safetensors")), scratch.path().join(family));
     golden.write_single_file(&file, precision);
     let model = Model::open(&file).unwrap();
     check_parts(&golden, &model, precision);

@@ -10,7 +10,7 @@ use std::process::Command;
 use calotype::engine::{Residency, Session, SessionOptions};
 use calotype::model::Model;
 
-use super::golden::{Precision, desk};
+use super::golden::{Precision, scratch};
 use super::wide;
 
 /// The part of the weights that may be private memory while a model is open: graphs, sessions and the heaps of their threads,
@@ -51,7 +51,7 @@ fn weights_stay_where_they_lie() {
         open(&path);
         return;
     }
-    let folder = desk();
+    let folder = scratch();
     let golden = wide::middling();
     for (precision, name) in [(Precision::F32, "f32"), (Precision::F16, "f16")] {
         let place = folder.path().join(name);

@@ -18,7 +18,7 @@ use image::{GrayImage, Luma, Rgb, RgbImage};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::golden::{Golden, Precision, desk};
+use super::golden::{Golden, Precision, scratch};
 use super::group::limited;
 use super::{control, onnx, t2i_adapter, wide};
 
@@ -151,11 +151,11 @@ fn subjects(folder: &Path, is_wide: bool) -> (Vec<Subject>, Vec<TempDir>) {
     }
     let mut kept = Vec::new();
     for layout in ["optimum", "optimum-xl", "olive-io16", "optimum-old"] {
-        let (_, desk) = onnx::open(layout);
-        let subject = subject(layout, desk.path().to_owned(), None, 256);
+        let (_, scratch) = onnx::open(layout);
+        let subject = subject(layout, scratch.path().to_owned(), None, 256);
         // Their exporters did not predict odd sizes.
         subjects.push(Subject { step_px: 64, ..subject });
-        kept.push(desk);
+        kept.push(scratch);
     }
     (subjects, kept)
 }
@@ -406,17 +406,17 @@ fn asked(variable: &str, rows: usize) -> (usize, u64, Option<File>) {
 #[test]
 fn budgets_are_kept_and_hardly_more_is_planned() {
     let (count, seed, file) = asked("CALOTYPE_SWEEP", ROWS);
-    let desk = desk();
-    write_images(desk.path());
-    let (subjects, _kept) = subjects(desk.path(), file.is_some());
-    sweep(&rows(count, seed, false, &subjects, desk.path()), seed, desk.path(), file);
+    let scratch = scratch();
+    write_images(scratch.path());
+    let (subjects, _kept) = subjects(scratch.path(), file.is_some());
+    sweep(&rows(count, seed, false, &subjects, scratch.path()), seed, scratch.path(), file);
 }
 
 #[test]
 fn budgets_of_small_models_are_kept() {
     let (count, seed, file) = asked("CALOTYPE_SMALL_SWEEP", SMALL_ROWS);
-    let desk = desk();
-    write_images(desk.path());
-    let subjects = small_subjects(desk.path());
-    sweep(&rows(count, seed, true, &subjects, desk.path()), seed, desk.path(), file);
+    let scratch = scratch();
+    write_images(scratch.path());
+    let subjects = small_subjects(scratch.path());
+    sweep(&rows(count, seed, true, &subjects, scratch.path()), seed, scratch.path(), file);
 }

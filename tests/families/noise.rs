@@ -10,15 +10,15 @@ use calotype::prediction::Prediction;
 use calotype::recipe::Recipe;
 use calotype::sampler::SamplerKind;
 
-use super::golden::{Golden, Precision, desk};
+use super::golden::{Golden, Precision, scratch};
 use super::{distance, options};
 
 #[test]
 fn every_sampler_runs_or_is_refused() {
     for family in ["sd15-flow16", "playground"] {
-        let (golden, desk) = (Golden::open(family), desk());
-        golden.write_folder(desk.path(), Precision::F32, false, 1);
-        let mut pipeline = Pipeline::open(&Model::open(desk.path()).unwrap(), &options()).unwrap();
+        let (golden, scratch) = (Golden::open(family), scratch());
+        golden.write_folder(scratch.path(), Precision::F32, false, 1);
+        let mut pipeline = Pipeline::open(&Model::open(scratch.path()).unwrap(), &options()).unwrap();
         let recipe = Recipe {
             prompt: "a red apple".into(),
             size: Some("64x64".parse().unwrap()),
@@ -62,9 +62,9 @@ fn every_sampler_runs_or_is_refused() {
 #[test]
 fn predictions_go_with_the_noise() {
     let open = |family: &str| {
-        let (golden, desk) = (Golden::open(family), desk());
-        golden.write_folder(desk.path(), Precision::F32, false, 1);
-        (Model::open(desk.path()).unwrap(), desk)
+        let (golden, scratch) = (Golden::open(family), scratch());
+        golden.write_folder(scratch.path(), Precision::F32, false, 1);
+        (Model::open(scratch.path()).unwrap(), scratch)
     };
     let (mut model, _desk) = open("playground");
     let sigma_data = 0.5;

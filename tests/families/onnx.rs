@@ -28,7 +28,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::golden::{self, Call, Picture, Precision, Vae, desk, floats, values};
+use super::golden::{self, Call, Picture, Precision, Vae, floats, scratch, values};
 use super::{distance, options, request};
 
 /// Relative L2 distance where the graphs compute in single precision.
@@ -138,8 +138,8 @@ impl Folder {
 }
 
 fn check(layout: &str, tolerance: f64) {
-    let (folder, desk) = open(layout);
-    let model = Model::open(desk.path()).unwrap();
+    let (folder, scratch) = open(layout);
+    let model = Model::open(scratch.path()).unwrap();
     let arrays = Arrays::open(layout, tolerance);
     check_text(&folder.parts.text, &model, &arrays);
     let Parts { unet, vae, .. } = &folder.parts;
@@ -405,8 +405,8 @@ fn segments_draw_the_same() {
     for (layout, tolerance) in
         [("optimum", 1e-5), ("optimum-old", 1e-5), ("olive-io16", 1e-2), ("static-2", 1e-5)]
     {
-        let (folder, desk) = open(layout);
-        let model = Model::open(desk.path()).unwrap();
+        let (folder, scratch) = open(layout);
+        let model = Model::open(scratch.path()).unwrap();
         let draw = |options: Options| {
             let mut pipeline = Pipeline::open(&model, &options).unwrap();
             let request = request(&folder.pictures[0], &pipeline);
@@ -422,8 +422,8 @@ fn segments_draw_the_same() {
 #[test]
 fn rounded_timesteps_are_counted_and_clip_skip_is_refused() {
     for (layout, takes_whole) in [("onnxstack-lcm", true), ("web", true), ("optimum", false)] {
-        let (_, desk) = open(layout);
-        let mut model = Model::open(desk.path()).unwrap();
+        let (_, scratch) = open(layout);
+        let mut model = Model::open(scratch.path()).unwrap();
         let rounded = |sampler: &str, schedule: &str| {
             let draft = Recipe {
                 sampler: Some(sampler.parse().unwrap()),
@@ -446,19 +446,19 @@ fn root() -> PathBuf {
 
 /// The folder as its maker would have left it.
 pub fn open(layout: &str) -> (Folder, TempDir) {
-    let (root, desk) = (root(), desk());
+    let (root, scratch) = (root(), scratch());
     let folder: Folder = serde_json::from_slice(&unpacked(&root.join(format!("{layout}.json.gz")))).unwrap();
     for (path, contents) in &folder.files {
-        golden::write_json(&desk.path().join(path), contents);
+        golden::write_json(&scratch.path().join(path), contents);
     }
     let (vocabulary, merges) = golden::clip();
     for tokenizer in &folder.tokenizers {
-        fs::create_dir_all(desk.path().join(tokenizer)).unwrap();
-        fs::write(desk.path().join(tokenizer).join("vocab.json"), &vocabulary).unwrap();
-        fs::write(desk.path().join(tokenizer).join("merges.txt"), &merges).unwrap();
+        fs::create_dir_all(scratch.path().join(tokenizer)).unwrap();
+        fs::write(scratch.path().join(tokenizer).join("vocab.json"), &vocabulary).unwrap();
+        fs::write(scratch.path().join(tokenizer).join("merges.txt"), &merges).unwrap();
     }
     for (path, data) in &folder.graphs {
-        let file = desk.path().join(path);
+        let file = scratch.path().join(path);
         fs::create_dir_all(file.parent().unwrap()).unwrap();
         let onnx = unpacked(&root.join(layout).join(format!("{path}.gz")));
         let mut model = ModelProto::decode(&onnx[..]).unwrap();
@@ -477,7 +477,7 @@ pub fn open(layout: &str) -> (Folder, TempDir) {
         }
         fs::write(file, model.encode_to_vec()).unwrap();
     }
-    (folder, desk)
+    (folder, scratch)
 }
 
 /// Puts data where the graph says that it lies: in the graph, or at an offset in a file.

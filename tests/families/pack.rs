@@ -7,7 +7,7 @@ use calotype::model::Model;
 use calotype::pack::{self, Precision};
 use calotype::pipeline::Pipeline;
 
-use super::golden::{self, Golden, Picture, desk};
+use super::golden::{self, Golden, Picture, scratch};
 use super::{distance, onnx, options, request};
 
 /// Relative errors of ready-made graphs whose matrices were turned: the same sums, in another order where the CPU
@@ -57,36 +57,37 @@ packed! { onnx_folder:
 fn halves_are_not_quantised() {
     let (_, source) = onnx::open("web");
     let model = Model::open(source.path()).unwrap();
-    let desk = desk();
-    let error = pack::pack(&model, &desk.path().join("bundle"), &pack_options(Some(Precision::Int8)), |_| ());
+    let scratch = scratch();
+    let error =
+        pack::pack(&model, &scratch.path().join("bundle"), &pack_options(Some(Precision::Int8)), |_| ());
     let error = error.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Usage);
     assert!(error.to_string().contains("expected a model with large weights in 32-bit floats"), "{error}");
-    assert_eq!(std::fs::read_dir(desk.path()).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0);
 }
 
 fn folder(family: &str, forms: &[(Option<Precision>, f64)]) {
-    let (golden, desk) = (Golden::open(family), desk());
-    golden.write_folder(desk.path(), golden::Precision::F16, false, 1);
-    check(&Model::open(desk.path()).unwrap(), forms, &golden.pictures[0]);
+    let (golden, scratch) = (Golden::open(family), scratch());
+    golden.write_folder(scratch.path(), golden::Precision::F16, false, 1);
+    check(&Model::open(scratch.path()).unwrap(), forms, &golden.pictures[0]);
 }
 
 fn single_file(family: &str, forms: &[(Option<Precision>, f64)]) {
-    let (golden, desk) = (Golden::open(family), desk());
-    let file = desk.path().join("model.safetensors");
+    let (golden, scratch) = (Golden::open(family), scratch());
+    let file = scratch.path().join("model.safetensors");
     golden.write_single_file(&file, golden::Precision::F32);
     check(&Model::open(&file).unwrap(), forms, &golden.pictures[0]);
 }
 
 fn onnx_folder(layout: &str, forms: &[(Option<Precision>, f64)]) {
-    let (folder, desk) = onnx::open(layout);
-    check(&Model::open(desk.path()).unwrap(), forms, &folder.pictures[0]);
+    let (folder, scratch) = onnx::open(layout);
+    check(&Model::open(scratch.path()).unwrap(), forms, &folder.pictures[0]);
 }
 
 /// Packs a model in several forms, and compares outputs and a picture's latents.
 #[track_caller]
 fn check(model: &Model, forms: &[(Option<Precision>, f64)], picture: &Picture) {
-    let desk = desk();
+    let scratch = scratch();
     let draw = |model: &Model| {
         let mut pipeline = Pipeline::open(model, &options()).unwrap();
         let request = request(picture, &pipeline);
@@ -94,7 +95,7 @@ fn check(model: &Model, forms: &[(Option<Precision>, f64)], picture: &Picture) {
     };
     let expected = draw(model);
     for (weights, tolerance) in forms {
-        let bundle = desk.path().join(format!("{weights:?}"));
+        let bundle = scratch.path().join(format!("{weights:?}"));
         let report = pack::pack(model, &bundle, &pack_options(*weights), |_| ()).unwrap();
         assert_eq!(report.components.len(), model.parts().count());
         for component in &report.components {

@@ -14,7 +14,7 @@ use calotype::sampler::SamplerKind;
 use calotype::tensor::PixelSize;
 use calotype::weights::{Dtype, TensorView, Weights};
 
-use super::golden::{Golden, Precision, desk, safetensors};
+use super::golden::{Golden, Precision, safetensors, scratch};
 
 /// Each component in a separate file, under the names of diffusers and under the original ones.
 struct Files {
@@ -27,8 +27,8 @@ struct Files {
 const COMPONENTS: [&str; 4] = ["unet", "vae", "text_encoder", "text_encoder_2"];
 
 impl Files {
-    fn write(golden: &Golden, desk: &Path, precision: Precision) -> Self {
-        let (whole, folder) = (desk.join("whole.safetensors"), desk.join("folder"));
+    fn write(golden: &Golden, scratch: &Path, precision: Precision) -> Self {
+        let (whole, folder) = (scratch.join("whole.safetensors"), scratch.join("folder"));
         golden.write_single_file(&whole, precision);
         golden.write_folder(&folder, precision, false, 1);
         let (mut diffusers, mut original) = (BTreeMap::new(), BTreeMap::new());
@@ -40,7 +40,7 @@ impl Files {
             }) else {
                 continue;
             };
-            let copy = desk.join(format!("{component}_diffusers.safetensors"));
+            let copy = scratch.join(format!("{component}_diffusers.safetensors"));
             fs::copy(file, &copy).unwrap();
             diffusers.insert(component, copy);
             let prefixes: &[&str] = match component {
@@ -57,7 +57,7 @@ impl Files {
                 .iter()
                 .find(|prefix| weights.iter().any(|(name, _)| name.starts_with(**prefix)))
                 .unwrap();
-            let alone = desk.join(format!("{component}_original.safetensors"));
+            let alone = scratch.join(format!("{component}_original.safetensors"));
             write(&alone, &weights, |name| name.strip_prefix(*prefix).map(str::to_owned));
             original.insert(component, alone);
         }
@@ -117,8 +117,8 @@ fn check(what: &str, got: &Model, expected: &Model) {
 #[test]
 fn models_are_put_together_from_files_of_one_component_each() {
     for family in ["sd15", "lcm", "sd21-base", "sdxl"] {
-        let (golden, desk) = (Golden::open(family), desk());
-        let files = Files::write(&golden, desk.path(), Precision::F32);
+        let (golden, scratch) = (Golden::open(family), scratch());
+        let files = Files::write(&golden, scratch.path(), Precision::F32);
         let whole = Model::open(&files.whole).unwrap();
         let others = ["vae", "text_encoder", "text_encoder_2"];
         for (names, mut set) in [("diffusers", files.diffusers.clone()), ("original", files.original.clone())]
@@ -142,7 +142,7 @@ fn models_are_put_together_from_files_of_one_component_each() {
                 );
             }
             // A folder that lacks what is given.
-            let bare = desk.path().join(format!("bare_{names}"));
+            let bare = scratch.path().join(format!("bare_{names}"));
             for name in ["scheduler", "tokenizer", "tokenizer_2"] {
                 for entry in fs::read_dir(files.folder.join(name)).into_iter().flatten() {
                     fs::create_dir_all(bare.join(name)).unwrap();
@@ -159,8 +159,8 @@ fn models_are_put_together_from_files_of_one_component_each() {
 /// The file is used, not the model's own.
 #[test]
 fn what_is_given_replaces_what_is_there() {
-    let (golden, desk) = (Golden::open("sd15"), desk());
-    let (half, full) = (desk.path().join("half"), desk.path().join("full"));
+    let (golden, scratch) = (Golden::open("sd15"), scratch());
+    let (half, full) = (scratch.path().join("half"), scratch.path().join("full"));
     [&half, &full].iter().for_each(|folder| fs::create_dir(folder).unwrap());
     let (half, full) =
         (Files::write(&golden, &half, Precision::F16), Files::write(&golden, &full, Precision::F32));
@@ -178,11 +178,11 @@ fn what_is_given_replaces_what_is_there() {
 
 #[test]
 fn prefixes_of_other_programs_are_understood() {
-    let (golden, desk) = (Golden::open("sdxl"), desk());
-    let files = Files::write(&golden, desk.path(), Precision::F32);
+    let (golden, scratch) = (Golden::open("sdxl"), scratch());
+    let files = Files::write(&golden, scratch.path(), Precision::F32);
     let whole = Model::open(&files.whole).unwrap();
     let open = |component: &str| Weights::open(&[&files.diffusers[component]]).unwrap();
-    let renamed = desk.path().join("renamed.safetensors");
+    let renamed = scratch.path().join("renamed.safetensors");
     let wrapped = Weights::open(&[&files.whole]).unwrap();
     write(&renamed, &wrapped, |name| Some(format!("state_dict.{name}")));
     check("state_dict.", &Model::open(&renamed).unwrap(), &whole);
@@ -220,9 +220,9 @@ fn prefixes_of_other_programs_are_understood() {
 
 #[test]
 fn what_does_not_fit_is_refused() {
-    let desk = desk();
+    let scratch = scratch();
     let files = |family: &str| {
-        let folder = desk.path().join(family);
+        let folder = scratch.path().join(family);
         fs::create_dir(&folder).unwrap();
         Files::write(&Golden::open(family), &folder, Precision::F16)
     };
@@ -267,8 +267,8 @@ fn what_does_not_fit_is_refused() {
 #[test]
 fn previews_are_decoded_by_a_tiny_autoencoder() {
     let golden = Golden::open("sd15-taesd");
-    let desk = desk();
-    let folder = desk.path().join("folder");
+    let scratch = scratch();
+    let folder = scratch.path().join("folder");
     golden.write_folder(&folder, Precision::F32, false, 1);
     let alone = folder.join("vae/diffusion_pytorch_model.safetensors");
     let weights = Weights::open(&[&alone]).unwrap();
@@ -279,7 +279,7 @@ fn previews_are_decoded_by_a_tiny_autoencoder() {
         }
     };
     let (bare, prefixed) =
-        (desk.path().join("taesd_decoder.safetensors"), desk.path().join("vae.safetensors"));
+        (scratch.path().join("taesd_decoder.safetensors"), scratch.path().join("vae.safetensors"));
     write(&bare, &weights, original(""));
     write(&prefixed, &weights, original("taesd_decoder."));
 
@@ -334,7 +334,7 @@ fn previews_are_decoded_by_a_tiny_autoencoder() {
     run.step().unwrap();
     assert!(run.preview().unwrap().is_some());
 
-    let other = desk.path().join("other");
+    let other = scratch.path().join("other");
     Golden::open("sd15-flow16").write_folder(&other, Precision::F32, false, 1);
     let refusal = |decoder: &Path, model: &Path| {
         Model::open(model).unwrap().decode_previews_by(decoder).unwrap_err().to_string()
@@ -353,7 +353,7 @@ fn previews_are_decoded_by_a_tiny_autoencoder() {
         refusal(&other.join("vae"), &folder).contains("_class_name: expected AutoencoderTiny"),
         "{error}"
     );
-    let cut = desk.path().join("cut.safetensors");
+    let cut = scratch.path().join("cut.safetensors");
     write(&cut, &weights, |name| original("")(name).filter(|name| !name.starts_with("12.")));
     assert!(refusal(&cut, &folder).contains("decoder.layers.11."), "{}", refusal(&cut, &folder));
 }

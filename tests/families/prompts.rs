@@ -33,9 +33,9 @@ fn sdxl() {
 /// guidance of the two predictions would have.
 #[test]
 fn lengths_may_differ() {
-    let (golden, desk) = (Golden::open("sd15"), desk());
-    golden.write_folder(desk.path(), Precision::F32, false, 1);
-    let mut pipeline = Pipeline::open(&Model::open(desk.path()).unwrap(), &options()).unwrap();
+    let (golden, scratch) = (Golden::open("sd15"), scratch());
+    golden.write_folder(scratch.path(), Precision::F32, false, 1);
+    let mut pipeline = Pipeline::open(&Model::open(scratch.path()).unwrap(), &options()).unwrap();
     let long = "a red apple, ".repeat(30);
     let mut draw = |prompt: &str, negative: Option<&str>, guidance: f64| {
         let draft = Recipe {
@@ -63,9 +63,9 @@ fn lengths_may_differ() {
 
 #[track_caller]
 fn states_are_those_of_the_web_ui(family: &str) {
-    let (golden, desk) = (Golden::open(family), desk());
-    golden.write_folder(desk.path(), Precision::F32, false, 1);
-    let mut pipeline = Pipeline::open(&Model::open(desk.path()).unwrap(), &options()).unwrap();
+    let (golden, scratch) = (Golden::open(family), scratch());
+    golden.write_folder(scratch.path(), Precision::F32, false, 1);
+    let mut pipeline = Pipeline::open(&Model::open(scratch.path()).unwrap(), &options()).unwrap();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let golden: Value = serde_json::from_slice(&std::fs::read(folder.join("prompts.json")).unwrap()).unwrap();
     let arrays = Weights::open(&[folder.join("prompts.safetensors")]).unwrap();

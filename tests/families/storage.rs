@@ -11,7 +11,7 @@ use calotype::model::{Model, Overrides, Part};
 use calotype::weights::{Dtype, Weights};
 use half::f16;
 
-use super::golden::{Golden, Precision, desk, safetensors};
+use super::golden::{Golden, Precision, safetensors, scratch};
 
 type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
@@ -140,8 +140,8 @@ fn same(what: &str, got: &Model, expected: &Model) {
 
 #[test]
 fn headers_of_any_length() {
-    let (golden, desk) = (Golden::open("sd15"), desk());
-    let (whole, odd) = (desk.path().join("whole.safetensors"), desk.path().join("odd.safetensors"));
+    let (golden, scratch) = (Golden::open("sd15"), scratch());
+    let (whole, odd) = (scratch.path().join("whole.safetensors"), scratch.path().join("odd.safetensors"));
     for precision in [Precision::F32, Precision::F16] {
         golden.write_single_file(&whole, precision);
         let (tensors, expected) = (tensors(&whole), Model::open(&whole).unwrap());
@@ -164,10 +164,10 @@ fn headers_of_any_length() {
 
 #[test]
 fn gguf_files_whole_and_of_one_network() {
-    let desk = desk();
+    let scratch = scratch();
     for family in ["sd15", "sdxl"] {
         let golden = Golden::open(family);
-        let path = |name: &str| desk.path().join(name);
+        let path = |name: &str| scratch.path().join(name);
         golden.write_single_file(&path("plain.safetensors"), Precision::F16);
         let meant = write_gguf(&path("whole.gguf"), &tensors(&path("plain.safetensors")));
         write_at(&path("meant.safetensors"), &meant, 0);
@@ -195,8 +195,8 @@ fn gguf_files_whole_and_of_one_network() {
 /// Floats of 8 bits with a scale for each layer, as ComfyUI writes them.
 #[test]
 fn scaled_floats_of_eight_bits() {
-    let (golden, desk) = (Golden::open("sd15"), desk());
-    let path = |name: &str| desk.path().join(name);
+    let (golden, scratch) = (Golden::open("sd15"), scratch());
+    let path = |name: &str| scratch.path().join(name);
     golden.write_single_file(&path("plain.safetensors"), Precision::F16);
     let (mut scaled, mut meant) = (Vec::new(), Tensors::new());
     scaled.push(("scaled_fp8".to_owned(), "F8_E4M3", vec![0], Vec::new()));
@@ -241,8 +241,8 @@ fn scaled_floats_of_eight_bits() {
 /// Latents of other numbers of channels: how they relate to images no file of weights says, but a folder's VAE does.
 #[test]
 fn latents_of_other_channels_need_a_configuration() {
-    let (golden, desk) = (Golden::open("sd15"), desk());
-    let path = desk.path().join("model.safetensors");
+    let (golden, scratch) = (Golden::open("sd15"), scratch());
+    let path = scratch.path().join("model.safetensors");
     golden.write_single_file(&path, Precision::F16);
     let plain = tensors(&path);
     for channels in [3, 8, 16, 32] {
@@ -280,8 +280,8 @@ fn latents_of_other_channels_need_a_configuration() {
 /// Types, sizes and names changed at random: a model or a message, never more.
 #[test]
 fn mutated_checkpoints_are_survived() {
-    let (golden, desk) = (Golden::open("sd15"), desk());
-    let path = desk.path().join("model.safetensors");
+    let (golden, scratch) = (Golden::open("sd15"), scratch());
+    let path = scratch.path().join("model.safetensors");
     golden.write_single_file(&path, Precision::F16);
     // Without data: what is compared is names, shapes and types.
     let plain: Vec<(String, Vec<usize>)> =

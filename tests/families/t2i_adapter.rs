@@ -15,7 +15,7 @@ use image::RgbImage;
 use serde_json::{Value, json};
 
 use super::control::{Control, draw, model};
-use super::golden::{Golden, Precision, desk, safetensors, write_json};
+use super::golden::{Golden, Precision, safetensors, scratch, write_json};
 use super::{close, distance, options};
 
 fn open() -> Control {
@@ -31,9 +31,9 @@ pub fn write(folder: &Path) -> PathBuf {
 /// runs no network.
 #[test]
 fn pictures_are_those_of_diffusers() {
-    let (control, desk) = (open(), desk());
+    let (control, scratch) = (open(), scratch());
     for (family, pictures) in [("sd15", 6), ("sdxl", 3), ("sd21-base", 1)] {
-        let folder = desk.path().join(family);
+        let folder = scratch.path().join(family);
         Golden::open(family).write_folder(&folder, Precision::F32, false, 1);
         let of_family: Vec<_> = control.pictures.iter().filter(|picture| picture.family == family).collect();
         assert_eq!(of_family.len(), pictures);
@@ -76,10 +76,10 @@ fn pictures_are_those_of_diffusers() {
 /// A1111's modes, with its weights of features; and no other.
 #[test]
 fn modes_steer_what_they_say() {
-    let (control, desk) = (open(), desk());
-    let folder = desk.path().join("sd15");
+    let (control, scratch) = (open(), scratch());
+    let folder = scratch.path().join("sd15");
     Golden::open("sd15").write_folder(&folder, Precision::F32, false, 1);
-    let path = control.write_folder("t2i_light", desk.path());
+    let path = control.write_folder("t2i_light", scratch.path());
     let picture = control.pictures.iter().find(|picture| picture.name == "light").unwrap();
     let mut pipeline = Pipeline::open(&model(&folder, &[("t2i_light", path)]), &options()).unwrap();
     let recipe = |mode: Mode, guidance: f64| {
@@ -104,11 +104,11 @@ fn modes_steer_what_they_say() {
 /// The same adapter from a folder, and from files with the names of diffusers and with those that were published first.
 #[test]
 fn files_hold_the_same_adapters_as_folders() {
-    let (control, desk) = (open(), desk());
+    let (control, scratch) = (open(), scratch());
     for (family, names) in
         [("sd15", &["t2i_full", "t2i_light_grey"][..]), ("sd21-base", &["t2i_sd2"]), ("sdxl", &["t2i_xl"])]
     {
-        let folder = desk.path().join(family);
+        let folder = scratch.path().join(family);
         Golden::open(family).write_folder(&folder, Precision::F32, false, 1);
         let part = |path: &Path| {
             let model = model(&folder, &[("a", path.to_owned())]);
@@ -119,10 +119,10 @@ fn files_hold_the_same_adapters_as_folders() {
             let rows = control.networks[*name].original.as_ref().unwrap();
             let original =
                 |name: &str| rows.iter().find(|(_, diffusers, _)| diffusers == name).unwrap().0.clone();
-            let expected = part(&control.write_folder(name, desk.path()));
+            let expected = part(&control.write_folder(name, scratch.path()));
             assert!(expected.family().starts_with("T2I-Adapter"));
             for names in ["", "diffusers", "adapter."] {
-                let path = desk.path().join("adapter.safetensors");
+                let path = scratch.path().join("adapter.safetensors");
                 control.write_file(name, &path, |name| match names {
                     "diffusers" => Some(name.to_owned()),
                     _ => Some(format!("{names}{}", original(name))),
@@ -141,9 +141,9 @@ fn files_hold_the_same_adapters_as_folders() {
 
 #[test]
 fn adapters_that_do_not_fit_are_refused() {
-    let (control, desk) = (open(), desk());
+    let (control, scratch) = (open(), scratch());
     let [sd15, sdxl] = ["sd15", "sdxl"].map(|family| {
-        let folder = desk.path().join(family);
+        let folder = scratch.path().join(family);
         Golden::open(family).write_folder(&folder, Precision::F32, false, 1);
         folder
     });
@@ -155,7 +155,7 @@ fn adapters_that_do_not_fit_are_refused() {
         assert!(error.to_string().contains(expected), "expected {expected:?} in: {error}");
         assert!(model.manifest().controls.is_empty());
     };
-    let [full, xl] = ["t2i_full", "t2i_xl"].map(|name| control.write_folder(name, desk.path()));
+    let [full, xl] = ["t2i_full", "t2i_xl"].map(|name| control.write_folder(name, scratch.path()));
     refused(
         &sdxl,
         &full,
@@ -164,7 +164,7 @@ fn adapters_that_do_not_fit_are_refused() {
     );
     refused(&sd15, &xl, "as in the model's U-Net, got 64 channels at 1/16");
 
-    let file = desk.path().join("file.safetensors");
+    let file = scratch.path().join("file.safetensors");
     let without =
         |left_out: &'static str| move |name: &str| (!name.contains(left_out)).then(|| name.to_owned());
     control.write_file("t2i_full", &file, without("body.1.resnets.1.block2.bias"));
@@ -226,18 +226,18 @@ fn adapters_that_do_not_fit_are_refused() {
 /// The program: adapters are drawn with through the options of control networks, planned as a stage of their own, and in receipts.
 #[test]
 fn the_program_takes_adapters() {
-    let (control, desk) = (open(), desk());
-    let folder = desk.path().join("sd15");
+    let (control, scratch) = (open(), scratch());
+    let folder = scratch.path().join("sd15");
     Golden::open("sd15").write_folder(&folder, Precision::F32, false, 1);
     for name in ["t2i_full", "controlnet"] {
-        control.write_folder(name, desk.path());
+        control.write_folder(name, scratch.path());
     }
     RgbImage::from_fn(64, 64, |x, y| image::Rgb([x as u8 * 4, y as u8 * 4, 9]))
-        .save(desk.path().join("a.png"))
+        .save(scratch.path().join("a.png"))
         .unwrap();
     let run = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_calotype"));
-        let output = command.current_dir(desk.path()).args(arguments).output().unwrap();
+        let output = command.current_dir(scratch.path()).args(arguments).output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         output.stdout
     };
@@ -261,7 +261,7 @@ fn the_program_takes_adapters() {
     run(&[&["generate", "a fox", "-o", "one.png"], &common[..], &steered[..]].concat());
     run(&[&["generate", "a fox", "-o", "other.png"], &common[..], &steered[4..]].concat());
     let again = run(&["generate", "--from", "one.png", "-o", "again.png", "--json"]);
-    let pixels = |name: &str| image::open(desk.path().join(name)).unwrap().into_rgb8();
+    let pixels = |name: &str| image::open(scratch.path().join(name)).unwrap().into_rgb8();
     assert_eq!(pixels("one.png"), pixels("again.png"));
     assert_ne!(pixels("one.png"), pixels("other.png"));
     let json: Value = serde_json::from_slice(&again).unwrap();

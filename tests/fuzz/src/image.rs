@@ -25,7 +25,7 @@ pub fn run(bytes: &[u8]) {
         return;
     }
     let (color, mask) = (file.decode(), file.decode_mask());
-    assert_eq!(color.is_ok(), mask.is_ok(), "as a picture: {:?}, as a mask: {:?}", color.err(), mask.err());
+    assert_eq!(color.is_ok(), mask.is_ok(), "as an image: {:?}, as a mask: {:?}", color.err(), mask.err());
     let (Ok(color), Ok(mask)) = (color, mask) else { return };
     assert_eq!((color.dimensions(), mask.dimensions()), ((width, height), (width, height)));
     assert!(file.decode().is_ok_and(|again| again == color), "decoded again to other pixels");
