@@ -38,6 +38,8 @@ const VAE_PREFIXES: [&str; 3] = ["first_stage_model.", "vae.", ""];
 const SAID_PREDICTION: [&str; 2] = ["modelspec.prediction_type", SAID_V];
 /// Where kohya's trainers say it.
 const SAID_V: &str = "ss_v_parameterization";
+/// Where they say that the last timestep is noise alone.
+const SAID_ZERO_SNR: &str = "ss_zero_terminal_snr";
 
 /// The longest bias that is looked at.
 const MAX_BIAS: usize = 1 << 16;
@@ -178,9 +180,15 @@ fn hint(
     family: Family,
     purpose: Purpose,
 ) -> Result<Hint, Error> {
-    let zero_terminal_snr = weights.get("ztsnr").is_some();
+    let has_tensor = weights.get("ztsnr").is_some();
+    // Noise alone, where such a run starts, tells nothing of an image to a U-Net that predicts it.
+    let is_said =
+        weights.metadata(SAID_ZERO_SNR).is_some_and(|said| said.trim().eq_ignore_ascii_case("true"));
     let mut notes = Vec::new();
-    let hint = |prediction, notes, reason: String| Ok(Hint { prediction, zero_terminal_snr, reason, notes });
+    let hint = |prediction, notes, reason: String| {
+        let zero_terminal_snr = has_tensor || is_said && prediction == Prediction::V;
+        Ok(Hint { prediction, zero_terminal_snr, reason, notes })
+    };
     if weights.get("v_pred").is_some() {
         return hint(Prediction::V, notes, "the file has a tensor v_pred".into());
     }
@@ -190,6 +198,7 @@ fn hint(
             // kohya's trainers write a truth value of Python's.
             (SAID_V, "true" | "1") => Some(Prediction::V),
             (SAID_V, "false" | "0") => Some(Prediction::Epsilon),
+            (SAID_V, "none") => continue,
             (SAID_V, _) => None,
             _ => Prediction::named(said),
         };

@@ -89,7 +89,7 @@ pub fn open(
     }
     if !opened_loras.is_empty() {
         for Adapted { component, tensors, unused, .. } in model.add_loras(opened_loras)? {
-            if tensors == 0 {
+            if tensors == 0 && unused.is_empty() {
                 note(format!("lora: not used: its weights for {component}, which this model does not have"));
             }
             for line in unused {

@@ -84,6 +84,10 @@ impl Scheduler {
         let unread =
             object.keys().filter(|key| !key.starts_with('_') && !reads(key) && !class::is_known(key));
         scheduler.notes.extend(unread.map(|key| format!("{key} is not known, and not used")));
+        let others = object.iter().filter(|(key, value)| !reads(key) && class::would_count(key, value));
+        scheduler.notes.extend(
+            others.map(|(key, value)| format!("{key}: {value}: {name} does not have it, and it is not used")),
+        );
         scheduler.notes.iter_mut().for_each(|note| note.insert_str(0, &format!("{place}: ")));
         Ok(scheduler)
     }
@@ -628,6 +632,27 @@ mod tests {
             ),
             (r#"{"_class_name": "SASolverScheduler"}"#, "SASolverScheduler: "),
             (r#"{"_class_name": "PNDMScheduler", "prediction_type": "wobble"}"#, "prediction_type: "),
+            (
+                r#"{"_class_name": "PNDMScheduler", "timestep_spacing": "trailing"}"#,
+                "timestep_spacing: not used: ",
+            ),
+            (r#"{"_class_name": "PNDMScheduler", "set_alpha_to_one": true}"#, "set_alpha_to_one: not used: "),
+            (
+                r#"{"_class_name": "PNDMScheduler", "rescale_betas_zero_snr": true}"#,
+                "rescale_betas_zero_snr: true: PNDMScheduler does not have it",
+            ),
+            (
+                r#"{"_class_name": "DDPMScheduler", "clip_sample": false, "use_karras_sigmas": true}"#,
+                "use_karras_sigmas: true: DDPMScheduler does not have it",
+            ),
+            (
+                r#"{"_class_name": "DDIMScheduler", "clip_sample": false, "final_sigmas_type": "sigma_min"}"#,
+                "final_sigmas_type: \"sigma_min\": DDIMScheduler does not have it",
+            ),
+            (
+                r#"{"_class_name": "DDIMScheduler", "clip_sample": false, "lambda_min_clipped": -5.1}"#,
+                "lambda_min_clipped: -5.1: DDIMScheduler does not have it",
+            ),
         ] {
             let notes = scheduler(config).notes().to_vec();
             assert!(

@@ -73,6 +73,8 @@ pub struct Tokenizer {
     comma: Option<u32>,
     /// Per added word its first id, and its last.
     added: HashMap<u32, u32>,
+    /// Tokens of words that the vocabulary has, and the first of those that were added in their place.
+    replaced: Vec<(Vec<u32>, u32)>,
 }
 
 impl Tokenizer {
@@ -121,8 +123,9 @@ impl Tokenizer {
     /// Adds a word that stands for `count` tokens, and gives their ids, which follow those that there were.
     ///
     /// The word is found as the tokenizer finds its own: in whatever case, if it ignores that. It is not found within
-    /// longer words, where diffusers finds it. As in diffusers, `word_1` and so on mean the tokens after the first.
-    /// [`ErrorKind::Usage`] for a word that the tokenizer has, that cannot be one, or that no chunk has room for.
+    /// longer words, where diffusers finds it. As in diffusers, `word_1` and so on mean the tokens after the first; of a word
+    /// that the tokenizer has, as a file named after a thing gives it, its tokens are replaced instead, as A1111 does.
+    /// [`ErrorKind::Usage`] for a word that was added before, that cannot be one, or that no chunk has room for.
     pub fn add_word(&mut self, word: &str, count: u32) -> Result<Range<u32>, Error> {
         if word.trim() != word || word.is_empty() || word.contains('\0') || count == 0 {
             return Err(Error::new(
@@ -139,9 +142,15 @@ impl Tokenizer {
                 ),
             ));
         }
-        let names: Vec<String> = std::iter::once(word.to_owned())
+        let mut names: Vec<String> = std::iter::once(word.to_owned())
             .chain((1..count).map(|index| format!("{word}_{index}")))
             .collect();
+        let mut replaced = Vec::new();
+        if names.iter().any(|name| self.inner.token_to_id(name).is_some()) && !self.is_added(word)? {
+            replaced = self.ids(word)?;
+            // Nobody types these: they are for the ids alone.
+            names.iter_mut().for_each(|name| name.push('\u{1}'));
+        }
         if let Some(known) = names.iter().find(|name| self.inner.token_to_id(name).is_some()) {
             return Err(Error::new(
                 ErrorKind::Usage,
@@ -149,18 +158,35 @@ impl Tokenizer {
             )
             .help("rename the file: its name is the trigger word"));
         }
-        let tokens: Vec<_> =
-            names.iter().map(|name| AddedToken::from(name, false).single_word(true)).collect();
+        let token =
+            |name: &String| AddedToken::from(name, false).single_word(true).normalized(replaced.is_empty());
+        let tokens: Vec<_> = names.iter().map(token).collect();
         self.inner.add_tokens(&tokens);
         let ids: Option<Vec<u32>> = names.iter().map(|name| self.inner.token_to_id(name)).collect();
-        match ids.as_deref() {
-            Some(&[first, .., last]) if last - first + 1 == count => {
-                self.added.insert(first, last);
-                Ok(first..last + 1)
-            }
-            Some(&[only]) => Ok(only..only + 1),
-            _ => Err(Error::new(ErrorKind::Internal, format!("tokenizer: {word:?} cannot be added"))),
+        let (first, last) = match ids.as_deref() {
+            Some(&[first, .., last]) if last - first + 1 == count => (first, last),
+            Some(&[only]) => (only, only),
+            _ => return Err(Error::new(ErrorKind::Internal, format!("tokenizer: {word:?} cannot be added"))),
+        };
+        self.added.insert(first, last);
+        if !replaced.is_empty() {
+            self.replaced.push((replaced, first));
         }
+        Ok(first..last + 1)
+    }
+
+    /// Whether a word was added under its own name.
+    fn is_added(&self, word: &str) -> Result<bool, Error> {
+        let is_added = |id: u32| self.added.iter().any(|(first, last)| (*first..=*last).contains(&id));
+        Ok(matches!(self.ids(word)?[..], [id] if is_added(id)))
+    }
+
+    /// The tokens of a text, without those around it.
+    fn ids(&self, text: &str) -> Result<Vec<u32>, Error> {
+        let tokens = self.inner.encode(text, false).map_err(|error| {
+            Error::new(ErrorKind::Model, format!("tokenizer: {text:?} cannot be encoded")).source(error)
+        })?;
+        Ok(tokens.get_ids().to_vec())
     }
 
     /// A text in at most `max_chunks` chunks, or [`MAX_CHUNKS`], and what of it did not fit.
@@ -285,12 +311,19 @@ impl Tokenizer {
         let tokens = self.inner.encode_char_offsets(fragment.text(), false).map_err(|error| {
             Error::new(ErrorKind::Model, "tokenizer: the prompt cannot be encoded").source(error)
         })?;
-        let starts = tokens.get_offsets().iter().map(|&(start_chars, _)| start_chars);
-        let words = tokens.get_ids().iter().zip(starts).map(|(&id, start_chars)| {
+        let (ids, starts, of) = (tokens.get_ids(), tokens.get_offsets(), tokens.get_word_ids());
+        let mut words = Vec::with_capacity(ids.len());
+        let mut at = 0;
+        while at < ids.len() {
+            let starts_word = at == 0 || of[at].is_none() || of[at] != of[at - 1];
+            let replaced =
+                self.replaced.iter().filter(|(word, _)| starts_word && ids[at..].starts_with(word));
+            let (len, id) = replaced.map(|(word, id)| (word.len(), *id)).max().unwrap_or((1, ids[at]));
             let last = self.added.get(&id).copied().unwrap_or(id);
-            (id..last + 1, start_chars)
-        });
-        Ok(words.collect())
+            words.push((id..last + 1, starts[at].0));
+            at += len;
+        }
+        Ok(words)
     }
 
     fn chunk(&self, tokens: Vec<(u32, f32)>) -> Chunk {
@@ -319,7 +352,7 @@ impl Tokenizer {
             }
         }
         let comma = COMMAS.into_iter().find_map(|comma| inner.token_to_id(comma));
-        Ok(Self { inner, context, special, comma, added: HashMap::new() })
+        Ok(Self { inner, context, special, comma, added: HashMap::new(), replaced: Vec::new() })
     }
 }
 
@@ -539,6 +572,31 @@ mod tests {
         }
     }
 
+    /// As with a file that is named after a thing.
+    #[test]
+    fn words_of_the_vocabulary_can_be_given_other_tokens() {
+        let mut tokenizer = Tokenizer::from_bytes(&file(), 9, SPECIAL).unwrap();
+        let ids = |tokenizer: &Tokenizer, prompt| only(tokenizer, prompt).0;
+        let before = ids(&tokenizer, "a red apple");
+        let added = tokenizer.add_word("red", 2).unwrap();
+        let after = ids(&tokenizer, "a red apple");
+        let at = before.iter().position(|id| !after.contains(id)).unwrap();
+        let [first, last] = [added.start, added.end - 1].map(i64::from);
+        let expected = [&before[..at], &[first, last], &before[at + 1..]].concat();
+        assert_eq!(after, expected[..before.len()]);
+        assert_eq!(
+            ids(&tokenizer, "a blue apple"),
+            ids(&Tokenizer::from_bytes(&file(), 9, SPECIAL).unwrap(), "a blue apple")
+        );
+        let mut tokenizer = clip(77, 49407);
+        let dog = i64::from(tokenizer.add_word("dog", 1).unwrap().start);
+        let ids = ids(&tokenizer, "a Dog, dogs and a hotdog");
+        assert_eq!(ids.iter().filter(|id| **id == dog).count(), 1, "{ids:?}");
+        assert_eq!(ids[2], dog);
+        // Once.
+        assert_eq!(tokenizer.add_word("dog", 1).unwrap_err().kind(), ErrorKind::Usage);
+    }
+
     #[test]
     fn an_added_word_stands_for_its_tokens() {
         let mut tokenizer = Tokenizer::from_bytes(&file(), 9, SPECIAL).unwrap();
@@ -570,16 +628,9 @@ mod tests {
     fn words_that_cannot_be_added() {
         let mut tokenizer = Tokenizer::from_bytes(&file(), 9, SPECIAL).unwrap();
         tokenizer.add_word("style", 2).unwrap();
-        for (word, count) in [
-            ("", 1),
-            (" a", 1),
-            ("a\0b", 1),
-            ("new", 0),
-            ("new", 8),
-            ("red", 1),
-            ("style", 1),
-            ("style_1", 1),
-        ] {
+        for (word, count) in
+            [("", 1), (" a", 1), ("a\0b", 1), ("new", 0), ("new", 8), ("style", 1), ("style_1", 1)]
+        {
             let error = tokenizer.add_word(word, count).expect_err(word);
             assert_eq!(error.kind(), ErrorKind::Usage, "{word}");
         }

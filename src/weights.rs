@@ -1194,7 +1194,7 @@ mod tests {
     fn what_cannot_be_read_is_told_when_it_is_used() {
         let json = |json: &str| json.as_bytes().to_vec();
         let scale = |value: f32| value.to_le_bytes().to_vec();
-        let tensors: [(&str, &str, &[usize], Vec<u8>); 13] = [
+        let tensors: [(&str, &str, &[usize], Vec<u8>); 16] = [
             ("a.weight", "F4", &[3, 1], vec![0; 2]),
             ("b.weight", "F8_E8M0", &[2], vec![0; 2]),
             ("c.weight", "U8", &[2], vec![0; 2]),
@@ -1210,6 +1210,9 @@ mod tests {
                 &[64],
                 json(&format!("{:64}", r#"{"format":"int8_tensorwise","convrot":true}"#)),
             ),
+            ("f.weight_scale", "F32", &[], scale(0.5)),
+            ("i.weight", "I8", &[2], vec![7; 2]),
+            ("i.comfy_quant", "U8", &[28], json(r#"{"format":"int8_tensorwise"}"#)),
             ("g.weight", "F16", &[1], vec![0; 2]),
             ("g.weight_scale", "F32", &[], scale(2.0)),
             ("h.weight", "F16", &[1], vec![0; 2]),
@@ -1224,6 +1227,7 @@ mod tests {
             ("e", "expected finite numbers, got NaN"),
             ("f", "convrot_groupsize: expected a power of 4 that divides the rows of [2, 8], got 0"),
             ("g", "expected a scale beside 8-bit floats, got one beside F16"),
+            ("i", "expected a scale beside 8-bit integers, got none"),
         ] {
             let name = format!("{name}.weight");
             let error = weights.select([("x".into(), Stored::whole(&name))]).unwrap_err().to_string();

@@ -221,6 +221,18 @@ fn what_a_file_says_of_its_prediction_counts() {
     for name in ["eps", "epsilon", "EPS"] {
         assert_eq!(hint("sd21", name).unwrap().prediction, Prediction::Epsilon, "{name}");
     }
+    // kohya's trainers write Python's words. A run that starts from noise alone needs a model that does not predict it.
+    for (v, zero, expected) in [
+        ("True", "True", (Prediction::V, true)),
+        ("True", "False", (Prediction::V, false)),
+        ("False", "True", (Prediction::Epsilon, false)),
+        ("None", "None", (Prediction::Epsilon, false)),
+    ] {
+        let said = json!({"ss_v_parameterization": v, "ss_zero_terminal_snr": zero});
+        let hint = checkpoint::recognise(&weights_with(&original("sdxl"), said), "x").unwrap().hint;
+        assert_eq!((hint.prediction, hint.zero_terminal_snr), expected, "{v}, {zero}");
+        assert_eq!(hint.notes, Vec::<String>::new(), "{v}, {zero}");
+    }
     // Without an answer, or with one that is not understood, the rest of the evidence counts.
     let plain = weights_with(&original("sd21"), json!({}));
     let plain = checkpoint::recognise(&plain, "x").unwrap().hint;

@@ -1428,10 +1428,12 @@ mod hard_use {
     #[test]
     fn small_stack() {
         let scratch = Scratch::new();
-        let (image, mut shell) = (scratch.command(&["x", "--size", "64x64"]), Command::new("sh"));
-        shell.args(["-c", "ulimit -s 128; exec \"$@\"", "sh"]);
-        shell.arg(image.get_program()).args(image.get_args());
-        assert_eq!(ends(shell), 0);
+        for (kib, expected) in [(128, 0), (127, 5), (64, 5)] {
+            let (image, mut shell) = (scratch.command(&["x", "--size", "64x64"]), Command::new("sh"));
+            shell.args(["-c", &format!("ulimit -s {kib}; exec \"$@\""), "sh"]);
+            shell.arg(image.get_program()).args(image.get_args());
+            assert_eq!(ends(shell), expected, "{kib}");
+        }
     }
 
     /// Arguments drawn from a bag of odd ones, for every command; the seed is fixed.

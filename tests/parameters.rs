@@ -170,7 +170,7 @@ fn settings_are_read() {
         (
             "Steps: 20, Sampler: Euler a, Denoising strength: 0.6, Hires upscale: 2, Hires steps: 10, Hires upscaler: Latent",
             json!({"hires": "2x:strength=0.6:upscaler=latent"}),
-            &["Hires fix: the second pass takes strength * steps here"],
+            &["Hires fix: the second pass runs strength x steps here"],
         ),
         (
             "Steps: 20, Sampler: Euler a, Denoising strength: 0.6, Hires upscale: 1.5, Hires upscaler: R-ESRGAN 4x+, Hires CFG Scale: 5",

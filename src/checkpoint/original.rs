@@ -10,7 +10,8 @@ use crate::weights::{Stored, Weights};
 use crate::{Error, ErrorKind};
 
 /// What stands before every name of a file that was saved with what it was trained in.
-const WRAPPERS: [&str; 3] = ["state_dict.", "module.", "ema_model."];
+const WRAPPERS: [&str; 6] =
+    ["state_dict.", "module.", "ema_model.", "diffusion_model.", "net.", "transformer."];
 /// What may stand before the names of diffusers' U-Net and VAE.
 const UNET_STARTS: [&str; 3] = ["", "unet.", "model.diffusion_model."];
 const VAE_STARTS: [&str; 3] = ["", "vae.", "first_stage_model."];

@@ -16,6 +16,8 @@ const MAX_DEPTH: usize = 8;
 const MAX_FILES: usize = 100_000;
 /// What the files of a folder end in.
 const ENDING: &str = "safetensors";
+/// Textual inversions that are not opened.
+const PICKLES: [&str; 2] = ["pt", "bin"];
 
 /// Folders with files that prompts name.
 #[derive(clap::Args, Default)]
@@ -52,8 +54,9 @@ impl Mentioned {
         if recipe.literal {
             return Ok(mentioned);
         }
-        let (loras, embeddings) =
-            (stems(folders.lora_dir.as_deref())?, stems(folders.embedding_dir.as_deref())?);
+        let loras = stems(folders.lora_dir.as_deref(), &[ENDING])?;
+        let embeddings = stems(folders.embedding_dir.as_deref(), &[ENDING])?;
+        let pickles = stems(folders.embedding_dir.as_deref(), &PICKLES)?;
         let stem_of = |file: &NamedFile| file.path.as_deref().map(stem).unwrap_or_default();
         let given: Vec<(String, bool)> =
             recipe.lora.iter().map(|lora| (stem_of(&lora.file), lora.file.sha256.is_some())).collect();
@@ -97,6 +100,14 @@ impl Mentioned {
                     "{}; its name is read as text",
                     not_found("embedding:NAME", &name, "--embedding-dir", folders.embedding_dir.as_deref())
                 )),
+            }
+        }
+        for (name, files) in &pickles {
+            if mentioned.has_word(name) && !embeddings.contains_key(name) {
+                let file = files[0].display();
+                tell(&format!(
+                    "embedding: {file}: not used: a PyTorch pickle, which can run code; convert it to {ENDING}"
+                ));
             }
         }
         // Words that are typed as they are, as in A1111.
@@ -165,7 +176,7 @@ fn stem(file: &Path) -> String {
 }
 
 /// The files of a folder, and of those in it, by their stems.
-fn stems(folder: Option<&Path>) -> Result<BTreeMap<String, Vec<PathBuf>>, Error> {
+fn stems(folder: Option<&Path>, endings: &[&str]) -> Result<BTreeMap<String, Vec<PathBuf>>, Error> {
     let mut files = BTreeMap::<String, Vec<PathBuf>>::new();
     let (mut left, mut count) =
         (folder.map(|folder| (folder.to_owned(), 0)).into_iter().collect::<Vec<_>>(), 0);
@@ -181,7 +192,10 @@ fn stems(folder: Option<&Path>) -> Result<BTreeMap<String, Vec<PathBuf>>, Error>
             }
             if path.is_dir() {
                 left.extend((depth < MAX_DEPTH).then(|| (path.clone(), depth + 1)));
-            } else if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case(ENDING)) {
+            } else if path
+                .extension()
+                .is_some_and(|found| endings.iter().any(|ending| found.eq_ignore_ascii_case(ending)))
+            {
                 files.entry(stem(&path)).or_default().push(path);
             }
         }

@@ -57,18 +57,24 @@ impl Library {
                 _ => Ok(library),
             };
         }
+        check_stack()?;
         let candidates = candidates(explicit, installed);
         // Of several the error is about none in particular.
         let only = (candidates.len() == 1).then(|| candidates[0].path.clone());
-        let mut refusals = Vec::new();
+        let (mut refusals, mut lacks_room) = (Vec::new(), None);
         for Candidate { place, path } in candidates {
             match check(&path).and_then(|()| Runtime::load(&path)) {
                 Ok(runtime) => return Ok(loaded.insert(Box::leak(Box::new(Self { path, runtime })))),
                 Err(reason) => {
                     tracing::debug!(place, path = %path.display(), reason, "not the ONNX Runtime library");
+                    lacks_room =
+                        lacks_room.or(Some(reason.clone()).filter(|reason| reason.starts_with(MEMORY)));
                     refusals.push(format!("{place} ({}): {reason}", path.display()));
                 }
             }
+        }
+        if let Some(reason) = lacks_room {
+            return Err(Error::new(ErrorKind::Memory, reason));
         }
         let error = Error::new(
             ErrorKind::Runtime,
@@ -214,6 +220,21 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
+/// Refuses stacks that ONNX Runtime's threads, which have the size that the shell's limit says, would overflow: the process would end
+/// with SIGSEGV.
+fn check_stack() -> Result<(), Error> {
+    const LEAST_BYTES: usize = 128 << 10;
+    let stack_bytes = memory::stack_bytes();
+    if stack_bytes < LEAST_BYTES {
+        let [least, got] = [LEAST_BYTES, stack_bytes].map(|bytes| bytes >> 10);
+        let problem = format!("stack: expected a limit of at least {least} KiB (ulimit -s), got {got} KiB");
+        return Err(Error::new(ErrorKind::Memory, problem));
+    }
+    Ok(())
+}
+
+/// How a refusal begins that is for want of memory, and no fault of the file.
+const MEMORY: &str = "memory: ";
 /// What the library's constructors may allocate while it is loaded: where they cannot, the process ends with SIGABRT.
 const CONSTRUCTORS_BYTES: u64 = 16 << 20;
 
@@ -231,7 +252,7 @@ fn check(path: &Path) -> Result<(), String> {
     match problem {
         Ok(None) if memory::mappable_bytes().is_some_and(|left_bytes| left_bytes < wanted_bytes) => {
             Err(format!(
-                "memory: expected {} MiB of address space, got what this process's limits (ulimit -v, ulimit -d) leave",
+                "{MEMORY}expected {} MiB of address space, got what this process's limits (ulimit -v, ulimit -d) leave",
                 wanted_bytes >> 20
             ))
         }

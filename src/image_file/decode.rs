@@ -131,7 +131,8 @@ pub(super) fn decode(
     let channels = want.channels(header);
     let part = eighths.part(header.stored, windows);
     let canvas = Canvas::new(channels, part, to, header.in_order);
-    let mut sink = Sink { canvas, want, channels, line: Vec::new(), is_opaque: true };
+    let is_lossy = header.format == Format::Jpeg;
+    let mut sink = Sink { canvas, want, channels, line: Vec::new(), is_opaque: true, is_lossy };
     std::io::Seek::seek(data, SeekFrom::Start(0))?;
     match header.format {
         Format::Png => png(data, header, &mut sink)?,
@@ -162,6 +163,8 @@ struct Sink {
     /// One row as it is wanted.
     line: Vec<u8>,
     is_opaque: bool,
+    /// Whether compression has changed the pixels.
+    is_lossy: bool,
 }
 
 impl Sink {
@@ -169,7 +172,8 @@ impl Sink {
     fn put(&mut self, y: usize, x: usize, step: usize, layout: Layout, pixels: &[u8]) {
         let direct = match (self.want, layout) {
             (Want::Color, Layout::Rgb) | (Want::ColorAlpha, Layout::Rgba) => true,
-            (Want::Color | Want::Mask, Layout::Grey) => self.channels == 1,
+            (Want::Color, Layout::Grey) => self.channels == 1,
+            (Want::Mask, Layout::Grey) => self.channels == 1 && !self.is_lossy,
             _ => false,
         };
         if direct {
@@ -189,7 +193,8 @@ impl Sink {
                 Want::Color if self.channels == 1 => self.line.push(luma(rgb)),
                 Want::Color => self.line.extend(rgb.map(|byte| on_white(byte, alpha))),
                 Want::Mask => {
-                    self.line.push(luma(rgb));
+                    let grey = luma(rgb);
+                    self.line.push(if self.is_lossy { settled(grey) } else { grey });
                     if self.channels == 2 {
                         self.line.push(alpha);
                     }
@@ -206,6 +211,17 @@ impl Sink {
         for (y, row) in pixels.chunks_exact(width * layout.samples()).enumerate() {
             self.put(y, 0, 1, layout, row);
         }
+    }
+}
+
+/// Black and white of a mask that compression has left a few levels of them: what is nearly black is outside of the mask, whose pixels
+/// are to stay as they are.
+fn settled(grey: u8) -> u8 {
+    const RINGING: u8 = 16;
+    match grey {
+        ..RINGING => 0,
+        grey if grey > 255 - RINGING => 255,
+        grey => grey,
     }
 }
 

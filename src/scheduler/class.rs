@@ -1,6 +1,8 @@
 //! The scheduler classes of diffusers: what each is here, and the settings that it has.
 //! It knows nothing of what the settings are set to.
 
+use serde_json::Value;
+
 use crate::sampler::SamplerKind;
 
 /// A scheduler of diffusers.
@@ -287,6 +289,24 @@ pub(super) fn known(name: &str) -> Result<Class, String> {
     } else {
         format!("_class_name: expected one of {names}, got {name:?}")
     })
+}
+
+/// Whether a key of other classes is set to what would give another image, if it were read.
+pub(super) fn would_count(key: &str, value: &Value) -> bool {
+    const SWITCHES: [&str; 7] = [
+        ZERO_SNR,
+        "use_karras_sigmas",
+        "use_exponential_sigmas",
+        "use_beta_sigmas",
+        "use_lu_lambdas",
+        "use_flow_sigmas",
+        "thresholding",
+    ];
+    match key {
+        "final_sigmas_type" => value == "sigma_min",
+        "lambda_min_clipped" => value.as_f64().is_some_and(f64::is_finite),
+        key => SWITCHES.contains(&key) && *value == Value::Bool(true),
+    }
 }
 
 /// Whether some class reads a key: files are handed from class to class, and keep what the class that wrote them had.

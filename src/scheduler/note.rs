@@ -123,6 +123,17 @@ fn of_outputs(scheduler: &Scheduler, notes: &mut Notes) {
         class.name == "SASolverScheduler",
         "SASolverScheduler: not a method of calotype; another is used on the same curve".into(),
     );
+    // What its folders have by default is not told: all of Stable Diffusion's name it.
+    let is_pndm = class.name == "PNDMScheduler";
+    let spacing = fields.timestep_spacing.as_deref().filter(|spacing| is_pndm && *spacing != class.spacing);
+    notes.add(
+        spacing.is_some(),
+        "timestep_spacing: not used: another method is run in place of PNDM, on levels of its own".into(),
+    );
+    notes.add(
+        is_pndm && is_on(fields.set_alpha_to_one),
+        "set_alpha_to_one: not used: another method is run in place of PNDM".into(),
+    );
     let range = fields.clip_sample_range.unwrap_or(1.0);
     notes.add(
         is_latent && fields.clip_sample.unwrap_or(class.clips),

@@ -100,6 +100,7 @@ fn build(vocabulary: Vocab, merges: Merges) -> Result<tokenizers::Tokenizer, Err
 fn parse_merges(text: &[u8]) -> Result<Merges, Error> {
     let text = std::str::from_utf8(text)
         .map_err(|error| Error::new(ErrorKind::Model, "merges.txt: expected text").source(error))?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines = text.lines().zip(1..).filter(|(line, _)| !line.starts_with("#version") && !line.is_empty());
     lines
         .map(|(line, number)| match line.split_once(' ') {

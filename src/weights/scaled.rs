@@ -95,6 +95,9 @@ fn encoding(target: &Stored<'_>, format: Option<&Format>, scale: Scale) -> Resul
         (Encoding::F8E5m2(_), _, None | Some("float8_e5m2")) => Ok(Encoding::F8E5m2(scale)),
         (_, Dtype::I8, Some("int8_tensorwise")) => {
             let format = format.expect("a format that was named");
+            if matches!(scale, Scale::One) {
+                return Err("expected a scale beside 8-bit integers, got none".into());
+            }
             if !format.convrot {
                 return Ok(Encoding::Int8(scale, None));
             }

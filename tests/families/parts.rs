@@ -200,6 +200,17 @@ fn prefixes_of_other_programs_are_understood() {
         let overrides = Overrides { text_encoders: vec![renamed.clone()], ..Overrides::default() };
         check(prefix, &Model::open_with(Some(&files.whole), &overrides).unwrap(), &whole);
     }
+    for prefix in ["diffusion_model.", "net."] {
+        let original = Weights::open(&[&files.original["unet"]]).unwrap();
+        write(&renamed, &original, |name| {
+            Some(format!("{prefix}{}", name.strip_prefix("model.diffusion_model.").unwrap_or(name)))
+        });
+        let overrides = Overrides { unet: Some(renamed.clone()), ..Overrides::default() };
+        check(prefix, &Model::open_with(Some(&files.whole), &overrides).unwrap(), &whole);
+    }
+    write(&renamed, &open("text_encoder"), |name| Some(format!("transformer.{name}")));
+    let overrides = Overrides { text_encoders: vec![renamed.clone()], ..Overrides::default() };
+    check("transformer.", &Model::open_with(Some(&files.whole), &overrides).unwrap(), &whole);
     // CLIP's other half is left aside, and an encoder of the other kind takes its own place.
     let mut tensors: Vec<_> = open("text_encoder")
         .iter()

@@ -112,7 +112,7 @@ const NAMED: [&str; 7] =
     [".lora_A.", ".lora_B.", ".lora_magnitude_vector.", ".ia3_l.", ".oft_R.", ".boft_R.", ".boft_s."];
 
 /// Who is meant by the start of a name.
-const PREFIXES: [(&str, Component); 28] = [
+const PREFIXES: [(&str, Component); 29] = [
     ("lora_unet_", Component::Unet),
     ("lora_te_", Component::TextEncoder),
     ("lora_te1_", Component::TextEncoder),
@@ -126,6 +126,8 @@ const PREFIXES: [(&str, Component); 28] = [
     ("lycoris_te1_", Component::TextEncoder),
     ("lycoris_te2_", Component::TextEncoder2),
     ("lycoris_te_", Component::TextEncoder),
+    // LyCORIS's own around a U-Net.
+    ("lycoris_", Component::Unet),
     ("text_encoders.clip_l.transformer.", Component::TextEncoder),
     ("text_encoders.clip_g.transformer.", Component::TextEncoder2),
     ("text_encoders.clip_h.transformer.", Component::TextEncoder),
@@ -246,6 +248,8 @@ mod tests {
         for (name, component, module, part) in [
             ("lora_unet_mid_block_x.lora_down.weight".into(), unet, "mid_block_x".into(), Part::Down),
             ("lora_te_text_model_x.alpha".into(), first, "text_model_x".into(), Part::Alpha),
+            ("lycoris_te_text_model_x.alpha".into(), first, "text_model_x".into(), Part::Alpha),
+            ("lycoris_down_x.alpha".into(), Component::Unet, "down_x".into(), Part::Alpha),
             ("lora_te1_text_model_x.lora_mid.weight".into(), first, "text_model_x".into(), Part::Mid),
             ("lora_te2_text_model_x.lora_up.weight".into(), second, "text_model_x".into(), Part::Up),
             ("lora_unet_x.lokr_w2_a".into(), unet, "x".into(), Part::Kronecker2A),

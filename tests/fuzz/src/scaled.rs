@@ -136,7 +136,7 @@ fn expected(
     let (number, most): (fn(u8) -> f64, f64) = match (stored, name) {
         ("F8_E4M3", None | Some("float8_e4m3fn")) => (e4m3, 448.0),
         ("F8_E5M2", None | Some("float8_e5m2")) => (e5m2, 57344.0),
-        ("I8", Some("int8_tensorwise")) => (|byte| f64::from(byte as i8), 128.0),
+        ("I8", Some("int8_tensorwise")) if has_scale => (|byte| f64::from(byte as i8), 128.0),
         ("F16", None) if scales == [1.0] => return Some((None, false)),
         _ => return None,
     };
