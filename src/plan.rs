@@ -863,7 +863,7 @@ impl Planner {
             let inputs = inputs(part.signature().inputs.iter(), size, shape, 1, 0);
             let mut candidates = self.whole_or_streamed(part, part.graph(), &[inputs], 1, images)?;
             // The image's planes, and what all of them give, which stays.
-            let own_bytes = states_bytes + 2 * picture_bytes(size) + features_bytes(model, request);
+            let own_bytes = states_bytes + 2 * image_bytes_of(size) + features_bytes(model, request);
             candidates.iter_mut().for_each(|candidate| candidate.own_bytes += own_bytes);
             Ok((part.name(), candidates))
         });
@@ -1059,7 +1059,7 @@ fn controls_bytes(model: &Model, request: &Request, batch: usize, reading: &Read
     // Sums for calls of every number of predictions that a step may need.
     let sums: usize = (1..=batch).map(|images| residuals / batch * images).sum();
     // While an image is encoded, its planes and what that gives.
-    2 * picture_bytes(request.size())
+    2 * image_bytes_of(request.size())
         + (hints + fed + (residuals + sums) * size_of::<f32>()) as u64
         + features_bytes(model, request)
 }
