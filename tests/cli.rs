@@ -2010,6 +2010,24 @@ mod images {
         assert!(far(&draw("1", &["--sampler", "euler-cfg++"]), &draw("1", &[])) > 1.0);
     }
 
+    /// A pickle in the folder is told of only where a prompt has its name.
+    #[test]
+    fn pickles_that_prompts_name_are_told() {
+        let scratch = Scratch::new();
+        let folder = scratch.path("words");
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("easy.pt"), "x").unwrap();
+        let flags = ["--steps", "1", "--size", "64x64", "--embedding-dir", folder.to_str().unwrap()];
+        for (prompt, is_told) in
+            [("a dog, easy", true), ("a dog, embedding:easy", true), ("uneasy dog", false), ("a dog", false)]
+        {
+            let said = scratch.generate(&[&[prompt], &flags[..]].concat());
+            assert_eq!(said.code, Some(0));
+            let line = "easy.pt: not used: a PyTorch pickle";
+            assert_eq!(said.stderr.contains(line), is_told, "{prompt}: {}", said.stderr);
+        }
+    }
+
     #[test]
     fn prompts_are_a_language() {
         let scratch = Scratch::new();
@@ -2984,7 +3002,7 @@ mod batch {
         }
         assert!(!scratch.path("escaped.png").exists());
         let said = Said::of(command(&scratch).output().unwrap());
-        assert!(said.stderr.ends_with("10 of 12 lines failed, line 1 first\n"), "{}", said.stderr);
+        assert!(said.stderr.ends_with("11 of 13 lines failed, line 1 first\n"), "{}", said.stderr);
         for flags in [["--count", "2"], ["--from", "x.json"]] {
             Said::of(command(&scratch).args(flags).output().unwrap())
                 .is_refusal(2, &["expected one line in FILE"]);
