@@ -199,6 +199,8 @@ pub mod server;
 #[cfg(feature = "engine")]
 pub mod signature;
 #[cfg(feature = "engine")]
+pub mod slots;
+#[cfg(feature = "engine")]
 mod stage;
 pub mod state;
 pub mod tensor;

@@ -34,6 +34,7 @@ pub(crate) use self::files::ModelFiles;
 pub(crate) use self::preview::{NAME as PREVIEW_DECODER, PreviewDecoder};
 pub use self::replacement::Overrides;
 use self::replacement::Replacements;
+pub(crate) use self::signed::SIGNATURE_SUFFIX;
 pub use self::signed::Signer;
 use crate::adapter::Component;
 use crate::adapter::embedding::Embedding;

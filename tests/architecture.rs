@@ -30,6 +30,7 @@ const LAYERS: [(&str, &[&str]); 5] = [
     (
         "untrusted bytes",
         &[
+            "slots",
             "model",
             "manifest",
             "signature",

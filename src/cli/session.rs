@@ -42,10 +42,14 @@ impl Session {
         self.threads.is_some() || self.provider.is_typed()
     }
 
+    /// Who must have signed what is opened, if that was asked for.
+    pub(super) fn signer(&self) -> Result<Option<Signer>, Error> {
+        self.require_signed.as_deref().map(Signer::open).transpose()
+    }
+
     /// Refuses the model of a recipe that is not signed, if that was asked for.
     pub(super) fn check_signed(&self, recipe: &Recipe) -> Result<(), Error> {
-        let Some(key) = &self.require_signed else { return Ok(()) };
-        let signer = Signer::open(key)?;
+        let Some(signer) = self.signer()? else { return Ok(()) };
         let Recipe { unet, vae, text_encoder, lora, embedding, control_model, .. } = recipe;
         let others = unet.is_some() as usize + vae.is_some() as usize + text_encoder.len() + lora.len();
         let others = others + embedding.len() + control_model.len();

@@ -11,7 +11,7 @@ use crate::manifest::{self, Manifest};
 use crate::{Error, ErrorKind};
 
 /// What is added to the manifest's name for the file of its signature, as `minisign -S` does.
-const SIGNATURE_SUFFIX: &str = ".minisig";
+pub(crate) const SIGNATURE_SUFFIX: &str = ".minisig";
 /// The longest file of a key or a signature; real ones have a few hundred bytes.
 const MAX_KEY_BYTES: u64 = 64 << 10;
 
@@ -44,6 +44,13 @@ impl Signer {
     /// # Errors
     /// [`ErrorKind::Model`] for any other.
     pub fn check(&self, path: &Path) -> Result<(), Error> {
+        let json = self.manifest(path)?;
+        let (_, contents) = Manifest::parse(&path.join(manifest::FILE_NAME).display().to_string(), &json)?;
+        check_files(path, &contents, u64::MAX)
+    }
+
+    /// The manifest of a bundle, which this key has signed.
+    pub(crate) fn manifest(&self, path: &Path) -> Result<Vec<u8>, Error> {
         let manifest = path.join(manifest::FILE_NAME);
         let place = manifest.display().to_string();
         let refuse =
@@ -62,8 +69,7 @@ impl Signer {
         self.0
             .verify(&json, &signature, false)
             .map_err(|error| refuse("expected one that the key has signed, got another").source(error))?;
-        let (_, contents) = Manifest::parse(&place, &json)?;
-        check_files(path, &contents, u64::MAX)
+        Ok(json)
     }
 }
 
