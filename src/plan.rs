@@ -50,8 +50,9 @@ const COPIES_PART: u64 = 2;
 /// The part of what is free that is left to others when no budget is given.
 const RESERVED_PART: u64 = 8;
 /// By how much what the process has when it plans may differ between two runs of one command: 2.4 MiB at most in twelve runs
-/// of one plan, mostly one large page of a mapped file, which is there or not. What is named as enough includes it.
-const VARIATION_BYTES: u64 = 3 << 20;
+/// of one plan, mostly one large page of a mapped file, which is there or not, and between 3 and 4 MiB in one of 200 beside
+/// builds. What is named as enough includes it.
+const VARIATION_BYTES: u64 = 5 << 20;
 /// How many latents a run keeps beside those that the U-Net is fed, and a Brownian tree: samplers' and solvers' past steps, of
 /// guidance, noise, the image that is drawn from.
 const LATENTS: usize = 12;
@@ -1540,11 +1541,11 @@ mod tests {
             // The least is that of the largest stage in its smallest way, and what may differ between two runs.
             let smallest = |stage: &Vec<Candidate>| stage.iter().map(Candidate::bytes).min().unwrap();
             let largest = stages.iter().map(|(_, stage)| smallest(stage)).max().unwrap();
-            let least = base(2) + largest + (3 << 20);
+            let least = base(2) + largest + VARIATION_BYTES;
             let roomy = plan(&model, recipe(), 2, u64::MAX).unwrap();
             assert_eq!(roomy.least_bytes(), least);
             assert!(roomy.peak_bytes() > base(2) + largest);
-            let smaller = least - (3 << 20);
+            let smaller = least - VARIATION_BYTES;
             assert!(plan(&model, recipe(), 2, smaller).is_ok());
             let error = plan(&model, recipe(), 2, smaller - 1).unwrap_err();
             let message = format!(
@@ -1587,7 +1588,7 @@ mod tests {
             let init = Some(recipe::Image::Given(Init::from(huge)));
             let with_huge = Recipe { init, ..recipe() };
             let planned = plan(&model, with_huge.clone(), 2, u64::MAX).unwrap();
-            assert_eq!(planned.least_bytes(), decoding + (3 << 20));
+            assert_eq!(planned.least_bytes(), decoding + VARIATION_BYTES);
             assert!(decoding > least && plan(&model, with_huge.clone(), 2, decoding).is_ok());
             assert!(plan(&model, with_huge, 2, decoding - 1).is_err());
         }

@@ -645,7 +645,7 @@ fn parameters_of_other_programs_are_followed() {
     let said = draws(here, &["--from", "d.png", "-o", "e.png"]);
     assert_eq!(
         said,
-        "calotype: d.png: Hires fix: the second pass takes strength * steps here: the image will differ\n"
+        "calotype: d.png: Hires fix: the second pass runs strength x steps here, in A1111 all of them: the image will differ\n"
     );
     foreign(&format!("a dog\n{settings}, Model: v1-5, Model hash: 6ce0161689"));
     let message = "model: expected the file that the image was made with, got only the name \"v1-5\"; give it with --model";
