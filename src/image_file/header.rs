@@ -608,6 +608,8 @@ pub(super) fn tiff_extra_sample<R: Read + Seek>(
 pub(super) fn tiff_limits() -> tiff::decoder::Limits {
     let mut limits = tiff::decoder::Limits::unlimited();
     limits.ifd_value_size = MAX_TABLE_BYTES;
+    // Also of a tag's values, of which there is room for as many as the tag says before any is read.
+    limits.decoding_buffer_size = MAX_TABLE_BYTES;
     limits
 }
 

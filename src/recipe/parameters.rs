@@ -294,10 +294,10 @@ impl Reader {
     /// A value, which then has been read.
     fn take(&mut self, name: &str) -> Option<String> {
         let value = self.peek(name).map(str::to_owned);
-        let others = self.values.iter().filter(|(known, other)| {
+        let mut others = self.values.iter().filter(|(known, other)| {
             known.eq_ignore_ascii_case(name) && value.as_ref().is_some_and(|value| value != other)
         });
-        if let Some((_, other)) = others.last() {
+        if let Some((_, other)) = others.next_back() {
             let line = format!("{name}: there several times: the last is used, and not {other:?}");
             self.warn(line);
         }

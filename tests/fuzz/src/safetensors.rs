@@ -17,6 +17,8 @@ pub fn run(bytes: &[u8]) {
     let (got, expected) = (file::weights(bytes), SafeTensors::deserialize(bytes));
     match (got, expected) {
         (Ok(got), Ok(expected)) => same(&got, &expected),
+        // Types that the format got after that version.
+        (Ok(_), Err(_)) if NEWER.iter().any(|name| bytes.windows(name.len()).any(|part| part == *name)) => {}
         (Ok(got), Err(error)) => {
             panic!("read as {:?}, refused by the reference: {error}", got.iter().next().map(|(name, _)| name))
         }
@@ -43,6 +45,9 @@ fn same(got: &Weights, expected: &SafeTensors) {
         }
     }
 }
+
+/// As they stand in a header.
+const NEWER: [&[u8]; 5] = [b"\"F4\"", b"\"F6_E2M3\"", b"\"F6_E3M2\"", b"\"F8_E8M0\"", b"\"C64\""];
 
 /// Floats of 8 bits, which are F16 when they are read.
 const EIGHT_BITS: [&str; 2] = ["F8_E4M3", "F8_E5M2"];
