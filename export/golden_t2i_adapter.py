@@ -65,7 +65,8 @@ PICTURES: list[tuple[str, list[str], Json]] = [
 def adapter_of(name: str) -> tuple[T2IAdapter, Json]:
     """The adapter with the values of its name, and its record."""
     family, changes = ADAPTERS[name]
-    config = {"_class_name": "T2IAdapter", "_diffusers_version": "0.17.0.dev0", "downscale_factor": 8, "in_channels": 3}
+    config: Json = {"_class_name": "T2IAdapter", "_diffusers_version": "0.17.0.dev0"}
+    config |= {"downscale_factor": 8, "in_channels": 3}
     config |= changes
     with torch.device("meta"):
         module = T2IAdapter.from_config(config)
