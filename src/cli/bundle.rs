@@ -189,7 +189,7 @@ fn trial(recipe: Recipe, model: &Model) -> Recipe {
         init: needs_image.then(grey),
         mask: needs_mask.then(white),
         // Of a few steps a small strength leaves none.
-        strength: (needs_image && !needs_mask && manifest.conditions == Conditions::Refiner).then_some(1.0),
+        strength: (manifest.conditions == Conditions::Refiner).then_some(1.0),
         ..recipe
     }
 }
