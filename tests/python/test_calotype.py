@@ -206,6 +206,8 @@ class Tests(unittest.TestCase):
         self.draw()
 
     def test_an_interrupt_ends_a_step(self) -> None:
+        # A background process of a shell has the signal ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         self.stopped_within_a_step(lambda: os.kill(os.getpid(), signal.SIGINT), KeyboardInterrupt)
 
     def test_another_thread_cancels_a_step(self) -> None:
