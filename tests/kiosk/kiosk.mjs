@@ -740,7 +740,11 @@ async function runCheck(browser, { work, serverOptions }) {
     await work({ open, browserContext, server });
     assert.deepEqual(errors, [], "errors of the page");
   } finally {
-    for (const context of contexts) await context.close();
+    for (const context of contexts) {
+      // What a page asks for at its end may still be answered by a check.
+      for (const route of [context, ...context.pages()]) await route.unrouteAll({ behavior: "ignoreErrors" });
+      await context.close();
+    }
     await server.kill();
   }
 }
