@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
 from sd_parsers import ParserManager
 
 CASES = [
@@ -23,6 +24,8 @@ CASES = [
 def main() -> None:
     calotype = sys.argv[1]
     parsers = ParserManager()
+    # sd-parsers knows the last image by its address, which another may get when it is gone.
+    kept = []
     with tempfile.TemporaryDirectory() as folder:
         for extension in ("png", "jpg", "webp"):
             for index, (prompt, negative, seed) in enumerate(CASES):
@@ -30,7 +33,8 @@ def main() -> None:
                 command = [calotype, "generate", prompt, "--seed", str(seed), "--steps", "2", "--sampler", "euler_a"]
                 command += ["-n", negative] if negative else []
                 subprocess.run([*command, "--guidance", "5.5", "-o", picture], check=True, capture_output=True)
-                found = parsers.parse(picture)
+                kept.append(Image.open(picture))
+                found = parsers.parse(kept[-1])
                 assert found is not None, f"{picture.name}: nothing was found"
                 check(f"{picture.name}: prompt", [text.value for text in found.prompts], [prompt])
                 check(
