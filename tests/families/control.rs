@@ -176,6 +176,20 @@ pub fn draw(pipeline: &mut Pipeline, recipe: Recipe) -> (Vec<f32>, usize) {
     (run.latents().to_vec(), run.control_calls())
 }
 
+/// Without weight, and outside of its window, control changes no bit of what is drawn without, and runs no network.
+pub fn counts_for_nothing(pipeline: &mut Pipeline, picture: &Picture, without: &[f32]) {
+    let (weightless, outside) = (
+        |steering: &mut Steering| steering.weight = 0.0,
+        |steering: &mut Steering| (steering.start, steering.end) = (0.4, 0.6),
+    );
+    for change in [&weightless as &dyn Fn(&mut Steering), &outside] {
+        let mut images = picture.images();
+        images.iter_mut().for_each(|image| change(&mut image.steering));
+        let (idle, calls) = draw(pipeline, picture.recipe(images));
+        assert!(idle == without && calls == 0, "{}: {calls} calls", picture.name);
+    }
+}
+
 /// All of diffusers' pictures; and that control which counts for nothing changes no bit, and runs no network.
 #[test]
 fn pictures_are_those_of_diffusers() {
@@ -215,18 +229,7 @@ fn pictures_are_those_of_diffusers() {
             if !["normal", "two", "xl"].contains(&what.as_str()) {
                 continue;
             }
-            let (weightless, outside) = (
-                |image: &mut Steering| image.weight = 0.0,
-                |image: &mut Steering| {
-                    (image.start, image.end) = (0.4, 0.6);
-                },
-            );
-            for change in [&weightless as &dyn Fn(&mut Steering), &outside] {
-                let mut images = picture.images();
-                images.iter_mut().for_each(|image| change(&mut image.steering));
-                let (idle, calls) = draw(&mut pipeline, picture.recipe(images));
-                assert!(idle == without && calls == 0, "{what}: {calls} calls");
-            }
+            counts_for_nothing(&mut pipeline, picture, &without);
         }
     }
 }
