@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
+use crate::whole_file::sync_folder;
 use crate::{Error, ErrorKind};
 
 /// A snapshot waits until so many times as long have passed as the last one took: at most one part in so many of a run's
@@ -180,8 +181,8 @@ fn write(folder: &Path, name: &str, contents: &[u8]) -> io::Result<()> {
     [&START[..], contents, &digest[..]].iter().try_for_each(|bytes| file.write_all(bytes))?;
     file.sync_all()?;
     fs::rename(&part, &path)?;
-    // Only then the new name is on the disk as well; elsewhere folders cannot be opened.
-    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+    // Only then the new name is on the disk as well.
+    sync_folder(folder)
 }
 
 /// What a file holds, if there is one.

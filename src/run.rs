@@ -414,16 +414,10 @@ impl<'a> Run<'a> {
                 format!("run: expected all {steps} steps done, got {done}"),
             ));
         }
-        let latents = if steps < self.request.steps() {
-            let mut clean = self.denoiser.clean().to_vec();
-            if let Some(blend) = &self.blend {
-                blend.apply(&mut clean, done, 0.0);
-            }
-            clean
+        let (mut latents, scale, blend) = if steps < self.request.steps() {
+            (self.denoiser.clean().to_vec(), 1.0, self.blend.as_ref())
         } else {
-            let scale = self.request.schedule.final_scale();
-            let scaled = |value: &f32| if scale == 1.0 { *value } else { (f64::from(*value) * scale) as f32 };
-            self.latents.iter().map(scaled).collect::<Vec<_>>()
+            (self.latents.clone(), self.request.schedule.final_scale(), None)
         };
         // Of numbers beyond any that a VAE was trained on an image would be rubbish.
         if let Some(value) = latents.iter().find(|value| value.abs() > MAX_LATENT) {
@@ -432,6 +426,12 @@ impl<'a> Run<'a> {
                 format!("unet: expected latents up to {MAX_LATENT} at the end, got {value}"),
             )
             .help("guidance, weights of words and LoRA strengths may be too large"));
+        }
+        if let Some(blend) = blend {
+            blend.apply(&mut latents, done, 0.0);
+        }
+        if scale != 1.0 {
+            latents.iter_mut().for_each(|value| *value = (f64::from(*value) * scale) as f32);
         }
         Ok(latents)
     }

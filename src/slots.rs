@@ -12,7 +12,8 @@ use sha2::{Digest, Sha256};
 
 use crate::manifest::{self, FileRecord, Manifest};
 use crate::model::{SIGNATURE_SUFFIX, Signer, hex, read};
-use crate::{Error, ErrorKind, whole_file};
+use crate::whole_file::{self, sync_folder};
+use crate::{Error, ErrorKind};
 
 /// The link to the bundle in use.
 pub const ACTIVE: &str = "active";
@@ -162,8 +163,8 @@ impl Slots {
             .and_then(|()| {
                 whole_file::replace(&folder.join(manifest::FILE_NAME), |file| file.write_all(&json))
             })
-            .and_then(|()| sync(&folder))
-            .and_then(|()| sync(&self.folder))
+            .and_then(|()| sync_folder(&folder))
+            .and_then(|()| sync_folder(&self.folder))
             .map_err(|error| unwritable(&folder, error))?;
         Ok(slot)
     }
@@ -184,7 +185,7 @@ impl Slots {
         };
         linked
             .and_then(|()| fs::rename(&next, &active))
-            .and_then(|()| sync(&self.folder))
+            .and_then(|()| sync_folder(&self.folder))
             .map_err(|error| unwritable(&active, error))
     }
 
@@ -195,7 +196,7 @@ impl Slots {
             other => other,
         };
         missing_is_fine(fs::remove_file(folder.join(manifest::FILE_NAME)))?;
-        missing_is_fine(sync(folder))?;
+        missing_is_fine(sync_folder(folder))?;
         missing_is_fine(fs::remove_dir_all(folder))?;
         fs::create_dir(folder)
     }
@@ -245,12 +246,7 @@ fn sync_tree(folder: &Path) -> io::Result<()> {
             sync_tree(&entry.path())?;
         }
     }
-    sync(folder)
-}
-
-/// Has the names in a folder on the disk, where the system does that by opening it.
-fn sync(folder: &Path) -> io::Result<()> {
-    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+    sync_folder(folder)
 }
 
 #[cfg(unix)]

@@ -176,6 +176,14 @@ fn keep_permissions(_: &File, _: &Metadata) -> io::Result<()> {
     Ok(())
 }
 
+/// Has the names in a folder on the disk; where folders cannot be opened, the system has them there.
+///
+/// # Errors
+/// Those of the system.
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+}
+
 /// The folder of a file.
 pub fn folder_of(path: &Path) -> &Path {
     match path.parent() {

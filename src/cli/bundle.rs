@@ -167,15 +167,15 @@ fn try_out(slots: &Slots, slot: Slot, flags: &Change) -> Result<(), Error> {
     let mut drawing = Drawing::default();
     drawing.session = flags.session.clone();
     drawing.count = 1;
-    let recipe = Recipe { model: Some(slots.path(slot).into()), ..Recipe::default() };
-    let (model, recipe, additions) = drawing.open_model(recipe)?;
-    let request = Request::new(trial(recipe, &model), &model)?;
-    let mut opened = Opened::open(model, additions, &request, &drawing, None, flags.common.library()?)?;
+    // Its signature and hashes have been checked.
+    let model = Model::open(&slots.path(slot))?;
+    let request = Request::new(trial(&model), &model)?;
+    let mut opened = Opened::open(model, Vec::new(), &request, &drawing, None, flags.common.library()?)?;
     opened.draw(&request, None, |_| {}).map(drop)
 }
 
 /// A short run of what the model is for.
-fn trial(recipe: Recipe, model: &Model) -> Recipe {
+fn trial(model: &Model) -> Recipe {
     let manifest = model.manifest();
     let size = manifest.defaults.size;
     let (width, height) = (size.width_px(), size.height_px());
@@ -190,6 +190,6 @@ fn trial(recipe: Recipe, model: &Model) -> Recipe {
         mask: needs_mask.then(white),
         // Of a few steps a small strength leaves none.
         strength: (manifest.conditions == Conditions::Refiner).then_some(1.0),
-        ..recipe
+        ..Recipe::default()
     }
 }

@@ -16,8 +16,8 @@ const MAX_DEPTH: usize = 8;
 const MAX_FILES: usize = 100_000;
 /// What the files of a folder end in.
 const ENDING: &str = "safetensors";
-/// Textual inversions that are not opened.
-const PICKLES: [&str; 2] = ["pt", "bin"];
+/// The same of textual inversions: those behind the first are pickles, which are not opened.
+const EMBEDDINGS: [&str; 3] = [ENDING, "pt", "bin"];
 
 /// Folders with files that prompts name.
 #[derive(clap::Args, Default)]
@@ -55,8 +55,15 @@ impl Mentioned {
             return Ok(mentioned);
         }
         let loras = stems(folders.lora_dir.as_deref(), &[ENDING])?;
-        let embeddings = stems(folders.embedding_dir.as_deref(), &[ENDING])?;
-        let pickles = stems(folders.embedding_dir.as_deref(), &PICKLES)?;
+        let mut embeddings = stems(folders.embedding_dir.as_deref(), &EMBEDDINGS)?;
+        let mut pickles = BTreeMap::new();
+        embeddings.retain(|name, files| {
+            let pickled = files.extract_if(.., |file| !has_ending(file, &[ENDING])).collect::<Vec<_>>();
+            if files.is_empty() {
+                pickles.insert(name.clone(), pickled);
+            }
+            !files.is_empty()
+        });
         let stem_of = |file: &NamedFile| file.path.as_deref().map(stem).unwrap_or_default();
         let given: Vec<(String, bool)> =
             recipe.lora.iter().map(|lora| (stem_of(&lora.file), lora.file.sha256.is_some())).collect();
@@ -103,7 +110,7 @@ impl Mentioned {
             }
         }
         for (name, files) in &pickles {
-            if mentioned.has_word(name) && !embeddings.contains_key(name) {
+            if mentioned.has_word(name) {
                 let file = files[0].display();
                 tell(&format!(
                     "embedding: {file}: not used: a PyTorch pickle, which can run code; convert it to {ENDING}"
@@ -175,6 +182,10 @@ fn stem(file: &Path) -> String {
     file.file_stem().unwrap_or_default().to_string_lossy().to_lowercase()
 }
 
+fn has_ending(file: &Path, endings: &[&str]) -> bool {
+    file.extension().is_some_and(|found| endings.iter().any(|ending| found.eq_ignore_ascii_case(ending)))
+}
+
 /// The files of a folder, and of those in it, by their stems.
 fn stems(folder: Option<&Path>, endings: &[&str]) -> Result<BTreeMap<String, Vec<PathBuf>>, Error> {
     let mut files = BTreeMap::<String, Vec<PathBuf>>::new();
@@ -192,10 +203,7 @@ fn stems(folder: Option<&Path>, endings: &[&str]) -> Result<BTreeMap<String, Vec
             }
             if path.is_dir() {
                 left.extend((depth < MAX_DEPTH).then(|| (path.clone(), depth + 1)));
-            } else if path
-                .extension()
-                .is_some_and(|found| endings.iter().any(|ending| found.eq_ignore_ascii_case(ending)))
-            {
+            } else if has_ending(&path, endings) {
                 files.entry(stem(&path)).or_default().push(path);
             }
         }

@@ -63,12 +63,14 @@ impl Library {
         let only = (candidates.len() == 1).then(|| candidates[0].path.clone());
         let (mut refusals, mut lacks_room) = (Vec::new(), None);
         for Candidate { place, path } in candidates {
-            match check(&path).and_then(|()| Runtime::load(&path)) {
+            let load = || Runtime::load(&path).map_err(|reason| (ErrorKind::Runtime, reason));
+            match check(&path).and_then(|()| load()) {
                 Ok(runtime) => return Ok(loaded.insert(Box::leak(Box::new(Self { path, runtime })))),
-                Err(reason) => {
+                Err((kind, reason)) => {
                     tracing::debug!(place, path = %path.display(), reason, "not the ONNX Runtime library");
-                    lacks_room =
-                        lacks_room.or(Some(reason.clone()).filter(|reason| reason.starts_with(MEMORY)));
+                    if kind == ErrorKind::Memory {
+                        lacks_room.get_or_insert_with(|| reason.clone());
+                    }
                     refusals.push(format!("{place} ({}): {reason}", path.display()));
                 }
             }
@@ -233,13 +235,11 @@ fn check_stack() -> Result<(), Error> {
     Ok(())
 }
 
-/// How a refusal begins that is for want of memory, and no fault of the file.
-const MEMORY: &str = "memory: ";
 /// What the library's constructors may allocate while it is loaded: where they cannot, the process ends with SIGABRT.
 const CONSTRUCTORS_BYTES: u64 = 16 << 20;
 
 /// Refuses what the dynamic linker would answer in a misleading way, or by crashing. Plain names are left to it.
-fn check(path: &Path) -> Result<(), String> {
+fn check(path: &Path) -> Result<(), (ErrorKind, String)> {
     if path.is_relative() {
         return Ok(());
     }
@@ -251,14 +251,15 @@ fn check(path: &Path) -> Result<(), String> {
     let wanted_bytes = len_bytes + CONSTRUCTORS_BYTES;
     match problem {
         Ok(None) if memory::mappable_bytes().is_some_and(|left_bytes| left_bytes < wanted_bytes) => {
-            Err(format!(
-                "{MEMORY}expected {} MiB of address space, got what this process's limits (ulimit -v, ulimit -d) leave",
+            let problem = format!(
+                "memory: expected {} MiB of address space, got what this process's limits (ulimit -v, ulimit -d) leave",
                 wanted_bytes >> 20
-            ))
+            );
+            Err((ErrorKind::Memory, problem))
         }
         Ok(None) => Ok(()),
-        Ok(Some(problem)) => Err(problem.into()),
-        Err(error) => Err(error.to_string()),
+        Ok(Some(problem)) => Err((ErrorKind::Runtime, problem.into())),
+        Err(error) => Err((ErrorKind::Runtime, error.to_string())),
     }
 }
 

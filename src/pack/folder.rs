@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::manifest::FileRecord;
 use crate::model::{check_file, hex};
+use crate::whole_file::sync_folder;
 use crate::{Error, ErrorKind};
 
 /// The file that says which others are whole; its lock keeps a second pack out.
@@ -146,9 +147,9 @@ impl Folder {
     pub(super) fn finish(self, names: &BTreeSet<&str>) -> Result<(), Error> {
         let done = sweep(&self.path, "", names).and_then(|()| {
             fs::remove_file(self.path.join(JOURNAL))?;
-            sync(&self.path)?;
+            sync_folder(&self.path)?;
             fs::rename(&self.path, &self.destination)?;
-            sync(match self.destination.parent() {
+            sync_folder(match self.destination.parent() {
                 Some(parent) if parent != Path::new("") => parent,
                 _ => Path::new("."),
             })
@@ -240,16 +241,5 @@ fn sweep(folder: &Path, prefix: &str, names: &BTreeSet<&str>) -> io::Result<()> 
             fs::remove_file(entry.path())?;
         }
     }
-    sync(folder)
-}
-
-/// Waits until the names in a folder are on disk.
-#[cfg(unix)]
-fn sync(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
-}
-
-#[cfg(not(unix))]
-fn sync(_: &Path) -> io::Result<()> {
-    Ok(())
+    sync_folder(folder)
 }
